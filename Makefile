@@ -1,0 +1,54 @@
+PYTHON ?= python3
+QUICKSTART_STEPS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+REQUIREMENTS := setup.py requirements.txt pyproject.toml
+
+.PHONY: help install install-dev quickstart test test-all lint format clean
+
+help:
+	@echo "make quickstart   install, then train, reconstruct, evaluate and export on a few photographs"
+	@echo "make install      make .venv with the package in it; install-dev adds tests and linters"
+	@echo "make test         every test but the slow ones; test-all runs those too"
+	@echo "make lint         check style; format applies it"
+	@echo "make clean        remove caches and what the quick start wrote"
+
+install: $(VENV)/.installed
+
+install-dev: $(VENV)/.installed-dev
+
+# A half-made .venv (Debian without python3-venv) must not pass for a whole one.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
+
+$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[eval,nvml]"
+	@touch $@
+
+$(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
+	$(BIN)/python -m pip install -e ".[dev]"
+	@touch $@ $(VENV)/.installed
+
+quickstart: install
+	$(BIN)/python scripts/quickstart.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
+
+test: install-dev
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: install-dev
+	$(BIN)/python -m pytest
+
+lint: install-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: install-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf quickstart build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path "./$(VENV)/*" -prune -exec rm -rf {} +

@@ -1,0 +1,321 @@
+"""The whole story on real photographs, without a download: train, reconstruct, evaluate, export.
+
+make quickstart                      about 10 minutes on two CPU cores, less on a GPU
+python scripts/quickstart.py --steps 20    the same path in short, for a check
+"""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.engine.args import Parser, add_device_arg, positive_float, positive_int
+from wfimagevae.engine.cli import run_cli
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL_CONFIG = ROOT / "examples" / "wfvae2-image-small.json"
+MARKER = ".made-by-quickstart"
+
+# Photographs in colour that scikit-image's wheel carries; the stereo pair is one scene.
+TRAINING = (
+    "astronaut.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "retina.jpg",
+    "rocket.jpg",
+)
+HELD_OUT = ("chelsea.png", "coffee.png")
+
+RESOLUTION, BATCH_SIZE, LEARNING_RATE = 64, 16, 1e-3
+MOST_STEPS, FEWEST_STEPS = 3000, 300
+# The discriminator joins for the last tenth: enough to see it play, too short to blur figures.
+DISCRIMINATOR_SHARE = 0.1
+
+
+def build_parser() -> Parser:
+    """Flags of the quick start."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="training steps, for a short check of the path that need not beat the baseline; "
+        "not given: as many as fit into --minutes",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        default=6.0,
+        metavar="M",
+        help="time for training, without what comes before and after (3 minutes at most)",
+    )
+    parser.add_argument(
+        "--output",
+        default="quickstart",
+        metavar="DIR",
+        help="folder for everything that is written; made anew each time",
+    )
+    add_device_arg(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs every step as a user would type it; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    started = time.perf_counter()
+    output = Path(os.path.relpath(args.output, ROOT))
+    os.chdir(ROOT)  # the commands below are those of a user in the repository's folder
+    make_folder(output)
+    say("Photographs from scikit-image become manifests")
+    copy_photographs(output)
+    precision, steps = plan(args.device, args.minutes, args.steps)
+
+    say(f"Training a small WFVAE2Image for {steps} steps in {precision}")
+    print("without the perceptual loss: LPIPS needs VGG weights, which would be a download")
+    run_dir = train(output, steps, precision, args.device)
+
+    say("Reconstructing the held-out photographs")
+    reconstruct(run_dir, output / "reconstructed", output, args.device)
+    say("Baseline: bicubic, 8x down and up")
+    write_baseline(output)
+    say("Evaluating both")
+    scores = {name: evaluate(output, name, args.device) for name in ("reconstructed", "bicubic")}
+
+    say("Exporting to Hugging Face format and reading it back")
+    export(run_dir, output, args.device)
+    say("Report")
+    sheet = draw_contact_sheet(output)
+    command("scripts/plot_training.py", run_dir, "--output", output / "report.html")
+    print_results(output, run_dir, scores, sheet, time.perf_counter() - started)
+    return check(scores, short=args.steps is not None)
+
+
+def say(title: str) -> None:
+    """Announces a part."""
+    print(f"\n== {title}", flush=True)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes an empty folder; of what is in it, only what an earlier quick start left is removed.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise ValueError(
+                f"{folder} was not made by the quick start; choose another folder by --output"
+            )
+        print(f"removing what an earlier quick start left in {folder}")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
+
+
+def copy_photographs(output: Path) -> None:
+    """Copies the photographs and writes train.jsonl and val.jsonl, which share no scene."""
+    import skimage
+
+    source, target = Path(skimage.__file__).parent / "data", output / "photographs"
+    target.mkdir()
+    for manifest, names in (("train", TRAINING), ("val", HELD_OUT)):
+        rows = []
+        for name in names:
+            shutil.copyfile(source / name, target / name)
+            rows.append(json.dumps({"image_path": f"photographs/{name}"}) + "\n")
+        (output / f"{manifest}.jsonl").write_text("".join(rows), encoding="utf-8")
+        print(f"{output / manifest}.jsonl: {', '.join(names)}")
+
+
+def plan(device_name: str, minutes: float, steps: int | None) -> tuple[str, int]:
+    """The faster precision on this machine, and the steps that fit into the time."""
+    from wfimagevae.engine.device import resolve_device
+
+    device = resolve_device(device_name)
+    seconds = {precision: time_step(device, precision) for precision in ("fp32", "bf16")}
+    precision = min(seconds, key=seconds.get)
+    listed = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
+    print(f"device {device}; one training step: {listed}; taking {precision}")
+    if steps is None:
+        fitting = int(60 * minutes / seconds[precision]) // 50 * 50
+        steps = min(max(fitting, FEWEST_STEPS), MOST_STEPS)
+    return precision, steps
+
+
+def time_step(device, precision: str) -> float:
+    """Seconds of a forward and backward pass of the small model on one batch."""
+    import torch
+
+    from wfimagevae.engine.device import autocast, synchronize
+    from wfimagevae.model.registry import get_model
+
+    torch.manual_seed(0)
+    config = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
+    model = get_model("WFVAE2Image").from_config(config).to(device)
+    images = torch.rand(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device) * 2 - 1
+    images = images.to(memory_format=torch.channels_last)
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        with autocast(device, precision):
+            loss = (model(images).sample - images).abs().mean()
+        loss.backward()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def train(output: Path, steps: int, precision: str, device: str) -> Path:
+    """Trains by train_wfimagevae.sh and returns the run's folder."""
+    settings = {
+        "TRAIN_IMAGE_DIR": output / "train.jsonl",
+        "EVAL_IMAGE_DIR": output / "val.jsonl",
+        "OUTPUT_DIR": output / "runs",
+        "EXP_NAME": "quickstart",
+        "MODEL_CONFIG": MODEL_CONFIG,
+        "DEVICE": device,
+        "MIX_PRECISION": precision,
+        "MAX_STEPS": steps,
+        "RESOLUTION": RESOLUTION,
+        "BATCH_SIZE": BATCH_SIZE,
+        "GRAD_ACCUM_STEPS": 1,
+        "LR": LEARNING_RATE,
+        "LR_SCHEDULE": "cosine",
+        "WARMUP_STEPS": min(50, steps // 10),
+        "DISC_LR_RATIO": 0.5,
+        "DISC_NUM_LAYERS": 3,
+        "DISC_START": round((1 - DISCRIMINATOR_SHARE) * steps),
+        "PERCEPTUAL_WEIGHT": 0,
+        "EMA_DECAY": 0.995,
+        "SAVE_CKPT_STEP": 0,
+        "LOG_STEPS": max(1, min(25, steps // 4)),
+        "CSV_LOG_STEPS": max(1, min(10, steps // 4)),
+        "EVAL_STEPS": max(1, steps // 4),
+        "EVAL_RESOLUTION": 256,
+        "EVAL_CROP_SIZE": 256,
+        "DATASET_NUM_WORKER": 1,
+        "INDEX_CACHE_DIR": output / "index",
+    }
+    settings = {name: str(value) for name, value in settings.items()}
+    print("$ " + " ".join(f"{n}={shlex.quote(v)}" for n, v in settings.items()), end=" ")
+    run(["bash", "train_wfimagevae.sh"], settings)
+    (run_dir,) = (output / "runs").glob("quickstart-*")
+    return run_dir
+
+
+def command(script: str, *arguments) -> None:
+    """Runs one of this repository's scripts with this interpreter."""
+    run([sys.executable, script, *map(str, arguments)])
+
+
+def run(words: Sequence[str], settings: dict[str, str] | None = None) -> None:
+    """Runs a command, its output shown as it comes.
+
+    Raises:
+        ValueError: it failed.
+    """
+    shown = ["python" if word == sys.executable else word for word in words]
+    print(("" if settings else "$ ") + shlex.join(shown), flush=True)
+    environment = os.environ | {"PYTHON": sys.executable} | (settings or {})
+    status = subprocess.run(words, env=environment).returncode
+    if status:
+        raise ValueError(f"{shlex.join(shown)} ended with status {status}; see above")
+
+
+def reconstruct(model: Path, folder: Path, output: Path, device: str) -> None:
+    """Reconstructs the held-out photographs at their own sizes."""
+    images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", folder)
+    options = ("--num_workers", 0, "--device", device)
+    command("scripts/recon_image.py", "--from_pretrained", model, *images, *options)
+
+
+def write_baseline(output: Path) -> None:
+    """Held-out photographs, 8x smaller and back: what as few positions say without a network."""
+    from PIL import Image
+
+    for original in held_out(output, "."):
+        with Image.open(original) as image:
+            image = image.convert("RGB")
+        small = image.resize((-(-image.width // 8), -(-image.height // 8)), Image.BICUBIC)
+        path = output / "bicubic" / original.relative_to(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small.resize(image.size, Image.BICUBIC).save(path)
+    print(f"written: {output / 'bicubic'}")
+
+
+def held_out(output: Path, folder: str) -> list[Path]:
+    """The held-out photographs, or their counterparts in a folder of results."""
+    return [output / folder / "photographs" / name for name in HELD_OUT]
+
+
+def evaluate(output: Path, folder: str, device: str) -> dict[str, float]:
+    """PSNR and SSIM of a folder of results."""
+    result = output / f"{folder}.json"
+    images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", output / folder)
+    options = ("--metric", "psnr", "ssim", "--num_workers", 0, "--output_json", result)
+    command("scripts/eval_image.py", *images, *options, "--device", device)
+    return json.loads(result.read_text(encoding="utf-8"))
+
+
+def export(run_dir: Path, output: Path, device: str) -> None:
+    """Saves the model in Hugging Face format; read back, it must reconstruct the same pixels."""
+    folder, again = output / "hf_model", output / "reconstructed_by_hf_model"
+    command("scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder)
+    reconstruct(folder, again, output, device)
+    for first, second in zip(
+        held_out(output, "reconstructed"), held_out(output, again.name), strict=True
+    ):
+        if first.read_bytes() != second.read_bytes():
+            raise ValueError(f"{first} and {second} differ: the export changed the model")
+    print("the exported model reconstructs the same pixels")
+
+
+def draw_contact_sheet(output: Path) -> Path:
+    """Original, baseline, reconstruction and its error, amplified."""
+    from wfimagevae.eval.contact_sheet import save_contact_sheet
+
+    sheet = output / "contact_sheet.png"
+    columns = [
+        ("bicubic 8x", held_out(output, "bicubic")),
+        ("reconstruction", held_out(output, "reconstructed")),
+    ]
+    save_contact_sheet(sheet, held_out(output, "."), columns)
+    return sheet
+
+
+def print_results(output: Path, run_dir: Path, scores: dict, sheet: Path, seconds: float) -> None:
+    """The table and where everything is."""
+    from wfimagevae.eval.report import format_value, markdown_table
+
+    titles = {"reconstructed": "WFVAE2Image, small", "bicubic": "bicubic, 8x down and up"}
+    rows = [
+        [title, *(format_value(metric, scores[name][metric]) for metric in ("psnr", "ssim"))]
+        for name, title in titles.items()
+    ]
+    say(f"Held-out photographs ({', '.join(HELD_OUT)}), after {seconds / 60:.1f} minutes")
+    print(markdown_table(["", "PSNR, dB", "SSIM"], rows))
+    print(f"contact sheet   {sheet}")
+    print(f"loss plots      {run_dir / 'training_losses_live_page1.png'} and _page2.png")
+    print(f"report          {output / 'report.html'}")
+    print(f"model           {output / 'hf_model'}")
+
+
+def check(scores: dict, short: bool) -> int:
+    """Exit status: 0 if the reconstruction beats the baseline, or in the short form."""
+    ours, baseline = scores["reconstructed"], scores["bicubic"]
+    if all(ours[metric] > baseline[metric] for metric in ("psnr", "ssim")):
+        print("the reconstruction beats the baseline")
+        return 0
+    print(f"the reconstruction does not beat the baseline{' yet (short form)' if short else ''}")
+    return 0 if short else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

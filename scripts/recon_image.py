@@ -1,0 +1,115 @@
+"""Reconstructs every image of a folder.
+
+python scripts/recon_image.py --from_pretrained results/my-vae --real_image_dir photos \
+    --generated_image_dir reconstructions --resolution 256
+torchrun --nproc_per_node 8 scripts/recon_image.py ...
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.engine.args import Parser, positive_int
+from wfimagevae.engine.cli import run_cli
+from wfimagevae.eval.args import add_compute_args, add_image_args, add_model_args
+
+
+def build_parser() -> Parser:
+    """The flags."""
+    parser = Parser(
+        description="Reconstruct the images of a folder, keeping relative paths and names.",
+        epilog="Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; "
+        "2 an error.",
+    )
+    add_model_args(parser)
+    add_image_args(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--generated_image_dir", required=True, metavar="DIR", help="where reconstructions go"
+    )
+    group.add_argument(
+        "--format",
+        choices=("png", "jpg", "webp"),
+        default="png",
+        help="of the files; png and webp are lossless",
+    )
+    group.add_argument(
+        "--output_origin",
+        action="store_true",
+        help="also write the originals, as the model saw them, under DIR/origin",
+    )
+    group.add_argument(
+        "--tile_size",
+        type=positive_int,
+        metavar="PX",
+        help="encode and decode in overlapping tiles of this size, for images beyond memory",
+    )
+    add_compute_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    args = build_parser().parse_args(argv)
+
+    from wfimagevae.dataset import ValidImageDataset, valid_loader
+    from wfimagevae.engine.device import enable_fast_kernels
+    from wfimagevae.engine.distributed import gather_objects, world
+    from wfimagevae.eval.autoencoder import as_autoencoder, load_vae
+    from wfimagevae.eval.folders import reconstruct_folder
+    from wfimagevae.eval.image_writer import ImageWriter
+    from wfimagevae.eval.pairs import output_names
+
+    check_folders(args.real_image_dir, args.generated_image_dir)
+    dataset = ValidImageDataset(
+        args.real_image_dir, args.resolution, args.crop_size, args.subset_size
+    )
+    names = output_names(dataset.paths, args.format)
+    batch_size = args.batch_size if dataset.crop_size else 1
+    with world(args.device) as here:
+        note = enable_fast_kernels(here.device)
+        if note and here.is_main:
+            print(note)
+        vae = load_vae(
+            args.model_name,
+            args.from_pretrained,
+            args.model_config,
+            args.ckpt_path,
+            args.use_raw_weights,
+        )
+        loader = valid_loader(dataset, batch_size, args.num_workers, here.rank, here.size)
+        with ImageWriter(args.generated_image_dir) as writer:
+            unreadable = reconstruct_folder(
+                as_autoencoder(vae, here.device, args.tile_size),
+                loader,
+                names,
+                writer,
+                args.mixed_precision,
+                with_origin=args.output_origin,
+                show_progress=here.is_main,
+            )
+        unreadable = sum(gather_objects(unreadable), [])
+        if here.is_main:
+            report(len(dataset), unreadable, args.generated_image_dir)
+    return 1 if unreadable else 0
+
+
+def check_folders(real: str, generated: str) -> None:
+    """Refuses to write into the originals' folder, whose next scan would find the output."""
+    source, target = Path(real).resolve(), Path(generated).resolve()
+    if target == source or (source.is_dir() and source in target.parents):
+        raise ValueError(
+            f"--generated_image_dir {generated} lies inside --real_image_dir {real}; "
+            "choose a folder outside"
+        )
+
+
+def report(count: int, unreadable: Sequence[tuple[str, str]], folder: str) -> None:
+    """Says what was written and what could not be read."""
+    print(f"reconstructed {count - len(unreadable)} of {count} images into {folder}")
+    for path, reason in sorted(unreadable):
+        print(f"unreadable: {path}: {reason}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

@@ -1,0 +1,79 @@
+"""Reconstructs one image and prints the PSNR.
+
+python scripts/recon_single_image.py --from_pretrained results/my-vae \
+    --image_path photo.jpg --rec_path reconstruction.png
+"""
+
+from collections.abc import Sequence
+
+from wfimagevae.engine.args import Parser, positive_int
+from wfimagevae.engine.cli import run_cli
+from wfimagevae.eval.args import add_compute_args, add_model_args
+
+
+def build_parser() -> Parser:
+    """The flags."""
+    parser = Parser(description="Reconstruct one image and print the PSNR of the written pixels.")
+    add_model_args(parser)
+    group = parser.add_argument_group("image")
+    group.add_argument("--image_path", required=True, metavar="FILE", help="the original")
+    group.add_argument(
+        "--rec_path",
+        required=True,
+        metavar="FILE",
+        help="the reconstruction; .png and .webp are lossless, .jpg is not",
+    )
+    group.add_argument(
+        "--resolution",
+        type=positive_int,
+        metavar="PX",
+        help="resize the shorter side to this and crop the centre; not given: native size",
+    )
+    group.add_argument(
+        "--tile_size",
+        type=positive_int,
+        metavar="PX",
+        help="encode and decode in overlapping tiles of this size, for images beyond memory",
+    )
+    add_compute_args(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = build_parser().parse_args(argv)
+
+    import torch
+
+    from wfimagevae.dataset.decode import UnreadableImage, open_rgb
+    from wfimagevae.dataset.transforms import center_crop, to_signed_unit
+    from wfimagevae.engine.device import resolve_device
+    from wfimagevae.eval.autoencoder import as_autoencoder, load_vae
+    from wfimagevae.eval.image_writer import check_extension, save_image
+    from wfimagevae.eval.images import from_uint8, to_uint8, to_unit
+    from wfimagevae.eval.psnr import psnr
+
+    check_extension(args.rec_path)
+    device = resolve_device(args.device)
+    try:
+        image = open_rgb(args.image_path, short_side=args.resolution)
+    except UnreadableImage as error:
+        raise ValueError(f"--image_path {args.image_path}: {error}") from None
+    real = to_signed_unit(torch.from_numpy(center_crop(image, args.resolution)))[None]
+    vae = load_vae(
+        args.model_name,
+        args.from_pretrained,
+        args.model_config,
+        args.ckpt_path,
+        args.use_raw_weights,
+    )
+    autoencoder = as_autoencoder(vae, device, args.tile_size)
+    pixels = to_uint8(autoencoder.reconstruct(real, args.mixed_precision)).cpu()
+    save_image(args.rec_path, pixels[0])
+    decibels = psnr(to_unit(real), to_unit(from_uint8(pixels))).item()
+    height, width = pixels.shape[-2:]
+    print(f"{args.rec_path}: {width}x{height}, PSNR {decibels:.2f} dB")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

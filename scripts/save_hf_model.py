@@ -1,0 +1,78 @@
+"""Exports a checkpoint as a Hugging Face folder: config.json, safetensors, model card.
+
+python scripts/save_hf_model.py --from_pretrained results/my-run --save_dir exported/my-vae \
+    --metrics_json metrics.json
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.engine.args import Parser
+from wfimagevae.engine.cli import run_cli
+from wfimagevae.eval.args import add_model_args
+
+
+def build_parser() -> Parser:
+    """The flags."""
+    parser = Parser(
+        description="Export a checkpoint as a Hugging Face folder, and check that it reads back "
+        "as the same model."
+    )
+    add_model_args(parser)
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--save_dir", required=True, metavar="DIR", help="Hugging Face folder to write"
+    )
+    group.add_argument("--name", help="title of the model card; not given: the folder's name")
+    group.add_argument(
+        "--metrics_json",
+        metavar="FILE",
+        help="what eval_image.py wrote, to be quoted in the model card",
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = build_parser().parse_args(argv)
+    evaluation = read_json(Path(args.metrics_json)) if args.metrics_json else None
+
+    from wfimagevae.eval.autoencoder import load_vae
+    from wfimagevae.eval.export import check_target, model_card, save_model
+
+    folder = Path(args.save_dir)
+    source = args.from_pretrained or args.ckpt_path or ""
+    check_target(folder, source)
+    vae = load_vae(
+        args.model_name,
+        args.from_pretrained,
+        args.model_config,
+        args.ckpt_path,
+        args.use_raw_weights,
+    )
+    card = model_card(vae, args.name or folder.resolve().name, training_options(source), evaluation)
+    save_model(vae, folder, card)
+    print(f"{folder}: exported, and identical when read back")
+
+
+def training_options(source: str) -> dict | None:
+    """The options that a training run left beside its checkpoints, if any."""
+    path = Path(source)
+    options = (path if path.is_dir() else path.parent) / "options.json"
+    return read_json(options) if options.is_file() else None
+
+
+def read_json(path: Path) -> dict:
+    """A JSON file's content; ValueError if it is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def noise():
+    """Maker of a seeded RGB image of random pixels."""
+
+    def make(width, height, seed=0):
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return Image.fromarray(pixels)
+
+    return make
+
+
+@pytest.fixture
+def natural():
+    """Maker of a seeded RGB image with the 1/f spectrum of photographs."""
+
+    def make(width, height, seed=0):
+        rng = np.random.default_rng(seed)
+        y, x = np.meshgrid(np.fft.fftfreq(height), np.fft.fftfreq(width), indexing="ij")
+        amplitude = 1 / np.maximum(np.hypot(x, y), 1 / max(width, height)) ** 1.2
+        spectrum = np.fft.fft2(rng.standard_normal((3, height, width))) * amplitude
+        luma, *colour = np.fft.ifft2(spectrum).real
+        pixels = np.stack([luma, luma + 0.2 * colour[0], luma + 0.2 * colour[1]], axis=2)
+        pixels = 128 + 45 * (pixels - pixels.mean()) / pixels.std()
+        return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+    return make
+
+
+@pytest.fixture
+def flat_folder(tmp_path):
+    """Maker of a folder whose image i (00.png, 01.png, ...) has the gray value 10 i + 5."""
+
+    def make(count, size=12, name="images"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for i in range(count):
+            Image.new("RGB", (size, size), (10 * i + 5,) * 3).save(folder / f"{i:02d}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def noise_folder(tmp_path, noise):
+    """Maker of a folder of different random images, larger than the crops taken from them."""
+
+    def make(count, width=20, height=16):
+        folder = tmp_path / "noise"
+        folder.mkdir()
+        for i in range(count):
+            noise(width, height, seed=i).save(folder / f"{i:02d}.png")
+        return folder
+
+    return make

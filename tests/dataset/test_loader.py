@@ -1,0 +1,236 @@
+import multiprocessing
+import random
+import subprocess
+import sys
+import time
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from wfimagevae.dataset import (
+    NoReadableImage,
+    TrainImageDataset,
+    TrainLoader,
+    ValidImageDataset,
+    valid_loader,
+)
+
+
+def draw(loader, count):
+    """The next batches, and the workers stopped."""
+    batches = list(islice(loader, count))
+    loader.close()
+    return batches
+
+
+def images(batches):
+    return torch.cat([batch["image"] for batch in batches])
+
+
+def positions(batches):
+    return [position for batch in batches for position in batch["position"]]
+
+
+def wait_for_no_children(seconds):
+    end = time.monotonic() + seconds
+    while multiprocessing.active_children() and time.monotonic() < end:
+        time.sleep(0.05)
+    return not multiprocessing.active_children()
+
+
+def test_batches_have_the_public_form(noise_folder):
+    dataset = TrainImageDataset(noise_folder(5), resolution=8)
+    (batch,) = draw(TrainLoader(dataset, batch_size=3, num_workers=0), 1)
+    assert set(batch) == {"image", "position", "unreadable"}
+    assert batch["image"].shape == (3, 3, 8, 8) and batch["image"].dtype == torch.float32
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert batch["position"] == [0, 1, 2] and batch["unreadable"] == []
+    assert torch.equal(batch["image"], torch.stack([dataset[i]["image"] for i in range(3)]))
+
+
+def test_workers_change_no_bit_and_epochs_run_on(noise_folder):
+    folder = noise_folder(5)
+    none, two = (
+        draw(TrainLoader(TrainImageDataset(folder, 8), batch_size=3, num_workers=n), 7)
+        for n in (0, 2)
+    )
+    assert torch.equal(images(none), images(two))
+    assert positions(none) == positions(two) == list(range(21))  # 5 per epoch: batches straddle
+
+
+def test_two_ranks_together_read_what_one_rank_reads(noise_folder):
+    dataset = TrainImageDataset(noise_folder(5), resolution=8)
+    one = draw(TrainLoader(dataset, batch_size=4, num_workers=0), 5)
+    ranks = [
+        draw(TrainLoader(dataset, batch_size=2, rank=r, world_size=2, num_workers=n), 5)
+        for r, n in ((0, 0), (1, 2))
+    ]
+    together = [batch for step in zip(*ranks, strict=True) for batch in step]
+    assert positions(together) == positions(one)
+    assert torch.equal(images(together), images(one))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_resuming_goes_on_at_the_exact_sample(noise_folder, num_workers):
+    folder = noise_folder(5)
+    whole = draw(TrainLoader(TrainImageDataset(folder, 8), 3, num_workers=0), 6)
+    first = TrainLoader(TrainImageDataset(folder, 8), 3, num_workers=num_workers)
+    before = list(islice(first, 2))
+    state = first.state_dict()
+    first.close()
+    assert state == {"position": 6, "seed": 1234, "num_images": 5}  # whatever was prefetched
+    second = TrainLoader(TrainImageDataset(folder, 8), 3, num_workers=num_workers)
+    second.load_state_dict(state)
+    after = draw(second, 4)
+    assert torch.equal(images(before + after), images(whole))
+    assert positions(after) == list(range(6, 18))
+
+
+def test_number_of_ranks_may_change_on_resume(noise_folder):
+    dataset = TrainImageDataset(noise_folder(7), resolution=8)
+    ranks = [TrainLoader(dataset, 2, rank=r, world_size=2, num_workers=0) for r in range(2)]
+    seen = [next(loader) for _ in range(3) for loader in ranks]
+    states = [loader.state_dict() for loader in ranks]
+    assert states[0] == states[1]
+    alone = TrainLoader(dataset, 3, num_workers=0)
+    alone.load_state_dict(states[0])
+    seen += draw(alone, 2)
+    three = [TrainLoader(dataset, 1, rank=r, world_size=3, num_workers=0) for r in range(3)]
+    for loader in three:
+        loader.load_state_dict(alone.state_dict())
+    seen += [next(loader) for _ in range(2) for loader in three]
+    assert positions(seen) == list(range(24))
+    assert torch.equal(images(seen), images(draw(TrainLoader(dataset, 24, num_workers=0), 1)))
+
+
+def test_loading_a_state_restarts_a_running_loader(noise_folder):
+    loader = TrainLoader(TrainImageDataset(noise_folder(5), 8), 2, num_workers=1)
+    state, first = loader.state_dict(), next(loader)
+    loader.load_state_dict(state)
+    assert torch.equal(draw(loader, 1)[0]["image"], first["image"])
+
+
+def test_another_seed_is_an_error_and_another_count_a_warning(noise_folder, caplog):
+    loader = TrainLoader(TrainImageDataset(noise_folder(3), 8), 1, num_workers=0)
+    with pytest.raises(ValueError, match="pass --seed 7"):
+        loader.load_state_dict({"position": 4, "seed": 7, "num_images": 3})
+    loader.load_state_dict({"position": 4, "seed": 1234, "num_images": 9})
+    assert "had 9 images, now there are 3" in caplog.text
+    assert next(loader)["position"] == [4]
+
+
+def test_global_random_states_are_left_alone(noise_folder):
+    dataset = TrainImageDataset(noise_folder(4), resolution=8)
+    valid = ValidImageDataset(dataset.images.root, resolution=8)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    for num_workers in (0, 1):
+        draw(TrainLoader(dataset, 2, num_workers=num_workers), 3)
+        list(valid_loader(valid, 2, num_workers=num_workers))
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_each_unreadable_file_is_warned_of_and_passed_on_once(noise_folder, caplog):
+    folder = noise_folder(6)
+    for name in ("01.png", "04.png"):
+        (folder / name).write_bytes(b"")
+    loader = TrainLoader(TrainImageDataset(folder, 8), batch_size=3, num_workers=2)
+    batches = draw(loader, 12)
+    told = [path for batch in batches for path, _ in batch["unreadable"]]
+    assert sorted(told) == [str(folder / "01.png"), str(folder / "04.png")]
+    assert loader.num_unreadable == 2
+    assert all(len(batch["image"]) == 3 for batch in batches)
+    assert [record.name for record in caplog.records] == ["wfimagevae"] * 2
+    assert all(caplog.text.count(path) == 1 for path in told)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nothing_readable_stops_with_one_line(noise_folder, num_workers):
+    loader = TrainLoader(TrainImageDataset(noise_folder(3), 99), 2, num_workers=num_workers)
+    with pytest.raises(NoReadableImage, match="none of 3 images") as error:
+        next(loader)
+    assert "\n" not in str(error.value)
+    assert loader.state_dict()["position"] == 0
+    assert wait_for_no_children(5)
+
+
+def test_close_stops_the_workers_and_the_stream_can_go_on(noise_folder):
+    loader = TrainLoader(TrainImageDataset(noise_folder(4), 8), 2, num_workers=2)
+    next(loader)
+    assert len(multiprocessing.active_children()) == 2
+    loader.close()
+    assert wait_for_no_children(5)
+    assert next(loader)["position"] == [2, 3]
+    loader.close()
+
+
+@pytest.mark.parametrize("signal", ["INT", "TERM"])
+def test_workers_outlive_a_signal_to_the_whole_job(noise_folder, signal):
+    if signal == "TERM" and sys.platform == "darwin":
+        pytest.skip("no sigwaitinfo")
+    loader = TrainLoader(TrainImageDataset(noise_folder(4), 8), 2, num_workers=2)
+    next(loader)
+    workers = [str(child.pid) for child in multiprocessing.active_children()]
+    subprocess.run(["kill", f"-{signal}", *workers], check=True)
+    time.sleep(0.2)
+    assert positions(draw(loader, 12)) == list(range(2, 26))
+    assert wait_for_no_children(5)
+
+
+def test_process_that_fails_with_workers_running_ends_at_once(noise_folder):
+    code = (
+        "from wfimagevae.dataset import TrainImageDataset, TrainLoader\n"
+        f"loader = TrainLoader(TrainImageDataset({str(noise_folder(3))!r}, 8), 2, num_workers=2)\n"
+        "next(loader)\n"
+        "raise SystemExit(7)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch_size": 0},
+        {"batch_size": 1, "rank": 1},
+        {"batch_size": 1, "num_workers": -1},
+        {"batch_size": 1, "prefetch_factor": 0},
+    ],
+)
+def test_bad_loader_options_are_refused(noise_folder, options):
+    with pytest.raises(ValueError, match="got"):
+        TrainLoader(TrainImageDataset(noise_folder(1), 8), **options)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_images_arrive_on_the_gpu_as_they_do_on_the_cpu(noise_folder):
+    dataset = TrainImageDataset(noise_folder(4), resolution=8)
+    (cpu,) = draw(TrainLoader(dataset, 4, num_workers=1), 1)
+    (gpu,) = draw(TrainLoader(dataset, 4, num_workers=1, device="cuda"), 1)
+    assert gpu["image"].device.type == "cuda"
+    assert gpu["image"].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gpu["image"].cpu(), cpu["image"])
+
+
+@pytest.mark.parametrize(("world_size", "num_workers"), [(1, 0), (3, 0), (2, 1), (9, 0)])
+def test_validation_shares_cover_every_image_once(flat_folder, world_size, num_workers):
+    dataset = ValidImageDataset(flat_folder(7), resolution=8)
+    shares = [
+        [p for b in valid_loader(dataset, 2, num_workers, rank, world_size) for p in b["path"]]
+        for rank in range(world_size)
+    ]
+    assert shares[0] == dataset.paths[::world_size]
+    assert sorted(path for share in shares for path in share) == dataset.paths
+
+
+def test_native_sizes_come_one_by_one(tmp_path, noise):
+    noise(9, 8).save(tmp_path / "a.png")
+    noise(7, 6).save(tmp_path / "b.png")
+    dataset = ValidImageDataset(tmp_path)
+    shapes = [tuple(batch["image"].shape) for batch in valid_loader(dataset, 1)]
+    assert shapes == [(1, 3, 8, 9), (1, 3, 6, 7)]
+    with pytest.raises(ValueError, match="batch size of 1"):
+        valid_loader(dataset, 2)

@@ -1,0 +1,86 @@
+"""Command lines: strict, YAML under flags, suggestions."""
+
+import pytest
+
+from wfimagevae.engine.args import (
+    Parser,
+    add_config_arg,
+    add_switch,
+    parse_with_config,
+    positive_int,
+    probability,
+)
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(prog="x")
+    add_config_arg(parser)
+    parser.add_argument("--lr", type=float, default=1e-5)
+    parser.add_argument("--batch_size", type=positive_int, default=2)
+    parser.add_argument("--dropout", type=probability, default=0.0)
+    parser.add_argument("--image_path", required=True)
+    parser.add_argument("--metric", nargs="+", default=["psnr"])
+    parser.add_argument("--freeze", action="store_true")
+    add_switch(parser, "--ema", True, "average")
+    return parser
+
+
+def parse(parser, tmp_path, yaml, *argv):
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml)
+    return parse_with_config(parser, ["--config", str(path), *argv])
+
+
+def test_command_line_wins_over_yaml_over_defaults(parser, tmp_path):
+    args = parse(
+        parser,
+        tmp_path,
+        "lr: 1e-4\nbatch_size: 8\nimage_path: here\nema: false\nfreeze: true\nmetric: [ssim, lpips]\n",
+        "--batch_size",
+        "16",
+    )
+    assert (args.lr, args.batch_size, args.image_path) == (1e-4, 16, "here")
+    assert (args.ema, args.freeze, args.metric) == (False, True, ["ssim", "lpips"])
+
+
+@pytest.mark.parametrize(
+    ("yaml", "words"),
+    [
+        ("learning_rat: 1", "unknown key 'learning_rat'"),
+        ("batch_sise: 1", "did you mean --batch_size"),
+        ("batch_size: 0", "0 is not a whole number of at least 1"),
+        ("ema: 3", "write true or false"),
+        ("- a\n- b", "expected 'flag: value' lines"),
+        ("a: [", "run.yaml"),
+    ],
+)
+def test_bad_yaml_is_explained(parser, tmp_path, capsys, yaml, words):
+    with pytest.raises(SystemExit) as exit:
+        parse(parser, tmp_path, yaml, "--image_path", "x")
+    assert exit.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--image_pth", "x"], "unknown flag --image_pth; did you mean --image_path?"),
+        (["--batch", "3", "--image_path", "x"], "did you mean --batch_size?"),
+        (["--image_path", "x", "--dropout", "1.5"], "1.5 is not a number between 0 and 1"),
+        (["--image_path", "x", "--batch_size", "two"], "'two' is not a whole number"),
+        ([], "required: --image_path"),
+    ],
+)
+def test_bad_flags_are_explained_in_one_line(parser, capsys, argv, words):
+    with pytest.raises(SystemExit) as exit:
+        parser.parse_args(argv)
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_switches_go_both_ways(parser):
+    assert parser.parse_args(["--image_path", "x", "--no_ema"]).ema is False
+    assert parser.parse_args(["--image_path", "x", "--ema"]).ema is True

@@ -1,0 +1,156 @@
+"""Checkpoint files: whole or not there, read without running code, refused when wrong."""
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from wfimagevae.engine import checkpoint as module
+from wfimagevae.engine.checkpoint import (
+    Checkpoint,
+    link_or_copy,
+    list_checkpoints,
+    prune_checkpoints,
+    read_checkpoint,
+    remove_leftovers,
+    write_atomically,
+)
+
+
+def linear(value: float) -> nn.Linear:
+    network = nn.Linear(2, 2)
+    nn.init.constant_(network.weight, value)
+    return network
+
+
+def test_parts_come_back_under_their_paths(tmp_path):
+    path = tmp_path / "checkpoint-3.ckpt"
+    Checkpoint({"state_dict.gen_model": linear(3.0)}).save(path, current_step=3, config={"a": [1]})
+    content = read_checkpoint(path)
+    assert content["current_step"] == 3
+    assert set(content["state_dict"]["gen_model"]) == {"weight", "bias"}
+    other = linear(0.0)
+    Checkpoint({"state_dict.gen_model": other}).load(content)
+    assert (other.weight == 3).all()
+
+
+def test_missing_and_misshapen_parts_are_named(tmp_path):
+    path = tmp_path / "checkpoint-1.ckpt"
+    Checkpoint({"state_dict.gen_model": linear(1.0)}).save(path)
+    content = read_checkpoint(path)
+    with pytest.raises(ValueError, match=r"has no 'state_dict.disc_model'"):
+        Checkpoint({"state_dict.disc_model": linear(1.0)}).load(content)
+    with pytest.raises(ValueError, match=r"'state_dict.gen_model' of the checkpoint does not fit"):
+        Checkpoint({"state_dict.gen_model": nn.Linear(3, 2)}).load(content)
+
+
+class Evil:
+    def __reduce__(self):
+        return (os.system, ("echo ran-code > /dev/null",))
+
+
+def test_files_that_hold_code_or_are_cut_short_are_refused(tmp_path):
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        read_checkpoint(tmp_path / "evil.ckpt")
+    Checkpoint({"state_dict.x": linear(1.0)}).save(tmp_path / "whole.ckpt")
+    data = (tmp_path / "whole.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(data[: len(data) // 2])
+    with pytest.raises(ValueError, match="not a readable checkpoint"):
+        read_checkpoint(tmp_path / "cut.ckpt")
+    torch.save({"weights": {}}, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match="no 'state_dict'"):
+        read_checkpoint(tmp_path / "other.ckpt")
+
+
+def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "checkpoint-1.ckpt"
+    Checkpoint({"state_dict.x": linear(1.0)}).save(path)
+    before = path.read_bytes()
+
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        Checkpoint({"state_dict.x": linear(2.0)}).save(path)
+    assert path.read_bytes() == before
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_torch_save_failing_on_a_full_device_is_an_os_error(tmp_path):
+    if not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+
+    def write(file):
+        with open("/dev/full", "wb") as full:
+            torch.save(torch.zeros(1 << 20), full)
+
+    with pytest.raises(OSError):
+        write_atomically(tmp_path / "x.ckpt", write)
+    assert not os.listdir(tmp_path)
+
+
+SAVER = """
+import sys, torch
+from pathlib import Path
+from torch import nn
+from wfimagevae.engine.checkpoint import Checkpoint
+network = nn.Linear(1500, 1500)
+path = Path(sys.argv[1])
+value = 0
+while True:
+    value += 1
+    nn.init.constant_(network.weight, float(value))
+    Checkpoint({"state_dict.x": network}).save(path, value=value)
+    print(value, flush=True)
+"""
+
+
+def test_kill_9_during_a_save_leaves_a_whole_checkpoint(tmp_path):
+    path = tmp_path / "checkpoint-1.ckpt"
+    root = Path(__file__).parents[2]
+    process = subprocess.Popen(
+        [sys.executable, "-c", SAVER, str(path)], stdout=subprocess.PIPE, cwd=root, text=True
+    )
+    for _ in range(3):
+        process.stdout.readline()
+    time.sleep(0.013)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    content = read_checkpoint(path)
+    assert (content["state_dict"]["x"]["weight"] == content["value"]).all()
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_steps_are_ordered_by_number_and_pruned_from_the_lowest(tmp_path):
+    for name in ("checkpoint-500", "checkpoint-10000", "checkpoint-2000", "best-psnr"):
+        (tmp_path / f"{name}.ckpt").write_bytes(b"x")
+    assert [p.stem for p in list_checkpoints(tmp_path)] == [
+        "checkpoint-500",
+        "checkpoint-2000",
+        "checkpoint-10000",
+    ]
+    prune_checkpoints(tmp_path, 0)
+    assert len(list_checkpoints(tmp_path)) == 3
+    prune_checkpoints(tmp_path, 1)
+    assert sorted(os.listdir(tmp_path)) == ["best-psnr.ckpt", "checkpoint-10000.ckpt"]
+
+
+def test_the_best_copy_outlives_its_source(tmp_path):
+    source, best = tmp_path / "checkpoint-1.ckpt", tmp_path / "best-psnr.ckpt"
+    source.write_bytes(b"first")
+    link_or_copy(source, best)
+    source.unlink()
+    assert best.read_bytes() == b"first"
+    source.write_bytes(b"second")
+    link_or_copy(source, best)
+    assert best.read_bytes() == b"second"

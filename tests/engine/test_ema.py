@@ -1,0 +1,44 @@
+"""The average of the weights against its closed form."""
+
+import pytest
+import torch
+from torch import nn
+
+from wfimagevae.engine.ema import EMA
+
+
+def constant_steps(decay, warmup, num):
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    ema = EMA(network, decay, warmup)
+    network.weight.data.fill_(1.0)
+    for _ in range(num):
+        ema.update()
+    return network, ema
+
+
+def test_average_of_a_constant_follows_the_geometric_series():
+    _, ema = constant_steps(0.9, warmup=False, num=7)
+    assert ema.average["weight"].item() == pytest.approx(1 - 0.9**7, rel=1e-5)
+
+
+def test_warmup_forgets_the_initial_weights_sooner():
+    slow = constant_steps(0.999, warmup=False, num=20)[1].average["weight"].item()
+    fast = constant_steps(0.999, warmup=True, num=20)[1].average["weight"].item()
+    assert fast > 0.9 > 0.1 > slow
+
+
+def test_applied_swaps_the_weights_in_and_out():
+    network, ema = constant_steps(0.9, warmup=False, num=1)
+    with ema.applied():
+        assert network.weight.item() == pytest.approx(0.1)
+    assert network.weight.item() == 1.0
+    assert ema.average["weight"].item() == pytest.approx(0.1)
+
+
+def test_loads_names_with_module_and_refuses_missing_ones():
+    _, ema = constant_steps(0.9, warmup=False, num=1)
+    ema.load_state_dict({"module.weight": torch.full((1, 1), 5.0)})
+    assert ema.average["weight"].item() == 5
+    with pytest.raises(ValueError, match="lacks 1 weights, first weight"):
+        ema.load_state_dict({"other": torch.zeros(1)})

@@ -1,0 +1,68 @@
+"""Means, CSV and JSON lines."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from wfimagevae.engine.metrics import CsvLog, JsonLines, Means
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_means_weigh_each_name_by_its_own_count():
+    means = Means()
+    means.add({"a": torch.tensor(1.0), "b": torch.tensor(10.0)})
+    means.add({"a": torch.tensor(3.0)})
+    assert means.fetch() == {"a": 2.0, "b": 10.0}
+    assert means.fetch() == {}
+
+
+def test_csv_gains_columns_and_leaves_blanks(tmp_path):
+    log = CsvLog(tmp_path / "losses.csv", 0)
+    log.write({"step": 10, "a": 1.0})
+    log.write({"step": 20, "b": 2.0})
+    log.write({"step": 30, "a": 3.0, "b": 4.0})
+    assert rows(log.path) == [
+        {"step": "10", "a": "1.0", "b": ""},
+        {"step": "20", "a": "", "b": "2.0"},
+        {"step": "30", "a": "3.0", "b": "4.0"},
+    ]
+
+
+def test_resuming_drops_rows_that_come_again_and_a_torn_last_line(tmp_path):
+    log = CsvLog(tmp_path / "losses.csv", 0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "a": step})
+    with log.path.open("a") as file:
+        file.write("4")
+    again = CsvLog(log.path, 20)
+    again.write({"step": 30, "a": 31})
+    assert [(r["step"], r["a"]) for r in rows(log.path)] == [
+        ("10", "10"),
+        ("20", "20"),
+        ("30", "31"),
+    ]
+
+
+def test_json_lines_stay_valid_and_resume(tmp_path):
+    log = JsonLines(tmp_path / "metrics.jsonl", 0)
+    log.write({"step": 1, "psnr": float("inf")})
+    log.write({"step": 2, "psnr": 30.0})
+    with log.path.open("a") as file:
+        file.write('{"step": 3, "ps')
+    JsonLines(log.path, 2)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert lines == [{"step": 1, "psnr": None}, {"step": 2, "psnr": 30.0}]
+
+
+@pytest.mark.parametrize("content", ["", "step,a\n"])
+def test_empty_files_are_continued(tmp_path, content):
+    path = tmp_path / "losses.csv"
+    path.write_text(content)
+    CsvLog(path, 5).write({"step": 6, "a": 1})
+    assert rows(path) == [{"step": "6", "a": "1"}]

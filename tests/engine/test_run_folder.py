@@ -1,0 +1,56 @@
+"""Which folder a command writes to, and what it continues from."""
+
+import pytest
+
+from wfimagevae.engine.run_folder import find_resume, run_name
+
+
+def make_run(parent, name, steps):
+    folder = parent / name
+    folder.mkdir(parents=True)
+    for step in steps:
+        (folder / f"checkpoint-{step}.ckpt").write_bytes(b"")
+    return folder
+
+
+def test_name_is_that_of_the_reference():
+    assert run_name("wfvae2-image", 1e-5, 4, 8, 1024) == "wfvae2-image-lr1.00e-05-bs4-ga8-rs1024"
+
+
+def test_auto_continues_the_highest_step_even_with_other_options(tmp_path):
+    old = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [500, 10000])
+    make_run(tmp_path, run_name("exp-two", 1e-4, 2, 1, 64), [700])
+    make_run(tmp_path, run_name("exp", 1e-3, 2, 1, 64), [])  # nothing saved yet
+    want = tmp_path / run_name("exp", 1e-4, 4, 1, 64)
+    assert find_resume("auto", want, "exp") == (old, old / "checkpoint-10000.ckpt")
+
+
+def test_auto_starts_fresh_where_there_is_nothing(tmp_path):
+    want = tmp_path / "none" / run_name("exp", 1e-4, 4, 1, 64)
+    assert find_resume("auto", want, "exp") == (want, None)
+
+
+def test_auto_lists_several_candidates(tmp_path):
+    make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [1])
+    make_run(tmp_path, run_name("exp", 1e-3, 2, 1, 64), [1])
+    with pytest.raises(ValueError, match=r"(?s)several runs.*lr1.00e-03.*lr1.00e-04"):
+        find_resume("auto", tmp_path / "x", "exp")
+
+
+def test_a_fresh_start_does_not_overwrite_a_run(tmp_path):
+    folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [1])
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        find_resume(None, folder, "exp")
+
+
+def test_a_folder_or_file_may_be_named(tmp_path):
+    folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [9, 10])
+    other = tmp_path / "elsewhere"
+    assert find_resume(str(folder), other, "exp") == (folder, folder / "checkpoint-10.ckpt")
+    path = folder / "checkpoint-9.ckpt"
+    assert find_resume(str(path), other, "exp") == (folder, path)
+    assert find_resume(str(path), other, "another") == (other, path)
+    with pytest.raises(ValueError, match="does not exist"):
+        find_resume(str(folder / "checkpoint-8.ckpt"), other, "exp")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        find_resume(str(tmp_path), other, "exp")

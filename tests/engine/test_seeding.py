@@ -1,0 +1,49 @@
+"""Noise that belongs to samples, and global generators that come back."""
+
+import random
+
+import numpy as np
+import torch
+
+from wfimagevae.engine.seeding import RandomState, sample_noise, seed_everything, stable_hash
+
+CPU = torch.device("cpu")
+
+
+def test_noise_follows_the_sample_not_the_batch():
+    whole = sample_noise(1, [5, 6, 7], (4, 3, 3), CPU)
+    parts = torch.cat(
+        [sample_noise(1, [5], (4, 3, 3), CPU), sample_noise(1, [6, 7], (4, 3, 3), CPU)]
+    )
+    assert torch.equal(whole, parts)
+    assert not torch.equal(whole[0], sample_noise(2, [5], (4, 3, 3), CPU)[0])
+
+
+def test_noise_is_standard_normal_and_independent():
+    noise = sample_noise(0, list(range(64)), (8, 16, 16), CPU)
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    rows = noise.flatten(1)
+    correlation = (rows @ rows.T / rows.shape[1]).fill_diagonal_(0)
+    assert correlation.abs().max() < 0.15
+
+
+def test_noise_leaves_the_global_generator_alone():
+    seed_everything(3)
+    want = torch.rand(2)
+    seed_everything(3)
+    sample_noise(0, [1], (2,), CPU)
+    assert torch.equal(torch.rand(2), want)
+
+
+def test_hash_is_the_same_on_every_machine():
+    assert stable_hash("noise", 1234, 5) == stable_hash("noise", 1234, 5)
+    assert stable_hash(1, 2) == 9113720037722924775
+
+
+def test_random_state_survives_a_file(tmp_path):
+    seed_everything(0)
+    torch.save(RandomState().state_dict(), tmp_path / "rng.pt")
+    want = (torch.rand(3).tolist(), random.random(), np.random.rand())
+    RandomState().load_state_dict(torch.load(tmp_path / "rng.pt", weights_only=True))
+    assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == want

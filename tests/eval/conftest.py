@@ -1,0 +1,48 @@
+"""Fixtures of the metrics: random weights in place of downloaded ones."""
+
+from urllib.error import URLError
+
+import pytest
+import torch
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file as torch-fidelity's Inception weights, but random."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    class Untrained(FeatureExtractorInceptionV3):
+        def load_state_dict(self, state_dict):
+            for module in self.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    torch.nn.init.kaiming_normal_(module.weight)
+
+    path = tmp_path_factory.mktemp("inception") / "random.pth"
+    torch.save({}, path)
+    torch.manual_seed(0)
+    network = Untrained("inception-v3-compat", ["2048"], str(path))
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def alexnet_weights(tmp_path_factory):
+    """A file as torchvision's AlexNet weights, but random and without its classifier."""
+    from torchvision.models import alexnet
+
+    torch.manual_seed(0)
+    state = alexnet().state_dict()
+    path = tmp_path_factory.mktemp("alexnet") / "random.pth"
+    torch.save({k: v for k, v in state.items() if k.startswith("features.")}, path)
+    return path
+
+
+@pytest.fixture
+def no_downloads(monkeypatch, tmp_path):
+    """A machine without a network and with an empty cache of weights."""
+
+    def refuse(url, *args, **options):
+        raise URLError("no network in tests")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)

@@ -1,0 +1,116 @@
+import functools
+import json
+import math
+
+import pytest
+import torch
+
+from wfimagevae.eval.evaluator import Evaluator, Networks
+from wfimagevae.eval.fid import FrechetDistance
+from wfimagevae.eval.psnr import psnr
+from wfimagevae.eval.report import evaluation_json, evaluation_table, write_json
+from wfimagevae.eval.ssim import ssim
+
+CPU = torch.device("cpu")
+
+
+def pairs(count=7, size=16):
+    """Images in [-1, 1], each reconstructed worse than the one before."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.rand(count, 3, size, size, generator=generator) * 2 - 1
+    noise = torch.randn(real.shape, generator=generator)
+    strength = torch.linspace(0.02, 0.8, count).view(-1, 1, 1, 1)
+    return real, (real + strength * noise).clamp(-1, 1)
+
+
+@pytest.mark.parametrize("batches", [[7], [3, 3, 1], [1] * 7, [6, 1]])
+def test_every_image_weighs_the_same_whatever_the_batch(batches):
+    real, generated = pairs()
+    evaluator = Evaluator(("psnr", "ssim"), CPU)
+    for x, y in zip(real.split(batches), generated.split(batches), strict=True):
+        evaluator.update(x, y)
+    unit = (real + 1) / 2, (generated + 1) / 2
+    values = evaluator.compute()
+    assert values["psnr"] == pytest.approx(psnr(*unit).mean().item(), rel=1e-9)
+    assert values["ssim"] == pytest.approx(ssim(*unit).mean().item(), rel=1e-9)
+    assert evaluator.count == 7
+
+
+def test_mean_of_psnr_is_not_psnr_of_the_mean_error():
+    real, generated = pairs()
+    evaluator = Evaluator(["psnr"], CPU)
+    evaluator.update(real, generated)
+    pooled = -10 * math.log10(((real - generated) / 2).square().mean().item())
+    assert evaluator.compute()["psnr"] > pooled + 1
+
+
+def test_a_perfect_image_is_infinite_and_noted_and_null_in_json(tmp_path):
+    real, generated = pairs(4)
+    generated[2] = real[2]
+    evaluator = Evaluator(("psnr", "ssim"), CPU)
+    evaluator.update(real, generated)
+    values = evaluator.compute()
+    assert values["psnr"] == math.inf
+    others = [0, 1, 3]
+    mean = psnr((real[others] + 1) / 2, (generated[others] + 1) / 2).mean().item()
+    assert "1 of 4" in evaluator.notes["psnr"] and f"{mean:.4f}" in evaluator.notes["psnr"]
+    write_json(tmp_path / "m.json", evaluation_json(evaluator, values, {}))
+    content = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
+    assert content["psnr"] is None and content["ssim"] < 1 and "psnr" in content["notes"]
+
+
+def test_reset_forgets_everything():
+    real, generated = pairs()
+    evaluator = Evaluator(["psnr"], CPU)
+    evaluator.update(real, real)
+    evaluator.compute()
+    evaluator.reset()
+    evaluator.update(real[:2], generated[:2])
+    assert math.isfinite(evaluator.compute()["psnr"])
+    assert evaluator.count == 2 and not evaluator.notes
+
+
+def test_no_images_and_unknown_metrics_are_errors():
+    with pytest.raises(ValueError, match="no images"):
+        Evaluator(["psnr"], CPU).compute()
+    with pytest.raises(ValueError, match="unknown metric 'fid'.*rfid"):
+        Evaluator(["psnr", "fid"], CPU)
+
+
+def test_values_outside_the_range_are_refused():
+    real, generated = pairs()
+    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
+        Evaluator(["psnr"], CPU).update(real * 127.5, generated)
+
+
+def test_missing_weights_leave_the_other_metrics(no_downloads):
+    real, generated = pairs()
+    evaluator = Evaluator(("psnr", "lpips", "rfid"), CPU)
+    evaluator.update(real, generated)
+    values = evaluator.compute()
+    assert list(values) == ["psnr"]
+    assert "--lpips_weights" in evaluator.unavailable["lpips"]
+    assert "--inception_weights" in evaluator.unavailable["rfid"]
+    table = evaluation_table(evaluator, values)
+    assert table.count("n/a") == 2 and "rfid is unavailable: " in table
+
+
+def test_local_weights_make_all_metrics_available(
+    alexnet_weights, inception_weights, monkeypatch
+):
+    narrow = functools.partial(FrechetDistance, num_features=64)  # 2048 take 20 s to compare
+    monkeypatch.setattr("wfimagevae.eval.evaluator.FrechetDistance", narrow)
+    real, generated = pairs(3, size=32)
+    networks = Networks("alex", str(alexnet_weights), str(inception_weights))
+    networks.check_files()
+    evaluator = Evaluator(("rfid", "lpips", "ssim", "psnr"), CPU, networks)
+    evaluator.update(real, generated)
+    values = evaluator.compute()
+    assert list(values) == ["psnr", "ssim", "lpips", "rfid"]
+    assert values["lpips"] > 0 and values["rfid"] > 0
+    assert "fewer than the 2048 features" in evaluator.notes["rfid"]
+
+
+def test_a_named_file_that_does_not_exist_is_an_error():
+    with pytest.raises(ValueError, match="--inception_weights nowhere.pth"):
+        Networks(inception_weights="nowhere.pth").check_files()

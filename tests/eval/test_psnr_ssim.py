@@ -1,0 +1,79 @@
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from wfimagevae.eval.psnr import psnr
+from wfimagevae.eval.ssim import ssim
+
+
+def noisy_pair(height=37, width=52, noise=0.1, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.rand(3, 3, height, width, generator=generator)
+    x[1] = 0.9 + 0.01 * x[1]  # flat and bright, where variances cancel
+    y = (x + noise * torch.randn(x.shape, generator=generator)).clamp(0, 1)
+    return x, y
+
+
+def skimage_ssim(x, y):
+    return structural_similarity(
+        x.numpy().astype(np.float64),
+        y.numpy().astype(np.float64),
+        gaussian_weights=True,
+        sigma=1.5,
+        use_sample_covariance=False,
+        data_range=1,
+        channel_axis=0,
+    )
+
+
+@pytest.mark.parametrize("noise", [0.3, 0.01])
+def test_ssim_of_each_image_agrees_with_scikit_image(noise):
+    x, y = noisy_pair(noise=noise)
+    expected = [skimage_ssim(a, b) for a, b in zip(x, y, strict=True)]
+    np.testing.assert_allclose(ssim(x, y).numpy(), expected, atol=1e-9)
+
+
+def test_psnr_of_each_image_agrees_with_scikit_image():
+    x, y = noisy_pair()
+    expected = [
+        peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1)
+        for a, b in zip(x, y, strict=True)
+    ]
+    np.testing.assert_allclose(psnr(x, y).numpy(), expected, atol=1e-5)
+
+
+def test_psnr_of_a_uniform_error_is_known():
+    x = torch.zeros(1, 3, 16, 16)
+    assert psnr(x, x + 0.1).item() == pytest.approx(20, abs=1e-5)
+
+
+def test_identical_images_have_infinite_psnr_and_ssim_one():
+    x, _ = noisy_pair()
+    assert psnr(x, x).isinf().all()
+    torch.testing.assert_close(ssim(x, x), torch.ones(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_values_outside_the_unit_range_are_refused(metric):
+    x, y = noisy_pair()
+    for bad in (x * 2 - 1, x + 0.5, x * 255, torch.full_like(x, torch.nan)):
+        with pytest.raises(ValueError, match="must lie in"):
+            metric(bad, y)
+
+
+@pytest.mark.parametrize("metric", [psnr, ssim])
+def test_unequal_shapes_are_refused_not_broadcast(metric):
+    x, y = noisy_pair()
+    with pytest.raises(ValueError, match="one shape"):
+        metric(x, y[:1])
+    with pytest.raises(ValueError, match="one shape"):
+        metric(x[0], y[0])
+
+
+def test_ssim_refuses_images_smaller_than_its_window():
+    x = torch.rand(1, 3, 10, 64)
+    with pytest.raises(ValueError, match="at least 11"):
+        ssim(x, x)
+    smallest = torch.rand(1, 3, 11, 11)
+    assert ssim(smallest, smallest).item() == pytest.approx(1)

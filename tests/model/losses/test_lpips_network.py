@@ -1,0 +1,75 @@
+"""LPIPS: equal to the package, finite at zero, honest about missing weights."""
+
+import lpips
+import pytest
+import torch
+from torchvision.models import vgg16
+
+from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
+from wfimagevae.model.losses.lpips_network import MissingWeights, load_lpips
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("lpips") / "vgg16.pth"
+    network = vgg16(weights=None).features
+    torch.save({f"features.{name}": value for name, value in network.state_dict().items()}, path)
+    return str(path)
+
+
+def test_equals_the_package(weights):
+    ours = load_lpips("vgg", weights)
+    package = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    package.net.load_state_dict(ours.net.state_dict())
+    x, y = torch.rand(2, 2, 3, 64, 64) * 2 - 1
+    torch.testing.assert_close(ours(x, y), package(x, y), rtol=1e-5, atol=1e-8)
+
+
+def test_gradient_is_finite_where_all_activations_are_zero(weights):
+    network = load_lpips("vgg", weights)
+    first = network.net.slice1[0]
+    first.weight.data.zero_()
+    first.bias.data.fill_(-1)  # ReLU leaves nothing
+    x = torch.zeros(1, 3, 32, 32)
+    y = torch.zeros(1, 3, 32, 32, requires_grad=True)
+    network(x, y).sum().backward()
+    assert y.grad.isfinite().all()
+
+
+def test_lpips_is_in_no_checkpoint_and_an_old_one_that_has_it_loads(weights):
+    config = LossConfig(lpips_weights=weights, disc_num_layers=1)
+    loss = LPIPSWithDiscriminator2D(config)
+    state = loss.state_dict()
+    assert not [name for name in state if "perceptual" in name]
+    before = loss.perceptual_loss.net.slice1[0].weight.clone()
+    old = state | {"perceptual_loss.net.slice1.0.weight": torch.zeros_like(before)}
+    loss.load_state_dict(old)
+    assert torch.equal(loss.perceptual_loss.net.slice1[0].weight, before)
+
+
+def test_stays_frozen_in_evaluation_mode(weights):
+    network = load_lpips("vgg", weights).train()
+    assert not any(module.training for module in network.modules())
+    assert not any(p.requires_grad for p in network.parameters())
+
+
+def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        torch.hub,
+        "download_url_to_file",
+        lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no network")),
+    )
+    with pytest.raises(MissingWeights, match=r"vgg16-397923af.pth.*--lpips_weights"):
+        load_lpips("vgg")
+
+
+def test_wrong_files_are_refused(tmp_path):
+    with pytest.raises(MissingWeights, match="do not exist"):
+        load_lpips("vgg", str(tmp_path / "nothing.pth"))
+    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(ValueError, match="not the torchvision backbone"):
+        load_lpips("vgg", str(tmp_path / "other.pth"))
+    with pytest.raises(ValueError, match="unknown LPIPS backbone"):
+        load_lpips("vgg19")

@@ -1,0 +1,101 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.eval.conftest import (  # noqa: F401, fixtures
+    alexnet_weights,
+    inception_weights,
+    no_downloads,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def private_caches(tmp_path_factory):
+    """No index of images is left in the user's home."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_vae(tmp_path_factory):
+    """A small model with random weights, as a Hugging Face folder."""
+    import torch
+
+    from wfimagevae.model import WFVAE2ImageModel
+
+    torch.manual_seed(0)
+    vae = WFVAE2ImageModel(
+        latent_dim=4,
+        base_channels=[8, 16, 24],
+        encoder_energy_flow_size=8,
+        decoder_energy_flow_size=8,
+    )
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory):
+    """Five smooth images in two folders, of different sizes and kinds."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    names = {
+        "a/one.jpg": (70, 50),
+        "a/two.png": (64, 64),
+        "b/one.jpeg": (48, 90),
+        "b/deep/three.webp": (53, 61),
+        "four.bmp": (80, 49),
+    }
+    for name, size in names.items():
+        coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def blurred(photos, tmp_path_factory):
+    """Each photo at 48 px, down and up again: stands for reconstructions."""
+    from wfimagevae.dataset import ValidImageDataset
+    from wfimagevae.eval.image_writer import save_image
+    from wfimagevae.eval.images import to_uint8
+    from wfimagevae.eval.pairs import output_names
+
+    folder = tmp_path_factory.mktemp("blurred")
+    dataset = ValidImageDataset(photos, 48)
+    names = output_names(dataset.paths, "png")
+    for sample in dataset:
+        small = sample["image"][:, 2::6, 2::6]
+        large = small.repeat_interleave(6, 1).repeat_interleave(6, 2)
+        save_image(folder / names[sample["path"]], to_uint8(large))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run_script():
+    """Runs a script of this repository as a user does, on one or several processes."""
+
+    def run(name, *arguments, cwd, processes=1):
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
+        words = [sys.executable, *(launch if processes > 1 else []), ROOT / "scripts" / name]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        return subprocess.run(
+            [str(word) for word in (*words, *arguments)],
+            cwd=cwd,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+
+    return run

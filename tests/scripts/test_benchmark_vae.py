@@ -1,0 +1,139 @@
+import json
+
+import pytest
+import torch
+
+from scripts import benchmark_vae, eval_image, recon_image
+from wfimagevae.eval.benchmark import load_autoencoder
+from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def diffusers_vae(tmp_path_factory):
+    """A tiny AutoencoderKL with random weights: 4x downsampling, 3 latent channels."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=3,
+        norm_num_groups=4,
+        sample_size=32,
+    )
+    folder = tmp_path_factory.mktemp("diffusers") / "kl"
+    model.save_pretrained(folder)
+    return folder
+
+
+def rows_of(markdown):
+    lines = [line for line in markdown.splitlines() if line.startswith("|")]
+    header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def benchmark(photos, *arguments):
+    return benchmark_vae.main(
+        ["--real_image_dir", str(photos), "--resolution", "48", "--num_workers", "0"]
+        + ["--device", "cpu", "--timing_seconds", "0.01", *map(str, arguments)]
+    )
+
+
+def test_two_models_in_one_table(tiny_vae, diffusers_vae, photos, tmp_path, capsys):
+    models = ("--model", f"WFVAE2Image:{tiny_vae}", "--model", f"diffusers:{diffusers_vae}")
+    output = tmp_path / "new" / "table.md"
+    assert benchmark(photos, *models, "--metric", "psnr", "ssim", "--output", output) == 0
+    assert output.read_text() in capsys.readouterr().out
+    ours, other = rows_of(output.read_text())
+    assert [ours["latent"], other["latent"]] == ["f8 c4", "f4 c3"]
+    for row in (ours, other):
+        assert float(row["PSNR"]) > 3 and -1 < float(row["SSIM"]) < 1
+        assert float(row["encode img/s"]) > 0 and float(row["decode img/s"]) > 0
+        assert float(row["GMAC"]) > 0 and row["peak memory (MiB)"] == "n/a"
+    parameters = count_parameters(load_autoencoder(f"diffusers:{diffusers_vae}", CPU).network)
+    assert other["parameters (M)"] == f"{parameters / 1e6:.2f}"
+    assert "5 images of 48x48, fp32" in output.read_text()
+    assert "on CUDA only" in output.read_text()
+
+
+def test_figures_are_those_of_recon_image_and_eval_image(tiny_vae, photos, tmp_path):
+    model, metrics = f"WFVAE2Image:{tiny_vae}", ("--metric", "psnr", "ssim")
+    benchmark(photos, "--model", model, *metrics, "--output", tmp_path / "table.md")
+    (row,) = rows_of((tmp_path / "table.md").read_text())
+    folder, path = tmp_path / "out", tmp_path / "m.json"
+    images = ["--real_image_dir", str(photos), "--generated_image_dir", str(folder)]
+    images += ["--resolution", "48", "--num_workers", "0", "--device", "cpu"]
+    recon_image.main([*images, "--from_pretrained", str(tiny_vae)])
+    eval_image.main([*images, *metrics, "--output_json", str(path)])
+    content = json.loads(path.read_text())
+    assert row["PSNR"] == f"{content['psnr']:.2f}" and row["SSIM"] == f"{content['ssim']:.4f}"
+    assert content["protocol_hash"] in (tmp_path / "table.md").read_text()
+
+
+def test_missing_weights_are_not_available_in_the_table(
+    tiny_vae, photos, capsys, no_downloads
+):
+    assert benchmark(photos, "--model", f"WFVAE2Image:{tiny_vae}") == 3
+    output = capsys.readouterr().out
+    (row,) = rows_of(output)
+    assert row["LPIPS"] == row["rFID"] == "n/a" and row["PSNR"] != "n/a"
+    assert "rfid is unavailable: " in output
+
+
+def test_diffusers_autoencoders_without_a_posterior():
+    from diffusers import AutoencoderTiny
+
+    from wfimagevae.eval.autoencoder import diffusers_autoencoder
+
+    tiny = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    autoencoder = diffusers_autoencoder(tiny.eval(), CPU)
+    images = torch.rand(1, 3, 30, 17) * 2 - 1  # no multiples of the factor
+    assert autoencoder.reconstruct(images).shape == images.shape
+
+
+def test_wrong_specifications_are_explained(tmp_path):
+    for spec in ("just/a/path", "diffusers:", ":x"):
+        with pytest.raises(ValueError, match="write KIND:PATH"):
+            load_autoencoder(spec, CPU)
+    with pytest.raises(ValueError, match="did you mean 'WFVAE2Image'"):
+        load_autoencoder("WFVAE2Imag:x", CPU)
+    (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
+    with pytest.raises((ValueError, OSError), match=str(tmp_path)):
+        load_autoencoder(f"diffusers:{tmp_path}", CPU)
+
+
+def test_macs_of_known_layers_are_counted():
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    assert count_macs(lambda: conv(torch.zeros(2, 3, 8, 8))) == 2 * 8 * 8 * 5 * 3 * 9
+    q = torch.zeros(1, 1, 16, 4)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert count_macs(lambda: attend(q, q, q)) == 2 * 16 * 16 * 4
+
+
+def test_timing_repeats_and_memory_is_not_invented():
+    calls = []
+    seconds = seconds_per_call(lambda: calls.append(1), CPU, min_seconds=0.0, warm_up=2)
+    assert len(calls) == 5 and seconds >= 0
+    assert peak_memory(lambda: torch.zeros(1000), CPU) is None
+
+
+def test_from_another_folder(tiny_vae, photos, tmp_path, run_script):
+    (tmp_path / "model").symlink_to(tiny_vae)
+    (tmp_path / "photos").symlink_to(photos)
+    done = run_script(
+        "benchmark_vae.py",
+        *("--model", "WFVAE2Image:model", "--real_image_dir", "photos", "--metric", "psnr"),
+        *("--resolution", 32, "--subset_size", 2, "--num_workers", 0, "--device", "cpu"),
+        *("--timing_seconds", 0.01, "--output", "table.md"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(rows_of((tmp_path / "table.md").read_text())) == 1

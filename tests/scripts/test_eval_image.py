@@ -1,0 +1,176 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from scripts import eval_image
+
+SIZE = ("--resolution", 48)
+
+
+def evaluate(real, generated, *more):
+    return eval_image.main(
+        ["--real_image_dir", str(real), "--generated_image_dir", str(generated)]
+        + ["--num_workers", "0", "--device", "cpu", *map(str, more)]
+    )
+
+
+def measured(path):
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture
+def square_pair(tmp_path):
+    """Two folders of 40 x 32 images whose files are what is measured, and scikit-image's means."""
+    rng = np.random.default_rng(1)
+    values = []
+    for name, noise in (("a.png", 4), ("sub/b.png", 40), ("c.png", 15)):
+        real = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
+        fake = (real + rng.normal(0, noise, real.shape)).clip(0, 255).astype(np.uint8)
+        for folder, image in (("real", real), ("fake", fake)):
+            path = tmp_path / folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
+        similarity = structural_similarity(
+            real / 255,
+            fake / 255,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+            data_range=1,
+            channel_axis=2,
+        )
+        values.append((peak_signal_noise_ratio(real, fake), similarity))
+    return tmp_path / "real", tmp_path / "fake", np.mean(values, 0)
+
+
+def test_files_are_measured_as_scikit_image_does(square_pair, tmp_path, capsys):
+    real, fake, (psnr, ssim) = square_pair
+    result = tmp_path / "new" / "m.json"
+    assert evaluate(real, fake, "--metric", "psnr", "ssim", "--output_json", result) == 0
+    content = measured(result)
+    assert content["psnr"] == pytest.approx(psnr, abs=1e-4)
+    assert content["ssim"] == pytest.approx(ssim, abs=1e-6)
+    assert f"| psnr   |    {psnr:.2f} |" in capsys.readouterr().out
+
+
+def test_protocol_says_how_it_was_measured(photos, blurred, tmp_path):
+    path = tmp_path / "m.json"
+    options = ("--metric", "psnr", "ssim", "--output_json", path)
+    evaluate(photos, blurred, *SIZE, *options)
+    content = measured(path)
+    protocol = content["protocol"]
+    assert protocol["count"] == 5 and protocol["size"] == protocol["crop"][-5:] == "48x48"
+    assert "bicubic" in protocol["interpolation"] and "[0, 1]" in protocol["data_range"]
+    assert "11 taps, sigma 1.5" in protocol["ssim"]["window"]
+    assert {"torch", "pillow"} <= protocol["versions"].keys()
+    evaluate(photos, blurred, *SIZE, *options, "--batch_size", 2)
+    assert measured(path)["protocol_hash"] == content["protocol_hash"]
+    evaluate(photos, blurred, *SIZE, *options, "--subset_size", 2)
+    assert measured(path)["protocol_hash"] != content["protocol_hash"]
+
+
+def test_batch_size_does_not_change_figures(photos, blurred, tmp_path):
+    results = []
+    for batch_size in (1, 2, 8):
+        path = tmp_path / f"{batch_size}.json"
+        options = ("--metric", "psnr", "ssim", "--output_json", path)
+        evaluate(photos, blurred, *SIZE, *options, "--batch_size", batch_size)
+        results.append(measured(path))
+    for other in results[1:]:
+        assert other["psnr"] == pytest.approx(results[0]["psnr"], rel=1e-9)
+        assert other["ssim"] == pytest.approx(results[0]["ssim"], rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    "metrics", [("psnr", "ssim", "lpips"), pytest.param(("rfid",), marks=pytest.mark.slow)]
+)
+def test_two_processes_measure_what_one_does(
+    metrics, photos, blurred, tmp_path, run_script, inception_weights, alexnet_weights
+):
+    """Also: started from another folder, with relative paths."""
+    for name, folder in (("real", photos), ("fake", blurred)):
+        (tmp_path / name).symlink_to(folder)
+    weights = ("--lpips_weights", alexnet_weights, "--inception_weights", inception_weights)
+    options = (*SIZE, "--metric", *metrics, "--lpips_net", "alex", *weights, "--output_json")
+    assert evaluate(photos, blurred, *options, tmp_path / "one.json") == 0
+    done = run_script(
+        "eval_image.py",
+        *("--real_image_dir", "real", "--generated_image_dir", "fake", *options, "two.json"),
+        *("--batch_size", 2, "--num_workers", 1, "--device", "cpu"),
+        cwd=tmp_path,
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"| {metrics[0]}") == 1
+    one, two = (measured(tmp_path / f"{name}.json") for name in ("one", "two"))
+    assert one["protocol_hash"] == two["protocol_hash"]
+    for metric in metrics:
+        assert one[metric] > 0
+        # Float32 networks see other batches; the statistics are float64.
+        tolerance = 1e-9 if metric in ("psnr", "ssim") else 1e-4
+        assert one[metric] == pytest.approx(two[metric], rel=tolerance)
+
+
+def test_missing_weights_are_reported_and_the_rest_is_written(
+    photos, blurred, tmp_path, capsys, no_downloads
+):
+    path = tmp_path / "m.json"
+    metrics = ("--metric", "psnr", "ssim", "lpips", "rfid")
+    assert evaluate(photos, blurred, *SIZE, *metrics, "--output_json", path) == 3
+    content = measured(path)
+    assert content["psnr"] > 0 and content["ssim"] > 0
+    assert content["lpips"] is None and content["rfid"] is None
+    assert "vgg16" in content["unavailable"]["lpips"]
+    assert "--inception_weights" in content["unavailable"]["rfid"]
+    assert "rfid is unavailable" in capsys.readouterr().out
+
+
+def test_missing_partners_are_listed(photos, blurred, tmp_path):
+    generated = tmp_path / "generated"
+    shutil.copytree(blurred, generated)
+    (generated / "b" / "one.png").rename(generated / "b" / "two.png")
+    with pytest.raises(ValueError, match=r"b/one.jpeg.*no original: b/two.png"):
+        evaluate(photos, generated, *SIZE)
+
+
+def test_top_level_origin_is_not_measured(photos, blurred, tmp_path):
+    generated = tmp_path / "generated"
+    shutil.copytree(blurred, generated)
+    shutil.copytree(blurred, generated / "origin")
+    path = tmp_path / "m.json"
+    assert evaluate(photos, generated, *SIZE, "--metric", "psnr", "--output_json", path) == 0
+    assert measured(path)["protocol"]["count"] == 5
+
+
+def test_a_wrong_size_names_the_file_and_both_sizes(photos, blurred):
+    with pytest.raises(ValueError, match=r"a/one.png has 48x48 pixels, its original 70x50"):
+        evaluate(photos, blurred, "--metric", "psnr")
+    with pytest.raises(ValueError, match=r"has 48x48 pixels, its original 32x32"):
+        evaluate(photos, blurred, "--metric", "psnr", *SIZE, "--crop_size", 32)
+
+
+def test_an_unreadable_image_is_an_error_that_names_it(photos, blurred, tmp_path):
+    generated = tmp_path / "generated"
+    shutil.copytree(blurred, generated)
+    (generated / "four.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(ValueError, match=r"generated image four.png: "):
+        evaluate(photos, generated, *SIZE, "--metric", "psnr", "--num_workers", 1)
+
+
+def test_perfect_reconstructions_have_no_decreed_psnr(square_pair, tmp_path, capsys):
+    real, _, _ = square_pair
+    path = tmp_path / "m.json"
+    assert evaluate(real, real, "--metric", "psnr", "ssim", "--output_json", path) == 0
+    content = measured(path)
+    assert content["psnr"] is None and content["ssim"] == pytest.approx(1)
+    assert "3 of 3" in content["notes"]["psnr"]
+    assert "inf" in capsys.readouterr().out
+
+
+def test_a_named_weight_file_must_exist(photos, blurred):
+    with pytest.raises(ValueError, match="--inception_weights"):
+        evaluate(photos, blurred, *SIZE, "--inception_weights", "none.pth")

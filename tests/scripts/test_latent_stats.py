@@ -1,0 +1,89 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from scripts import latent_stats
+from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.model import WFVAE2ImageModel
+
+
+def run(model, photos, *more):
+    return latent_stats.main(
+        ["--from_pretrained", str(model), "--real_image_dir", str(photos), "--resolution", "48"]
+        + ["--num_workers", "0", "--device", "cpu", *map(str, more)]
+    )
+
+
+def posteriors(model, photos):
+    vae = WFVAE2ImageModel.from_pretrained(model)
+    images = torch.stack([sample["image"] for sample in ValidImageDataset(photos, 48)])
+    with torch.no_grad():
+        return vae.encode(images).latent_dist
+
+
+def test_statistics_are_those_of_the_posteriors_samples(tiny_vae, photos, tmp_path):
+    path = tmp_path / "stats.json"
+    assert run(tiny_vae, photos, "--batch_size", 2, "--output_json", path) == 0
+    content = json.loads(path.read_text())
+    posterior = posteriors(tiny_vae, photos)
+    rng = np.random.default_rng(0)
+    mean = posterior.mean.double().numpy()
+    std = posterior.logvar.double().mul(0.5).exp().numpy()
+    samples = mean + std * rng.standard_normal((4000, *mean.shape))
+    np.testing.assert_allclose(content["mean"], samples.mean((0, 1, 3, 4)), atol=2e-3)
+    np.testing.assert_allclose(content["std"], samples.std((0, 1, 3, 4)), rtol=2e-3)
+    np.testing.assert_allclose(content["mean"], mean.mean((0, 2, 3)), atol=1e-6)
+    np.testing.assert_allclose(np.multiply(content["scale"], content["std"]), 1)
+    assert content["shift"] == content["mean"] and content["count"] == 5
+
+
+def test_written_statistics_normalise_and_leave_the_decoding_as_it_was(
+    tiny_vae, photos, tmp_path
+):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_vae, folder)
+    before = json.loads((folder / "config.json").read_text())
+    assert run(folder, photos, "--write") == 0
+    after = json.loads((folder / "config.json").read_text())
+    assert {key for key in after if after[key] != before[key]} == {"shift", "scale"}
+    assert before.keys() == after.keys()
+    vae = WFVAE2ImageModel.from_pretrained(folder)
+    posterior = posteriors(folder, photos)
+    z = posterior.sample(torch.Generator().manual_seed(0))
+    normalized = vae.normalize_latents(z)
+    torch.testing.assert_close(normalized.mean((0, 2, 3)), torch.zeros(4), atol=0.2, rtol=0)
+    torch.testing.assert_close(normalized.std((0, 2, 3)), torch.ones(4), atol=0.1, rtol=0)
+    with torch.no_grad():
+        direct = vae.decode(z).sample
+        there_and_back = vae.decode(vae.denormalize_latents(normalized)).sample
+    torch.testing.assert_close(there_and_back, direct, atol=1e-4, rtol=1e-4)
+
+
+def test_two_processes_measure_what_one_does(tiny_vae, photos, tmp_path, run_script):
+    run(tiny_vae, photos, "--output_json", tmp_path / "one.json")
+    done = run_script(
+        "latent_stats.py",
+        *("--from_pretrained", tiny_vae, "--real_image_dir", photos, "--resolution", 48),
+        *("--num_workers", 0, "--device", "cpu", "--output_json", "two.json"),
+        cwd=tmp_path,
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
+    np.testing.assert_allclose(one["mean"], two["mean"], atol=1e-6)
+    np.testing.assert_allclose(one["std"], two["std"], rtol=1e-6)
+
+
+def test_write_needs_a_hugging_face_folder(photos, tmp_path):
+    with pytest.raises(ValueError, match="save_hf_model"):
+        run(tmp_path, photos, "--write")
+
+
+def test_unreadable_images_are_listed(tiny_vae, photos, tmp_path, capsys):
+    shutil.copy(photos / "a" / "two.png", tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"nothing")
+    assert run(tiny_vae, tmp_path) == 1
+    assert "unreadable: bad.png" in capsys.readouterr().out

@@ -1,0 +1,78 @@
+import json
+
+import pytest
+import torch
+
+from scripts import merge_encoder_and_decoder
+from wfimagevae.model import WFVAE2ImageModel
+
+
+def make_model(folder, seed, **changes):
+    torch.manual_seed(seed)
+    config = {
+        "latent_dim": 4,
+        "base_channels": [8, 16],
+        "layer_res_type": ["ResnetBlock2D"],
+        "encoder_energy_flow_size": 8,
+        "decoder_energy_flow_size": 8,
+    }
+    WFVAE2ImageModel(**(config | changes)).save_pretrained(folder)
+    return folder
+
+
+def merge(first, second, target):
+    merge_encoder_and_decoder.main(
+        ["--encoder_from", str(first), "--decoder_from", str(second), "--save_dir", str(target)]
+    )
+    return WFVAE2ImageModel.from_pretrained(target)
+
+
+def test_merged_model_encodes_as_one_and_decodes_as_the_other(tmp_path):
+    first = make_model(tmp_path / "first", 0, shift=[1.0, 2, 3, 4], encoder_num_resblocks=1)
+    second = make_model(tmp_path / "second", 1, decoder_base_channels=[8, 24])
+    merged = merge(first, second, tmp_path / "merged")
+    a, b = WFVAE2ImageModel.from_pretrained(first), WFVAE2ImageModel.from_pretrained(second)
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        z = merged.encode(x).latent_dist.mode()
+        assert torch.equal(z, a.encode(x).latent_dist.mode())
+        assert torch.equal(merged.decode(z).sample, b.decode(z).sample)
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["shift"] == [1, 2, 3, 4]
+    assert config["encoder_num_resblocks"] == 1 and config["decoder_base_channels"] == [8, 24]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"latent_dim": 8}, r"latent_dim \(4 and 8\)"),
+        ({"norm_type": "groupnorm", "base_channels": [32, 32]}, r"norm_type"),
+        (
+            {"base_channels": [8, 16, 24], "layer_res_type": ["ResnetBlock2D"] * 2},
+            r"layer_res_type",
+        ),
+    ],
+)
+def test_halves_that_do_not_fit_are_refused_by_name(change, named, tmp_path):
+    first = make_model(tmp_path / "first", 0)
+    if change.get("norm_type"):
+        change = change | {"encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
+    second = make_model(tmp_path / "second", 1, **change)
+    with pytest.raises(ValueError, match=f"do not fit: .*{named}"):
+        merge(first, second, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_neither_source_is_overwritten(tmp_path):
+    first, second = make_model(tmp_path / "a", 0), make_model(tmp_path / "b", 1)
+    with pytest.raises(ValueError, match="where the model comes from"):
+        merge(first, second, second)
+
+
+def test_from_another_folder(tmp_path, run_script):
+    make_model(tmp_path / "a", 0)
+    make_model(tmp_path / "b", 1)
+    arguments = ("--encoder_from", "a", "--decoder_from", "b", "--save_dir", "c")
+    done = run_script("merge_encoder_and_decoder.py", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "identical when read back" in done.stdout

@@ -1,0 +1,58 @@
+"""The quick start's promises about files and verdicts; `.ci/run` runs the whole of it."""
+
+import json
+
+import pytest
+
+from scripts import quickstart
+
+
+def photographs_of(manifest):
+    return [json.loads(line)["image_path"] for line in manifest.read_text().splitlines()]
+
+
+def test_no_scene_is_on_both_sides(tmp_path):
+    quickstart.copy_photographs(tmp_path)
+    train = photographs_of(tmp_path / "train.jsonl")
+    held_out = photographs_of(tmp_path / "val.jsonl")
+    assert len(held_out) >= 2
+    assert not {scene(path) for path in train} & {scene(path) for path in held_out}
+    assert all((tmp_path / path).is_file() for path in train + held_out)
+
+
+def scene(path):
+    """The two views of a stereo pair are one scene."""
+    return path.rsplit(".", 1)[0].removesuffix("_left").removesuffix("_right")
+
+
+def test_its_own_folder_is_made_anew_and_says_so(tmp_path, capsys):
+    folder = tmp_path / "quickstart"
+    quickstart.make_folder(folder)
+    (folder / "old.txt").touch()
+    quickstart.make_folder(folder)
+    assert [path.name for path in folder.iterdir()] == [quickstart.MARKER]
+    assert "removing" in capsys.readouterr().out
+
+
+def test_a_folder_of_the_user_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not made by the quick start"):
+        quickstart.make_folder(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()
+
+
+@pytest.mark.parametrize(
+    ("psnr", "ssim", "short", "status"),
+    [(26.0, 0.8, False, 0), (26.0, 0.6, False, 1), (24.0, 0.8, False, 1), (10.0, 0.1, True, 0)],
+)
+def test_a_full_run_must_beat_the_baseline_in_both_figures(psnr, ssim, short, status):
+    scores = {
+        "reconstructed": {"psnr": psnr, "ssim": ssim},
+        "bicubic": {"psnr": 25.0, "ssim": 0.7},
+    }
+    assert quickstart.check(scores, short) == status
+
+
+def test_a_command_that_fails_stops_the_quick_start():
+    with pytest.raises(ValueError, match="ended with status 3"):
+        quickstart.run(["bash", "-c", "exit 3"])

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from scripts import recon_image, recon_single_image
+from wfimagevae.model import WFVAE2ImageModel
+
+EXPECTED = ["a/one.png", "a/two.png", "b/deep/three.png", "b/one.png", "four.png"]
+
+
+def files(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def recon(model, real, generated, *more):
+    return recon_image.main(
+        ["--from_pretrained", str(model), "--real_image_dir", str(real), "--device", "cpu"]
+        + ["--generated_image_dir", str(generated), "--num_workers", "0", *map(str, more)]
+    )
+
+
+def test_paths_and_native_sizes_are_kept(tiny_vae, photos, tmp_path):
+    assert recon(tiny_vae, photos, tmp_path / "out") == 0
+    assert files(tmp_path / "out") == EXPECTED
+    for name in files(photos):
+        with Image.open(photos / name) as original:
+            restored = pixels((tmp_path / "out" / name).with_suffix(".png"))
+            assert restored.shape == (original.height, original.width, 3)
+
+
+def test_pixels_are_those_of_the_model(tiny_vae, photos, tmp_path):
+    recon(tiny_vae, photos, tmp_path / "out", "--resolution", 48, "--output_origin")
+    vae = WFVAE2ImageModel.from_pretrained(tiny_vae)
+    origin = pixels(tmp_path / "out" / "origin" / "a" / "two.png")
+    x = torch.tensor(origin).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        y = vae(x, sample_posterior=False).sample
+    expected = ((y.clamp(-1, 1) + 1) * 127.5).round()[0].permute(1, 2, 0).numpy()
+    restored = pixels(tmp_path / "out" / "a" / "two.png")
+    assert restored.shape == (48, 48, 3)
+    assert np.abs(restored - expected).max() <= 1
+
+
+def test_batches_and_subsets_do_not_change_pixels(tiny_vae, photos, tmp_path):
+    sizes = ("--resolution", 56, "--crop_size", 48)
+    recon(tiny_vae, photos, tmp_path / "all", *sizes, "--batch_size", 1)
+    recon(tiny_vae, photos, tmp_path / "some", *sizes, "--batch_size", 3, "--subset_size", 3)
+    some = files(tmp_path / "some")
+    assert len(some) == 3
+    for name in some:
+        a, b = (pixels(tmp_path / folder / name).astype(int) for folder in ("all", "some"))
+        assert a.shape == (48, 48, 3) and np.abs(a - b).max() <= 1
+
+
+def test_other_formats(tiny_vae, photos, tmp_path):
+    recon(tiny_vae, photos, tmp_path, "--resolution", 32, "--format", "webp")
+    assert files(tmp_path) == [name.replace(".png", ".webp") for name in EXPECTED]
+
+
+def test_unreadable_images_are_listed_and_the_rest_is_written(
+    tiny_vae, photos, tmp_path, capsys
+):
+    real = tmp_path / "real"
+    real.mkdir()
+    (real / "good.png").write_bytes((photos / "a" / "two.png").read_bytes())
+    (real / "cut.jpg").write_bytes((photos / "a" / "one.jpg").read_bytes()[:300])
+    assert recon(tiny_vae, real, tmp_path / "out", "--resolution", 32) == 1
+    assert files(tmp_path / "out") == ["good.png"]
+    output = capsys.readouterr()
+    assert "reconstructed 1 of 2" in output.out
+    assert "unreadable: cut.jpg" in output.err
+
+
+def test_output_inside_the_originals_is_refused(tiny_vae, photos):
+    for folder in (photos, photos / "b" / "out"):
+        with pytest.raises(ValueError, match="lies inside"):
+            recon(tiny_vae, photos, folder)
+
+
+def test_tiled_reconstruction_has_the_size_of_the_image(tiny_vae, photos, tmp_path):
+    assert recon(tiny_vae, photos, tmp_path, "--tile_size", 32) == 0
+    assert pixels(tmp_path / "a" / "one.png").shape == (50, 70, 3)
+
+
+def test_model_source_must_be_one(photos, tmp_path):
+    base = ["--real_image_dir", str(photos), "--generated_image_dir", str(tmp_path / "out")]
+    for source in ([], ["--from_pretrained", "a", "--ckpt_path", "b"]):
+        with pytest.raises(ValueError, match="either --from_pretrained or --ckpt_path"):
+            recon_image.main([*base, *source])
+
+
+def test_two_processes_write_what_one_writes(tiny_vae, photos, tmp_path, run_script):
+    """Also: started from another folder, with relative paths."""
+    options = ("--resolution", 48, "--num_workers", 1, "--device", "cpu")
+    recon(tiny_vae, photos, tmp_path / "one", *options)
+    (tmp_path / "photos").symlink_to(photos)
+    done = run_script(
+        "recon_image.py",
+        *("--from_pretrained", tiny_vae, "--real_image_dir", "photos"),
+        *("--generated_image_dir", "two", *options),
+        cwd=tmp_path,
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("reconstructed 5 of 5 images into two") == 1
+    assert files(tmp_path / "two") == EXPECTED
+    for name in EXPECTED:
+        a, b = (pixels(tmp_path / folder / name).astype(int) for folder in ("one", "two"))
+        assert np.abs(a - b).max() <= 1
+
+
+def single(model, image, rec, *more):
+    return recon_single_image.main(
+        ["--from_pretrained", str(model), "--image_path", str(image), "--rec_path", str(rec)]
+        + ["--device", "cpu", *map(str, more)]
+    )
+
+
+def test_single_image_of_odd_size_and_its_psnr(tiny_vae, photos, tmp_path, capsys):
+    single(tiny_vae, photos / "b" / "deep" / "three.webp", tmp_path / "new" / "rec.png")
+    restored = pixels(tmp_path / "new" / "rec.png")
+    assert restored.shape == (61, 53, 3)
+    with Image.open(photos / "b" / "deep" / "three.webp") as image:
+        expected = peak_signal_noise_ratio(np.asarray(image.convert("RGB")), restored)
+    assert f"PSNR {expected:.2f} dB" in capsys.readouterr().out
+
+
+def test_single_image_at_a_resolution_in_half_precision(tiny_vae, photos, tmp_path):
+    options = ("--resolution", 40, "--mixed_precision", "bf16")
+    single(tiny_vae, photos / "a" / "one.jpg", tmp_path / "rec.jpg", *options)
+    assert pixels(tmp_path / "rec.jpg").shape == (40, 40, 3)
+
+
+def test_single_image_errors_name_the_file(tiny_vae, photos, tmp_path):
+    with pytest.raises(ValueError, match=r"rec.gif: unknown extension"):
+        single(tiny_vae, photos / "a" / "one.jpg", tmp_path / "rec.gif")
+    with pytest.raises(ValueError, match=r"none.png: No such file"):
+        single(tiny_vae, tmp_path / "none.png", tmp_path / "rec.png")
+
+
+def test_single_image_from_another_folder_and_a_user_error_in_one_line(
+    tiny_vae, photos, tmp_path, run_script
+):
+    def run(model):
+        return run_script(
+            "recon_single_image.py",
+            *("--from_pretrained", model, "--image_path", photos / "four.bmp"),
+            *("--rec_path", "rec.png", "--device", "cpu"),
+            cwd=tmp_path,
+        )
+
+    done = run(tiny_vae)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "rec.png").is_file()
+    failed = run("./no_such_model")
+    assert failed.returncode == 2
+    assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1

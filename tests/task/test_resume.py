@@ -1,0 +1,104 @@
+"""N steps, stop, resume, M steps equal N + M steps, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.task.training import ROOT, Workplace, differences, load
+
+EVERYTHING = {
+    "ema": True,
+    "grad_accum_steps": 2,
+    "dataset_num_worker": 2,
+    "lr_schedule": "cosine",
+    "warmup_steps": 2,
+    "eval_steps": 3,
+}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("resume"))
+
+
+def assert_same_state(one, other):
+    found = differences(one, other)
+    assert not [path for path in found if not path.startswith(("/best_score", "/task_state"))], (
+        found
+    )
+
+
+@pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
+@pytest.mark.parametrize("mix_precision", ["fp32", "bf16"])
+def test_resuming_changes_no_bit(workplace, gan_schedule, mix_precision):
+    options = EVERYTHING | {"gan_schedule": gan_schedule, "mix_precision": mix_precision}
+    name = f"{gan_schedule}-{mix_precision}"
+    whole = load(workplace.train(f"{name}-whole", 9, **options), 9)
+    cut = f"{name}-cut"
+    # The schedule's length belongs to the command: stop by step count means another cosine.
+    workplace.train(cut, 9, save_ckpt_step=4, **options)
+    (workplace.run_folder(cut) / "checkpoint-9.ckpt").unlink()
+    (workplace.run_folder(cut) / "checkpoint-8.ckpt").unlink()
+    folder = workplace.train(cut, 9, resume_from_checkpoint="auto", **options)
+    assert_same_state(whole, load(folder, 9))
+
+
+def test_a_resumed_csv_has_each_step_once(workplace):
+    folder = workplace.train("csv", 8, save_ckpt_step=4)
+    (folder / "checkpoint-8.ckpt").unlink()
+    whole = (folder / "training_losses.csv").read_text()
+    workplace.train("csv", 8, save_ckpt_step=4, resume_from_checkpoint="auto")
+    steps = [
+        line.split(",")[0] for line in (folder / "training_losses.csv").read_text().splitlines()
+    ]
+    assert steps == ["step", "2", "4", "6", "8"]
+    assert len(whole.splitlines()) == len(steps)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number):
+    name = f"signal-{number.name.lower()}"
+    whole = load(workplace.train(f"{name}-whole", 60), 60)
+    command = [sys.executable, str(ROOT / "train_image_ddp.py"), *workplace.flags(name, 60)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    for line in process.stderr:
+        if line.startswith("step 4/"):
+            process.send_signal(number)
+            break
+    rest = process.stderr.read()
+    assert process.wait() == 0
+    assert "stopped by a signal after step" in rest
+    (stopped,) = workplace.run_folder(name).glob("checkpoint-*.ckpt")
+    assert stopped.stem != "checkpoint-60"
+    folder = workplace.train(name, 60, resume_from_checkpoint="auto")
+    assert_same_state(whole, load(folder, 60))
+
+
+def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(workplace):
+    whole = load(workplace.train("killed-whole", 30), 30)
+    flags = workplace.flags("killed", 30, save_ckpt_step=3)
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "train_image_ddp.py"), *flags], env=environment
+    )
+    deadline = time.monotonic() + 120
+    while not list(workplace.folder.glob("results/killed-lr*/checkpoint-6.ckpt")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    folder = workplace.train("killed", 30, resume_from_checkpoint="auto")
+    assert_same_state(whole, load(folder, 30))
+
+
+def test_checkpoints_are_kept_by_the_clock_and_by_number(workplace):
+    folder = workplace.train("kept", 12, save_ckpt_step=2, keep_last=2, eval_steps=6)
+    names = sorted(path.name for path in folder.glob("*.ckpt"))
+    assert names == ["best-psnr.ckpt", "checkpoint-10.ckpt", "checkpoint-12.ckpt"]
+    folder = workplace.train("clock", 12, save_every_minutes=1e-9)
+    assert len(list(folder.glob("checkpoint-*.ckpt"))) == 12

@@ -1,0 +1,209 @@
+"""Image-VAE training as its users run it: learning, turns, bad input, files."""
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.images import smooth_image
+from tests.task.training import Workplace, differences, largest_difference, load
+from train_ddp import main
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("training"))
+
+
+def validation(folder):
+    return [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+
+
+def losses(folder):
+    with (folder / "training_losses.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_tiny_model_overfits_a_photograph_past_25_db(tmp_path):
+    from skimage import data
+
+    photograph = Image.fromarray(data.astronaut()).resize((64, 64), Image.Resampling.LANCZOS)
+    workplace = Workplace(tmp_path)
+    (tmp_path / "one").mkdir()
+    photograph.save(tmp_path / "one" / "astronaut.png")
+    folder = workplace.train(
+        "overfit",
+        400,
+        image_path=tmp_path / "one",
+        eval_image_path=tmp_path / "one",
+        resolution=64,
+        eval_resolution=64,
+        eval_crop_size=64,
+        batch_size=1,
+        lr=4e-3,
+        lr_schedule="cosine",
+        disc_weight=0,
+        eval_steps=400,
+        log_steps=100,
+    )
+    assert validation(folder)[-1]["val/psnr"] > 25
+
+
+def test_each_schedule_updates_whom_it_should(workplace):
+    start = load(workplace.train("start", 1), 1)["state_dict"]
+    joint = load(workplace.train("joint", 4), 4)
+    assert joint["player_state"]["generator"]["num_updates"] == 4
+    assert joint["player_state"]["discriminator"]["num_updates"] == 2
+    turns = load(workplace.train("turns", 6, gan_schedule="alternate"), 6)
+    assert turns["player_state"]["generator"]["num_updates"] == 4
+    assert turns["player_state"]["discriminator"]["num_updates"] == 2
+    for content in (joint, turns):
+        for part in ("gen_model", "disc_model"):
+            assert largest_difference(content["state_dict"][part], start[part]) > 1e-5
+
+
+def test_the_discriminator_may_learn_ahead(workplace):
+    ahead = load(workplace.train("ahead", 4, disc_start=100, disc_train_start=1), 4)
+    alone = load(workplace.train("alone", 4, disc_weight=0), 4)
+    assert ahead["player_state"]["discriminator"]["num_updates"] == 3
+    assert (
+        largest_difference(ahead["state_dict"]["gen_model"], alone["state_dict"]["gen_model"]) == 0
+    )
+
+
+def test_a_frozen_encoder_stays_as_it_was(workplace):
+    def encoder(step):
+        content = load(workplace.run_folder("frozen"), step)["state_dict"]["gen_model"]
+        return {k: v for k, v in content.items() if k.startswith("encoder.")}, content
+
+    workplace.train("frozen", 3, freeze_encoder=True, save_ckpt_step=1)
+    (before, first), (after, last) = encoder(1), encoder(3)
+    assert not differences(before, after)
+    assert largest_difference(first, last) > 0
+
+
+def test_gan_only_training_is_weights(workplace):
+    folder = workplace.train(
+        "gan", 4, rec_weight=0, wavelet_loss=None, no_adaptive_weight=True, kl_weight=0
+    )
+    assert float(losses(folder)[-1]["train/nll_loss"]) == 0
+    with pytest.raises(ValueError, match="--no_adaptive_weight"):
+        workplace.train("gan-adaptive", 4, rec_weight=0)
+
+
+def test_bad_pixels_are_replaced_counted_and_named(workplace, tmp_path, caplog):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(4):
+        Image.fromarray(smooth_image(40, 40, i)).save(folder / f"{i}.png")
+    (folder / "broken.jpg").write_bytes(b"not an image")
+    caplog.set_level(logging.WARNING, "wfimagevae")
+    run = workplace.train("broken", 6, image_path=folder)
+    assert float(losses(run)[-1]["data/unreadable"]) == 1
+    assert sum("broken.jpg" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_run_whose_images_all_fail_stops(workplace, tmp_path):
+    for i in range(3):
+        (tmp_path / f"{i}.png").write_bytes(b"broken")
+    with pytest.raises(ValueError, match="none of 3 images"):
+        workplace.train("all-broken", 6, image_path=tmp_path)
+
+
+def test_training_that_diverges_stops_and_names_the_last_checkpoint(workplace, monkeypatch):
+    from wfimagevae.model.losses.perceptual_loss import LPIPSWithDiscriminator2D
+
+    original = LPIPSWithDiscriminator2D.generator_loss
+
+    def poisoned(self, images, output, last_layer, step, average):
+        loss, logs = original(self, images, output, last_layer, step, average)
+        return (loss * float("nan") if step >= 4 else loss), logs
+
+    monkeypatch.setattr(LPIPSWithDiscriminator2D, "generator_loss", poisoned)
+    with pytest.raises(ValueError, match=r"3 updates of the generator.*checkpoint-4.ckpt"):
+        workplace.train("diverged", 100, save_ckpt_step=4, max_bad_updates=3)
+    content = load(workplace.run_folder("diverged"), 4)
+    assert all(v.isfinite().all() for v in content["state_dict"]["gen_model"].values())
+
+
+def test_validation_writes_figures_and_pictures(workplace):
+    folder = workplace.train("pictures", 4, eval_steps=2, ema=True, disable_live_plot=None)
+    rows = validation(folder)
+    assert [row["step"] for row in rows] == [2, 4]
+    assert {"val/psnr", "val/ssim", "val_ema/psnr", "val_ema/ssim"} <= rows[0].keys()
+    originals = sorted((folder / "val_images" / "original").iterdir())
+    assert len(originals) == 3
+    for step in ("step-00000002", "step-00000004"):
+        assert len(list((folder / "val_images" / "reconstructed" / step).iterdir())) == 3
+        maps = sorted((folder / "val_patch_scores" / step).iterdir())
+        assert Image.open(maps[0]).size == (64, 32)  # the image and its reconstruction
+    with (folder / "val_patch_scores" / "summary.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    assert np.asarray(Image.open(originals[0])).std() > 0
+    assert (folder / "training_losses_live_page1.png").exists()
+    options = json.loads((folder / "options.json").read_text())
+    assert options["ema"] is True
+
+
+def test_fp16_trains_with_a_scaler_on_the_cpu(workplace):
+    content = load(workplace.train("half", 8, mix_precision="fp16"), 8)
+    assert content["player_state"]["generator"]["scaler"]["scale"] > 0
+    assert all(v.isfinite().all() for v in content["state_dict"]["gen_model"].values())
+
+
+def test_gradient_checkpointing_changes_no_update(workplace):
+    plain = load(workplace.train("plain", 3), 3)["state_dict"]
+    saving = load(workplace.train("saving", 3, gradient_checkpointing=True), 3)["state_dict"]
+    assert largest_difference(plain["gen_model"], saving["gen_model"]) < 1e-6
+
+
+def test_a_reference_checkpoint_resumes_all_but_its_optimizer(workplace, tmp_path, caplog):
+    content = load(workplace.train("old", 3, ema=True), 3)
+    old = {
+        "epoch": 0,
+        "current_step": 3,
+        "optimizer_state": {"gen_optimizer": {"state": {}}, "disc_optimizer": {"state": {}}},
+        "state_dict": {
+            "gen_model": {"module." + k: v for k, v in content["state_dict"]["gen_model"].items()}
+            | {"module.encoder.wavelet_transform_in.aa": torch.ones(1, 1, 2, 2)},
+            "disc_model": content["state_dict"]["disc_model"]
+            | {"perceptual_loss.lin0.model.1.weight": torch.zeros(1)},
+        },
+        "ema_state_dict": {"module." + k: v for k, v in content["ema_state_dict"].items()},
+        "scaler_state": {},
+        "sampler_state": {},
+    }
+    path = tmp_path / "checkpoint-3.ckpt"
+    torch.save(old, path)
+    caplog.set_level(logging.WARNING, "wfimagevae")
+    folder = workplace.train("from-old", 3, ema=True, resume_from_checkpoint=path)
+    assert "was not written by this repository" in caplog.text
+    workplace.train("from-old-on", 5, ema=True, resume_from_checkpoint=path)
+    assert not list(folder.glob("checkpoint-*.ckpt")) or True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"resolution": 30}, "multiple of 8"),
+        ({"disc_cls": "wfimagevae.nothing.X"}, "--disc_cls"),
+        ({"model_name": "WFVAE3Image"}, "did you mean"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"perceptual_weight": 1, "lpips_weights": "nowhere.pth"}, "nowhere.pth"),
+        ({"image_path": "nowhere"}, "nowhere"),
+        ({"tracker": "wandb", "image_path": "nowhere"}, "nowhere"),
+    ],
+)
+def test_bad_options_are_explained(workplace, options, words):
+    with pytest.raises((ValueError, OSError), match=words):
+        workplace.train("bad", 2, **options)
+
+
+def test_a_second_start_does_not_overwrite_the_first(workplace):
+    workplace.train("twice", 1)
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        main(workplace.flags("twice", 2))

@@ -1,0 +1,192 @@
+"""The layers, sizes and habits that the design asks for, read from the source itself."""
+
+import ast
+import re
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import setuptools
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "wfimagevae"
+
+# Imports point to smaller numbers only; packages of one number never import each other.
+LAYERS = {
+    "model": 0,
+    "diffusion": 0,
+    "dataset": 0,
+    "engine": 0,
+    "objective": 1,
+    "eval": 1,
+    "task": 2,
+    "pipeline": 3,
+}
+MODULE_NAME = re.compile(r"wfimagevae(\.\w+)+")
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"} | {
+    "torchmetrics",
+    "torch_fidelity",
+}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "pynvml": "nvidia-ml-py",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+FOLDERS = ("wfimagevae", "scripts", "tests", "examples", "docs", "legacy", ".ci", ".github")
+TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".yml", ".json", ".toml", ".txt", ""}
+
+
+def project_files():
+    """Every text file of the project, without virtual environments, caches and results."""
+    files = [path for path in ROOT.iterdir() if path.is_file() and path.name != ".git"]
+    files += [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.is_file()]
+    return sorted(p for p in files if p.suffix in TEXT_SUFFIXES and "__pycache__" not in p.parts)
+
+
+PYTHON_FILES = [path for path in project_files() if path.suffix == ".py"]
+SHIPPED = [p for p in PYTHON_FILES if p.relative_to(ROOT).parts[0] not in ("tests", "legacy")]
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+def imported_modules(tree):
+    """Dotted names of all imports, inside functions too, and of modules named in strings."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            if node.module == "wfimagevae":
+                yield from (f"wfimagevae.{alias.name}" for alias in node.names)
+            else:
+                yield node.module
+        elif isinstance(node, ast.Constant) and MODULE_NAME.fullmatch(str(node.value)):
+            yield node.value
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=relative)
+def test_imports_point_to_lower_layers_only(path):
+    parts = path.relative_to(ROOT).parts
+    if parts[0] != "wfimagevae" or len(parts) == 2:
+        return
+    own = parts[1]
+    assert own in LAYERS, f"{own} has no layer; add it to LAYERS and to the design"
+    for name in imported_modules(parse(path)):
+        if not name.startswith("wfimagevae"):
+            continue
+        other = name.split(".")[1]
+        allowed = other == own or LAYERS.get(other, 99) < LAYERS[own]
+        assert allowed, f"{relative(path)} ({own}) imports {name}"
+
+
+@pytest.mark.parametrize("path", PYTHON_FILES, ids=relative)
+def test_no_file_or_function_outgrows_its_ceiling(path):
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(parse(path)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if node.name.lstrip("_").startswith(("add_", "build_parser")):
+            continue  # lists of flags
+        length = node.end_lineno - node.lineno + 1
+        assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=relative)
+def test_nobody_imports_the_archive_the_tests_or_another_script(path):
+    roots = {name.split(".")[0] for name in imported_modules(parse(path))}
+    assert not roots & {"legacy", "tests", "scripts"}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=relative)
+def test_heavy_and_optional_packages_are_imported_where_they_are_used(path):
+    for node in parse(path).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            roots = {name.split(".")[0] for name in imported_modules(node)}
+            assert not roots & ON_DEMAND, f"line {node.lineno}: import it in a function"
+
+
+def test_flag_modules_import_no_torch():
+    modules = sorted(
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in PACKAGE.rglob("*.py")
+        if path.stem == "args" or path.stem.endswith("_args")
+    )
+    assert "wfimagevae.engine.args" in modules
+    code = "import importlib, sys\n"
+    code += f"for name in {modules!r}:\n    importlib.import_module(name)\n"
+    code += "print(*{'torch', 'diffusers', 'torchvision', 'numpy'} & set(sys.modules))"
+    output = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert output.stdout.split() == []
+
+
+def test_no_path_of_one_machine_is_in_the_repository():
+    pattern = re.compile(r"(?<![\w.])/(?:home|root|Users|work|farm|storage)/\w")
+    found = [
+        f"{relative(path)}:{number}: {line.strip()}"
+        for path in project_files()
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
+        if pattern.search(line)
+    ]
+    assert found == []
+
+
+def test_no_file_has_a_name_that_says_nothing():
+    vague = {"utils.py", "helpers.py", "misc.py", "common.py"}
+    assert [relative(path) for path in PYTHON_FILES if path.name in vague] == []
+
+
+@pytest.fixture(scope="module")
+def setup_arguments():
+    captured = {}
+    original = setuptools.setup
+    setuptools.setup = lambda **arguments: captured.update(arguments)
+    try:
+        runpy.run_path(str(ROOT / "setup.py"))
+    finally:
+        setuptools.setup = original
+    return captured
+
+
+def package_name(requirement):
+    return re.match(r"[\w.-]+", requirement)[0].lower().replace("_", "-")
+
+
+def test_setup_takes_its_requirements_from_requirements_txt(setup_arguments):
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert setup_arguments["install_requires"] == lines
+    assert "torch>=2.8" in lines
+    base = {package_name(line) for line in lines}
+    optional = {package_name(r) for rs in setup_arguments["extras_require"].values() for r in rs}
+    assert not base & optional
+
+
+def test_every_imported_package_is_declared(setup_arguments):
+    declared = [*setup_arguments["install_requires"]]
+    for extra in setup_arguments["extras_require"].values():
+        declared += extra
+    names = {package_name(requirement) for requirement in declared}
+    own = {"wfimagevae", "setuptools"} | {path.stem for path in ROOT.glob("*.py")}
+    for path in SHIPPED:
+        roots = {name.split(".")[0] for name in imported_modules(parse(path))}
+        for root in roots - own - set(sys.stdlib_module_names):
+            name = DISTRIBUTIONS.get(root, root).lower().replace("_", "-")
+            assert name in names, f"{relative(path)} imports {root}, which no requirement names"
+
+
+def test_every_folder_with_code_is_an_installed_package(setup_arguments):
+    folders = {path.parent for path in PACKAGE.rglob("*.py")}
+    packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert packages == set(setup_arguments["packages"])

@@ -1,0 +1,110 @@
+"""Every command answers --help at once, without the heavy imports, and explains each flag."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+COMMANDS = sorted([*ROOT.glob("train_*.py"), *ROOT.glob("scripts/*.py")])
+SHELL_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("examples/*.sh"), ROOT / ".ci" / "run"])
+HEAVY = {"torch", "torchvision", "diffusers", "numpy", "matplotlib", "skimage", "lpips", "wandb"}
+HALF_A_SECOND = 0.5
+
+# Runs a command's --help, but prints what a person would be told, as JSON.
+PROBE = """
+import argparse, json, runpy, sys
+
+def dump(parser, file=None):
+    actions = [[action.option_strings, action.help] for action in parser._actions]
+    print(json.dumps({"actions": actions, "modules": sorted(sys.modules)}))
+
+argparse.ArgumentParser.print_help = dump
+sys.path.insert(0, sys.argv[2])
+sys.argv = [sys.argv[1], "--help"]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def relative(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+def environment():
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def probe(command, cwd):
+    arguments = [sys.executable, "-c", PROBE, str(command), str(command.parent)]
+    done = subprocess.run(arguments, cwd=cwd, env=environment(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child_cpu_seconds():
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=relative)
+def test_help_explains_every_flag_and_imports_nothing_heavy(command, tmp_path):
+    answer = probe(command, tmp_path)
+    flags = [names for names, _ in answer["actions"] if names != ["-h", "--help"]]
+    assert flags, "a command without a single flag"
+    unexplained = [names for names, text in answer["actions"] if not text]
+    assert unexplained == []
+    assert HEAVY & set(answer["modules"]) == set()
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=relative)
+def test_help_takes_less_than_half_a_second(command, tmp_path):
+    """In processor time, the best of three: other work on the machine does not count."""
+    seconds = []
+    for _ in range(3):
+        before = child_cpu_seconds()
+        done = subprocess.run(
+            [sys.executable, str(command), "--help"],
+            cwd=tmp_path,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+        seconds.append(child_cpu_seconds() - before)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("usage: ")
+        if seconds[-1] < HALF_A_SECOND:
+            return
+    pytest.fail(f"--help took {min(seconds):.2f} s at best")
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=relative)
+def test_an_unknown_flag_is_refused_with_a_hint(command, tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(command), "--hepl"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, wfimagevae; print(*sorted(sys.modules))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.mark.parametrize("script", SHELL_SCRIPTS, ids=relative)
+def test_shell_scripts_parse(script):
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

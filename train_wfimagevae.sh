@@ -1,0 +1,83 @@
+#!/usr/bin/env bash
+# Trains a wavelet image VAE on your photographs.
+#
+#   GPU=0,1,2,3 TRAIN_IMAGE_DIR=photos EVAL_IMAGE_DIR=held_out bash train_wfimagevae.sh
+#
+# Every flag of train_image_ddp.py is a variable in upper case (LR=1e-4 BATCH_SIZE=4 MAX_STEPS=50000
+# GAN_SCHEDULE=alternate EMA=0 ...); flags after the script's name win over them. Besides:
+#   GPU                GPUs of this machine, comma separated; all if not given
+#   NPROC              processes on a machine without GPUs (1)
+#   TRAIN_IMAGE_DIR, EVAL_IMAGE_DIR      folders or JSON-lines manifests
+#   ORIGINAL_MANIFEST, TRAIN_RATIO       or one manifest, split by that share (0.9), the same each time
+#   OUTPUT_DIR         folder of runs (./results)
+#   RESUME_CKPT        a checkpoint, a run's folder, or auto
+#   PRETRAINED_MODEL   start from these weights
+#   DISABLE_WANDB=1    no tracker, whatever TRACKER says
+#   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each
+#   PYTHON             interpreter (python)
+# The recipe's own defaults: WAVELET_LOSS=1 EMA=1.
+set -euo pipefail
+
+here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+python="${PYTHON:-python}"
+: "${WAVELET_LOSS:=1}" "${EMA:=1}" "${NNODES:=1}" "${NODE_RANK:=0}"
+
+if [[ -n "${ORIGINAL_MANIFEST:-}" ]]; then
+  split="${OUTPUT_DIR:-./results}/manifests"
+  if [[ "$NODE_RANK" == 0 || "$NNODES" == 1 ]]; then
+    "$python" "$here/scripts/split_manifest.py" --manifest "$ORIGINAL_MANIFEST" \
+      --train_ratio "${TRAIN_RATIO:-0.9}" --output_dir "$split"
+  fi
+  TRAIN_IMAGE_DIR="$split/train.jsonl" EVAL_IMAGE_DIR="$split/eval.jsonl"
+fi
+IMAGE_PATH="${TRAIN_IMAGE_DIR:-${IMAGE_PATH:-}}"
+EVAL_IMAGE_PATH="${EVAL_IMAGE_DIR:-${EVAL_IMAGE_PATH:-}}"
+CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
+RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
+PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
+[[ "${DISABLE_WANDB:-0}" =~ ^(1|true|yes|on)$ ]] && TRACKER=none
+if [[ -z "$IMAGE_PATH" || -z "$EVAL_IMAGE_PATH" ]]; then
+  echo "error: set TRAIN_IMAGE_DIR and EVAL_IMAGE_DIR, or ORIGINAL_MANIFEST" >&2
+  exit 2
+fi
+
+listed="$("$python" "$here/train_image_ddp.py" --list_flags)"
+flags=()
+while read -r variable flag kind; do
+  value="${!variable:-}"
+  [[ -n "$value" ]] || continue
+  if [[ "$kind" == value ]]; then
+    flags+=("--$flag=$value")
+  elif [[ "$value" =~ ^(1|true|True|yes|on)$ ]]; then
+    flags+=("--$flag")
+  elif [[ ! "$value" =~ ^(0|false|False|no|off)$ ]]; then
+    echo "error: $variable=$value: write 1 or 0" >&2
+    exit 2
+  elif grep -qx "NO_$variable no_$flag switch" <<<"$listed"; then
+    flags+=("--no_$flag")
+  fi
+done <<<"$listed"
+
+if [[ -n "${GPU:-}" ]]; then
+  export CUDA_VISIBLE_DEVICES="$GPU"
+  commas="${GPU//[^,]/}"
+  processes=$((${#commas} + 1))
+else
+  processes="${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}"
+fi
+if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
+  cores="$("$python" -c 'import os; print(os.cpu_count() or 1)')"
+  OMP_NUM_THREADS=$((cores / processes > 0 ? cores / processes : 1))
+  export OMP_NUM_THREADS
+fi
+
+trainer=("$here/train_image_ddp.py" "${flags[@]}" "$@")
+if [[ "$NNODES" == 1 && "$processes" == 1 ]]; then
+  exec "$python" "${trainer[@]}"
+elif [[ "$NNODES" == 1 && -z "${MASTER_PORT:-}" ]]; then
+  exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "${trainer[@]}"
+else
+  exec "$python" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" \
+    --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
+    --nproc_per_node "$processes" "${trainer[@]}"
+fi

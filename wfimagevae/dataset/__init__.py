@@ -1,0 +1,21 @@
+"""Images from disk as tensors in [-1, 1]: index, decoding, crops, order, loaders."""
+
+import importlib
+
+_EXPORTS = {
+    "TrainImageDataset": "image_dataset",
+    "ValidImageDataset": "image_dataset",
+    "NoReadableImage": "image_dataset",
+    "collate_images": "image_dataset",
+    "TrainLoader": "loader",
+    "valid_loader": "loader",
+    "PositionSampler": "sampler",
+    "ShuffledOrder": "order",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_EXPORTS[name]}"), name)

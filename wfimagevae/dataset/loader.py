@@ -1,0 +1,227 @@
+"""Batches for training, endless and resumable at the exact sample, and for validation."""
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+
+from wfimagevae.dataset.image_dataset import (
+    NoReadableImage,
+    TrainImageDataset,
+    ValidImageDataset,
+    collate_images,
+)
+from wfimagevae.dataset.sampler import PositionSampler
+from wfimagevae.dataset.transforms import to_signed_unit
+
+_log = logging.getLogger("wfimagevae")
+
+
+class TrainLoader:
+    """Endless iterator over this rank's batches, whose state is one integer.
+
+    ``next(loader)`` gives a dict: ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in
+    memory, on ``device``; ``position``, the B data positions; ``unreadable``, a list of
+    (path, reason) of the files met for the first time, each of which is also logged once.
+
+    Workers hand over 8-bit crops: a quarter of the bytes between processes and to the device.
+
+    Args:
+        dataset: What to read.
+        batch_size: Images per batch and rank.
+        rank: Number of this process.
+        world_size: Number of processes.
+        num_workers: Reading processes; 0 reads in this one.
+        prefetch_factor: Batches that each worker prepares ahead.
+        persistent_workers: Handed to DataLoader; the stream is endless, so nothing depends on it.
+        device: Where the images go; through pinned memory to a CUDA device.
+
+    Raises:
+        ValueError: a bad option. From ``next``: `NoReadableImage`.
+    """
+
+    def __init__(
+        self,
+        dataset: TrainImageDataset,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 8,
+        prefetch_factor: int = 2,
+        persistent_workers: bool = True,
+        device: torch.device | str = "cpu",
+    ):
+        if num_workers < 0 or prefetch_factor < 1:
+            raise ValueError(
+                "num_workers must be at least 0 and prefetch_factor at least 1, "
+                f"got {num_workers} and {prefetch_factor}"
+            )
+        PositionSampler(batch_size, rank, world_size)  # checks the three
+        self.dataset, self.batch_size = dataset, batch_size
+        self.rank, self.world_size = rank, world_size
+        self.device = torch.device(device)
+        self._options = _worker_options(num_workers) | {
+            "prefetch_factor": prefetch_factor if num_workers else None,
+            "persistent_workers": persistent_workers and num_workers > 0,
+            "pin_memory": self.device.type == "cuda",
+        }
+        self._position = 0
+        self._batches = None
+        self._unreadable: set[str] = set()
+
+    def __iter__(self) -> "TrainLoader":
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        if self._batches is None:
+            start = self._position
+            sampler = PositionSampler(self.batch_size, self.rank, self.world_size, start)
+            reader = _BatchReader(self.dataset)
+            self._batches = iter(
+                DataLoader(reader, sampler=sampler, batch_size=None, **self._options)
+            )
+        batch = next(self._batches)
+        if "error" in batch:
+            self.close()
+            raise NoReadableImage(batch["error"])
+        self._position += self.batch_size * self.world_size
+        is_pinned = self._options["pin_memory"]
+        pixels = batch["pixels"].to(self.device, non_blocking=is_pinned)  # (B, R, R, 3)
+        return {
+            "image": to_signed_unit(pixels),
+            "position": batch["position"],
+            "unreadable": self._newly_met(batch["unreadable"]),
+        }
+
+    def _newly_met(self, unreadable: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        fresh = []
+        for path, reason in unreadable:
+            if path not in self._unreadable:  # another worker may have met it before
+                self._unreadable.add(path)
+                fresh.append((path, reason))
+                _log.warning("unreadable image, the next one stands in: %s: %s", path, reason)
+        return fresh
+
+    @property
+    def num_unreadable(self) -> int:
+        """Files of this rank's share found unreadable so far."""
+        return len(self._unreadable)
+
+    @property
+    def num_unreadable(self) -> int:
+        """Files that this rank has found unreadable so far."""
+        return len(self._unreadable)
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the data stands: the next position that no rank has drawn, seed, image count."""
+        return {
+            "position": self._position,
+            "seed": self.dataset.seed,
+            "num_images": len(self.dataset),
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Goes on at the sample after the last one drawn when ``state`` was taken.
+
+        The number of ranks, the batch size and the workers may differ. With another number of
+        images a warning says that the order is a new one.
+
+        Raises:
+            ValueError: ``state`` belongs to another seed.
+        """
+        if state["seed"] != self.dataset.seed:
+            raise ValueError(
+                f"the run to resume shuffled its images with seed {state['seed']}, this one with "
+                f"{self.dataset.seed}; pass --seed {state['seed']}"
+            )
+        if state["num_images"] != len(self.dataset):
+            _log.warning(
+                "the run to resume had %d images, now there are %d: training goes on after %d "
+                "samples in a new order, so some images come sooner again than others",
+                state["num_images"],
+                len(self.dataset),
+                state["position"],
+            )
+        self.close()
+        self._position = state["position"]
+
+    def close(self) -> None:
+        """Stops the workers. A later ``next`` starts them again where the data stands."""
+        self._batches = None
+
+
+class _BatchReader(Dataset):
+    """Reads whole batches, so that a worker hands over one 8-bit tensor."""
+
+    def __init__(self, dataset: TrainImageDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
+        size = self.dataset.resolution
+        pixels = torch.empty(len(positions), size, size, 3, dtype=torch.uint8)
+        unreadable = []
+        for slot, position in zip(pixels.numpy(), positions, strict=True):
+            try:
+                slot[:], met = self.dataset.read(position)
+            except NoReadableImage as error:  # raised in a worker, it would come as a traceback
+                return {"error": str(error)}
+            unreadable += met
+        return {"pixels": pixels, "position": positions, "unreadable": unreadable}
+
+
+def valid_loader(
+    dataset: ValidImageDataset,
+    batch_size: int,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> DataLoader:
+    """Batches, by `collate_images`, of this rank's share: images rank, rank + world_size, ...
+
+    Nothing is padded or repeated, so ranks may get shares of different length, or none.
+
+    Raises:
+        ValueError: images of native size, which cannot be stacked, with a batch size above 1.
+    """
+    PositionSampler(batch_size, rank, world_size)  # checks the three
+    if dataset.crop_size is None and batch_size > 1:
+        raise ValueError(
+            f"images of native size differ, so they cannot share a batch of {batch_size}; "
+            "give a resolution, or a batch size of 1"
+        )
+    share = Subset(dataset, range(rank, len(dataset), world_size))
+    options = _worker_options(num_workers)
+    return DataLoader(share, batch_size=batch_size, collate_fn=collate_images, **options)
+
+
+def _worker_options(num_workers: int) -> dict[str, Any]:
+    return {
+        "num_workers": num_workers,
+        "worker_init_fn": _start_worker,
+        # Without its own generator a DataLoader draws its base seed from the global one.
+        "generator": torch.Generator(),
+    }
+
+
+def _start_worker(worker_id: int) -> None:
+    """Leaves Ctrl-C and signals to the whole job to the main process, which still needs data.
+
+    (PyTorch itself limits a worker to one thread.)
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        main = multiprocessing.parent_process().pid
+        threading.Thread(target=_obey_only, args=(main,), daemon=True).start()
+
+
+def _obey_only(main: int) -> None:
+    """Ends the worker on a SIGTERM from ``main``; Slurm and torchrun send theirs to everyone."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
+        pass
+    os._exit(0)

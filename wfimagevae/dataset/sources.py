@@ -1,0 +1,238 @@
+"""Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import stat
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MANIFEST_KEYS = ("image_path", "path", "target")
+
+_CACHE_VERSION = 1
+_SETTLED_NS = 2 * 10**9
+_log = logging.getLogger("wfimagevae")
+
+
+class ImageIndex:
+    """Paths of images, sorted by their bytes, in two arrays.
+
+    Millions of Python strings would end up once in every forked worker, because counting
+    references writes to their memory pages. Arrays stay shared.
+
+    Args:
+        root: Absolute folder that the entries are relative to.
+        entries: Paths of the images, encoded as the file system does; absolute ones stay so.
+    """
+
+    def __init__(self, root: str, entries: list[bytes]):
+        entries = sorted(entries)
+        self.root = root
+        self._text = np.frombuffer(b"".join(entries), np.uint8)
+        self._ends = np.cumsum([len(entry) for entry in entries], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def path(self, i: int) -> str:
+        """Absolute path of image ``i``."""
+        start = self._ends[i - 1] if i else 0
+        return os.path.join(self.root, os.fsdecode(self._text[start : self._ends[i]].tobytes()))
+
+    def relative(self, i: int) -> str:
+        """Path of image ``i`` below the root, with forward slashes.
+
+        For a manifest's image outside its folder: the absolute path without its first slash, so
+        that what is written under this name stays inside the output folder.
+        """
+        full, prefix = os.path.normpath(self.path(i)), os.path.join(self.root, "")
+        if full.startswith(prefix):
+            name = full[len(prefix) :]
+        else:
+            name = os.path.splitdrive(full)[1].lstrip(os.sep)
+        return name.replace(os.sep, "/")
+
+
+def index_images(
+    source: str | Path, cache_dir: str | Path | None = None, use_manifest: bool = False
+) -> ImageIndex:
+    """Lists the images of a folder or manifest.
+
+    A folder is scanned recursively, links followed, for the file names in `EXTENSIONS`, in any
+    case; names that start with a dot are skipped. Its listing is kept under ``cache_dir``, and
+    only folders that changed since are read again. Nothing is written into ``source``.
+
+    Args:
+        source: Folder, or file of JSON lines with a path under one of `MANIFEST_KEYS`, absolute or
+            relative to the manifest's folder.
+        cache_dir: None is ``wfimagevae/index`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        use_manifest: Insist that ``source`` is a manifest.
+
+    Raises:
+        ValueError: ``source`` does not exist, is not what was insisted on, has a bad line (named
+            as file:line) or no image.
+    """
+    root = os.path.abspath(os.path.expanduser(source))
+    if os.path.isdir(root):
+        if use_manifest:
+            raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
+        entries = _folder_entries(root, _cache_file(root, cache_dir))
+        folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
+    elif os.path.isfile(root):
+        entries = [os.fsencode(path) for path in _manifest_paths(root)]
+        folder, hint = os.path.dirname(root), "expected a JSON-lines manifest, and it has no lines"
+    else:
+        raise ValueError(f"image path {root} is neither a folder nor a manifest file")
+    if not entries:
+        raise ValueError(f"no images in {root}: {hint}")
+    return ImageIndex(folder, entries)
+
+
+def read_manifest(manifest: str | Path) -> list[str]:
+    """Absolute paths of the images in a manifest, line by line.
+
+    Raises:
+        ValueError: a bad line, named as file:line.
+    """
+    manifest = os.path.abspath(os.path.expanduser(manifest))
+    return [os.path.join(os.path.dirname(manifest), path) for path in _manifest_paths(manifest)]
+
+
+def _manifest_paths(manifest: str) -> Iterator[str]:
+    if manifest.lower().endswith(EXTENSIONS):
+        raise ValueError(
+            f"{manifest} is an image; give a folder of images or a JSON-lines manifest"
+        )
+    with open(manifest, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                yield _manifest_path(line, f"{manifest}:{number}")
+
+
+def _manifest_path(line: bytes, where: str) -> str:
+    keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{where}: not a line of JSON ({error})") from None
+    if isinstance(record, dict):
+        for key in MANIFEST_KEYS:
+            if isinstance(record.get(key), str) and record[key]:
+                return record[key]
+    text = line.decode().strip()
+    raise ValueError(f"{where}: expected an object with a path under {keys}, got {text:.80}")
+
+
+@dataclass
+class _Folder:
+    """A folder's listing; without a stamp it changed too recently for the stamp to tell."""
+
+    stamp: tuple[int, ...] | None
+    files: list[str]
+    folders: list[str]
+
+
+def _folder_entries(root: str, cache: Path | None) -> list[bytes]:
+    known = _load(cache, root) if cache else {}
+    found = _scan(root, known)
+    if cache and found != known:
+        _save(cache, root, found)
+    return [os.fsencode(place + name) for place, folder in found.items() for name in folder.files]
+
+
+def _scan(root: str, known: dict[str, _Folder]) -> dict[str, _Folder]:
+    """Every folder below root by relative path ("" or "a/b/"), listed anew where it changed."""
+    found: dict[str, _Folder] = {}
+    pending: list[tuple[str, frozenset]] = [("", frozenset())]
+    while pending:
+        place, above = pending.pop()
+        path = os.path.join(root, place)
+        try:
+            status = os.stat(path)
+            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in above:
+                continue  # a link to a file, or back to a folder that contains it
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            folder = known.get(place)
+            if folder is None or folder.stamp != stamp:
+                folder = _list(path, stamp)
+        except OSError as error:
+            if not place:
+                raise
+            _log.warning("left out folder %s: %s", path, error.strerror)
+            continue
+        found[place] = folder
+        inside = above | {(status.st_dev, status.st_ino)}
+        pending += [(f"{place}{name}/", inside) for name in folder.folders]
+    return found
+
+
+def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
+    settled = time.time_ns() - max(stamp[1:]) > _SETTLED_NS
+    folder = _Folder(stamp if settled else None, [], [])
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_image = entry.name.lower().endswith(EXTENSIONS)
+            if entry.is_symlink():
+                # Where a link leads can change without a trace here: `_scan` looks each time.
+                is_folder = not is_image or os.path.isdir(entry.path)
+            else:
+                is_folder = entry.is_dir()
+            if is_folder:
+                folder.folders.append(entry.name)
+            elif is_image:
+                folder.files.append(entry.name)
+    return folder
+
+
+def _cache_file(root: str, cache_dir: str | Path | None) -> Path | None:
+    if cache_dir is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        cache_dir = os.path.join(home, "wfimagevae", "index")
+    folder = Path(cache_dir).expanduser().resolve()
+    if folder.is_relative_to(Path(root).resolve()):
+        _log.warning("index cache off: %s lies inside the image folder", folder)
+        return None
+    return folder / f"{hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()}.json"
+
+
+def _load(cache: Path, root: str) -> dict[str, _Folder]:
+    try:
+        data = json.loads(cache.read_bytes())
+        if (data["version"], data["root"]) != (_CACHE_VERSION, root):
+            return {}
+        return {
+            place: _Folder(stamp and tuple(stamp), files, folders)
+            for place, (stamp, files, folders) in data["folders"].items()
+        }
+    except OSError:  # most often there is none yet; otherwise saving it will fail, and say so
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("index cache %s is unusable (%s): scanning anew", cache, error)
+        return {}
+
+
+def _save(cache: Path, root: str, found: dict[str, _Folder]) -> None:
+    listing = {place: (f.stamp, f.files, f.folders) for place, f in found.items()}
+    data = {"version": _CACHE_VERSION, "root": root, "folders": listing}
+    temporary = None
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
+            temporary = file.name
+            json.dump(data, file)
+        os.replace(temporary, cache)
+    except OSError as error:
+        _log.warning("index cache off: cannot write %s: %s", cache.parent, error.strerror)
+        if temporary:
+            with contextlib.suppress(OSError):
+                os.remove(temporary)

@@ -1,0 +1,162 @@
+"""Command lines: strict flags with units, YAML defaults, suggestions for typos. No torch here."""
+
+import argparse
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def _bounded(kind: type, low: float, high: float, what: str) -> Callable[[str], Any]:
+    def parse(text: str):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not {what}")
+        return value
+
+    return parse
+
+
+_INF = float("inf")
+_MAX_FLOAT = sys.float_info.max
+positive_int = _bounded(int, 1, _INF, "a whole number of at least 1")
+non_negative_int = _bounded(int, 0, _INF, "a whole number of at least 0")
+positive_float = _bounded(float, sys.float_info.min, _MAX_FLOAT, "a number above 0")
+non_negative_float = _bounded(float, 0.0, _MAX_FLOAT, "a number of at least 0")
+probability = _bounded(float, 0.0, 1.0, "a number between 0 and 1")
+
+
+class _Switch(argparse.Action):
+    """``--name`` and ``--no_name``, with underscores as every flag here."""
+
+    def __init__(self, option_strings, dest, default=False, help=None):
+        name = option_strings[0].removeprefix("--")
+        super().__init__([f"--{name}", f"--no_{name}"], dest, nargs=0, default=default, help=help)
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, not option_string.startswith("--no_"))
+
+    def format_usage(self):
+        return " | ".join(self.option_strings)
+
+
+def add_switch(group, flag: str, default: bool, help: str) -> None:
+    """Declares ``--flag`` / ``--no_flag``."""
+    group.add_argument(flag, action=_Switch, default=default, help=help)
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where it tells something."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, argparse.SUPPRESS) or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser without abbreviations, whose unknown flags name the nearest known one."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Every long flag, without dashes, and its action."""
+        return {
+            flag.removeprefix("--"): action
+            for action in self._actions
+            for flag in action.option_strings
+            if flag.startswith("--")
+        }
+
+    def make_optional(self, *names: str) -> None:
+        """Flags that another command required are optional here."""
+        for name in names:
+            self.flags()[name].required = False
+
+    def suggest(self, name: str) -> str:
+        """`` Did you mean --x?`` for an unknown name, or nothing."""
+        near = difflib.get_close_matches(name, self.flags(), n=1)
+        return f"; did you mean --{near[0]}?" if near else "; --help lists the flags"
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None):
+        args = sys.argv[1:] if args is None else list(args)
+        known = self.flags()
+        for token in args:
+            name = token.removeprefix("--").split("=")[0]
+            if token.startswith("--") and name not in known:
+                self.error(f"unknown flag --{name}{self.suggest(name)}")
+        return super().parse_args(args, namespace)
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")
+
+
+def add_config_arg(parser: Parser) -> None:
+    """Declares ``--config``; `parse_with_config` reads it."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        help="YAML file of flag names and values; flags given on the command line win over it",
+    )
+
+
+def parse_with_config(parser: Parser, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses ``argv`` with the YAML file of ``--config`` under it: defaults < YAML < command line.
+
+    The file's entries become flags in front of ``argv``, so the same types, choices and
+    suggestions check both.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    tokens = _yaml_tokens(parser, path) if path else []
+    return parser.parse_args([*tokens, *argv])
+
+
+def _yaml_tokens(parser: Parser, path: str) -> list[str]:
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            options = yaml.safe_load(file) or {}
+    except (OSError, yaml.YAMLError) as error:
+        parser.error(f"--config {path}: {error}")
+    if not isinstance(options, dict):
+        parser.error(
+            f"--config {path}: expected 'flag: value' lines, got a {type(options).__name__}"
+        )
+    flags = parser.flags()
+    tokens: list[str] = []
+    for name, value in options.items():
+        if name not in flags or name == "config":
+            parser.error(f"--config {path}: unknown key {name!r}{parser.suggest(str(name))}")
+        if value is None:
+            continue
+        if flags[name].nargs == 0:
+            if not isinstance(value, bool):
+                parser.error(
+                    f"--config {path}: {name} is a switch, write true or false, not {value!r}"
+                )
+            if value:
+                tokens.append(f"--{name}")
+            elif f"no_{name}" in flags:
+                tokens.append(f"--no_{name}")
+        elif isinstance(value, list):
+            tokens += [f"--{name}", *map(str, value)]
+        else:
+            tokens.append(f"--{name}={value}")
+    return tokens
+
+
+def add_device_arg(group) -> None:
+    """Declares ``--device``, the same everywhere."""
+    group.add_argument(
+        "--device",
+        default="auto",
+        metavar="D",
+        help="auto (CUDA, else Apple's MPS, else CPU), cuda, cuda:N, mps or cpu",
+    )

@@ -1,0 +1,161 @@
+"""Checkpoints: all state in one file that is either whole or not there."""
+
+import logging
+import os
+import re
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+log = logging.getLogger("wfimagevae")
+
+_NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
+
+
+class Stateful(Protocol):
+    """Anything with a state."""
+
+    def state_dict(self) -> dict: ...
+
+    def load_state_dict(self, state: dict) -> Any: ...
+
+
+class Checkpoint:
+    """Saves and restores named parts in one file.
+
+    Args:
+        parts: Dotted path inside the file -> what has the state, such as
+            ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``.
+    """
+
+    def __init__(self, parts: dict[str, Stateful]):
+        self.parts = parts
+
+    def save(self, path: Path, **facts) -> None:
+        """Writes all parts, and ``facts`` beside them, atomically.
+
+        Raises:
+            OSError: the file could not be written; an earlier one at ``path`` is untouched.
+        """
+        content: dict[str, Any] = dict(facts)
+        for name, part in self.parts.items():
+            node = content
+            *parents, leaf = name.split(".")
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = part.state_dict()
+        write_atomically(path, lambda file: torch.save(content, file))
+
+    def load(self, content: dict, skip: tuple[str, ...] = ()) -> None:
+        """Restores every part from what `read_checkpoint` gave, but those in ``skip``.
+
+        Raises:
+            ValueError: a part is missing or does not fit, by name.
+        """
+        for name, part in self.parts.items():
+            if name in skip:
+                continue
+            node = content
+            for key in name.split("."):
+                if key not in node:
+                    raise ValueError(f"the checkpoint has no {name!r}")
+                node = node[key]
+            try:
+                part.load_state_dict(node)
+            except RuntimeError as error:  # torch's word for missing keys and wrong shapes
+                raise ValueError(f"{name!r} of the checkpoint does not fit: {error}") from None
+
+
+def read_checkpoint(path: Path) -> dict:
+    """The content of a checkpoint file, on the CPU, without running any code in it.
+
+    Raises:
+        ValueError: the file is not a whole checkpoint.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # unpickling a damaged file raises almost anything
+        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
+    if not isinstance(content, dict) or "state_dict" not in content:
+        raise ValueError(f"{path} is not a training checkpoint: it has no 'state_dict'")
+    return content
+
+
+def write_atomically(path: Path, write) -> None:
+    """Calls ``write(file)`` on a temporary file, syncs it and renames it to ``path``.
+
+    Raises:
+        OSError: the file could not be written; what stood at ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException as error:
+        Path(temporary).unlink(missing_ok=True)
+        if isinstance(error, RuntimeError):  # how torch.save reports a full disk
+            raise OSError(f"could not write {path}: {error}") from error
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of ``step`` stands in a run's folder."""
+    return folder / f"checkpoint-{step}.ckpt"
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The step checkpoints of a run's folder, lowest step first."""
+    found = [
+        (int(m[1]), path) for path in folder.glob("*.ckpt") if (m := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(found)]
+
+
+def prune_checkpoints(folder: Path, keep_last: int) -> None:
+    """Deletes all but the ``keep_last`` highest steps; 0 keeps all."""
+    if keep_last:
+        for path in list_checkpoints(folder)[:-keep_last]:
+            path.unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes temporary files that a killed save left behind."""
+    for path in folder.glob(".*.ckpt.*.tmp"):
+        log.warning("removing %s, left by a save that was cut short", path)
+        path.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Makes ``target`` the same file as ``source``, or a copy where links cannot be had."""
+    temporary = target.with_name(f".{target.name}.link.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(source, temporary)
+    except OSError:
+        shutil.copyfile(source, temporary)
+    os.replace(temporary, target)

@@ -1,0 +1,76 @@
+"""Which device to run on, and how precisely."""
+
+import contextlib
+
+import torch
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+    """The device for ``auto``, ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
+
+    Args:
+        name: ``auto`` takes CUDA, else Apple's MPS, else the CPU. A bare ``cuda`` becomes
+            ``cuda:<local_rank>``.
+        local_rank: This process's number on its machine.
+
+    Raises:
+        ValueError: the device is unknown or not present.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"unknown device {name!r}; use auto, cuda, cuda:N, mps or cpu") from None
+    if device.type == "cuda":
+        return _cuda_device(device, local_rank)
+    if device.type == "mps" and not _has_mps():
+        raise ValueError("device 'mps' asked for, but this PyTorch has no MPS; use --device cpu")
+    if device.type not in ("cpu", "mps"):
+        raise ValueError(f"unsupported device {name!r}; use auto, cuda, cuda:N, mps or cpu")
+    return device
+
+
+def _cuda_device(device: torch.device, local_rank: int) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = local_rank if device.index is None else device.index
+    if index >= count:
+        raise ValueError(
+            f"device cuda:{index} asked for, but {count} CUDA devices are visible; "
+            "start fewer processes, or use --device cpu"
+        )
+    return torch.device("cuda", index)
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def enable_fast_kernels(device: torch.device) -> str:
+    """On CUDA, turns on TF32 and cudnn.benchmark; returns a line that says so (or nothing)."""
+    if device.type != "cuda":
+        return ""
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    return "TF32 and cudnn.benchmark are on"
+
+
+def autocast(device: torch.device, precision: str):
+    """Mixed-precision context: ``fp32`` runs as is, ``bf16`` and ``fp16`` under autocast."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done what it was asked; for timing only."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,101 @@
+"""Processes: one without torchrun, one per GPU with it; the same code for both."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from wfimagevae.engine.device import resolve_device
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place among all of them.
+
+    Attributes:
+        rank: Number of this process, 0 to size - 1.
+        size: Number of processes.
+        device: The device that this process computes on.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        """True on the one process that prints and writes files."""
+        return self.rank == 0
+
+
+@contextmanager
+def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
+    """Joins the process group that torchrun announced, if any, and leaves it at the end.
+
+    Args:
+        device: As for `resolve_device`.
+        timeout_minutes: How long a collective waits for the other processes.
+
+    Raises:
+        ValueError: the device is not present.
+    """
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    if size > 1:
+        if resolved.type == "cuda":
+            torch.cuda.set_device(resolved)
+        backend = "nccl" if resolved.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
+    try:
+        yield World(rank, size, resolved)
+    finally:
+        if size > 1:
+            dist.destroy_process_group()
+
+
+def is_distributed() -> bool:
+    """True inside a process group of more than one process."""
+    return dist.is_initialized() and dist.get_world_size() > 1
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sums ``tensor`` over all processes in place and returns it."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
+    """Averages ``tensor`` over all processes in place and returns it."""
+    if is_distributed():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+def gather_objects(value) -> list:
+    """The picklable ``value`` of every process, in rank order, on every process."""
+    if not is_distributed():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value):
+    """Rank 0's picklable ``value``, on every process."""
+    if not is_distributed():
+        return value
+    values = [value]
+    dist.broadcast_object_list(values)
+    return values[0]
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if is_distributed():
+        dist.barrier()

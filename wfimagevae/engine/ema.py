@@ -1,0 +1,81 @@
+"""Exponential moving average of a network's weights."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """Average of a network's weights over its updates, at least float32, under bare names.
+
+    Args:
+        network: Whose parameters and floating-point buffers to average.
+        decay: Share of the average that an update keeps.
+        warmup: Lower the decay at first to (1 + n) / (10 + n), n the updates so far, so
+            that the initial weights are soon forgotten.
+    """
+
+    def __init__(self, network: nn.Module, decay: float = 0.999, warmup: bool = True):
+        if not 0 <= decay < 1:
+            raise ValueError(f"EMA decay must be in [0, 1), got {decay}")
+        self.network, self.decay, self.warmup = network, decay, warmup
+        self.num_updates = 0
+        self.average = {
+            name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
+            for name, value in _weights(network).items()
+        }
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Moves the average towards the network's weights of now."""
+        decay = self.decay
+        if self.warmup:
+            decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
+        self.num_updates += 1
+        averages = list(self.average.values())
+        live = [
+            value.to(averages[i].dtype) for i, value in enumerate(_weights(self.network).values())
+        ]
+        torch._foreach_lerp_(averages, live, 1 - decay)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """The network holds the averaged weights inside this context."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, live in _weights(self.network).items():
+            kept = live.clone()
+            live.copy_(self.average[name])
+            self.average[name].copy_(kept)
+
+    @torch.no_grad()
+    def restart(self) -> None:
+        """Starts anew from the network's weights of now."""
+        self.num_updates = 0
+        for name, live in _weights(self.network).items():
+            self.average[name].copy_(live)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return dict(self.average)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes an average with or without ``module.`` before its names."""
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+        wrong = sorted(self.average.keys() - state.keys())
+        if wrong:
+            raise ValueError(f"EMA of the checkpoint lacks {len(wrong)} weights, first {wrong[0]}")
+        for name, value in self.average.items():
+            value.copy_(state[name])
+
+
+def _weights(network: nn.Module) -> dict[str, Tensor]:
+    """What a checkpoint of the network holds, in its order."""
+    return network.state_dict(keep_vars=True)

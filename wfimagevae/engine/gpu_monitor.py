@@ -1,0 +1,145 @@
+"""What the GPU is doing (NVML), and what it could do at best (for MFU)."""
+
+import logging
+import re
+
+import torch
+
+_log = logging.getLogger(__name__)
+
+_MIB, _TERA = 2**20, 1e12
+
+# Name as the driver gives it, without maker and memory size -> (bf16, fp16, TF32), TFLOP/s.
+_PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
+    r"B300": (2250, 2250, 1125),
+    r"GB200": (2500, 2500, 1250),
+    r"B200": (2250, 2250, 1100),
+    r"GH200": (989.4, 989.4, 494.7),
+    r"H200 NVL": (835.5, 835.5, 417.5),
+    r"H200": (989.4, 989.4, 494.7),
+    r"H20": (148, 148, 74),
+    r"H[18]00 PCIe": (756, 756, 378),
+    r"H100 NVL": (835.5, 835.5, 417.5),
+    r"H[18]00": (989.4, 989.4, 494.7),
+    r"A[18]00(?:-SXM4?|-PCIE)?": (312, 312, 156),
+    r"A40": (149.7, 149.7, 74.8),
+    r"A30": (165, 165, 82),
+    r"A10G": (70, 70, 35),
+    r"A10": (125, 125, 62.5),
+    r"L40S": (362.05, 362.05, 183),
+    r"L40": (181.05, 181.05, 90.5),
+    r"L4": (121, 121, 60),
+    r"V100S-PCIE": (None, 130, None),
+    r"V100-SXM[23]": (None, 125, None),
+    r"V100-PCIE": (None, 112, None),
+    r"T4": (None, 65, None),
+    r"RTX PRO 6000 Blackwell (?:Workstation|Server) Edition": (503.8, 503.8, 251.9),
+    r"RTX 6000 Ada Generation": (364.2, 364.2, 182.1),
+    r"RTX A6000": (154.8, 154.8, 77.4),
+    r"RTX A5000": (111.1, 111.1, 55.6),
+    r"RTX 5090": (209.5, 209.5, 104.8),
+    r"RTX 5080": (112.6, 112.6, 56.3),
+    r"RTX 4090": (165.2, 165.2, 82.6),
+    r"RTX 4080": (97.5, 97.5, 48.7),
+    r"RTX 3090 Ti": (80, 80, 40),
+    r"RTX 3090": (71, 71, 35.6),
+}
+_COLUMNS = {"bf16": 0, "fp16": 1, "tf32": 2, "fp32": 2}
+
+
+def peak_flops(device_name: str, precision: str) -> float | None:
+    """Dense tensor-core peak of a known GPU, the denominator of MFU.
+
+    Args:
+        device_name: As `torch.cuda.get_device_name` gives it.
+        precision: bf16, fp16 or tf32; fp32 means TF32, which `enable_fast_kernels` turns on.
+
+    Returns:
+        FLOP/s without sparsity, accumulating in float32; None for a GPU that is not in the
+        table (laptop chips and MIG slices are slower than their namesakes, so not either), or
+        one without tensor cores for this precision.
+
+    Raises:
+        ValueError: unknown precision.
+
+    Source: NVIDIA data sheets of the products, half of the figure where only that with sparsity
+    is given; GeForce and RTX cards: the GA102, Ada, Blackwell architecture white papers, rows
+    "with FP32 accumulate". A10G: AWS's description of G5 instances.
+    """
+    if precision not in _COLUMNS:
+        raise ValueError(f"unknown precision {precision!r}; use one of {', '.join(_COLUMNS)}")
+    name = re.sub(r"^NVIDIA |Tesla |GeForce ", "", device_name.strip())
+    for pattern, peaks in _PEAKS.items():
+        if re.fullmatch(rf"{pattern}(?:[ -]\d+GB)?(?: PCIe| HBM\d\w?)?", name):
+            peak = peaks[_COLUMNS[precision]]
+            return None if peak is None else peak * _TERA
+    return None
+
+
+class GpuMonitor:
+    """Reads memory, utilisation, power and temperature of this process's GPU through NVML.
+
+    Without CUDA there is nothing to read; without nvidia-ml-py, or where the driver refuses,
+    one line says so and the readings stay empty.
+
+    Args:
+        device: The device that this process computes on.
+    """
+
+    def __init__(self, device: torch.device):
+        self._nvml = self._handle = None
+        if device.type != "cuda":
+            return
+        try:
+            import pynvml
+        except ImportError:
+            _log.info("no GPU figures in the log: pip install nvidia-ml-py")
+            return
+        try:
+            pynvml.nvmlInit()
+            self._nvml = pynvml
+            self._handle = _find_handle(pynvml, device)
+        except pynvml.NVMLError as error:
+            _log.info("no GPU figures in the log: NVML says %s", error)
+
+    def read(self) -> dict[str, float]:
+        """Current figures of the whole GPU, other processes included.
+
+        Returns:
+            ``gpu/memory_used_mib``, ``gpu/utilisation`` (0 to 1, share of time with a kernel
+            running), ``gpu/power_w``, ``gpu/temperature_c``; those that the GPU does not report
+            are left out, and all of them without CUDA or nvidia-ml-py.
+        """
+        if self._handle is None:
+            return {}
+        nvml, handle = self._nvml, self._handle
+        readings = {
+            "gpu/memory_used_mib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / _MIB,
+            "gpu/utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
+            "gpu/power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
+            "gpu/temperature_c": lambda: float(
+                nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
+            ),
+        }
+        figures = {}
+        for name, reading in readings.items():
+            try:
+                figures[name] = reading()
+            except nvml.NVMLError:  # not every GPU has every sensor
+                continue
+        return figures
+
+    def close(self) -> None:
+        """Lets go of NVML; later readings are empty."""
+        if self._nvml is not None:
+            self._nvml.nvmlShutdown()
+        self._nvml = self._handle = None
+
+
+def _find_handle(nvml, device: torch.device):
+    # By UUID: NVML counts all GPUs of the machine, CUDA those that CUDA_VISIBLE_DEVICES shows.
+    uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
+    try:
+        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
+    except nvml.NVMLError:
+        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")

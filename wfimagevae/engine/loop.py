@@ -1,0 +1,229 @@
+"""The training loop, and the run that it advances."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from wfimagevae.engine.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    link_or_copy,
+    list_checkpoints,
+    prune_checkpoints,
+)
+from wfimagevae.engine.distributed import World, gather_objects
+from wfimagevae.engine.interrupt import Interrupt
+from wfimagevae.engine.metrics import Means
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.report import Reporter
+from wfimagevae.engine.seeding import RandomState
+
+log = logging.getLogger("wfimagevae")
+
+BEST_NAME = "best-psnr.ckpt"
+
+
+class Task(Protocol):
+    """What a kind of training tells the loop."""
+
+    players: Sequence[Player]
+
+    def turn(self, step: int) -> Sequence[Player]:
+        """Whose update it is at ``step``, in order."""
+
+    def validate(self, step: int) -> tuple[dict[str, float], float]:
+        """Validation figures, and one score of which the highest is the best. Collective."""
+
+    def watch(self, step: int, values: dict[str, float]) -> None:
+        """Looks at logged means for what a person should be warned of."""
+
+    def counters(self) -> dict[str, float]:
+        """This process's running totals, such as unreadable files; logged summed over ranks."""
+
+    def facts(self) -> dict:
+        """Plain values to keep in checkpoints, such as the model's configuration."""
+
+
+class Diverged(ValueError):
+    """Update after update was not finite."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Lengths and intervals of a run, in steps (iterations of the loop) unless said otherwise.
+
+    Attributes:
+        max_steps: Where the run ends.
+        accum_steps: Micro-batches a step.
+        batch_size: Samples of a micro-batch, on one process.
+        log_steps: Between progress lines.
+        csv_log_steps: Between rows of the CSV file; 0 none.
+        eval_steps: Between validations; 0 none.
+        save_steps: Between checkpoints; 0 the last only.
+        keep_last: Checkpoints kept; 0 all.
+        max_bad_updates: Non-finite updates in a row that stop the run.
+    """
+
+    max_steps: int
+    accum_steps: int = 1
+    batch_size: int = 1
+    log_steps: int = 10
+    csv_log_steps: int = 10
+    eval_steps: int = 0
+    save_steps: int = 0
+    keep_last: int = 0
+    max_bad_updates: int = 50
+
+
+class Run:
+    """Where a training run stands, and what happens between its steps.
+
+    Args:
+        world: This process and the others.
+        schedule: Lengths and intervals.
+        folder: Where checkpoints go.
+        checkpoint: All the state there is, but for this run's own.
+        interrupt: Signals and the clock.
+        reporter: Progress lines, files, plots and trackers.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        schedule: Schedule,
+        folder: Path,
+        checkpoint: Checkpoint,
+        interrupt: Interrupt,
+        reporter: Reporter,
+    ):
+        self.world, self.schedule, self.folder = world, schedule, folder
+        self.checkpoint, self.interrupt, self.reporter = checkpoint, interrupt, reporter
+        self.step = 0
+        self.best_score = float("-inf")
+        self.stopping = self.save_wanted = False
+        self.means = Means()
+        self.random = RandomState()
+
+    @property
+    def samples_a_step(self) -> int:
+        """Samples that one step consumes on all processes."""
+        return self.schedule.batch_size * self.schedule.accum_steps * self.world.size
+
+    @property
+    def ended(self) -> bool:
+        """True after the last step, or when asked to stop."""
+        return self.stopping or self.step >= self.schedule.max_steps
+
+    def due(self, interval: int) -> bool:
+        """True every ``interval`` steps and at the end; never for 0."""
+        return interval > 0 and (self.step % interval == 0 or self.ended)
+
+    def advance(self) -> None:
+        """Counts a step, and hears what signals and the clock ask for."""
+        self.step += 1
+        self.reporter.count(self.samples_a_step)
+        self.stopping, self.save_wanted = self.interrupt.poll()
+
+    def report(self, task: Task) -> None:
+        """Fetches the means since the last report, checks and writes them. Collective."""
+        skipped = {f"skipped/{p.name}": p.skipped[0] for p in task.players}
+        in_a_row = {f"skipped_in_a_row/{p.name}": p.skipped[1] for p in task.players}
+        totals = {
+            name: torch.tensor(float(total * self.world.size), device=self.world.device)
+            for name, total in task.counters().items()
+        }
+        self.means.add(skipped | in_a_row | totals)
+        values = self.means.fetch() | {f"lr/{p.name}": p.lr for p in task.players}
+        to_log, to_csv = self.due(self.schedule.log_steps), self.due(self.schedule.csv_log_steps)
+        self.reporter.report(self.step, self.schedule.max_steps, values, to_log, to_csv)
+        task.watch(self.step, values)
+        for player in task.players:
+            if values[f"skipped_in_a_row/{player.name}"] >= self.schedule.max_bad_updates:
+                raise Diverged(self._divergence(player))
+
+    def _divergence(self, player: Player) -> str:
+        saved = list_checkpoints(self.folder)
+        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        return (
+            f"{self.schedule.max_bad_updates} updates of the {player.name} in a row were not "
+            f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
+            "learning rate, --mix_precision bf16 or fp32, or a smaller --disc_weight"
+        )
+
+    def validate(self, task: Task) -> bool:
+        """Validates; True where the score is the best so far. Collective."""
+        with self.reporter.paused():
+            values, score = task.validate(self.step)
+        self.reporter.validation(self.step, values)
+        improved = score > self.best_score
+        self.best_score = max(score, self.best_score)
+        return improved
+
+    def save(self, task: Task, best: bool = False, only_best: bool = False) -> None:
+        """Writes a checkpoint, ``best-psnr.ckpt``, or both. Collective.
+
+        Raises:
+            OSError: it could not be written, and the run is about to end. Before that it is
+                logged as an error, and training goes on.
+        """
+        facts = task.facts() | {
+            "current_step": self.step,
+            "best_score": self.best_score,
+            "rng_state": gather_objects(self.random.state_dict()),
+        }
+        if not only_best:
+            self.interrupt.saved()
+        if not self.world.is_main:
+            return
+        best_path, path = self.folder / BEST_NAME, checkpoint_path(self.folder, self.step)
+        target = best_path if only_best else path
+        try:
+            self.checkpoint.save(target, **facts)
+            if best and not only_best:
+                link_or_copy(path, best_path)
+        except OSError as error:
+            log.error("the checkpoint of step %d was not saved: %s", self.step, error)
+            if self.ended:
+                raise
+            return
+        log.info("saved %s", target)
+        prune_checkpoints(self.folder, self.schedule.keep_last)
+
+    def restore(self, content: dict, skip: tuple[str, ...]) -> None:
+        """Continues where a checkpoint's content stands."""
+        self.checkpoint.load(content, skip)
+        self.step = content["current_step"]
+        self.best_score = content.get("best_score", self.best_score)
+        states = content.get("rng_state", [])
+        if self.world.rank < len(states):
+            self.random.load_state_dict(states[self.world.rank])
+
+
+def fit(task: Task, batches: Iterator, run: Run) -> None:
+    """Trains until the last step, or until a signal asks to stop.
+
+    Args:
+        task: The players and whose turn it is.
+        batches: Endless micro-batches of this process.
+        run: Where training stands; advanced in place.
+    """
+    schedule = run.schedule
+    while not run.ended:
+        with run.reporter.waiting():
+            micro = [next(batches) for _ in range(schedule.accum_steps)]
+        for player in task.turn(run.step):
+            run.means.add(player.update(micro, run.step))
+            run.reporter.worked(player.flops_per_sample * run.samples_a_step)
+        run.advance()
+        if run.due(schedule.log_steps) or run.due(schedule.csv_log_steps):
+            run.report(task)
+        validates = run.due(schedule.eval_steps) and not run.stopping
+        improved = validates and run.validate(task)
+        if run.due(schedule.save_steps) or run.save_wanted or run.ended:
+            run.save(task, best=improved)
+        elif improved:
+            run.save(task, best=True, only_best=True)

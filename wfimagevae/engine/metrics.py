@@ -1,0 +1,105 @@
+"""Numbers of a run: averaged on the device, written to CSV and JSON lines."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wfimagevae.engine.checkpoint import write_atomically
+from wfimagevae.engine.distributed import all_reduce_mean
+
+
+class Means:
+    """Running means of device scalars, fetched with one transfer."""
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Adds detached scalars; nothing waits for the device."""
+        for key, value in values.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def fetch(self) -> dict[str, float]:
+        """Means since the last call over steps and ranks; waits for the device. Collective."""
+        if not self._sums:
+            return {}
+        means = [self._sums[key].float() / count for key, count in self._counts.items()]
+        values = all_reduce_mean(torch.stack(means)).tolist()
+        names = list(self._counts)
+        self.__init__()
+        return dict(zip(names, values, strict=True))
+
+
+class CsvLog:
+    """A CSV file that grows by rows and, when a new name appears, by columns.
+
+    Args:
+        path: The file; an existing one is continued.
+        resume_step: Rows of later steps are dropped: they come again.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path, self.columns = path, ["step"]
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                # A kill may have cut the last line short.
+                rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
+                self.columns = list(reader.fieldnames or self.columns)
+            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends a row; ``step`` must be among its keys."""
+        new = [key for key in row if key not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            rows = []
+            if self.path.exists():
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    rows = list(csv.DictReader(file))
+            self._rewrite([*rows, row])
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _rewrite(self, rows: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+class JsonLines:
+    """A file of one JSON object a line; see `CsvLog` for the arguments."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
+            text = "".join(line + "\n" for line in kept)
+            write_atomically(path, lambda file: file.write(text.encode()))
+
+    def write(self, row: dict) -> None:
+        """Appends a row; numbers that JSON cannot hold become null."""
+        finite = {key: _json_number(value) for key, value in row.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+
+def _json_number(value):
+    is_bad = isinstance(value, float) and (value != value or value in (float("inf"), -float("inf")))
+    return None if is_bad else value
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return float("inf")

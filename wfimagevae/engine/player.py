@@ -1,0 +1,172 @@
+"""A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from wfimagevae.engine.device import autocast
+from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.optim import load_optimizer_state
+
+
+@dataclass(frozen=True)
+class UpdateRule:
+    """How a player's gradients become an update.
+
+    Attributes:
+        precision: ``fp32``, ``bf16`` or ``fp16`` (with a gradient scaler).
+        clip_grad_norm: Largest norm of the gradient, in units of the objective's loss.
+        find_unused_parameters: DDP's flag, for objectives that do not use every parameter.
+    """
+
+    precision: str = "fp32"
+    clip_grad_norm: float = float("inf")
+    find_unused_parameters: bool = False
+
+
+class Player:
+    """One objective, its optimizer, schedule, gradient scaler and average.
+
+    Args:
+        name: Prefix of its log entries.
+        objective: ``forward(batch, step) -> (loss, logs)`` and ``begin_update()``. It owns the
+            network it trains; DistributedDataParallel wraps it as a whole.
+        optimizer: Over the objective's trainable parameters.
+        schedule: Factor of the learning rate at this player's n-th update.
+        rule: Precision and clipping.
+        ema: Average that follows this player's updates, if any.
+
+    Attributes:
+        flops_per_sample: Arithmetic of one update for one sample, where it is known.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        objective: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Callable[[int], float],
+        rule: UpdateRule,
+        ema: EMA | None = None,
+    ):
+        self.name, self.objective, self.optimizer = name, objective, optimizer
+        self.schedule, self.rule, self.ema = schedule, rule, ema
+        self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self.device = self.parameters[0].device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=rule.precision == "fp16")
+        self.num_updates, self.flops_per_sample = 0, 0.0
+        self.skipped = torch.zeros(2, device=self.device)  # in all, in a row
+        self.module = objective
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            self.module = DistributedDataParallel(
+                objective,
+                broadcast_buffers=False,
+                gradient_as_bucket_view=True,
+                find_unused_parameters=rule.find_unused_parameters,
+            )
+
+    def update(self, micro_batches: list, step: int) -> dict[str, Tensor]:
+        """One update from the mean gradient of the micro-batches.
+
+        A non-finite loss or gradient, on any rank, leaves weights and moments as they are and
+        is counted in ``skipped``.
+
+        Args:
+            micro_batches: Batches of equal size.
+            step: Iteration of the loop.
+
+        Returns:
+            Means over the micro-batches of what the objective logged, on the device.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        self.objective.begin_update()
+        logs = []
+        for i, batch in enumerate(micro_batches):
+            with self._sync_if(i == len(micro_batches) - 1):
+                with autocast(self.device, self.rule.precision):
+                    loss, entry = self.module(batch, step)
+                # A non-finite loss may have finite gradients, on one rank only: poison them.
+                poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
+                self.scaler.scale(loss * (poison / len(micro_batches))).backward()
+            logs.append(entry)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * self.schedule(self.num_updates)
+        grad_norm = self._step()
+        self.num_updates += 1
+        means = {key: torch.stack([entry[key].float() for entry in logs]).mean() for key in logs[0]}
+        return means | {f"grad_norm/{self.name}": grad_norm}
+
+    def _sync_if(self, last: bool):
+        """DDP averages gradients in the last backward only; it decides so in forward."""
+        distributed = isinstance(self.module, DistributedDataParallel)
+        return self.module.no_sync() if distributed and not last else contextlib.nullcontext()
+
+    def _step(self) -> Tensor:
+        """Clips and steps unless a gradient is not finite; returns the gradient's norm."""
+        self.scaler.unscale_(self.optimizer)
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = nn.utils.get_total_norm(grads)
+        bad = (~norm.isfinite()).float()
+        excess = (norm / self.rule.clip_grad_norm).clamp_min(1.0)
+        if self.scaler.is_enabled():
+            torch._foreach_div_(grads, excess)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        elif self.optimizer.defaults.get("fused"):
+            # The fused kernel divides and skips on the device: no sync, no pass for clipping.
+            self.optimizer.grad_scale, self.optimizer.found_inf = excess.float(), bad
+            self.optimizer.step()
+        elif not bad.item():
+            torch._foreach_div_(grads, excess)
+            self.optimizer.step()
+        self._count_skip(bad)
+        if self.ema is not None:
+            self.ema.update()
+        return norm
+
+    def _count_skip(self, bad: Tensor) -> None:
+        self.skipped[0] += bad
+        # While a gradient scaler still halves its scale, skips are its way to find one.
+        warming_up = self.scaler.is_enabled() and self.num_updates < 100
+        self.skipped[1].mul_(bad).add_(0 if warming_up else bad)
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of the latest update."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def state_dict(self) -> dict:
+        """All but the weights, the optimizer's state and the average."""
+        return {
+            "scaler": self.scaler.state_dict(),
+            "num_updates": self.num_updates,
+            "skipped": self.skipped,
+            "ema_updates": self.ema.num_updates if self.ema else 0,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.num_updates = state["num_updates"]
+        self.skipped.copy_(state["skipped"])
+        if self.ema is not None:
+            self.ema.num_updates = state["ema_updates"]
+
+
+class OptimizerState:
+    """An optimizer as a checkpoint sees it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        load_optimizer_state(self.optimizer, state)

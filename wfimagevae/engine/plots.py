@@ -1,0 +1,234 @@
+"""Live plots of training_losses.csv: two pages of curves, drawn without pyplot's global state."""
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+Series = dict[str, tuple[np.ndarray, np.ndarray]]
+
+_MAX_ROWS = 1500
+_POSITIONS = ("step", "epoch", "samples_seen")
+_COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706")
+
+
+class Panel(NamedTuple):
+    """One set of axes: its title, the columns that it shows, and whether a log scale may help."""
+
+    title: str
+    columns: tuple[str, ...]
+    log: bool = True
+
+
+RECONSTRUCTION = (
+    Panel("reconstruction, per pixel", ("train/rec_loss_per_pixel",)),
+    Panel("reconstruction and nll, summed over pixels", ("train/rec_loss", "train/nll_loss")),
+    Panel("perceptual (LPIPS)", ("train/perceptual_loss",)),
+    Panel("KL", ("train/kl_loss",)),
+    Panel("wavelet", ("train/wl_loss",)),
+    Panel("generator, total", ("train/total_loss",)),
+    Panel("validation PSNR, dB", ("val/psnr", "val_ema/psnr"), log=False),
+    Panel("validation SSIM", ("val/ssim", "val_ema/ssim"), log=False),
+)
+ADVERSARIAL = (
+    Panel("discriminator loss", ("train/disc_loss",), log=False),
+    Panel("generator's adversarial loss", ("train/g_loss",), log=False),
+    Panel("adversarial weight", ("train/d_weight", "train/disc_factor")),
+    Panel("logits", ("train/logits_real", "train/logits_fake"), log=False),
+    Panel("learning rate", ("lr/generator", "lr/discriminator")),
+    Panel("gradient norm", ("grad_norm/generator", "grad_norm/discriminator")),
+    Panel("images per second", ("img_per_s",), log=False),
+    Panel("share of time waiting for data", ("data_wait_share",), log=False),
+    Panel("skipped updates", ("skipped/generator", "skipped/discriminator"), log=False),
+)
+
+
+def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
+    """Draws the training curves as two pages: reconstruction, and adversarial with the rest.
+
+    Any set of columns will do: a panel without data is left out, a column that belongs to no
+    panel gets its own on page 2, blank and non-finite cells are gaps, and a column that is zero
+    throughout is not drawn. Long runs are thinned to about 1500 rows, so that the cost stays
+    flat.
+
+    Args:
+        csv_path: ``training_losses.csv``.
+        output_prefix: Path without the ending; ``_page1.png`` and ``_page2.png`` are added. A
+            ``validation.jsonl`` in its folder is drawn too.
+
+    Returns:
+        The two files, each replaced in one move, so that a viewer never sees half of one.
+
+    Raises:
+        OSError: the CSV cannot be read, or the folder cannot be written.
+    """
+    output_prefix = Path(output_prefix)
+    series = read_losses(csv_path) | read_validation(output_prefix.with_name("validation.jsonl"))
+    shown = {name for panel in RECONSTRUCTION + ADVERSARIAL for name in panel.columns}
+    others = tuple(Panel(name, (name,)) for name in series if name not in shown)
+    pages = (
+        ("Reconstruction", RECONSTRUCTION),
+        ("Adversarial game and progress", ADVERSARIAL + others),
+    )
+    written = []
+    for number, (title, panels) in enumerate(pages, 1):
+        path = output_prefix.with_name(f"{output_prefix.name}_page{number}.png")
+        _draw_page(title, panels, series, path)
+        written.append(path)
+    return written
+
+
+def read_losses(csv_path: str | Path) -> Series:
+    """Numeric columns of a training CSV.
+
+    Args:
+        csv_path: A CSV with a header that has a ``step`` column (else rows are counted).
+
+    Returns:
+        Column name -> (steps, values), both float64 (n,), finite entries only. Columns without
+        any or of zeros only, and the positions themselves (step, epoch, samples_seen), are left
+        out.
+    """
+    with open(csv_path, newline="", encoding="utf-8") as file:
+        lines = file.readlines()
+    if not lines:
+        return {}
+    names = next(csv.reader(lines[:1]))
+    rows = list(csv.reader(_thin(lines[1:])))
+    columns = {
+        name: np.array([_number(row[i]) if i < len(row) else np.nan for row in rows])
+        for i, name in enumerate(names)
+    }
+    steps = columns.get("step", np.arange(len(rows), dtype=float))
+    return _finite(
+        {n: (steps, values) for n, values in columns.items() if n not in _POSITIONS},
+    )
+
+
+def read_json_lines(path: str | Path) -> list[dict]:
+    """The rows of a run's .jsonl file; none where there is no file."""
+    path = Path(path)
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:  # cut short by a kill; resuming rewrites it
+            continue
+    return rows
+
+
+def read_validation(path: str | Path) -> Series:
+    """Numeric entries of validation.jsonl, as `read_losses`; nothing where there is no file."""
+    rows = read_json_lines(path)
+    names = dict.fromkeys(name for row in rows for name in row if name not in _POSITIONS)
+    steps = np.array([float(row["step"]) for row in rows])
+    return _finite({n: (steps, np.array([_number(row.get(n)) for row in rows])) for n in names})
+
+
+def _thin(lines: list[str]) -> list[str]:
+    """About _MAX_ROWS of the lines, drawn at random: a fixed stride would hit one player's rows."""
+    if len(lines) <= _MAX_ROWS:
+        return lines
+    chosen = np.random.default_rng(0).choice(len(lines) - 1, _MAX_ROWS - 1, replace=False)
+    return [lines[i] for i in sorted(chosen)] + lines[-1:]
+
+
+def _number(cell) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return np.nan
+
+
+def _finite(series: Series) -> Series:
+    kept = {}
+    for name, (steps, values) in series.items():
+        mask = np.isfinite(values) & np.isfinite(steps)
+        if np.any(values[mask]):
+            kept[name] = (steps[mask], values[mask])
+    return kept
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over about a fortieth of the run, shorter at the ends."""
+    half = len(values) // 80
+    if half < 1:
+        return values
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    positions = np.arange(len(values))
+    low, high = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(values))
+    return (total[high] - total[low]) / (high - low)
+
+
+def _draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    panels = [panel for panel in panels if any(name in series for name in panel.columns)]
+    rows = max(1, -(-len(panels) // 2))
+    height = 0.7 + 2.4 * rows
+    figure = Figure(figsize=(12, height), dpi=80)
+    FigureCanvasAgg(figure)
+    # Set by hand: matplotlib's own layout engines take longer than all the drawing.
+    figure.subplots_adjust(
+        left=0.07, right=0.98, top=1 - 0.7 / height, bottom=0.4 / height, wspace=0.17, hspace=0.38
+    )
+    figure.suptitle(
+        f"{title}, by training step", fontsize=13, fontweight="bold", y=1 - 0.15 / height, va="top"
+    )
+    if not panels:
+        figure.text(0.5, 0.4, "nothing logged yet", ha="center", color="#6b7280")
+    for i, panel in enumerate(panels):
+        _draw_panel(figure.add_subplot(rows, 2, i + 1), panel, series)
+    partial = path.with_name(path.name + ".tmp")
+    figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
+    os.replace(partial, path)
+
+
+def _draw_panel(axes, panel: Panel, series: Series) -> None:
+    from matplotlib.ticker import EngFormatter
+
+    present = [name for name in panel.columns if name in series]
+    for color, name in zip(_COLORS, present, strict=False):
+        steps, values = series[name]
+        smooth = _smooth(values)
+        if smooth is not values:
+            axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
+        marker = "o" if len(values) < 30 else None
+        axes.plot(
+            steps,
+            smooth,
+            color=color,
+            linewidth=1.6,
+            label=name.removeprefix("train/"),
+            marker=marker,
+            ms=3,
+        )
+    _scale_y(axes, panel, np.concatenate([series[name][1] for name in present]))
+    axes.set_title(panel.title, fontsize=10, loc="left")
+    axes.tick_params(labelsize=8, which="both")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.grid(True, color="#e5e7eb", linewidth=0.7)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(present) > 1:
+        axes.legend(
+            fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.01, 0.97), ncols=2
+        )
+
+
+def _scale_y(axes, panel: Panel, values: np.ndarray) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if not (panel.log and values.min() > 0 and values.max() > 5 * values.min()):
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
+        axes.yaxis.get_offset_text().set_fontsize(8)
+        return
+    axes.set_yscale("log")
+    decades = np.log10(values.max() / values.min())
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())

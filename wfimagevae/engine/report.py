@@ -1,0 +1,172 @@
+"""What a person sees of a run: progress, files, plots, trackers, and the bill at the end."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.gpu_monitor import GpuMonitor, peak_flops
+from wfimagevae.engine.metrics import CsvLog, JsonLines
+from wfimagevae.engine.plots import plot_losses
+from wfimagevae.engine.tracker import Tracker
+
+log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where and how a run is reported.
+
+    Attributes:
+        folder: Of the run.
+        csv_path: The losses' CSV file; None writes none.
+        plot_every_steps: Between redraws of the loss plots; 0 none.
+        headline: Names shown in the progress line, where they have a value.
+        precision: For the peak arithmetic rate that MFU refers to.
+    """
+
+    folder: Path
+    csv_path: Path | None
+    plot_every_steps: int
+    headline: tuple[str, ...]
+    precision: str
+
+
+class Reporter:
+    """Counts a run's samples, time and arithmetic, and writes what is measured on rank 0.
+
+    Args:
+        options: Where and how.
+        world: This process and the others.
+        tracker: wandb, trackio, tensorboard or none.
+        resume_step: Later rows of existing files are dropped: they come again.
+    """
+
+    # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
+    PLOT_TIME_SHARE = 0.02
+
+    def __init__(self, options: ReportOptions, world: World, tracker: Tracker, resume_step: int):
+        self.options, self.world, self.tracker = options, world, tracker
+        self.monitor = GpuMonitor(world.device)
+        self.peak = peak_flops(self._device_name(), options.precision)
+        self.csv = self.metrics = self.validations = None
+        if world.is_main:
+            folder = options.folder
+            self.csv = CsvLog(options.csv_path, resume_step) if options.csv_path else None
+            self.metrics = JsonLines(folder / "metrics.jsonl", resume_step)
+            self.validations = JsonLines(folder / "validation.jsonl", resume_step)
+        self.steps, self.samples, self.flops = 0, 0.0, 0.0
+        self.wait = self.wait_in_all = self.plot_time = 0.0
+        self.started = self.since = time.perf_counter()
+        self.samples_then = self.flops_then = 0.0
+        self.last_plot_step = resume_step
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times the wait for data."""
+        start = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens here is left out of the speed of training."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
+
+    def count(self, samples: int) -> None:
+        """Counts the samples of a step, over all processes."""
+        self.steps += 1
+        self.samples += samples
+
+    def worked(self, flops: float) -> None:
+        """Counts the arithmetic of an update, over all processes."""
+        self.flops += flops
+
+    def report(
+        self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
+    ) -> None:
+        """Writes the means of the steps since the last report, as a progress line, to the CSV."""
+        now = time.perf_counter()
+        elapsed = max(now - self.since, 1e-9)
+        values = values | {
+            "img_per_s": (self.samples - self.samples_then) / elapsed,
+            "data_wait_share": self.wait / elapsed,
+        }
+        if self.peak and self.flops > self.flops_then:
+            rate = (self.flops - self.flops_then) / elapsed / self.world.size
+            values["mfu"] = rate / self.peak
+        self.since, self.samples_then, self.flops_then = now, self.samples, self.flops
+        self.wait_in_all, self.wait = self.wait_in_all + self.wait, 0.0
+        if not self.world.is_main:
+            return
+        values |= self.monitor.read()
+        if to_log:
+            self._print(step, max_steps, values)
+        row = {"step": step} | values
+        self.metrics.write(row)
+        if self.csv and to_csv:
+            self.csv.write(row)
+            self._plot(step, last=step >= max_steps)
+        self.tracker.log(step, values)
+
+    def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
+        shown = [
+            f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.options.headline if n in values
+        ]
+        seconds = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
+        skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
+        shown += [f"skipped {skipped:.0f}"] if skipped else []
+        log.info(
+            "step %d/%d | %s | %.3g img/s | data %.0f %% | ETA %s",
+            step,
+            max_steps,
+            " | ".join(shown),
+            values["img_per_s"],
+            100 * values["data_wait_share"],
+            timedelta(seconds=round(seconds)),
+        )
+
+    def _plot(self, step: int, last: bool) -> None:
+        every = self.options.plot_every_steps
+        if not every or (step - self.last_plot_step < every and not last):
+            return
+        start = time.perf_counter()
+        if self.plot_time > self.PLOT_TIME_SHARE * (start - self.started) and not last:
+            return
+        plot_losses(self.options.csv_path, self.options.folder / "training_losses_live")
+        self.last_plot_step = step
+        self.plot_time += time.perf_counter() - start
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Writes validation figures."""
+        if self.world.is_main:
+            figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
+            log.info("validation at step %d | %s", step, figures)
+            self.validations.write({"step": step} | values)
+            self.tracker.log(step, values)
+
+    def summary(self) -> None:
+        """Prints the bill: images, speed, share of the peak, device hours."""
+        if not self.world.is_main:
+            return
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        hours = elapsed * self.world.size / 3600
+        line = f"{self.samples:.0f} images in {timedelta(seconds=round(elapsed))}"
+        line += f" ({self.samples / elapsed:.3g} img/s), {hours:.3g} {self.world.device.type} hours"
+        line += f", {100 * self.wait_in_all / elapsed:.0f} % waiting for data"
+        if self.peak and self.flops:
+            mfu = self.flops / elapsed / self.world.size / self.peak
+            line += f", {100 * mfu:.1f} % of the device's peak (MFU)"
+        log.info("done: %s", line)
+
+    def _device_name(self) -> str:
+        device = self.world.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,68 @@
+"""Where a run's files stand, and which checkpoint a command continues from."""
+
+import json
+import re
+from pathlib import Path
+
+from wfimagevae.engine.checkpoint import list_checkpoints, write_atomically
+
+_SUFFIX = r"-lr\d\.\d\de[+-]\d+-bs\d+-ga\d+-rs\d+"
+
+
+def run_name(exp_name: str, lr: float, batch_size: int, accum_steps: int, resolution: int) -> str:
+    """``exp-lr1.00e-05-bs4-ga8-rs1024``."""
+    return f"{exp_name}-lr{lr:.2e}-bs{batch_size}-ga{accum_steps}-rs{resolution}"
+
+
+def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, Path | None]:
+    """The folder to write to and the checkpoint to continue from, if any.
+
+    Args:
+        resume: A checkpoint, a folder of them, ``auto`` (the newest checkpoint of a run of
+            this name, or a fresh start) or None.
+        folder: Where this command's options put a run.
+        exp_name: The run's name, without its options.
+
+    Raises:
+        ValueError: nothing is there to resume, several runs could be meant, or a fresh start
+            would overwrite a run.
+    """
+    if not resume:
+        if list_checkpoints(folder):
+            raise ValueError(
+                f"{folder} already holds checkpoints; continue with --resume_from_checkpoint "
+                "auto, or choose another --exp_name"
+            )
+        return folder, None
+    if resume == "auto":
+        runs = _runs_of(exp_name, folder.parent)
+        if len(runs) > 1:
+            listed = "\n  ".join(str(run) for run in runs)
+            raise ValueError(
+                f"several runs are named {exp_name!r}; pass one of them to "
+                f"--resume_from_checkpoint:\n  {listed}"
+            )
+        return (runs[0], list_checkpoints(runs[0])[-1]) if runs else (folder, None)
+    path = Path(resume)
+    if path.is_dir():
+        found = list_checkpoints(path)
+        if not found:
+            raise ValueError(f"--resume_from_checkpoint {path}: no checkpoint-<step>.ckpt in it")
+        path = found[-1]
+    if not path.is_file():
+        raise ValueError(f"--resume_from_checkpoint {path} does not exist")
+    is_run = re.fullmatch(re.escape(exp_name) + _SUFFIX, path.parent.name)
+    return (path.parent if is_run else folder), path
+
+
+def _runs_of(exp_name: str, parent: Path) -> list[Path]:
+    """Folders of runs of this name that hold a checkpoint."""
+    pattern = re.compile(re.escape(exp_name) + _SUFFIX)
+    found = parent.iterdir() if parent.is_dir() else []
+    return sorted(p for p in found if pattern.fullmatch(p.name) and list_checkpoints(p))
+
+
+def save_options(folder: Path, options: dict) -> None:
+    """Writes the resolved options beside the checkpoints, as ``options.json``."""
+    text = json.dumps(options, indent=2, sort_keys=True)
+    write_atomically(folder / "options.json", lambda file: file.write(text.encode()))

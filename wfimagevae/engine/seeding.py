@@ -1,0 +1,67 @@
+"""Randomness that belongs to a sample, and the state of the rest."""
+
+import hashlib
+import random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """Seeds the global generators of Python, NumPy and torch, differently on each rank."""
+    value = stable_hash(seed, rank) % 2**32
+    random.seed(value)
+    np.random.seed(value)
+    torch.manual_seed(value)
+
+
+def stable_hash(*values: int | str) -> int:
+    """63 bits that depend on the values alone: not on process, machine or Python version."""
+    digest = hashlib.sha256(repr(values).encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def sample_noise(
+    seed: int, positions: list[int], shape: tuple[int, ...], device: torch.device
+) -> Tensor:
+    """Standard normal noise that follows each sample, whatever its rank, batch or worker.
+
+    Args:
+        seed: Of the run.
+        positions: Data position of each sample.
+        shape: Of one sample's noise.
+        device: Where to draw; CUDA and CPU draw different numbers.
+
+    Returns:
+        Noise, (len(positions), *shape), float32.
+    """
+    noise = torch.empty(len(positions), *shape, device=device)
+    generator = torch.Generator(device)
+    for row, position in zip(noise, positions, strict=True):
+        row.normal_(generator=generator.manual_seed(stable_hash("noise", seed, position)))
+    return noise
+
+
+class RandomState:
+    """State of this process's global generators, as plain values a checkpoint can hold."""
+
+    def state_dict(self) -> dict:
+        version, words, gauss = random.getstate()
+        name, keys, position, has_gauss, cached = np.random.get_state()
+        state = {
+            "torch": torch.get_rng_state(),
+            "python": (version, list(words), gauss),
+            "numpy": (name, keys.tolist(), position, has_gauss, cached),
+        }
+        if torch.cuda.is_available():
+            state["cuda"] = torch.cuda.get_rng_state()
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        torch.set_rng_state(state["torch"])
+        version, words, gauss = state["python"]
+        random.setstate((version, tuple(words), gauss))
+        np.random.set_state(tuple(state["numpy"]))
+        if "cuda" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,152 @@
+"""Several autoencoders on the same images by the same protocol."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from wfimagevae.engine.device import autocast
+from wfimagevae.eval.autoencoder import Autoencoder, as_autoencoder, load_diffusers, load_vae
+from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.images import from_uint8, to_uint8
+from wfimagevae.eval.report import format_value, markdown_table
+from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What one autoencoder achieved, and at which cost.
+
+    Attributes:
+        name: As given by the user.
+        latent: Spatial factor and channels, such as ``f8 c16``.
+        values: Metrics.
+        encode_rate: Images per second.
+        decode_rate: Images per second.
+        num_parameters: Of encoder and decoder.
+        macs: Multiply-accumulates of encoding and decoding one image.
+        peak_bytes: Most memory that tensors held, weights included; None but on CUDA.
+    """
+
+    name: str
+    latent: str
+    values: Mapping[str, float]
+    encode_rate: float
+    decode_rate: float
+    num_parameters: int
+    macs: int
+    peak_bytes: int | None
+
+
+def load_autoencoder(spec: str, device: torch.device) -> Autoencoder:
+    """The autoencoder of ``KIND:PATH``.
+
+    Args:
+        spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
+        device: Where it will run.
+
+    Raises:
+        ValueError: the form is another, or nothing can be loaded from there.
+    """
+    kind, separator, path = spec.partition(":")
+    if not (kind and separator and path):
+        raise ValueError(f"--model {spec!r}: write KIND:PATH, such as WFVAE2Image:results/my-vae")
+    if kind == "diffusers":
+        return load_diffusers(path, device)
+    return as_autoencoder(load_vae(kind, path), device)
+
+
+def measure(
+    name: str,
+    autoencoder: Autoencoder,
+    loader: DataLoader,
+    evaluator: Evaluator,
+    precision: str,
+    min_seconds: float,
+) -> Measurement:
+    """Quality over all images, speed and memory on the first batch.
+
+    Reconstructions are rounded to 8 bits, so that the figures are those of files.
+
+    Args:
+        name: What the table calls it.
+        autoencoder: The model.
+        loader: Images; see `valid_loader`.
+        evaluator: The metrics; it is reset.
+        precision: fp32, bf16 or fp16.
+        min_seconds: How long each of encoding and decoding is timed.
+
+    Raises:
+        ValueError: no image is readable.
+    """
+    evaluator.reset()
+    first = None
+    with tqdm(total=len(loader.dataset), unit="img", desc=name) as bar:
+        for batch in loader:
+            bar.update(len(batch["path"]) + len(batch["unreadable"]))
+            images = batch["image"]
+            if images is None:
+                continue
+            first = images if first is None else first
+            decoded = autoencoder.reconstruct(images, precision)
+            evaluator.update(images, from_uint8(to_uint8(decoded)))
+    values = evaluator.compute()
+    return _with_cost(name, autoencoder, values, first, precision, min_seconds)
+
+
+@torch.inference_mode()
+def _with_cost(
+    name: str,
+    autoencoder: Autoencoder,
+    values: Mapping[str, float],
+    images: Tensor,
+    precision: str,
+    min_seconds: float,
+) -> Measurement:
+    device = autoencoder.device
+    images = images.to(device, memory_format=torch.channels_last)
+    images, _ = pad_to_multiple(images, autoencoder.multiple)
+    with autocast(device, precision):
+        latents = autoencoder.encode(images)
+        encode, decode = (
+            lambda: autoencoder.encode(images),
+            lambda: autoencoder.decode(latents),
+        )
+        encode_seconds = seconds_per_call(encode, device, min_seconds)
+        decode_seconds = seconds_per_call(decode, device, min_seconds)
+        peaks = [peak_memory(encode, device), peak_memory(decode, device)]
+        macs = count_macs(lambda: autoencoder.decode(autoencoder.encode(images[:1])))
+    return Measurement(
+        name,
+        f"f{images.shape[-1] // latents.shape[-1]} c{latents.shape[1]}",
+        values,
+        len(images) / encode_seconds,
+        len(images) / decode_seconds,
+        count_parameters(autoencoder.network),
+        macs,
+        None if None in peaks else max(peaks),
+    )
+
+
+def comparison_table(measurements: Sequence[Measurement], metrics: Sequence[str]) -> str:
+    """A Markdown table, one model a row; what could not be measured is n/a."""
+    header = [
+        *("model", "latent"),
+        *(name.upper().replace("RFID", "rFID") for name in metrics),
+        *("encode img/s", "decode img/s", "parameters (M)", "GMAC", "peak memory (MiB)"),
+    ]
+    rows = [
+        [
+            *(m.name, m.latent),
+            *(format_value(name, m.values.get(name)) for name in metrics),
+            *(f"{m.encode_rate:.3g}", f"{m.decode_rate:.3g}"),
+            *(f"{m.num_parameters / 1e6:.2f}", f"{m.macs / 1e9:.4g}"),
+            "n/a" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.0f}",
+        ]
+        for m in measurements
+    ]
+    return markdown_table(header, rows)

@@ -1,0 +1,144 @@
+"""Folders of images: reconstructing one, and comparing two."""
+
+from collections.abc import Mapping
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Subset
+from tqdm import tqdm
+
+from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.engine.distributed import World
+from wfimagevae.eval.autoencoder import Autoencoder
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.image_writer import ImageWriter
+from wfimagevae.eval.images import to_uint8
+from wfimagevae.eval.pairs import ORIGIN_FOLDER, match_pairs
+
+
+class PairDataset(Dataset):
+    """Originals, resized and cropped, beside their reconstructions as they stand in files.
+
+    Args:
+        real: The originals.
+        generated: The reconstructions, at their native size.
+        is_subset: ``real`` is a part of what was reconstructed.
+
+    Raises:
+        ValueError: partners are missing; see `match_pairs`.
+    """
+
+    def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
+        self.real, self.generated = real, generated
+        position = {path: i for i, path in enumerate(generated.paths)}
+        pairs = match_pairs(real.paths, generated.paths, is_subset)
+        self._partners = [position[partner] for _, partner in pairs]
+
+    def __len__(self) -> int:
+        return len(self._partners)
+
+    def __getitem__(self, i: int) -> dict:
+        """``real`` and ``generated``, (3, h, w) in [-1, 1]; or ``problem``, why not."""
+        real, generated = self.real[i], self.generated[self._partners[i]]
+        return {
+            "real": real["image"],
+            "generated": generated["image"],
+            "problem": _problem(real, generated),
+        }
+
+
+def _problem(real: dict, generated: dict) -> str | None:
+    for what, sample in (("original", real), ("generated image", generated)):
+        if sample["error"]:
+            return f"{what} {sample['path']}: {sample['error']}"
+    (height, width), (gen_height, gen_width) = real["image"].shape[1:], generated["image"].shape[1:]
+    if (height, width) != (gen_height, gen_width):
+        return (
+            f"generated image {generated['path']} has {gen_width}x{gen_height} pixels, its original "
+            f"{width}x{height}: give --resolution and --crop_size as in the reconstruction"
+        )
+    return None
+
+
+def _collate(samples: list[dict]) -> dict:
+    # A problem travels as a value: raised in a worker, it would come with a traceback.
+    problem = next((sample["problem"] for sample in samples if sample["problem"]), None)
+    if problem:
+        return {"problem": problem}
+    stacked = {name: torch.stack([s[name] for s in samples]) for name in ("real", "generated")}
+    return stacked | {"problem": None}
+
+
+def evaluate_pairs(
+    pairs: PairDataset, evaluator: Evaluator, batch_size: int, num_workers: int, here: World
+) -> dict[str, float]:
+    """Measures all pairs, each process its share; all processes return the same.
+
+    Args:
+        pairs: The pairs.
+        evaluator: The metrics.
+        batch_size: Pairs at once; 1 where sizes differ.
+        num_workers: Reading processes.
+        here: This process and the others.
+
+    Returns:
+        As `Evaluator.compute`.
+
+    Raises:
+        ValueError: an image is unreadable, or the sizes of a pair differ.
+    """
+    share = Subset(pairs, range(here.rank, len(pairs), here.size))
+    loader = DataLoader(
+        share,
+        batch_size,
+        num_workers=num_workers,
+        collate_fn=_collate,
+        generator=torch.Generator(),  # else its seed comes from the global one
+    )
+    with tqdm(total=len(share), unit="img", desc="evaluate", disable=not here.is_main) as bar:
+        for batch in loader:
+            if batch["problem"]:
+                raise ValueError(batch["problem"])
+            evaluator.update(batch["real"], batch["generated"])
+            bar.update(len(batch["real"]))
+    return evaluator.compute()
+
+
+def reconstruct_folder(
+    autoencoder: Autoencoder,
+    loader: DataLoader,
+    names: Mapping[str, str],
+    writer: ImageWriter,
+    precision: str = "fp32",
+    with_origin: bool = False,
+    show_progress: bool = True,
+) -> list[tuple[str, str]]:
+    """Writes the reconstruction of every readable image.
+
+    Args:
+        autoencoder: The model.
+        loader: Of `valid_loader`: this process's share of the images.
+        names: Relative path -> relative path to write; see `output_names`.
+        writer: Writes them.
+        precision: fp32, bf16 or fp16.
+        with_origin: Also write each original, as the model saw it, under ``origin/``.
+        show_progress: Show a progress bar.
+
+    Returns:
+        (path, reason) of the images that could not be read.
+    """
+    unreadable: list[tuple[str, str]] = []
+    total = len(loader.dataset)
+    with tqdm(total=total, unit="img", desc="reconstruct", disable=not show_progress) as bar:
+        for batch in loader:
+            unreadable += batch["unreadable"]
+            bar.update(len(batch["unreadable"]))
+            if batch["image"] is None:
+                continue
+            decoded = to_uint8(autoencoder.reconstruct(batch["image"], precision)).cpu()
+            for path, pixels in zip(batch["path"], decoded, strict=True):
+                writer.write(names[path], pixels)
+            if with_origin:
+                for path, pixels in zip(batch["path"], to_uint8(batch["image"]), strict=True):
+                    writer.write(f"{ORIGIN_FOLDER}/{names[path]}", pixels)
+            bar.update(len(batch["path"]))
+    return unreadable

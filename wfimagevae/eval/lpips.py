@@ -1,0 +1,37 @@
+"""Learned perceptual distance of image pairs."""
+
+import torch
+from torch import Tensor
+
+from wfimagevae.eval.images import check_unit_pair
+from wfimagevae.model.losses.lpips_network import load_lpips
+
+# Below these the backbone's last pooling has nothing left.
+_MIN_SIZE = {"vgg": 16, "alex": 31}
+
+
+class PerceptualDistance:
+    """LPIPS of each pair, in float32.
+
+    Args:
+        device: Where the network runs.
+        net: ``vgg`` or ``alex``; figures of one do not compare with the other's.
+        weights: File with the torchvision backbone; None takes the cached or downloaded one.
+
+    Raises:
+        MissingWeights: the backbone cannot be had; the message says how to get it.
+    """
+
+    def __init__(self, device: torch.device, net: str = "vgg", weights: str | None = None):
+        self.network = load_lpips(net, weights).to(device)
+        self.min_size = _MIN_SIZE[net]
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distances, (B,), of images in [0, 1], (B, 3, H, W); ValueError for tiny ones."""
+        check_unit_pair(x, y)
+        if min(x.shape[-2:]) < self.min_size:
+            raise ValueError(
+                f"LPIPS needs images of at least {self.min_size} px, got {tuple(x.shape)}"
+            )
+        return self.network(x * 2 - 1, y * 2 - 1).flatten()

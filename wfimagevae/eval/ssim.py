@@ -1,0 +1,54 @@
+"""Structural similarity."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from wfimagevae.eval.images import check_unit_pair, measuring_dtype
+
+TAPS = 11
+SIGMA = 1.5
+
+
+def ssim(x: Tensor, y: Tensor) -> Tensor:
+    """Structural similarity of each pair, averaged over channels and window positions.
+
+    The window is a Gaussian of 11 taps (sigma 1.5) that stays inside the image; variances are
+    those of the window, not of a sample (no N / (N - 1)).
+
+    Args:
+        x: Images in [0, 1], (B, C, H, W), at least 11 pixels high and wide.
+        y: The same shape and range.
+
+    Returns:
+        Similarities in [-1, 1], float64, (B,).
+
+    Raises:
+        ValueError: shapes differ, values lie outside [0, 1], or an image is too small.
+
+    Source: Wang et al. 2004, equation 13, K1 = 0.01, K2 = 0.03, data range 1.
+    """
+    check_unit_pair(x, y)
+    if min(x.shape[-2:]) < TAPS:
+        raise ValueError(f"SSIM needs images of at least {TAPS} x {TAPS}, got {tuple(x.shape)}")
+    dtype = measuring_dtype(x.device)
+    # Moments about 0.5 instead of 0: variances do not change, and cancel less.
+    u, v = x.to(dtype) - 0.5, y.to(dtype) - 0.5
+    moments = torch.stack([u, v, u * u, v * v, u * v])  # (5, B, C, H, W)
+    mu_u, mu_v, uu, vv, uv = _blur(moments)
+    var_u, var_v, cov = uu - mu_u * mu_u, vv - mu_v * mu_v, uv - mu_u * mu_v
+    mu_x, mu_y = mu_u + 0.5, mu_v + 0.5
+    c1, c2 = 0.01**2, 0.03**2
+    luminance = (2 * mu_x * mu_y + c1) / (mu_x * mu_x + mu_y * mu_y + c1)
+    contrast = (2 * cov + c2) / (var_u + var_v + c2)
+    return (luminance * contrast).flatten(1).mean(1)
+
+
+def _blur(maps: Tensor) -> Tensor:
+    offsets = torch.arange(TAPS, dtype=maps.dtype, device=maps.device) - TAPS // 2
+    kernel = torch.exp(-(offsets**2) / (2 * SIGMA**2))
+    kernel = kernel / kernel.sum()
+    flat = maps.reshape(-1, 1, *maps.shape[-2:])
+    rows = F.conv2d(flat, kernel.view(1, 1, TAPS, 1))
+    blurred = F.conv2d(rows, kernel.view(1, 1, 1, TAPS))
+    return blurred.view(*maps.shape[:-2], *blurred.shape[-2:])

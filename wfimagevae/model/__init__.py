@@ -1,0 +1,21 @@
+"""Autoencoders, their building blocks and their training losses."""
+
+import importlib
+
+_EXPORTS = {
+    "ImageBaseAE": "wfimagevae.model.modeling_aebase",
+    "read_checkpoint_weights": "wfimagevae.model.modeling_aebase",
+    "ModelRegistry": "wfimagevae.model.registry",
+    "DecoderImage": "wfimagevae.model.vae.modeling_wfvae2_image",
+    "EncoderImage": "wfimagevae.model.vae.modeling_wfvae2_image",
+    "WFDownBlockImage": "wfimagevae.model.vae.modeling_wfvae2_image",
+    "WFUpBlockImage": "wfimagevae.model.vae.modeling_wfvae2_image",
+    "WFVAE2ImageModel": "wfimagevae.model.vae.modeling_wfvae2_image",
+}
+__all__ = list(_EXPORTS)
+
+
+def __getattr__(name: str):
+    if name in _EXPORTS:
+        return getattr(importlib.import_module(_EXPORTS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,119 @@
+"""LPIPS from the `lpips` package: weights found or refused, gradients finite everywhere."""
+
+import warnings
+from pathlib import Path
+from urllib.error import URLError
+
+import torch
+from torch import Tensor, nn
+
+BACKBONES = {
+    "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
+    "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
+}
+
+
+class MissingWeights(ValueError):
+    """Backbone weights are neither on this machine nor downloadable."""
+
+
+class LPIPS(nn.Module):
+    """Learned perceptual distance, frozen.
+
+    The features and their linear weights are the `lpips` package's. Only the normalisation is
+    ours: the package's square root has an infinite derivative where all channels are zero.
+
+    Args:
+        net: ``vgg`` (training) or ``alex``.
+        weights: File with the torchvision backbone's state dict; None takes the cached or
+            downloaded one.
+
+    Raises:
+        MissingWeights: the backbone cannot be had; the message says how to get it.
+        ValueError: unknown ``net``, or a file with other weights.
+
+    Source: Zhang et al. 2018, arXiv:1801.03924.
+    """
+
+    def __init__(self, net: str = "vgg", weights: str | None = None):
+        super().__init__()
+        if net not in BACKBONES:
+            raise ValueError(f"unknown LPIPS backbone {net!r}; use one of {', '.join(BACKBONES)}")
+        backbone = _read_backbone(net, weights)  # before the slow construction
+        import lpips
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torchvision's note on lpips' old argument
+            package = lpips.LPIPS(net=net, pnet_rand=True, verbose=False)
+        self.scaling_layer = package.scaling_layer
+        self.net = package.net
+        self.lins = package.lins
+        self._load_backbone(backbone, weights or BACKBONES[net])
+        self.requires_grad_(False).eval()
+
+    def _load_backbone(self, backbone: dict[str, Tensor], source: str) -> None:
+        names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
+        missing = [name for name in names.values() if name not in backbone]
+        if missing:
+            raise ValueError(
+                f"{source} is not the torchvision backbone that LPIPS needs: "
+                f"{missing[0]} and {len(missing) - 1} others are missing"
+            )
+        self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
+
+    def train(self, mode: bool = True):
+        """Stays in evaluation mode: dropout is for fitting the linear weights only."""
+        return super().train(False)
+
+    def features(self, images: Tensor) -> list[Tensor]:
+        """Channel-normalised feature maps of images in [-1, 1], float32."""
+        return [_unit_channels(h.float()) for h in self.net(self.scaling_layer(images))]
+
+    def forward(self, reference: Tensor, images: Tensor) -> Tensor:
+        """Distance of each pair.
+
+        Args:
+            reference: Images in [-1, 1], (B, 3, H, W); no gradient flows into them.
+            images: The same shape and range.
+
+        Returns:
+            Distances, float32, (B, 1, 1, 1).
+        """
+        with torch.no_grad():
+            targets = self.features(reference)
+        distance = 0
+        for lin, target, feature in zip(self.lins, targets, self.features(images), strict=True):
+            weight = lin.model[-1].weight.flatten().view(1, -1, 1, 1)  # (1, C, 1, 1)
+            difference = (target - feature).square() * weight
+            distance = distance + difference.sum(1, keepdim=True).mean((2, 3), keepdim=True)
+        return distance
+
+
+def _unit_channels(h: Tensor) -> Tensor:
+    # The clamp leaves every value as it is and cuts the square root's infinite slope at zero.
+    norm = h.square().sum(1, keepdim=True).clamp_min(1e-20).sqrt()
+    return h / (norm + 1e-10)
+
+
+def _read_backbone(net: str, weights: str | None) -> dict[str, Tensor]:
+    if weights:
+        if not Path(weights).is_file():
+            raise MissingWeights(f"LPIPS weights {weights} do not exist; get {BACKBONES[net]}")
+        return torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        return torch.hub.load_state_dict_from_url(
+            BACKBONES[net], map_location="cpu", progress=False, weights_only=True
+        )
+    except (URLError, TimeoutError, ConnectionError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise MissingWeights(
+            f"LPIPS needs its {net} backbone, which is not in {cache} and cannot be downloaded "
+            f"({error}). Fetch {BACKBONES[net]} on a machine with a network, then copy it there "
+            "or name it with --lpips_weights; or do without LPIPS (--perceptual_weight 0 in "
+            "training, no lpips under --metric in evaluation)"
+        ) from None
+
+
+def load_lpips(net: str = "vgg", weights: str | None = None) -> LPIPS:
+    """A frozen `LPIPS`; see there for arguments and errors."""
+    return LPIPS(net, weights)

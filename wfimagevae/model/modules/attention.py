@@ -1,0 +1,40 @@
+"""Self-attention over all positions of a feature map."""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wfimagevae.model.modules.normalize import build_norm
+
+
+class AttnBlock2D(nn.Module):
+    """One head of self-attention over all H W positions, with a residual connection.
+
+    `scaled_dot_product_attention` never holds the matrix of position pairs; memory grows with
+    H W, not with its square.
+
+    Args:
+        channels: Width of input and output.
+        norm_type: ``layernorm`` or ``groupnorm``.
+    """
+
+    def __init__(self, channels: int, norm_type: str = "layernorm"):
+        super().__init__()
+        self.norm = build_norm(norm_type, channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (_to_tokens(project(h)) for project in (self.q, self.k, self.v))
+        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H W, C)
+        h = h.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, H, W)
+        return self.proj_out(h).add_(x)
+
+
+def _to_tokens(x: Tensor) -> Tensor:
+    """(B, C, H, W) to one head of tokens, (B, 1, H W, C); a view of channels_last memory."""
+    # Contiguous, because with a strided last dimension the CPU kernel falls back to the one
+    # that holds the whole matrix.
+    return x.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1).contiguous()

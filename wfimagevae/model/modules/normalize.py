@@ -1,0 +1,145 @@
+"""Norms over channels that keep images channels_last, and the norm-swish-convolution they precede.
+
+Statistics and arithmetic are float32 inside the kernels also where the tensors are bfloat16 or
+float16, so under autocast no float32 copy of the activations is made or kept.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+EPS = 1e-6
+NUM_GROUPS = 32
+
+
+class ChannelLayerNorm(nn.Module):
+    """LayerNorm over the channels of each pixel of (B, C, H, W), affine."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels, eps=EPS)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.norm.weight
+
+    @property
+    def bias(self) -> Tensor:
+        return self.norm.bias
+
+    @staticmethod
+    def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The norm as a function of the input and its two parameters, (C,)."""
+        weight, bias = _match(x, weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            # Of channels_last memory, the permuted view is contiguous: nothing is copied.
+            y = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, EPS)
+        return y.permute(0, 3, 1, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalize(x, self.weight, self.bias)
+
+
+class ChannelGroupNorm(nn.GroupNorm):
+    """GroupNorm with 32 groups on (B, C, H, W), affine."""
+
+    def __init__(self, channels: int):
+        if channels % NUM_GROUPS:
+            raise ValueError(
+                f"norm_type 'groupnorm' needs widths that are multiples of {NUM_GROUPS}, "
+                f"got {channels}; change the config's channels or use 'layernorm'"
+            )
+        super().__init__(NUM_GROUPS, channels, eps=EPS)
+
+    @staticmethod
+    def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """The norm as a function of the input and its two parameters, (C,)."""
+        weight, bias = _match(x, weight, bias)
+        with torch.autocast(x.device.type, enabled=False):
+            y = F.group_norm(x, NUM_GROUPS, weight, bias, EPS)
+        return y.contiguous(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalize(x, self.weight, self.bias)
+
+
+def _match(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Parameters in the type that the kernel wants; the CPU's mixes bfloat16 and float32."""
+    if x.device.type == "cpu":
+        return weight, bias
+    return weight.to(x.dtype), bias.to(x.dtype)
+
+
+_NORMS = {"layernorm": ChannelLayerNorm, "groupnorm": ChannelGroupNorm}
+
+
+def build_norm(norm_type: str, channels: int) -> ChannelLayerNorm | ChannelGroupNorm:
+    """The norm that a config calls ``layernorm`` or ``groupnorm``.
+
+    Raises:
+        ValueError: unknown name, or a width that 32 groups do not divide.
+    """
+    if norm_type not in _NORMS:
+        raise ValueError(f"unknown norm_type {norm_type!r}; use one of {', '.join(_NORMS)}")
+    return _NORMS[norm_type](channels)
+
+
+def norm_swish_conv(norm: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """``conv(swish(norm(x)))`` that keeps only ``x`` for the backward pass.
+
+    The norm and the swish are computed again there, which costs about as much time as not
+    writing and reading them saves, and leaves one tensor in memory instead of three. Compiled,
+    it is the plain expression: the compiler makes the same choice by itself.
+
+    Args:
+        norm: A norm of this module.
+        conv: Stride 1, any kernel size and padding.
+        x: (B, C, H, W), channels_last.
+
+    Returns:
+        (B, C_out, H, W), in autocast's type if it is on.
+    """
+    if torch.compiler.is_compiling():
+        return conv(F.silu(norm(x)))
+    weight, bias, device = conv.weight, conv.bias, x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    return _NormSwishConv.apply(
+        x, norm.weight, norm.bias, weight, bias, norm.normalize, conv.padding
+    )
+
+
+class _NormSwishConv(torch.autograd.Function):
+    """First derivatives only."""
+
+    @staticmethod
+    def forward(ctx, x, norm_weight, norm_bias, weight, bias, normalize, padding):
+        ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias)
+        ctx.normalize, ctx.padding = normalize, padding
+        activated = F.silu(normalize(x, norm_weight, norm_bias), inplace=True)
+        return F.conv2d(activated, weight, bias, padding=padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        *inputs, weight, bias = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = [tensor.detach().requires_grad_() for tensor in inputs]
+            activated = F.silu(ctx.normalize(*inputs))
+        grad_activated, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad_output,
+            activated.detach(),
+            weight,
+            bias_sizes=bias.shape,
+            stride=(1, 1),
+            padding=ctx.padding,
+            dilation=(1, 1),
+            transposed=False,
+            output_padding=(0, 0),
+            groups=1,
+            output_mask=(True, True, True),
+        )
+        grads = torch.autograd.grad(activated, inputs, grad_activated)
+        return *grads, grad_weight, grad_bias, None, None

@@ -1,0 +1,68 @@
+"""The encoder's distribution over latents."""
+
+import torch
+from torch import Tensor
+
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+class DiagonalGaussian:
+    """Independent normal distribution for each latent value, computed in float32.
+
+    Args:
+        moments: Means and log-variances, concatenated, (B, 2 C, H, W).
+
+    Attributes:
+        mean: (B, C, H, W).
+        logvar: Clamped to [-30, 20], (B, C, H, W).
+    """
+
+    def __init__(self, moments: Tensor):
+        if moments.dtype != torch.float64:
+            moments = moments.float()
+        self.mean, logvar = moments.chunk(2, dim=1)
+        self.logvar = logvar.clamp(*LOGVAR_RANGE)
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation, (B, C, H, W)."""
+        return (0.5 * self.logvar).exp()
+
+    @property
+    def var(self) -> Tensor:
+        """Variance, (B, C, H, W)."""
+        return self.logvar.exp()
+
+    def mode(self) -> Tensor:
+        """The most likely latent, which is the mean."""
+        return self.mean
+
+    def sample(
+        self, generator: torch.Generator | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """A draw, differentiable in the moments.
+
+        Args:
+            generator: Source of the noise, on any device; None takes the global one.
+            noise: Standard normal values to use instead, (B, C, H, W); this way each sample's
+                noise can have its own seed.
+
+        Raises:
+            ValueError: ``noise`` has another shape.
+        """
+        if noise is None:
+            source = generator.device if generator is not None else self.mean.device
+            noise = torch.randn(self.mean.shape, generator=generator, device=source)
+        elif noise.shape != self.mean.shape:
+            raise ValueError(
+                f"noise must have the latent's shape {tuple(self.mean.shape)}, "
+                f"got {tuple(noise.shape)}"
+            )
+        return self.mean + self.std * noise.to(self.mean)
+
+    def kl(self) -> Tensor:
+        """Divergence from the standard normal, summed over each sample's values, (B,).
+
+        Source: Kingma and Welling 2014, arXiv:1312.6114, appendix B.
+        """
+        return 0.5 * (self.mean.square() + self.var - 1.0 - self.logvar).flatten(1).sum(1)

@@ -1,0 +1,409 @@
+"""Wavelet-flow autoencoder for images: Haar bands run beside the network, into and out of it.
+
+Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with images for videos.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+from wfimagevae.model.modeling_aebase import ImageBaseAE
+from wfimagevae.model.modules.attention import AttnBlock2D
+from wfimagevae.model.modules.normalize import build_norm
+from wfimagevae.model.modules.posterior import DiagonalGaussian
+from wfimagevae.model.modules.resnet_block import ResnetBlock2D
+from wfimagevae.model.modules.wavelet import (
+    HaarWaveletTransform2D,
+    InverseHaarWaveletTransform2D,
+)
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.vae.tiling import Tiling, pad_to_multiple
+from wfimagevae.model.vae.wavelet_blocks import (
+    NUM_BANDS,
+    WFDownBlockImage,
+    WFUpBlockImage,
+    packed,
+)
+
+__all__ = [
+    "DecoderImage",
+    "EncoderImage",
+    "WFDownBlockImage",
+    "WFUpBlockImage",
+    "WFVAE2ImageModel",
+    "pad_to_multiple",
+]
+
+DEFAULT_SCALE = 0.18215
+
+
+@dataclass
+class EncoderOutput(BaseOutput):
+    """Posterior, and the down blocks' Haar coefficients, finest first (None when tiled)."""
+
+    latent_dist: DiagonalGaussian
+    extra_output: list[Tensor] | None = None
+
+
+@dataclass
+class DecoderOutput(BaseOutput):
+    """Image (B, 3, H, W), and the up blocks' coefficients, coarsest first (None when tiled)."""
+
+    sample: Tensor
+    extra_output: list[Tensor] | None = None
+
+
+@dataclass
+class AutoencoderOutput(BaseOutput):
+    """Reconstruction (B, 3, H, W), posterior, and (encoder, decoder) coefficients."""
+
+    sample: Tensor
+    latent_dist: DiagonalGaussian
+    extra_output: tuple[list[Tensor] | None, list[Tensor] | None]
+
+
+class _CheckpointedBlocks(nn.Module):
+    """Runs blocks, each recomputed in backward if diffusers' switch is on."""
+
+    gradient_checkpointing = False
+
+    def run(self, block: nn.Module, *args):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+
+class EncoderImage(_CheckpointedBlocks):
+    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first.
+
+    Args:
+        latent_dim: Channels C of the latent.
+        base_channels: Width at each level, finest first.
+        num_resblocks: Residual blocks in a level.
+        energy_flow_size: Width of the Haar bands beside the network.
+        dropout: Inside the residual blocks.
+        norm_type: ``layernorm`` or ``groupnorm``.
+        mid_layers_type: Layers at the coarsest level.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        base_channels: Sequence[int],
+        num_resblocks: int,
+        energy_flow_size: int,
+        dropout: float,
+        norm_type: str,
+        mid_layers_type: Sequence[str],
+    ):
+        super().__init__()
+        block_options = (energy_flow_size, num_resblocks, dropout, norm_type)
+        self.wavelet_transform_in = HaarWaveletTransform2D()
+        self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            WFDownBlockImage(*widths, *block_options)
+            for widths in zip(base_channels, base_channels[1:], strict=False)
+        )
+        self.mid = _build_mid(mid_layers_type, base_channels[-1], dropout, norm_type)
+        self.norm_out = build_norm(norm_type, base_channels[-1])
+        self.conv_out = nn.Conv2d(base_channels[-1], 2 * latent_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        coeffs = self.wavelet_transform_in(x)  # (B, 12, H/2, W/2)
+        h = self.conv_in(coeffs)
+        levels = []
+        for block in self.down_blocks:
+            h, coeffs = self.run(block, h, coeffs)
+            levels.append(coeffs)
+        for layer in self.mid:
+            h = self.run(layer, h)
+        return self.conv_out(F.silu(self.norm_out(h))), levels
+
+
+class DecoderImage(_CheckpointedBlocks):
+    """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first.
+
+    Args:
+        latent_dim: Channels C of the latent.
+        base_channels: Width at each level, finest first.
+        num_resblocks: Residual blocks in a level, at least 2.
+        energy_flow_size: Width that the Haar bands branch off with.
+        dropout: Inside the residual blocks.
+        norm_type: ``layernorm`` or ``groupnorm``.
+        mid_layers_type: Layers at the coarsest level.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        base_channels: Sequence[int],
+        num_resblocks: int,
+        energy_flow_size: int,
+        dropout: float,
+        norm_type: str,
+        mid_layers_type: Sequence[str],
+    ):
+        super().__init__()
+        block_options = (energy_flow_size, num_resblocks, dropout, norm_type)
+        widths = base_channels[::-1]
+        self.conv_in = nn.Conv2d(latent_dim, widths[0], 3, padding=1)
+        self.mid = _build_mid(mid_layers_type, widths[0], dropout, norm_type)
+        self.up_blocks = nn.ModuleList(
+            WFUpBlockImage(*pair, *block_options) for pair in zip(widths, widths[1:], strict=False)
+        )
+        self.norm_out = build_norm(norm_type, widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], NUM_BANDS, 3, padding=1)
+        self.inverse_wavelet_transform_out = InverseHaarWaveletTransform2D()
+
+    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        h = self.conv_in(z)
+        for layer in self.mid:
+            h = self.run(layer, h)
+        low, levels = None, []
+        for block in self.up_blocks:
+            h, low, coeffs = self.run(block, h, low)
+            levels.append(coeffs)
+        # No activation here: checkpoints were trained without.
+        coeffs = self.conv_out(self.norm_out(h)).to(self.conv_out.weight.dtype)  # (B, 12, H/2, W/2)
+        coeffs[:, :3] += low
+        return self.inverse_wavelet_transform_out(coeffs), levels
+
+
+def _build_mid(
+    layer_types: Sequence[str], channels: int, dropout: float, norm_type: str
+) -> nn.Sequential:
+    builders = {
+        "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, dropout, norm_type),
+        "AttnBlock2D": lambda: AttnBlock2D(channels, norm_type),
+    }
+    for name in layer_types:
+        if name not in builders:
+            raise ValueError(f"unknown layer {name!r}; use one of {', '.join(builders)}")
+    return nn.Sequential(*(builders[name]() for name in layer_types))
+
+
+@ModelRegistry.register("WFVAE2Image")
+class WFVAE2ImageModel(ImageBaseAE):
+    """Variational autoencoder with 8x downsampling; the arguments are the keys of config.json.
+
+    Args:
+        latent_dim: Channels of the latent.
+        base_channels: Encoder widths, finest level first.
+        decoder_base_channels: Decoder widths; None takes the encoder's.
+        encoder_num_resblocks: Residual blocks in an encoder level, at least 1.
+        encoder_energy_flow_size: Width of the Haar bands beside the encoder.
+        decoder_num_resblocks: Residual blocks in a decoder level, at least 2.
+        decoder_energy_flow_size: Width of the Haar bands beside the decoder.
+        dropout: Inside the residual blocks.
+        norm_type: ``layernorm`` or ``groupnorm``.
+        layer_res_type: The kind of block at each level: ResnetBlock2D.
+        mid_layers_type: ResnetBlock2D or AttnBlock2D, at the coarsest level.
+        scale: Per latent channel, 1 / standard deviation; None is 0.18215 for all.
+        shift: Per latent channel, the mean; None is 0 for all.
+
+    Raises:
+        ValueError: widths, block counts or statistics that do not fit together.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int = 8,
+        base_channels: Sequence[int] = (128, 256, 512),
+        decoder_base_channels: Sequence[int] | None = None,
+        encoder_num_resblocks: int = 2,
+        encoder_energy_flow_size: int = 128,
+        decoder_num_resblocks: int = 2,
+        decoder_energy_flow_size: int = 128,
+        dropout: float = 0.0,
+        norm_type: str = "layernorm",
+        layer_res_type: Sequence[str] = ("ResnetBlock2D", "ResnetBlock2D"),
+        mid_layers_type: Sequence[str] = ("ResnetBlock2D", "AttnBlock2D", "ResnetBlock2D"),
+        scale: Sequence[float] | None = None,
+        shift: Sequence[float] | None = None,
+    ):
+        super().__init__()
+        decoder_base_channels = decoder_base_channels or base_channels
+        _check_levels(base_channels, decoder_base_channels, layer_res_type)
+        if encoder_num_resblocks < 1 or decoder_num_resblocks < 2:
+            raise ValueError(
+                "encoder_num_resblocks must be at least 1 and decoder_num_resblocks at least 2, "
+                f"got {encoder_num_resblocks} and {decoder_num_resblocks}"
+            )
+        common = (dropout, norm_type, mid_layers_type)
+        self.encoder = EncoderImage(
+            latent_dim, base_channels, encoder_num_resblocks, encoder_energy_flow_size, *common
+        )
+        self.decoder = DecoderImage(
+            latent_dim,
+            decoder_base_channels,
+            decoder_num_resblocks,
+            decoder_energy_flow_size,
+            *common,
+        )
+        self.register_to_config(decoder_base_channels=decoder_base_channels)
+        self.set_latent_statistics(
+            shift=[0.0] * latent_dim if shift is None else shift,
+            scale=[DEFAULT_SCALE] * latent_dim if scale is None else scale,
+        )
+        self.tiling: Tiling | None = None
+        self.to(memory_format=torch.channels_last)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Image pixels per latent pixel, along one side."""
+        return 2 ** len(self.config.base_channels)
+
+    @property
+    def last_layer(self) -> Tensor:
+        """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
+        return self.decoder.conv_out.weight
+
+    def encode(self, x: Tensor) -> EncoderOutput:
+        """Posterior over latents of images.
+
+        Args:
+            x: Images in [-1, 1], (B, 3, H, W); H and W multiples of `spatial_factor`.
+
+        Raises:
+            ValueError: another shape.
+        """
+        factor = self.spatial_factor
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(x.shape)}")
+        if 0 in x.shape or x.shape[2] % factor or x.shape[3] % factor:
+            raise ValueError(
+                f"height and width must be multiples of {factor}, got {tuple(x.shape[2:])}; "
+                "pad with pad_to_multiple and crop the result"
+            )
+        x = packed(x.to(self.last_layer.dtype))
+        if self.tiling and self.tiling.applies(x.shape[2] // factor, x.shape[3] // factor):
+            moments = self.tiling.run(lambda tile: self.encoder(tile)[0], x, (factor, 1))
+            return EncoderOutput(DiagonalGaussian(moments))
+        moments, levels = self.encoder(x)
+        return EncoderOutput(DiagonalGaussian(moments), levels)
+
+    def decode(self, z: Tensor) -> DecoderOutput:
+        """Images of latents, not clamped.
+
+        Args:
+            z: Latents as `encode` gives them (not normalized), (B, C, h, w).
+
+        Raises:
+            ValueError: another shape.
+        """
+        if z.dim() != 4 or z.shape[1] != self.config.latent_dim:
+            raise ValueError(
+                f"latents must be (B, {self.config.latent_dim}, h, w), got {tuple(z.shape)}"
+            )
+        z = packed(z.to(self.last_layer.dtype))
+        if self.tiling and self.tiling.applies(*z.shape[2:]):
+            factors = (1, self.spatial_factor)
+            return DecoderOutput(self.tiling.run(lambda tile: self.decoder(tile)[0], z, factors))
+        return DecoderOutput(*self.decoder(z))
+
+    def forward(
+        self,
+        x: Tensor,
+        sample_posterior: bool = True,
+        noise: Tensor | None = None,
+        generator: torch.Generator | None = None,
+    ) -> AutoencoderOutput:
+        """Encodes and decodes.
+
+        Args:
+            x: As for `encode`.
+            sample_posterior: Decode a sample of the posterior; False decodes its mode.
+            noise: The sample's standard normal noise, (B, C, H/8, W/8).
+            generator: Source of that noise otherwise.
+        """
+        encoded = self.encode(x)
+        posterior = encoded.latent_dist
+        z = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
+        decoded = self.decode(z)
+        coeffs = (encoded.extra_output, decoded.extra_output)
+        return AutoencoderOutput(decoded.sample, posterior, coeffs)
+
+    def normalize_latents(self, z: Tensor) -> Tensor:
+        """Latents (B, C, h, w) as a generative model sees them: (z - shift) * scale."""
+        return (z - self._per_channel("shift", z)) * self._per_channel("scale", z)
+
+    def denormalize_latents(self, z: Tensor) -> Tensor:
+        """Inverse of `normalize_latents`; to be called before `decode`."""
+        return z / self._per_channel("scale", z) + self._per_channel("shift", z)
+
+    def _per_channel(self, key: str, z: Tensor) -> Tensor:
+        return torch.tensor(self.config[key], dtype=z.dtype, device=z.device).view(1, -1, 1, 1)
+
+    def set_latent_statistics(self, shift: Sequence[float], scale: Sequence[float]) -> None:
+        """Writes the latents' mean and 1 / standard deviation, per channel, into the config.
+
+        Raises:
+            ValueError: not one finite number per channel, or a scale that is not positive.
+        """
+        statistics = {"shift": [float(v) for v in shift], "scale": [float(v) for v in scale]}
+        for name, values in statistics.items():
+            if len(values) != self.config.latent_dim or not all(map(math.isfinite, values)):
+                raise ValueError(
+                    f"{name} needs {self.config.latent_dim} finite numbers, got {values}"
+                )
+        if min(statistics["scale"]) <= 0:
+            raise ValueError(f"scale must be positive, got {statistics['scale']}")
+        self.register_to_config(**statistics)
+
+    def freeze_encoder(self) -> None:
+        """Trains the decoder alone from here on."""
+        self.encoder.requires_grad_(False)
+
+    def compile_blocks(self, mode: str | None = None) -> None:
+        """Compiles block by block, in place; names in the state dict stay as they are.
+
+        The decoder's tail stays eager, so that the last layer's gradient, which the adaptive
+        adversarial weight needs, runs no other layer's backward pass.
+
+        Args:
+            mode: As for `torch.compile`.
+        """
+        encoder, decoder = self.encoder, self.decoder
+        for block in (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks):
+            block.compile(mode=mode)
+
+    def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
+        """From here on takes images larger than a tile apart and blends the parts' results.
+
+        Memory then depends on the tile, not on the image. `extra_output` is None, and results
+        differ slightly: attention and the borders of convolutions see one tile.
+
+        Args:
+            tile_size: Side of a tile, in image pixels.
+            overlap: Least number of image pixels that neighbours share.
+
+        Raises:
+            ValueError: not multiples of `spatial_factor`, or an overlap of over half a tile.
+        """
+        self.tiling = Tiling.from_pixels(tile_size, overlap, self.spatial_factor)
+
+    def disable_tiling(self) -> None:
+        """Takes images whole again."""
+        self.tiling = None
+
+
+def _check_levels(
+    encoder: Sequence[int], decoder: Sequence[int], layer_types: Sequence[str]
+) -> None:
+    if not len(encoder) == len(decoder) >= 2:
+        raise ValueError(
+            "base_channels and decoder_base_channels need the same number of levels, at least 2, "
+            f"got {list(encoder)} and {list(decoder)}"
+        )
+    if len(layer_types) != len(encoder) - 1 or set(layer_types) != {"ResnetBlock2D"}:
+        raise ValueError(
+            f"layer_res_type must be {len(encoder) - 1} times 'ResnetBlock2D' for "
+            f"{len(encoder)} levels, got {list(layer_types)}"
+        )

@@ -1,0 +1,127 @@
+"""Images of any size: padding to whole latent pixels; tiles for those larger than memory."""
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """Tiles of latents, and how they map to pixels.
+
+    Attributes:
+        size: Side of a tile, in latent pixels.
+        overlap: Least number of latent pixels that neighbours share, at most half of ``size``.
+    """
+
+    size: int
+    overlap: int
+
+    @classmethod
+    def from_pixels(cls, tile_size: int, overlap: int, factor: int) -> "Tiling":
+        """Tiling of images whose latents are ``factor`` times smaller.
+
+        Raises:
+            ValueError: not multiples of ``factor``, or an overlap of more than half a tile.
+        """
+        if tile_size % factor or overlap % factor:
+            raise ValueError(
+                f"tile_size and overlap must be multiples of {factor}, got {tile_size}, {overlap}"
+            )
+        if not 0 < overlap <= tile_size // 2:
+            raise ValueError(
+                f"overlap must be in 1..{tile_size // 2}, half of the tile, got {overlap}"
+            )
+        return cls(tile_size // factor, overlap // factor)
+
+    def applies(self, height: int, width: int) -> bool:
+        """True for latents of more than one tile."""
+        return max(height, width) > self.size
+
+    def run(self, function: Callable[[Tensor], Tensor], x: Tensor, factors: tuple) -> Tensor:
+        """Applies ``function`` to each tile of ``x`` and blends the results.
+
+        Args:
+            function: (B, C, h, w) to (B, C', h s, w s), with one s for all tiles.
+            x: (B, C, H, W).
+            factors: Pixels per latent pixel of input and of output: (8, 1) encodes, (1, 8)
+                decodes.
+
+        Returns:
+            (B, C', H s, W s); at each pixel the tiles' weights sum to one.
+        """
+        before, after = factors
+        height, width = x.shape[2] // before, x.shape[3] // before
+        rows, columns = self._starts(height), self._starts(width)
+        row_weights = self._weights(rows, height, after).to(x.device)
+        column_weights = self._weights(columns, width, after).to(x.device)
+        result = None
+        for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
+            tile = function(x[(..., *self._window(top, left, before))])
+            if result is None:
+                shape = (*tile.shape[:2], height * after, width * after)
+                result = tile.new_zeros(shape).contiguous(memory_format=torch.channels_last)
+            window = self._window(top, left, after)
+            weight = row_weights[i, window[0], None] * column_weights[j, window[1]]
+            result[(..., *window)] += tile * weight.to(tile.dtype)
+        return result
+
+    def _window(self, top: int, left: int, scale: int) -> tuple[slice, slice]:
+        """The tile's rows and columns; slicing cuts it where the image is smaller."""
+        ends = (top + self.size) * scale, (left + self.size) * scale
+        return slice(top * scale, ends[0]), slice(left * scale, ends[1])
+
+    def _starts(self, length: int) -> list[int]:
+        """First positions of the fewest tiles that cover ``length``, evenly spread."""
+        if length <= self.size:
+            return [0]
+        last = length - self.size
+        count = 1 + math.ceil(last / (self.size - self.overlap))
+        return [round(i * last / (count - 1)) for i in range(count)]
+
+    def _weights(self, starts: list[int], length: int, scale: int) -> Tensor:
+        """Each tile's weight along one axis, (tiles, length * scale); columns sum to one.
+
+        A tile counts nothing in the quarter of the overlap next to its seam, where it lacks
+        context, and its weight grows linearly over the half after that.
+        """
+        position = (torch.arange(length * scale) + 0.5) / scale  # in latent pixels
+        margin, ramp = self.overlap / 4, self.overlap / 2
+        rows = []
+        for start in starts:
+            end = start + self.size
+            depth = torch.full_like(position, torch.inf)  # distance to the nearest seam
+            if start > 0:
+                depth = position - start
+            if end < length:
+                depth = torch.minimum(depth, end - position)
+            rows.append(((depth - margin) / ramp).clamp(0.0, 1.0))
+        weights = torch.stack(rows)
+        return weights / weights.sum(0)
+
+
+def pad_to_multiple(x: Tensor, multiple: int = 8) -> tuple[Tensor, tuple[int, int]]:
+    """Reflects images at the bottom and right until their sides are multiples.
+
+    Args:
+        x: (B, C, H, W), of any size.
+        multiple: What the sides must be multiples of.
+
+    Returns:
+        The padded images, and (H, W) to crop results back to.
+    """
+    height, width = x.shape[-2:]
+    rows = _reflected(height, -height % multiple).to(x.device)
+    columns = _reflected(width, -width % multiple).to(x.device)
+    return x[..., rows, :][..., columns], (height, width)
+
+
+def _reflected(length: int, extra: int) -> Tensor:
+    """Positions 0 ... length - 1, then back and forth for ``extra`` more."""
+    period = max(2 * length - 2, 1)
+    position = torch.arange(length + extra) % period
+    return torch.minimum(position, period - position)

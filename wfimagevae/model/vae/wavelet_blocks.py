@@ -1,0 +1,114 @@
+"""Levels of the wavelet-flow autoencoder: features beside the Haar bands of the same size.
+
+Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, section 3.2.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from wfimagevae.model.modules.resnet_block import ResnetBlock2D
+from wfimagevae.model.modules.updownsample import Downsample, Upsample
+from wfimagevae.model.modules.wavelet import (
+    HaarWaveletTransform2D,
+    InverseHaarWaveletTransform2D,
+)
+
+NUM_BANDS = 12  # LL, LH, HL, HH of three colours
+
+
+def packed(x: Tensor) -> Tensor:
+    """``x`` with dense channels_last strides; itself if it has them."""
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+class WFDownBlockImage(nn.Module):
+    """Halves a feature map and joins the Haar bands of the next level to it.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        energy_flow_size: Width that the bands are taken to.
+        num_resblocks: Residual blocks, the one after the join counted.
+        dropout: Inside the residual blocks.
+        norm_type: ``layernorm`` or ``groupnorm``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        energy_flow_size: int,
+        num_resblocks: int,
+        dropout: float,
+        norm_type: str,
+    ):
+        super().__init__()
+        self.res_block = nn.Sequential(
+            *(
+                ResnetBlock2D(in_channels, in_channels, dropout, norm_type)
+                for _ in range(num_resblocks - 1)
+            )
+        )
+        self.down = Downsample(in_channels)
+        self.wavelet_transform = HaarWaveletTransform2D()
+        self.in_flow_conv = nn.Conv2d(NUM_BANDS, energy_flow_size, 3, padding=1)
+        self.out_res_block = ResnetBlock2D(
+            in_channels + energy_flow_size, out_channels, dropout, norm_type
+        )
+
+    def forward(self, x: Tensor, coeffs: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.down(self.res_block(x))  # (B, C_in, H/2, W/2)
+        coeffs = self.wavelet_transform(coeffs[:, :3])  # (B, 12, H/2, W/2)
+        x = torch.cat([x, self.in_flow_conv(coeffs)], dim=1)  # (B, C_in + E, H/2, W/2)
+        return self.out_res_block(x), coeffs
+
+
+class WFUpBlockImage(nn.Module):
+    """Doubles a feature map and branches off the Haar bands of its level.
+
+    Bands add up over the levels to the image, so under autocast they leave in the parameters'
+    type.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        energy_flow_size: Width that the bands come from.
+        num_resblocks: Residual blocks, those before the branch and at the end counted.
+        dropout: Inside the residual blocks.
+        norm_type: ``layernorm`` or ``groupnorm``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        energy_flow_size: int,
+        num_resblocks: int,
+        dropout: float,
+        norm_type: str,
+    ):
+        super().__init__()
+        self.widths = [in_channels, energy_flow_size]
+        self.branch_conv = ResnetBlock2D(in_channels, sum(self.widths), dropout, norm_type)
+        self.out_flow_conv = nn.Sequential(
+            ResnetBlock2D(energy_flow_size, energy_flow_size, dropout, norm_type),
+            nn.Conv2d(energy_flow_size, NUM_BANDS, 3, padding=1),
+        )
+        self.inverse_wavelet_transform = InverseHaarWaveletTransform2D()
+        self.res_block = nn.Sequential(
+            *(
+                ResnetBlock2D(in_channels, in_channels, dropout, norm_type)
+                for _ in range(num_resblocks - 2)
+            )
+        )
+        self.up = Upsample(in_channels)
+        self.out_res_block = ResnetBlock2D(in_channels, out_channels, dropout, norm_type)
+
+    def forward(self, x: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        x, flow = self.branch_conv(x).split(self.widths, dim=1)  # (B, C, H, W), (B, E, H, W)
+        coeffs = self.out_flow_conv(packed(flow)).to(self.up.conv.weight.dtype)  # (B, 12, H, W)
+        if low is not None:
+            coeffs[:, :3] += low
+        low = self.inverse_wavelet_transform(coeffs)  # (B, 3, 2 H, 2 W)
+        x = self.up(self.res_block(packed(x)))  # (B, C, 2 H, 2 W)
+        return self.out_res_block(x), low, coeffs

@@ -1,0 +1,189 @@
+"""The parts of image-VAE training, each built from its options."""
+
+import importlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from wfimagevae.dataset import ValidImageDataset, valid_loader
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.loop import Schedule
+from wfimagevae.engine.tracker import Tracker
+from wfimagevae.eval.cost import count_macs, count_parameters
+from wfimagevae.eval.evaluator import Evaluator, Networks
+from wfimagevae.model.losses import LossConfig
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.task.vae_validation import PictureOptions, Validator
+
+
+def build_vae(options: dict, device: torch.device) -> nn.Module:
+    """The autoencoder on its device, from pretrained weights, a configuration or its defaults.
+
+    Raises:
+        ValueError: the weights or the configuration do not fit the model.
+    """
+    model_class = ModelRegistry.get_model(options["model_name"])
+    config, pretrained = options["model_config"], options["pretrained_model_name_or_path"]
+    if pretrained:
+        vae = model_class.from_pretrained(
+            pretrained,
+            model_config=config,
+            ignore_mismatched_sizes=options["ignore_mismatched_sizes"],
+        )
+    elif config:
+        vae = model_class.from_config(json.loads(Path(config).read_text(encoding="utf-8")))
+    else:
+        vae = model_class()
+    if options["resolution"] % vae.spatial_factor:
+        raise ValueError(
+            f"--resolution {options['resolution']} must be a multiple of {vae.spatial_factor}"
+        )
+    if options["freeze_encoder"]:
+        vae.freeze_encoder()
+    if options["gradient_checkpointing"]:
+        vae.enable_gradient_checkpointing()
+    vae.to(device, memory_format=torch.channels_last).train()
+    if options["compile"]:
+        vae.compile_blocks(options["compile_mode"])
+    return vae
+
+
+def build_loss(options: dict, device: torch.device) -> nn.Module:
+    """The class that ``--disc_cls`` names, with its weights, on the device.
+
+    Raises:
+        ValueError: no such class, weights that contradict each other, or LPIPS without its
+            backbone.
+    """
+    module, _, name = options["disc_cls"].rpartition(".")
+    try:
+        loss_class = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--disc_cls {options['disc_cls']}: {error}") from None
+    config = LossConfig(
+        rec_weight=options["rec_weight"],
+        perceptual_weight=options["perceptual_weight"],
+        kl_weight=options["kl_weight"],
+        wavelet_weight=options["wavelet_weight"] if options["wavelet_loss"] else 0.0,
+        disc_weight=options["disc_weight"],
+        adaptive_weight=options["adaptive_weight"],
+        disc_start=options["disc_start"],
+        disc_ramp_steps=options["disc_ramp_steps"],
+        disc_loss=options["disc_loss"],
+        disc_num_layers=options["disc_num_layers"],
+        loss_type=options["loss_type"],
+        logvar_init=options["logvar_init"],
+        lpips_weights=options["lpips_weights"],
+    )
+    loss = loss_class(config).to(device, memory_format=torch.channels_last)
+    if options["compile"]:
+        loss.compile_networks(options["compile_mode"])
+    return loss
+
+
+def build_validator(
+    options: dict, here: World, folder: Path, loss: nn.Module, tracker: Tracker
+) -> Validator:
+    """What evaluates the VAE while it trains."""
+    dataset = ValidImageDataset(
+        options["eval_image_path"],
+        options["eval_resolution"],
+        options["eval_crop_size"],
+        options["eval_subset_size"],
+        cache_dir=options["index_cache_dir"],
+    )
+    workers = min(options["dataset_num_worker"], 4)
+    loader = valid_loader(dataset, options["eval_batch_size"], workers, here.rank, here.size)
+    metrics = ["psnr", "ssim"] + (["lpips"] if options["perceptual_weight"] > 0 else [])
+    networks = Networks(lpips_weights=options["lpips_weights"])
+    pictures = PictureOptions(
+        folder,
+        0 if options["disable_val_image_dump"] else options["eval_num_image_log"],
+        0 if options["disable_patch_score_vis"] else options["patch_score_vis_max_samples"],
+    )
+    evaluator = Evaluator(metrics, here.device, networks)
+    return Validator(loader, evaluator, here, options["mix_precision"], pictures, tracker)
+
+
+def update_flops(vae: nn.Module, loss: nn.Module, options: dict) -> dict[str, float]:
+    """Arithmetic of one update of each player for one image, in FLOP.
+
+    Counted on shapes alone: a forward pass once, a backward pass twice (once to the input
+    alone). Recomputation by gradient checkpointing does not count: it is no progress.
+    """
+    whole, encoder = vae_macs(vae, options["resolution"])
+    forward_backward = 3 * whole - (2 * encoder if options["freeze_encoder"] else 0)
+    with _shapes_only():
+        image = _blank(vae, options["resolution"])
+        critic = count_macs(lambda: loss.discriminator(image))
+        perceptual = loss.perceptual_loss
+        features = count_macs(lambda: perceptual.features(image)) if perceptual else 0
+    generator = forward_backward + 3 * features + (2 * critic if options["disc_weight"] else 0)
+    discriminator = 6 * critic + (whole if options["gan_schedule"] == "alternate" else 0)
+    return {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}
+
+
+def vae_macs(vae: nn.Module, size: int) -> tuple[int, int]:
+    """Multiply-accumulates of a round trip, and of its encoder alone, for one square image."""
+    with _shapes_only():
+        image = _blank(vae, size)
+        encoder = count_macs(lambda: vae.encode(image))
+        return count_macs(lambda: vae(image, sample_posterior=False)), encoder
+
+
+@contextmanager
+def _shapes_only() -> Iterator[None]:
+    """Networks called inside compute nothing but shapes, in a moment and without memory."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def _blank(vae: nn.Module, size: int) -> torch.Tensor:
+    return torch.empty(1, 3, size, size, device=next(vae.parameters()).device)
+
+
+def describe(task, schedule: Schedule, here: World, kernels: str, options: dict) -> str:
+    """What a run is about to do, in a few lines."""
+    size, vae = options["resolution"], task.vae
+    parameters = count_parameters(vae)
+    trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
+    macs = vae_macs(vae, size)[0]
+    batch = schedule.batch_size * schedule.accum_steps * here.size
+    names = " + ".join(player.name for player in task.players)
+    lines = [
+        f"{options['model_name']}: {parameters:,} parameters ({trained:,} trained), "
+        f"{macs / 1e9:.1f} GMAC an image of {size} px; players: {names}",
+        f"effective batch {batch} = {schedule.batch_size} x {schedule.accum_steps} micro-batches "
+        f"x {here.size} processes; {schedule.max_steps} steps",
+        f"device {here.device}, precision {options['mix_precision']}"
+        + (", compiled" if options["compile"] else "")
+        + (f"; {kernels}" if kernels else ""),
+    ]
+    if options["perceptual_weight"] == 0:
+        lines.append("training without LPIPS (--perceptual_weight 0)")
+    return "\n".join(lines)
+
+
+def plain_config(vae: nn.Module) -> dict:
+    """The model's configuration as a checkpoint can hold it and `from_config` takes it."""
+    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
+    return {"_class_name": type(vae).__name__} | json.loads(json.dumps(config))
+
+
+class NetworkWeights:
+    """A network as a checkpoint sees it: bare names, and old names accepted."""
+
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def state_dict(self) -> dict:
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.network.load_weights(state)

@@ -1,0 +1,136 @@
+"""Validation of an image VAE in training: figures over held-out images, pictures of some."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from wfimagevae.engine.device import autocast
+from wfimagevae.engine.distributed import World, gather_objects
+from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.tracker import Tracker
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.image_writer import save_image
+from wfimagevae.eval.images import to_uint8
+from wfimagevae.eval.patch_scores import append_summary, save_patch_scores
+
+log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class PictureOptions:
+    """Which pictures a validation writes.
+
+    Attributes:
+        folder: Of the run.
+        num_images: Reconstructions beside their originals; 0 none.
+        num_patch_scores: Of these, with maps of the discriminator's scores; 0 none.
+    """
+
+    folder: Path
+    num_images: int = 8
+    num_patch_scores: int = 4
+
+
+class Validator:
+    """Reconstructs held-out images with the raw weights and, if there is one, the average.
+
+    Args:
+        loader: This process's share of the images.
+        evaluator: Metrics.
+        world: This process and the others.
+        precision: Of the reconstruction.
+        pictures: Which pictures to write.
+        tracker: Where pictures go, besides.
+    """
+
+    def __init__(
+        self,
+        loader: DataLoader,
+        evaluator: Evaluator,
+        world: World,
+        precision: str,
+        pictures: PictureOptions,
+        tracker: Tracker,
+    ):
+        self.loader, self.evaluator, self.world = loader, evaluator, world
+        self.precision, self.pictures, self.tracker = precision, pictures, tracker
+        self._reported: set[str] = set()
+
+    def __call__(
+        self, vae: nn.Module, ema: EMA | None, discriminator: nn.Module | None, step: int
+    ) -> dict[str, float]:
+        """Figures named ``val/...`` and, of the average, ``val_ema/...``. Collective."""
+        values = self._evaluate(vae, "val", None if ema else discriminator, step, draw=ema is None)
+        if ema is not None:
+            with ema.applied():
+                values |= self._evaluate(vae, "val_ema", discriminator, step, draw=True)
+        return values
+
+    @torch.no_grad()
+    def _evaluate(
+        self, vae: nn.Module, prefix: str, discriminator: nn.Module | None, step: int, draw: bool
+    ) -> dict[str, float]:
+        was_training = vae.training
+        vae.eval()
+        self.evaluator.reset()
+        index, rows, written = self.world.rank, [], {}
+        for batch in self.loader:
+            self._warn_of_unreadable(batch["unreadable"])
+            if batch["image"] is None:
+                continue
+            images = batch["image"].to(self.world.device, memory_format=torch.channels_last)
+            with autocast(self.world.device, self.precision):
+                output = vae(images, sample_posterior=False).sample
+            output = self._finite(output.float()).clamp(-1, 1)
+            self.evaluator.update(images, output)
+            for path, real, fake in zip(batch["path"], images, output, strict=True):
+                if draw and index < self.pictures.num_images:
+                    name = f"{index:04d}-{Path(path).stem}.png"
+                    written[f"reconstruction/{name}"] = self._save_pair(name, real, fake, step)
+                    if discriminator is not None and index < self.pictures.num_patch_scores:
+                        rows.append(self._save_scores(name, discriminator, real, fake, step))
+                index += self.world.size
+        vae.train(was_training)
+        values = self.evaluator.compute()
+        self._finish_pictures(rows, written, step)
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+    def _save_pair(self, name: str, real: Tensor, fake: Tensor, step: int) -> Path:
+        folder = self.pictures.folder / "val_images"
+        original = folder / "original" / name
+        if not original.exists():
+            save_image(original, to_uint8(real))
+        path = folder / "reconstructed" / f"step-{step:08d}" / name
+        save_image(path, to_uint8(fake))
+        return path
+
+    def _save_scores(
+        self, name: str, discriminator: nn.Module, real: Tensor, fake: Tensor, step: int
+    ) -> list:
+        path = self.pictures.folder / "val_patch_scores" / f"step-{step:08d}" / name
+        return [step, name, *save_patch_scores(path, discriminator, real, fake)]
+
+    def _finish_pictures(self, rows: list[list], written: dict[str, Path], step: int) -> None:
+        gathered = gather_objects(rows)
+        if not self.world.is_main:
+            return
+        rows = sorted((row for part in gathered for row in part), key=lambda row: row[1])
+        if rows:
+            append_summary(self.pictures.folder / "val_patch_scores" / "summary.csv", rows)
+        self.tracker.log_images(step, written)
+
+    def _finite(self, output: Tensor) -> Tensor:
+        """Grey in place of NaN: bad figures and a warning, but no end of the training."""
+        if not output.isfinite().all():
+            log.warning("some reconstructions of the validation are not finite")
+        return output.nan_to_num(0.0)
+
+    def _warn_of_unreadable(self, unreadable: list[tuple[str, str]]) -> None:
+        for path, reason in unreadable:
+            if path not in self._reported:
+                self._reported.add(path)
+                log.warning("validation leaves out %s: %s", path, reason)
