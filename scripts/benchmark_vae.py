@@ -54,11 +54,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     args = build_parser().parse_args(argv)
 
+    import torch
+
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.benchmark import comparison_table, load_autoencoder, measure
+    from wfimagevae.eval.benchmark import load_autoencoder, measure, report
     from wfimagevae.eval.evaluator import Evaluator, Networks
-    from wfimagevae.eval.protocol import describe_protocol, protocol_hash
+    from wfimagevae.eval.protocol import describe_protocol
 
     networks = Networks(args.lpips_net, args.lpips_weights, args.inception_weights)
     networks.check_files()
@@ -66,46 +68,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     dataset = ValidImageDataset(
         args.real_image_dir, args.resolution, args.crop_size, args.subset_size
     )
+    loader = valid_loader(dataset, args.batch_size, args.num_workers)
+    # All are loaded first, so that a wrong path costs no results; the device holds one at a time.
+    autoencoders = {spec: load_autoencoder(spec) for spec in args.model}
     evaluator = Evaluator(args.metric, device, networks)
+    kernels = enable_fast_kernels(device)
+    precision, seconds = args.mixed_precision, args.timing_seconds
     measurements = []
-    for spec in args.model:
-        loader = valid_loader(dataset, args.batch_size, args.num_workers)
-        autoencoder = load_autoencoder(spec, device)
-        enable_fast_kernels(device)
-        measurements.append(
-            measure(
-                spec, autoencoder, loader, evaluator, args.mixed_precision, args.timing_seconds
-            )
-        )
-        del autoencoder  # before the next one takes its memory
-    measured = [name for name in evaluator.names if name not in evaluator.unavailable]
+    for spec, autoencoder in autoencoders.items():
+        autoencoder.network.to(device)
+        measurements.append(measure(spec, autoencoder, loader, evaluator, precision, seconds))
+        autoencoder.network.cpu()
+    measured = list(measurements[0].values)
     protocol = describe_protocol(
         measured, networks, args.resolution, args.crop_size, evaluator.count
     )
-    lines = [
-        comparison_table(measurements, evaluator.names),
-        "",
-        f"{evaluator.count} images of {protocol['size']}, {args.mixed_precision}, batches of "
-        f"{args.batch_size} on {device_name(device)}, protocol {protocol_hash(protocol)}. GMAC is "
-        "for one image there and back.",
-    ]
-    if device.type != "cuda":
-        lines.append("Peak memory is measured on CUDA only.")
-    lines += [f"{name}: {note}" for name, note in evaluator.notes.items()]
-    lines += [f"{name} is unavailable: {how}" for name, how in evaluator.unavailable.items()]
-    text = "\n".join(lines)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    how = [precision, f"batches of {args.batch_size}", where, kernels]
+    text = report(measurements, evaluator, protocol, ", ".join(filter(None, how)))
     print(text)
     if args.output:
         Path(args.output).parent.mkdir(parents=True, exist_ok=True)
         Path(args.output).write_text(text + "\n", encoding="utf-8")
     return METRIC_UNAVAILABLE if evaluator.unavailable else 0
-
-
-def device_name(device) -> str:
-    """The GPU's name, or the kind of device."""
-    import torch
-
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ def build_parser() -> Parser:
     parser = Parser(
         description="Measure reconstructions against their originals, paired by relative path.",
         epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
-        "are missing; 2 an error.",
+        "are missing; 2 an error. torchrun turns each of 2 and 3 into 1.",
     )
     add_image_args(parser, batch_size=8)
     parser.add_argument(
@@ -47,9 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     networks = Networks(args.lpips_net, args.lpips_weights, args.inception_weights)
     networks.check_files()
-    real = ValidImageDataset(
-        args.real_image_dir, args.resolution, args.crop_size, args.subset_size
-    )
+    real = ValidImageDataset(args.real_image_dir, args.resolution, args.crop_size, args.subset_size)
     generated = ValidImageDataset(args.generated_image_dir)
     pairs = PairDataset(real, generated, is_subset=bool(args.subset_size))
     batch_size = args.batch_size if real.crop_size else 1

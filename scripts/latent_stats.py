@@ -9,7 +9,7 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args, add_image_args, add_model_args
+from wfimagevae.eval.args import add_compute_args, add_image_args, add_model_args, model_source
 
 
 def build_parser() -> Parser:
@@ -18,7 +18,8 @@ def build_parser() -> Parser:
         description="Mean and standard deviation per latent channel over a folder of images: "
         "shift = mean and scale = 1 / std in config.json, for (z - shift) * scale. Runs under "
         "torchrun, too.",
-        epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an error.",
+        epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
+        "2 an error.",
     )
     add_model_args(parser)
     add_image_args(parser)
@@ -53,19 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.real_image_dir, args.resolution, args.crop_size, args.subset_size
     )
     batch_size = args.batch_size if dataset.crop_size else 1
-    vae = load_vae(
-        args.model_name,
-        args.from_pretrained,
-        args.model_config,
-        args.ckpt_path,
-        args.use_raw_weights,
-    )
+    vae = load_vae(**model_source(args))
     with world(args.device) as here:
         loader = valid_loader(dataset, batch_size, args.num_workers, here.rank, here.size)
         mean, std, unreadable = measure_latents(vae, loader, here, args.mixed_precision)
-        unreadable = sum(gather_objects(unreadable), [])
+        unreadable = [entry for part in gather_objects(unreadable) for entry in part]
         if here.is_main:
-            rows = [[str(i), f"{m:.5f}", f"{s:.5f}"] for i, (m, s) in enumerate(zip(mean, std))]
+            pairs = zip(mean, std, strict=True)
+            rows = [[str(i), f"{m:.5f}", f"{s:.5f}"] for i, (m, s) in enumerate(pairs)]
             print(markdown_table(["channel", "mean", "std"], rows))
             for path, reason in sorted(unreadable):
                 print(f"unreadable: {path}: {reason}")

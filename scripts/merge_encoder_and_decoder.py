@@ -17,7 +17,9 @@ def build_parser() -> Parser:
         description="Merge the encoder of one model with the decoder of another, for example one "
         "that was trained further with --freeze_encoder."
     )
-    parser.add_argument("--model_name", default="WFVAE2Image", metavar="NAME", help="registered name")
+    parser.add_argument(
+        "--model_name", default="WFVAE2Image", metavar="NAME", help="registered name"
+    )
     for half in ("encoder", "decoder"):
         parser.add_argument(
             f"--{half}_from",

@@ -267,7 +267,10 @@ def evaluate(output: Path, folder: str, device: str) -> dict[str, float]:
 def export(run_dir: Path, output: Path, device: str) -> None:
     """Saves the model in Hugging Face format; read back, it must reconstruct the same pixels."""
     folder, again = output / "hf_model", output / "reconstructed_by_hf_model"
-    command("scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder)
+    figures = ("--metrics_json", output / "reconstructed.json")
+    command(
+        "scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder, *figures
+    )
     reconstruct(folder, again, output, device)
     for first, second in zip(
         held_out(output, "reconstructed"), held_out(output, again.name), strict=True

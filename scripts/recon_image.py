@@ -9,9 +9,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, positive_int
+from wfimagevae.engine.args import Parser
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args, add_image_args, add_model_args
+from wfimagevae.eval.args import (
+    add_compute_args,
+    add_image_args,
+    add_model_args,
+    add_tile_arg,
+    model_source,
+)
 
 
 def build_parser() -> Parser:
@@ -38,12 +44,7 @@ def build_parser() -> Parser:
         action="store_true",
         help="also write the originals, as the model saw them, under DIR/origin",
     )
-    group.add_argument(
-        "--tile_size",
-        type=positive_int,
-        metavar="PX",
-        help="encode and decode in overlapping tiles of this size, for images beyond memory",
-    )
+    add_tile_arg(group)
     add_compute_args(parser)
     return parser
 
@@ -70,13 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = enable_fast_kernels(here.device)
         if note and here.is_main:
             print(note)
-        vae = load_vae(
-            args.model_name,
-            args.from_pretrained,
-            args.model_config,
-            args.ckpt_path,
-            args.use_raw_weights,
-        )
+        vae = load_vae(**model_source(args))
         loader = valid_loader(dataset, batch_size, args.num_workers, here.rank, here.size)
         with ImageWriter(args.generated_image_dir) as writer:
             unreadable = reconstruct_folder(
@@ -88,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 with_origin=args.output_origin,
                 show_progress=here.is_main,
             )
-        unreadable = sum(gather_objects(unreadable), [])
+        unreadable = [entry for part in gather_objects(unreadable) for entry in part]
         if here.is_main:
             report(len(dataset), unreadable, args.generated_image_dir)
     return 1 if unreadable else 0

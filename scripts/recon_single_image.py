@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from wfimagevae.engine.args import Parser, positive_int
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args, add_model_args
+from wfimagevae.eval.args import add_compute_args, add_model_args, add_tile_arg, model_source
 
 
 def build_parser() -> Parser:
@@ -29,12 +29,7 @@ def build_parser() -> Parser:
         metavar="PX",
         help="resize the shorter side to this and crop the centre; not given: native size",
     )
-    group.add_argument(
-        "--tile_size",
-        type=positive_int,
-        metavar="PX",
-        help="encode and decode in overlapping tiles of this size, for images beyond memory",
-    )
+    add_tile_arg(group)
     add_compute_args(parser)
     return parser
 
@@ -60,13 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UnreadableImage as error:
         raise ValueError(f"--image_path {args.image_path}: {error}") from None
     real = to_signed_unit(torch.from_numpy(center_crop(image, args.resolution)))[None]
-    vae = load_vae(
-        args.model_name,
-        args.from_pretrained,
-        args.model_config,
-        args.ckpt_path,
-        args.use_raw_weights,
-    )
+    vae = load_vae(**model_source(args))
     autoencoder = as_autoencoder(vae, device, args.tile_size)
     pixels = to_uint8(autoencoder.reconstruct(real, args.mixed_precision)).cpu()
     save_image(args.rec_path, pixels[0])

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_model_args
+from wfimagevae.eval.args import add_model_args, model_source
 
 
 def build_parser() -> Parser:
@@ -44,13 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = Path(args.save_dir)
     source = args.from_pretrained or args.ckpt_path or ""
     check_target(folder, source)
-    vae = load_vae(
-        args.model_name,
-        args.from_pretrained,
-        args.model_config,
-        args.ckpt_path,
-        args.use_raw_weights,
-    )
+    vae = load_vae(**model_source(args))
     card = model_card(vae, args.name or folder.resolve().name, training_options(source), evaluation)
     save_model(vae, folder, card)
     print(f"{folder}: exported, and identical when read back")

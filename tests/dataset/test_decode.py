@@ -207,9 +207,10 @@ def test_too_small_image_is_unreadable(tmp_path, noise):
 def test_decompression_bomb_is_unreadable_and_silent(tmp_path, noise, monkeypatch, limit):
     noise(40, 30).save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
         assert "decompression bomb" in reason(tmp_path / "a.png")
+    assert not shown
 
 
 @pytest.mark.parametrize("size", [(90, 60), (60, 90), (61, 60), (600, 7)])

@@ -1,10 +1,19 @@
 """Two gloo processes against one: same samples, same updates, exact resumption."""
 
-import pytest
+import csv
 
+import pytest
+import torch
+
+from tests.distributed.worker import play, play_on_ranks
 from tests.task.training import Workplace, differences, largest_difference, load
 
-SIX_STEPS = {"disc_start": 1, "ema": True, "lr": 1e-4}
+CONSTANT = {"no_adaptive_weight": True}
+CASES = {  # options, batch of one process, (batch, micro-batches) of two
+    "joint": ({"gan_schedule": "joint"} | CONSTANT, 8, (2, 2)),
+    "alternate": ({"gan_schedule": "alternate"} | CONSTANT, 8, (2, 2)),
+    "adaptive weight": ({"gan_schedule": "joint"}, 4, (2, 1)),
+}
 
 
 @pytest.fixture(scope="module")
@@ -12,31 +21,26 @@ def workplace(tmp_path_factory):
     return Workplace(tmp_path_factory.mktemp("ranks"))
 
 
-@pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
-def test_two_ranks_and_accumulation_equal_one_big_batch(workplace, gan_schedule):
-    options = SIX_STEPS | {"adaptive_weight": None, "no_adaptive_weight": True}
-    options |= {"gan_schedule": gan_schedule}
-    one = load(workplace.train(f"{gan_schedule}-one", 6, batch_size=8, **options), 6)
-    two = load(
-        workplace.torchrun(f"{gan_schedule}-two", 6, batch_size=2, grad_accum_steps=2, **options),
-        6,
-    )
-    # Micro-batches of two ranks interleave: each update still averages the same 8 samples.
-    assert one["sampler_state"] == two["sampler_state"]
-    for part in ("gen_model", "disc_model"):
-        assert largest_difference(one["state_dict"][part], two["state_dict"][part]) < 2e-5
-    assert largest_difference(one["ema_state_dict"], two["ema_state_dict"]) < 2e-5
-
-
-def test_the_adaptive_weight_agrees_over_ranks(workplace):
-    one = load(workplace.train("adaptive-one", 4, batch_size=4, **SIX_STEPS), 4)
-    two = load(workplace.torchrun("adaptive-two", 4, batch_size=2, **SIX_STEPS), 4)
-    difference = largest_difference(one["state_dict"]["gen_model"], two["state_dict"]["gen_model"])
-    assert difference < 2e-5
+@pytest.mark.parametrize("case", CASES)
+def test_two_ranks_equal_one_process_on_the_same_samples(workplace, tmp_path, case):
+    options, whole, (share, accum) = CASES[case]
+    options = options | {"disc_start": 1}
+    flags = workplace.flags("x", 6, batch_size=whole, **options)
+    play(flags, 6, tmp_path / "one")
+    one = torch.load(tmp_path / "one.0", weights_only=True)
+    flags = workplace.flags("x", 6, batch_size=share, grad_accum_steps=accum, **options)
+    first, second = play_on_ranks(2, flags, 6, tmp_path / "two")
+    assert not differences(first, second)
+    for network in ("vae", "loss"):
+        # Key biases of attention have no gradient but rounding, which Adam blows up.
+        for state in (one[network], first[network]):
+            for name in [n for n in state if n.endswith("1.k.bias")]:
+                del state[name]
+        assert largest_difference(one[network], first[network]) < 1e-8
 
 
 def test_two_ranks_resume_to_the_bit(workplace):
-    options = SIX_STEPS | {"grad_accum_steps": 2, "dataset_num_worker": 1}
+    options = {"grad_accum_steps": 2, "dataset_num_worker": 1, "ema": True, "disc_start": 1}
     whole = load(workplace.torchrun("resume-whole", 6, **options), 6)
     folder = workplace.torchrun("resume-cut", 6, save_ckpt_step=3, **options)
     (folder / "checkpoint-6.ckpt").unlink()
@@ -47,13 +51,17 @@ def test_two_ranks_resume_to_the_bit(workplace):
 
 
 def test_another_number_of_ranks_reads_the_same_samples_on(workplace):
-    folder = workplace.torchrun("shrink", 3, batch_size=2, save_ckpt_step=3, **SIX_STEPS)
+    options = {"lr": 1e-5, "log_steps": 1, "csv_log_steps": 1, "disc_start": 1}
+    folder = workplace.torchrun("shrink", 3, batch_size=2, **options)
     assert load(folder, 3)["sampler_state"]["position"] == 12
-    workplace.train("shrink", 5, batch_size=4, resume_from_checkpoint="auto", **SIX_STEPS)
-    shrunk = load(folder, 5)
-    whole = load(workplace.train("steady", 5, batch_size=4, **SIX_STEPS), 5)
-    assert shrunk["sampler_state"] == whole["sampler_state"]
-    assert (
-        largest_difference(shrunk["state_dict"]["gen_model"], whole["state_dict"]["gen_model"])
-        < 2e-5
-    )
+    workplace.train("shrink", 6, batch_size=4, resume_from_checkpoint="auto", **options)
+    steady = workplace.train("steady", 6, batch_size=4, **options)
+    assert load(folder, 6)["sampler_state"] == load(steady, 6)["sampler_state"]
+    for shrunk, whole in zip(losses(folder), losses(steady), strict=True):
+        assert float(shrunk) == pytest.approx(float(whole), rel=1e-3)
+
+
+def losses(folder):
+    """The error of each step: at this learning rate, a fingerprint of its samples."""
+    with (folder / "training_losses.csv").open(newline="") as file:
+        return [row["train/rec_loss_per_pixel"] for row in csv.DictReader(file)]

@@ -73,7 +73,7 @@ def test_reset_forgets_everything():
 def test_no_images_and_unknown_metrics_are_errors():
     with pytest.raises(ValueError, match="no images"):
         Evaluator(["psnr"], CPU).compute()
-    with pytest.raises(ValueError, match="unknown metric 'fid'.*rfid"):
+    with pytest.raises(ValueError, match=r"unknown metric 'fid'.*rfid"):
         Evaluator(["psnr", "fid"], CPU)
 
 
@@ -95,9 +95,7 @@ def test_missing_weights_leave_the_other_metrics(no_downloads):
     assert table.count("n/a") == 2 and "rfid is unavailable: " in table
 
 
-def test_local_weights_make_all_metrics_available(
-    alexnet_weights, inception_weights, monkeypatch
-):
+def test_local_weights_make_all_metrics_available(alexnet_weights, inception_weights, monkeypatch):
     narrow = functools.partial(FrechetDistance, num_features=64)  # 2048 take 20 s to compare
     monkeypatch.setattr("wfimagevae.eval.evaluator.FrechetDistance", narrow)
     real, generated = pairs(3, size=32)
@@ -112,5 +110,5 @@ def test_local_weights_make_all_metrics_available(
 
 
 def test_a_named_file_that_does_not_exist_is_an_error():
-    with pytest.raises(ValueError, match="--inception_weights nowhere.pth"):
+    with pytest.raises(ValueError, match=r"--inception_weights nowhere\.pth"):
         Networks(inception_weights="nowhere.pth").check_files()

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from wfimagevae.eval.fid import INCEPTION_URL, FrechetDistance, weights_digest
+from wfimagevae.eval.fid import FrechetDistance, weights_digest
 from wfimagevae.model.losses.lpips_network import MissingWeights
 
 CPU = torch.device("cpu")
@@ -74,7 +74,7 @@ def test_rfid_refuses_images_in_minus_one_to_one(distance):
 
 
 def test_missing_and_wrong_weight_files_are_told_apart(tmp_path):
-    with pytest.raises(MissingWeights, match="weights-inception-2015-12-05-6726825d.pth"):
+    with pytest.raises(MissingWeights, match=r"/weights-inception-2015-12-05-6726825d\.pth"):
         FrechetDistance(CPU, str(tmp_path / "none.pth"))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     (tmp_path / "text.pth").write_text("not weights")

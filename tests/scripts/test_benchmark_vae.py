@@ -1,9 +1,11 @@
 import json
+import shutil
 
 import pytest
 import torch
 
 from scripts import benchmark_vae, eval_image, recon_image
+from wfimagevae.eval.autoencoder import Autoencoder, diffusers_autoencoder
 from wfimagevae.eval.benchmark import load_autoencoder
 from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 
@@ -53,9 +55,9 @@ def test_two_models_in_one_table(tiny_vae, diffusers_vae, photos, tmp_path, caps
         assert float(row["PSNR"]) > 3 and -1 < float(row["SSIM"]) < 1
         assert float(row["encode img/s"]) > 0 and float(row["decode img/s"]) > 0
         assert float(row["GMAC"]) > 0 and row["peak memory (MiB)"] == "n/a"
-    parameters = count_parameters(load_autoencoder(f"diffusers:{diffusers_vae}", CPU).network)
+    parameters = count_parameters(load_autoencoder(f"diffusers:{diffusers_vae}").network)
     assert other["parameters (M)"] == f"{parameters / 1e6:.2f}"
-    assert "5 images of 48x48, fp32" in output.read_text()
+    assert "5 images of 48x48, protocol " in output.read_text()
     assert "on CUDA only" in output.read_text()
 
 
@@ -73,9 +75,23 @@ def test_figures_are_those_of_recon_image_and_eval_image(tiny_vae, photos, tmp_p
     assert content["protocol_hash"] in (tmp_path / "table.md").read_text()
 
 
-def test_missing_weights_are_not_available_in_the_table(
-    tiny_vae, photos, capsys, no_downloads
-):
+def test_unreadable_images_are_left_out_and_named(tiny_vae, photos, tmp_path, capsys):
+    shutil.copytree(photos, tmp_path / "photos")
+    (tmp_path / "photos" / "bad.png").write_bytes(b"nothing")
+    model = ("--model", f"WFVAE2Image:{tiny_vae}")
+    assert benchmark(tmp_path / "photos", *model, "--metric", "psnr") == 0
+    output = capsys.readouterr().out
+    assert "5 images of" in output and "left out: bad.png (" in output
+
+
+def test_an_output_that_is_not_finite_is_an_error():
+    network = torch.nn.Linear(1, 1)
+    overflowing = Autoencoder(network, lambda x: x, lambda z: z / 0, 8)
+    with pytest.raises(ValueError, match="not finite in fp16"):
+        overflowing.reconstruct(torch.ones(1, 3, 8, 8), "fp16")
+
+
+def test_missing_weights_are_not_available_in_the_table(tiny_vae, photos, capsys, no_downloads):
     assert benchmark(photos, "--model", f"WFVAE2Image:{tiny_vae}") == 3
     output = capsys.readouterr().out
     (row,) = rows_of(output)
@@ -85,8 +101,6 @@ def test_missing_weights_are_not_available_in_the_table(
 
 def test_diffusers_autoencoders_without_a_posterior():
     from diffusers import AutoencoderTiny
-
-    from wfimagevae.eval.autoencoder import diffusers_autoencoder
 
     tiny = AutoencoderTiny(
         encoder_block_out_channels=(8, 8),
@@ -102,12 +116,14 @@ def test_diffusers_autoencoders_without_a_posterior():
 def test_wrong_specifications_are_explained(tmp_path):
     for spec in ("just/a/path", "diffusers:", ":x"):
         with pytest.raises(ValueError, match="write KIND:PATH"):
-            load_autoencoder(spec, CPU)
+            load_autoencoder(spec)
     with pytest.raises(ValueError, match="did you mean 'WFVAE2Image'"):
-        load_autoencoder("WFVAE2Imag:x", CPU)
+        load_autoencoder("WFVAE2Imag:x")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises((ValueError, OSError), match=str(tmp_path)):
-        load_autoencoder(f"diffusers:{tmp_path}", CPU)
+        load_autoencoder(f"diffusers:{tmp_path}")
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
+        load_autoencoder(f"diffusers:{tmp_path}/nothing")  # and no hub is asked
 
 
 def test_macs_of_known_layers_are_counted():

@@ -64,9 +64,7 @@ def test_other_formats(tiny_vae, photos, tmp_path):
     assert files(tmp_path) == [name.replace(".png", ".webp") for name in EXPECTED]
 
 
-def test_unreadable_images_are_listed_and_the_rest_is_written(
-    tiny_vae, photos, tmp_path, capsys
-):
+def test_unreadable_images_are_listed_and_the_rest_is_written(tiny_vae, photos, tmp_path, capsys):
     real = tmp_path / "real"
     real.mkdir()
     (real / "good.png").write_bytes((photos / "a" / "two.png").read_bytes())

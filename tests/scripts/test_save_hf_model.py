@@ -83,7 +83,7 @@ def test_a_folder_that_differs_is_noticed(tiny_vae, tmp_path):
     check_reload(vae, tiny_vae)
     with torch.no_grad():
         vae.last_layer[0, 0, 0, 0] += 1e-6
-    with pytest.raises(ValueError, match="decoder.conv_out.weight"):
+    with pytest.raises(ValueError, match=r"decoder\.conv_out\.weight"):
         check_reload(vae, tiny_vae)
 
 

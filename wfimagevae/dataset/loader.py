@@ -112,11 +112,6 @@ class TrainLoader:
         """Files of this rank's share found unreadable so far."""
         return len(self._unreadable)
 
-    @property
-    def num_unreadable(self) -> int:
-        """Files that this rank has found unreadable so far."""
-        return len(self._unreadable)
-
     def state_dict(self) -> dict[str, int]:
         """Where the data stands: the next position that no rank has drawn, seed, image count."""
         return {
@@ -214,7 +209,7 @@ def _start_worker(worker_id: int) -> None:
     (PyTorch itself limits a worker to one thread.)
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS; and it takes forked, not spawned, workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         main = multiprocessing.parent_process().pid
         threading.Thread(target=_obey_only, args=(main,), daemon=True).start()

@@ -1,5 +1,8 @@
 """Flags that the scripts for reconstruction, evaluation and export share. No torch here."""
 
+import os
+from argparse import Namespace
+
 from wfimagevae.engine.args import Parser, add_device_arg, non_negative_int, positive_int
 
 METRICS = ("psnr", "ssim", "lpips", "rfid")
@@ -11,7 +14,9 @@ METRIC_UNAVAILABLE = 3
 def add_model_args(parser: Parser) -> None:
     """Declares which autoencoder to load; `wfimagevae.eval.autoencoder.load_vae` reads it."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model_name", default="WFVAE2Image", metavar="NAME", help="registered name")
+    group.add_argument(
+        "--model_name", default="WFVAE2Image", metavar="NAME", help="registered name"
+    )
     group.add_argument(
         "--from_pretrained",
         metavar="PATH",
@@ -27,6 +32,22 @@ def add_model_args(parser: Parser) -> None:
         "--use_raw_weights",
         action="store_true",
         help="take a .ckpt's raw weights, not their moving average (EMA)",
+    )
+
+
+def model_source(args: Namespace) -> dict:
+    """The values of `add_model_args`, as arguments of `load_vae`."""
+    names = ("model_name", "from_pretrained", "model_config", "ckpt_path", "use_raw_weights")
+    return {name: getattr(args, name) for name in names}
+
+
+def add_tile_arg(group) -> None:
+    """Declares ``--tile_size``."""
+    group.add_argument(
+        "--tile_size",
+        type=positive_int,
+        metavar="PX",
+        help="encode and decode in overlapping tiles of this size, for images beyond memory",
     )
 
 
@@ -68,11 +89,17 @@ def add_image_args(parser: Parser, batch_size: int = 4) -> None:
         type=non_negative_int,
         default=0,
         metavar="N",
-        help="only the first N images in sorted order; 0: all",
+        help="only N images, evenly spaced over the sorted list; 0: all",
     )
-    group.add_argument("--batch_size", type=positive_int, default=batch_size, metavar="N", help="images at once")
     group.add_argument(
-        "--num_workers", type=non_negative_int, default=4, metavar="N", help="reading processes"
+        "--batch_size", type=positive_int, default=batch_size, metavar="N", help="images at once"
+    )
+    group.add_argument(
+        "--num_workers",
+        type=non_negative_int,
+        default=min(4, os.cpu_count() or 1),
+        metavar="N",
+        help="reading processes",
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from torch import Tensor, nn
 from wfimagevae.engine.device import autocast
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
+
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*")
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,18 @@ class Autoencoder:
 
         Returns:
             Reconstructions in [-1, 1], float32, (B, 3, H, W), on the network's device.
+
+        Raises:
+            ValueError: values overflowed.
         """
         images = images.to(self.device, memory_format=torch.channels_last)
         padded, (height, width) = pad_to_multiple(images, self.multiple)
         with autocast(self.device, precision):
             decoded = self.decode(self.encode(padded))
-        return decoded[..., :height, :width].float().clamp(-1, 1)
+        decoded = decoded[..., :height, :width].float()
+        if not decoded.isfinite().all():
+            raise ValueError(f"the model's output is not finite in {precision}; try bf16 or fp32")
+        return decoded.clamp(-1, 1)
 
 
 def load_vae(
@@ -129,11 +138,17 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
 
     Raises:
         ValueError: it is no image autoencoder, or weights are missing in it.
+        OSError: neither such a folder nor on the hub.
     """
+    path = os.path.expanduser(path)
+    # Not for a mistyped local path: the hub is asked for a minute where there is no network.
+    is_hub_name = _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists()
+    if not Path(path).is_dir() and not is_hub_name:
+        raise FileNotFoundError(f"{path} is neither a folder nor a hub name, owner/name")
     from diffusers import AutoModel
 
     subfolder = None
-    if not Path(path).is_dir() and path.count("/") > 1:
+    if is_hub_name and not Path(path).is_dir() and path.count("/") > 1:
         owner, name, subfolder = path.split("/", 2)
         path = f"{owner}/{name}"
     network = AutoModel.from_pretrained(path, subfolder=subfolder).eval()

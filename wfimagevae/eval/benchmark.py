@@ -13,6 +13,7 @@ from wfimagevae.eval.autoencoder import Autoencoder, as_autoencoder, load_diffus
 from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.images import from_uint8, to_uint8
+from wfimagevae.eval.protocol import protocol_hash
 from wfimagevae.eval.report import format_value, markdown_table
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 
@@ -30,6 +31,7 @@ class Measurement:
         num_parameters: Of encoder and decoder.
         macs: Multiply-accumulates of encoding and decoding one image.
         peak_bytes: Most memory that tensors held, weights included; None but on CUDA.
+        notes: Metric -> what its value hides.
     """
 
     name: str
@@ -40,14 +42,14 @@ class Measurement:
     num_parameters: int
     macs: int
     peak_bytes: int | None
+    notes: Mapping[str, str]
 
 
-def load_autoencoder(spec: str, device: torch.device) -> Autoencoder:
-    """The autoencoder of ``KIND:PATH``.
+def load_autoencoder(spec: str) -> Autoencoder:
+    """The autoencoder of ``KIND:PATH``, on the CPU.
 
     Args:
         spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
-        device: Where it will run.
 
     Raises:
         ValueError: the form is another, or nothing can be loaded from there.
@@ -56,8 +58,8 @@ def load_autoencoder(spec: str, device: torch.device) -> Autoencoder:
     if not (kind and separator and path):
         raise ValueError(f"--model {spec!r}: write KIND:PATH, such as WFVAE2Image:results/my-vae")
     if kind == "diffusers":
-        return load_diffusers(path, device)
-    return as_autoencoder(load_vae(kind, path), device)
+        return load_diffusers(path, torch.device("cpu"))
+    return as_autoencoder(load_vae(kind, path), torch.device("cpu"))
 
 
 def measure(
@@ -84,10 +86,11 @@ def measure(
         ValueError: no image is readable.
     """
     evaluator.reset()
-    first = None
+    first, unreadable = None, []
     with tqdm(total=len(loader.dataset), unit="img", desc=name) as bar:
         for batch in loader:
             bar.update(len(batch["path"]) + len(batch["unreadable"]))
+            unreadable += [f"{path} ({reason})" for path, reason in batch["unreadable"]]
             images = batch["image"]
             if images is None:
                 continue
@@ -95,45 +98,65 @@ def measure(
             decoded = autoencoder.reconstruct(images, precision)
             evaluator.update(images, from_uint8(to_uint8(decoded)))
     values = evaluator.compute()
-    return _with_cost(name, autoencoder, values, first, precision, min_seconds)
+    cost = _cost(autoencoder, first, precision, min_seconds)
+    left_out = {"left out": ", ".join(unreadable)} if unreadable else {}
+    return Measurement(name, values=values, notes=evaluator.notes | left_out, **cost)
 
 
 @torch.inference_mode()
-def _with_cost(
-    name: str,
-    autoencoder: Autoencoder,
-    values: Mapping[str, float],
-    images: Tensor,
-    precision: str,
-    min_seconds: float,
-) -> Measurement:
+def _cost(autoencoder: Autoencoder, images: Tensor, precision: str, min_seconds: float) -> dict:
+    """The fields of `Measurement` that need one batch only."""
     device = autoencoder.device
     images = images.to(device, memory_format=torch.channels_last)
     images, _ = pad_to_multiple(images, autoencoder.multiple)
     with autocast(device, precision):
         latents = autoencoder.encode(images)
-        encode, decode = (
-            lambda: autoencoder.encode(images),
-            lambda: autoencoder.decode(latents),
-        )
-        encode_seconds = seconds_per_call(encode, device, min_seconds)
-        decode_seconds = seconds_per_call(decode, device, min_seconds)
-        peaks = [peak_memory(encode, device), peak_memory(decode, device)]
+
+        def encode():
+            return autoencoder.encode(images)
+
+        def decode():
+            return autoencoder.decode(latents)
+
+        times = [seconds_per_call(call, device, min_seconds) for call in (encode, decode)]
+        peaks = [peak_memory(call, device) for call in (encode, decode)]
         macs = count_macs(lambda: autoencoder.decode(autoencoder.encode(images[:1])))
-    return Measurement(
-        name,
-        f"f{images.shape[-1] // latents.shape[-1]} c{latents.shape[1]}",
-        values,
-        len(images) / encode_seconds,
-        len(images) / decode_seconds,
-        count_parameters(autoencoder.network),
-        macs,
-        None if None in peaks else max(peaks),
-    )
+    return {
+        "latent": f"f{images.shape[-1] // latents.shape[-1]} c{latents.shape[1]}",
+        "encode_rate": len(images) / times[0],
+        "decode_rate": len(images) / times[1],
+        "num_parameters": count_parameters(autoencoder.network),
+        "macs": macs,
+        "peak_bytes": None if None in peaks else max(peaks),
+    }
 
 
-def comparison_table(measurements: Sequence[Measurement], metrics: Sequence[str]) -> str:
-    """A Markdown table, one model a row; what could not be measured is n/a."""
+def report(
+    measurements: Sequence[Measurement], evaluator: Evaluator, protocol: dict, how: str
+) -> str:
+    """A Markdown table and, below it, how it was measured and what could not be.
+
+    Args:
+        measurements: One a model.
+        evaluator: What measured them.
+        protocol: See `describe_protocol`.
+        how: Precision, batch size and device, in words.
+    """
+    size = protocol["size"].replace("native", "native size")
+    lines = [
+        _table(measurements, evaluator.names),
+        "",
+        f"{protocol['count']} images of {size}, protocol {protocol_hash(protocol)}; {how}. "
+        "GMAC: one image there and back.",
+    ]
+    if None in [m.peak_bytes for m in measurements]:
+        lines.append("Peak memory is measured on CUDA only.")
+    lines += [f"{m.name}: {name}: {note}" for m in measurements for name, note in m.notes.items()]
+    lines += [f"{name} is unavailable: {how}" for name, how in evaluator.unavailable.items()]
+    return "\n".join(lines)
+
+
+def _table(measurements: Sequence[Measurement], metrics: Sequence[str]) -> str:
     header = [
         *("model", "latent"),
         *(name.upper().replace("RFID", "rFID") for name in metrics),

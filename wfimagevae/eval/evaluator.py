@@ -61,7 +61,7 @@ class Evaluator:
         self,
         metrics: Sequence[str],
         device: torch.device,
-        networks: Networks = Networks(),  # noqa: B008, frozen
+        networks: Networks = Networks(),
     ):
         unknown = [name for name in metrics if name not in METRICS]
         if unknown:

@@ -35,7 +35,7 @@ def save_model(vae: nn.Module, folder: Path, card: str) -> None:
     Raises:
         ValueError: what was written does not give the same model.
     """
-    vae = vae.cpu().float().eval()
+    vae = vae.cpu().eval()
     vae.save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)  # a path of this machine

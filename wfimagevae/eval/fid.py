@@ -103,7 +103,9 @@ def _check_weights(weights: str) -> None:
     except (pickle.UnpicklingError, RuntimeError, EOFError):
         state = None
     if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
-        raise ValueError(f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}")
+        raise ValueError(
+            f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}"
+        )
 
 
 def weights_digest(path: str) -> str:

@@ -53,8 +53,8 @@ def _problem(real: dict, generated: dict) -> str | None:
     (height, width), (gen_height, gen_width) = real["image"].shape[1:], generated["image"].shape[1:]
     if (height, width) != (gen_height, gen_width):
         return (
-            f"generated image {generated['path']} has {gen_width}x{gen_height} pixels, its original "
-            f"{width}x{height}: give --resolution and --crop_size as in the reconstruction"
+            f"generated image {generated['path']} has {gen_width}x{gen_height} pixels, its "
+            f"original {width}x{height}: give --resolution and --crop_size as in the reconstruction"
         )
     return None
 

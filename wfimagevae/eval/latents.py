@@ -76,7 +76,9 @@ def measure_latents(
     """
     vae.to(here.device, memory_format=torch.channels_last)
     statistics, unreadable = LatentStatistics(vae.config.latent_dim), []
-    with tqdm(total=len(loader.dataset), unit="img", disable=not here.is_main) as bar:
+    with tqdm(
+        total=len(loader.dataset), unit="img", desc="encode", disable=not here.is_main
+    ) as bar:
         for batch in loader:
             unreadable += batch["unreadable"]
             bar.update(len(batch["path"]) + len(batch["unreadable"]))

@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Callable
+from typing import ClassVar
 
 # Importing a module registers its models; names are looked up after that.
 _BUILT_IN = ("wfimagevae.model.vae.modeling_wfvae2_image",)
@@ -11,7 +12,7 @@ _BUILT_IN = ("wfimagevae.model.vae.modeling_wfvae2_image",)
 class ModelRegistry:
     """Maps a name to a callable that builds the network: a class or a preset of one."""
 
-    _builders: dict[str, Callable] = {}
+    _builders: ClassVar[dict[str, Callable]] = {}
 
     @classmethod
     def register(cls, name: str) -> Callable[[Callable], Callable]:
@@ -57,3 +58,6 @@ class ModelRegistry:
         for module in _BUILT_IN:
             importlib.import_module(module)
         return cls._builders
+
+
+get_model = ModelRegistry.get_model

@@ -145,7 +145,8 @@ def _shapes_only() -> Iterator[None]:
 
 
 def _blank(vae: nn.Module, size: int) -> torch.Tensor:
-    return torch.empty(1, 3, size, size, device=next(vae.parameters()).device)
+    weight = vae.last_layer
+    return torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
 
 
 def describe(task, schedule: Schedule, here: World, kernels: str, options: dict) -> str:

@@ -6,6 +6,7 @@ Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with im
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -82,14 +83,7 @@ class _CheckpointedBlocks(nn.Module):
 class EncoderImage(_CheckpointedBlocks):
     """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first.
 
-    Args:
-        latent_dim: Channels C of the latent.
-        base_channels: Width at each level, finest first.
-        num_resblocks: Residual blocks in a level.
-        energy_flow_size: Width of the Haar bands beside the network.
-        dropout: Inside the residual blocks.
-        norm_type: ``layernorm`` or ``groupnorm``.
-        mid_layers_type: Layers at the coarsest level.
+    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
     """
 
     def __init__(
@@ -107,8 +101,7 @@ class EncoderImage(_CheckpointedBlocks):
         self.wavelet_transform_in = HaarWaveletTransform2D()
         self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            WFDownBlockImage(*widths, *block_options)
-            for widths in zip(base_channels, base_channels[1:], strict=False)
+            WFDownBlockImage(*widths, *block_options) for widths in pairwise(base_channels)
         )
         self.mid = _build_mid(mid_layers_type, base_channels[-1], dropout, norm_type)
         self.norm_out = build_norm(norm_type, base_channels[-1])
@@ -129,14 +122,7 @@ class EncoderImage(_CheckpointedBlocks):
 class DecoderImage(_CheckpointedBlocks):
     """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first.
 
-    Args:
-        latent_dim: Channels C of the latent.
-        base_channels: Width at each level, finest first.
-        num_resblocks: Residual blocks in a level, at least 2.
-        energy_flow_size: Width that the Haar bands branch off with.
-        dropout: Inside the residual blocks.
-        norm_type: ``layernorm`` or ``groupnorm``.
-        mid_layers_type: Layers at the coarsest level.
+    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
     """
 
     def __init__(
@@ -155,7 +141,7 @@ class DecoderImage(_CheckpointedBlocks):
         self.conv_in = nn.Conv2d(latent_dim, widths[0], 3, padding=1)
         self.mid = _build_mid(mid_layers_type, widths[0], dropout, norm_type)
         self.up_blocks = nn.ModuleList(
-            WFUpBlockImage(*pair, *block_options) for pair in zip(widths, widths[1:], strict=False)
+            WFUpBlockImage(*pair, *block_options) for pair in pairwise(widths)
         )
         self.norm_out = build_norm(norm_type, widths[-1])
         self.conv_out = nn.Conv2d(widths[-1], NUM_BANDS, 3, padding=1)
@@ -212,7 +198,7 @@ class WFVAE2ImageModel(ImageBaseAE):
     """
 
     @register_to_config
-    def __init__(
+    def __init__(  # noqa: PLR0913 - diffusers reads the config's keys off this signature
         self,
         latent_dim: int = 8,
         base_channels: Sequence[int] = (128, 256, 512),

@@ -1,0 +1,64 @@
+"""The image VAE's two players in float64, on one process or on several gloo ranks."""
+
+import os
+import socket
+from pathlib import Path
+
+import torch
+import torch.multiprocessing
+
+from tests.images import TINY_MODEL
+from train_ddp import build_parser
+from wfimagevae.dataset import TrainImageDataset, TrainLoader
+from wfimagevae.engine.distributed import world
+from wfimagevae.engine.seeding import seed_everything
+from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
+from wfimagevae.task.vae import VaeTask, build_players, game_rules
+from wfimagevae.task.vae_build import build_loss
+
+
+def play(flags: list[str], steps: int, result: Path) -> None:
+    """Trains for some steps as the flags say and saves both networks."""
+    torch.set_num_threads(1)
+    options = vars(build_parser("vae").parse_args(flags))
+    with world("cpu") as here:
+        seed_everything(options["seed"])
+        config = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
+        vae = WFVAE2ImageModel(**config).double().train()
+        loss = build_loss(options, here.device).double()
+        players = build_players(options, vae, loss, steps)
+        dataset = TrainImageDataset(
+            options["image_path"], options["resolution"], cache_dir=options["index_cache_dir"]
+        )
+        loader = TrainLoader(dataset, options["batch_size"], here.rank, here.size, num_workers=0)
+        task = VaeTask(players, vae, loss, None, loader, game_rules(options))
+        for step in range(steps):
+            micro = [next(loader) for _ in range(options["grad_accum_steps"])]
+            for batch in micro:
+                batch["image"] = batch["image"].double()
+            for player in task.turn(step):
+                player.update(micro, step)
+        states = {"vae": vae.state_dict(), "loss": loss.state_dict()}
+        torch.save(states, result.with_suffix(f".{here.rank}"))
+
+
+def play_on_ranks(num_ranks: int, flags: list[str], steps: int, result: Path) -> list[dict]:
+    """What each of ``num_ranks`` spawned processes saved."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    arguments = (num_ranks, port, flags, steps, result)
+    torch.multiprocessing.spawn(_join_and_play, arguments, nprocs=num_ranks)
+    paths = [result.with_suffix(f".{rank}") for rank in range(num_ranks)]
+    return [torch.load(path, weights_only=True) for path in paths]
+
+
+def _join_and_play(rank: int, size: int, port: int, flags: list[str], steps: int, result: Path):
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    play(flags, steps, result)

@@ -1,0 +1,115 @@
+"""train_wfimagevae.sh: variables to flags, processes, manifests; SIGTERM to all ranks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.task.training import Workplace, load
+
+ROOT = Path(__file__).parents[1]
+
+# Answers --list_flags as the real one, and shows any other command instead of running it.
+ECHO = """#!/usr/bin/env bash
+case "$*" in *--list_flags*|-c*) exec {python} "$@";; esac
+printf '%s\\n' "$@"
+"""
+
+
+def launch(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess:
+    interpreter = folder / "echo-python"
+    interpreter.write_text(ECHO.format(python=sys.executable))
+    interpreter.chmod(0o755)
+    environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter), "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", str(ROOT / "train_wfimagevae.sh"), *flags],
+        env=environment | {"TRAIN_IMAGE_DIR": "a b", "EVAL_IMAGE_DIR": "held"} | variables,
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+
+
+def test_variables_become_flags(tmp_path):
+    result = launch(
+        tmp_path, "--lr=3e-4", NPROC="1", LR="1e-4", EMA="0", ADAPTIVE_WEIGHT="0",
+        FREEZE_ENCODER="1", OUTPUT_DIR="out", RESUME_CKPT="auto", PRETRAINED_MODEL="w.ckpt",
+        TRACKER="wandb", DISABLE_WANDB="1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    given = result.stdout.splitlines()
+    assert given[0].endswith("train_image_ddp.py")
+    assert {"--image_path=a b", "--eval_image_path=held", "--ckpt_dir=out", "--wavelet_loss"} <= {
+        *given
+    }
+    assert {"--no_ema", "--no_adaptive_weight", "--freeze_encoder", "--tracker=none"} <= {*given}
+    assert {"--resume_from_checkpoint=auto", "--pretrained_model_name_or_path=w.ckpt"} <= {*given}
+    assert given.index("--lr=1e-4") < given.index("--lr=3e-4")
+
+
+def test_gpus_and_machines_become_torchrun(tmp_path):
+    one_machine = launch(tmp_path, GPU="0,1,2,3").stdout.splitlines()
+    assert one_machine[:5] == [
+        "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"
+    ]  # fmt: skip
+    several = launch(
+        tmp_path, GPU="0,1", NNODES="2", NODE_RANK="1", MASTER_ADDR="host", MASTER_PORT="1234"
+    ).stdout.splitlines()
+    command = " ".join(several)
+    assert "--nnodes 2 --node_rank 1 --master_addr host --master_port 1234" in command
+    assert "--nproc_per_node 2" in command
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({"EMA": "maybe"}, "EMA=maybe: write 1 or 0"),
+        ({"TRAIN_IMAGE_DIR": ""}, "set TRAIN_IMAGE_DIR and EVAL_IMAGE_DIR"),
+    ],
+)
+def test_bad_variables_are_explained(tmp_path, variables, words):
+    result = launch(tmp_path, **{"NPROC": "1"} | variables)
+    assert result.returncode == 2
+    assert words in result.stderr
+
+
+def test_trains_on_a_split_manifest_with_two_processes_until_told_to_stop(tmp_path):
+    workplace = Workplace(tmp_path)
+    paths = sorted((tmp_path / "train").iterdir())
+    rows = [json.dumps({"target": f"train/{path.name}"}) for path in paths]
+    (tmp_path / "all.jsonl").write_text("\n".join(rows))
+    skipped = ("--image_path=", "--eval_image_path=", "--wavelet_loss")
+    flags = [f for f in workplace.flags("launched", 10**6) if not f.startswith(skipped)]
+    environment = os.environ | {
+        "PYTHON": sys.executable,
+        "PYTHONPATH": str(ROOT),
+        "ORIGINAL_MANIFEST": "all.jsonl",
+        "TRAIN_RATIO": "0.7",
+        "OUTPUT_DIR": "results",
+        "NPROC": "2",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = ["bash", str(ROOT / "train_wfimagevae.sh"), *flags]
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment)
+    deadline = time.monotonic() + 200
+    while not list(tmp_path.glob("results/launched-*/training_losses.csv")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.2)
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    process.wait()
+    assert time.monotonic() - told < 25
+    (path,) = workplace.run_folder("launched").glob("checkpoint-*.ckpt")
+    step = int(path.stem.split("-")[1])
+    assert load(path.parent, step)["sampler_state"]["position"] == 4 * step
+    sides = [
+        {json.loads(line)["image_path"] for line in (tmp_path / "results/manifests" / name).open()}
+        for name in ("train.jsonl", "eval.jsonl")
+    ]
+    assert (len(sides[0]), len(sides[1])) == (5, 2)
+    assert not sides[0] & sides[1]
