@@ -11,7 +11,7 @@ REQUIREMENTS = [
     if line.strip() and not line.startswith("#")
 ]
 EXTRAS = {
-    "eval": ["torchmetrics>=1.4", "torch-fidelity>=0.3"],
+    "eval": ["torchmetrics>=1.8", "torch-fidelity>=0.3"],
     "nvml": ["nvidia-ml-py>=12.535"],
     "tensorboard": ["tensorboard>=2.16"],
     "trackio": ["trackio>=0.2"],

@@ -212,6 +212,7 @@ def fit(task: Task, batches: Iterator, run: Run) -> None:
         run: Where training stands; advanced in place.
     """
     schedule = run.schedule
+    run.reporter.begin(run.step, schedule.max_steps)
     while not run.ended:
         with run.reporter.waiting():
             micro = [next(batches) for _ in range(schedule.accum_steps)]

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.gpu_monitor import GpuMonitor, peak_flops
@@ -17,6 +18,15 @@ from wfimagevae.engine.plots import plot_losses
 from wfimagevae.engine.tracker import Tracker
 
 log = logging.getLogger("wfimagevae")
+
+
+@contextmanager
+def goes_on_without(what: str) -> Iterator[None]:
+    """A full or failing disk costs ``what``, and is logged, but does not end the training."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s not written: %s", what, error)
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,15 @@ class Reporter:
         self.started = self.since = time.perf_counter()
         self.samples_then = self.flops_then = 0.0
         self.last_plot_step = resume_step
+        # On a terminal, a bar; in a log file (disable=None), lines.
+        self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
+
+    def begin(self, step: int, max_steps: int) -> None:
+        """Starts the clock, at ``step`` of ``max_steps``."""
+        self.started = self.since = time.perf_counter()
+        self.bar.total, self.bar.initial = max_steps, step
+        self.bar.reset(max_steps)
+        self.bar.update(step)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -84,6 +103,7 @@ class Reporter:
     def count(self, samples: int) -> None:
         """Counts the samples of a step, over all processes."""
         self.steps += 1
+        self.bar.update()
         self.samples += samples
 
     def worked(self, flops: float) -> None:
@@ -111,38 +131,39 @@ class Reporter:
         if to_log:
             self._print(step, max_steps, values)
         row = {"step": step} | values
-        self.metrics.write(row)
-        if self.csv and to_csv:
-            self.csv.write(row)
-            self._plot(step, last=step >= max_steps)
+        with goes_on_without("logged values and plots"):
+            self.metrics.write(row)
+            if self.csv and to_csv:
+                self.csv.write(row)
+                self._plot_if_due(step)
         self.tracker.log(step, values)
 
     def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
         shown = [
             f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.options.headline if n in values
         ]
-        seconds = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
         skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
         shown += [f"skipped {skipped:.0f}"] if skipped else []
-        log.info(
-            "step %d/%d | %s | %.3g img/s | data %.0f %% | ETA %s",
-            step,
-            max_steps,
-            " | ".join(shown),
-            values["img_per_s"],
-            100 * values["data_wait_share"],
-            timedelta(seconds=round(seconds)),
-        )
+        shown += [f"{values['img_per_s']:.3g} img/s"]
+        shown += [f"data {100 * values['data_wait_share']:.0f} %"]
+        if not self.bar.disable:
+            self.bar.set_postfix_str(" | ".join(shown), refresh=False)
+            return
+        left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
+        shown += [f"ETA {timedelta(seconds=round(left))}"]
+        log.info("step %d/%d | %s", step, max_steps, " | ".join(shown))
 
-    def _plot(self, step: int, last: bool) -> None:
+    def _plot_if_due(self, step: int) -> None:
         every = self.options.plot_every_steps
-        if not every or (step - self.last_plot_step < every and not last):
-            return
+        elapsed = time.perf_counter() - self.started
+        is_due = every and step - self.last_plot_step >= every
+        if is_due and self.plot_time <= self.PLOT_TIME_SHARE * elapsed:
+            self.last_plot_step = step
+            self._plot()
+
+    def _plot(self) -> None:
         start = time.perf_counter()
-        if self.plot_time > self.PLOT_TIME_SHARE * (start - self.started) and not last:
-            return
         plot_losses(self.options.csv_path, self.options.folder / "training_losses_live")
-        self.last_plot_step = step
         self.plot_time += time.perf_counter() - start
 
     def validation(self, step: int, values: dict[str, float]) -> None:
@@ -150,13 +171,18 @@ class Reporter:
         if self.world.is_main:
             figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
             log.info("validation at step %d | %s", step, figures)
-            self.validations.write({"step": step} | values)
+            with goes_on_without("validation figures"):
+                self.validations.write({"step": step} | values)
             self.tracker.log(step, values)
 
     def summary(self) -> None:
-        """Prints the bill: images, speed, share of the peak, device hours."""
+        """Draws the final plots; prints the bill: images, speed, share of the peak, hours."""
+        self.bar.close()
         if not self.world.is_main:
             return
+        if self.options.plot_every_steps and self.csv and self.csv.path.exists():
+            with goes_on_without("loss plots"):
+                self._plot()
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         hours = elapsed * self.world.size / 3600
         line = f"{self.samples:.0f} images in {timedelta(seconds=round(elapsed))}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
 from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
@@ -165,12 +166,14 @@ def train(options: dict) -> None:
             reporter = _reporter(options, here, folder, tracker, content.get("current_step", 0))
             checkpoint = Checkpoint(_parts(task))
             run = Run(here, schedule, folder, checkpoint, interrupt, reporter)
-            if resume:
-                _resume(run, content, resume, options)
             if here.is_main:
                 save_options(folder, options)
             log.info("%s", describe(task, schedule, here, kernels, options))
-            fit(task, task.loader, run)
+            seed_everything(options["seed"], here.rank)
+            if resume:
+                _resume(run, content, resume, options)
+            with logging_redirect_tqdm():
+                fit(task, task.loader, run)
             reporter.summary()
         if run.stopping:
             log.info(

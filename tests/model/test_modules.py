@@ -1,0 +1,200 @@
+"""Building blocks against torch's own modules and analytic facts."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from wfimagevae.model.modules.attention import AttnBlock2D
+from wfimagevae.model.modules.normalize import build_norm, norm_swish_conv
+from wfimagevae.model.modules.posterior import DiagonalGaussian
+from wfimagevae.model.modules.resnet_block import ResnetBlock2D
+from wfimagevae.model.modules.updownsample import Downsample, Upsample
+
+LAST = torch.channels_last
+NORMS = pytest.mark.parametrize("norm_type", ["layernorm", "groupnorm"])
+
+
+def image_like(*shape, dtype=torch.float32):
+    return torch.randn(*shape, dtype=dtype).contiguous(memory_format=LAST)
+
+
+def random_norm(norm_type, channels):
+    norm = build_norm(norm_type, channels)
+    nn.init.uniform_(norm.weight, 0.5, 1.5)
+    nn.init.normal_(norm.bias)
+    return norm
+
+
+def saved_numbers(function):
+    """Numbers that the result's graph holds in memory beside its leaves, each storage once."""
+    sizes = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if not tensor.is_leaf or not tensor.requires_grad:
+            sizes[storage.data_ptr()] = storage.nbytes() // tensor.element_size()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        result = function()
+    return sum(sizes.values()), result
+
+
+def test_layernorm_normalizes_the_channels_of_each_pixel():
+    norm, x = build_norm("layernorm", 24), 5 + 3 * image_like(2, 24, 4, 6)
+    y = norm(x)
+    assert y.is_contiguous(memory_format=LAST)
+    torch.testing.assert_close(y.mean(1), torch.zeros(2, 4, 6), atol=1e-5, rtol=0)
+    torch.testing.assert_close(y.var(1, correction=0), torch.ones(2, 4, 6), atol=1e-4, rtol=0)
+    assert set(norm.state_dict()) == {"norm.weight", "norm.bias"}
+
+
+def test_groupnorm_is_torchs_with_32_groups():
+    norm, x = random_norm("groupnorm", 64), image_like(2, 64, 4, 6)
+    torch.testing.assert_close(norm(x), F.group_norm(x, 32, norm.weight, norm.bias, 1e-6))
+    assert norm(x).is_contiguous(memory_format=LAST)
+    assert set(norm.state_dict()) == {"weight", "bias"}
+
+
+@NORMS
+def test_norms_compute_in_float32_under_autocast(norm_type):
+    norm, x = random_norm(norm_type, 64), (20 + image_like(2, 64, 4, 6)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    exact = norm.double()(x.double())
+    assert y.dtype == torch.bfloat16  # no float32 copy of the activations
+    torch.testing.assert_close(y.double(), exact, rtol=2**-8, atol=1e-3)
+
+
+@NORMS
+def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type):
+    norm, conv = random_norm(norm_type, 64).double(), nn.Conv2d(64, 5, 3, padding=1).double()
+    x = image_like(2, 64, 6, 4, dtype=torch.float64).requires_grad_()
+    inputs = [x, *norm.parameters(), *conv.parameters()]
+    fused, plain = norm_swish_conv(norm, conv, x), conv(F.silu(norm(x)))
+    torch.testing.assert_close(fused, plain)
+    upstream = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, inputs, upstream)
+    torch.testing.assert_close(torch.autograd.grad(fused, inputs, upstream), expected)
+    assert fused.is_contiguous(memory_format=LAST)
+
+
+@NORMS
+def test_fused_block_keeps_nothing_but_its_input(norm_type):
+    norm, conv = random_norm(norm_type, 32), nn.Conv2d(32, 32, 3, padding=1)
+    x = image_like(1, 32, 16, 16).requires_grad_()
+    count, _ = saved_numbers(lambda: norm_swish_conv(norm, conv, x * 1))
+    assert count == x.numel()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_fused_block_follows_autocast(dtype):
+    norm, conv, x = (
+        random_norm("layernorm", 16),
+        nn.Conv2d(16, 8, 3, padding=1),
+        torch.randn(2, 16, 8, 8),
+    )
+    expected = norm_swish_conv(norm, conv, x)
+    with torch.autocast("cpu", dtype):
+        y = norm_swish_conv(norm, conv, x)
+    assert y.dtype == dtype
+    torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
+    y.sum().backward()
+    assert conv.weight.grad.dtype == norm.weight.grad.dtype == torch.float32
+
+
+def test_unknown_norms_and_unfit_widths_are_refused():
+    with pytest.raises(ValueError, match="unknown norm_type 'batchnorm'; use one of layernorm"):
+        build_norm("batchnorm", 32)
+    with pytest.raises(ValueError, match="multiples of 32, got 24"):
+        build_norm("groupnorm", 24)
+
+
+def test_resnet_block_adds_its_input():
+    block, x = ResnetBlock2D(8, 8), image_like(1, 8, 4, 4)
+    for parameter in block.conv2.parameters():
+        nn.init.zeros_(parameter)
+    assert torch.equal(block(x), x)
+    assert not [key for key in block.state_dict() if "nin_shortcut" in key]
+
+
+def test_resnet_block_drops_in_training_only():
+    block, x = ResnetBlock2D(8, 16, dropout=0.5), image_like(1, 8, 4, 4)
+    assert not torch.equal(block(x), block(x))
+    block.eval()
+    torch.testing.assert_close(block(x), block(x), rtol=0, atol=0)
+    assert block(x).is_contiguous(memory_format=LAST)
+
+
+def test_attention_is_softmax_over_all_positions():
+    block = AttnBlock2D(16).double()
+    x = image_like(2, 16, 3, 5, dtype=torch.float64)
+    tokens = block.norm(x).flatten(2).transpose(1, 2)  # (2, 15, 16)
+    q, k, v = (F.linear(tokens, c.weight[..., 0, 0], c.bias) for c in (block.q, block.k, block.v))
+    weights = (q @ k.transpose(1, 2) / 4).softmax(-1)
+    out = (weights @ v).transpose(1, 2).reshape(2, 16, 3, 5)
+    torch.testing.assert_close(block(x), x + block.proj_out(out))
+
+
+def test_attention_holds_no_matrix_of_positions():
+    block, x = AttnBlock2D(16), image_like(1, 16, 32, 32).requires_grad_()
+    count, y = saved_numbers(lambda: block(x))
+    assert count < 1024 * 1024 / 4
+    assert y.is_contiguous(memory_format=LAST)
+
+
+def test_downsample_pads_right_and_bottom_by_zeros():
+    down, x = Downsample(1), torch.arange(1.0, 17.0).view(1, 1, 4, 4)
+    nn.init.zeros_(down.conv.weight)
+    nn.init.zeros_(down.conv.bias)
+    down.conv.weight.data[0, 0, 2, 2] = 1.0  # picks the pixel two to the right and below
+    assert torch.equal(down(x), torch.tensor([[[[11.0, 0.0], [0.0, 0.0]]]]))
+    assert down(x).shape == (1, 1, 2, 2)
+
+
+def test_upsample_is_nearest_then_convolution():
+    up = Upsample(6).double()
+    x = image_like(2, 6, 3, 5, dtype=torch.float64).requires_grad_()
+    plain = up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    torch.testing.assert_close(up(x), plain)
+    inputs = [x, *up.parameters()]
+    upstream = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, inputs, upstream)
+    torch.testing.assert_close(torch.autograd.grad(up(x), inputs, upstream), expected)
+
+
+def test_kl_is_that_of_torch_distributions():
+    posterior = DiagonalGaussian(torch.randn(3, 8, 2, 5))
+    normal = torch.distributions.Normal(posterior.mean, posterior.std)
+    expected = torch.distributions.kl_divergence(normal, torch.distributions.Normal(0.0, 1.0))
+    torch.testing.assert_close(posterior.kl(), expected.sum((1, 2, 3)))
+
+
+def test_posterior_is_float32_and_clamped():
+    moments = torch.full((1, 4, 2, 2), 100.0, dtype=torch.bfloat16)
+    posterior = DiagonalGaussian(moments)
+    assert posterior.mean.dtype == posterior.sample().dtype == torch.float32
+    assert torch.equal(posterior.logvar, torch.full((1, 2, 2, 2), 20.0))
+    assert DiagonalGaussian(-moments).logvar.max() == -30
+    assert DiagonalGaussian(moments.double()).mode().dtype == torch.float64
+
+
+def test_posterior_sample_takes_noise_or_a_generator():
+    posterior = DiagonalGaussian(torch.randn(2, 4, 3, 3))
+    noise = torch.randn(2, 2, 3, 3)
+    expected = posterior.mean + posterior.var.sqrt() * noise
+    torch.testing.assert_close(posterior.sample(noise=noise), expected)
+    draws = [posterior.sample(torch.Generator().manual_seed(7)) for _ in range(2)]
+    assert torch.equal(*draws)
+    with pytest.raises(ValueError, match=r"latent's shape \(2, 2, 3, 3\), got \(1, 2, 3, 3\)"):
+        posterior.sample(noise=noise[:1])
+
+
+def test_pure_bfloat16_modules_keep_their_type():
+    block, x = ResnetBlock2D(8, 16), image_like(1, 8, 4, 4)
+    half = copy.deepcopy(block).bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), block(x), rtol=0.05, atol=0.1)

@@ -1,0 +1,54 @@
+"""Every registered model runs forward, backward, saves and reloads."""
+
+import pytest
+import torch
+
+from wfimagevae.model import ImageBaseAE
+from wfimagevae.model.registry import ModelRegistry, get_model
+
+TINY = {
+    "WFVAE2Image": {
+        "latent_dim": 4,
+        "base_channels": [8, 16, 24],
+        "encoder_energy_flow_size": 8,
+        "decoder_energy_flow_size": 8,
+    }
+}
+
+
+@pytest.mark.parametrize("name", ModelRegistry.names())
+def test_registered_models_run_learn_save_and_reload(name, tmp_path):
+    model = ModelRegistry.get_model(name)(**TINY[name])
+    factor = model.spatial_factor
+    x = torch.rand(2, 3, 3 * factor, 2 * factor) * 2 - 1
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(5):
+        loss = (model(x, sample_posterior=False).sample - x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+    model.eval().save_pretrained(tmp_path)
+    reloaded = ImageBaseAE.from_pretrained(tmp_path)
+    assert type(reloaded) is type(model)
+    expected = model(x, sample_posterior=False).sample
+    assert torch.equal(reloaded(x, sample_posterior=False).sample, expected)
+
+
+def test_a_model_is_found_by_name_and_by_class_name():
+    assert get_model("WFVAE2Image") is get_model("WFVAE2ImageModel")
+    assert ModelRegistry.names() == ["WFVAE2Image"]
+
+
+def test_unknown_names_suggest_the_nearest():
+    message = "unknown model 'WFVAEImage'; did you mean 'WFVAE2Image'\\? Registered: WFVAE2Image"
+    with pytest.raises(ValueError, match=message):
+        get_model("WFVAEImage")
+
+
+def test_a_name_is_given_once():
+    with pytest.raises(ValueError, match="'WFVAE2Image' is taken by WFVAE2ImageModel"):
+        ModelRegistry.register("WFVAE2Image")(dict)

@@ -1,0 +1,87 @@
+"""Tiled encoding and decoding: exact where tiles see enough, smooth where they do not."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.model.test_wfvae2_image import tiny_model
+from wfimagevae.model.vae.tiling import Tiling
+
+
+@pytest.mark.parametrize("size", [(40, 24), (17, 33), (9, 16), (16, 100)])
+def test_weights_sum_to_one(size):
+    tiling, x = Tiling(size=16, overlap=6), torch.randn(1, 2, *size)
+    torch.testing.assert_close(tiling.run(lambda tile: tile, x, (1, 1)), x)
+
+
+def test_tiles_are_no_larger_than_asked_and_overlap():
+    shapes = []
+
+    def note(tile):
+        shapes.append(tuple(tile.shape[2:]))
+        return tile[..., ::4, ::4]
+
+    Tiling(size=8, overlap=2).run(note, torch.zeros(1, 1, 72, 32), (4, 1))
+    assert shapes == [(32, 32)] * 3  # 18 latent rows: 8 + 6 + 6 cover 20
+
+
+def test_a_local_function_is_tiled_without_a_trace():
+    kernel = torch.randn(3, 3, 5, 5)
+
+    def smooth_and_enlarge(tile):
+        return F.interpolate(F.conv2d(tile, kernel, padding=2), scale_factor=2.0)
+
+    x = torch.randn(2, 3, 50, 41)
+    tiled = Tiling(size=20, overlap=8).run(smooth_and_enlarge, x, (1, 2))
+    torch.testing.assert_close(tiled, smooth_and_enlarge(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def local_model():
+    """Without attention, what a pixel becomes depends on its neighbourhood only."""
+    return tiny_model(mid_layers_type=["ResnetBlock2D"]).eval()
+
+
+@torch.no_grad()
+def test_tiled_equals_untiled_where_the_overlap_covers_what_a_pixel_sees(local_model):
+    x = torch.rand(1, 3, 384, 200) * 2 - 1
+    encoded = local_model.encode(x).latent_dist
+    decoded = local_model.decode(encoded.mean).sample
+    local_model.enable_tiling(tile_size=256, overlap=128)
+    tiled = local_model.encode(x)
+    torch.testing.assert_close(tiled.latent_dist.mean, encoded.mean, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tiled.latent_dist.logvar, encoded.logvar, rtol=1e-4, atol=1e-5)
+    again = local_model.decode(encoded.mean)
+    torch.testing.assert_close(again.sample, decoded, rtol=1e-4, atol=1e-4)
+    assert tiled.extra_output is None
+    assert again.extra_output is None
+    assert again.sample.is_contiguous(memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def test_attention_makes_tiled_differ_little():
+    model, x = tiny_model().eval(), torch.rand(1, 3, 192, 160) * 2 - 1
+    whole = model(x, sample_posterior=False).sample
+    model.enable_tiling(tile_size=128, overlap=64)
+    tiled = model(x, sample_posterior=False).sample
+    assert 0 < (tiled - whole).abs().max() < 0.05 * whole.abs().max()
+
+
+@torch.no_grad()
+def test_images_within_one_tile_run_whole():
+    model, x = tiny_model().eval(), torch.randn(1, 3, 64, 48)
+    whole = model(x, sample_posterior=False)
+    model.enable_tiling(tile_size=64, overlap=32)
+    out = model(x, sample_posterior=False)
+    assert torch.equal(out.sample, whole.sample)
+    assert len(out.extra_output[0]) == 2
+    model.enable_tiling(tile_size=32, overlap=16)
+    assert model(x).extra_output == (None, None)
+    model.disable_tiling()
+    assert torch.equal(model(x, sample_posterior=False).sample, whole.sample)
+
+
+@pytest.mark.parametrize(("tile_size", "overlap"), [(100, 32), (64, 12), (64, 40), (64, 0)])
+def test_tiles_that_do_not_fit_are_refused(tile_size, overlap):
+    with pytest.raises(ValueError, match=f"{overlap}"):
+        tiny_model().enable_tiling(tile_size, overlap)

@@ -1,0 +1,78 @@
+"""The Haar transform against what is known of it: exact, orthonormal, four named bands."""
+
+import pytest
+import torch
+
+from wfimagevae.model.modules.wavelet import (
+    HaarWaveletTransform2D,
+    InverseHaarWaveletTransform2D,
+    haar,
+    inverse_haar,
+)
+
+ONES = torch.ones(4, 6)
+ROWS = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None] * ONES
+COLUMNS = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0, -1.0]) * ONES
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_inverse_restores_the_image_exactly(dtype):
+    x = torch.randint(-16, 17, (2, 3, 6, 10)).to(dtype)
+    coeffs = HaarWaveletTransform2D()(x)
+    assert coeffs.dtype == dtype
+    assert torch.equal(InverseHaarWaveletTransform2D()(coeffs), x)
+
+
+def test_inverse_restores_any_image_to_rounding():
+    x = torch.randn(2, 3, 32, 48, dtype=torch.float64)
+    torch.testing.assert_close(inverse_haar(haar(x)), x, rtol=1e-14, atol=1e-14)
+
+
+def test_energy_is_preserved():
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    torch.testing.assert_close(haar(x).square().sum(), x.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("image", "band"), [(ONES, 0), (ROWS, 1), (COLUMNS, 2), (ROWS * COLUMNS, 3)]
+)
+def test_each_pattern_falls_into_its_band(image, band):
+    coeffs = haar(image.expand(1, 3, 4, 6)).view(4, 3, 2, 3)  # band-major
+    expected = torch.zeros(4)
+    expected[band] = 2.0
+    assert torch.equal(coeffs, expected.view(4, 1, 1, 1).expand(4, 3, 2, 3))
+
+
+def test_colours_stay_apart_within_a_band():
+    x = torch.zeros(1, 3, 2, 2)
+    x[:, 1] = 1.0
+    assert torch.equal(haar(x)[0, :3, 0, 0], torch.tensor([0.0, 2.0, 0.0]))
+
+
+def test_gradient_of_the_inverse_is_the_transform():
+    coeffs = torch.randn(2, 12, 4, 5, requires_grad=True)
+    upstream = torch.randn(2, 3, 8, 10)
+    gradient = torch.autograd.grad(inverse_haar(coeffs), coeffs, upstream)[0]
+    torch.testing.assert_close(gradient, haar(upstream))
+
+
+def test_gradient_of_the_transform_is_the_inverse():
+    x = torch.randn(2, 3, 8, 10, requires_grad=True)
+    upstream = torch.randn(2, 12, 4, 5)
+    gradient = torch.autograd.grad(haar(x), x, upstream)[0]
+    torch.testing.assert_close(gradient, inverse_haar(upstream))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_results_are_channels_last(layout):
+    coeffs = haar(torch.randn(2, 3, 8, 12).contiguous(memory_format=layout))
+    assert coeffs.is_contiguous(memory_format=torch.channels_last)
+    x = inverse_haar(coeffs.contiguous(memory_format=layout))
+    assert x.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_odd_sizes_and_missing_bands_are_refused():
+    with pytest.raises(ValueError, match=r"even height and width, got \(5, 4\)"):
+        haar(torch.zeros(1, 3, 5, 4))
+    with pytest.raises(ValueError, match="got 6 channels"):
+        inverse_haar(torch.zeros(1, 6, 4, 4))
