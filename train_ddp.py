@@ -10,18 +10,7 @@ from collections.abc import Sequence
 
 from wfimagevae.engine.args import Parser, parse_with_config
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.engine.run_args import add_run_args
-
-TASKS = ("vae",)
-
-
-def build_parser(task: str) -> Parser:
-    """All flags of a task's training."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("--task", choices=TASKS, default=task, help="what to train")
-    add_run_args(parser)
-    importlib.import_module(f"wfimagevae.task.{task}_args").add_args(parser)
-    return parser
+from wfimagevae.task.flags import TASKS, build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,15 +18,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = Parser(add_help=False)
     finder.add_argument("--task", choices=TASKS, default=TASKS[0])
-    parser = build_parser(finder.parse_known_args(argv)[0].task)
+    task = finder.parse_known_args(argv)[0].task
+    parser = build_parser(task, __doc__.splitlines()[0])
     if "--list_flags" in argv:
         for flag, action in parser.flags().items():
             if flag not in ("help", "list_flags"):
                 print(flag.upper(), flag, "switch" if action.nargs == 0 else "value")
         return 0
     args = parse_with_config(parser, argv)
-    task = importlib.import_module(f"wfimagevae.task.{args.task}")
-    task.train(vars(args))
+    importlib.import_module(f"wfimagevae.task.{args.task}").train(vars(args))
     return 0
 
 

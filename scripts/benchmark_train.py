@@ -5,20 +5,17 @@ python scripts/benchmark_train.py --compare_with_bare_loop --resolution 64 --bat
 """
 
 import json
-import statistics
 import sys
-import time
 from collections.abc import Sequence
 
-from train_ddp import build_parser as build_training_parser
 from wfimagevae.engine.args import Parser, positive_int
 from wfimagevae.engine.cli import run_cli
+from wfimagevae.task import flags
 
 
 def build_parser() -> Parser:
     """The trainer's flags, and how long to measure."""
-    parser = build_training_parser("vae")
-    parser.description = __doc__.splitlines()[0]
+    parser = flags.build_parser("vae", __doc__.splitlines()[0])
     parser.set_defaults(grad_accum_steps=1, disc_start=0)
     parser.make_optional("image_path", "eval_image_path")  # random images if not given
     group = parser.add_argument_group("benchmark", "what is timed")
@@ -36,18 +33,26 @@ def build_parser() -> Parser:
         help="also time forward, backward and optimizer alone, in turns with the "
         "trainer's loop, and print the ratio",
     )
+    group.add_argument(
+        "--compare_schedules",
+        action="store_true",
+        help="also time --gan_schedule alternate in turns with joint, one update of each player, "
+        "and print the ratio",
+    )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     options = vars(build_parser().parse_args(argv))
-    from wfimagevae.task.vae_benchmark import VaeBenchmark
+    from wfimagevae.task.vae_benchmark import VaeBenchmark, schedules_ratio
 
     bench = VaeBenchmark(options)
     result = bench.time_steps(options["warmup"], options["steps"])
     if options["compare_with_bare_loop"]:
         result["loop_overhead"] = bench.loop_overhead(options["steps"])
+    if options["compare_schedules"]:
+        result["alternate_over_joint"] = schedules_ratio(options, options["steps"])
     print(json.dumps(result, indent=2))
 
 

@@ -33,8 +33,8 @@ TRAINING = (
 )
 HELD_OUT = ("chelsea.png", "coffee.png")
 
-RESOLUTION, BATCH_SIZE, LEARNING_RATE = 64, 16, 2e-3
-MOST_STEPS, FEWEST_STEPS = 3000, 600
+RESOLUTION, BATCH_SIZE, LEARNING_RATE = 64, 8, 1.5e-3
+MOST_STEPS, FEWEST_STEPS = 4000, 1000
 # The discriminator joins for the last tenth: enough to see it play, too short to blur figures.
 DISCRIMINATOR_SHARE = 0.1
 

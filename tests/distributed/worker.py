@@ -8,11 +8,11 @@ import torch
 import torch.multiprocessing
 
 from tests.images import TINY_MODEL
-from train_ddp import build_parser
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
 from wfimagevae.engine.distributed import world
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
+from wfimagevae.task.flags import build_parser
 from wfimagevae.task.vae import VaeTask, build_players, game_rules
 from wfimagevae.task.vae_build import build_loss
 

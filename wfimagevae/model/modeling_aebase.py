@@ -100,7 +100,7 @@ class ImageBaseAE(ModelMixin, ConfigMixin):
             state_dict, config = _read_folder(folder), _read_json(folder / cls.config_name)
         model = cls.from_config(config)
         model.load_weights(state_dict, ignore_mismatched_sizes)
-        return model.to(torch_dtype or torch.float32).eval()
+        return (model.to(torch_dtype) if torch_dtype else model).eval()
 
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """Copies weights in; Haar buffers in them are passed over.
@@ -151,19 +151,22 @@ def bare(state_dict: StateDict) -> StateDict:
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
-    """The .ckpt file with the highest step in its name, or None where there is none.
+    """The .ckpt file with the highest step at the end of its name, or None without any file.
+
+    Files without a step (``best-psnr.ckpt``) count only where no file has one.
 
     Raises:
-        ValueError: several files, and one without a step: which is newest is a guess.
+        ValueError: several files, and none with a step.
     """
     files = sorted(Path(folder).glob("*.ckpt"))
-    if len(files) <= 1:
-        return files[0] if files else None
-    steps = [re.search(r"(\d+)$", file.stem) for file in files]
-    if None in steps:
-        name = files[steps.index(None)].name
-        raise ValueError(f"{folder}: {name} has no step at the end of its name; give one file")
-    return max(zip(files, steps, strict=True), key=lambda pair: int(pair[1].group()))[0]
+    steps = {file: re.search(r"\d+$", file.stem) for file in files}
+    numbered = [file for file in files if steps[file]]
+    if numbered:
+        return max(numbered, key=lambda file: int(steps[file].group()))
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
+        raise ValueError(f"{folder} has several checkpoints without a step: {names}; give one")
+    return files[0] if files else None
 
 
 def read_checkpoint_weights(

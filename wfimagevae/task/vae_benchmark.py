@@ -128,7 +128,7 @@ class VaeBenchmark:
             watch.start()
             micro = [next(self.batches) for _ in range(self.options["grad_accum_steps"])]
             watch.stop("data")
-            begin = watch.start()
+            begin = time.perf_counter()
             for player in self.task.turn(step):
                 player.update(micro, step)
             synchronize(self.device)
@@ -184,6 +184,11 @@ class VaeBenchmark:
                 ratios.append(loop / bare)
         return statistics.median(ratios)
 
+    def game_seconds(self) -> float:
+        """Time of one update of each player on one batch or, taking turns, on two."""
+        turns = 2 if self.options["gan_schedule"] == "alternate" else 1
+        return self._seconds(lambda: [self._step(step) for step in range(turns)])
+
     def _seconds(self, function) -> float:
         synchronize(self.device)
         start = time.perf_counter()
@@ -201,6 +206,18 @@ class VaeBenchmark:
                     loss, _ = player.objective(batch, step)
                 loss.backward()
                 player.optimizer.step()
+
+
+def schedules_ratio(options: dict, rounds: int) -> float:
+    """Time of one update of each player in ``alternate`` over that in ``joint``, in turns.
+
+    Args:
+        options: The trainer's flags; every step is both players' business (``disc_start`` 0).
+        rounds: Of each; the median ratio is returned, the first round does not count.
+    """
+    benches = [VaeBenchmark(options | {"gan_schedule": s}) for s in ("alternate", "joint")]
+    times = [[bench.game_seconds() for bench in benches] for _ in range(rounds + 1)][1:]
+    return statistics.median(alternate / joint for alternate, joint in times)
 
 
 class _RandomBatches(Iterator):
@@ -227,10 +244,9 @@ class _Stopwatch:
         self.times: dict[str, float] = {}
         self._begin = 0.0
 
-    def start(self) -> float:
+    def start(self) -> None:
         synchronize(self.device)
         self._begin = time.perf_counter()
-        return self._begin
 
     def stop(self, phase: str) -> None:
         synchronize(self.device)
