@@ -12,6 +12,8 @@ from PIL import Image
 from tests.images import smooth_image
 from tests.task.training import Workplace, differences, largest_difference, load
 from train_ddp import main
+from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
+from wfimagevae.task.vae import GameRules, VaeTask
 
 
 @pytest.fixture(scope="module")
@@ -115,8 +117,6 @@ def test_a_run_whose_images_all_fail_stops(workplace, tmp_path):
 
 
 def test_training_that_diverges_stops_and_names_the_last_checkpoint(workplace, monkeypatch):
-    from wfimagevae.model.losses.perceptual_loss import LPIPSWithDiscriminator2D
-
     original = LPIPSWithDiscriminator2D.generator_loss
 
     def poisoned(self, images, output, last_layer, step, average):
@@ -207,3 +207,18 @@ def test_a_second_start_does_not_overwrite_the_first(workplace):
     workplace.train("twice", 1)
     with pytest.raises(ValueError, match="already holds checkpoints"):
         main(workplace.flags("twice", 2))
+
+
+def test_a_reconstruction_that_suffers_from_the_discriminator_is_said_once(caplog):
+    loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=100))
+    task = VaeTask([], None, loss, None, None, GameRules(False, 100))
+    caplog.set_level(logging.WARNING, "wfimagevae")
+    for step in range(0, 100, 10):
+        task.watch(step, {"train/rec_loss_per_pixel": 0.1})
+    for step in range(100, 160, 10):
+        task.watch(step, {"train/rec_loss_per_pixel": 0.11})
+    assert not caplog.records
+    for step in range(160, 400, 10):
+        task.watch(step, {"train/rec_loss_per_pixel": 0.2})
+    (record,) = caplog.records
+    assert "--disc_weight" in record.getMessage()

@@ -13,7 +13,7 @@ Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 _MAX_ROWS = 1500
 _POSITIONS = ("step", "epoch", "samples_seen")
-_COLORS = ("#2563eb", "#dc2626", "#059669", "#d97706")
+_COLORS = ("#2563eb", "#dc2626")
 
 
 class Panel(NamedTuple):
@@ -25,26 +25,29 @@ class Panel(NamedTuple):
 
 
 RECONSTRUCTION = (
-    Panel("reconstruction, per pixel", ("train/rec_loss_per_pixel",)),
-    Panel("reconstruction and nll, summed over pixels", ("train/rec_loss", "train/nll_loss")),
-    Panel("perceptual (LPIPS)", ("train/perceptual_loss",)),
-    Panel("KL", ("train/kl_loss",)),
-    Panel("wavelet", ("train/wl_loss",)),
-    Panel("generator, total", ("train/total_loss",)),
+    Panel("reconstruction error, per pixel value", ("train/rec_loss_per_pixel",)),
+    Panel("perceptual distance (LPIPS)", ("train/perceptual_loss",)),
+    Panel("KL, per pixel value", ("train/kl_loss_per_pixel",)),
+    Panel("wavelet error, per pixel value", ("train/wl_loss_per_pixel",)),
+    Panel("sums over pixels: nll and total", ("train/nll_loss", "train/total_loss")),
+    Panel("sums over pixels: KL and wavelet", ("train/kl_loss", "train/wl_loss")),
     Panel("validation PSNR, dB", ("val/psnr", "val_ema/psnr"), log=False),
     Panel("validation SSIM", ("val/ssim", "val_ema/ssim"), log=False),
 )
+_PLAYERS = ("generator", "discriminator")
 ADVERSARIAL = (
     Panel("discriminator loss", ("train/disc_loss",), log=False),
     Panel("generator's adversarial loss", ("train/g_loss",), log=False),
-    Panel("adversarial weight", ("train/d_weight", "train/disc_factor")),
     Panel("logits", ("train/logits_real", "train/logits_fake"), log=False),
-    Panel("learning rate", ("lr/generator", "lr/discriminator")),
-    Panel("gradient norm", ("grad_norm/generator", "grad_norm/discriminator")),
+    Panel("adversarial weight", ("train/d_weight", "train/disc_factor")),
+    Panel("learning rate", tuple(f"lr/{name}" for name in _PLAYERS)),
+    Panel("gradient norm", tuple(f"grad_norm/{name}" for name in _PLAYERS)),
     Panel("images per second", ("img_per_s",), log=False),
     Panel("share of time waiting for data", ("data_wait_share",), log=False),
-    Panel("skipped updates", ("skipped/generator", "skipped/discriminator"), log=False),
+    Panel("skipped updates", tuple(f"skipped/{name}" for name in _PLAYERS), log=False),
 )
+# Told by another column.
+_REDUNDANT = ("train/rec_loss", *(f"skipped_in_a_row/{name}" for name in _PLAYERS))
 
 
 def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
@@ -69,6 +72,7 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     output_prefix = Path(output_prefix)
     series = read_losses(csv_path) | read_validation(output_prefix.with_name("validation.jsonl"))
     shown = {name for panel in RECONSTRUCTION + ADVERSARIAL for name in panel.columns}
+    shown.update(_REDUNDANT)
     others = tuple(Panel(name, (name,)) for name in series if name not in shown)
     pages = (
         ("Reconstruction", RECONSTRUCTION),

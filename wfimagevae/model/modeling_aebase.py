@@ -1,5 +1,6 @@
 """Base class of the autoencoders: from a checkpoint or a Hugging Face folder to a model."""
 
+import inspect
 import json
 import logging
 import os
@@ -53,7 +54,7 @@ class ImageBaseAE(ModelMixin, ConfigMixin):
         model_class = cls._resolve(config.get("_class_name"))
         options = {key: value for key, value in config.items() if not key.startswith("_")}
         options |= overrides
-        known = model_class._get_init_keys(model_class) - {"self"}
+        known = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
         if unknown := sorted(options.keys() - known):
             raise ValueError(
                 f"{model_class.__name__} has no config key {', '.join(map(repr, unknown))}; "

@@ -351,14 +351,16 @@ class WFVAE2ImageModel(ImageBaseAE):
         """Compiles block by block, in place; names in the state dict stay as they are.
 
         The decoder's tail stays eager, so that the last layer's gradient, which the adaptive
-        adversarial weight needs, runs no other layer's backward pass.
+        adversarial weight needs, runs no other layer's backward pass. Each new image or batch
+        size compiles anew.
 
         Args:
             mode: As for `torch.compile`.
         """
         encoder, decoder = self.encoder, self.decoder
         for block in (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks):
-            block.compile(mode=mode)
+            # Two blocks of one class differ in size: no reason to compile for any size.
+            block.compile(mode=mode, dynamic=False)
 
     def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
         """From here on takes images larger than a tile apart and blends the parts' results.
