@@ -1,4 +1,4 @@
-"""One thread for all tests: their tensors are tiny, and waiting threads cost more than they give."""
+"""One thread for all tests: their tensors are tiny, and idle threads cost more than they give."""
 
 import os
 

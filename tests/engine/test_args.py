@@ -36,7 +36,8 @@ def test_command_line_wins_over_yaml_over_defaults(parser, tmp_path):
     args = parse(
         parser,
         tmp_path,
-        "lr: 1e-4\nbatch_size: 8\nimage_path: here\nema: false\nfreeze: true\nmetric: [ssim, lpips]\n",
+        "lr: 1e-4\nbatch_size: 8\nimage_path: here\nema: false\nfreeze: true\n"
+        "metric: [ssim, lpips]\n",
         "--batch_size",
         "16",
     )

@@ -38,16 +38,16 @@ def test_a_local_function_is_tiled_without_a_trace():
 
 @pytest.fixture(scope="module")
 def local_model():
-    """Without attention, what a pixel becomes depends on its neighbourhood only."""
-    return tiny_model(mid_layers_type=["ResnetBlock2D"]).eval()
+    """Without attention, a latent and its pixels depend on 7 latents to each side only."""
+    return tiny_model(mid_layers_type=[]).eval()
 
 
 @torch.no_grad()
 def test_tiled_equals_untiled_where_the_overlap_covers_what_a_pixel_sees(local_model):
-    x = torch.rand(1, 3, 384, 200) * 2 - 1
+    x = torch.rand(1, 3, 640, 72) * 2 - 1
     encoded = local_model.encode(x).latent_dist
     decoded = local_model.decode(encoded.mean).sample
-    local_model.enable_tiling(tile_size=256, overlap=128)
+    local_model.enable_tiling(tile_size=512, overlap=256)
     tiled = local_model.encode(x)
     torch.testing.assert_close(tiled.latent_dist.mean, encoded.mean, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(tiled.latent_dist.logvar, encoded.logvar, rtol=1e-4, atol=1e-5)
@@ -64,7 +64,7 @@ def test_attention_makes_tiled_differ_little():
     whole = model(x, sample_posterior=False).sample
     model.enable_tiling(tile_size=128, overlap=64)
     tiled = model(x, sample_posterior=False).sample
-    assert 0 < (tiled - whole).abs().max() < 0.05 * whole.abs().max()
+    assert 0 < (tiled - whole).square().mean() < 0.01 * whole.square().mean()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.images import smooth_image
+from tests.images import TINY_MODEL, smooth_image
 from tests.task.training import Workplace, differences, largest_difference, load
 from train_ddp import main
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
@@ -37,22 +37,48 @@ def test_a_tiny_model_overfits_a_photograph_past_25_db(tmp_path):
     workplace = Workplace(tmp_path)
     (tmp_path / "one").mkdir()
     photograph.save(tmp_path / "one" / "astronaut.png")
+    config = TINY_MODEL | {"latent_dim": 16, "base_channels": [16, 32, 32]}
+    config |= {"decoder_base_channels": [16, 32, 32]}
+    config |= {"encoder_energy_flow_size": 16, "decoder_energy_flow_size": 16}
+    (tmp_path / "small.json").write_text(json.dumps(config))
     folder = workplace.train(
         "overfit",
-        400,
+        500,
         image_path=tmp_path / "one",
         eval_image_path=tmp_path / "one",
+        model_config=tmp_path / "small.json",
         resolution=64,
         eval_resolution=64,
         eval_crop_size=64,
         batch_size=1,
-        lr=4e-3,
+        lr=6e-3,
         lr_schedule="cosine",
+        warmup_steps=30,
+        loss_type="l2",
+        rec_weight=4,
+        kl_weight=0,
         disc_weight=0,
-        eval_steps=400,
+        eval_steps=500,
         log_steps=100,
+        csv_log_steps=100,
     )
     assert validation(folder)[-1]["val/psnr"] > 25
+
+
+@pytest.mark.parametrize(
+    ("rules", "updates"),
+    [
+        (GameRules(False, 3), (10, 7)),
+        (GameRules(True, 3), (6, 4)),
+        (GameRules(True, 4), (7, 3)),
+        (GameRules(False, 99), (10, 0)),
+    ],
+)
+def test_learning_rates_fall_over_the_updates_a_player_will_make(rules, updates):
+    assert rules.updates(10) == updates
+    task = VaeTask(["generator", "discriminator"], None, None, None, None, rules)
+    turns = [name for step in range(10) for name in task.turn(step)]
+    assert (turns.count("generator"), turns.count("discriminator")) == updates
 
 
 def test_each_schedule_updates_whom_it_should(workplace):

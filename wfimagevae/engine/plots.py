@@ -39,11 +39,12 @@ ADVERSARIAL = (
     Panel("discriminator loss", ("train/disc_loss",), log=False),
     Panel("generator's adversarial loss", ("train/g_loss",), log=False),
     Panel("logits", ("train/logits_real", "train/logits_fake"), log=False),
-    Panel("adversarial weight", ("train/d_weight", "train/disc_factor")),
-    Panel("learning rate", tuple(f"lr/{name}" for name in _PLAYERS)),
+    Panel("adversarial weight", ("train/d_weight",)),
+    Panel("learning rate", tuple(f"lr/{name}" for name in _PLAYERS), log=False),
     Panel("gradient norm", tuple(f"grad_norm/{name}" for name in _PLAYERS)),
     Panel("images per second", ("img_per_s",), log=False),
     Panel("share of time waiting for data", ("data_wait_share",), log=False),
+    Panel("share of the adversarial weight that counts", ("train/disc_factor",), log=False),
     Panel("skipped updates", tuple(f"skipped/{name}" for name in _PLAYERS), log=False),
 )
 # Told by another column.

@@ -101,7 +101,9 @@ class ImageBaseAE(ModelMixin, ConfigMixin):
             state_dict, config = _read_folder(folder), _read_json(folder / cls.config_name)
         model = cls.from_config(config)
         model.load_weights(state_dict, ignore_mismatched_sizes)
-        return (model.to(torch_dtype) if torch_dtype else model).eval()
+        if torch_dtype is not None:
+            torch.nn.Module.to(model, torch_dtype)  # diffusers' own warns about nothing
+        return model.eval()
 
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """Copies weights in; Haar buffers in them are passed over.

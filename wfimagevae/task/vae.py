@@ -64,6 +64,14 @@ class GameRules:
     alternate: bool
     disc_train_start: int
 
+    def updates(self, max_steps: int) -> tuple[int, int]:
+        """How often the generator and the discriminator update in a run with both."""
+        start = min(self.disc_train_start, max_steps)
+        if not self.alternate:
+            return max_steps, max_steps - start
+        odd_steps = max_steps // 2 - start // 2
+        return max_steps - odd_steps, odd_steps
+
 
 class VaeTask:
     """Whose turn it is, and what validation says.
@@ -246,7 +254,8 @@ def game_rules(options: dict) -> GameRules:
     """Whose turn it is when, as the trainer's flags say."""
     start = options["disc_train_start"]
     start = options["disc_start"] if start is None else start
-    return GameRules(options["gan_schedule"] == "alternate", start)
+    alternate = options["gan_schedule"] == "alternate" and options["disc_weight"] > 0
+    return GameRules(alternate, start)
 
 
 def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int) -> list[Player]:
@@ -263,14 +272,15 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
     generator = GeneratorObjective(vae, loss, options["seed"], queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     divisor = 3 * options["resolution"] ** 2
-    players = [_player(options, "generator", generator, max_steps, options["lr"], divisor)]
+    updates = game_rules(options).updates(max_steps)
+    players = [_player(options, "generator", generator, updates[0], options["lr"], divisor)]
     if options["ema"]:
         players[0].ema = EMA(vae, options["ema_decay"], options["ema_warmup"])
     if options["disc_weight"] > 0:
         take = (lambda batch: queue.popleft()) if joint else None
         objective = DiscriminatorObjective(loss, take or fresh_reconstruction(vae, options["seed"]))
         lr = options["lr"] * options["disc_lr_ratio"]
-        players.append(_player(options, "discriminator", objective, max_steps, lr, 1))
+        players.append(_player(options, "discriminator", objective, updates[1], lr, 1))
     flops = update_flops(vae, loss, options)
     for player in players:
         player.flops_per_sample = flops[player.name]
@@ -278,11 +288,10 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
 
 
 def _player(
-    options: dict, name: str, objective: nn.Module, max_steps: int, lr: float, divisor: float
+    options: dict, name: str, objective: nn.Module, updates: int, lr: float, divisor: float
 ) -> Player:
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = adamw(trained, lr, options["weight_decay"], loss_divisor=divisor)
-    updates = max_steps // 2 if options["gan_schedule"] == "alternate" else max_steps
     schedule = lr_schedule(
         options["lr_schedule"], options["warmup_steps"], updates, options["min_lr_ratio"]
     )
