@@ -19,6 +19,7 @@
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python}"
 : "${WAVELET_LOSS:=1}" "${EMA:=1}" "${NNODES:=1}" "${NODE_RANK:=0}"
 

@@ -1,6 +1,7 @@
 """The quick start's promises about files and verdicts; `.ci/run` runs the whole of it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,13 +17,15 @@ def test_no_scene_is_on_both_sides(tmp_path):
     train = photographs_of(tmp_path / "train.jsonl")
     held_out = photographs_of(tmp_path / "val.jsonl")
     assert len(held_out) >= 2
+    assert len({scene(path) for path in train}) >= 5
     assert not {scene(path) for path in train} & {scene(path) for path in held_out}
     assert all((tmp_path / path).is_file() for path in train + held_out)
 
 
 def scene(path):
-    """The two views of a stereo pair are one scene."""
-    return path.rsplit(".", 1)[0].removesuffix("_left").removesuffix("_right")
+    """Colour orders and the two views of a stereo pair are one scene."""
+    name = Path(path).stem.split("-")[0]
+    return name.removesuffix("_left").removesuffix("_right")
 
 
 def test_its_own_folder_is_made_anew_and_says_so(tmp_path, capsys):
