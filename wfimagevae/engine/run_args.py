@@ -16,13 +16,14 @@ from wfimagevae.engine.args import (
 def add_run_args(parser: Parser) -> None:
     """Declares flags for the run, its optimization, checkpoints and logs."""
     add_config_arg(parser)
-    _add_run_group(parser)
-    _add_optimization_group(parser)
-    _add_checkpoint_group(parser)
-    _add_logging_group(parser)
+    add_run_group(parser)
+    add_optimization_group(parser)
+    add_checkpoint_group(parser)
+    add_logging_group(parser)
 
 
-def _add_run_group(parser: Parser) -> None:
+def add_run_group(parser: Parser) -> None:
+    """Declares how long, where and how precisely to train."""
     group = parser.add_argument_group("run", "how long, where, how precisely")
     group.add_argument("--exp_name", default="wfvae2-image", metavar="NAME", help="name of the run")
     group.add_argument("--seed", type=int, default=1234, metavar="N", help="of all randomness")
@@ -66,7 +67,8 @@ def _add_run_group(parser: Parser) -> None:
     )
 
 
-def _add_optimization_group(parser: Parser) -> None:
+def add_optimization_group(parser: Parser) -> None:
+    """Declares the optimizer and its schedule."""
     group = parser.add_argument_group("optimization", "AdamW and its schedule")
     group.add_argument(
         "--batch_size",
@@ -137,7 +139,8 @@ def _add_optimization_group(parser: Parser) -> None:
     add_switch(group, "--ema_warmup", True, "average over fewer updates at first")
 
 
-def _add_checkpoint_group(parser: Parser) -> None:
+def add_checkpoint_group(parser: Parser) -> None:
+    """Declares saving and resuming."""
     group = parser.add_argument_group("checkpoints", "saving and resuming")
     group.add_argument(
         "--ckpt_dir",
@@ -179,7 +182,8 @@ def _add_checkpoint_group(parser: Parser) -> None:
     )
 
 
-def _add_logging_group(parser: Parser) -> None:
+def add_logging_group(parser: Parser) -> None:
+    """Declares what is written while training."""
     group = parser.add_argument_group("logging", "what is written while training")
     group.add_argument(
         "--log_steps",

@@ -14,14 +14,15 @@ from wfimagevae.engine.args import (
 def add_args(parser: Parser) -> None:
     """Declares the flags of data, model, losses and validation."""
     add_data_args(parser)
-    _add_model_group(parser)
-    _add_loss_group(parser)
-    _add_discriminator_group(parser)
+    add_model_group(parser)
+    add_loss_group(parser)
+    add_discriminator_group(parser)
     add_eval_data_args(parser)
-    _add_validation_group(parser)
+    add_validation_group(parser)
 
 
-def _add_model_group(parser: Parser) -> None:
+def add_model_group(parser: Parser) -> None:
+    """Declares the autoencoder."""
     group = parser.add_argument_group("model", "the autoencoder")
     group.add_argument(
         "--model_name",
@@ -47,7 +48,8 @@ def _add_model_group(parser: Parser) -> None:
     group.add_argument("--freeze_encoder", action="store_true", help="train the decoder only")
 
 
-def _add_loss_group(parser: Parser) -> None:
+def add_loss_group(parser: Parser) -> None:
+    """Declares the weights of the losses."""
     group = parser.add_argument_group(
         "losses",
         "weights are for sums over pixels divided by the batch size; a term of "
@@ -104,7 +106,8 @@ def _add_loss_group(parser: Parser) -> None:
     )
 
 
-def _add_discriminator_group(parser: Parser) -> None:
+def add_discriminator_group(parser: Parser) -> None:
+    """Declares the discriminator and its schedule."""
     group = parser.add_argument_group("discriminator", "PatchGAN with spectral norm")
     group.add_argument(
         "--disc_cls",
@@ -177,7 +180,8 @@ def _add_discriminator_group(parser: Parser) -> None:
     )
 
 
-def _add_validation_group(parser: Parser) -> None:
+def add_validation_group(parser: Parser) -> None:
+    """Declares figures and pictures while training."""
     group = parser.add_argument_group("validation", "figures and pictures while training")
     group.add_argument(
         "--eval_steps",
