@@ -22,6 +22,13 @@ def test_means_weigh_each_name_by_its_own_count():
     assert means.fetch() == {}
 
 
+def test_pairs_are_pooled_and_left_out_without_weight():
+    means = Means()
+    means.add({"bin": torch.tensor([6.0, 3.0]), "empty": torch.tensor([0.0, 0.0])})
+    means.add({"bin": torch.tensor([2.0, 1.0]), "empty": torch.tensor([0.0, 0.0])})
+    assert means.fetch() == {"bin": 2.0}
+
+
 def test_csv_gains_columns_and_leaves_blanks(tmp_path):
     log = CsvLog(tmp_path / "losses.csv", 0)
     log.write({"step": 10, "a": 1.0})

@@ -5,7 +5,13 @@ import random
 import numpy as np
 import torch
 
-from wfimagevae.engine.seeding import RandomState, sample_noise, seed_everything, stable_hash
+from wfimagevae.engine.seeding import (
+    RandomState,
+    sample_noise,
+    sample_uniforms,
+    seed_everything,
+    stable_hash,
+)
 
 CPU = torch.device("cpu")
 
@@ -47,3 +53,13 @@ def test_random_state_survives_a_file(tmp_path):
     want = (torch.rand(3).tolist(), random.random(), np.random.rand())
     RandomState().load_state_dict(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == want
+
+
+def test_uniforms_follow_the_sample_and_the_purpose():
+    whole = sample_uniforms(3, "time", list(range(4000)))
+    assert torch.equal(whole[17:19], sample_uniforms(3, "time", [17, 18]))
+    other = sample_uniforms(3, "drop", list(range(4000)))
+    assert 0 < whole.min() and whole.max() < 1
+    assert len(whole.unique()) == 4000
+    assert abs(whole.mean() - 0.5) < 4 / (12 * 4000) ** 0.5
+    assert abs(torch.corrcoef(torch.stack([whole, other]))[0, 1]) < 4 / 4000**0.5

@@ -13,14 +13,18 @@ from wfimagevae.engine.distributed import all_reduce_mean
 
 
 class Means:
-    """Running means of device scalars, fetched with one transfer."""
+    """Running means of device scalars, fetched with one transfer.
+
+    A value may also be a pair (sum, weight): then the mean is the pooled one, of all sums over
+    all weights, and it is left out where nothing had weight.
+    """
 
     def __init__(self):
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
     def add(self, values: dict[str, Tensor]) -> None:
-        """Adds detached scalars; nothing waits for the device."""
+        """Adds detached scalars or pairs; nothing waits for the device."""
         for key, value in values.items():
             self._sums[key] = self._sums[key] + value if key in self._sums else value
             self._counts[key] = self._counts.get(key, 0) + 1
@@ -29,11 +33,16 @@ class Means:
         """Means since the last call over steps and ranks; waits for the device. Collective."""
         if not self._sums:
             return {}
-        means = [self._sums[key].float() / count for key, count in self._counts.items()]
-        values = all_reduce_mean(torch.stack(means)).tolist()
+        means = [_pair(self._sums[key].float() / count) for key, count in self._counts.items()]
+        pairs = all_reduce_mean(torch.stack(means)).tolist()
         names = list(self._counts)
         self.__init__()
-        return dict(zip(names, values, strict=True))
+        return {n: sum_ / w for n, (sum_, w) in zip(names, pairs, strict=True) if w}
+
+
+def _pair(value: Tensor) -> Tensor:
+    """A scalar as a sum of weight one."""
+    return torch.stack([value, torch.ones_like(value)]) if value.dim() == 0 else value
 
 
 class CsvLog:

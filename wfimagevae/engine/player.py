@@ -99,7 +99,7 @@ class Player:
             group["lr"] = peak * self.schedule(self.num_updates)
         grad_norm = self._step()
         self.num_updates += 1
-        means = {key: torch.stack([entry[key].float() for entry in logs]).mean() for key in logs[0]}
+        means = {key: torch.stack([e[key].float() for e in logs]).mean(0) for key in logs[0]}
         return means | {f"grad_norm/{self.name}": grad_norm}
 
     def _sync_if(self, last: bool):

@@ -43,6 +43,21 @@ def sample_noise(
     return noise
 
 
+def sample_uniforms(seed: int, purpose: str, positions: list[int]) -> Tensor:
+    """One number in (0, 1) for each sample, whatever its rank, batch or device.
+
+    Args:
+        seed: Of the run.
+        purpose: What the numbers are for; numbers for different purposes are independent.
+        positions: Data position of each sample.
+
+    Returns:
+        float64, (len(positions),), on the CPU.
+    """
+    words = [stable_hash(purpose, seed, position) >> 10 for position in positions]  # 53 bits
+    return (torch.tensor(words, dtype=torch.float64) + 0.5) / 2**53
+
+
 class RandomState:
     """State of this process's global generators, as plain values a checkpoint can hold."""
 

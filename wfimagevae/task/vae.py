@@ -8,33 +8,30 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
-from tqdm.contrib.logging import logging_redirect_tqdm
 
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
-from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint, remove_leftovers
-from wfimagevae.engine.device import enable_fast_kernels
-from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
+from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.loop import Run, Schedule, fit
-from wfimagevae.engine.optim import adamw, lr_schedule
-from wfimagevae.engine.player import OptimizerState, Player, UpdateRule
-from wfimagevae.engine.report import Reporter, ReportOptions
-from wfimagevae.engine.run_folder import find_resume, run_name, save_options
-from wfimagevae.engine.seeding import seed_everything
+from wfimagevae.engine.player import OptimizerState, Player
 from wfimagevae.engine.tracker import open_tracker
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
     fresh_reconstruction,
 )
-from wfimagevae.task.vae_build import (
+from wfimagevae.task.training import (
+    Assembly,
     NetworkWeights,
+    build_player,
+    plain_config,
+    run_schedule,
+    run_training,
+)
+from wfimagevae.task.vae_build import (
     build_loss,
     build_vae,
     build_validator,
     describe,
-    plain_config,
     update_flops,
 )
 
@@ -158,70 +155,10 @@ def train(options: dict) -> None:
     Raises:
         ValueError: options that cannot be met, or training that diverged.
     """
-    with world(options["device"]) as here:
-        logging.getLogger("wfimagevae").setLevel(logging.INFO if here.is_main else logging.WARNING)
-        seed_everything(options["seed"])
-        kernels = enable_fast_kernels(here.device)
-        folder, resume = broadcast_object(_find_run(options) if here.is_main else None)
-        task, tracker = _assemble(options, here, folder)
-        if here.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(folder)
-        barrier()
-        content = read_checkpoint(resume) if resume else {}
-        schedule = _schedule(options, here, len(task.loader.dataset))
-        with Interrupt(options["save_every_minutes"]) as interrupt:
-            reporter = _reporter(options, here, folder, tracker, content.get("current_step", 0))
-            checkpoint = Checkpoint(_parts(task))
-            run = Run(here, schedule, folder, checkpoint, interrupt, reporter)
-            if here.is_main:
-                save_options(folder, options)
-            log.info("%s", describe(task, schedule, here, kernels, options))
-            seed_everything(options["seed"], here.rank)
-            if resume:
-                _resume(run, content, resume, options)
-            with logging_redirect_tqdm():
-                fit(task, task.loader, run)
-            reporter.summary()
-        if run.stopping:
-            log.info(
-                "stopped by a signal after step %d; run the same command with "
-                "--resume_from_checkpoint auto to go on",
-                run.step,
-            )
-        task.loader.close()
-        tracker.close()
+    run_training(options, _assemble)
 
 
-def _find_run(options: dict) -> tuple[Path, Path | None]:
-    name = run_name(
-        options["exp_name"],
-        options["lr"],
-        options["batch_size"],
-        options["grad_accum_steps"],
-        options["resolution"],
-    )
-    folder = Path(options["ckpt_dir"]).expanduser() / name
-    return find_resume(options["resume_from_checkpoint"], folder, options["exp_name"])
-
-
-def _schedule(options: dict, here: World, num_images: int) -> Schedule:
-    samples = options["batch_size"] * options["grad_accum_steps"] * here.size
-    max_steps = options["max_steps"] or math.ceil(options["epochs"] * num_images / samples)
-    return Schedule(
-        max_steps=max_steps,
-        accum_steps=options["grad_accum_steps"],
-        batch_size=options["batch_size"],
-        log_steps=options["log_steps"],
-        csv_log_steps=options["csv_log_steps"],
-        eval_steps=options["eval_steps"],
-        save_steps=options["save_ckpt_step"],
-        keep_last=options["keep_last"],
-        max_bad_updates=options["max_bad_updates"],
-    )
-
-
-def _assemble(options: dict, here: World, folder: Path):
+def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     """Data, networks, objectives and players; the tracker comes last: it may start processes."""
     dataset = TrainImageDataset(
         options["image_path"],
@@ -233,7 +170,7 @@ def _assemble(options: dict, here: World, folder: Path):
     )
     vae = build_vae(options, here.device)
     loss = build_loss(options, here.device)
-    max_steps = _schedule(options, here, len(dataset)).max_steps
+    max_steps = run_schedule(options, here, len(dataset)).max_steps
     players = build_players(options, vae, loss, max_steps)
     loader = TrainLoader(
         dataset,
@@ -247,7 +184,8 @@ def _assemble(options: dict, here: World, folder: Path):
     kind = options["tracker"] if here.is_main else "none"
     tracker = open_tracker(kind, folder, options["exp_name"], options)
     validator = build_validator(options, here, folder, loss, tracker)
-    return VaeTask(players, vae, loss, validator, loader, game_rules(options)), tracker
+    task = VaeTask(players, vae, loss, validator, loader, game_rules(options))
+    return Assembly(task, loader, tracker, _parts(task), HEADLINE, describe(task, options))
 
 
 def game_rules(options: dict) -> GameRules:
@@ -273,34 +211,18 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     divisor = 3 * options["resolution"] ** 2
     updates = game_rules(options).updates(max_steps)
-    players = [_player(options, "generator", generator, updates[0], options["lr"], divisor)]
+    players = [build_player(options, "generator", generator, updates[0], options["lr"], divisor)]
     if options["ema"]:
         players[0].ema = EMA(vae, options["ema_decay"], options["ema_warmup"])
     if options["disc_weight"] > 0:
         take = (lambda batch: queue.popleft()) if joint else None
         objective = DiscriminatorObjective(loss, take or fresh_reconstruction(vae, options["seed"]))
         lr = options["lr"] * options["disc_lr_ratio"]
-        players.append(_player(options, "discriminator", objective, updates[1], lr, 1))
+        players.append(build_player(options, "discriminator", objective, updates[1], lr, 1))
     flops = update_flops(vae, loss, options)
     for player in players:
         player.flops_per_sample = flops[player.name]
     return players
-
-
-def _player(
-    options: dict, name: str, objective: nn.Module, updates: int, lr: float, divisor: float
-) -> Player:
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = adamw(trained, lr, options["weight_decay"], loss_divisor=divisor)
-    schedule = lr_schedule(
-        options["lr_schedule"], options["warmup_steps"], updates, options["min_lr_ratio"]
-    )
-    rule = UpdateRule(
-        options["mix_precision"],
-        options["clip_grad_norm"] / divisor,
-        options["find_unused_parameters"],
-    )
-    return Player(name, objective, optimizer, schedule, rule)
 
 
 def _parts(task: VaeTask) -> dict:
@@ -318,46 +240,3 @@ def _parts(task: VaeTask) -> dict:
     if task.players[0].ema is not None:
         parts["ema_state_dict"] = task.players[0].ema
     return parts
-
-
-def _reporter(options: dict, here: World, folder: Path, tracker, resume_step: int) -> Reporter:
-    csv_path = Path(options["csv_log_path"] or folder / "training_losses.csv")
-    plot_every = 0 if options["disable_live_plot"] else options["live_plot_every_steps"]
-    report = ReportOptions(
-        folder,
-        None if options["disable_csv_log"] else csv_path,
-        plot_every,
-        HEADLINE,
-        options["mix_precision"],
-    )
-    return Reporter(report, here, tracker, resume_step)
-
-
-def _resume(run: Run, content: dict, path: Path, options: dict) -> None:
-    skip = []
-    parts = run.checkpoint.parts
-    if "player_state" not in content:
-        log.warning(
-            "%s was not written by this repository: weights, average and discriminator are "
-            "resumed; its optimizer, data position and randomness are not",
-            path,
-        )
-        skip += [p for p in parts if p.startswith(("optimizer", "player", "sampler", "task"))]
-    if options["not_resume_optimizer"]:
-        skip += [p for p in parts if p.startswith(("optimizer_state", "player_state"))]
-    if options["not_resume_discriminator"]:
-        names = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
-        skip += [p for p in parts if p.startswith(names)]
-    ema = run.checkpoint.parts.get("ema_state_dict")
-    run.restore(content, (*skip, *(["ema_state_dict"] if ema else [])))
-    if ema is not None:
-        _resume_average(ema, content.get("ema_state_dict"), path)
-    log.info("resumed %s at step %d", path, run.step)
-
-
-def _resume_average(ema: EMA, state: dict | None, path: Path) -> None:
-    if state:
-        ema.load_state_dict(state)
-    else:
-        log.warning("%s holds no average of the weights: it starts from the raw weights", path)
-        ema.restart()

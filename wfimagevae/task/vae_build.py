@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.loop import Schedule
 from wfimagevae.engine.tracker import Tracker
 from wfimagevae.eval.cost import count_macs, count_parameters
 from wfimagevae.eval.evaluator import Evaluator, Networks
@@ -149,42 +148,17 @@ def _blank(vae: nn.Module, size: int) -> torch.Tensor:
     return torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
 
 
-def describe(task, schedule: Schedule, here: World, kernels: str, options: dict) -> str:
-    """What a run is about to do, in a few lines."""
+def describe(task, options: dict) -> list[str]:
+    """What an image VAE's training is about to do, in a few lines."""
     size, vae = options["resolution"], task.vae
     parameters = count_parameters(vae)
     trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
     macs = vae_macs(vae, size)[0]
-    batch = schedule.batch_size * schedule.accum_steps * here.size
     names = " + ".join(player.name for player in task.players)
     lines = [
         f"{options['model_name']}: {parameters:,} parameters ({trained:,} trained), "
         f"{macs / 1e9:.1f} GMAC an image of {size} px; players: {names}",
-        f"effective batch {batch} = {schedule.batch_size} x {schedule.accum_steps} micro-batches "
-        f"x {here.size} processes; {schedule.max_steps} steps",
-        f"device {here.device}, precision {options['mix_precision']}"
-        + (", compiled" if options["compile"] else "")
-        + (f"; {kernels}" if kernels else ""),
     ]
     if options["perceptual_weight"] == 0:
         lines.append("training without LPIPS (--perceptual_weight 0)")
-    return "\n".join(lines)
-
-
-def plain_config(vae: nn.Module) -> dict:
-    """The model's configuration as a checkpoint can hold it and `from_config` takes it."""
-    config = {key: value for key, value in vae.config.items() if not key.startswith("_")}
-    return {"_class_name": type(vae).__name__} | json.loads(json.dumps(config))
-
-
-class NetworkWeights:
-    """A network as a checkpoint sees it: bare names, and old names accepted."""
-
-    def __init__(self, network: nn.Module):
-        self.network = network
-
-    def state_dict(self) -> dict:
-        return self.network.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.network.load_weights(state)
+    return lines
