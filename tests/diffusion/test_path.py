@@ -1,0 +1,63 @@
+import pytest
+import torch
+
+from wfimagevae.diffusion.path import straight_path
+from wfimagevae.diffusion.timesteps import TimeDistribution, shift_times, time_grid
+
+
+def test_path_starts_at_noise_and_ends_at_data():
+    noise, data = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    start, velocity = straight_path(noise, data, torch.zeros(2))
+    end, _ = straight_path(noise, data, torch.ones(2))
+    torch.testing.assert_close(start, noise)
+    torch.testing.assert_close(end, data)
+    torch.testing.assert_close(start + velocity, end)
+
+
+def test_path_wants_one_time_a_sample():
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(1,\)"):
+        straight_path(torch.randn(2, 3), torch.randn(2, 3), torch.zeros(1))
+
+
+def test_grid_has_exact_ends_and_equal_steps():
+    grid = time_grid(7)
+    assert (grid[0].item(), grid[-1].item(), len(grid)) == (0.0, 1.0, 8)
+    torch.testing.assert_close(grid.diff(), torch.full((7,), 1 / 7, dtype=torch.float64))
+
+
+def test_shift_follows_the_published_formula_for_noise_levels():
+    t = torch.linspace(0, 1, 11, dtype=torch.float64)
+    sigma = 1 - t
+    published = 3 * sigma / (1 + 2 * sigma)  # equation 23, sqrt(m / n) = 3
+    torch.testing.assert_close(1 - shift_times(t, 3.0), published)
+    grid = time_grid(4, shift=3.0)
+    assert (grid[0].item(), grid[-1].item()) == (0.0, 1.0)
+    assert grid[1] < 0.25
+
+
+@pytest.mark.parametrize("steps", [0, -3])
+def test_grid_without_steps_is_refused(steps):
+    with pytest.raises(ValueError, match=f"at least 1 step, got {steps}"):
+        time_grid(steps)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan")])
+def test_impossible_shifts_are_refused(shift):
+    with pytest.raises(ValueError, match="shift must be above 0"):
+        time_grid(3, shift)
+
+
+def test_logit_normal_times_have_the_logits_mean_and_deviation():
+    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
+    times = TimeDistribution("logit_normal", mean=0.4, std=1.3)(uniform)
+    logits = torch.logit(times)
+    assert logits.mean().item() == pytest.approx(0.4, abs=1e-3)
+    assert logits.std().item() == pytest.approx(1.3, abs=1e-2)
+    assert TimeDistribution()(uniform).mean().item() == pytest.approx(0.5)
+
+
+def test_unknown_distributions_are_refused():
+    with pytest.raises(ValueError, match="'cosine': uniform or logit_normal"):
+        TimeDistribution("cosine")
+    with pytest.raises(ValueError, match="above 0, got 0"):
+        TimeDistribution("logit_normal", std=0)

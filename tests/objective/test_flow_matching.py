@@ -1,0 +1,76 @@
+import pytest
+import torch
+
+from tests.objective.fields import ConstantClasses, GaussianField
+from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.objective.flow_matching import FlowMatching, FlowRules, error_by_time
+
+MEAN, STD = 0.7, 0.4
+COUNT = 20_000
+
+
+def gaussian_batch(count: int = COUNT, first: int = 0) -> dict:
+    generator = torch.Generator().manual_seed(1)
+    data = MEAN + STD * torch.randn(first + count, 2, generator=generator, dtype=torch.float64)
+    return {"point": data[first:], "position": list(range(first, first + count))}
+
+
+def point(batch: dict) -> torch.Tensor:
+    return batch["point"]
+
+
+@pytest.mark.parametrize("kind", ["uniform", "logit_normal"])
+def test_exact_velocity_is_where_the_loss_is_lowest(kind):
+    field = GaussianField(MEAN, STD)
+    rules = FlowRules(seed=3, times=TimeDistribution(kind))
+    loss, _ = FlowMatching(field, point, rules)(gaussian_batch(), 0)
+    loss.backward()
+    # Each is twice a mean of COUNT terms of size about 1.
+    assert abs(field.offset.grad) < 8 / COUNT**0.5
+    assert abs(field.slope.grad) < 8 / COUNT**0.5
+    wrong = GaussianField(MEAN, 2 * STD)
+    FlowMatching(wrong, point, rules)(gaussian_batch(), 0)[0].backward()
+    assert abs(wrong.slope.grad) > 40 / COUNT**0.5
+
+
+def test_loss_follows_the_samples_not_the_batches():
+    objective = FlowMatching(GaussianField(0.0, 1.0), point, FlowRules(seed=5))
+    whole = objective(gaussian_batch(64), 0)[0]
+    halves = [objective(gaussian_batch(32, first), 0)[0] for first in (0, 32)]
+    torch.testing.assert_close(whole, sum(halves) / 2)
+
+
+def test_labels_are_dropped_as_often_as_asked():
+    objective = FlowMatching(
+        ConstantClasses([1.0, 2.0, 9.0]), point, FlowRules(0, cfg_dropout_prob=0.3)
+    )
+    batch = gaussian_batch(4000) | {"label": torch.arange(4000) % 2}
+    drawn = objective.draw(batch, torch.zeros(4000, dtype=torch.float64))
+    share = (drawn.condition == 2).double().mean().item()
+    assert share == pytest.approx(0.3, abs=4 * (0.21 / 4000) ** 0.5)
+    kept = drawn.condition != 2
+    assert torch.equal(drawn.condition[kept], batch["label"][kept])
+    assert torch.equal(drawn.dropped, ~kept)
+
+
+def test_direction_term_is_zero_for_parallel_and_two_for_opposite_velocities():
+    class Echo(GaussianField):
+        def forward(self, x, t, condition=None, t_end=None):
+            return self.factor * batch["point"] + 0 * self.offset
+
+    batch = gaussian_batch(16)
+    network = Echo(0.0, 1.0)
+    rules = FlowRules(direction_weight=1.0)
+    objective = FlowMatching(network, point, rules)
+    # At a noise of nothing the velocity is the data itself.
+    objective.draw = lambda b, t: type(drawn)(b["point"], b["point"], drawn.t, None, drawn.dropped)
+    drawn = FlowMatching(network, point, rules).draw(batch, torch.zeros(16, dtype=torch.float64))
+    for network.factor, expected in ((3.0, 0.0), (-1.0, 2.0)):
+        _, logs = objective(batch, 0)
+        assert logs["train/direction_loss"].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_errors_are_pooled_by_quarter_of_the_time():
+    pairs = error_by_time(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 1.0]))
+    assert [pair.tolist() for pair in pairs.values()] == [[4, 2], [0, 0], [0, 0], [5, 1]]
+    assert list(pairs)[0] == "train/error_t0.00-0.25"

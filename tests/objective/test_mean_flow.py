@@ -1,0 +1,115 @@
+import pytest
+import torch
+
+from tests.objective.fields import ConstantClasses, GaussianField
+from tests.objective.test_flow_matching import COUNT, MEAN, STD, gaussian_batch, point
+from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.objective.flow_matching import FlowRules
+from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
+
+
+def build(network, seed=0, dropout=0.0, **rules):
+    shared = FlowRules(seed, TimeDistribution("logit_normal", 0.4), dropout)
+    return MeanFlow(network, point, shared, MeanFlowRules(**rules))
+
+
+@pytest.mark.parametrize("ratio", [0.25, 1.0])
+@pytest.mark.parametrize("improved", [False, True])
+def test_exact_average_velocity_is_where_the_loss_is_lowest(ratio, improved):
+    field = GaussianField(MEAN, STD)
+    objective = build(field, ratio=ratio, improved=improved, weighting_power=0.0)
+    objective(gaussian_batch(), 0)[0].backward()
+    assert abs(field.offset.grad) < 20 / COUNT**0.5
+    assert abs(field.slope.grad) < 20 / COUNT**0.5
+
+
+def test_average_velocity_of_another_distribution_is_not():
+    field = GaussianField(MEAN, 2 * STD)
+    build(field, ratio=1.0, weighting_power=0.0)(gaussian_batch(), 0)[0].backward()
+    assert abs(field.slope.grad) > 60 / COUNT**0.5
+
+
+def test_average_is_anchored_at_the_noisier_point():
+    """The velocities of the same flow run backwards, data to noise, must not pass for it."""
+
+    class Backwards(GaussianField):
+        def average(self, x, t, s):
+            return super().average(x, s, t)  # x taken for the later point
+
+    field = Backwards(MEAN, STD)
+    build(field, ratio=1.0, weighting_power=0.0)(gaussian_batch(), 0)[0].backward()
+    assert abs(field.slope.grad) > 60 / COUNT**0.5
+
+
+def test_ratio_of_samples_have_another_end_time_whatever_the_ranks():
+    objective = build(GaussianField(0.0, 1.0), ratio=0.25)
+    t, s, rows = objective._times(list(range(64)))
+    assert len(rows) == 16
+    assert torch.equal((s > t).nonzero().flatten(), torch.tensor(rows))
+    assert torch.equal((s < t).nonzero(), torch.empty(0, 1, dtype=torch.long))
+    second_half = objective._times(list(range(32, 64)))
+    assert torch.equal(second_half[0], t[32:]) and torch.equal(second_half[1], s[32:])
+    assert [len(objective._times(list(range(k, k + 8)))[2]) for k in (0, 8, 16)] == [2, 2, 2]
+
+
+def test_adaptive_weight_makes_the_gradient_independent_of_the_errors_size():
+    gradients = []
+    for size in (1e2, 1e4):
+        network = ConstantClasses([size, 0.0])
+        objective = build(network, ratio=0.0, weighting_power=1.0)
+        batch = gaussian_batch(64) | {"label": torch.zeros(64, dtype=torch.long)}
+        objective(batch, 0)[0].backward()
+        gradients.append(network.values.grad[0].item() * size)
+    assert gradients[0] == pytest.approx(gradients[1], rel=0.05)
+    assert gradients[0] == pytest.approx(2.0, rel=0.05)  # d/da log(a^2) times a
+
+
+def test_guidance_inside_the_target_mixes_three_velocities():
+    conditional, null = 2.0, -1.0
+    guidance = TargetGuidance(omega=1.5, kappa=0.25)
+    network = ConstantClasses([conditional, null])
+    objective = build(network, ratio=0.0, weighting_power=0.0, guidance=guidance)
+    batch = gaussian_batch(512) | {"label": torch.zeros(512, dtype=torch.long)}
+    objective(batch, 0)[0].backward()
+    t = objective.draw_times("time", batch["position"])
+    velocity = objective.draw(batch, t).velocity
+    target = 1.5 * velocity + (1 - 1.5 - 0.25) * null + 0.25 * conditional
+    # The loss is the mean over samples of sum over 2 dimensions of (value - target)^2.
+    expected = 2 * 2 * (conditional - target.mean())
+    torch.testing.assert_close(network.values.grad[0], expected.detach())
+
+
+def test_guidance_leaves_dropped_labels_and_times_outside_its_window_alone():
+    guidance = TargetGuidance(omega=3.0, window=(0.5, 1.0))
+    objective = build(ConstantClasses([2.0, -1.0]), dropout=0.5, ratio=0.0, guidance=guidance)
+    batch = gaussian_batch(256) | {"label": torch.zeros(256, dtype=torch.long)}
+    drawn = objective.draw(batch, objective.draw_times("time", batch["position"]))
+    guided = objective._guided_velocity(drawn)
+    plain = drawn.dropped | (drawn.t < 0.5)
+    assert 0 < plain.sum() < 256
+    torch.testing.assert_close(guided[plain], drawn.velocity[plain])
+    assert not torch.isclose(guided[~plain], drawn.velocity[~plain]).any()
+
+
+def test_target_is_detached_and_the_derivative_keeps_no_graph():
+    field = GaussianField(MEAN, STD)
+    objective = build(field, ratio=1.0)
+    x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
+    t = torch.rand(4, dtype=torch.float64)
+    derivative = objective._along(x, t / 2, t / 2 + 0.5, None, torch.ones_like(x))
+    assert not derivative.requires_grad
+
+
+def test_networks_without_end_time_and_guidance_without_classes_are_refused():
+    network = GaussianField(0.0, 1.0)
+    with pytest.raises(ValueError, match="class-conditional"):
+        build(network, guidance=TargetGuidance(omega=2.0))
+    network.has_average_velocity = False
+    with pytest.raises(ValueError, match="average_velocity=True"):
+        build(network)
+
+
+@pytest.mark.parametrize("options", [{"kappa": 1.0}, {"kappa": -0.1}, {"window": (0.5, 0.2)}])
+def test_impossible_guidance_is_refused(options):
+    with pytest.raises(ValueError, match="got"):
+        TargetGuidance(**options)

@@ -1,0 +1,30 @@
+"""The straight path from noise to data."""
+
+from torch import Tensor
+
+
+def straight_path(noise: Tensor, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Point and velocity on the straight line from noise to data.
+
+    Args:
+        noise: Standard normal source, (B, ...).
+        data: Clean images, latents or points, same shape.
+        t: Times in [0, 1], (B,); 0 is noise, 1 is data.
+
+    Returns:
+        ``x_t`` and ``d x_t / dt``, both (B, ...).
+
+    Raises:
+        ValueError: ``t`` is not one time per sample.
+
+    Source: Lipman et al. 2023, arXiv:2210.02747, optimal-transport path.
+    """
+    if t.shape != (len(data),):
+        raise ValueError(f"t must have shape ({len(data)},), got {tuple(t.shape)}")
+    t = expand_times(t, data)
+    return (1 - t) * noise + t * data, data - noise
+
+
+def expand_times(t: Tensor, x: Tensor) -> Tensor:
+    """Times (B,) with as many trailing dimensions of size 1 as ``x`` has: (B, 1, ..., 1)."""
+    return t.view(-1, *[1] * (x.dim() - 1))

@@ -1,0 +1,130 @@
+"""Flow matching: a network learns the velocity of the straight path from noise to data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wfimagevae.diffusion.path import straight_path
+from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.engine.device import to_device
+from wfimagevae.engine.seeding import sample_noise, sample_uniforms
+
+Batch = dict
+Logs = dict[str, Tensor]
+
+NUM_TIME_BINS = 4
+
+
+@dataclass(frozen=True)
+class FlowRules:
+    """What flow matching and MeanFlow share.
+
+    Attributes:
+        seed: Of the run; noise, times and dropped labels follow from it and the data position.
+        times: Which times are drawn.
+        cfg_dropout_prob: Share of samples whose condition is replaced by the null condition.
+        direction_weight: Weight of 1 - cos(predicted velocity, velocity), which LightningDiT
+            (arXiv:2501.01423) adds to the squared error; 0 leaves it out.
+    """
+
+    seed: int = 0
+    times: TimeDistribution = field(default_factory=TimeDistribution)
+    cfg_dropout_prob: float = 0.0
+    direction_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class PathPoint:
+    """A batch on its way from noise to data.
+
+    Attributes:
+        x_t: State, (B, ...).
+        velocity: d x_t / dt, (B, ...).
+        t: Time of the state, (B,).
+        condition: What the network is told, or None.
+        dropped: Whose condition was replaced by the null one, bool (B,), on the CPU.
+    """
+
+    x_t: Tensor
+    velocity: Tensor
+    t: Tensor
+    condition: Tensor | None
+    dropped: Tensor
+
+
+class FlowMatching(nn.Module):
+    """Trains a network to predict the velocity at random points of straight paths.
+
+    Args:
+        network: ``network(x, t, condition)``; owned.
+        encode: Gives a batch's data, (B, *network.sample_shape): images, latents or points.
+        rules: Times, dropped labels, terms.
+
+    Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
+    """
+
+    def __init__(self, network: nn.Module, encode: Callable[[Batch], Tensor], rules: FlowRules):
+        super().__init__()
+        self.network, self.encode, self.rules = network, encode, rules
+
+    def begin_update(self) -> None:
+        """Nothing to prepare."""
+
+    def compile(self, mode: str = "default") -> None:
+        """The network's blocks are compiled in place; nothing else is worth it here."""
+        self.network.compile_blocks(mode)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+        """Mean squared error of the velocity, per dimension, and its share by time."""
+        point = self.draw(batch, self.draw_times("time", batch["position"]))
+        predicted = self.network(point.x_t, point.t, point.condition).float()
+        error = (predicted - point.velocity).square().flatten(1).mean(1)  # (B,)
+        loss = error.mean()
+        logs = {"train/loss": loss.detach(), **error_by_time(error.detach(), point.t)}
+        if self.rules.direction_weight > 0:
+            turn = 1 - F.cosine_similarity(predicted.flatten(1), point.velocity.flatten(1)).mean()
+            loss = loss + self.rules.direction_weight * turn
+            logs["train/direction_loss"] = turn.detach()
+        return loss, logs
+
+    def draw_times(self, purpose: str, positions: list[int]) -> Tensor:
+        """Times of their distribution, float64 (B,), on the CPU."""
+        return self.rules.times(sample_uniforms(self.rules.seed, purpose, positions))
+
+    def draw(self, batch: Batch, t: Tensor) -> PathPoint:
+        """The points at times ``t``, (B,), of paths that follow from the data positions."""
+        seed, positions = self.rules.seed, batch["position"]
+        with torch.no_grad():
+            data = self.encode(batch)
+        noise = sample_noise(seed, positions, tuple(data.shape[1:]), data.device).to(data.dtype)
+        t = to_device(t.to(data.dtype), data.device)
+        x_t, velocity = straight_path(noise, data, t)
+        dropped = sample_uniforms(seed, "drop", positions) < self.rules.cfg_dropout_prob
+        return PathPoint(x_t, velocity, t, self._condition(batch, dropped), dropped)
+
+    def _condition(self, batch: Batch, dropped: Tensor) -> Tensor | None:
+        if not self.network.num_classes:
+            return None
+        labels = batch["label"]
+        null = self.network.null_condition(len(labels), labels.device)
+        return torch.where(to_device(dropped, labels.device), null, labels)
+
+
+def error_by_time(error: Tensor, t: Tensor) -> Logs:
+    """Each quarter of the time's pooled error, as (sum, weight) pairs.
+
+    Args:
+        error: One number a sample, (B,).
+        t: Times in [0, 1], (B,).
+    """
+    bins = (t * NUM_TIME_BINS).long().clamp_max(NUM_TIME_BINS - 1)
+    inside = F.one_hot(bins, NUM_TIME_BINS).to(error.dtype)  # (B, bins)
+    pairs = torch.stack([error @ inside, inside.sum(0)], dim=1)  # (bins, 2)
+    edges = [i / NUM_TIME_BINS for i in range(NUM_TIME_BINS + 1)]
+    return {
+        f"train/error_t{low:.2f}-{high:.2f}": pair
+        for low, high, pair in zip(edges, edges[1:], pairs, strict=False)
+    }

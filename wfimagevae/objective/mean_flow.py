@@ -1,0 +1,186 @@
+"""MeanFlow: a network learns average velocities, so that one step leads from noise to data."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from wfimagevae.diffusion.path import expand_times
+from wfimagevae.engine.device import to_device
+from wfimagevae.objective.flow_matching import (
+    Batch,
+    FlowMatching,
+    FlowRules,
+    Logs,
+    PathPoint,
+    error_by_time,
+)
+
+
+@dataclass(frozen=True)
+class TargetGuidance:
+    """Classifier-free guidance inside the target, so that sampling needs a single evaluation.
+
+    The velocity becomes ``omega v + (1 - omega - kappa) u(x, t, t | null) + kappa u(x, t, t | y)``
+    inside the window, for samples whose condition was not dropped; the effective scale is
+    omega / (1 - kappa).
+
+    Attributes:
+        omega: 1 with kappa 0 is no guidance.
+        kappa: Share of the network's own conditional velocity.
+        window: Times, in [0, 1], at which it holds.
+
+    Source: Geng et al. 2025, arXiv:2505.13447, equation 19 and appendix B.
+    """
+
+    omega: float = 1.0
+    kappa: float = 0.0
+    window: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self):
+        if not 0 <= self.kappa < 1:
+            raise ValueError(f"kappa must be in [0, 1), got {self.kappa}")
+        low, high = self.window
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"the guidance window must be 0 <= low < high <= 1, got {self.window}")
+
+    @property
+    def is_on(self) -> bool:
+        """True where the target differs from the plain velocity."""
+        return self.omega != 1.0 or self.kappa != 0.0
+
+
+@dataclass(frozen=True)
+class MeanFlowRules:
+    """What MeanFlow adds to `FlowRules`.
+
+    Attributes:
+        ratio: Share of samples with s != t; the rest is plain flow matching at s = t.
+        weighting_power: p of the adaptive weight 1 / (|error|^2 + c)^p; 0 is no weighting.
+        weighting_const: c of that weight.
+        guidance: In the target.
+        improved: The derivative is taken along the network's own velocity u(x, t, t), not along
+            the sample's (improved MeanFlow, Geng et al. 2025, arXiv:2512.02012).
+    """
+
+    ratio: float = 0.25
+    weighting_power: float = 1.0
+    weighting_const: float = 1e-2
+    guidance: TargetGuidance = TargetGuidance()
+    improved: bool = False
+
+
+class MeanFlow(FlowMatching):
+    """Trains a network to predict u(x_t, t, s), the average velocity from t to s.
+
+    In this repository's direction of time (0 noise, 1 data) the average is anchored at the
+    *noisier* point x_t, and s >= t. Differentiating ``(s - t) u = integral of v from t to s``
+    in t gives the identity that is trained::
+
+        u = v(x_t, t) + (s - t) du/dt,    du/dt along the path: tangents (v, 1, 0) for (x, t, s)
+
+    The target is detached. The derivative comes from one forward-mode pass that keeps no graph,
+    over the samples with s != t alone; the prediction is a forward pass of its own.
+
+    Args:
+        network: ``network(x, t, condition, t_end)``, with average velocities; owned.
+        encode: As for `FlowMatching`.
+        rules: As for `FlowMatching`.
+        mean_flow: What is particular to MeanFlow.
+
+    Raises:
+        ValueError: the network knows no end time, or guidance without conditions.
+
+    Source: Geng et al. 2025, arXiv:2505.13447, algorithm 1, with time reversed.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        encode: Callable[[Batch], Tensor],
+        rules: FlowRules,
+        mean_flow: MeanFlowRules,
+    ):
+        super().__init__(network, encode, rules)
+        if not network.has_average_velocity:
+            raise ValueError("MeanFlow needs a network with average_velocity=True in its config")
+        if mean_flow.guidance.is_on and not network.num_classes:
+            raise ValueError("guidance in MeanFlow's target needs a class-conditional network")
+        self.mean_flow = mean_flow
+        self._derivative = self._total_derivative
+
+    def compile(self, mode: str = "default") -> None:
+        """Compiles the network's blocks, and the forward-mode pass as a whole."""
+        super().compile(mode)
+        self._derivative = torch.compile(self._total_derivative, mode=mode)
+
+    def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
+        """Adaptively weighted squared error of the average velocity, and its share by time."""
+        t, s, rows = self._times(batch["position"])
+        point = self.draw(batch, t)
+        s = to_device(s.to(point.t.dtype), point.t.device)
+        target = velocity = self._guided_velocity(point)
+        if rows:
+            # The rows are known on the host: choosing them does not wait for the device.
+            chosen = to_device(torch.tensor(rows), target.device)
+            x_t, t, end = point.x_t[chosen], point.t[chosen], s[chosen]
+            condition = None if point.condition is None else point.condition[chosen]
+            derivative = self._along(x_t, t, end, condition, velocity[chosen])
+            change = expand_times(end - t, x_t) * derivative
+            target = velocity.index_add(0, chosen, change.to(velocity.dtype))
+        predicted = self.network(point.x_t, point.t, point.condition, s).float()
+        error = (predicted - target).square().flatten(1)  # (B, dimensions)
+        total, per_dim = error.sum(1), error.detach().mean(1)
+        rules = self.mean_flow
+        weight = (total.detach() + rules.weighting_const) ** -rules.weighting_power
+        loss = (weight * total).mean()
+        logs = {"train/loss": loss.detach(), "train/error": per_dim.mean()}
+        return loss, logs | error_by_time(per_dim, point.t)
+
+    def _times(self, positions: list[int]) -> tuple[Tensor, Tensor, list[int]]:
+        """Times and end times, float64 (B,) on the CPU, and the rows where they differ.
+
+        Which samples are these depends on the data position alone, evenly spread: any number of
+        ranks chooses the same ones, and batches of equal size hold equally many.
+        """
+        first, second = (self.draw_times(name, positions) for name in ("time", "end time"))
+        ratio = self.mean_flow.ratio
+        rows = [i for i, k in enumerate(positions) if int((k + 1) * ratio) > int(k * ratio)]
+        t, s = first.clone(), first.clone()
+        t[rows] = torch.minimum(first, second)[rows]
+        s[rows] = torch.maximum(first, second)[rows]
+        return t, s, rows
+
+    @torch.no_grad()
+    def _guided_velocity(self, point: PathPoint) -> Tensor:
+        """The velocity that the target is made of, (B, ...)."""
+        guidance = self.mean_flow.guidance
+        if not guidance.is_on:
+            return point.velocity
+        omega, kappa = guidance.omega, guidance.kappa
+        count, device = len(point.t), point.t.device
+        null = self.network.null_condition(count, device)
+        x, t, condition = (torch.cat([a] * 2) for a in (point.x_t, point.t, null))
+        condition[:count] = point.condition
+        with_condition, without = self.network(x, t, condition, t).float().chunk(2)
+        guided = omega * point.velocity + (1 - omega - kappa) * without + kappa * with_condition
+        low, high = guidance.window
+        plain = to_device(point.dropped, device) | (point.t < low) | (point.t > high)
+        return torch.where(expand_times(plain, guided), point.velocity, guided)
+
+    @torch.no_grad()
+    def _along(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor) -> Tensor:
+        """du/dt along the path, or along the network's own velocity."""
+        if self.mean_flow.improved:
+            velocity = self.network(x_t, t, condition, t).to(velocity.dtype)
+        # Only the mathematical form of attention has forward-mode derivatives.
+        with sdpa_kernel(SDPBackend.MATH):
+            return self._derivative(x_t, t, s, condition, velocity)
+
+    def _total_derivative(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor):
+        def average_velocity(x: Tensor, time: Tensor) -> Tensor:
+            return self.network(x, time, condition, s)
+
+        return torch.func.jvp(average_velocity, (x_t, t), (velocity, torch.ones_like(t)))[1]
