@@ -25,10 +25,9 @@ python="${PYTHON:-python}"
 
 if [[ -n "${ORIGINAL_MANIFEST:-}" ]]; then
   split="${OUTPUT_DIR:-./results}/manifests"
-  if [[ "$NODE_RANK" == 0 || "$NNODES" == 1 ]]; then
-    "$python" "$here/scripts/split_manifest.py" --manifest "$ORIGINAL_MANIFEST" \
-      --train_ratio "${TRAIN_RATIO:-0.9}" --output_dir "$split"
-  fi
+  # On every machine: the split is the same, and none has to wait for another's files.
+  "$python" "$here/scripts/split_manifest.py" --manifest "$ORIGINAL_MANIFEST" \
+    --train_ratio "${TRAIN_RATIO:-0.9}" --output_dir "$split"
   TRAIN_IMAGE_DIR="$split/train.jsonl" EVAL_IMAGE_DIR="$split/eval.jsonl"
 fi
 IMAGE_PATH="${TRAIN_IMAGE_DIR:-${IMAGE_PATH:-}}"

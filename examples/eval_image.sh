@@ -6,7 +6,8 @@
 #
 # Sizes as in the reconstruction; RESOLUTION= (empty) for native ones. Flags after the script's
 # name go to scripts/eval_image.py. GPU lists GPUs of this machine, NPROC processes on a machine
-# without; PYTHON is the interpreter. Exit status 3: a metric's weights are missing.
+# without; PYTHON is the interpreter. Exit status 3: a metric's weights are missing (1 where
+# several processes measured).
 set -euo pipefail
 
 : "${REAL_IMAGE_DIR:?the folder or manifest of originals}"

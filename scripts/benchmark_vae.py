@@ -23,7 +23,7 @@ def build_parser() -> Parser:
     """The flags."""
     parser = Parser(
         description="Compare autoencoders on one folder by one protocol: quality, speed, size, "
-        "memory. Figures equal those of recon_image.py and eval_image.py.",
+        "peak memory (on CUDA only). Figures equal those of recon_image.py and eval_image.py.",
         epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
         "are missing (n/a in the table); 2 an error.",
     )
@@ -58,10 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.benchmark import load_autoencoder, measure, report
+    from wfimagevae.eval.autoencoder import load_autoencoder
+    from wfimagevae.eval.benchmark import measure, report
     from wfimagevae.eval.evaluator import Evaluator, Networks
     from wfimagevae.eval.protocol import describe_protocol
 
+    for spec in args.model:
+        if args.model.count(spec) > 1:
+            raise ValueError(f"--model {spec} is given twice; each is measured once")
     networks = Networks(args.lpips_net, args.lpips_weights, args.inception_weights)
     networks.check_files()
     device = resolve_device(args.device)

@@ -4,6 +4,7 @@ python scripts/latent_stats.py --from_pretrained exported/my-vae --real_image_di
     --resolution 256 --write
 """
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,13 +39,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     args = build_parser().parse_args(argv)
     config = Path(args.from_pretrained or "") / "config.json"
-    if args.write and not (args.from_pretrained and config.is_file()):
+    # A .ckpt in the folder would be loaded instead, with the configuration that it embeds.
+    is_folder = args.from_pretrained and config.is_file() and not any(config.parent.glob("*.ckpt"))
+    if args.write and not is_folder:
         raise ValueError(
-            "--write needs --from_pretrained with a Hugging Face folder (one with a config.json); "
-            "make one with scripts/save_hf_model.py"
+            "--write needs --from_pretrained with a Hugging Face folder (config.json, and no .ckpt "
+            f"files), got {args.from_pretrained}; make one with scripts/save_hf_model.py"
         )
 
     from wfimagevae.dataset import ValidImageDataset, valid_loader
+    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import gather_objects, world
     from wfimagevae.eval.autoencoder import load_vae
     from wfimagevae.eval.latents import measure_latents, normalization, write_normalization
@@ -56,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     batch_size = args.batch_size if dataset.crop_size else 1
     vae = load_vae(**model_source(args))
     with world(args.device) as here:
+        note = enable_fast_kernels(here.device)
+        if note and here.is_main:
+            print(note)
         loader = valid_loader(dataset, batch_size, args.num_workers, here.rank, here.size)
         mean, std, unreadable = measure_latents(vae, loader, here, args.mixed_precision)
         unreadable = [entry for part in gather_objects(unreadable) for entry in part]
@@ -64,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows = [[str(i), f"{m:.5f}", f"{s:.5f}"] for i, (m, s) in enumerate(pairs)]
             print(markdown_table(["channel", "mean", "std"], rows))
             for path, reason in sorted(unreadable):
-                print(f"unreadable: {path}: {reason}")
+                print(f"unreadable: {path}: {reason}", file=sys.stderr)
             if args.output_json:
                 count = len(dataset) - len(unreadable)
                 content = {"mean": mean, "std": std, "count": count} | normalization(mean, std)

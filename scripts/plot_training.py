@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.html_report import write_report
 
     output = Path(args.output or Path(args.run_dir) / "report.html")
+    if args.output:
+        output.parent.mkdir(parents=True, exist_ok=True)
     print(write_report(args.run_dir, output, args.max_pictures))
     return 0
 

@@ -192,11 +192,11 @@ def time_step(device, precision: str) -> float:
     import torch
 
     from wfimagevae.engine.device import autocast, synchronize
-    from wfimagevae.model.registry import get_model
+    from wfimagevae.model.registry import ModelRegistry
 
     torch.manual_seed(0)
     config = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
-    model = get_model("WFVAE2Image").from_config(config).to(device)
+    model = ModelRegistry.get_model("WFVAE2Image").from_config(config).to(device)
     images = torch.rand(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device) * 2 - 1
     images = images.to(memory_format=torch.channels_last)
     times = []

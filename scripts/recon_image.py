@@ -7,7 +7,6 @@ torchrun --nproc_per_node 8 scripts/recon_image.py ...
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from wfimagevae.engine.args import Parser
 from wfimagevae.engine.cli import run_cli
@@ -57,14 +56,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import gather_objects, world
     from wfimagevae.eval.autoencoder import as_autoencoder, load_vae
-    from wfimagevae.eval.folders import reconstruct_folder
+    from wfimagevae.eval.folders import check_output_folder, reconstruct_folder
     from wfimagevae.eval.image_writer import ImageWriter
     from wfimagevae.eval.pairs import output_names
 
-    check_folders(args.real_image_dir, args.generated_image_dir)
     dataset = ValidImageDataset(
         args.real_image_dir, args.resolution, args.crop_size, args.subset_size
     )
+    check_output_folder(dataset, args.real_image_dir, args.generated_image_dir)
     names = output_names(dataset.paths, args.format)
     batch_size = args.batch_size if dataset.crop_size else 1
     with world(args.device) as here:
@@ -87,16 +86,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if here.is_main:
             report(len(dataset), unreadable, args.generated_image_dir)
     return 1 if unreadable else 0
-
-
-def check_folders(real: str, generated: str) -> None:
-    """Refuses to write into the originals' folder, whose next scan would find the output."""
-    source, target = Path(real).resolve(), Path(generated).resolve()
-    if target == source or (source.is_dir() and source in target.parents):
-        raise ValueError(
-            f"--generated_image_dir {generated} lies inside --real_image_dir {real}; "
-            "choose a folder outside"
-        )
 
 
 def report(count: int, unreadable: Sequence[tuple[str, str]], folder: str) -> None:

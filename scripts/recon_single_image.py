@@ -5,6 +5,7 @@ python scripts/recon_single_image.py --from_pretrained results/my-vae \
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from wfimagevae.engine.args import Parser, positive_int
 from wfimagevae.engine.cli import run_cli
@@ -13,7 +14,10 @@ from wfimagevae.eval.args import add_compute_args, add_model_args, add_tile_arg,
 
 def build_parser() -> Parser:
     """The flags."""
-    parser = Parser(description="Reconstruct one image and print the PSNR of the written pixels.")
+    parser = Parser(
+        description="Reconstruct one image and print the PSNR of its 8-bit pixels (before a .jpg "
+        "compresses them)."
+    )
     add_model_args(parser)
     group = parser.add_argument_group("image")
     group.add_argument("--image_path", required=True, metavar="FILE", help="the original")
@@ -42,14 +46,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from wfimagevae.dataset.decode import UnreadableImage, open_rgb
     from wfimagevae.dataset.transforms import center_crop, to_signed_unit
-    from wfimagevae.engine.device import resolve_device
+    from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.eval.autoencoder import as_autoencoder, load_vae
     from wfimagevae.eval.image_writer import check_extension, save_image
     from wfimagevae.eval.images import from_uint8, to_uint8, to_unit
     from wfimagevae.eval.psnr import psnr
 
     check_extension(args.rec_path)
+    if Path(args.rec_path).resolve() == Path(args.image_path).resolve():
+        raise ValueError(f"--rec_path {args.rec_path} is the original; choose another file")
     device = resolve_device(args.device)
+    if note := enable_fast_kernels(device):
+        print(note)
     try:
         image = open_rgb(args.image_path, short_side=args.resolution)
     except UnreadableImage as error:

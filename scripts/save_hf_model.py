@@ -4,7 +4,6 @@ python scripts/save_hf_model.py --from_pretrained results/my-run --save_dir expo
     --metrics_json metrics.json
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,11 +35,11 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = build_parser().parse_args(argv)
-    evaluation = read_json(Path(args.metrics_json)) if args.metrics_json else None
 
     from wfimagevae.eval.autoencoder import load_vae
     from wfimagevae.eval.export import check_target, model_card, save_model
 
+    evaluation = read_evaluation(args.metrics_json) if args.metrics_json else None
     folder = Path(args.save_dir)
     source = args.from_pretrained or args.ckpt_path or ""
     check_target(folder, source)
@@ -50,22 +49,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{folder}: exported, and identical when read back")
 
 
+def read_evaluation(path: str) -> dict:
+    """What eval_image.py wrote; ValueError if it is something else."""
+    from wfimagevae.eval.report import read_json
+
+    evaluation = read_json(path)
+    if not isinstance(evaluation.get("protocol"), dict):
+        raise ValueError(f"--metrics_json {path} was not written by eval_image.py: no protocol")
+    return evaluation
+
+
 def training_options(source: str) -> dict | None:
     """The options that a training run left beside its checkpoints, if any."""
+    from wfimagevae.eval.report import read_json
+
     path = Path(source)
     options = (path if path.is_dir() else path.parent) / "options.json"
     return read_json(options) if options.is_file() else None
-
-
-def read_json(path: Path) -> dict:
-    """A JSON file's content; ValueError if it is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
 
 
 if __name__ == "__main__":

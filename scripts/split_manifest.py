@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     random.Random(args.seed).shuffle(paths)
     cut = round(len(paths) * args.train_ratio)
     if not 0 < cut < len(paths):
-        raise ValueError(f"{len(paths)} images split by {args.train_ratio} leave one side empty")
+        raise ValueError(
+            f"{args.manifest}: {len(paths)} images split by {args.train_ratio} leave one side "
+            "empty; change --train_ratio or add images"
+        )
     for name, part in (("train", paths[:cut]), ("eval", paths[cut:])):
         target = Path(args.output_dir) / f"{name}.jsonl"
         text = "".join(json.dumps({"image_path": path}) + "\n" for path in sorted(part))

@@ -65,6 +65,14 @@ def test_gpus_and_machines_become_torchrun(tmp_path):
     assert "--nproc_per_node 2" in command
 
 
+def test_every_machine_splits_the_manifest_for_itself(tmp_path):
+    for rank in ("0", "1"):
+        given = launch(
+            tmp_path, ORIGINAL_MANIFEST="all.jsonl", NPROC="1", NNODES="2", NODE_RANK=rank
+        ).stdout
+        assert "split_manifest.py\n--manifest\nall.jsonl" in given
+
+
 @pytest.mark.parametrize(
     ("variables", "words"),
     [

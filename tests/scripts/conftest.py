@@ -16,14 +16,6 @@ from tests.eval.conftest import (  # noqa: F401, fixtures
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(autouse=True, scope="session")
-def private_caches(tmp_path_factory):
-    """No index of images is left in the user's home."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-
-
 @pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory):
     """A small model with random weights, as a Hugging Face folder."""

@@ -5,8 +5,7 @@ import pytest
 import torch
 
 from scripts import benchmark_vae, eval_image, recon_image
-from wfimagevae.eval.autoencoder import Autoencoder, diffusers_autoencoder
-from wfimagevae.eval.benchmark import load_autoencoder
+from wfimagevae.eval.autoencoder import Autoencoder, diffusers_autoencoder, load_autoencoder
 from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 
 CPU = torch.device("cpu")
@@ -124,6 +123,16 @@ def test_wrong_specifications_are_explained(tmp_path):
         load_autoencoder(f"diffusers:{tmp_path}")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
         load_autoencoder(f"diffusers:{tmp_path}/nothing")  # and no hub is asked
+
+
+def test_each_model_is_named_once(tiny_vae, photos):
+    with pytest.raises(ValueError, match="is given twice"):
+        benchmark(photos, *("--model", f"WFVAE2Image:{tiny_vae}") * 2)
+
+
+def test_a_model_of_ours_given_as_one_of_diffusers_is_named(tiny_vae):
+    with pytest.raises(ValueError, match=f"no model from {tiny_vae}"):
+        load_autoencoder(f"diffusers:{tiny_vae}")
 
 
 def test_macs_of_known_layers_are_counted():

@@ -1,12 +1,21 @@
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import time
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from scripts import eval_image
+from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.engine.distributed import World
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.folders import PairDataset, evaluate_pairs
 
 SIZE = ("--resolution", 48)
 
@@ -159,6 +168,23 @@ def test_an_unreadable_image_is_an_error_that_names_it(photos, blurred, tmp_path
     (generated / "four.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ValueError, match=r"generated image four.png: "):
         evaluate(photos, generated, *SIZE, "--metric", "psnr", "--num_workers", 1)
+
+
+def test_reading_processes_outlive_a_signal_to_the_whole_job(photos, blurred):
+    """Ctrl-C is the main process's to handle: one that takes care of it goes on to the end."""
+    pairs = PairDataset(ValidImageDataset(photos, 48), ValidImageDataset(blurred), False)
+    device = torch.device("cpu")
+
+    class Interrupted(Evaluator):
+        def update(self, real, generated):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGINT)
+            time.sleep(0.1)
+            super().update(real, generated)
+
+    evaluator = Interrupted(["psnr"], device)
+    evaluate_pairs(pairs, evaluator, 1, 1, World(0, 1, device))
+    assert evaluator.count == 5
 
 
 def test_perfect_reconstructions_have_no_decreed_psnr(square_pair, tmp_path, capsys):

@@ -7,6 +7,7 @@ import torch
 
 from scripts import latent_stats
 from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.eval.latents import LatentStatistics
 from wfimagevae.model import WFVAE2ImageModel
 
 
@@ -83,8 +84,35 @@ def test_write_needs_a_hugging_face_folder(photos, tmp_path):
         run(tmp_path, photos, "--write")
 
 
+def test_write_never_means_the_folder_one_stands_in(tiny_vae, photos, tmp_path, monkeypatch):
+    shutil.copy(tiny_vae / "config.json", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="--write needs --from_pretrained"):
+        latent_stats.main(["--ckpt_path", "x.ckpt", "--real_image_dir", str(photos), "--write"])
+
+
 def test_unreadable_images_are_listed(tiny_vae, photos, tmp_path, capsys):
     shutil.copy(photos / "a" / "two.png", tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"nothing")
     assert run(tiny_vae, tmp_path) == 1
-    assert "unreadable: bad.png" in capsys.readouterr().out
+    assert "unreadable: bad.png" in capsys.readouterr().err
+
+
+def test_a_checkpoint_beside_the_config_would_ignore_what_is_written(tiny_vae, photos, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_vae, folder)
+    weights = WFVAE2ImageModel.from_pretrained(tiny_vae).state_dict()
+    torch.save({"state_dict": {"gen_model": weights}}, folder / "checkpoint-1.ckpt")
+    before = (folder / "config.json").read_text()
+    with pytest.raises(ValueError, match=r"no \.ckpt files"):
+        run(folder, photos, "--write")
+    assert (folder / "config.json").read_text() == before
+
+
+def test_latents_that_overflow_are_no_statistics():
+    statistics = LatentStatistics(2)
+    mean = torch.zeros(1, 2, 3, 3)
+    mean[0, 1, 0, 0] = torch.inf
+    statistics.update(mean, torch.zeros_like(mean))
+    with pytest.raises(ValueError, match="not finite"):
+        statistics.compute(torch.device("cpu"))

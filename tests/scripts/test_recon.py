@@ -82,6 +82,27 @@ def test_output_inside_the_originals_is_refused(tiny_vae, photos):
             recon(tiny_vae, photos, folder)
 
 
+def test_originals_of_a_manifest_are_never_overwritten(tiny_vae, photos, tmp_path):
+    (tmp_path / "a").mkdir()
+    original = tmp_path / "a" / "two.png"
+    original.write_bytes((photos / "a" / "two.png").read_bytes())
+    manifest = tmp_path / "all.jsonl"
+    manifest.write_text('{"path": "a/two.png"}')
+    for folder in (tmp_path, tmp_path / "a"):
+        with pytest.raises(ValueError, match=f"holds originals, in {original.parent}"):
+            recon(tiny_vae, manifest, folder)
+    with pytest.raises(ValueError, match="is a file"):
+        recon(tiny_vae, manifest, manifest)
+    assert recon(tiny_vae, manifest, tmp_path / "out") == 0
+    assert original.read_bytes() == (photos / "a" / "two.png").read_bytes()
+
+
+@pytest.mark.parametrize("size", [8, 36])
+def test_a_tile_that_does_not_fit_the_model_is_explained(size, tiny_vae, photos, tmp_path):
+    with pytest.raises(ValueError, match=f"multiple of 8 and at least 16, got {size}"):
+        recon(tiny_vae, photos, tmp_path, "--tile_size", size)
+
+
 def test_tiled_reconstruction_has_the_size_of_the_image(tiny_vae, photos, tmp_path):
     assert recon(tiny_vae, photos, tmp_path, "--tile_size", 32) == 0
     assert pixels(tmp_path / "a" / "one.png").shape == (50, 70, 3)
@@ -119,6 +140,14 @@ def single(model, image, rec, *more):
         ["--from_pretrained", str(model), "--image_path", str(image), "--rec_path", str(rec)]
         + ["--device", "cpu", *map(str, more)]
     )
+
+
+def test_a_single_original_is_never_overwritten(tiny_vae, photos, tmp_path):
+    image = tmp_path / "photo.png"
+    image.write_bytes((photos / "a" / "two.png").read_bytes())
+    with pytest.raises(ValueError, match="is the original"):
+        single(tiny_vae, image, tmp_path / "." / "photo.png")
+    assert image.read_bytes() == (photos / "a" / "two.png").read_bytes()
 
 
 def test_single_image_of_odd_size_and_its_psnr(tiny_vae, photos, tmp_path, capsys):

@@ -94,6 +94,27 @@ def test_an_export_never_overwrites_its_source(tiny_vae, tmp_path):
         save_hf_model.main(["--from_pretrained", str(folder), "--save_dir", f"{folder}/"])
 
 
+def test_a_target_that_would_not_be_read_back_is_refused(run_folder, tiny_vae, tmp_path):
+    """A .ckpt wins over an export beside it."""
+    checkpoint = str(run_folder / "checkpoint-20.ckpt")
+    before = sorted(run_folder.iterdir())
+    for source in (checkpoint, str(tiny_vae)):
+        with pytest.raises(ValueError, match=r"holds \.ckpt files"):
+            save_hf_model.main(["--from_pretrained", source, "--save_dir", str(run_folder)])
+    assert sorted(run_folder.iterdir()) == before
+    with pytest.raises(ValueError, match="is a file"):
+        save_hf_model.main(["--from_pretrained", str(tiny_vae), "--save_dir", checkpoint])
+
+
+def test_figures_must_be_those_of_an_evaluation(tiny_vae, tmp_path):
+    base = ["--from_pretrained", str(tiny_vae), "--save_dir", str(tmp_path / "hf")]
+    (tmp_path / "broken.json").write_text("{")
+    for path, words in ((tiny_vae / "config.json", "no protocol"), ("broken.json", "is not JSON")):
+        with pytest.raises(ValueError, match=words):
+            save_hf_model.main([*base, "--metrics_json", str(tmp_path / path)])
+    assert not (tmp_path / "hf").exists()
+
+
 def test_from_another_folder(run_folder, tmp_path, run_script):
     done = run_script(
         "save_hf_model.py", "--from_pretrained", "run", "--save_dir", "out/hf", cwd=tmp_path

@@ -1,13 +1,12 @@
 """Models as Hugging Face folders: configuration, weights and a card, read back before use."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from wfimagevae.eval.report import write_json
+from wfimagevae.eval.report import read_json, write_json
 
 # Training options worth telling; paths stay private.
 _TOLD_OPTIONS = (
@@ -19,9 +18,16 @@ _TOLD_OPTIONS = (
 
 
 def check_target(folder: Path, *sources: str) -> None:
-    """Raises ValueError if an export would overwrite what it is made from."""
+    """Raises ValueError if an export would overwrite its source, or never be read again."""
     if any(Path(source).resolve() == folder.resolve() for source in sources):
         raise ValueError(f"--save_dir {folder} is where the model comes from; choose another")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"--save_dir {folder} is a file; name a folder")
+    if any(folder.glob("*.ckpt")):
+        raise ValueError(
+            f"--save_dir {folder} holds .ckpt files, which would be loaded instead of the export; "
+            "choose another"
+        )
 
 
 def save_model(vae: nn.Module, folder: Path, card: str) -> None:
@@ -37,7 +43,7 @@ def save_model(vae: nn.Module, folder: Path, card: str) -> None:
     """
     vae = vae.cpu().eval()
     vae.save_pretrained(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     config.pop("_name_or_path", None)  # a path of this machine
     write_json(folder / "config.json", config)
     (folder / "README.md").write_text(card, encoding="utf-8")

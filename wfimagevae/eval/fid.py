@@ -1,8 +1,9 @@
 """Frechet distance between Inception features of originals and reconstructions (rFID)."""
 
 import hashlib
-import pickle
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.error import URLError
 
@@ -79,18 +80,33 @@ def _build_metric(weights: str | None, num_features: int):
         raise ValueError(
             f"rFID needs {error.name}: pip install torchmetrics torch-fidelity"
         ) from None
-    if weights:
-        _check_weights(weights)
-    try:
+    with inception_weights(weights):
         return FrechetInceptionDistance(
             num_features, feature_extractor_weights_path=weights, antialias=False
         )
+
+
+@contextmanager
+def inception_weights(weights: str | None) -> Iterator[None]:
+    """Around the building of torch-fidelity's Inception network: checks its weights.
+
+    Args:
+        weights: File; None takes the cached or downloaded one.
+
+    Raises:
+        MissingWeights: the weights cannot be had; the message says how to get them.
+        ValueError: the file holds something else.
+    """
+    if weights:
+        _check_weights(weights)
+    try:
+        yield
     except (URLError, TimeoutError, ConnectionError) as error:
         cache = Path(torch.hub.get_dir()) / "checkpoints"
         raise MissingWeights(
-            f"rFID needs torch-fidelity's Inception weights, which are not in {cache} and cannot "
-            f"be downloaded ({error}). Fetch {INCEPTION_URL} on a machine with a network, then "
-            "copy it there or name it with --inception_weights"
+            f"torch-fidelity's Inception weights are not in {cache} and cannot be downloaded "
+            f"({error}). Fetch {INCEPTION_URL} on a machine with a network, then copy it there "
+            "or name it with --inception_weights"
         ) from None
 
 
@@ -98,14 +114,15 @@ def _check_weights(weights: str) -> None:
     """Refuses a file that is no plain state dict, before torch-fidelity unpickles it."""
     if not Path(weights).is_file():
         raise MissingWeights(f"Inception weights {weights} do not exist; get {INCEPTION_URL}")
+    cause = None
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError):
-        state = None
+    except Exception as error:  # unpickling a damaged file raises almost anything
+        state, cause = None, error
     if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
         raise ValueError(
             f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}"
-        )
+        ) from cause
 
 
 def weights_digest(path: str) -> str:

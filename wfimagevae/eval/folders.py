@@ -1,12 +1,13 @@
 """Folders of images: reconstructing one, and comparing two."""
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.autoencoder import Autoencoder
 from wfimagevae.eval.evaluator import Evaluator
@@ -18,6 +19,8 @@ from wfimagevae.eval.pairs import ORIGIN_FOLDER, match_pairs
 class PairDataset(Dataset):
     """Originals, resized and cropped, beside their reconstructions as they stand in files.
 
+    `valid_loader` takes it: a sample is like that of a `ValidImageDataset`, with six channels.
+
     Args:
         real: The originals.
         generated: The reconstructions, at their native size.
@@ -28,7 +31,7 @@ class PairDataset(Dataset):
     """
 
     def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
-        self.real, self.generated = real, generated
+        self.real, self.generated, self.crop_size = real, generated, real.crop_size
         position = {path: i for i, path in enumerate(generated.paths)}
         pairs = match_pairs(real.paths, generated.paths, is_subset)
         self._partners = [position[partner] for _, partner in pairs]
@@ -37,13 +40,11 @@ class PairDataset(Dataset):
         return len(self._partners)
 
     def __getitem__(self, i: int) -> dict:
-        """``real`` and ``generated``, (3, h, w) in [-1, 1]; or ``problem``, why not."""
+        """``image``, original and reconstruction, (3 + 3, h, w) in [-1, 1]; ``path``; ``error``."""
         real, generated = self.real[i], self.generated[self._partners[i]]
-        return {
-            "real": real["image"],
-            "generated": generated["image"],
-            "problem": _problem(real, generated),
-        }
+        problem = _problem(real, generated)
+        both = None if problem else torch.cat([real["image"], generated["image"]])
+        return {"image": both, "path": real["path"], "error": problem}
 
 
 def _problem(real: dict, generated: dict) -> str | None:
@@ -57,15 +58,6 @@ def _problem(real: dict, generated: dict) -> str | None:
             f"original {width}x{height}: give --resolution and --crop_size as in the reconstruction"
         )
     return None
-
-
-def _collate(samples: list[dict]) -> dict:
-    # A problem travels as a value: raised in a worker, it would come with a traceback.
-    problem = next((sample["problem"] for sample in samples if sample["problem"]), None)
-    if problem:
-        return {"problem": problem}
-    stacked = {name: torch.stack([s[name] for s in samples]) for name in ("real", "generated")}
-    return stacked | {"problem": None}
 
 
 def evaluate_pairs(
@@ -86,21 +78,47 @@ def evaluate_pairs(
     Raises:
         ValueError: an image is unreadable, or the sizes of a pair differ.
     """
-    share = Subset(pairs, range(here.rank, len(pairs), here.size))
-    loader = DataLoader(
-        share,
-        batch_size,
-        num_workers=num_workers,
-        collate_fn=_collate,
-        generator=torch.Generator(),  # else its seed comes from the global one
-    )
-    with tqdm(total=len(share), unit="img", desc="evaluate", disable=not here.is_main) as bar:
+    loader = valid_loader(pairs, batch_size, num_workers, here.rank, here.size)
+    total = len(loader.dataset)
+    with tqdm(total=total, unit="img", desc="evaluate", disable=not here.is_main) as bar:
         for batch in loader:
-            if batch["problem"]:
-                raise ValueError(batch["problem"])
-            evaluator.update(batch["real"], batch["generated"])
-            bar.update(len(batch["real"]))
+            if batch["unreadable"]:
+                _, problem = batch["unreadable"][0]
+                raise ValueError(problem)
+            real, generated = batch["image"].chunk(2, dim=1)  # (B, 3, h, w) each
+            evaluator.update(real, generated)
+            bar.update(len(real))
     return evaluator.compute()
+
+
+def check_output_folder(images: ValidImageDataset, source: str, folder: str) -> None:
+    """Refuses a folder where reconstructions would mix with originals, or overwrite them.
+
+    Args:
+        images: The originals.
+        source: Folder or manifest that they come from.
+        folder: Where reconstructions are to go.
+
+    Raises:
+        ValueError: it is a file, lies inside a folder of originals, or holds an original.
+    """
+    root, target = Path(source).resolve(), Path(folder).resolve()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--generated_image_dir {folder} is a file; name a folder")
+    if root.is_dir() and root in (target, *target.parents):
+        raise ValueError(
+            f"--generated_image_dir {folder} lies inside --real_image_dir {source}; "
+            "choose a folder outside"
+        )
+    index = images.images
+    homes = {Path(index.path(i)).parent for i in range(len(index))}
+    for home in sorted(homes):
+        place = home.resolve()
+        if target in (place, *place.parents):
+            raise ValueError(
+                f"--generated_image_dir {folder} holds originals, in {home}: they could be "
+                "overwritten; choose another folder"
+            )
 
 
 def reconstruct_folder(

@@ -20,6 +20,17 @@ def write_json(path: str | os.PathLike, content: Mapping) -> None:
     write_atomically(Path(path), lambda file: file.write(text.encode()))
 
 
+def read_json(path: str | os.PathLike) -> dict:
+    """The object in a JSON file; ValueError, naming the file, if it holds none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are no text, or text that is no JSON
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table with aligned columns; all but the first are set to the right."""
     table = [list(header), *map(list, rows)]

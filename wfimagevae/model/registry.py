@@ -6,7 +6,13 @@ from collections.abc import Callable
 from typing import ClassVar
 
 # Importing a module registers its models; names are looked up after that.
-_BUILT_IN = ("wfimagevae.model.vae.modeling_wfvae2_image",)
+_BUILT_IN = (
+    "wfimagevae.model.vae.modeling_wfvae2_image",
+    "wfimagevae.model.flow.flow_transformer",
+    "wfimagevae.model.flow.mlp",
+    "wfimagevae.model.flow.small_cnn",
+    "wfimagevae.model.flow.unet",
+)
 
 
 class ModelRegistry:
@@ -58,6 +64,3 @@ class ModelRegistry:
         for module in _BUILT_IN:
             importlib.import_module(module)
         return cls._builders
-
-
-get_model = ModelRegistry.get_model

@@ -14,13 +14,14 @@ from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.checkpoint import Checkpoint, Stateful, read_checkpoint, remove_leftovers
 from wfimagevae.engine.device import enable_fast_kernels
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
-from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.ema import EMA, OtherAverages
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import Run, Schedule, Task, fit
-from wfimagevae.engine.optim import adamw, lr_schedule
+from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.report import Reporter, ReportOptions
 from wfimagevae.engine.run_folder import find_resume, run_name, save_options
+from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.engine.tracker import Tracker
 
@@ -63,10 +64,10 @@ def run_training(options: dict, assemble: Callable[[dict, World, Path], Assembly
         seed_everything(options["seed"])
         kernels = enable_fast_kernels(here.device)
         folder, resume = broadcast_object(_find_run(options) if here.is_main else None)
-        built = assemble(options, here, folder)
         if here.is_main:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)  # trackers write there when they start
             remove_leftovers(folder)
+        built = assemble(options, here, folder)
         barrier()
         content = read_checkpoint(resume) if resume else {}
         schedule = run_schedule(options, here, len(built.loader.dataset))
@@ -125,16 +126,30 @@ def build_player(
         divisor: What the objective divides its logged loss by before it is backpropagated.
     """
     trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = adamw(trained, lr, options["weight_decay"], loss_divisor=divisor)
-    schedule = lr_schedule(
-        options["lr_schedule"], options["warmup_steps"], updates, options["min_lr_ratio"]
+    optimizer = OptimizerOptions(
+        options["optimizer"],
+        lr,
+        options["weight_decay"],
+        options["beta1"],
+        options["beta2"],
+        options["momentum"],
+    )
+    schedule = ScheduleOptions(
+        options["lr_schedule"],
+        options["warmup_steps"],
+        updates,
+        options["min_lr_ratio"],
+        options["lr_step_updates"],
+        options["lr_gamma"],
+        options["plateau_patience"],
     )
     rule = UpdateRule(
         options["mix_precision"],
         options["clip_grad_norm"] / divisor,
         options["find_unused_parameters"],
     )
-    return Player(name, objective, optimizer, schedule, rule)
+    built = build_optimizer(optimizer, trained, loss_divisor=divisor)
+    return Player(name, objective, built, LrSchedule(schedule), rule)
 
 
 def plain_config(network: nn.Module) -> dict:
@@ -209,14 +224,14 @@ def _resume(run: Run, content: dict, path: Path, options: dict) -> None:
     if options.get("not_resume_discriminator"):
         names = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
         skip += [p for p in parts if p.startswith(names)]
-    ema = parts.get("ema_state_dict")
-    run.restore(content, (*skip, *(["ema_state_dict"] if ema else [])))
-    if ema is not None:
-        _resume_average(ema, content.get("ema_state_dict"), path)
+    averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
+    run.restore(content, (*skip, *averages))
+    for name in averages:
+        _resume_average(parts[name], content.get(name), path)
     log.info("resumed %s at step %d", path, run.step)
 
 
-def _resume_average(ema: EMA, state: dict | None, path: Path) -> None:
+def _resume_average(ema: EMA | OtherAverages, state: dict | None, path: Path) -> None:
     if state:
         ema.load_state_dict(state)
     else:

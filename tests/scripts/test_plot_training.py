@@ -1,0 +1,19 @@
+import json
+
+import pytest
+
+from scripts import plot_training
+
+
+def test_a_report_goes_into_a_folder_that_does_not_exist_yet(tmp_path, capsys):
+    run_dir, output = tmp_path / "run", tmp_path / "new" / "folder" / "report.html"
+    run_dir.mkdir()
+    (run_dir / "options.json").write_text(json.dumps({"lr": 0.5}))
+    assert plot_training.main([str(run_dir), "--output", str(output)]) == 0
+    assert capsys.readouterr().out.strip() == str(output)
+    assert "<td>lr</td><td>0.5</td>" in output.read_text()
+
+
+def test_another_folder_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match="is no run's folder"):
+        plot_training.main([str(tmp_path)])
