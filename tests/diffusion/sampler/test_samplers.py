@@ -1,0 +1,291 @@
+"""What all samplers promise: the exact flow, its order, its evaluations, and clear errors."""
+
+import math
+import sys
+
+import pytest
+import torch
+
+from tests.diffusion import gaussian_flow
+from wfimagevae.diffusion.sampler import SAMPLERS, get_sampler
+from wfimagevae.diffusion.timesteps import time_grid
+
+MEAN, STD = 1.5, 0.4
+FIXED_ODE = ["euler", "heun", "rk4", "dpmpp"]
+FIXED = [*FIXED_ODE, "euler_maruyama", "mean_flow"]
+
+
+class Flow:
+    """The exact velocity, which counts its calls and keeps their times."""
+
+    def __init__(self):
+        self.times = []
+
+    def __call__(self, x, t, t_end=None):
+        self.times.append(float(t))
+        if t_end is None:
+            return gaussian_flow.velocity(x, t, MEAN, STD)
+        return gaussian_flow.average_velocity(x, t, t_end, MEAN, STD)
+
+
+def noise(*shape, dtype=torch.float64):
+    return torch.randn(*shape, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def no_noise(x):
+    """``draw`` of a stochastic sampler that is to be compared exactly."""
+    return lambda step: torch.zeros_like(x)
+
+
+def sample(name, x, num_steps, velocity=None, shift=1.0, **options):
+    function = SAMPLERS[name].function
+    return function(velocity or Flow(), x, time_grid(num_steps, shift), draw=no_noise(x), **options)
+
+
+def exact(x):
+    return gaussian_flow.flow_map(x, torch.tensor(0.0), torch.tensor(1.0), MEAN, STD)
+
+
+def observed_order(name, num_steps, shift=1.0):
+    x = noise(16, 3)
+    errors = [
+        (sample(name, x, n, shift=shift) - exact(x)).abs().max() for n in (num_steps, 2 * num_steps)
+    ]
+    return math.log2(errors[0] / errors[1])
+
+
+@pytest.mark.parametrize(
+    ("name", "num_steps", "order"), [("euler", 160, 1), ("heun", 640, 2), ("rk4", 160, 4)]
+)
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_sampler_converges_at_its_order(name, num_steps, order, shift):
+    assert observed_order(name, num_steps, shift) == pytest.approx(order, abs=0.13)
+
+
+def test_dpmpp_converges_at_order_2_but_for_a_logarithm():
+    # Near t = 0 the k-th step in log-SNR is about 1 / k at any step size, so the local errors
+    # h^2 / k sum to h^2 log(1 / h): two halvings show less than 2 and approach it.
+    orders = [observed_order("dpmpp", n) for n in (80, 640)]
+    assert 1.6 < orders[0] < orders[1] < 2
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),
+    [("euler", 3e-2), ("heun", 3e-4), ("rk4", 1e-7), ("dpmpp", 4e-3), ("dopri5", 1e-4)],
+)
+def test_sampler_ends_at_the_exact_flow(name, tolerance):
+    x = noise(8, 2, 3)
+    torch.testing.assert_close(sample(name, x, 100), exact(x), rtol=0, atol=tolerance)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation")
+@pytest.mark.parametrize("num_steps", [1, 2, 3, 10])
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_dpmpp_agrees_with_diffusers(num_steps, shift):
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        final_sigmas_type="zero",
+        lower_order_final=False,
+    )
+    scheduler.set_timesteps(num_steps)
+    times = time_grid(num_steps, shift)
+    scheduler.sigmas = 1 - times  # its own grid begins a little after the noise
+    x = y = noise(4, 3)
+    for t, label in zip(times, scheduler.timesteps, strict=False):
+        y = scheduler.step(-Flow()(y, t), label, y).prev_sample  # its time runs backwards
+    # It keeps its state in float32.
+    torch.testing.assert_close(sample("dpmpp", x, num_steps, shift=shift), y, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_steps", [1, 5])
+def test_mean_flow_with_the_exact_average_velocity_is_exact(num_steps):
+    x = noise(8, 3)
+    torch.testing.assert_close(sample("mean_flow", x, num_steps), exact(x))
+
+
+@pytest.mark.parametrize("name", [*FIXED_ODE, "mean_flow"])
+@pytest.mark.parametrize("num_steps", [1, 8, 10])
+def test_constant_velocity_ends_at_one(name, num_steps):
+    x = torch.zeros(2, 3)
+    end = sample(name, x, num_steps, velocity=lambda x, t, s=None: torch.ones_like(x))
+    atol = 1e-6 if num_steps == 10 else 0  # tenths are not exact
+    torch.testing.assert_close(end, torch.ones(2, 3), rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", FIXED)
+@pytest.mark.parametrize("num_steps", [1, 2, 7])
+def test_evaluations_are_as_advertised_and_within_the_grid(name, num_steps):
+    flow = Flow()
+    sample(name, noise(2, 3), num_steps, velocity=flow)
+    assert len(flow.times) == num_steps * SAMPLERS[name].evaluations
+    assert flow.times[0] == 0
+    assert max(flow.times) == (1 if name in ("heun", "rk4") else time_grid(num_steps)[-2])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_progress_is_told_of_each_step_and_of_the_result(name):
+    calls = []
+    x = noise(2, 3)
+    plain = sample(name, x, 4)
+    end = sample(name, x, 4, progress=lambda *call: calls.append(call))
+    assert [call[:2] for call in calls] == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    assert torch.equal(calls[-1][2], end)
+    assert torch.equal(plain, end)
+    assert not torch.equal(calls[0][2], calls[1][2])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    ("dtype", "kept"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_state_is_float32_or_more_whatever_the_model_returns(name, dtype, kept):
+    seen = set()
+
+    def velocity(x, t, t_end=None):
+        seen.add(x.dtype)
+        return Flow()(x, t, t_end).to(dtype)
+
+    x = noise(2, 3, dtype=dtype)
+    options = {"rtol": 0.1, "atol": 0.1} if name == "dopri5" else {}
+    assert sample(name, x, 3, velocity=velocity, **options).dtype == kept
+    assert seen == {kept}
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sample_does_not_depend_on_its_batch(name):
+    x = 3 * noise(8, 2, 3, dtype=torch.float32)
+
+    def draw(rows):
+        return lambda step: noise(8, 2, 3, dtype=torch.float32)[rows] * step
+
+    def run(rows):
+        return SAMPLERS[name].function(Flow(), x[rows], time_grid(5), draw=draw(rows))
+
+    together = run(slice(0, 8))
+    alone = torch.cat([run(slice(i, i + 1)) for i in range(8)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize(
+    "times",
+    [
+        [0.0],
+        [],
+        [1.0, 0.5, 0.0],
+        [0.0, 0.5, 0.5, 1.0],
+        [0.0, 0.6, 0.4, 1.0],
+        [0.0, 0.5],
+        [0.1, 1.0],
+        [0.0, 0.5, 1.1],
+        [0.0, math.nan, 1.0],
+        [[0.0, 1.0]],
+    ],
+)
+def test_wrong_times_are_refused(name, times):
+    x = noise(2, 3)
+    with pytest.raises(ValueError, match="times must"):
+        SAMPLERS[name].function(Flow(), x, torch.tensor(times), draw=no_noise(x))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_zero_steps_are_refused(name):
+    with pytest.raises(ValueError, match="at least 1 step"):
+        sample(name, noise(2, 3), 0)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_velocity_of_another_shape_is_refused(name):
+    with pytest.raises(ValueError, match="has shape"):
+        sample(name, noise(2, 3), 2, velocity=lambda x, t, s=None: x[:, :1])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_integer_noise_is_refused(name):
+    with pytest.raises(ValueError, match="floating"):
+        sample(name, torch.zeros(2, 3, dtype=torch.int64), 2)
+
+
+def test_registry_knows_each_sampler_by_its_name_and_suggests_the_nearest():
+    assert {name: sampler.evaluations for name, sampler in SAMPLERS.items()} == {
+        "euler": 1,
+        "heun": 2,
+        "rk4": 4,
+        "dopri5": 0,
+        "dpmpp": 1,
+        "euler_maruyama": 1,
+        "mean_flow": 1,
+    }
+    assert all(get_sampler(name).name == name for name in SAMPLERS)
+    assert [s.name for s in SAMPLERS.values() if s.is_stochastic] == ["euler_maruyama"]
+    assert [s.name for s in SAMPLERS.values() if s.needs_average_velocity] == ["mean_flow"]
+    with pytest.raises(ValueError, match=r"'huen'; did you mean 'heun'\? Samplers: euler, heun"):
+        get_sampler("huen")
+
+
+def test_dopri5_asks_for_times_between_0_and_1_only():
+    flow = Flow()
+    sample("dopri5", noise(1, 3), 4, velocity=flow)
+    assert flow.times[0] == 0
+    assert 1 - 1e-12 < max(flow.times) <= 1
+    slow = []
+    # Nothing happens here, so the step grows until it would pass the end.
+    sample("dopri5", noise(1, 3), 4, velocity=lambda x, t: slow.append(float(t)) or 0 * x)
+    assert 1 - 1e-12 < max(slow) <= 1
+
+
+def test_dopri5_meets_its_tolerance_in_fewer_evaluations_when_it_is_loose():
+    x = noise(1, 3)
+    counts, errors = [], []
+    for tolerance in (1e-3, 1e-6, 1e-9):
+        flow = Flow()
+        end = sample("dopri5", x, 1, velocity=flow, rtol=tolerance, atol=tolerance)
+        counts.append(len(flow.times))
+        errors.append(float((end - exact(x)).abs().max()))
+    assert counts[0] < counts[1] < counts[2]
+    assert errors[0] < 2e-2 and errors[1] < 2e-5 and errors[2] < 2e-8
+
+
+def test_dopri5_gives_each_sample_its_own_condition():
+    class Towards:
+        def __init__(self, goals):
+            self.goals = goals
+
+        def rows(self, rows):
+            return Towards(self.goals[rows])
+
+        def __call__(self, x, t):
+            assert len(x) == len(self.goals) == 1
+            return self.goals - x * 0
+
+    goals = noise(4, 2)
+    x = noise(4, 2)
+    torch.testing.assert_close(sample("dopri5", x, 1, velocity=Towards(goals)), x + goals)
+
+
+@pytest.mark.parametrize(
+    ("velocity", "options", "message"),
+    [
+        (lambda x, t: x * math.nan, {}, "not finite"),
+        (lambda x, t: torch.randn_like(x), {"max_evaluations": 200}, "after 200 evaluations"),
+        (lambda x, t: x, {"rtol": 0.0}, "tolerances must be above 0"),
+        (lambda x, t: x, {"atol": math.nan}, "tolerances must be above 0"),
+    ],
+)
+def test_dopri5_refuses_what_would_not_end(velocity, options, message):
+    with pytest.raises(ValueError, match=message):
+        sample("dopri5", noise(1, 3), 1, velocity=velocity, **options)
+
+
+def test_dopri5_without_its_package_names_the_command(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchdiffeq", None)
+    with pytest.raises(ValueError, match="pip install torchdiffeq"):
+        sample("dopri5", noise(1, 3), 1)

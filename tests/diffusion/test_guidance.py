@@ -1,0 +1,243 @@
+"""Class-free guidance: the arithmetic, the calls it makes, and SiT's own figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.diffusion import gaussian_flow
+from wfimagevae.diffusion.guidance import Guidance, guided_velocity, map_tensors
+from wfimagevae.diffusion.sampler import SAMPLERS
+from wfimagevae.diffusion.timesteps import time_grid
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "sit_tiny"
+LABELS = torch.tensor([3, 0, 2])
+NULL = torch.full((3,), 9)
+
+
+class Model:
+    """velocity = label + 10 t + 100 t_end + x, which records the batches it is called with."""
+
+    def __init__(self):
+        self.batches = []
+
+    def __call__(self, x, t, condition=None, t_end=None):
+        assert t.shape == (len(x),) and t.dtype == x.dtype
+        assert t_end is None or t_end.shape == (len(x),)
+        self.batches.append(len(x))
+        label = 0 if condition is None else condition
+        v = label + 10 * t + 100 * (0 if t_end is None else t_end)
+        return v.view(-1, 1, 1) + x
+
+
+def state(dtype=torch.float32):
+    return torch.randn(3, 4, 5, dtype=dtype)
+
+
+def call(guidance, t=0.5, model=None, x=None, t_end=None):
+    velocity = guided_velocity(model or Model(), LABELS, NULL, guidance)
+    return velocity(state() if x is None else x, torch.as_tensor(t), t_end)
+
+
+@pytest.mark.parametrize("scale", [0.0, 0.5, 4.0])
+def test_scale_exaggerates_the_label(scale):
+    x = state()
+    label = 9 + scale * (LABELS - 9)
+    expected = label.view(-1, 1, 1) + 5 + x
+    torch.testing.assert_close(call(Guidance(scale), x=x), expected)
+
+
+def test_guided_call_is_one_of_twice_the_batch_and_an_unguided_one_of_the_batch():
+    counted = []
+    model = Model()
+    guidance = Guidance(2.0, interval=(0.2, 0.6))
+    velocity = guided_velocity(model, LABELS, NULL, guidance, counted.append)
+    for t in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0):
+        velocity(state(), torch.tensor(t, dtype=torch.float64))
+    assert model.batches == counted == [3, 6, 6, 6, 3, 3]
+    at_scale_1 = Model()
+    call(Guidance(1.0), model=at_scale_1)
+    assert at_scale_1.batches == [3]
+
+
+def test_interval_decides_for_each_time_of_a_batch():
+    x = state()
+    v = call(Guidance(3.0, interval=(0.4, 1.0)), t=torch.tensor([0.1, 0.4, 0.9]), x=x)
+    labels = torch.tensor([3.0, 9 + 3 * (0 - 9), 9 + 3 * (2 - 9)])
+    expected = (labels + torch.tensor([1.0, 4.0, 9.0])).view(-1, 1, 1) + x
+    torch.testing.assert_close(v, expected)
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_end_time_reaches_the_model_in_both_halves(scale):
+    x = state()
+    v = call(Guidance(scale), t=0.25, x=x, t_end=torch.tensor(0.75))
+    expected = (9 + scale * (LABELS - 9)).view(-1, 1, 1) + 2.5 + 75 + x
+    torch.testing.assert_close(v, expected)
+
+
+def test_channels_past_the_guided_ones_are_the_conditional_models():
+    x = state()
+    v = call(Guidance(4.0, channels=3), x=x)
+    torch.testing.assert_close(v[:, :3], call(Guidance(4.0), x=x)[:, :3])
+    torch.testing.assert_close(v[:, 3:], call(Guidance(1.0), x=x)[:, 3:])
+    torch.testing.assert_close(call(Guidance(4.0, channels=4), x=x), call(Guidance(4.0), x=x))
+
+
+def conditional_and_guided():
+    conditional, null = torch.randn(2, 3, 4, 5)
+    return conditional, null, Guidance(5.0).combine(conditional, null)
+
+
+def test_full_rescaling_gives_each_sample_the_conditional_deviation():
+    conditional, null, guided = conditional_and_guided()
+    rescaled = Guidance(5.0, rescale=1.0).combine(conditional, null)
+    torch.testing.assert_close(rescaled.flatten(1).std(1), conditional.flatten(1).std(1))
+    ratio = rescaled / guided
+    torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
+
+
+def test_partial_rescaling_mixes_linearly():
+    conditional, null, guided = conditional_and_guided()
+    full = Guidance(5.0, rescale=1.0).combine(conditional, null)
+    part = Guidance(5.0, rescale=0.7).combine(conditional, null)
+    torch.testing.assert_close(part, 0.7 * full + 0.3 * guided)
+
+
+def test_rescaling_a_constant_velocity_is_finite():
+    ones = torch.ones(2, 3, 4)
+    assert Guidance(2.0, rescale=1.0).combine(ones, ones).isfinite().all()
+
+
+def test_nested_conditions_are_joined_at_each_place():
+    def model(x, t, condition, t_end):
+        (tokens, mask), label = condition["text"], condition["label"]
+        assert tokens.shape == (6, 7) and mask.dtype == torch.bool and label.dtype == torch.int64
+        return x * 0 + ((tokens * mask).sum(1) + label).view(-1, 1, 1)
+
+    tokens, mask = torch.randn(3, 7), torch.rand(3, 7) > 0.5
+    condition = {"text": (tokens, mask), "label": LABELS}
+    null = {"text": (0 * tokens, ~mask), "label": NULL}
+    v = guided_velocity(model, condition, null, Guidance(2.0))(state(), torch.tensor(0.5))
+    expected = 9 + 2 * ((tokens * mask).sum(1) + LABELS - 9)
+    torch.testing.assert_close(v, expected.view(-1, 1, 1).expand(3, 4, 5))
+
+
+def test_rows_are_the_velocity_of_those_samples():
+    x = state()
+    velocity = guided_velocity(Model(), LABELS, NULL, Guidance(3.0))
+    whole = velocity(x, torch.tensor(0.5))
+    torch.testing.assert_close(velocity.rows(slice(1, 3))(x[1:], torch.tensor(0.5)), whole[1:])
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_every_sampler_follows_a_guided_model_whatever_the_batch(name):
+    # Each class is a Gaussian: at scale 1 samples of a class end where its flow ends.
+    means = torch.tensor([-1.0, 2.0, 0.5])
+
+    def model(x, t, condition, t_end=None):
+        moved = x + t.view(-1, 1) * (0 - means[condition].view(-1, 1))
+        flow = gaussian_flow.velocity if t_end is None else gaussian_flow.average_velocity
+        times = (t,) if t_end is None else (t, t_end)
+        return means[condition].view(-1, 1) + flow(moved, *times, 0.0, 0.5)
+
+    noise, labels = torch.randn(4, 2), torch.tensor([0, 1, 2, 1])
+
+    def run(rows):
+        velocity = guided_velocity(model, labels[rows], None)
+        return SAMPLERS[name].function(
+            velocity, noise[rows], time_grid(50), draw=lambda step: torch.zeros_like(noise[rows])
+        )
+
+    together = run(slice(0, 4))
+    alone = torch.cat([run(slice(i, i + 1)) for i in range(4)])
+    torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
+    if name != "euler_maruyama":  # its noise is silenced here
+        expected = means[labels].view(-1, 1) + 0.5 * noise
+        torch.testing.assert_close(together, expected, rtol=0, atol=0.05)
+
+
+def test_unconditional_model_is_called_without_a_condition():
+    x = state()
+    velocity = guided_velocity(Model(), None)
+    torch.testing.assert_close(velocity(x, torch.tensor(0.5)), x + 5)
+
+
+def test_result_is_of_the_type_of_the_state():
+    def model(x, t, condition, t_end):
+        return x.bfloat16()
+
+    x = state(torch.float64)
+    velocity = guided_velocity(model, LABELS, NULL, Guidance(2.0))
+    assert velocity(x, torch.tensor(0.5, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"scale": -1.0}, "scale"),
+        ({"scale": float("nan")}, "scale"),
+        ({"scale": float("inf")}, "scale"),
+        ({"interval": (0.6, 0.2)}, "interval"),
+        ({"interval": (-0.1, 0.5)}, "interval"),
+        ({"interval": (0.0, float("nan"))}, "interval"),
+        ({"rescale": 1.5}, "rescaling"),
+        ({"channels": 0}, "channel"),
+    ],
+)
+def test_impossible_guidance_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Guidance(**options)
+
+
+def test_scale_without_a_condition_is_refused():
+    with pytest.raises(ValueError, match=r"scale of 4.0 needs a conditional model.* no condition"):
+        guided_velocity(Model(), None, None, Guidance(4.0))
+    with pytest.raises(ValueError, match="no null condition"):
+        guided_velocity(Model(), LABELS, None, Guidance(4.0))
+
+
+def test_more_channels_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="cannot guide 5 channels"):
+        call(Guidance(2.0, channels=5))
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_condition_of_another_batch_is_refused(scale):
+    velocity = guided_velocity(Model(), LABELS[:1], NULL[:1], Guidance(scale))
+    with pytest.raises(ValueError, match="samples, but its condition"):
+        velocity(state(), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (LABELS, (LABELS,), "structure"),
+        ({"a": LABELS}, {"b": LABELS}, "keys"),
+        ((LABELS,), (LABELS, LABELS), "length"),
+        ("dog", "cat", "holds tensors"),
+    ],
+)
+def test_conditions_that_do_not_match_are_refused(first, second, message):
+    with pytest.raises(ValueError, match=message):
+        map_tensors(lambda *leaves: torch.cat(leaves), first, second)
+
+
+def test_guided_sit_agrees_with_its_public_code():
+    from wfimagevae.model.flow.flow_transformer import FlowTransformer
+
+    config = json.loads((GOLDEN / "config.json").read_text())
+    config.pop("class_dropout_prob", None)  # how it was trained, not what it is
+    model = FlowTransformer(**config).eval()
+    model.load_state_dict(load_file(GOLDEN / "weights.safetensors"))
+    expected = load_file(GOLDEN / "expected.safetensors")
+    guidance = Guidance(4.0, channels=3)
+    labels = torch.tensor([1, 2])
+    null = torch.full((2,), config["num_classes"])
+    velocity = guided_velocity(model, labels, null, guidance)
+    with torch.no_grad():
+        v = velocity(expected["x"][:2], torch.tensor([0.3, 0.6]))
+    # Its batch holds every sample twice, the conditional half first.
+    torch.testing.assert_close(v, expected["cfg_velocity"][:2], rtol=0, atol=1e-4)

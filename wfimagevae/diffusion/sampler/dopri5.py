@@ -1,0 +1,99 @@
+"""Dormand and Prince's adaptive method of order 5, by torchdiffeq."""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from wfimagevae.diffusion.sampler.grid import Draw, Progress, Velocity, evaluate, start
+
+
+def sample_dopri5(
+    velocity: Velocity,
+    noise: Tensor,
+    times: Tensor,
+    *,
+    draw: Draw | None = None,
+    progress: Progress | None = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    max_evaluations: int = 10_000,
+) -> Tensor:
+    """Integrates dx/dt = v(x, t) to a tolerance, with as many steps as that takes.
+
+    Samples are integrated one by one, for a step size common to a batch would make each sample
+    depend on the others. That is slow: this is a sampler to compare others with.
+
+    Args:
+        velocity: ``velocity(x, t)``, x (1, ...), t a scalar. If it belongs to this batch, by its
+            labels, it must have ``rows``, as `guided_velocity` gives.
+        noise: Standard normal, (B, ...).
+        times: Increasing from 0 to 1, (num_steps + 1,); the steps taken do not depend on them.
+        draw: Not used: this sampler is deterministic.
+        progress: As in `sample_euler`, but all its calls come at the end.
+        rtol: Relative error that a step may make, root mean square over a sample.
+        atol: Absolute error, likewise, in units of x.
+        max_evaluations: For one sample; a velocity in low precision may never meet a tolerance.
+
+    Returns:
+        Samples, (B, ...), float32, or float64 if the noise is.
+
+    Raises:
+        ValueError: no torchdiffeq, a wrong tolerance, a velocity that is not finite or too rough.
+
+    Source: Dormand and Prince 1980, J. Comput. Appl. Math. 6(1), 19-26.
+    """
+    if not (0 < rtol < math.inf and 0 < atol < math.inf):
+        raise ValueError(f"tolerances must be above 0 and finite, got rtol {rtol}, atol {atol}")
+    x, steps = start(noise, times)
+    ends = [s for _, s in steps] if progress else [1.0]
+    grid = torch.tensor([0.0, *ends], dtype=torch.float64, device=x.device)
+    solve = _solver(rtol, atol)
+    paths = []
+    for row in (slice(i, i + 1) for i in range(len(x))):
+        slope = _slope(_of_rows(velocity, row), max_evaluations)
+        paths.append(solve(slope, x[row], grid))
+    path = torch.cat(paths, dim=1)  # (len(grid), B, ...)
+    if progress:
+        for step in range(1, len(grid)):
+            progress(step, len(steps), path[step])
+    return path[-1]
+
+
+def _solver(rtol: float, atol: float) -> Callable[..., Tensor]:
+    """``solve(slope, x, grid)`` -> the state at each time of the grid."""
+    try:
+        from torchdiffeq import odeint
+    except ModuleNotFoundError:
+        raise ValueError("the sampler dopri5 needs a package: pip install torchdiffeq") from None
+    # The library would otherwise step past the last time and interpolate back to it, and choose
+    # its first step by a probe that may lie beyond 1 too: models know times up to 1 only.
+    options = {"first_step": 0.01, "step_t": torch.tensor([1.0])}
+    return partial(odeint, rtol=rtol, atol=atol, method="dopri5", options=options)
+
+
+def _of_rows(velocity: Velocity, rows: slice) -> Velocity:
+    """The velocity of some samples; one without ``rows`` is the same for all."""
+    return velocity.rows(rows) if hasattr(velocity, "rows") else velocity
+
+
+def _slope(velocity: Velocity, max_evaluations: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """The right-hand side as torchdiffeq calls it, which otherwise might never come to an end."""
+    evaluations = 0
+
+    def slope(t: Tensor, x: Tensor) -> Tensor:
+        nonlocal evaluations
+        evaluations += 1
+        if evaluations > max_evaluations:
+            raise ValueError(
+                f"dopri5 has not met its tolerance after {max_evaluations} evaluations, at "
+                f"t = {float(t):.4f}: raise rtol and atol, or evaluate the model in fp32"
+            )
+        v = evaluate(velocity, x, float(t))
+        if not v.isfinite().all():
+            raise ValueError(f"the velocity at t = {float(t):.4f} is not finite")
+        return v
+
+    return slope
