@@ -77,8 +77,10 @@ def test_missing_and_wrong_weight_files_are_told_apart(tmp_path):
     with pytest.raises(MissingWeights, match=r"/weights-inception-2015-12-05-6726825d\.pth"):
         FrechetDistance(CPU, str(tmp_path / "none.pth"))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    (tmp_path / "text.pth").write_text("not weights")
-    for name in ("other.pth", "text.pth"):
+    texts = ("not weights", "hello" * 100, "")  # each fails in its own way
+    for i, text in enumerate(texts):
+        (tmp_path / f"{i}.pth").write_text(text)
+    for name in ("other.pth", *(f"{i}.pth" for i in range(len(texts)))):
         with pytest.raises(ValueError, match="does not hold") as caught:
             FrechetDistance(CPU, str(tmp_path / name))
         assert not isinstance(caught.value, MissingWeights)

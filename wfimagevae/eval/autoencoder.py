@@ -1,6 +1,7 @@
 """Autoencoders to evaluate: ours from any checkpoint, others from diffusers, behind one face."""
 
 import contextlib
+import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -12,26 +13,34 @@ from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
+from wfimagevae.model.vae.modeling_wfvae2_image import DEFAULT_SCALE, pad_to_multiple
 
+Moments = tuple[Tensor, Tensor | None]
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*")
 
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A network with the two calls that an evaluation makes.
+    """A network with the calls that an evaluation makes; latents are in the model's own units.
 
     Attributes:
         network: The network, on its device and in evaluation mode.
         encode: Images in [-1, 1], (B, 3, H, W), to latents (the posterior's mode).
         decode: Latents to images.
         multiple: Height and width must be multiples of this.
+        moments: Images to the posterior's mean and log-variance, (B, C, h, w) each; the second is
+            None where the model has no posterior.
+        normalization: Shift and scale by which the model's own configuration makes latents fit
+            for generation, (z - shift) * scale, numbers per channel or one for all; None where it
+            says nothing.
     """
 
     network: nn.Module
     encode: Callable[[Tensor], Tensor]
     decode: Callable[[Tensor], Tensor]
     multiple: int
+    moments: Callable[[Tensor], Moments] | None = None
+    normalization: tuple[list[float], list[float]] | None = None
 
     @property
     def device(self) -> torch.device:
@@ -62,6 +71,25 @@ class Autoencoder:
         return decoded.clamp(-1, 1)
 
 
+def load_autoencoder(spec: str) -> Autoencoder:
+    """The autoencoder of ``KIND:PATH``, on the CPU.
+
+    Args:
+        spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
+
+    Raises:
+        ValueError: the form is another, or nothing can be loaded from there.
+    """
+    kind, separator, path = spec.partition(":")
+    if not (kind and separator and path):
+        raise ValueError(
+            f"{spec!r} names no autoencoder: write KIND:PATH, such as WFVAE2Image:results/my-vae"
+        )
+    if kind == "diffusers":
+        return load_diffusers(path, torch.device("cpu"))
+    return as_autoencoder(load_vae(kind, path), torch.device("cpu"))
+
+
 def load_vae(
     model_name: str,
     from_pretrained: str | None = None,
@@ -85,22 +113,26 @@ def load_vae(
         raise ValueError("give either --from_pretrained or --ckpt_path")
     if ckpt_path and not Path(ckpt_path).is_file():
         raise ValueError(f"--ckpt_path {ckpt_path}: no such file")
+    if model_config and not Path(model_config).is_file():
+        raise ValueError(f"--model_config {model_config}: no such file")
     model_class = ModelRegistry.get_model(model_name)
-    with _raw_weights() if use_raw_weights else contextlib.nullcontext():
+    with raw_weights(use_raw_weights):
         return model_class.from_pretrained(from_pretrained or ckpt_path, model_config)
 
 
 @contextlib.contextmanager
-def _raw_weights():
-    """Sets the variable by which `from_pretrained` leaves a checkpoint's EMA aside."""
+def raw_weights(wanted: bool):
+    """While it lasts, and if wanted, `from_pretrained` leaves a checkpoint's EMA aside."""
     before = os.environ.get("NOT_USE_EMA_MODEL")
-    os.environ["NOT_USE_EMA_MODEL"] = "1"
+    if wanted:
+        os.environ["NOT_USE_EMA_MODEL"] = "1"
     try:
         yield
     finally:
-        del os.environ["NOT_USE_EMA_MODEL"]
-        if before is not None:
-            os.environ["NOT_USE_EMA_MODEL"] = before
+        if wanted:
+            del os.environ["NOT_USE_EMA_MODEL"]
+            if before is not None:
+                os.environ["NOT_USE_EMA_MODEL"] = before
 
 
 def as_autoencoder(
@@ -114,10 +146,15 @@ def as_autoencoder(
         tile_size: Side of overlapping tiles, in pixels, for images beyond memory; None: no tiles.
 
     Raises:
-        ValueError: tiles that are no multiple of the model's spatial factor.
+        ValueError: tiles that are no multiple of the model's spatial factor, or too small.
     """
     if tile_size:
         factor = vae.spatial_factor
+        if tile_size % factor or tile_size < 2 * factor:
+            raise ValueError(
+                f"--tile_size must be a multiple of {factor} and at least {2 * factor}, "
+                f"got {tile_size}"
+            )
         vae.enable_tiling(tile_size, overlap=min(128, tile_size // 2 // factor * factor))
     vae.to(device, memory_format=torch.channels_last)
     return Autoencoder(
@@ -125,7 +162,16 @@ def as_autoencoder(
         encode=lambda images: vae.encode(images).latent_dist.mode(),
         decode=lambda latents: vae.decode(latents).sample,
         multiple=vae.spatial_factor,
+        moments=lambda images: _moments(vae.encode(images)),
+        normalization=_own_normalization(vae.config),
     )
+
+
+def _own_normalization(config) -> tuple[list[float], list[float]] | None:
+    """What scripts/latent_stats.py wrote; None while the defaults stand there."""
+    if set(config["scale"]) == {DEFAULT_SCALE} and not any(config["shift"]):
+        return None
+    return list(config["shift"]), list(config["scale"])
 
 
 def load_diffusers(path: str, device: torch.device) -> Autoencoder:
@@ -137,11 +183,11 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
         device: Where it will run.
 
     Raises:
-        ValueError: it is no image autoencoder, or weights are missing in it.
-        OSError: neither such a folder nor on the hub.
+        ValueError: it is not on the hub, no image autoencoder, or weights are missing in it.
+        FileNotFoundError: neither a folder nor a hub name.
     """
     path = os.path.expanduser(path)
-    # Not for a mistyped local path: the hub is asked for a minute where there is no network.
+    # A folder of the owner's name here means a mistyped local path.
     is_hub_name = _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists()
     if not Path(path).is_dir() and not is_hub_name:
         raise FileNotFoundError(f"{path} is neither a folder nor a hub name, owner/name")
@@ -151,10 +197,32 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
     if is_hub_name and not Path(path).is_dir() and path.count("/") > 1:
         owner, name, subfolder = path.split("/", 2)
         path = f"{owner}/{name}"
-    network = AutoModel.from_pretrained(path, subfolder=subfolder).eval()
+    where = ""
+    try:
+        is_cut_off = not Path(path).is_dir() and not _hub_answers(path)
+        where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
+        # Only what is cached, then: diffusers would ask the hub for each file for half a minute.
+        network = AutoModel.from_pretrained(path, subfolder=subfolder, local_files_only=is_cut_off)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"diffusers reads no model from {path}{where}: {error}") from error
+    network.eval()
     if any(parameter.is_meta for parameter in network.parameters()):
         raise ValueError(f"{path}: weights are missing in the checkpoint")
     return diffusers_autoencoder(network, device)
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the Hugging Face hub, asked once for a model, says anything at all."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HfHubHTTPError:
+        return True  # no such model, or not for us: diffusers says which
+    except (HTTPError, OSError):  # no connection, no answer in time, HF_HUB_OFFLINE
+        return False
+    return True
 
 
 def diffusers_autoencoder(network: nn.Module, device: torch.device) -> Autoencoder:
@@ -166,16 +234,37 @@ def diffusers_autoencoder(network: nn.Module, device: torch.device) -> Autoencod
     network.to(device, memory_format=torch.channels_last)
     return Autoencoder(
         network,
-        encode=lambda images: _latents(network.encode(images)),
+        encode=lambda images: _moments(network.encode(images))[0],
         decode=lambda latents: network.decode(latents).sample,
         multiple=2 ** (len(widths) - 1),
+        moments=lambda images: _moments(network.encode(images)),
+        normalization=_diffusers_normalization(config),
     )
 
 
-def _latents(encoded) -> Tensor:
-    """diffusers' encoders return a posterior, ``latents`` or ``latent``."""
+def _diffusers_normalization(config: dict) -> tuple[list[float], list[float]] | None:
+    """From one factor and shift for all, and mean and standard deviation per channel, if any."""
+    factor = config.get("scaling_factor")
+    if config.get("latents_mean") and config.get("latents_std"):
+        scale = [(factor or 1.0) / std for std in config["latents_std"]]
+        return list(config["latents_mean"]), scale
+    return None if factor is None else ([config.get("shift_factor") or 0.0], [factor])
+
+
+def _moments(encoded) -> Moments:
+    """Our encoders return a posterior; those of diffusers that, ``latents`` or ``latent``."""
     for name in ("latent_dist", "latents", "latent"):
         if name in encoded:
             value = encoded[name]
-            return value.mode() if name == "latent_dist" else value
+            return (value.mode(), value.logvar) if name == "latent_dist" else (value, None)
     raise ValueError(f"{type(encoded).__name__} holds no latents that we know")
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's state dict: names, types, shapes and values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy() if values.numel() else b"")
+    return digest.hexdigest()

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from wfimagevae.engine.device import autocast
-from wfimagevae.eval.autoencoder import Autoencoder, as_autoencoder, load_diffusers, load_vae
+from wfimagevae.eval.autoencoder import Autoencoder
 from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.images import from_uint8, to_uint8
@@ -43,23 +43,6 @@ class Measurement:
     macs: int
     peak_bytes: int | None
     notes: Mapping[str, str]
-
-
-def load_autoencoder(spec: str) -> Autoencoder:
-    """The autoencoder of ``KIND:PATH``, on the CPU.
-
-    Args:
-        spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
-
-    Raises:
-        ValueError: the form is another, or nothing can be loaded from there.
-    """
-    kind, separator, path = spec.partition(":")
-    if not (kind and separator and path):
-        raise ValueError(f"--model {spec!r}: write KIND:PATH, such as WFVAE2Image:results/my-vae")
-    if kind == "diffusers":
-        return load_diffusers(path, torch.device("cpu"))
-    return as_autoencoder(load_vae(kind, path), torch.device("cpu"))
 
 
 def measure(

@@ -1,6 +1,5 @@
 """Statistics of latents: what turns them into unit-variance inputs of a flow model."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from tqdm import tqdm
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum
-from wfimagevae.eval.report import write_json
+from wfimagevae.eval.report import read_json, write_json
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 
 
@@ -21,18 +20,23 @@ class LatentStatistics:
 
     Args:
         num_channels: Latent channels.
+
+    Attributes:
+        sums: Of z, of z^2, and of positions, per channel, float64 (3, C). Those of parts add up.
     """
 
     def __init__(self, num_channels: int):
-        self._sums = torch.zeros(3, num_channels, dtype=torch.float64)  # z, z^2, positions
+        self.sums = torch.zeros(3, num_channels, dtype=torch.float64)
 
-    def update(self, mean: Tensor, logvar: Tensor) -> None:
-        """Adds posteriors: ``mean`` and ``logvar``, (B, C, h, w)."""
+    def update(self, mean: Tensor, logvar: Tensor | None) -> None:
+        """Adds posteriors: ``mean`` and ``logvar``, (B, C, h, w); None: of no variance."""
         mean = mean.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B h w)
-        variance = logvar.detach().cpu().double().exp().transpose(0, 1).flatten(1)
-        self._sums[0] += mean.sum(1)
-        self._sums[1] += (mean.square() + variance).sum(1)
-        self._sums[2] += mean.shape[1]
+        self.sums[0] += mean.sum(1)
+        self.sums[1] += mean.square().sum(1)
+        self.sums[2] += mean.shape[1]
+        if logvar is not None:
+            variance = logvar.detach().cpu().double().exp()
+            self.sums[1] += variance.transpose(0, 1).flatten(1).sum(1)
 
     def compute(self, device: torch.device) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of each channel, over all processes.
@@ -41,18 +45,29 @@ class LatentStatistics:
             device: Where processes can exchange tensors.
 
         Raises:
-            ValueError: no latent was seen, or a channel does not vary.
+            ValueError: no latent was seen, some are not finite, or a channel does not vary.
         """
-        sums = self._sums.to(device) if device.type == "cuda" else self._sums.clone()
-        total, squares, count = all_reduce_sum(sums).cpu()
-        if not count.all():
-            raise ValueError("no image could be encoded")
-        mean = total / count
-        variance = squares / count - mean.square()
-        dead = (variance <= 0).nonzero().flatten().tolist()
-        if dead:
-            raise ValueError(f"latent channels {dead} do not vary: their scale would be infinite")
-        return mean.tolist(), variance.sqrt().tolist()
+        sums = self.sums.to(device) if device.type == "cuda" else self.sums.clone()
+        return mean_and_std(all_reduce_sum(sums).cpu())
+
+
+def mean_and_std(sums: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from `LatentStatistics.sums`.
+
+    Raises:
+        ValueError: no latent was seen, some are not finite, or a channel does not vary.
+    """
+    total, squares, count = sums
+    if not count.all():
+        raise ValueError("no image could be encoded")
+    if not sums.isfinite().all():
+        raise ValueError("latents are not finite; try --mixed_precision bf16 or fp32")
+    mean = total / count
+    variance = squares / count - mean.square()
+    dead = (variance <= 0).nonzero().flatten().tolist()
+    if dead:
+        raise ValueError(f"latent channels {dead} do not vary: their scale would be infinite")
+    return mean.tolist(), variance.sqrt().tolist()
 
 
 @torch.inference_mode()
@@ -98,7 +113,7 @@ def write_normalization(config: Path, mean: list[float], std: list[float]) -> No
     Raises:
         ValueError: the file is no configuration with as many latent channels.
     """
-    content = json.loads(config.read_text(encoding="utf-8"))
+    content = read_json(config)
     if content.get("latent_dim") != len(mean):
         raise ValueError(
             f"{config} has latent_dim {content.get('latent_dim')}, the statistics {len(mean)}"

@@ -1,0 +1,192 @@
+"""Compares generated images or points with a reference set.
+
+python scripts/eval_generation.py --real_image_dir photos --generated_image_dir samples \
+    --metric fid kid precision_recall energy_distance --output_json metrics.json
+python scripts/eval_generation.py --from_pretrained results/flow --real_image_dir photos \
+    --resolution 256 --sampler euler heun --steps 10 25 --guidance_scale 1.0 2.0
+python scripts/eval_generation.py --from_pretrained results/toy --dataset five_gaussians
+torchrun --nproc_per_node 8 scripts/eval_generation.py ...
+"""
+
+import itertools
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.engine.args import Parser, add_device_arg, non_negative_int, positive_int
+from wfimagevae.engine.cli import run_cli
+from wfimagevae.eval.args import METRIC_UNAVAILABLE
+from wfimagevae.eval.generation_args import POINT_SETS, add_generator_args, sampling_values
+from wfimagevae.eval.generation_metric_args import (
+    SET_METRICS,
+    add_reference_args,
+    add_sampling_grid_args,
+    add_set_metric_args,
+)
+
+# Shapes that training does not draw, whatever its --num_shapes.
+_FIRST_FRESH_SHAPE = 10**9
+
+
+def build_parser() -> Parser:
+    """The flags."""
+    parser = Parser(
+        description="Measure generated samples, from files or from a trained flow, against a "
+        "reference set.",
+        epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
+        "are missing; 2 an error. torchrun turns each of 2 and 3 into 1.",
+    )
+    add_reference_args(parser)
+    parser.add_argument(
+        "--generated_image_dir",
+        metavar="PATH",
+        help="samples as they are, in place of --from_pretrained: a folder, a manifest, or an .npz",
+    )
+    add_generator_args(parser)
+    parser.make_optional("from_pretrained")
+    add_sampling_grid_args(parser)
+    add_set_metric_args(parser)
+    group = parser.add_argument_group("computation")
+    group.add_argument(
+        "--batch_size", type=positive_int, default=64, metavar="N", help="samples at a time"
+    )
+    group.add_argument(
+        "--num_workers", type=non_negative_int, default=2, metavar="N", help="reading processes"
+    )
+    add_device_arg(group)
+    parser.add_argument("--output_json", metavar="FILE", help="where to write figures and protocol")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    args = build_parser().parse_args(argv)
+    if bool(args.generated_image_dir) == bool(args.from_pretrained):
+        raise ValueError("give either --generated_image_dir or --from_pretrained")
+    if bool(args.real_image_dir) == bool(args.dataset):
+        raise ValueError("give either --real_image_dir or --dataset as the reference")
+
+    from wfimagevae.engine.device import enable_fast_kernels
+    from wfimagevae.engine.distributed import barrier, world
+
+    with world(args.device) as here:
+        enable_fast_kernels(here.device)
+        candidates = list(_candidates(args, here.device))
+        reference = _reference(args, len(candidates[0][1]))
+        unavailable = _evaluate(args, here, reference, candidates)
+        barrier()  # a process that leaves with a status makes torchrun stop the others
+    return METRIC_UNAVAILABLE if unavailable else 0
+
+
+def _evaluate(args: Namespace, here, reference, candidates: list) -> dict[str, str]:
+    """Measures every candidate, reports after each, and returns the unavailable metrics."""
+    from wfimagevae.eval.features import FeatureNetwork
+    from wfimagevae.eval.generation_evaluator import GenerationEvaluator
+    from wfimagevae.eval.generation_metrics import SetMetricOptions
+    from wfimagevae.eval.generation_report import result_json, results_table
+    from wfimagevae.eval.report import write_json
+
+    evaluator = GenerationEvaluator(
+        _metrics(args, reference),
+        here,
+        FeatureNetwork(
+            args.features, args.inception_weights, args.dinov2_repo, args.dinov2_weights
+        ),
+        SetMetricOptions(args.kid_subset_size, args.kid_num_subsets),
+        args.energy_samples,
+    )
+    real = evaluator.collect(reference, args.batch_size, title="reference")
+    results = []
+    for sampling, samples in candidates:
+        generated = evaluator.collect(samples, args.batch_size, title="generated")
+        values = evaluator.measure(real, generated)
+        sampling = samples.description | sampling
+        if args.from_pretrained:
+            sampling["nfe"] = samples.nfe
+        protocol = {"reference": reference.description} | evaluator.describe(real, generated)
+        notes = evaluator.notes(real, generated)
+        results.append(result_json(values, sampling, protocol, notes))
+        if here.is_main and args.output_json:
+            content = {"results": results, "unavailable": evaluator.unavailable}
+            write_json(args.output_json, content)
+    if here.is_main:
+        print(results_table(results, evaluator.unavailable))
+        if args.output_json:
+            print(f"written: {Path(args.output_json)}")
+    return evaluator.unavailable
+
+
+def _metrics(args: Namespace, reference) -> Sequence[str]:
+    if args.dataset not in POINT_SETS:
+        return args.metric or SET_METRICS
+    if set(args.metric or ()) - {"energy_distance"}:
+        raise ValueError("points have no image features: of them, --metric energy_distance only")
+    return ("energy_distance",)
+
+
+def _reference(args: Namespace, num_generated: int):
+    """The reference set that the flags name."""
+    from wfimagevae.eval.sample_sets import DrawnSamples, open_images
+
+    if args.real_image_dir:
+        return open_images(
+            args.real_image_dir,
+            args.resolution,
+            args.crop_size,
+            args.subset_size,
+            args.num_workers,
+        )
+    if args.dataset == "cifar10":
+        from wfimagevae.dataset.cifar10 import Cifar10Dataset
+
+        if not args.data_path:
+            raise ValueError("--dataset cifar10 needs --data_path, the folder that holds it")
+        dataset = Cifar10Dataset(args.data_path, augment=False)
+        return DrawnSamples(dataset, min(args.num_real or len(dataset), len(dataset)), "cifar10")
+    count = args.num_real or num_generated
+    if args.dataset == "shapes":
+        from wfimagevae.dataset.shapes import ShapesDataset
+
+        dataset = ShapesDataset(
+            args.resolution or 32, num_items=count, first_index=_FIRST_FRESH_SHAPE, augment=False
+        )
+        return DrawnSamples(dataset, count, f"shapes, {dataset.resolution} px")
+    from wfimagevae.dataset.points import PointDataset
+
+    return DrawnSamples(PointDataset(args.dataset, split="test"), count, args.dataset)
+
+
+def _candidates(args: Namespace, device):
+    """(how they were sampled, samples) of every set to measure; checked, not yet drawn."""
+    from dataclasses import asdict
+
+    from wfimagevae.eval.sample_sets import GeneratedSamples, open_images
+
+    if args.generated_image_dir:
+        yield {}, open_images(args.generated_image_dir, num_workers=args.num_workers)
+        return
+
+    from wfimagevae.eval.generator_files import load_generator, sampling_options
+
+    generator = load_generator(
+        args.from_pretrained, device, args.model_name, args.vae, args.use_raw_weights
+    )
+    space = generator.facts["space"]
+    if (space == "point") != (args.dataset in POINT_SETS):
+        needed = f"one of {', '.join(POINT_SETS)}" if space == "point" else "a set of images"
+        raise ValueError(
+            f"{args.from_pretrained} generates {space}s: the reference must be {needed}"
+        )
+    source = {"checkpoint": args.from_pretrained, "raw_weights": args.use_raw_weights}
+    combinations = itertools.product(
+        args.sampler or [None], args.steps or [None], args.guidance_scale
+    )
+    for sampler, steps, scale in combinations:
+        values = {"sampler": sampler, "steps": steps, "guidance_scale": scale}
+        options = sampling_options(generator, **sampling_values(args) | values)
+        samples = GeneratedSamples(generator, options, args.num_images, args.label_sampling)
+        yield source | asdict(options), samples
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))

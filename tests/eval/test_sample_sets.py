@@ -1,0 +1,187 @@
+"""Sets of samples, and their comparison on one or several processes."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
+from wfimagevae.dataset.points import PointDataset
+from wfimagevae.diffusion.guidance import Guidance
+from wfimagevae.engine.distributed import World
+from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval.features import FeatureNetwork
+from wfimagevae.eval.generation import SamplingOptions
+from wfimagevae.eval.generation_evaluator import GenerationEvaluator
+from wfimagevae.eval.sample_sets import DrawnSamples, FolderImages, GeneratedSamples, open_images
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+def pixels(count=8, size=12, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def write(folder, images):
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def all_of(samples, batch_size=3):
+    return torch.cat(list(samples.batches(list(range(len(samples))), batch_size)))
+
+
+def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
+    images = pixels()
+    write(tmp_path / "folder", images)
+    np.savez(tmp_path / "samples.npz", images)
+    expected = torch.from_numpy(images).permute(0, 3, 1, 2)
+    for path in ("folder", "samples.npz"):
+        samples = open_images(str(tmp_path / path))
+        assert len(samples) == 8
+        assert torch.equal(all_of(samples), expected)
+        assert torch.equal(next(samples.batches([5, 2], 2)), expected[[5, 2]])
+
+
+def test_the_grid_that_generate_writes_is_no_sample(tmp_path):
+    write(tmp_path, pixels())
+    Image.fromarray(pixels(1, 40)[0]).save(tmp_path / "grid.png")
+    with pytest.raises(ValueError, match=r"grid.png \(40x40\).*no sample"):
+        all_of(FolderImages(tmp_path), 20)
+    (tmp_path / "samples.json").write_text("{}")
+    assert len(all_of(FolderImages(tmp_path))) == 8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"arr_0": np.zeros((3, 4, 4, 3), np.float32)}, "must be uint8"),
+        ({"arr_0": np.zeros((3, 3, 4, 4), np.uint8)}, r"got uint8 \(3, 3, 4, 4\)"),
+        ({"other": np.zeros(3)}, "arr_0"),
+    ],
+)
+def test_an_npz_of_something_else_is_refused(content, message, tmp_path):
+    np.savez(tmp_path / "samples.npz", **content)
+    with pytest.raises(ValueError, match=message):
+        open_images(str(tmp_path / "samples.npz"))
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    (tmp_path / "samples.npz").write_text("nothing")
+    with pytest.raises(ValueError, match="no images under 'arr_0'"):
+        open_images(str(tmp_path / "samples.npz"))
+    with pytest.raises(ValueError, match="no such file"):
+        open_images(str(tmp_path / "none.npz"))
+
+
+def test_an_unreadable_image_names_its_file(tmp_path):
+    write(tmp_path, pixels(3))
+    (tmp_path / "01.png").write_bytes(b"\x89PNG nothing")
+    with pytest.raises(ValueError, match=r"01.png: "):
+        all_of(FolderImages(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("sampler", "scale", "nfe"), [("euler", 1.0, 4), ("heun", 1.0, 8), ("euler", 2.0, 8)]
+)
+def test_evaluations_of_the_network_are_counted(sampler, scale, nfe):
+    options = SamplingOptions(sampler, 4, Guidance(scale))
+    samples = GeneratedSamples(generator_of(BlobModel()), options, 7)
+    all_of(samples)
+    assert samples.nfe == nfe
+
+
+def test_labels_are_balanced_or_random_and_follow_the_number():
+    generator, options = generator_of(BlobModel()), SamplingOptions("euler", 1, seed=3)
+    balanced = GeneratedSamples(generator, options, 12)
+    assert balanced.labels.bincount().tolist() == [4, 4, 4]
+    random = GeneratedSamples(generator, options, 600, "random").labels
+    counts = random.bincount().tolist()
+    assert counts != [200] * 3 and min(counts) > 150
+    assert torch.equal(GeneratedSamples(generator, options, 60, "random").labels, random[:60])
+    # The blob's colour is its class: image 4 of twelve is of class 1, in any batch.
+    image = next(balanced.batches([4], 1))[0].float()
+    assert image.mean((1, 2)).argmax() == 1
+
+
+def test_points_of_a_flow_are_compared_with_fresh_ones():
+    points = DrawnSamples(PointDataset("five_gaussians", split="test"), 1000, "five_gaussians")
+    samples = GeneratedSamples(generator_of(GaussianFlow()), SamplingOptions("heun", 20), 1000)
+    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    real, generated = evaluator.collect(points, 300), evaluator.collect(samples, 300)
+    assert generated.raw.std(0) == pytest.approx(torch.tensor([0.5, 0.5]), abs=0.05)
+    expected = energy_distance(real.raw, generated.raw)
+    assert evaluator.measure(real, generated) == {"energy_distance": expected}
+    assert expected > 0.3
+    assert evaluator.describe(real, generated)["size"] == "2-D"
+
+
+def test_pixels_are_compared_in_minus_one_to_one(tmp_path):
+    a, b = pixels(6), pixels(5, seed=1) // 2
+    write(tmp_path / "a", a)
+    write(tmp_path / "b", b)
+    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    sets = [evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab"]
+    expected = energy_distance(*(torch.from_numpy(x) / 127.5 - 1 for x in (a, b)))
+    assert evaluator.measure(*sets)["energy_distance"] == pytest.approx(expected, rel=1e-5)
+    assert evaluator.describe(*sets)["energy_distance"]["generated_samples"] == 5
+
+
+def test_the_energy_distance_may_compare_a_random_part(tmp_path):
+    write(tmp_path, pixels(20))
+    evaluator = GenerationEvaluator(["energy_distance"], ALONE, energy_samples=6)
+    one, other = (evaluator.collect(FolderImages(tmp_path), 3, seed) for seed in (0, 1))
+    assert one.count == 20 and len(one.raw) == 6
+    assert not torch.equal(one.raw, other.raw)
+    again = evaluator.collect(FolderImages(tmp_path), 7, 0)
+    assert torch.equal(one.raw, again.raw)
+
+
+def test_all_metrics_of_a_set_with_itself(tmp_path, inception_weights):
+    write(tmp_path, pixels())
+    network = FeatureNetwork(inception_weights=str(inception_weights), inception_layer=64)
+    names = ["fid", "kid", "precision_recall", "energy_distance"]
+    evaluator = GenerationEvaluator(names, ALONE, network)
+    real = evaluator.collect(FolderImages(tmp_path), 4)
+    values = evaluator.measure(real, real)
+    assert abs(values["fid"]) < 1e-6 and values["precision"] == values["recall"] == 1
+    assert values["kid"] <= 0 and values["energy_distance"] < 0
+    assert "8 samples are fewer than the 64 features" in evaluator.notes(real, real)["fid"]
+    protocol = evaluator.describe(real, real)
+    assert protocol["kid"]["subset_size"] == 8 and protocol["precision_recall"] == "k = 3"
+
+
+def test_sets_of_unlike_size_are_refused(tmp_path):
+    write(tmp_path / "a", pixels(size=12))
+    write(tmp_path / "b", pixels(size=16))
+    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    real, generated = (evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab")
+    with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
+        evaluator.measure(real, generated)
+    smaller = evaluator.collect(FolderImages(tmp_path / "b", 12), 4)
+    assert "energy_distance" in evaluator.measure(real, smaller)
+
+
+def test_too_few_samples_are_refused_before_anything_is_drawn(tmp_path):
+    write(tmp_path, pixels(3))
+    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    with pytest.raises(ValueError, match="reference: 3 samples are too few"):
+        evaluator.collect(FolderImages(tmp_path), 4, title="reference")
+
+
+def test_samples_that_are_not_finite_are_an_error():
+    model = BlobModel()
+    model.gain.data.fill_(torch.inf)
+    samples = GeneratedSamples(generator_of(model), SamplingOptions("euler", 2), 4)
+    with pytest.raises(ValueError, match="samples are not finite with euler in fp32"):
+        all_of(samples)
+
+
+def test_images_of_unlike_size_in_one_folder_are_told_across_batches(tmp_path):
+    write(tmp_path, pixels(4))
+    write(tmp_path / "z", pixels(4, size=16))
+    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    with pytest.raises(ValueError, match="samples differ in size, 12x12 and 16x16"):
+        evaluator.collect(FolderImages(tmp_path), 4)

@@ -1,0 +1,32 @@
+"""Small flows with random weights, as exported folders."""
+
+import json
+
+import torch
+
+from wfimagevae.model.registry import ModelRegistry
+
+
+def export(folder, facts, name, **options):
+    """Writes an exported flow of a registered network, its last layer not zero."""
+    torch.manual_seed(0)
+    model = ModelRegistry.get_model(name)(**options)
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.05)
+    model.save_pretrained(folder)
+    facts = {"objective": "flow_matching", "class_names": []} | facts
+    (folder / "generator.json").write_text(json.dumps(facts))
+    return folder
+
+
+def export_points(folder, **options):
+    """A flow of points."""
+    return export(folder, {"space": "point"}, "MLP", hidden_size=16, depth=1, **options)
+
+
+def export_pixels(folder):
+    """A flow of 16 x 16 px images of two classes."""
+    facts = {"space": "pixel", "class_names": ["circle", "square"]}
+    options = {"input_size": 16, "in_channels": 3, "num_classes": 2}
+    return export(folder, facts, "DiT-S/8", depth=1, **options)

@@ -1,0 +1,145 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from scripts import cache_latents
+from tests.images import write_images
+from tests.scripts.conftest import ROOT
+from wfimagevae.dataset import LatentDataset
+from wfimagevae.model import WFVAE2ImageModel
+
+
+@pytest.fixture(scope="module")
+def diffusers_vae(tmp_path_factory):
+    """A tiny AutoencoderKL with random weights: 4x downsampling, 3 latent channels."""
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    model = AutoencoderKL(
+        block_out_channels=(8, 8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=3,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.25,
+    )
+    folder = tmp_path_factory.mktemp("diffusers") / "kl"
+    model.save_pretrained(folder)
+    return folder
+
+
+def flags(photos, output, *more):
+    words = ("--image_path", photos, "--output_dir", output, "--resolution", 32)
+    return [*map(str, (*words, "--device", "cpu", "--num_workers", 0, *more))]
+
+
+def shards(folder):
+    return {p.name: p.read_bytes() for p in sorted(folder.iterdir()) if p.name != "latents.json"}
+
+
+def without_source(folder):
+    return json.loads((folder / "latents.json").read_text()) | {"images": None, "vae": None}
+
+
+def test_our_model_from_either_flag_gives_one_cache(tiny_vae, photos, tmp_path, capsys):
+    flagged = flags(photos, tmp_path / "a", "--from_pretrained", tiny_vae, "--flip")
+    assert cache_latents.main(flagged) == 0
+    assert "5 latents of 4x4x4, 1 shards" in capsys.readouterr().out
+    spec = flags(photos, tmp_path / "b", "--vae", f"WFVAE2Image:{tiny_vae}", "--flip")
+    assert cache_latents.main(spec) == 0
+    assert shards(tmp_path / "a") == shards(tmp_path / "b")
+    dataset = LatentDataset(tmp_path / "a")
+    assert dataset.sample_shape == (4, 4, 4) and dataset.record["dtype"] == "fp16"
+    images = torch.stack([image_at(photos, name["name"]) for name in dataset.texts(0)])
+    with torch.no_grad():
+        mean = WFVAE2ImageModel.from_pretrained(tiny_vae).encode(images).latent_dist.mean
+    stored = dataset._shards[0].map("moments")[:, :4]
+    torch.testing.assert_close(torch.tensor(stored).float(), mean, atol=2e-3, rtol=1e-3)
+
+
+def image_at(photos, name):
+    from wfimagevae.dataset.decode import open_rgb
+    from wfimagevae.dataset.transforms import resized_center_crop, to_signed_unit
+
+    pixels = resized_center_crop(open_rgb(str(photos / name)), 32)
+    return to_signed_unit(torch.from_numpy(pixels))
+
+
+def test_diffusers_model_brings_its_own_normalisation(diffusers_vae, photos, tmp_path, capsys):
+    spec = f"diffusers:{diffusers_vae}"
+    assert cache_latents.main(flags(photos, tmp_path, "--vae", spec, "--posterior", "mode")) == 0
+    assert "shift and scale from the VAE" in capsys.readouterr().out
+    dataset = LatentDataset(tmp_path)
+    assert (dataset.shift, dataset.scale) == ([0.25] * 3, [0.5] * 3)
+    assert dataset.record["vae"]["class"] == "AutoencoderKL"
+    assert dataset.sample_shape == (3, 8, 8)
+
+
+def test_two_processes_write_what_one_writes(tiny_vae, photos, tmp_path, run_script):
+    options = ("--from_pretrained", tiny_vae, "--shard_size", 1, "--labels", "none")
+    cache_latents.main(flags(photos, tmp_path / "one", *options))
+    two = flags(photos, tmp_path / "two", *options)
+    done = run_script("cache_latents.py", *two, cwd=tmp_path, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert len(shards(tmp_path / "two")) == 10
+    assert shards(tmp_path / "one") == shards(tmp_path / "two")
+    assert without_source(tmp_path / "one") == without_source(tmp_path / "two")
+
+
+def test_killed_run_goes_on_where_it_was(tiny_vae, tmp_path):
+    folder = write_images(tmp_path / "many", 80, size=32)
+    options = ("--from_pretrained", tiny_vae, "--shard_size", 2, "--batch_size", 1)
+    output = tmp_path / "cut"
+    script = str(ROOT / "scripts" / "cache_latents.py")
+    command = [sys.executable, script, *flags(folder, output, *options)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    wait_for(lambda: len(list(output.glob("*.safetensors"))) >= 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    done = sorted(output.glob("*.safetensors"))
+    assert 3 <= len(done) < 40
+    stamps = {path: path.stat().st_mtime_ns for path in done}
+    assert cache_latents.main(flags(folder, output, *options)) == 0
+    assert {path: path.stat().st_mtime_ns for path in done} == stamps
+    cache_latents.main(flags(folder, tmp_path / "whole", *options))
+    assert shards(output) == shards(tmp_path / "whole")
+    assert without_source(output) == without_source(tmp_path / "whole")
+
+
+def wait_for(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_unreadable_images_are_told_and_the_status_says_so(tiny_vae, photos, tmp_path, capsys):
+    folder = tmp_path / "images"
+    shutil.copytree(photos, folder)
+    (folder / "bad.png").write_bytes(b"nothing")
+    options = ("--from_pretrained", tiny_vae)
+    assert cache_latents.main(flags(folder, tmp_path / "out", *options)) == 1
+    told = capsys.readouterr()
+    assert "bad.png: not a JPEG" in told.err and "1 images left out" in told.out
+
+
+@pytest.mark.parametrize("source", [(), ("--vae", "WFVAE2Image:x", "--from_pretrained", "y")])
+def test_one_source_of_the_model_is_needed(photos, tmp_path, source):
+    with pytest.raises(ValueError, match="give either --vae"):
+        cache_latents.main(flags(photos, tmp_path, *source))
+
+
+def test_images_outside_their_classes_are_refused(tiny_vae, photos, tmp_path):
+    options = ("--from_pretrained", tiny_vae, "--labels", "folder")
+    with pytest.raises(ValueError, match=r"four\.bmp"):
+        cache_latents.main(flags(photos, tmp_path, *options))
+    assert not any(tmp_path.glob("*.safetensors"))

@@ -1,0 +1,162 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import eval_generation
+from tests.scripts.flow_exports import export_pixels, export_points
+from wfimagevae.eval.energy_distance import energy_distance
+
+NO_WORKERS = ("--num_workers", 0, "--device", "cpu")
+
+
+def evaluate(*arguments):
+    return eval_generation.main([str(word) for word in (*arguments, *NO_WORKERS)])
+
+
+def results_of(path):
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders of ten images, as arrays and as files."""
+    root, arrays = tmp_path_factory.mktemp("images"), {}
+    for seed, name in enumerate(("real", "fake")):
+        images = np.random.default_rng(seed).integers(0, 256 - 60 * seed, (10, 16, 16, 3), np.uint8)
+        arrays[name] = images
+        (root / name).mkdir()
+        for i, image in enumerate(images):
+            Image.fromarray(image).save(root / name / f"{i}.png")
+    np.savez(root / "fake.npz", arrays["fake"])
+    return root, arrays
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    return export_points(tmp_path_factory.mktemp("points") / "flow")
+
+
+@pytest.fixture(scope="module")
+def pixels(tmp_path_factory):
+    return export_pixels(tmp_path_factory.mktemp("pixels") / "flow")
+
+
+def test_energy_distance_of_files_needs_no_network(folders, tmp_path, capsys):
+    root, arrays = folders
+    a, b = (torch.from_numpy(arrays[name]) / 127.5 - 1 for name in ("real", "fake"))
+    path = tmp_path / "m.json"
+    for fake in ("fake", "fake.npz"):
+        files = ("--real_image_dir", root / "real", "--generated_image_dir", root / fake)
+        assert evaluate(*files, "--metric", "energy_distance", "--output_json", path) == 0
+        (result,) = results_of(path)["results"]
+        assert result["energy_distance"] == pytest.approx(energy_distance(a, b), rel=1e-5)
+        assert result["sampling"]["source"] == str(root / fake)
+    protocol = result["protocol"]
+    assert protocol["reference"]["source"] == str(root / "real")
+    assert protocol["real_count"] == protocol["generated_count"] == 10
+    assert "raw pixels" in protocol["energy_distance"]["vectors"]
+    assert "torch" in protocol["versions"] and "torch-fidelity" not in protocol["versions"]
+    assert "| 10 samples |" in capsys.readouterr().out
+
+
+@pytest.mark.slow  # eigenvalues of a 2048 x 2048 matrix
+def test_all_metrics_of_files(folders, tmp_path, inception_weights, capsys):
+    root, _ = folders
+    path = tmp_path / "m.json"
+    files = ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
+    weights = ("--inception_weights", inception_weights)
+    assert evaluate(*files, *weights, "--kid_num_subsets", 3, "--output_json", path) == 0
+    (result,) = results_of(path)["results"]
+    assert result["fid"] > 0 and 0 <= result["precision"] <= 1 and 0 <= result["recall"] <= 1
+    assert result["kid_std"] >= 0 and result["energy_distance"] > 0
+    assert result["protocol"]["kid"]["num_subsets"] == 3
+    assert result["protocol"]["features"]["features"] == "torch-fidelity InceptionV3, 2048"
+    assert "torch-fidelity" in result["protocol"]["versions"]
+    assert "fewer than the 2048 features" in capsys.readouterr().out
+
+
+def test_missing_weights_are_reported_and_the_rest_is_measured(
+    folders, tmp_path, no_downloads, capsys
+):
+    root, _ = folders
+    path = tmp_path / "m.json"
+    files = ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
+    assert evaluate(*files, "--output_json", path) == 3
+    content = results_of(path)
+    assert content["results"][0]["energy_distance"] > 0 and "fid" not in content["results"][0]
+    assert content["unavailable"].keys() == {"fid", "kid", "precision_recall"}
+    assert "--inception_weights" in capsys.readouterr().out
+
+
+def test_a_run_is_measured_for_every_combination(pixels, tmp_path, capsys):
+    path = tmp_path / "m.json"
+    grid = ("--sampler", "euler", "heun", "--steps", 2, 3, "--guidance_scale", 1, 2)
+    arguments = ("--from_pretrained", pixels, "--dataset", "shapes", "--resolution", 16, *grid)
+    rest = ("--num_images", 12, "--batch_size", 5, "--metric", "energy_distance")
+    assert evaluate(*arguments, *rest, "--output_json", path) == 0
+    results = results_of(path)["results"]
+    rows = [
+        (r["sampling"]["sampler"], r["sampling"]["steps"], r["sampling"]["guidance"]["scale"])
+        for r in results
+    ]
+    assert rows == [(s, n, w) for s in ("euler", "heun") for n in (2, 3) for w in (1.0, 2.0)]
+    assert [r["sampling"]["nfe"] for r in results] == [2, 4, 3, 6, 4, 8, 6, 12]
+    assert all(r["sampling"]["labels"] == "balanced" for r in results)
+    assert len({r["energy_distance"] for r in results}) == 8
+    assert len({r["protocol_hash"] for r in results}) == 1
+    table = capsys.readouterr().out
+    assert "| sampler | steps | NFE | guidance | energy distance |" in table
+    assert "| heun    |     3 |  12 |        2 |" in table
+
+
+def test_points_are_measured_against_fresh_ones(points, tmp_path):
+    path = tmp_path / "m.json"
+    arguments = ("--from_pretrained", points, "--dataset", "moons", "--num_images", 200)
+    assert evaluate(*arguments, "--steps", 4, "--output_json", path) == 0
+    (result,) = results_of(path)["results"]
+    assert result["energy_distance"] > 0.01
+    assert result["protocol"]["reference"]["source"] == "moons"
+    assert result["sampling"]["labels"] == "none" and result["sampling"]["nfe"] == 8
+
+
+def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
+    options = ("--from_pretrained", pixels, "--dataset", "shapes", "--resolution", 16)
+    options += ("--num_images", 11, "--batch_size", 4, "--energy_samples", 9, "--sampler", "euler")
+    options += ("--metric", "energy_distance", "--steps", 2, "--label_sampling", "random")
+    assert evaluate(*options, "--output_json", tmp_path / "one.json") == 0
+    done = run_script(
+        "eval_generation.py",
+        *(*options, "--output_json", "two.json", *NO_WORKERS),
+        cwd=tmp_path,
+        processes=2,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("| sampler") == 1
+    one, two = (results_of(tmp_path / f"{n}.json")["results"][0] for n in ("one", "two"))
+    assert two["energy_distance"] == pytest.approx(one["energy_distance"], rel=1e-3)
+    assert two["protocol_hash"] == one["protocol_hash"]
+    assert two["sampling"]["nfe"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--dataset moons", "either --generated_image_dir or --from_pretrained"),
+        ("--generated_image_dir here", "either --real_image_dir or --dataset"),
+        ("--from_pretrained {points} --dataset shapes", "generates points.*five_gaussians"),
+        ("--from_pretrained {pixels} --dataset moons", "generates pixels.*set of images"),
+        ("--from_pretrained {points} --dataset moons --metric fid", "no image features"),
+        ("--from_pretrained {points} --dataset moons --sampler mean_flow", "mean_flow"),
+        ("--from_pretrained {points} --dataset moons --guidance_scale 1 2", "unconditional"),
+        ("--from_pretrained {pixels} --dataset cifar10", "--data_path"),
+        ("--from_pretrained {pixels} --dataset shapes --num_images 3", "too few"),
+        ("--from_pretrained {pixels} --dataset shapes --dinov2_repo x", "given together"),
+    ],
+)
+def test_bad_combinations_are_told_before_anything_is_drawn(arguments, message, points, pixels):
+    words = arguments.format(points=points, pixels=pixels).split()
+    with pytest.raises(ValueError, match=message):
+        evaluate(*words)

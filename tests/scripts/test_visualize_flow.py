@@ -1,0 +1,64 @@
+import pytest
+from PIL import Image
+
+from scripts import visualize_flow
+from tests.scripts.flow_exports import export_pixels, export_points
+
+
+def visualize(flow, folder, *arguments):
+    words = ("--from_pretrained", flow, "--output_dir", folder, "--device", "cpu", *arguments)
+    visualize_flow.main([str(word) for word in words])
+    return sorted(path.name for path in folder.iterdir())
+
+
+def size_and_frames(path):
+    with Image.open(path) as image:
+        return image.size, getattr(image, "n_frames", 1)
+
+
+def test_points_give_a_field_and_paths(tmp_path):
+    flow = export_points(tmp_path / "flow", num_classes=2)
+    options = ("--dataset", "moons", "--steps", 3, "--num_frames", 5, "--num_particles", 20)
+    names = visualize(flow, tmp_path / "pictures", *options, "--sampler", "euler")
+    assert names == ["field.gif", "paths.gif"]
+    assert size_and_frames(tmp_path / "pictures" / "field.gif")[1] == 5
+    assert size_and_frames(tmp_path / "pictures" / "paths.gif")[1] == 4
+
+
+def test_images_give_denoising_and_interpolation(tmp_path, capsys):
+    flow = export_pixels(tmp_path / "flow")
+    options = ("--steps", 4, "--num_rows", 2, "--num_columns", 3, "--sampler", "heun")
+    names = visualize(flow, tmp_path / "pictures", *options, "--guidance_scale", 2)
+    assert names == [
+        "denoising.gif",
+        "denoising.png",
+        "interpolation.gif",
+        "interpolation.png",
+    ]
+    folder = tmp_path / "pictures"
+    (width, height), _ = size_and_frames(folder / "denoising.png")
+    assert height == 4 + 24 + 2 * 100 and width > 3 * 100 + 4
+    assert size_and_frames(folder / "interpolation.png")[0][1] == 4 + 2 * 100
+    assert size_and_frames(folder / "denoising.gif")[1] == 5
+    assert size_and_frames(folder / "interpolation.gif")[1] == 4  # there and back
+    assert capsys.readouterr().out.split() == [
+        str(folder / name)
+        for name in ("denoising.png", "denoising.gif", "interpolation.png", "interpolation.gif")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--pictures", "denoising"), "no denoising of a flow of points"),
+        ((), "give --dataset"),
+        (("--dataset", "moons", "--class_labels", "0", "1"), "one class"),
+        (("--dataset", "moons", "--class_labels", "7"), "no class '7'"),
+    ],
+)
+def test_pictures_that_cannot_be_are_refused(arguments, message, tmp_path):
+    flow = export_points(tmp_path / "flow", num_classes=2)
+    (tmp_path / "pictures").mkdir()
+    with pytest.raises(ValueError, match=message):
+        visualize(flow, tmp_path / "pictures", *arguments)
+    assert list((tmp_path / "pictures").iterdir()) == []

@@ -1,0 +1,196 @@
+"""Pictures of flows: fields and paths of points, denoising and interpolation of images."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+_DATA_COLOUR, _START_COLOUR = "#d1d5db", "#6b7280"
+_PIXELS, _DPI = 560, 80
+
+
+@dataclass(frozen=True)
+class Plane:
+    """The part of the plane that is shown, and what stands in its background.
+
+    Attributes:
+        data: Points of the data, (N, 2), in grey.
+        half_width: From the origin to each side; None takes in data and noise.
+    """
+
+    data: Tensor
+    half_width: float | None = None
+
+    @property
+    def limit(self) -> float:
+        """Half the side of the square that is shown."""
+        reach = float(self.data.abs().max()) if len(self.data) else 0.0
+        return self.half_width or 1.1 * max(3.0, reach)
+
+
+def direction_colours(vectors: Tensor) -> np.ndarray:
+    """Colours of vectors, (N, 2), by direction alone: RGB in [0, 1], (N, 3); hue = angle.
+
+    Red points right, and hues follow the circle against the clock: green-yellow up, cyan left.
+    """
+    from matplotlib.colors import hsv_to_rgb
+
+    angle = torch.atan2(vectors[:, 1], vectors[:, 0]).double().cpu().numpy()
+    hue = np.mod(angle / (2 * math.pi), 1.0)
+    return hsv_to_rgb(np.stack([hue, np.full_like(hue, 0.9), np.full_like(hue, 0.85)], 1))
+
+
+def field_frames(
+    velocity: Callable[[Tensor, Tensor], Tensor],
+    times: Sequence[float],
+    plane: Plane,
+    density: int = 24,
+) -> Iterator[Image.Image]:
+    """The velocity field at some times: arrows coloured by direction, the data in grey.
+
+    Args:
+        velocity: ``velocity(x, t)``, x (N, 2) float32, t a scalar tensor; gives (N, 2).
+        times: Of the frames, in [0, 1].
+        plane: What is shown.
+        density: Arrows along each side.
+
+    Yields:
+        One frame a time. An arrow's length is the root of its speed, on one scale for all
+        frames: slow places stay legible beside fast ones.
+
+    Raises:
+        ValueError: the field is not (N, 2), or not finite.
+    """
+    line = torch.linspace(-plane.limit, plane.limit, density + 2)[1:-1]
+    places = torch.cartesian_prod(line, line)  # (density^2, 2)
+    fields = torch.stack([_field(velocity, places, float(t)) for t in times])  # (T, N, 2)
+    speeds = fields.norm(dim=-1, keepdim=True)  # (T, N, 1)
+    fastest = speeds.quantile(0.95).clamp_min(1e-12)
+    # The longest arrow spans the distance between two places.
+    lengths = (speeds / fastest).clamp_max(1).sqrt() * 2 * plane.limit / (density + 1)
+    canvas = _Canvas(plane)
+    arrows = canvas.axes.quiver(
+        *places.T.numpy(),
+        *np.zeros((2, len(places))),
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.0035,
+        pivot="mid",
+        zorder=3,
+    )
+    _draw_wheel(canvas.figure)
+    for t, v, length in zip(times, fields, lengths, strict=True):
+        arrows.set_UVC(*(length * torch.nn.functional.normalize(v, dim=1)).T.numpy())
+        arrows.set_color(direction_colours(v))
+        yield canvas.picture(f"velocity at t = {t:.2f}")
+
+
+def _field(velocity: Callable[[Tensor, Tensor], Tensor], places: Tensor, t: float) -> Tensor:
+    v = velocity(places, torch.tensor(t)).float().cpu()
+    if v.shape != places.shape or not v.isfinite().all():
+        raise ValueError(
+            f"a velocity field of points must be finite and {tuple(places.shape)}, got "
+            f"{tuple(v.shape)} at t = {t:g}"
+        )
+    return v
+
+
+def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator[Image.Image]:
+    """Particles on their way from noise to data, with their trails; the data in grey.
+
+    Args:
+        paths: Positions at each time, (T, N, 2).
+        times: Of the frames, T of them.
+        plane: What is shown.
+
+    Yields:
+        One frame a time. A particle's colour is the direction from its start to its end.
+
+    Raises:
+        ValueError: shapes that do not fit, or positions that are not finite.
+    """
+    if paths.ndim != 3 or paths.shape[2] != 2 or len(paths) != len(times):
+        raise ValueError(
+            f"paths of points must be ({len(times)}, N, 2), one position a time, got "
+            f"{tuple(paths.shape)}"
+        )
+    if not paths.isfinite().all():
+        raise ValueError("paths of points are not finite")
+    from matplotlib.collections import LineCollection
+
+    canvas, paths = _Canvas(plane), paths.float().cpu()
+    colours = direction_colours(paths[-1] - paths[0])
+    points = canvas.axes.scatter(*paths[0].T.numpy(), s=14, c=colours, zorder=4)
+    trails = LineCollection([], colors=colours, linewidths=0.8, alpha=0.45, zorder=3)
+    canvas.axes.add_collection(trails)
+    canvas.axes.scatter(*paths[0].T.numpy(), s=3, c=_START_COLOUR, zorder=2, lw=0)
+    for i, t in enumerate(times):
+        points.set_offsets(paths[i].numpy())
+        trails.set_segments(list(paths[: i + 1].transpose(0, 1).numpy()))
+        yield canvas.picture(f"{paths.shape[1]} particles at t = {t:.2f}")
+
+
+class _Canvas:
+    """A square figure with the data in it, drawn again for each frame."""
+
+    def __init__(self, plane: Plane):
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        self.figure = Figure(figsize=(_PIXELS / _DPI, _PIXELS / _DPI), dpi=_DPI)
+        self.canvas = FigureCanvasAgg(self.figure)
+        self.axes = self.figure.add_axes((0.07, 0.05, 0.9, 0.88))
+        self.axes.set(xlim=(-plane.limit, plane.limit), ylim=(-plane.limit, plane.limit))
+        self.axes.set_aspect("equal")
+        self.axes.scatter(*plane.data.cpu().T.numpy(), s=4, c=_DATA_COLOUR, zorder=1, lw=0)
+
+    def picture(self, title: str) -> Image.Image:
+        self.axes.set_title(title, fontsize=11)
+        self.canvas.draw()
+        return Image.fromarray(np.asarray(self.canvas.buffer_rgba())[..., :3].copy())
+
+
+def _draw_wheel(figure) -> None:
+    """Which colour is which direction."""
+    axes = figure.add_axes((0.91, 0.935, 0.06, 0.06), projection="polar", zorder=5)
+    edges = torch.linspace(0, 2 * math.pi, 49)
+    middles = (edges[1:] + edges[:-1]) / 2
+    colours = direction_colours(torch.stack([middles.cos(), middles.sin()], 1))
+    axes.bar(middles.numpy(), np.ones(48), width=2.1 * math.pi / 48, color=colours)
+    axes.set_axis_off()
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Between two noises on the great circle, sample by sample: normal numbers stay normal.
+
+    Args:
+        a: Noise at ``share`` 0, (B, ...).
+        b: Noise at ``share`` 1, the same shape.
+        share: In [0, 1].
+
+    Source: Shoemake 1985, doi:10.1145/325334.325242; the lengths are interpolated linearly.
+    """
+    if share in (0, 1):
+        return (a, b)[int(share)].clone()
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    length_a, length_b = (flat.norm(dim=1, keepdim=True) for flat in (flat_a, flat_b))
+    unit_a, unit_b = flat_a / length_a, flat_b / length_b
+    angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()  # (B, 1)
+    weight_a, weight_b = ((part * angle).sin() for part in (1 - share, share))
+    direction = weight_a * unit_a + weight_b * unit_b
+    straight = (1 - share) * unit_a + share * unit_b  # of nearly parallel ones, no division by 0
+    direction = torch.where(angle.sin() > 1e-6, direction / angle.sin(), straight)
+    length = (1 - share) * length_a + share * length_b
+    return (length * direction).to(a.dtype).view_as(a)
+
+
+def evenly(count: int, wanted: int) -> list[int]:
+    """At most ``wanted`` of the numbers 0 to count - 1, evenly spaced, both ends among them."""
+    if wanted >= count:
+        return list(range(count))
+    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]

@@ -1,0 +1,108 @@
+"""Flags that choose a trained flow and how to sample from it. No torch here."""
+
+from argparse import Namespace
+
+from wfimagevae.engine.args import (
+    Parser,
+    non_negative_float,
+    positive_float,
+    positive_int,
+    probability,
+)
+
+SAMPLERS = ("euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow")
+POINT_SETS = ("five_gaussians", "moons", "checkerboard", "rings")
+
+
+def add_generator_args(parser: Parser) -> None:
+    """Declares which flow to load; `load_generator` reads it."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--from_pretrained",
+        required=True,
+        metavar="PATH",
+        help="a training checkpoint, a run's folder, an export, a hub name, or a public SiT file",
+    )
+    group.add_argument(
+        "--model_name",
+        metavar="NAME",
+        help="size of a public SiT file, such as DiT-XL/2; ours say it themselves",
+    )
+    group.add_argument(
+        "--vae",
+        metavar="KIND:PATH",
+        help="autoencoder of a latent flow, WFVAE2Image:PATH or diffusers:PATH_OR_NAME; not given: "
+        "the one that the training recorded",
+    )
+    group.add_argument(
+        "--use_raw_weights",
+        action="store_true",
+        help="take a checkpoint's raw weights, not their moving average (EMA)",
+    )
+
+
+def add_sampling_args(parser: Parser) -> None:
+    """Declares sampler, steps and guidance; `sampling_values` collects them."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument(
+        "--sampler",
+        choices=SAMPLERS,
+        help="not given: mean_flow for a MeanFlow model, else heun",
+    )
+    group.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="not given: 1 for mean_flow, else 25 (dopri5 chooses its own)",
+    )
+    group.add_argument(
+        "--guidance_scale",
+        type=non_negative_float,
+        default=1.0,
+        metavar="W",
+        help="classifier-free guidance; 1 is none, 0 ignores the class",
+    )
+    group.add_argument(
+        "--guidance_interval",
+        type=probability,
+        nargs=2,
+        default=(0.0, 1.0),
+        metavar=("LOW", "HIGH"),
+        help="times that are guided; 0 is noise, 1 is data",
+    )
+    group.add_argument(
+        "--guidance_rescale",
+        type=probability,
+        default=0.0,
+        metavar="P",
+        help="share by which guidance is brought back to the unguided contrast",
+    )
+    group.add_argument(
+        "--guidance_channels",
+        type=positive_int,
+        metavar="N",
+        help="guide the first N channels only; public SiT samples: 3",
+    )
+    group.add_argument(
+        "--time_shift",
+        type=positive_float,
+        default=1.0,
+        metavar="S",
+        help="above 1 spends more steps near the noise",
+    )
+    group.add_argument("--seed", type=int, default=0, metavar="N", help="of all samples")
+
+
+def sampling_values(args: Namespace) -> dict:
+    """The values of `add_sampling_args`, and the precision, as arguments of `sampling_options`."""
+    return {
+        "sampler": args.sampler,
+        "steps": args.steps,
+        "guidance_scale": args.guidance_scale,
+        "guidance_interval": tuple(args.guidance_interval),
+        "guidance_rescale": args.guidance_rescale,
+        "guidance_channels": args.guidance_channels,
+        "shift": args.time_shift,
+        "seed": args.seed,
+        "precision": args.mixed_precision,
+    }

@@ -1,0 +1,134 @@
+"""Trained flows from disk: a checkpoint, an export or a public file, with its autoencoder."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from wfimagevae.diffusion.guidance import Guidance
+from wfimagevae.eval.autoencoder import load_autoencoder, raw_weights
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
+from wfimagevae.eval.latent_space import LatentSpace
+from wfimagevae.eval.report import read_json
+from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.weight_files import find_weights, read_facts
+
+FACTS_NAME = "generator.json"
+
+
+def load_generator(
+    path: str,
+    device: torch.device,
+    model_name: str | None = None,
+    vae: str | None = None,
+    use_raw_weights: bool = False,
+) -> FlowGenerator:
+    """A trained flow, ready to draw from.
+
+    Args:
+        path: A training checkpoint, a folder of them, an export, a hub name, or a public SiT
+            file.
+        device: Where it will run.
+        model_name: Size of a public file.
+        vae: ``KIND:PATH`` of the autoencoder, if not the recorded one.
+        use_raw_weights: A checkpoint's raw weights instead of its average.
+
+    Raises:
+        ValueError: weights or an autoencoder that are missing or do not fit.
+        FileNotFoundError: a local path that does not exist.
+    """
+    with raw_weights(use_raw_weights):
+        model = VelocityModel.from_pretrained(path, model_name=model_name)
+    source = find_weights(path)
+    facts = read_json(source / FACTS_NAME) if source.is_dir() else read_facts(source, "generator")
+    if facts is None:  # a public file, of an ImageNet model in a latent space
+        facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
+    if vae:
+        facts = facts | {"vae": facts.get("vae", {}) | {"source": vae}}
+    elif facts["space"] == "latent":
+        facts = facts | {"vae": _beside(facts["vae"], source)}
+    decode = open_latent_space(facts, device).decode if facts["space"] == "latent" else None
+    return FlowGenerator(model.to(device), device, facts, decode)
+
+
+def _beside(vae: dict, folder: Path) -> dict:
+    """The autoencoder's record, with a path that an export holds inside made one from here."""
+    kind, _, path = (vae["source"] or "").partition(":")
+    inside = folder / path if path else folder
+    if path and folder.is_dir() and not Path(path).is_absolute() and inside.is_dir():
+        return vae | {"source": f"{kind}:{inside}"}
+    return vae
+
+
+def latent_facts(vae: dict, shift: list[float], scale: list[float]) -> dict:
+    """What a checkpoint records of a latent space.
+
+    Args:
+        vae: ``source`` (KIND:PATH) and ``fingerprint`` of its weights.
+        shift: Per channel.
+        scale: Per channel; the flow sees (z - shift) * scale.
+    """
+    kept = {"source": vae["source"], "fingerprint": vae["fingerprint"]}
+    return {"space": "latent", "vae": kept, "shift": list(shift), "scale": list(scale)}
+
+
+def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
+    """The latent space that a flow's facts record, with its autoencoder.
+
+    Raises:
+        ValueError: the autoencoder is not there, or not the one that made the latents.
+    """
+    source = facts["vae"]["source"]
+    if not source:
+        raise ValueError(
+            "this flow lives in the latent space of an autoencoder that its file does not name; "
+            "give it: --vae diffusers:PATH_OR_NAME (public SiT: stabilityai/sd-vae-ft-ema)"
+        )
+    try:
+        autoencoder = load_autoencoder(source)
+    except (FileNotFoundError, ValueError) as error:
+        raise ValueError(
+            f"the autoencoder of these latents cannot be read: {error}; say where it is with "
+            "--vae KIND:PATH"
+        ) from error
+    autoencoder.network.to(device).requires_grad_(False)
+    if "shift" in facts:
+        return LatentSpace.of_record(autoencoder, facts)
+    if autoencoder.normalization is None:
+        raise ValueError(f"{source} does not say how its latents are normalised")
+    return LatentSpace(autoencoder, *autoencoder.normalization)
+
+
+def sampling_options(
+    generator: FlowGenerator,
+    sampler: str | None,
+    steps: int | None,
+    guidance_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    guidance_rescale: float = 0.0,
+    guidance_channels: int | None = None,
+    **others,
+) -> SamplingOptions:
+    """Options with what suits the model where nothing is asked for, checked against it.
+
+    Args:
+        generator: The model and its facts.
+        sampler: None is ``mean_flow`` for a MeanFlow model, else ``heun``.
+        steps: None is 1 for ``mean_flow``, else 25.
+        guidance_scale: As for `Guidance`, like the next three.
+        guidance_interval: As there.
+        guidance_rescale: As there.
+        guidance_channels: As there.
+        others: Further fields of `SamplingOptions`.
+
+    Raises:
+        ValueError: options that the model cannot meet.
+    """
+    if sampler is None:
+        sampler = "mean_flow" if generator.facts["objective"] == "mean_flow" else "heun"
+    if steps is None:
+        steps = 1 if sampler == "mean_flow" else 25
+    guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale, guidance_channels)
+    options = replace(SamplingOptions(sampler, steps, guidance), **others)
+    generator.check(options)
+    return options

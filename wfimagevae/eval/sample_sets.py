@@ -1,0 +1,240 @@
+"""Sets of samples to compare: image folders, .npz files, drawn data sets, a generator's output."""
+
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.engine.seeding import stable_hash
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, labels_in_turn
+from wfimagevae.eval.images import to_uint8
+
+LABEL_SAMPLING = ("balanced", "random")
+
+
+class SampleSet(Protocol):
+    """Samples by number.
+
+    Attributes:
+        description: What they are, for a protocol.
+    """
+
+    description: dict
+
+    def __len__(self) -> int:
+        """How many."""
+        ...
+
+    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+        """Samples in this order: 8-bit images (B, 3, H, W), or points, float32 (B, 2)."""
+        ...
+
+
+class FolderImages:
+    """Images of a folder or manifest, all of one size after resizing and cropping.
+
+    Args:
+        path: Folder, searched recursively, or JSON-lines manifest.
+        resolution: Shorter side after resizing; None keeps the native size.
+        crop_size: Centre crop; None is the resolution.
+        subset_size: Only so many, evenly spaced over the sorted list; 0 all.
+        num_workers: Reading processes.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        resolution: int | None = None,
+        crop_size: int | None = None,
+        subset_size: int = 0,
+        num_workers: int = 0,
+    ):
+        self.dataset = ValidImageDataset(path, resolution, crop_size, subset_size)
+        self._numbers = list(range(len(self.dataset)))
+        if (Path(path) / "samples.json").is_file():  # what scripts/generate.py adds is no sample
+            paths = self.dataset.paths
+            self._numbers = [i for i in self._numbers if paths[i] != "grid.png"]
+        self.num_workers = num_workers
+        crop = crop_size or resolution
+        self.description = {
+            "source": str(path),
+            "resize": f"shorter side to {resolution}" if resolution else "none",
+            "crop": f"centre {crop}x{crop}" if crop else "none",
+        }
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+        """See `SampleSet`; ValueError for an unreadable image, or one of another size."""
+        loader = DataLoader(
+            Subset(self.dataset, [self._numbers[i] for i in numbers]),
+            batch_size,
+            num_workers=self.num_workers,
+            collate_fn=_collate,
+            generator=torch.Generator(),  # else its seed comes from the global one
+        )
+        for batch in loader:
+            if isinstance(batch, str):  # raised in a worker, it would come with a traceback
+                raise ValueError(f"{self.description['source']}: {batch}")
+            yield to_uint8(batch)
+
+
+def _collate(samples: list[dict]) -> Tensor | str:
+    for sample in samples:
+        if sample["error"]:
+            return f"{sample['path']}: {sample['error']}"
+    shapes = {tuple(sample["image"].shape[1:]): sample["path"] for sample in samples}
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{path} ({w}x{h})" for (h, w), path in shapes.items())
+        return f"images differ in size: {sizes}; give --resolution, or remove what is no sample"
+    return torch.stack([sample["image"] for sample in samples])
+
+
+class NpzImages:
+    """Images of an .npz file as public FID code reads them: ``arr_0``, uint8 (N, H, W, 3).
+
+    Raises:
+        ValueError: the file holds something else.
+    """
+
+    def __init__(self, path: str | Path):
+        if not Path(path).is_file():
+            raise ValueError(f"{path}: no such file")
+        try:
+            with np.load(path) as content:
+                self.images = content["arr_0"]
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} has no images under 'arr_0': {error}") from None
+        shape = self.images.shape
+        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+            raise ValueError(
+                f"{path}: 'arr_0' must be uint8 (N, H, W, 3), got {self.images.dtype} {shape}"
+            )
+        self.description = {"source": str(path), "resize": "none", "crop": "none"}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+        """See `SampleSet`."""
+        for i in range(0, len(numbers), batch_size):
+            yield torch.from_numpy(self.images[numbers[i : i + batch_size]]).permute(0, 3, 1, 2)
+
+
+def open_images(
+    path: str,
+    resolution: int | None = None,
+    crop_size: int | None = None,
+    subset_size: int = 0,
+    num_workers: int = 0,
+) -> FolderImages | NpzImages:
+    """The images of an .npz file, or else of a folder or manifest, as for `FolderImages`.
+
+    Raises:
+        ValueError: nothing there, or resizing asked of an .npz file.
+    """
+    if Path(path).suffix != ".npz":
+        return FolderImages(path, resolution, crop_size, subset_size, num_workers)
+    if resolution or crop_size or subset_size:
+        raise ValueError(f"{path}: images of an .npz file are taken as they are, all of them")
+    return NpzImages(path)
+
+
+class DrawnSamples:
+    """The first samples of a training data set's stream: points or images, without labels.
+
+    Args:
+        dataset: A `FlowData` of pixels or points, which does not augment.
+        count: How many.
+        name: Of the data set, for the protocol.
+    """
+
+    def __init__(self, dataset, count: int, name: str):
+        self.dataset, self.count = dataset, count
+        self.description = {"source": name, "seed": dataset.seed}
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+        """See `SampleSet`."""
+        cpu, key = torch.device("cpu"), self.dataset.data_key
+        for i in range(0, len(numbers), batch_size):
+            batch = self.dataset.read_batch(numbers[i : i + batch_size])
+            samples = self.dataset.to_inputs(batch, cpu)[key]
+            yield to_uint8(samples) if key == "image" else samples
+
+
+class GeneratedSamples:
+    """What a generator draws, sample by sample the same in any batch and on any rank.
+
+    Args:
+        generator: The model.
+        options: Sampler, steps, guidance, seed.
+        count: How many.
+        label_sampling: ``balanced``: classes in turn; ``random``: drawn anew for each sample.
+
+    Attributes:
+        labels: Class of each sample, int64 (count,); None for an unconditional model.
+        nfe: Evaluations of the network for one sample, after `batches`; where guidance is
+            active, a step's conditional and null evaluations count as two.
+
+    Raises:
+        ValueError: options that do not fit the model.
+    """
+
+    def __init__(
+        self,
+        generator: FlowGenerator,
+        options: SamplingOptions,
+        count: int,
+        label_sampling: str = "balanced",
+    ):
+        if label_sampling not in LABEL_SAMPLING:
+            raise ValueError(f"unknown label sampling {label_sampling!r}: {LABEL_SAMPLING}")
+        generator.check(options)
+        self.generator, self.options, self.count, self.nfe = generator, options, count, 0.0
+        num_classes = generator.model.num_classes
+        self.labels = labels_in_turn(list(range(num_classes)), count)
+        if num_classes and label_sampling == "random":
+            drawn = (stable_hash("label", options.seed, i) % num_classes for i in range(count))
+            self.labels = torch.tensor(list(drawn))
+        self.description = {
+            "source": "generated",
+            "labels": label_sampling if num_classes else "none",
+            "model": {k: v for k, v in generator.facts.items() if k != "class_names"},
+        }
+
+    def __len__(self) -> int:
+        return self.count
+
+    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+        """See `SampleSet`; ValueError if samples are not finite."""
+        rows, is_points = 0, self.generator.facts["space"] == "point"
+
+        def count_rows(module, inputs) -> None:
+            nonlocal rows
+            rows += len(inputs[0])
+
+        hook = self.generator.model.register_forward_pre_hook(count_rows)
+        try:
+            for i in range(0, len(numbers), batch_size):
+                chosen = numbers[i : i + batch_size]
+                labels = None if self.labels is None else self.labels[chosen]
+                x = self.generator.sample(chosen, labels, self.options)
+                if not x.isfinite().all():
+                    raise ValueError(
+                        f"samples are not finite with {self.options.sampler} in "
+                        f"{self.options.precision}; try fp32 or bf16, or more steps"
+                    )
+                self.nfe = rows / (i + len(chosen))
+                yield x.float() if is_points else to_uint8(self.generator.images(x))
+        finally:
+            hook.remove()
