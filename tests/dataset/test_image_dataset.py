@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from wfimagevae.dataset import NoReadableImage, TrainImageDataset, ValidImageDataset, collate_images
+from wfimagevae.dataset.transforms import resized_center_crop
 
 
 def gray(image):
@@ -176,9 +177,9 @@ def test_search_gives_up_after_a_thousand(tmp_path):
         TrainImageDataset(tmp_path / "images", resolution=8)[0]
 
 
-@pytest.mark.parametrize("options", [{"resolution": 0}, {"resolution": 8, "train_crop": "center"}])
+@pytest.mark.parametrize("options", [{"resolution": 0}, {"resolution": 8, "train_crop": "centre"}])
 def test_bad_training_options_are_refused(flat_folder, options):
-    with pytest.raises(ValueError, match=r"resolution must|unknown train_crop 'center'"):
+    with pytest.raises(ValueError, match=r"resolution must|unknown train_crop 'centre'"):
         TrainImageDataset(flat_folder(1), **options)
 
 
@@ -246,3 +247,35 @@ def test_unreadable_images_are_listed_not_replaced(flat_folder):
 def test_bad_validation_options_are_refused(flat_folder, options, message):
     with pytest.raises(ValueError, match=message):
         ValidImageDataset(flat_folder(1), **options)
+
+
+# Crops of class-conditional models, and data held out
+
+
+def test_center_crop_is_the_resized_middle_mirrored_half_of_the_time(tmp_path, noise):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise(40, 24).save(folder / "a.png")
+    expected = torch.from_numpy(resized_center_crop(noise(40, 24), 10))
+    dataset = TrainImageDataset(folder, resolution=10, train_crop="center")
+    crops = dataset.read_batch(list(range(100)))["pixels"]
+    plain = [torch.equal(crop, expected) for crop in crops]
+    assert 30 < sum(plain) < 70
+    assert all(p or torch.equal(c, expected.flip(1)) for p, c in zip(plain, crops, strict=True))
+    small = TrainImageDataset(folder, resolution=50, train_crop="center")
+    assert small[0]["image"].shape == (3, 50, 50)  # enlarged
+
+
+@pytest.mark.parametrize("train_crop", ["native", "resized", "center"])
+def test_without_augmentation_an_image_gives_one_crop_its_middle(tmp_path, natural, train_crop):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    natural(40, 20).save(folder / "a.png")
+    dataset = TrainImageDataset(folder, 10, train_crop=train_crop, augment=False)
+    crops = dataset.read_batch(list(range(20)))["pixels"]
+    assert (crops == crops[0]).all()
+    if train_crop == "native":
+        assert np.array_equal(crops[0], np.array(natural(40, 20))[5:15, 15:25])
+    else:
+        whole = np.array(natural(40, 20).resize((20, 10), Image.Resampling.BICUBIC))
+        assert np.abs(crops[0].numpy().astype(int) - whole[:, 5:15]).mean() < 4

@@ -1,10 +1,17 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from wfimagevae.dataset.transforms import center_crop, random_crop, to_signed_unit
+from wfimagevae.dataset.transforms import (
+    center_crop,
+    mirror_half,
+    random_crop,
+    resized_center_crop,
+    to_signed_unit,
+)
 
 
 def grid(width, height):
@@ -42,3 +49,31 @@ def test_pixels_span_minus_one_to_one_and_stay_channels_last():
     assert image.is_contiguous(memory_format=torch.channels_last)
     assert (image.min(), image.max()) == (-1, 1)
     torch.testing.assert_close((image[0, 0].flatten() + 1) * 127.5, torch.arange(256.0))
+
+
+def test_resized_centre_averages_blocks_where_the_factor_is_a_power_of_two():
+    small = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(small.repeat(4, 0).repeat(4, 1))  # 48 x 32
+    assert np.array_equal(resized_center_crop(image, 8), small[:, 2:10])
+
+
+@pytest.mark.parametrize("size", [(90, 40), (40, 90), (16, 16), (10, 12), (33, 31)])
+def test_resized_centre_keeps_scale_and_middle(size):
+    """A horizontal ramp stays one: its slope tells the scale, its mean the place."""
+    width, height = size
+    ramp = 60 + 120 * (np.arange(width) + 0.5) / width
+    pixels = np.tile(ramp[None, :, None], (height, 1, 3)).round().astype(np.uint8)
+    crop = resized_center_crop(Image.fromarray(pixels), 16)
+    assert crop.shape == (16, 16, 3)
+    assert abs(crop.mean() - 120) < 4  # half a pixel of rounding
+    inner = crop[8, 2:-2, 0].astype(float)
+    slope = (inner[-1] - inner[0]) / (len(inner) - 1)
+    assert slope == pytest.approx(120 / width * min(size) / 16, rel=0.15)
+
+
+def test_mirror_takes_half_and_leaves_the_rest():
+    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    results = [mirror_half(pixels, random.Random(seed)) for seed in range(200)]
+    mirrored = [np.array_equal(result, pixels[:, ::-1]) for result in results]
+    assert 70 < sum(mirrored) < 130
+    assert all(m or np.array_equal(r, pixels) for m, r in zip(mirrored, results, strict=True))

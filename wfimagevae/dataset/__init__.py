@@ -1,4 +1,4 @@
-"""Images from disk as tensors in [-1, 1]: index, decoding, crops, order, loaders."""
+"""Training data: images from disk, cached latents, drawn shapes, points; order and loaders."""
 
 import importlib
 
@@ -7,7 +7,17 @@ _EXPORTS = {
     "ValidImageDataset": "image_dataset",
     "NoReadableImage": "image_dataset",
     "collate_images": "image_dataset",
+    "Labels": "labels",
+    "Cifar10Dataset": "cifar10",
+    "ShapesDataset": "shapes",
+    "PointDataset": "points",
+    "LatentDataset": "latents",
+    "IndexedImages": "indexed_images",
+    "DataError": "protocol",
+    "TrainData": "protocol",
+    "FlowData": "protocol",
     "TrainLoader": "loader",
+    "batch_loader": "loader",
     "valid_loader": "loader",
     "PositionSampler": "sampler",
     "ShuffledOrder": "order",

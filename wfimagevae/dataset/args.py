@@ -27,17 +27,28 @@ def add_data_args(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--train_crop",
-        choices=("native", "resized"),
+        choices=("native", "resized", "center"),
         default="native",
         help="random crop at the image's own scale, or after resizing its short side to "
-        "--resolution (shows whole scenes)",
+        "--resolution (shows whole scenes); center: the middle after resizing, enlarged too, as "
+        "class-conditional ImageNet models see it",
     )
+    add_loader_args(group, workers=8)
+
+
+def add_loader_args(group, workers: int) -> None:
+    """Declares how `TrainLoader` reads.
+
+    Args:
+        group: Where the flags go.
+        workers: Default number of reading processes per rank.
+    """
     group.add_argument(
         "--dataset_num_worker",
         type=int,
-        default=8,
+        default=workers,
         metavar="N",
-        help="processes per rank that read images; 0 reads in the training process",
+        help="processes per rank that read data; 0 reads in the training process",
     )
     group.add_argument(
         "--dataloader_prefetch_factor",

@@ -3,6 +3,7 @@
 import itertools
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,20 +11,29 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wfimagevae.dataset.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.labels import Labels, read_labels
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
+from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.sources import index_images
-from wfimagevae.dataset.transforms import center_crop, random_crop, to_signed_unit
+from wfimagevae.dataset.transforms import (
+    center_crop,
+    image_inputs,
+    mirror_half,
+    random_crop,
+    resized_center_crop,
+    to_signed_unit,
+)
 
-TRAIN_CROPS = ("native", "resized")
+TRAIN_CROPS = ("native", "resized", "center")
 _MOST_FAILURES = 1000
 
 
-class NoReadableImage(ValueError):
+class NoReadableImage(DataError):
     """So many images failed in a row that training cannot go on."""
 
 
 class TrainImageDataset(Dataset):
-    """Random square crops, half of them mirrored, in an endless shuffled order.
+    """Square crops, half of them mirrored, in an endless shuffled order, with labels or without.
 
     The sample at a position depends on (seed, position) and the files alone, never on the worker
     or rank that reads it. An unreadable image is replaced by the next readable one in the order,
@@ -32,16 +42,29 @@ class TrainImageDataset(Dataset):
     Args:
         source: Folder of images, scanned recursively, or JSON-lines manifest.
         resolution: Height and width of a crop, in pixels. An image whose height or width is
-            smaller counts as unreadable: nothing is enlarged.
+            smaller counts as unreadable: nothing is enlarged (but by ``center``).
         seed: Of the order and of the crops.
         cache_dir: Where the list of images is kept between runs; None for the default.
         train_crop: ``native`` crops at the image's own scale; ``resized`` first shrinks its short
-            side to ``resolution``, so that the crop is random along the long side only.
+            side to ``resolution``, so that the crop is random along the long side only;
+            ``center`` takes `resized_center_crop`, as class-conditional ImageNet models do.
         use_manifest: Insist that ``source`` is a manifest.
+        labels: Where the classes come from; a bare kind of `Labels` will do.
+        augment: False takes the middle in place of random crops and mirrors nothing, for data
+            held out.
+
+    Attributes:
+        sample_shape: (3, resolution, resolution).
+        num_classes: 0 without labels.
+        class_names: One a class, in the order of their numbers.
+        data_key: ``image``.
 
     Raises:
-        ValueError: a bad option, or ``source`` has no images.
+        ValueError: a bad option, ``source`` has no images, or labels are missing; see
+            `read_labels`.
     """
+
+    data_key = "image"
 
     def __init__(
         self,
@@ -51,14 +74,20 @@ class TrainImageDataset(Dataset):
         cache_dir: str | Path | None = None,
         train_crop: str = "native",
         use_manifest: bool = False,
+        labels: str | Labels = "none",
+        augment: bool = True,
     ):
         if resolution < 1:
             raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
         if train_crop not in TRAIN_CROPS:
             raise ValueError(f"unknown train_crop {train_crop!r}; use {' or '.join(TRAIN_CROPS)}")
         self.images = index_images(source, cache_dir, use_manifest)
-        self.resolution, self.seed = resolution, seed
-        self._short_side = resolution if train_crop == "resized" else None
+        labels = Labels(labels) if isinstance(labels, str) else labels
+        self._labels, self.class_names = read_labels(source, self.images, labels)
+        self.num_classes = len(self.class_names)
+        self.resolution, self.seed, self.augment = resolution, seed, augment
+        self.sample_shape = (3, resolution, resolution)
+        self._train_crop = train_crop
         self._order = ShuffledOrder(len(self.images), seed)
         self._failed: dict[int, str] = {}
 
@@ -70,26 +99,50 @@ class TrainImageDataset(Dataset):
         """The sample at a position, any integer from 0 on.
 
         Returns:
-            ``image`` float32 (3, R, R) in [-1, 1], channels last in memory; ``position``;
-            ``unreadable``, a list of (path, reason) of the files that this process found
-            unreadable just now. Each file is tried once per process.
+            ``image`` float32 (3, R, R) in [-1, 1], channels last in memory; ``label``, an integer,
+            if there are labels; ``position``; ``unreadable``, a list of (path, reason) of the
+            files that this process found unreadable just now. Each file is tried once per process.
 
         Raises:
             NoReadableImage: 1000 images in a row, or all there are, failed.
         """
-        pixels, unreadable = self.read(position)
-        image = to_signed_unit(torch.from_numpy(pixels))
-        return {"image": image, "position": position, "unreadable": unreadable}
+        pixels, index, unreadable = self._read(position)
+        image = to_signed_unit(torch.from_numpy(pixels.copy()))
+        label = {} if self._labels is None else {"label": int(self._labels[index])}
+        return {"image": image, "position": position, "unreadable": unreadable} | label
 
-    def read(self, position: int) -> tuple[np.ndarray, list[tuple[str, str]]]:
-        """As `__getitem__`, with the crop as uint8 (R, R, 3)."""
+    def read_batch(self, positions: list[int]) -> dict[str, Any]:
+        """The samples at some positions, compact.
+
+        Returns:
+            ``pixels`` uint8 (B, R, R, 3); ``label`` int64 (B,), if there are labels;
+            ``unreadable``, as for `__getitem__`.
+
+        Raises:
+            NoReadableImage: as for `__getitem__`.
+        """
+        pixels = torch.empty(len(positions), self.resolution, self.resolution, 3, dtype=torch.uint8)
+        indices, unreadable = [], []
+        for slot, position in zip(pixels.numpy(), positions, strict=True):
+            slot[:], index, met = self._read(position)
+            indices.append(index)
+            unreadable += met
+        label = {} if self._labels is None else {"label": torch.from_numpy(self._labels[indices])}
+        return {"pixels": pixels, "unreadable": unreadable} | label
+
+    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """``image`` float32 (B, 3, R, R) in [-1, 1] and ``label``, if any, on ``device``."""
+        return image_inputs(batch, device)
+
+    def _read(self, position: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
+        """A crop, uint8 (R, R, 3), the image it is of, and the unreadable files just met."""
         met: list[tuple[str, str]] = []
         skipped: set[int] = set()
         for candidate in itertools.count(position):
             index = self._order.index(candidate)
             if index not in self._failed:
                 try:
-                    return self._crop(index, position), met
+                    return self._crop(index, position), index, met
                 except UnreadableImage as error:
                     self._failed[index] = str(error)
                     met.append((self.images.path(index), str(error)))
@@ -98,9 +151,13 @@ class TrainImageDataset(Dataset):
                 raise NoReadableImage(self._failure(skipped))
 
     def _crop(self, index: int, position: int) -> np.ndarray:
-        image = open_rgb(self.images.path(index), self.resolution, self._short_side)
+        path, size = self.images.path(index), self.resolution
         rng = random.Random(stable_seed(self.seed, "augment", position))
-        return random_crop(image, self.resolution, rng)
+        if self._train_crop == "center":
+            pixels = resized_center_crop(open_rgb(path), size)
+            return mirror_half(pixels, rng) if self.augment else pixels
+        image = open_rgb(path, size, size if self._train_crop == "resized" else None)
+        return random_crop(image, size, rng) if self.augment else center_crop(image, size)
 
     def _failure(self, indices: set[int]) -> str:
         examples = [f"{self.images.path(i)} ({self._failed[i]})" for i in sorted(indices)[:3]]

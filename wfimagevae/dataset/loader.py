@@ -5,19 +5,15 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from wfimagevae.dataset.image_dataset import (
-    NoReadableImage,
-    TrainImageDataset,
-    ValidImageDataset,
-    collate_images,
-)
+from wfimagevae.dataset.image_dataset import ValidImageDataset, collate_images
+from wfimagevae.dataset.protocol import DataError, TrainData
 from wfimagevae.dataset.sampler import PositionSampler
-from wfimagevae.dataset.transforms import to_signed_unit
 
 _log = logging.getLogger("wfimagevae")
 
@@ -25,29 +21,31 @@ _log = logging.getLogger("wfimagevae")
 class TrainLoader:
     """Endless iterator over this rank's batches, whose state is one integer.
 
-    ``next(loader)`` gives a dict: ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in
-    memory, on ``device``; ``position``, the B data positions; ``unreadable``, a list of
-    (path, reason) of the files met for the first time, each of which is also logged once.
+    ``next(loader)`` gives a dict: what the dataset's ``to_inputs`` makes of a batch, such as
+    ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in memory, on ``device``;
+    ``position``, the B data positions; ``unreadable``, a list of (path, reason) of the files met
+    for the first time, each of which is also logged once.
 
-    Workers hand over 8-bit crops: a quarter of the bytes between processes and to the device.
+    Workers hand over what ``read_batch`` returns. For images these are 8-bit crops: a quarter of
+    the bytes between processes and to the device.
 
     Args:
-        dataset: What to read.
-        batch_size: Images per batch and rank.
+        dataset: What to read; see `TrainData`.
+        batch_size: Samples per batch and rank.
         rank: Number of this process.
         world_size: Number of processes.
         num_workers: Reading processes; 0 reads in this one.
         prefetch_factor: Batches that each worker prepares ahead.
         persistent_workers: Handed to DataLoader; the stream is endless, so nothing depends on it.
-        device: Where the images go; through pinned memory to a CUDA device.
+        device: Where the samples go; through pinned memory to a CUDA device.
 
     Raises:
-        ValueError: a bad option. From ``next``: `NoReadableImage`.
+        ValueError: a bad option. From ``next``: a `DataError` of the dataset.
     """
 
     def __init__(
         self,
-        dataset: TrainImageDataset,
+        dataset: TrainData,
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
@@ -88,14 +86,12 @@ class TrainLoader:
         batch = next(self._batches)
         if "error" in batch:
             self.close()
-            raise NoReadableImage(batch["error"])
+            raise batch["error"]
         self._position += self.batch_size * self.world_size
-        is_pinned = self._options["pin_memory"]
-        pixels = batch["pixels"].to(self.device, non_blocking=is_pinned)  # (B, R, R, 3)
-        return {
-            "image": to_signed_unit(pixels),
-            "position": batch["position"],
-            "unreadable": self._newly_met(batch["unreadable"]),
+        position, unreadable = batch.pop("position"), batch.pop("unreadable", [])
+        return self.dataset.to_inputs(batch, self.device) | {
+            "position": position,
+            "unreadable": self._newly_met(unreadable),
         }
 
     def _newly_met(self, unreadable: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -151,22 +147,22 @@ class TrainLoader:
 
 
 class _BatchReader(Dataset):
-    """Reads whole batches, so that a worker hands over one 8-bit tensor."""
+    """Reads whole batches, so that a worker hands over few tensors."""
 
-    def __init__(self, dataset: TrainImageDataset):
+    def __init__(self, dataset: TrainData):
         self.dataset = dataset
 
     def __getitem__(self, positions: list[int]) -> dict[str, Any]:
-        size = self.dataset.resolution
-        pixels = torch.empty(len(positions), size, size, 3, dtype=torch.uint8)
-        unreadable = []
-        for slot, position in zip(pixels.numpy(), positions, strict=True):
-            try:
-                slot[:], met = self.dataset.read(position)
-            except NoReadableImage as error:  # raised in a worker, it would come as a traceback
-                return {"error": str(error)}
-            unreadable += met
-        return {"pixels": pixels, "position": positions, "unreadable": unreadable}
+        try:
+            return self.dataset.read_batch(positions) | {"position": positions}
+        except DataError as error:  # raised in a worker, it would come as a traceback
+            return {"error": error}
+
+
+def batch_loader(dataset: Any, batches: Iterable[list[int]], num_workers: int = 0) -> DataLoader:
+    """``dataset.read_batch(batch)`` for each batch of indices, in order, by ``num_workers``."""
+    options = _worker_options(num_workers)
+    return DataLoader(_BatchReader(dataset), sampler=list(batches), batch_size=None, **options)
 
 
 def valid_loader(

@@ -42,10 +42,14 @@ class ImageIndex:
     def __len__(self) -> int:
         return len(self._ends)
 
+    def entry(self, i: int) -> bytes:
+        """Path of image ``i`` as it was given, encoded."""
+        start = self._ends[i - 1] if i else 0
+        return self._text[start : self._ends[i]].tobytes()
+
     def path(self, i: int) -> str:
         """Absolute path of image ``i``."""
-        start = self._ends[i - 1] if i else 0
-        return os.path.join(self.root, os.fsdecode(self._text[start : self._ends[i]].tobytes()))
+        return os.path.join(self.root, os.fsdecode(self.entry(i)))
 
     def relative(self, i: int) -> str:
         """Path of image ``i`` below the root, with forward slashes.
@@ -87,7 +91,7 @@ def index_images(
         entries = _folder_entries(root, _cache_file(root, cache_dir))
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
     elif os.path.isfile(root):
-        entries = [os.fsencode(path) for path in _manifest_paths(root)]
+        entries = [os.fsencode(path) for _, path, _ in manifest_records(root)]
         folder, hint = os.path.dirname(root), "expected a JSON-lines manifest, and it has no lines"
     else:
         raise ValueError(f"image path {root} is neither a folder nor a manifest file")
@@ -103,10 +107,15 @@ def read_manifest(manifest: str | Path) -> list[str]:
         ValueError: a bad line, named as file:line.
     """
     manifest = os.path.abspath(os.path.expanduser(manifest))
-    return [os.path.join(os.path.dirname(manifest), path) for path in _manifest_paths(manifest)]
+    return [os.path.join(os.path.dirname(manifest), p) for _, p, _ in manifest_records(manifest)]
 
 
-def _manifest_paths(manifest: str) -> Iterator[str]:
+def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
+    """Each line of a manifest: where it is (file:line), its image's path, and the whole object.
+
+    Raises:
+        ValueError: a bad line, named as file:line.
+    """
     if manifest.lower().endswith(EXTENSIONS):
         raise ValueError(
             f"{manifest} is an image; give a folder of images or a JSON-lines manifest"
@@ -114,10 +123,11 @@ def _manifest_paths(manifest: str) -> Iterator[str]:
     with open(manifest, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
-                yield _manifest_path(line, f"{manifest}:{number}")
+                where = f"{manifest}:{number}"
+                yield where, *_manifest_record(line, where)
 
 
-def _manifest_path(line: bytes, where: str) -> str:
+def _manifest_record(line: bytes, where: str) -> tuple[str, dict]:
     keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
     try:
         record = json.loads(line.decode("utf-8-sig"))
@@ -126,7 +136,7 @@ def _manifest_path(line: bytes, where: str) -> str:
     if isinstance(record, dict):
         for key in MANIFEST_KEYS:
             if isinstance(record.get(key), str) and record[key]:
-                return record[key]
+                return record[key], record
     text = line.decode().strip()
     raise ValueError(f"{where}: expected an object with a path under {keys}, got {text:.80}")
 

@@ -1,6 +1,7 @@
 """From upright RGB images to crops, and from 8-bit crops to tensors in [-1, 1]."""
 
 import random
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,9 +37,51 @@ def center_crop(image: Image.Image, size: int | None) -> np.ndarray:
     return np.array(image.crop((left, top, left + size, top + size)))
 
 
+def resized_center_crop(image: Image.Image, size: int) -> np.ndarray:
+    """The middle square of an image whose short side is resized to ``size``, enlarged too.
+
+    Halved by averaging as long as it stays at least that large, then resized bicubically: the
+    preprocessing behind the public class-conditional ImageNet models.
+
+    Returns:
+        uint8, (size, size, 3).
+
+    Source: Dhariwal and Nichol 2021 (ADM), arXiv:2105.05233, the released code.
+    """
+    while min(image.size) >= 2 * size:
+        halved = (image.width // 2, image.height // 2)
+        image = image.resize(halved, Image.Resampling.BOX)
+    scale = size / min(image.size)
+    resized = (round(image.width * scale), round(image.height * scale))
+    return center_crop(image.resize(resized, Image.Resampling.BICUBIC), size)
+
+
+def mirror_half(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
+    """``pixels`` (h, w, 3), mirrored left to right half of the time."""
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
 def to_signed_unit(pixels: Tensor) -> Tensor:
     """uint8 pixels, channels last (..., h, w, 3), as float32 (..., 3, h, w) in [-1, 1].
 
     The memory stays channels last: only the shape is permuted.
     """
     return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def image_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+    """``image`` float32 (B, 3, h, w) in [-1, 1] and ``label``, if any, on a device.
+
+    Args:
+        batch: ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,) or absent.
+        device: Copied to asynchronously where it is a CUDA device and the memory is pinned.
+    """
+    inputs = {"image": to_signed_unit(to_device(batch["pixels"], device))}
+    if "label" in batch:
+        inputs["label"] = to_device(batch["label"], device)
+    return inputs
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """``tensor`` on a device; from pinned memory without waiting for the copy."""
+    return tensor.to(device, non_blocking=device.type == "cuda")

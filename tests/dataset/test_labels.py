@@ -1,0 +1,171 @@
+import json
+
+import pytest
+import torch
+
+from wfimagevae.dataset import IndexedImages, Labels, TrainImageDataset, TrainLoader
+
+
+@pytest.fixture
+def classes(tmp_path, noise):
+    """A folder with two images of a cat, one of them deep, and three of a dog."""
+    folder = tmp_path / "classes"
+    for i, name in enumerate(
+        ["dog/0.png", "dog/1.png", "dog/2.png", "cat/0.png", "cat/deep/1.png"]
+    ):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(10, 10, seed=i).save(folder / name)
+    return folder
+
+
+@pytest.fixture
+def manifest(tmp_path, noise):
+    """Maker of a manifest whose line i has the given label; None leaves the field out."""
+
+    def make(*labels):
+        lines = []
+        for i, label in enumerate(labels):
+            # Line order differs from sorted order.
+            name = f"{9 - i}.png"
+            noise(10, 10, seed=i).save(tmp_path / name)
+            lines.append({"path": name} | ({} if label is None else {"label": label}))
+        path = tmp_path / "list.jsonl"
+        path.write_text("\n".join(map(json.dumps, lines)))
+        return path
+
+    return make
+
+
+def pictures(dataset, count):
+    """Which label each different picture has."""
+    found = {}
+    for position in range(count):
+        sample = dataset[position]
+        found.setdefault(sample["image"].numpy().tobytes(), set()).add(sample["label"])
+    return found
+
+
+def test_class_is_the_first_folder_in_sorted_order(classes):
+    images = IndexedImages(classes, 8, Labels("folder"))
+    named = {images.text(i)["name"]: images.labels[i] for i in range(len(images))}
+    assert images.class_names == ["cat", "dog"]
+    assert named == {
+        "cat/0.png": 0,
+        "cat/deep/1.png": 0,
+        "dog/0.png": 1,
+        "dog/1.png": 1,
+        "dog/2.png": 1,
+    }
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_labels_follow_their_images_into_the_batch(classes, num_workers):
+    dataset = TrainImageDataset(classes, 10, labels="folder", augment=False)
+    loader = TrainLoader(dataset, batch_size=5, num_workers=num_workers)
+    batch = next(loader)
+    loader.close()
+    assert set(batch) == {"image", "label", "position", "unreadable"}
+    assert batch["label"].dtype == torch.int64 and sorted(batch["label"].tolist()) == [
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
+    truth = pictures(dataset, 5)
+    for image, label in zip(batch["image"], batch["label"], strict=True):
+        assert truth[image.numpy().tobytes()] == {label.item()}
+    assert dataset.num_classes == 2 and dataset.sample_shape == (3, 10, 10)
+
+
+def test_stand_in_brings_its_own_label(classes):
+    truth = pictures(TrainImageDataset(classes, 10, labels="folder", augment=False), 5)
+    (classes / "dog" / "1.png").write_bytes(b"")
+    found = pictures(TrainImageDataset(classes, 10, labels="folder", augment=False), 40)
+    assert len(truth) == 5 and len(found) == 4
+    assert all(truth[picture] == labels for picture, labels in found.items())
+
+
+def test_without_labels_there_are_no_classes(classes):
+    dataset = TrainImageDataset(classes, 10)
+    assert (dataset.num_classes, dataset.class_names) == (0, [])
+    assert "label" not in dataset.read_batch([0, 1])
+
+
+def test_empty_class_folder_is_named(classes):
+    (classes / "bird").mkdir()
+    with pytest.raises(ValueError, match="no image in class folder bird"):
+        TrainImageDataset(classes, 10, labels="folder")
+
+
+def test_hidden_folders_and_files_of_another_kind_are_no_classes(classes):
+    (classes / ".cache").mkdir()
+    (classes / "LICENSE").touch()
+    assert TrainImageDataset(classes, 10, labels="folder").class_names == ["cat", "dog"]
+
+
+def test_images_outside_any_class_are_counted(classes, noise):
+    noise(10, 10).save(classes / "stray.png")
+    with pytest.raises(ValueError, match=r"1 images lie outside .* stray\.png"):
+        TrainImageDataset(classes, 10, labels="folder")
+
+
+def test_held_out_classes_keep_the_training_numbers(classes):
+    held_out = IndexedImages(classes, 8, Labels("folder", ["dog", "cat"]))
+    assert held_out.labels.tolist() == [1, 1, 0, 0, 0]
+    assert held_out.class_names == ["dog", "cat"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"), [(["cat"], "besides dog"), (["bird", "cat", "dog"], "lacks bird")]
+)
+def test_held_out_folder_of_other_classes_is_refused(classes, names, message):
+    with pytest.raises(ValueError, match=message):
+        TrainImageDataset(classes, 10, labels=Labels("folder", names))
+
+
+def test_manifest_labels_follow_their_lines(manifest):
+    images = IndexedImages(manifest(2, 0, 2), 8, Labels("manifest"))
+    named = {images.text(i)["name"]: images.labels[i] for i in range(3)}
+    assert named == {"9.png": 2, "8.png": 0, "7.png": 2}
+    assert images.class_names == ["0", "1", "2"]
+
+
+def test_manifest_names_are_numbered_in_sorted_order(manifest):
+    path = manifest("dog", "cat", "dog")
+    images = IndexedImages(path, 8, Labels("manifest"))
+    assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [1, 0, 1]
+    held_out = IndexedImages(path, 8, Labels("manifest", ["dog", "bird", "cat"]))
+    assert held_out.labels.tolist() == [0, 2, 0]
+
+
+def test_class_without_a_line_is_warned_of(manifest, caplog):
+    IndexedImages(manifest(0, 2), 8, Labels("manifest"))
+    assert "no image of class 1" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "message"),
+    [
+        ((0, None), None, r"jsonl:2: expected a label"),
+        ((0, 1.5), None, r"jsonl:2: expected a label"),
+        ((True,), None, r"jsonl:1: expected a label"),
+        ((0, -1), None, r"jsonl:2: label -1 is out of range: use 0 to 0"),
+        ((0, 10**9), None, r"jsonl:2: label 1000000000 is out of range"),
+        ((0, 1, 2), ["a", "b"], r"jsonl:3: label 2 is out of range: use 0 to 1"),
+        (("a", "c"), ["a", "b"], r"jsonl:2: label 'c' is out of range: the classes are a, b"),
+        ((0, "a"), None, r"one kind"),
+    ],
+)
+def test_bad_line_is_named(manifest, labels, names, message):
+    with pytest.raises(ValueError, match=message):
+        TrainImageDataset(manifest(*labels), 8, labels=Labels("manifest", names))
+
+
+def test_labels_of_the_wrong_kind_are_refused(classes, manifest):
+    with pytest.raises(ValueError, match="it is a folder; use 'folder'"):
+        TrainImageDataset(classes, 8, labels="manifest")
+    with pytest.raises(ValueError, match="it is a manifest; use 'manifest'"):
+        TrainImageDataset(manifest(0), 8, labels="folder")
+    with pytest.raises(ValueError, match="unknown labels 'folders'"):
+        TrainImageDataset(classes, 8, labels="folders")

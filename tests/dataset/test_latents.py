@@ -1,0 +1,197 @@
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from tests.dataset.latent_files import numbered, write_cache
+from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Seven latents of hardly any variance in two shards; each is its number."""
+    shards = [{"moments": numbered(0, 4)}, {"moments": numbered(4, 3)}]
+    return write_cache(tmp_path / "cache", shards)
+
+
+def numbers(batch):
+    latent = batch["latent"]
+    assert (latent.flatten(1).std(1) < 1e-5).all()
+    return latent[:, 0, 0, 0].round().int().tolist()
+
+
+def test_every_latent_is_seen_once_per_epoch(cache):
+    dataset = LatentDataset(cache)
+    batch = dataset.read_batch(list(range(21)))
+    assert batch["latent"].shape == (21, *dataset.sample_shape) == (21, 2, 3, 3)
+    assert batch["latent"].dtype == torch.float32 and "label" not in batch
+    epochs = [numbers(batch)[i : i + 7] for i in (0, 7, 14)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_stored_types_read_back(tmp_path, dtype):
+    moments = (torch.randn(5, 4, 3, 3) - torch.tensor([0, 0, 40, 40]).view(4, 1, 1)).to(dtype)
+    dataset = LatentDataset(write_cache(tmp_path, [{"moments": moments}]))
+    latents = dataset.read_batch(list(range(5)))["latent"]
+    order = [dataset._order.index(p) for p in range(5)]
+    torch.testing.assert_close(latents, moments[order, :2].float(), atol=2e-6, rtol=0)
+
+
+def test_posterior_is_drawn_anew_at_every_position_with_its_own_moments(tmp_path):
+    moments = torch.stack([torch.full((2, 30, 30), 3.0), torch.full((2, 30, 30), np.log(4.0))])
+    shard = {"moments": moments.reshape(1, 4, 30, 30)}
+    dataset = LatentDataset(write_cache(tmp_path, [shard]))
+    draws = dataset.read_batch(list(range(20)))["latent"]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 20
+    assert stats.kstest(((draws - 3) / 2).flatten().numpy(), "norm").pvalue > 1e-3
+    again = LatentDataset(tmp_path).read_batch([7])["latent"]
+    assert torch.equal(again[0], draws[7])
+    assert not torch.equal(LatentDataset(tmp_path, seed=5).read_batch([7])["latent"], again)
+
+
+def test_latents_are_normalised_channel_by_channel(tmp_path):
+    shard = {"latents": torch.randn(400, 2, 4, 4) * torch.tensor([3.0, 0.5]).view(2, 1, 1) + 7}
+    write_cache(tmp_path, [shard], posterior="mode", shift=[7.0, 7.0], scale=[1 / 3, 2.0])
+    latents = LatentDataset(tmp_path).read_batch(list(range(400)))["latent"]
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(2), atol=0.05, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(2), atol=0.05, rtol=0)
+
+
+def test_mirrored_copy_stands_in_half_of_the_time(tmp_path):
+    shard = {"moments": numbered(0, 4), "moments_flipped": numbered(100, 4)}
+    write_cache(tmp_path, [shard], flip=True)
+    found = numbers(LatentDataset(tmp_path).read_batch(list(range(400))))
+    flipped = [number >= 100 for number in found]
+    assert 150 < sum(flipped) < 250 and {n % 100 for n in found} == {0, 1, 2, 3}
+    assert max(numbers(LatentDataset(tmp_path, augment=False).read_batch(list(range(40))))) == 3
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_labels_follow_their_latents_through_the_loader(tmp_path, num_workers):
+    shards = [
+        {"moments": numbered(0, 4), "labels": torch.tensor([0, 1, 0, 1])},
+        {"moments": numbered(4, 3), "labels": torch.tensor([0, 1, 0])},
+    ]
+    dataset = LatentDataset(write_cache(tmp_path, shards, class_names=["even", "odd"]))
+    loader = TrainLoader(dataset, batch_size=10, num_workers=num_workers)
+    batch = next(loader)
+    loader.close()
+    assert batch["label"].tolist() == [number % 2 for number in numbers(batch)]
+    assert dataset.num_classes == 2 and batch["position"] == list(range(10))
+
+
+def test_empty_shard_is_passed_over(tmp_path):
+    shards = [{"moments": numbered(0, n)} for n in (2, 0, 1)]
+    shards[2] = {"moments": numbered(2, 1)}
+    dataset = LatentDataset(write_cache(tmp_path, shards))
+    assert sorted(numbers(dataset.read_batch([0, 1, 2]))) == [0, 1, 2]
+
+
+def test_dataset_travels_without_its_files(cache):
+    dataset = LatentDataset(cache)
+    before = dataset.read_batch([3])["latent"]
+    sent = pickle.dumps(dataset)
+    assert len(sent) < 5000
+    assert torch.equal(pickle.loads(sent).read_batch([3])["latent"], before)
+
+
+def test_names_are_kept(cache):
+    assert LatentDataset(cache).texts(1)[2] == {"name": "1/2.png", "caption": None}
+
+
+def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path):
+    other = write_cache(tmp_path / "other", [{"moments": numbered(8, 1)}])
+    train = write_cache(
+        tmp_path / "train", [{"moments": numbered(0, 4)}], shift=[2, 2], scale=[3, 3]
+    )
+    like = LatentDataset(train).record
+    assert numbers(LatentDataset(other, like=like).read_batch([0])) == [(8 - 2) * 3]
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"resolution": 64}, "encoded at resolution 64, expected 32"),
+        ({"vae": {"source": "diffusers:x", "fingerprint": "a" * 64}}, "another VAE: diffusers:x"),
+        ({"class_names": ["a"]}, "has 1 classes"),
+    ],
+)
+def test_held_out_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
+    shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
+    other = write_cache(tmp_path / "other", [shard], **facts)
+    with pytest.raises(DataError, match=message):
+        LatentDataset(other, like=LatentDataset(cache).record)
+
+
+def test_what_the_caller_expects_is_checked(cache):
+    dataset = LatentDataset(cache)
+    dataset.check_matches()
+    dataset.check_matches("f" * 64, 32)
+    with pytest.raises(DataError, match="another VAE"):
+        dataset.check_matches("a" * 64)
+    with pytest.raises(DataError, match="resolution 32, expected 256"):
+        dataset.check_matches(resolution=256)
+
+
+def rewrite(folder, **facts):
+    path = folder / "latents.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+@pytest.mark.parametrize(
+    ("facts", "message"),
+    [
+        ({"version": 2}, "of version 2"),
+        ({"complete": False}, "has not finished"),
+        ({"plan": "9"}, r"00000\.safetensors belongs to another cache"),
+        ({"latent_shape": [4, 3, 3]}, "expected"),
+        ({"flip": True}, r"moments_flipped has shape None"),
+        ({"samples": [4, 3, 1]}, r"00002\.safetensors is missing"),
+    ],
+)
+def test_record_that_does_not_fit_is_refused(cache, facts, message):
+    rewrite(cache, **facts)
+    with pytest.raises(DataError, match=message):
+        LatentDataset(cache)
+
+
+def test_absent_record_says_how_to_make_one(tmp_path):
+    with pytest.raises(DataError, match="cache_latents"):
+        LatentDataset(tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 5, 40, -1])
+def test_truncated_shard_is_named_at_once(cache, size):
+    path = cache / "latents-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(DataError, match=r"00001\.safetensors is truncated"):
+        LatentDataset(cache)
+
+
+def test_nan_stops_before_the_first_batch_and_is_named(cache):
+    bad = numbered(4, 3)
+    bad[2, 0, 1, 1] = torch.nan
+    write_cache(cache, [{"moments": numbered(0, 4)}, {"moments": bad}])
+    with pytest.raises(DataError, match=r"00001\.safetensors: sample 2 of moments is not finite"):
+        LatentDataset(cache)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nan_that_comes_later_stops_in_one_line(cache, num_workers):
+    dataset = LatentDataset(cache)
+    bad = numbered(4, 3)
+    bad[:] = torch.nan
+    write_cache(cache, [{"moments": numbered(0, 4)}, {"moments": bad}])
+    with pytest.raises(DataError, match="is not finite") as error:
+        next(TrainLoader(dataset, 7, num_workers=num_workers))
+    assert "\n" not in str(error.value)
+
+
+def test_label_out_of_range_is_refused(tmp_path):
+    shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
+    with pytest.raises(DataError, match="label 2 is out of range, use 0 to 1"):
+        LatentDataset(write_cache(tmp_path, [shard], class_names=["a", "b"]))

@@ -1,0 +1,143 @@
+"""Classes of images: the first-level folder that holds them, or a manifest's ``label``."""
+
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wfimagevae.dataset.sources import ImageIndex, manifest_records
+
+LABEL_KINDS = ("none", "folder", "manifest")
+_HIGHEST_LABEL = 10**6 - 1  # of numbers without names: what is above is a mistake
+_log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Where the classes of images come from.
+
+    Attributes:
+        kind: ``none``; ``folder``: an image's class is the first-level sub-folder that holds it
+            (the layout of ImageNet); ``manifest``: the field ``label`` of its line, which is a
+            number from 0 on, or a name, the same kind in all lines.
+        class_names: The classes that labels are numbered by: those of the training data, for
+            data held out. None: the sorted names found; of numbers, 0 to the highest.
+    """
+
+    kind: str = "none"
+    class_names: Sequence[str] | None = None
+
+    def __post_init__(self):
+        if self.kind not in LABEL_KINDS:
+            raise ValueError(f"unknown labels {self.kind!r}; use {', '.join(LABEL_KINDS)}")
+
+
+def read_labels(
+    source: str | Path, images: ImageIndex, labels: Labels
+) -> tuple[np.ndarray | None, list[str]]:
+    """The class of every image, and the classes' names.
+
+    Args:
+        source: The folder or manifest that was indexed.
+        images: Its images.
+        labels: Where the classes come from.
+
+    Returns:
+        int64 (len(images),), or None without labels; the names in the order of their numbers.
+
+    Raises:
+        ValueError: a class without an image, an image outside the classes, other classes than
+            asked for, or a manifest's line (named as file:line) without a usable label.
+    """
+    if labels.kind == "none":
+        return None, []
+    source = os.path.abspath(os.path.expanduser(source))
+    is_folder = os.path.isdir(source)
+    if is_folder != (labels.kind == "folder"):
+        right = "folder" if is_folder else "manifest"
+        raise ValueError(
+            f"labels {labels.kind!r} cannot come from {source}: it is a {right}; use {right!r}"
+        )
+    read = _folder_labels if is_folder else _manifest_labels
+    return read(source, images, labels.class_names)
+
+
+def _folder_labels(
+    root: str, images: ImageIndex, class_names: Sequence[str] | None
+) -> tuple[np.ndarray, list[str]]:
+    firsts = [images.entry(i).partition(b"/") for i in range(len(images))]
+    outside = [first for first, slash, _ in firsts if not slash]
+    if outside:
+        raise ValueError(
+            f"{root}: {len(outside)} images lie outside any class folder, for example "
+            f"{os.fsdecode(outside[0])}; labels need one sub-folder a class"
+        )
+    names = [os.fsdecode(first) for first, _, _ in firsts]
+    found = sorted(set(names))
+    with os.scandir(root) as entries:
+        folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
+    if empty := sorted(folders - set(found)):
+        raise ValueError(
+            f"{root}: no image in class folder {_some(empty)}; fill or remove what is empty"
+        )
+    if class_names is not None and set(class_names) != set(found):
+        missing, extra = set(class_names) - set(found), set(found) - set(class_names)
+        told = [f"lacks {_some(sorted(missing))}"] if missing else []
+        told += [f"has besides {_some(sorted(extra))}"] if extra else []
+        raise ValueError(
+            f"{root} must have the {len(class_names)} class folders of the training data: it "
+            + " and ".join(told)
+        )
+    order = list(found if class_names is None else class_names)
+    number = {name: i for i, name in enumerate(order)}
+    return np.array([number[name] for name in names], np.int64), order
+
+
+def _manifest_labels(
+    manifest: str, images: ImageIndex, class_names: Sequence[str] | None
+) -> tuple[np.ndarray, list[str]]:
+    lines = [
+        (os.fsencode(path), record.get("label"), where)
+        for where, path, record in manifest_records(manifest)
+    ]
+    lines.sort(key=lambda line: line[0])  # stable, as the index is sorted
+    assert len(lines) == len(images)
+    for _, label, where in lines:
+        if isinstance(label, bool) or not isinstance(label, int | str):
+            raise ValueError(
+                f"{where}: expected a label, a class's number or name, got {label!r:.80}"
+            )
+    by_name = isinstance(lines[0][1], str)
+    for _, label, where in lines:
+        if isinstance(label, str) != by_name:
+            raise ValueError(
+                f"{where}: label {label!r} is a {'number' if by_name else 'name'}, "
+                f"that of {lines[0][2]} is not; use one kind in all lines"
+            )
+    if class_names is None:
+        found = {label for _, label, _ in lines}
+        highest = 0 if by_name else min(max(found), _HIGHEST_LABEL)
+        order = sorted(found) if by_name else [str(i) for i in range(highest + 1)]
+    else:
+        order = list(class_names)
+    number = {name: i for i, name in enumerate(order)} if by_name else range(len(order))
+    for _, label, where in lines:
+        if label not in number:
+            raise ValueError(f"{where}: label {label!r} is out of range: {_known(order, by_name)}")
+    numbers = np.array([number[label] for _, label, _ in lines], np.int64)
+    if unused := sorted(set(range(len(order))) - set(numbers.tolist())):
+        _log.warning("%s: no image of class %s", manifest, _some([order[i] for i in unused]))
+    return numbers, order
+
+
+def _known(names: Sequence[str], by_name: bool) -> str:
+    return f"the classes are {_some(names)}" if by_name else f"use 0 to {max(len(names) - 1, 0)}"
+
+
+def _some(names: Iterable[str]) -> str:
+    names = list(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(names[:8]) + more
