@@ -11,14 +11,19 @@ REQUIREMENTS = [
     if line.strip() and not line.startswith("#")
 ]
 EXTRAS = {
-    "eval": ["torchmetrics>=1.8", "torch-fidelity>=0.3"],
+    "eval": ["torchmetrics>=1.8", "torch-fidelity>=0.4"],
+    "flow": ["torchdiffeq>=0.2"],
+    "optim": ["pytorch-optimizer>=3.5"],
     "nvml": ["nvidia-ml-py>=12.535"],
     "tensorboard": ["tensorboard>=2.16"],
     "trackio": ["trackio>=0.2"],
+    "video": ["imageio-ffmpeg>=0.4"],
 }
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 EXTRAS["dev"] = [
     *EXTRAS["eval"],
+    *EXTRAS["flow"],
+    *EXTRAS["optim"],
     *EXTRAS["nvml"],
     *EXTRAS["tensorboard"],
     "pre-commit>=3.7",

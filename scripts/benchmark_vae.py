@@ -8,7 +8,7 @@ python scripts/benchmark_vae.py --real_image_dir photos --resolution 256 --outpu
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, positive_float
+from wfimagevae.engine.args import Parser, output_file, positive_float
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import (
     METRIC_UNAVAILABLE,
@@ -45,7 +45,9 @@ def build_parser() -> Parser:
         metavar="S",
         help="how long encoding and decoding are timed, each, in seconds",
     )
-    parser.add_argument("--output", metavar="FILE", help="Markdown file to write as well")
+    parser.add_argument(
+        "--output", type=output_file, metavar="FILE", help="Markdown file to write as well"
+    )
     add_compute_args(parser)
     return parser
 

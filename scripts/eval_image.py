@@ -8,7 +8,7 @@ torchrun --nproc_per_node 8 scripts/eval_image.py ...
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, add_device_arg
+from wfimagevae.engine.args import Parser, add_device_arg, output_file
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import METRIC_UNAVAILABLE, add_image_args, add_metric_args
 
@@ -29,7 +29,12 @@ def build_parser() -> Parser:
         "folder 'origin' in it is left out",
     )
     add_metric_args(parser)
-    parser.add_argument("--output_json", metavar="FILE", help="where to write figures and protocol")
+    parser.add_argument(
+        "--output_json",
+        type=output_file,
+        metavar="FILE",
+        help="where to write figures and protocol",
+    )
     add_device_arg(parser)
     return parser
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser
+from wfimagevae.engine.args import Parser, output_file
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import add_compute_args, add_image_args, add_model_args, model_source
 
@@ -30,7 +30,9 @@ def build_parser() -> Parser:
         action="store_true",
         help="update config.json of the Hugging Face folder that --from_pretrained names",
     )
-    group.add_argument("--output_json", metavar="FILE", help="write the statistics to this file")
+    group.add_argument(
+        "--output_json", type=output_file, metavar="FILE", help="write the statistics to this file"
+    )
     add_compute_args(parser)
     return parser
 

@@ -28,6 +28,12 @@ def build_parser() -> Parser:
             help=f"model whose {half} to take: Hugging Face folder, .ckpt or folder of .ckpt files",
         )
     parser.add_argument(
+        "--model_config",
+        metavar="JSON",
+        help="configuration, for a .ckpt with none in it or beside it; the other model keeps its "
+        "own",
+    )
+    parser.add_argument(
         "--save_dir", required=True, metavar="DIR", help="Hugging Face folder to write"
     )
     parser.add_argument(
@@ -45,12 +51,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     from wfimagevae.eval.autoencoder import load_vae
     from wfimagevae.eval.export import check_target, model_card, save_model
     from wfimagevae.eval.merging import merge
+    from wfimagevae.model.weight_files import has_config
 
-    folder = Path(args.save_dir)
-    check_target(folder, args.encoder_from, args.decoder_from)
+    folder, sources = Path(args.save_dir), (args.encoder_from, args.decoder_from)
+    check_target(folder, *sources)
+    bare = [path for path in sources if args.model_config and not has_config(path)]
+    if args.model_config and not bare:
+        raise ValueError(
+            f"--model_config {args.model_config}: both models have their own; leave it out"
+        )
     halves = [
-        load_vae(args.model_name, path, use_raw_weights=args.use_raw_weights)
-        for path in (args.encoder_from, args.decoder_from)
+        load_vae(
+            args.model_name,
+            path,
+            args.model_config if path in bare else None,
+            use_raw_weights=args.use_raw_weights,
+        )
+        for path in sources
     ]
     merged = merge(*halves)
     save_model(merged, folder, model_card(merged, folder.resolve().name))

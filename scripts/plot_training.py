@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, positive_int
+from wfimagevae.engine.args import Parser, output_file, positive_int
 from wfimagevae.engine.cli import run_cli
 
 
@@ -16,7 +16,10 @@ def build_parser() -> Parser:
     parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("run_dir", help="folder of a training run (options.json, *.csv, *.jsonl)")
     parser.add_argument(
-        "--output", metavar="FILE", help="the HTML file; RUN_DIR/report.html if not given"
+        "--output",
+        type=output_file,
+        metavar="FILE",
+        help="the HTML file; RUN_DIR/report.html if not given",
     )
     parser.add_argument(
         "--max_pictures",

@@ -30,6 +30,7 @@ MAX_FUNCTION_LINES = 60
 ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"} | {
     "torchmetrics",
     "torch_fidelity",
+    "torchdiffeq",
 }
 DISTRIBUTIONS = {
     "PIL": "pillow",

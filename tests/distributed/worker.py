@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -44,16 +45,20 @@ def play(flags: list[str], steps: int, result: Path) -> None:
 
 def play_on_ranks(num_ranks: int, flags: list[str], steps: int, result: Path) -> list[dict]:
     """What each of ``num_ranks`` spawned processes saved."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    arguments = (num_ranks, port, flags, steps, result)
-    torch.multiprocessing.spawn(_join_and_play, arguments, nprocs=num_ranks)
+    on_ranks(num_ranks, play, flags, steps, result)
     paths = [result.with_suffix(f".{rank}") for rank in range(num_ranks)]
     return [torch.load(path, weights_only=True) for path in paths]
 
 
-def _join_and_play(rank: int, size: int, port: int, flags: list[str], steps: int, result: Path):
+def on_ranks(num_ranks: int, function: Callable, *arguments) -> None:
+    """Calls a function in spawned processes that find each other as under torchrun."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_join, (num_ranks, port, function, arguments), nprocs=num_ranks)
+
+
+def _join(rank: int, size: int, port: int, function: Callable, arguments: tuple) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -61,4 +66,4 @@ def _join_and_play(rank: int, size: int, port: int, flags: list[str], steps: int
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    play(flags, steps, result)
+    function(*arguments)

@@ -5,7 +5,9 @@ import pytest
 from wfimagevae.engine.args import (
     Parser,
     add_config_arg,
+    add_several,
     add_switch,
+    output_file,
     parse_with_config,
     positive_int,
     probability,
@@ -21,6 +23,7 @@ def parser():
     parser.add_argument("--dropout", type=probability, default=0.0)
     parser.add_argument("--image_path", required=True)
     parser.add_argument("--metric", nargs="+", default=["psnr"])
+    add_several(parser, "--decay", probability, [0.9], "decays")
     parser.add_argument("--freeze", action="store_true")
     add_switch(parser, "--ema", True, "average")
     return parser
@@ -82,6 +85,32 @@ def test_bad_flags_are_explained_in_one_line(parser, capsys, argv, words):
     assert error.count("\n") == 1
 
 
+def test_an_output_that_cannot_be_a_file_is_refused(parser, tmp_path, capsys):
+    parser.add_argument("--output", type=output_file)
+    fine = str(tmp_path / "new" / "file.json")
+    assert parser.parse_args(["--image_path", "x", "--output", fine]).output == fine
+    (tmp_path / "file").touch()
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "file" / "x", "cannot be written")):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--image_path", "x", "--output", str(path)])
+        assert f"--output: {path} {words}" in capsys.readouterr().err
+
+
 def test_switches_go_both_ways(parser):
     assert parser.parse_args(["--image_path", "x", "--no_ema"]).ema is False
     assert parser.parse_args(["--image_path", "x", "--ema"]).ema is True
+
+
+@pytest.mark.parametrize("words", [["0.9", "0.99"], ["0.9,0.99"], ["0.9 0.99"]])
+def test_several_numbers_come_in_several_words_or_in_one(parser, words):
+    args = parser.parse_args(["--image_path", "x", "--decay", *words])
+    assert args.decay == [0.9, 0.99]
+    assert parser.parse_args(["--image_path", "x"]).decay == [0.9]
+    assert parser.parse_args(["--image_path", "x", "--decay=0.5"]).decay == [0.5]
+
+
+def test_several_numbers_are_checked_one_by_one_and_come_from_yaml(parser, tmp_path, capsys):
+    assert parse(parser, tmp_path, "image_path: x\ndecay: [0.5, 0.7]\n").decay == [0.5, 0.7]
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--image_path", "x", "--decay", "0.9,2"])
+    assert "2 is not a number between 0 and 1" in capsys.readouterr().err

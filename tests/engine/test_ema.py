@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint
+from wfimagevae.engine.ema import EMA, Averages
 
 
 def constant_steps(decay, warmup, num):
@@ -42,3 +43,37 @@ def test_loads_names_with_module_and_refuses_missing_ones():
     assert ema.average["weight"].item() == 5
     with pytest.raises(ValueError, match="lacks 1 weights, first weight"):
         ema.load_state_dict({"other": torch.zeros(1)})
+
+
+def test_several_decays_average_side_by_side_and_the_first_is_applied():
+    network = nn.Linear(1, 1, bias=False)
+    network.weight.data.fill_(0.0)
+    averages = Averages(network, [0.9, 0.5], warmup=False)
+    network.weight.data.fill_(1.0)
+    for _ in range(4):
+        averages.update()
+    state = averages.others.state_dict()
+    assert averages.state_dict()["weight"].item() == pytest.approx(1 - 0.9**4)
+    assert state["0.5"]["average"]["weight"].item() == pytest.approx(1 - 0.5**4)
+    with averages.applied():
+        assert network.weight.item() == pytest.approx(1 - 0.9**4)
+    with pytest.raises(ValueError, match="decays that differ"):
+        Averages(network, [0.9, 0.9])
+
+
+def test_averages_come_back_by_decay_and_new_ones_start_from_the_weights(tmp_path):
+    network = nn.Linear(1, 1, bias=False)
+    saved = Averages(network, [0.9, 0.5], warmup=False)
+    network.weight.data.fill_(7.0)
+    saved.update()
+    path = tmp_path / "checkpoint-1.ckpt"
+    Checkpoint({"state_dict.gen_model": network} | saved.parts()).save(path)
+    content = read_checkpoint(path)
+    resumed = Averages(network, [0.9, 0.3, 0.5], warmup=False)
+    resumed.others.averages[0].average["weight"].fill_(-1.0)
+    Checkpoint(resumed.parts()).load(content)
+    restarted, other = resumed.others.averages
+    assert torch.equal(other.average["weight"], saved.others.averages[0].average["weight"])
+    assert (restarted.average["weight"].item(), restarted.num_updates) == (7.0, 0)
+    assert other.num_updates == 1
+    assert set(Averages(network, [0.9]).parts()) == {"ema_state_dict"}

@@ -48,6 +48,32 @@ def test_a_run_that_has_just_begun_has_a_report(tmp_path):
     assert "<img" not in page
 
 
+def test_losses_are_found_from_another_folder(run_dir, tmp_path, monkeypatch, caplog):
+    options = {"csv_log_path": "logs/own.csv"}
+    (run_dir / "options.json").write_text(json.dumps(options))
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "own.csv").write_text("step,train/rec_loss_per_pixel\n30,0.125\n")
+    monkeypatch.chdir(tmp_path)
+    page = write_report(run_dir, tmp_path / "report.html").read_text()
+    assert "<b>0.125</b>" in page and not caplog.records
+    monkeypatch.chdir(run_dir)
+    page = write_report(run_dir, tmp_path / "report.html").read_text()
+    said = f"logs/own.csv does not exist; the curves are those of {run_dir / 'training_losses.csv'}"
+    assert "<b>0.25</b>" in page and said in page and said in caplog.text
+    (run_dir / "training_losses.csv").unlink()
+    page = write_report(run_dir, tmp_path / "report.html").read_text()
+    assert f"looked for logs/own.csv, {run_dir / 'own.csv'}, {run_dir / 'training_los'}" in page
+    (run_dir / "options.json").write_text(json.dumps({"disable_csv_log": True}))
+    assert "no losses" not in write_report(run_dir, tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("text", ['{"lr": ', "[1]", "\xff"])
+def test_broken_options_are_named(run_dir, text):
+    (run_dir / "options.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ValueError, match=r"options\.json (is not JSON|holds no JSON object)"):
+        write_report(run_dir, run_dir / "report.html")
+
+
 def test_another_folder_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"neither options\.json nor"):
         write_report(tmp_path, tmp_path / "report.html")

@@ -1,12 +1,32 @@
-"""Optimizer state keeps its strides, and belongs to its parameters."""
+"""One factory of optimizers, whose state keeps its strides and belongs to its parameters."""
 
 import copy
+import functools
+import importlib.util
+import sys
 
 import pytest
 import torch
 from torch import nn
 
-from wfimagevae.engine.optim import adamw, load_optimizer_state, lr_schedule
+from tests.engine.toy import Regression, batches, player, weights
+from wfimagevae.engine.optim import OptimizerOptions, build_optimizer, load_optimizer_state
+from wfimagevae.engine.player import OptimizerState
+from wfimagevae.engine.run_args import OPTIMIZERS
+
+NEEDS = {
+    "lion": pytest.mark.skipif(
+        importlib.util.find_spec("pytorch_optimizer") is None,
+        reason="pytorch-optimizer is not installed",
+    ),
+    "muon": pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9"),
+}
+ALL = [pytest.param(name, marks=NEEDS.get(name, ())) for name in OPTIMIZERS]
+
+
+def adamw(parameters, lr, weight_decay=1e-4, loss_divisor=1.0):
+    options = OptimizerOptions("adamw", lr, weight_decay)
+    return build_optimizer(options, list(parameters), loss_divisor=loss_divisor)
 
 
 def conv(seed=0):
@@ -21,9 +41,112 @@ def step(network, optimizer, seed):
     optimizer.step()
 
 
+class Quadratic(nn.Module):
+    """Squared distance to a hidden matrix and bias, which are the only minimum."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(6, 4)
+        self.target = [torch.randn(4, 6), torch.randn(4)]
+
+    def forward(self):
+        return sum(
+            (p - t).square().sum() for p, t in zip(self.parameters(), self.target, strict=True)
+        )
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_optimizer_finds_the_minimum_of_a_quadratic(name):
+    problem = Quadratic()
+    options = OptimizerOptions(name, 0.05, weight_decay=0.0)
+    optimizer = build_optimizer(options, list(problem.parameters()), [problem.layer])
+    start = problem().item()
+    for i in range(400):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * (1 - i / 400)
+        optimizer.zero_grad()
+        problem().backward()
+        optimizer.step()
+    assert problem().item() < 1e-2 * start
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_saved_and_resumed_updates_equal_uninterrupted_ones(name):
+    make = functools.partial(player, lr=0.01, name=name)
+    whole, cut, resumed = make(), make(), make(Regression())
+    data = batches(8, 4)
+    for i, batch in enumerate(data):
+        whole.update([batch], i)
+    for i, batch in enumerate(data[:4]):
+        cut.update([batch], i)
+    state = copy.deepcopy(OptimizerState(cut.optimizer).state_dict())
+    resumed.objective.load_state_dict(cut.objective.state_dict())
+    resumed.load_state_dict(cut.state_dict())
+    OptimizerState(resumed.optimizer).load_state_dict(state)
+    for i, batch in enumerate(data[4:], 4):
+        resumed.update([batch], i)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_optimizer_skips_a_non_finite_update(name):
+    ours = player(lr=0.01, name=name)
+    good, bad = batches(2, 4)
+    bad["y"][0] = float("inf")
+    ours.update([bad], 0)
+    assert torch.equal(weights(ours), weights(player(name=name)))
+    ours.update([good], 1)
+    assert weights(ours).isfinite().all()
+    assert not torch.equal(weights(ours), weights(player(name=name)))
+    assert ours.skipped.tolist() == [1, 0]
+
+
+def test_clipped_sgd_makes_a_step_of_the_limit():
+    objective = Regression()
+    before = copy.deepcopy(objective.state_dict())
+    ours = player(objective, lr=1.0, name="sgd", clip_grad_norm=1e-3)
+    ours.update(batches(1, 4), 0)
+    moved = torch.cat([(p - before[n]).flatten() for n, p in objective.state_dict().items()])
+    # The first update of a two-update warm-up has a third of the rate; the decay adds 1e-4 |w|.
+    assert moved.norm().item() == pytest.approx(1e-3 / 3, rel=0.2)
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
+def test_muon_takes_the_matrices_of_hidden_layers_alone():
+    network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
+    options = OptimizerOptions("muon", 1e-3)
+    optimizer = build_optimizer(options, list(network.parameters()), [network[1], network[2]])
+    muon, adam = optimizer.param_groups
+    assert [p.shape for p in muon["params"]] == [(4, 4)]
+    assert muon["params"][0] is network[1].weight
+    assert len(adam["params"]) == 6
+    with pytest.raises(ValueError, match="hidden layers"):
+        build_optimizer(options, list(network.parameters()))
+
+
+def test_missing_packages_and_old_torch_are_explained(monkeypatch):
+    parameters = list(conv().parameters())
+    monkeypatch.delattr(torch.optim, "Muon", raising=False)
+    with pytest.raises(ValueError, match=r"needs torch 2\.9"):
+        build_optimizer(OptimizerOptions("muon"), parameters)
+    monkeypatch.setitem(sys.modules, "pytorch_optimizer", None)
+    with pytest.raises(ValueError, match="pip install pytorch-optimizer"):
+        build_optimizer(OptimizerOptions("lion"), parameters)
+    with pytest.raises(ValueError, match="unknown optimizer 'adamax'; use one of adamw, adam"):
+        build_optimizer(OptimizerOptions("adamax"), parameters)
+
+
+def test_the_state_of_another_optimizer_is_refused():
+    ours, other = player(), player(name="sgd")
+    ours.update(batches(1, 4), 0)
+    with pytest.raises(ValueError, match=r"optimizer is AdamW, this run's is SGD.*not_resume"):
+        OptimizerState(other.optimizer).load_state_dict(OptimizerState(ours.optimizer).state_dict())
+
+
 def test_resumed_channels_last_moments_update_the_right_elements():
     network = conv()
-    optimizer = adamw(list(network.parameters()), 1e-2)
+    optimizer = adamw(network.parameters(), 1e-2)
     for i in range(3):
         step(network, optimizer, i)
     state = copy.deepcopy(optimizer.state_dict())
@@ -32,7 +155,7 @@ def test_resumed_channels_last_moments_update_the_right_elements():
             moments[name] = moments[name].contiguous()
     twin = conv()
     twin.load_state_dict(network.state_dict())
-    other = adamw(list(twin.parameters()), 1e-2)
+    other = adamw(twin.parameters(), 1e-2)
     load_optimizer_state(other, state)
     for i in range(3, 6):
         step(network, optimizer, i)
@@ -42,9 +165,9 @@ def test_resumed_channels_last_moments_update_the_right_elements():
 
 def test_hyperparameters_stay_those_of_the_command_line():
     network = conv()
-    saved = adamw(list(network.parameters()), 1e-2, weight_decay=0.5)
+    saved = adamw(network.parameters(), 1e-2, weight_decay=0.5)
     step(network, saved, 0)
-    other = adamw(list(network.parameters()), 3e-3, weight_decay=0.1)
+    other = adamw(network.parameters(), 3e-3, weight_decay=0.1)
     load_optimizer_state(other, saved.state_dict())
     assert other.param_groups[0]["lr"] == 3e-3
     assert other.param_groups[0]["weight_decay"] == 0.1
@@ -52,19 +175,19 @@ def test_hyperparameters_stay_those_of_the_command_line():
 
 def test_state_of_other_parameters_is_refused():
     one = conv()
-    optimizer = adamw(list(one.parameters()), 1e-2)
+    optimizer = adamw(one.parameters(), 1e-2)
     step(one, optimizer, 0)
     with pytest.raises(ValueError, match="optimizer state is of"):
         load_optimizer_state(adamw([one.weight], 1e-2), optimizer.state_dict())
     wide = nn.Conv2d(4, 8, 3)
     with pytest.raises(ValueError, match="does not fit"):
-        load_optimizer_state(adamw(list(wide.parameters()), 1e-2), optimizer.state_dict())
+        load_optimizer_state(adamw(wide.parameters(), 1e-2), optimizer.state_dict())
 
 
 def test_dividing_the_loss_changes_no_update():
     whole, divided = conv(), conv()
-    a = adamw(list(whole.parameters()), 1e-2)
-    b = adamw(list(divided.parameters()), 1e-2, loss_divisor=1e6)
+    a = adamw(whole.parameters(), 1e-2)
+    b = adamw(divided.parameters(), 1e-2, loss_divisor=1e6)
     for i in range(4):
         for network, optimizer, divisor in ((whole, a, 1), (divided, b, 1e6)):
             torch.manual_seed(i)
@@ -72,13 +195,6 @@ def test_dividing_the_loss_changes_no_update():
             (1e-6 * network(torch.randn(2, 4, 8, 8)).square().sum() / divisor).backward()
             optimizer.step()
     torch.testing.assert_close(whole.weight, divided.weight, rtol=1e-4, atol=1e-6)
-
-
-def test_linear_schedule_ends_at_its_share():
-    factor = lr_schedule("linear", 0, 10, min_factor=0.1)
-    assert [factor(0), factor(5), factor(10), factor(99)] == pytest.approx([1, 0.55, 0.1, 0.1])
-    with pytest.raises(ValueError, match="unknown schedule 'step'"):
-        lr_schedule("step", 0, 10)
 
 
 def test_nothing_to_train_is_an_error():

@@ -4,8 +4,9 @@ import torch
 from torch import nn
 
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.optim import adamw, lr_schedule
+from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
 from wfimagevae.engine.player import Player, UpdateRule
+from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 
 
 class Regression(nn.Module):
@@ -41,12 +42,13 @@ def halves(batch: dict) -> list[dict]:
     return [{k: v[:size] for k, v in batch.items()}, {k: v[size:] for k, v in batch.items()}]
 
 
-def player(objective=None, lr=0.05, ema=False, fused=True, **rule) -> Player:
+def player(objective=None, lr=0.05, ema=False, fused=True, name="adamw", **rule) -> Player:
     objective = objective or Regression()
-    optimizer = adamw(list(objective.parameters()), lr)
+    blocks = [objective.network[0]]
+    optimizer = build_optimizer(OptimizerOptions(name, lr), list(objective.parameters()), blocks)
     if not fused:
         optimizer = torch.optim.AdamW(objective.parameters(), lr, weight_decay=1e-4)
-    schedule = lr_schedule("cosine", 2, 20)
+    schedule = LrSchedule(ScheduleOptions("cosine", 2, 20))
     average = EMA(objective.network) if ema else None
     return Player("toy", objective, optimizer, schedule, UpdateRule(**rule), average)
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import socket
 import time
 from pathlib import Path
 
@@ -141,6 +142,29 @@ def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     torch.save(Path("code"), path)
     with pytest.raises(ValueError, match="not a readable checkpoint"):  # weights_only
         ImageBaseAE.from_pretrained(path)
+
+
+@pytest.mark.parametrize("garbage", [b"", b"X", b"q", b"h%", b"U_\x94", b"K\xaf.", b"PK\x03\x04"])
+def test_garbage_is_refused_whatever_unpickling_it_raises(tmp_path, garbage):
+    path = tmp_path / "a.ckpt"
+    path.write_bytes(garbage)
+    with pytest.raises(ValueError, match=r"a\.ckpt is not a readable checkpoint"):
+        ImageBaseAE.from_pretrained(path)
+
+
+def test_a_folder_keeps_its_own_config(folder):
+    with pytest.raises(ValueError, match=r"other\.json is of no use .* own config\.json counts"):
+        ImageBaseAE.from_pretrained(folder, model_config="other.json")
+
+
+def test_a_hub_that_cannot_be_reached_is_one_line_with_the_models_name(monkeypatch):
+    def refuse(*args, **options):
+        raise socket.gaierror("no network in tests")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    with pytest.raises(ValueError, match=r"^nobody/such-model is no local path.*hub") as raised:
+        ImageBaseAE.from_pretrained("nobody/such-model")
+    assert "\n" not in str(raised.value)
 
 
 def test_saving_and_reloading_is_exact(model, folder):

@@ -73,4 +73,4 @@ def test_direction_term_is_zero_for_parallel_and_two_for_opposite_velocities():
 def test_errors_are_pooled_by_quarter_of_the_time():
     pairs = error_by_time(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 1.0]))
     assert [pair.tolist() for pair in pairs.values()] == [[4, 2], [0, 0], [0, 0], [5, 1]]
-    assert list(pairs)[0] == "train/error_t0.00-0.25"
+    assert next(iter(pairs)) == "train/error_t0.00-0.25"

@@ -1,5 +1,7 @@
 import json
 import shutil
+import socket
+import time
 
 import pytest
 import torch
@@ -123,6 +125,34 @@ def test_wrong_specifications_are_explained(tmp_path):
         load_autoencoder(f"diffusers:{tmp_path}")
     with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
         load_autoencoder(f"diffusers:{tmp_path}/nothing")  # and no hub is asked
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """No address is found, and waiting to ask again is a failure."""
+
+    def refuse(*args, **options):
+        raise socket.gaierror("no network in tests")
+
+    def wait(seconds):
+        pytest.fail(f"waits {seconds} s")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(time, "sleep", wait)
+
+
+def test_without_a_network_the_hub_is_asked_once(no_network):
+    with pytest.raises(ValueError, match=r"no model from nobody/such-model .*hub is out of reach"):
+        load_autoencoder("diffusers:nobody/such-model")
+
+
+def test_without_a_network_cached_models_load(no_network, diffusers_vae, tmp_path, monkeypatch):
+    repository = tmp_path / "models--nobody--cached"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0" * 40)
+    shutil.copytree(diffusers_vae, repository / "snapshots" / ("0" * 40) / "vae")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load_autoencoder("diffusers:nobody/cached/vae").multiple == 4
 
 
 def test_each_model_is_named_once(tiny_vae, photos):

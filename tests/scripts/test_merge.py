@@ -20,9 +20,10 @@ def make_model(folder, seed, **changes):
     return folder
 
 
-def merge(first, second, target):
+def merge(first, second, target, more=()):
     merge_encoder_and_decoder.main(
         ["--encoder_from", str(first), "--decoder_from", str(second), "--save_dir", str(target)]
+        + list(more)
     )
     return WFVAE2ImageModel.from_pretrained(target)
 
@@ -67,6 +68,23 @@ def test_neither_source_is_overwritten(tmp_path):
     first, second = make_model(tmp_path / "a", 0), make_model(tmp_path / "b", 1)
     with pytest.raises(ValueError, match="where the model comes from"):
         merge(first, second, second)
+
+
+def test_a_bare_checkpoint_takes_the_config_given_and_the_other_model_its_own(tmp_path):
+    first = make_model(tmp_path / "first", 0)
+    second = make_model(tmp_path / "second", 1, decoder_base_channels=[8, 24])
+    model = WFVAE2ImageModel.from_pretrained(second)
+    bare = tmp_path / "bare.ckpt"
+    torch.save({"state_dict": {"gen_model": model.state_dict()}}, bare)
+    with pytest.raises(ValueError, match="give model_config"):
+        merge(first, bare, tmp_path / "merged")
+    config = ["--model_config", str(second / "config.json")]
+    merged = merge(first, bare, tmp_path / "merged", config)
+    assert torch.equal(merged.decoder.conv_in.weight, model.decoder.conv_in.weight)
+    with pytest.raises(ValueError, match="both models have their own"):
+        merge(first, second, tmp_path / "again", config)
+    with pytest.raises(ValueError, match=r"--model_config nowhere\.json: no such file"):
+        merge(first, bare, tmp_path / "again", ["--model_config", "nowhere.json"])
 
 
 def test_from_another_folder(tmp_path, run_script):

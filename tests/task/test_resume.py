@@ -12,6 +12,7 @@ from tests.task.training import ROOT, Workplace, differences, load
 
 EVERYTHING = {
     "ema": True,
+    "ema_decay": "0.999,0.9",
     "grad_accum_steps": 2,
     "dataset_num_worker": 2,
     "lr_schedule": "cosine",

@@ -221,12 +221,35 @@ def test_a_reference_checkpoint_resumes_all_but_its_optimizer(workplace, tmp_pat
         ({"device": "cuda:99"}, "cuda:99"),
         ({"perceptual_weight": 1, "lpips_weights": "nowhere.pth"}, "nowhere.pth"),
         ({"image_path": "nowhere"}, "nowhere"),
+        ({"model_config": "nowhere.json"}, "--model_config nowhere.json: no such file"),
         ({"tracker": "wandb", "image_path": "nowhere"}, "nowhere"),
     ],
 )
 def test_bad_options_are_explained(workplace, options, words):
     with pytest.raises((ValueError, OSError), match=words):
         workplace.train("bad", 2, **options)
+
+
+def test_wandb_writes_into_the_folder_of_a_fresh_run(workplace, monkeypatch, caplog):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.delenv("WANDB_DIR", raising=False)
+    caplog.set_level(logging.WARNING)
+    folder = workplace.train("wandb", 2, tracker="wandb")
+    assert "tracker wandb failed" not in caplog.text
+    (record,) = folder.glob("wandb/offline-run-*/*.wandb")
+    run_id = (folder / "wandb_id.txt").read_text()
+    assert len(run_id) == 8 and run_id in record.name
+    content = record.read_bytes()
+    assert b"train/rec_loss" in content and b"img_per_s" in content
+
+
+def test_options_say_where_the_losses_are_from_anywhere(workplace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = workplace.train("own-csv", 2, csv_log_path="own.csv")
+    path = json.loads((folder / "options.json").read_text())["csv_log_path"]
+    assert path == str(tmp_path / "own.csv")
+    assert (tmp_path / "own.csv").is_file()
 
 
 def test_a_second_start_does_not_overwrite_the_first(workplace):

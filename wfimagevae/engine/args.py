@@ -2,8 +2,10 @@
 
 import argparse
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -29,6 +31,17 @@ non_negative_float = _bounded(float, 0.0, _MAX_FLOAT, "a number of at least 0")
 probability = _bounded(float, 0.0, 1.0, "a number between 0 and 1")
 
 
+def output_file(text: str) -> str:
+    """The path of a file that can be written, said before any work is done for it."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is a folder; name a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: {above} is no writable folder")
+    return text
+
+
 class _Switch(argparse.Action):
     """``--name`` and ``--no_name``, with underscores as every flag here."""
 
@@ -46,6 +59,24 @@ class _Switch(argparse.Action):
 def add_switch(group, flag: str, default: bool, help: str) -> None:
     """Declares ``--flag`` / ``--no_flag``."""
     group.add_argument(flag, action=_Switch, default=default, help=help)
+
+
+class _Several(argparse.Action):
+    """Gathers the numbers of all words: ``a b``, ``a,b`` and ``"a b"`` are the same."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, [number for word in values for number in word])
+
+
+def add_several(group, flag: str, kind: Callable[[str], Any], default: list, help: str) -> None:
+    """Declares a flag that takes one number or several, also in one word of a launch script."""
+
+    def parse(text: str) -> list:
+        return [kind(word) for word in text.replace(",", " ").split()]
+
+    group.add_argument(
+        flag, type=parse, nargs="+", action=_Several, default=default, metavar="P", help=help
+    )
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):

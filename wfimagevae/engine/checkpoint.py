@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
+from wfimagevae.engine.sharding import whole_state
+
 log = logging.getLogger("wfimagevae")
 
 _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
@@ -34,11 +36,12 @@ class Checkpoint:
     def __init__(self, parts: dict[str, Stateful]):
         self.parts = parts
 
-    def save(self, path: Path, **facts) -> None:
-        """Writes all parts, and ``facts`` beside them, atomically.
+    def collect(self, keep: bool = True, **facts) -> dict[str, Any]:
+        """All parts, and ``facts`` beside them, without shards. Collective.
 
-        Raises:
-            OSError: the file could not be written; an earlier one at ``path`` is untouched.
+        Args:
+            keep: False on a process that does not write them: what was sharded is left out.
+            facts: Plain values.
         """
         content: dict[str, Any] = dict(facts)
         for name, part in self.parts.items():
@@ -46,8 +49,16 @@ class Checkpoint:
             *parents, leaf = name.split(".")
             for parent in parents:
                 node = node.setdefault(parent, {})
-            node[leaf] = part.state_dict()
-        write_atomically(path, lambda file: torch.save(content, file))
+            node[leaf] = whole_state(part.state_dict(), keep)
+        return content
+
+    def save(self, path: Path, **facts) -> None:
+        """Collects and writes, on the one process that there is.
+
+        Raises:
+            OSError: the file could not be written; an earlier one at ``path`` is untouched.
+        """
+        write_checkpoint(path, self.collect(**facts))
 
     def load(self, content: dict, skip: tuple[str, ...] = ()) -> None:
         """Restores every part from what `read_checkpoint` gave, but those in ``skip``.
@@ -84,6 +95,15 @@ def read_checkpoint(path: Path) -> dict:
     if not isinstance(content, dict) or "state_dict" not in content:
         raise ValueError(f"{path} is not a training checkpoint: it has no 'state_dict'")
     return content
+
+
+def write_checkpoint(path: Path, content: dict) -> None:
+    """Writes what `Checkpoint.collect` gave, atomically.
+
+    Raises:
+        OSError: the file could not be written; an earlier one at ``path`` is untouched.
+    """
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def write_atomically(path: Path, write) -> None:

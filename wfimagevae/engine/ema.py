@@ -1,10 +1,15 @@
-"""Exponential moving average of a network's weights."""
+"""Exponential moving averages of a network's weights."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+from wfimagevae.engine.sharding import local, placed_like
+
+log = logging.getLogger("wfimagevae")
 
 
 class EMA:
@@ -34,9 +39,10 @@ class EMA:
         if self.warmup:
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
-        averages = list(self.average.values())
+        averages = [local(value) for value in self.average.values()]
         live = [
-            value.to(averages[i].dtype) for i, value in enumerate(_weights(self.network).values())
+            local(value).to(averages[i].dtype)
+            for i, value in enumerate(_weights(self.network).values())
         ]
         torch._foreach_lerp_(averages, live, 1 - decay)
 
@@ -73,7 +79,62 @@ class EMA:
         if wrong:
             raise ValueError(f"EMA of the checkpoint lacks {len(wrong)} weights, first {wrong[0]}")
         for name, value in self.average.items():
-            value.copy_(state[name])
+            value.copy_(placed_like(state[name], value))
+
+
+class Averages(EMA):
+    """Averages of one network with several decays; the first is the one to validate and export.
+
+    Args:
+        network: As for `EMA`.
+        decays: Distinct, at least one.
+        warmup: As for `EMA`, of each.
+    """
+
+    def __init__(self, network: nn.Module, decays: Sequence[float], warmup: bool = True):
+        if not decays or len(set(decays)) < len(decays):
+            raise ValueError(f"EMA needs decays that differ, got {list(decays)}")
+        super().__init__(network, decays[0], warmup)
+        self.others = OtherAverages([EMA(network, decay, warmup) for decay in decays[1:]])
+
+    def update(self) -> None:
+        super().update()
+        for ema in self.others.averages:
+            ema.update()
+
+    def parts(self) -> dict:
+        """What a checkpoint holds of them; the first under the name that every reader knows."""
+        others = {"other_ema_state_dicts": self.others} if self.others.averages else {}
+        return {"ema_state_dict": self} | others
+
+
+class OtherAverages:
+    """The averages after the first as a checkpoint sees them: by decay."""
+
+    def __init__(self, averages: Sequence[EMA]):
+        self.averages = averages
+
+    def restart(self) -> None:
+        """Starts all anew from the network's weights of now."""
+        for ema in self.averages:
+            ema.restart()
+
+    def state_dict(self) -> dict[str, dict]:
+        return {
+            str(ema.decay): {"num_updates": ema.num_updates, "average": ema.state_dict()}
+            for ema in self.averages
+        }
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        """Averages that the checkpoint lacks start from the network's weights of now."""
+        self.restart()
+        for ema in self.averages:
+            if str(ema.decay) in state:
+                entry = state[str(ema.decay)]
+                ema.load_state_dict(entry["average"])
+                ema.num_updates = entry["num_updates"]
+            else:
+                log.warning("the checkpoint has no average of decay %s: it starts now", ema.decay)
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:

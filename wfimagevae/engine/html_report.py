@@ -3,12 +3,15 @@
 import base64
 import html
 import json
+import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from wfimagevae.engine.plots import plot_losses, read_json_lines, read_losses
+
+log = logging.getLogger("wfimagevae")
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #111827; background: #f9fafb; margin: 0; }
@@ -33,7 +36,8 @@ figcaption { color: #6b7280; font-size: 13px; overflow-wrap: anywhere; }
 def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8) -> Path:
     """Redraws a run's loss plots and writes a report that needs no other file.
 
-    What a run did not write (a CSV, validation pictures, GPU figures) is left out.
+    What a run did not write (validation pictures, GPU figures) is left out; where its CSV is not
+    found, the report and a warning say where it was looked for.
 
     Args:
         run_dir: Folder of a training run.
@@ -44,22 +48,21 @@ def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8)
         The file written.
 
     Raises:
-        ValueError: the folder holds nothing of a run.
+        ValueError: the folder holds nothing of a run, or its options.json is broken.
     """
     run_dir, output = Path(run_dir), Path(output)
     options = _options(run_dir)
-    csv_path = Path(options.get("csv_log_path") or run_dir / "training_losses.csv")
-    if not options and not csv_path.exists():
+    csv_paths = _csv_paths(run_dir, options)
+    csv_path = next((path for path in csv_paths if path.is_file()), None)
+    if not options and not csv_path:
         raise ValueError(
             f"{run_dir} is no run's folder: neither options.json nor training_losses.csv is in it"
         )
     validations = read_json_lines(run_dir / "validation.jsonl")
     metrics = read_json_lines(run_dir / "metrics.jsonl")
     sections = [_tiles(csv_path, validations)]
-    if csv_path.exists():
-        pages = plot_losses(csv_path, run_dir / "training_losses_live")
-        sections.append(_section("Training curves", "".join(_plot(page) for page in pages)))
     sections += [
+        _section("Training curves", _curves(run_dir, csv_path, csv_paths, options)),
         _section("Validation", _validation_table(validations)),
         _section("Held-out images: original and reconstruction", _pairs(run_dir, max_pictures)),
         _section("Discriminator's patch scores", _patch_scores(run_dir, max_pictures)),
@@ -79,17 +82,46 @@ def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8)
 
 def _options(run_dir: Path) -> dict:
     path = run_dir / "options.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        options = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are no text, or text that is no JSON
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(options, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return options
+
+
+def _csv_paths(run_dir: Path, options: dict) -> list[Path]:
+    """Where the losses may be: what --csv_log_path said, as typed and in the run's folder."""
+    default, given = run_dir / "training_losses.csv", options.get("csv_log_path")
+    paths = [Path(given), run_dir / Path(given).name, default] if given else [default]
+    return list(dict.fromkeys(paths))
+
+
+def _curves(run_dir: Path, csv_path: Path | None, csv_paths: list[Path], options: dict) -> str:
+    """The two pages of plots, and a word where the CSV is not where the options say."""
+    note = ""
+    if csv_path is None and not options.get("disable_csv_log"):
+        note = f"no losses to draw; looked for {', '.join(map(str, csv_paths))}"
+    elif csv_path and csv_path != csv_paths[0]:
+        note = f"{csv_paths[0]} does not exist; the curves are those of {csv_path}"
+    if note:
+        log.warning("%s", note)
+        note = f"<p>{html.escape(note)}</p>"
+    pages = plot_losses(csv_path, run_dir / "training_losses_live") if csv_path else []
+    return note + "".join(_plot(page) for page in pages)
 
 
 def _section(title: str, body: str) -> str:
     return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
 
 
-def _tiles(csv_path: Path, validations: list[dict]) -> str:
+def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
     """The latest of what a person asks for first."""
     latest: dict[str, str] = {}
-    series = read_losses(csv_path) if csv_path.exists() else {}
+    series = read_losses(csv_path) if csv_path else {}
     if series:
         latest["step"] = f"{max(steps[-1] for steps, _ in series.values()):.0f}"
     for name in ("train/rec_loss_per_pixel", "img_per_s"):

@@ -14,6 +14,7 @@ from wfimagevae.engine.checkpoint import (
     link_or_copy,
     list_checkpoints,
     prune_checkpoints,
+    write_checkpoint,
 )
 from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.engine.interrupt import Interrupt
@@ -159,6 +160,8 @@ class Run:
         with self.reporter.paused():
             values, score = task.validate(self.step)
         self.reporter.validation(self.step, values)
+        for player in task.players:
+            player.schedule.observe(score)
         improved = score > self.best_score
         self.best_score = max(score, self.best_score)
         return improved
@@ -175,6 +178,7 @@ class Run:
             "best_score": self.best_score,
             "rng_state": gather_objects(self.random.state_dict()),
         }
+        content = self.checkpoint.collect(keep=self.world.is_main, **facts)
         if not only_best:
             self.interrupt.saved()
         if not self.world.is_main:
@@ -182,7 +186,7 @@ class Run:
         best_path, path = self.folder / BEST_NAME, checkpoint_path(self.folder, self.step)
         target = best_path if only_best else path
         try:
-            self.checkpoint.save(target, **facts)
+            write_checkpoint(target, content)
             if best and not only_best:
                 link_or_copy(path, best_path)
         except OSError as error:

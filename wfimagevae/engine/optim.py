@@ -1,91 +1,177 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers, built by one factory, and their state."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-SCHEDULES = ("constant", "cosine", "linear")
+from wfimagevae.engine.sharding import placed_like
 
 
-def adamw(
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Which optimizer, and how it steps; None takes what is usual for it.
+
+    Attributes:
+        name: ``adamw``, ``adam``, ``sgd``, ``rmsprop``, ``lion`` or ``muon``.
+        lr: Peak learning rate.
+        weight_decay: Decoupled, on every parameter, for adamw, lion and muon; an L2 penalty
+            beside the backpropagated loss for the others.
+        beta1: Decay of the first moment (adamw, adam, lion, and what muon leaves to adamw).
+        beta2: Decay of the second; of lion's momentum.
+        momentum: Of sgd, rmsprop and muon.
+    """
+
+    name: str = "adamw"
+    lr: float = 1e-4
+    weight_decay: float = 1e-4
+    beta1: float = 0.9
+    beta2: float | None = None
+    momentum: float | None = None
+
+
+def build_optimizer(
+    options: OptimizerOptions,
     parameters: list[nn.Parameter],
-    lr: float,
-    weight_decay: float = 1e-4,
-    betas: tuple[float, float] = (0.9, 0.999),
+    blocks: Sequence[nn.Module] = (),
     loss_divisor: float = 1.0,
-) -> torch.optim.AdamW:
-    """AdamW, fused where it exists.
+) -> torch.optim.Optimizer:
+    """The optimizer that the options name; Adam and AdamW fused where that exists.
 
     Args:
+        options: Which one.
         parameters: What it trains, all on one device.
-        lr: Learning rate.
-        weight_decay: Decoupled, on every parameter.
-        betas: Decay of the two moments.
+        blocks: A network's hidden layers: muon trains their matrices, and AdamW the rest
+            (embeddings, biases, norms, first and last layers).
         loss_divisor: What the loss was divided by before backward; epsilon is divided by it
-            too, so that updates do not depend on it.
+            too, so that normalised updates do not depend on it. Those of sgd do.
 
     Raises:
-        ValueError: there is nothing to train.
+        ValueError: an unknown name, nothing to train, or a package or torch version is missing.
     """
     if not parameters:
         raise ValueError("nothing to train: every parameter is frozen")
+    if options.name == "muon":
+        return _muon(options, parameters, blocks, loss_divisor)
+    if options.name not in _BUILDERS:
+        names = ", ".join([*_BUILDERS, "muon"])
+        raise ValueError(f"unknown optimizer {options.name!r}; use one of {names}")
+    return _BUILDERS[options.name](options, parameters, loss_divisor)
+
+
+def _adam(options, parameters, loss_divisor, optimizer_class=torch.optim.Adam):
     # MPS: its fused kernel does not take found_inf, which skips bad updates without a sync.
-    fused = parameters[0].device.type != "mps"
-    eps = 1e-8 / loss_divisor
-    return torch.optim.AdamW(parameters, lr, betas, eps=eps, weight_decay=weight_decay, fused=fused)
+    return optimizer_class(
+        parameters,
+        options.lr,
+        _betas(options, 0.999),
+        eps=1e-8 / loss_divisor,
+        weight_decay=options.weight_decay,
+        fused=parameters[0].device.type != "mps",
+    )
 
 
-def lr_schedule(
-    kind: str, warmup_updates: int, total_updates: int, min_factor: float = 0.0
-) -> Callable[[int], float]:
-    """Factor of the learning rate at each update: linear warm-up, then the schedule.
+def _adamw(options, parameters, loss_divisor):
+    return _adam(options, parameters, loss_divisor, torch.optim.AdamW)
 
-    Args:
-        kind: ``constant``, ``cosine`` or ``linear`` decay.
-        warmup_updates: Updates until the peak.
-        total_updates: Updates until the decay ends.
-        min_factor: Share of the peak at the end.
-    """
-    if kind not in SCHEDULES:
-        raise ValueError(f"unknown schedule {kind!r}; use one of {', '.join(SCHEDULES)}")
 
-    def factor(update: int) -> float:
-        if update < warmup_updates:
-            return (update + 1) / (warmup_updates + 1)
-        if kind == "constant":
-            return 1.0
-        span = max(total_updates - warmup_updates, 1)
-        done = min((update - warmup_updates) / span, 1.0)
-        left = 1 - done if kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
-        return min_factor + (1 - min_factor) * left
+def _sgd(options, parameters, loss_divisor):
+    # Not fused: a skipped first step would leave its momentum uninitialised.
+    momentum = 0.9 if options.momentum is None else options.momentum
+    return torch.optim.SGD(parameters, options.lr, momentum, weight_decay=options.weight_decay)
 
-    return factor
+
+def _rmsprop(options, parameters, loss_divisor):
+    return torch.optim.RMSprop(
+        parameters,
+        options.lr,
+        eps=1e-8 / loss_divisor,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum or 0.0,
+    )
+
+
+def _lion(options, parameters, loss_divisor):
+    try:
+        from pytorch_optimizer import Lion
+    except ImportError:
+        message = "--optimizer lion needs a package: pip install pytorch-optimizer"
+        raise ValueError(message) from None
+    return Lion(parameters, options.lr, _betas(options, 0.99), weight_decay=options.weight_decay)
+
+
+def _muon(options, parameters, blocks, loss_divisor):
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}")
+    hidden = {p for block in blocks for p in block.parameters() if p.dim() == 2}
+    matrices = [p for p in parameters if p in hidden]
+    others = [p for p in parameters if p not in hidden]
+    if not matrices:
+        raise ValueError(
+            "--optimizer muon trains the matrices of a network's hidden layers, "
+            "and this network names none; use adamw"
+        )
+    muon = torch.optim.Muon(
+        matrices,
+        options.lr,
+        options.weight_decay,
+        0.95 if options.momentum is None else options.momentum,
+        eps=1e-7 / loss_divisor,
+        adjust_lr_fn="match_rms_adamw",  # one learning rate suits both
+    )
+    return Combined([muon, *([_adamw(options, others, loss_divisor)] if others else [])])
+
+
+def _betas(options: OptimizerOptions, usual: float) -> tuple[float, float]:
+    return options.beta1, usual if options.beta2 is None else options.beta2
+
+
+_BUILDERS = {"adamw": _adamw, "adam": _adam, "sgd": _sgd, "rmsprop": _rmsprop, "lion": _lion}
+
+
+class Combined(torch.optim.Optimizer):
+    """Optimizers of one parameter group each, as one with all their groups and states."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]):
+        super().__init__([part.param_groups[0] for part in parts], {})
+        self.parts = parts
+
+    def step(self, closure=None) -> None:
+        for part, group in zip(self.parts, self.param_groups, strict=True):
+            part.param_groups, part.state = [group], self.state
+            part.step()
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Loads moments and counts; learning rate, betas and decay stay as the optimizer has them.
 
-    Moments get their parameter's strides: fused CPU AdamW walks both in memory order, and
-    with channels_last parameters and contiguous moments it would update the wrong elements.
+    Moments get their parameter's strides and shards: fused CPU AdamW walks both in memory
+    order, and with channels_last parameters and contiguous moments it would update the wrong
+    elements.
 
     Raises:
         ValueError: the state belongs to other parameters.
     """
-    own_groups = optimizer.state_dict()["param_groups"]
+    groups = optimizer.state_dict()["param_groups"]
     sizes = [len(group["params"]) for group in state["param_groups"]]
-    own_sizes = [len(group["params"]) for group in own_groups]
+    own_sizes = [len(group["params"]) for group in groups]
     if sizes != own_sizes:
         raise ValueError(f"optimizer state is of {sizes} parameters, the network has {own_sizes}")
-    optimizer.load_state_dict({"state": state["state"], "param_groups": own_groups})
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            if moment.dim() == 0:  # the step count
-                continue
-            if moment.shape != parameter.shape:
-                raise ValueError(
-                    f"optimizer state does not fit the network: {name} has shape "
-                    f"{tuple(moment.shape)}, its parameter {tuple(parameter.shape)}"
-                )
-            moments[name] = torch.empty_like(parameter).copy_(moment).detach()
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    moments = {
+        index: {name: _fitted(value, parameters[index], name) for name, value in entry.items()}
+        for index, entry in state["state"].items()
+    }
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _fitted(moment: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
+    if not torch.is_tensor(moment) or moment.dim() == 0:  # the step count
+        return moment
+    if moment.shape != parameter.shape:
+        raise ValueError(
+            f"optimizer state does not fit the network: {name} has shape "
+            f"{tuple(moment.shape)}, its parameter {tuple(parameter.shape)}"
+        )
+    return torch.empty_like(parameter).copy_(placed_like(moment, parameter)).detach()

@@ -1,17 +1,15 @@
 """A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
 
-import contextlib
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.optim import load_optimizer_state
+from wfimagevae.engine.schedules import LrSchedule
+from wfimagevae.engine.sharding import averaging, data_parallel, local, whole
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ class Player:
     Args:
         name: Prefix of its log entries.
         objective: ``forward(batch, step) -> (loss, logs)`` and ``begin_update()``. It owns the
-            network it trains; DistributedDataParallel wraps it as a whole.
+            network it trains; unless that is sharded, DDP wraps the objective as a whole.
         optimizer: Over the objective's trainable parameters.
         schedule: Factor of the learning rate at this player's n-th update.
         rule: Precision and clipping.
@@ -50,7 +48,7 @@ class Player:
         name: str,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: Callable[[int], float],
+        schedule: LrSchedule,
         rule: UpdateRule,
         ema: EMA | None = None,
     ):
@@ -62,14 +60,7 @@ class Player:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=rule.precision == "fp16")
         self.num_updates, self.flops_per_sample = 0, 0.0
         self.skipped = torch.zeros(2, device=self.device)  # in all, in a row
-        self.module = objective
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            self.module = DistributedDataParallel(
-                objective,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-                find_unused_parameters=rule.find_unused_parameters,
-            )
+        self.module = data_parallel(objective, rule.find_unused_parameters)
 
     def update(self, micro_batches: list, step: int) -> dict[str, Tensor]:
         """One update from the mean gradient of the micro-batches.
@@ -88,7 +79,7 @@ class Player:
         self.objective.begin_update()
         logs = []
         for i, batch in enumerate(micro_batches):
-            with self._sync_if(i == len(micro_batches) - 1):
+            with averaging(self.module, wanted=i == len(micro_batches) - 1):
                 with autocast(self.device, self.rule.precision):
                     loss, entry = self.module(batch, step)
                 # A non-finite loss may have finite gradients, on one rank only: poison them.
@@ -102,20 +93,15 @@ class Player:
         means = {key: torch.stack([e[key].float() for e in logs]).mean(0) for key in logs[0]}
         return means | {f"grad_norm/{self.name}": grad_norm}
 
-    def _sync_if(self, last: bool):
-        """DDP averages gradients in the last backward only; it decides so in forward."""
-        distributed = isinstance(self.module, DistributedDataParallel)
-        return self.module.no_sync() if distributed and not last else contextlib.nullcontext()
-
     def _step(self) -> Tensor:
         """Clips and steps unless a gradient is not finite; returns the gradient's norm."""
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
+        norm = whole(nn.utils.get_total_norm(grads))
         bad = (~norm.isfinite()).float()
         excess = (norm / self.rule.clip_grad_norm).clamp_min(1.0)
         if self.scaler.is_enabled():
-            torch._foreach_div_(grads, excess)
+            torch._foreach_div_([local(grad) for grad in grads], excess)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         elif self.optimizer.defaults.get("fused"):
@@ -123,7 +109,7 @@ class Player:
             self.optimizer.grad_scale, self.optimizer.found_inf = excess.float(), bad
             self.optimizer.step()
         elif not bad.item():
-            torch._foreach_div_(grads, excess)
+            torch._foreach_div_([local(grad) for grad in grads], excess)
             self.optimizer.step()
         self._count_skip(bad)
         if self.ema is not None:
@@ -148,6 +134,7 @@ class Player:
             "num_updates": self.num_updates,
             "skipped": self.skipped,
             "ema_updates": self.ema.num_updates if self.ema else 0,
+            "schedule": self.schedule.state_dict(),
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -157,6 +144,8 @@ class Player:
         self.skipped.copy_(state["skipped"])
         if self.ema is not None:
             self.ema.num_updates = state["ema_updates"]
+        if "schedule" in state:  # not in older checkpoints
+            self.schedule.load_state_dict(state["schedule"])
 
 
 class OptimizerState:
@@ -166,7 +155,13 @@ class OptimizerState:
         self.optimizer = optimizer
 
     def state_dict(self) -> dict:
-        return self.optimizer.state_dict()
+        return self.optimizer.state_dict() | {"kind": type(self.optimizer).__name__}
 
     def load_state_dict(self, state: dict) -> None:
+        kind, own = state.get("kind", "AdamW"), type(self.optimizer).__name__
+        if kind != own:
+            raise ValueError(
+                f"the checkpoint's optimizer is {kind}, this run's is {own}; "
+                "add --not_resume_optimizer to start its state anew"
+            )
         load_optimizer_state(self.optimizer, state)

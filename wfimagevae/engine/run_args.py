@@ -4,6 +4,7 @@ from wfimagevae.engine.args import (
     Parser,
     add_config_arg,
     add_device_arg,
+    add_several,
     add_switch,
     non_negative_float,
     non_negative_int,
@@ -11,6 +12,9 @@ from wfimagevae.engine.args import (
     positive_int,
     probability,
 )
+from wfimagevae.engine.schedules import SCHEDULES
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lion", "muon")
 
 
 def add_run_args(parser: Parser) -> None:
@@ -67,9 +71,19 @@ def add_run_group(parser: Parser) -> None:
     )
 
 
+def add_sharding_arg(group) -> None:
+    """Declares ``--fsdp``, for kinds of training whose network can be sharded."""
+    group.add_argument(
+        "--fsdp",
+        action="store_true",
+        help="shard weights, gradients and optimizer over all processes (FSDP2), for models "
+        "beyond one GPU's memory; checkpoints stay whole",
+    )
+
+
 def add_optimization_group(parser: Parser) -> None:
     """Declares the optimizer and its schedule."""
-    group = parser.add_argument_group("optimization", "AdamW and its schedule")
+    group = parser.add_argument_group("optimization", "the optimizer and its schedule")
     group.add_argument(
         "--batch_size",
         type=positive_int,
@@ -85,6 +99,13 @@ def add_optimization_group(parser: Parser) -> None:
         help="micro-batches of an update",
     )
     group.add_argument(
+        "--optimizer",
+        choices=OPTIMIZERS,
+        default="adamw",
+        help="lion: pip install pytorch-optimizer, and a third to a tenth of AdamW's --lr; muon: "
+        "for the matrices of hidden layers, AdamW for the rest, at AdamW's --lr",
+    )
+    group.add_argument(
         "--lr", type=positive_float, default=1e-5, metavar="R", help="peak learning rate"
     )
     group.add_argument(
@@ -92,13 +113,53 @@ def add_optimization_group(parser: Parser) -> None:
         type=non_negative_float,
         default=1e-4,
         metavar="W",
-        help="decoupled weight decay",
+        help="decoupled weight decay; adam, sgd, rmsprop: an L2 penalty",
+    )
+    group.add_argument(
+        "--beta1",
+        type=probability,
+        default=0.9,
+        metavar="P",
+        help="decay of the first moment: adamw, adam, lion, muon's AdamW",
+    )
+    group.add_argument(
+        "--beta2",
+        type=probability,
+        metavar="P",
+        help="decay of the second moment; 0.999 if not given, lion: 0.99",
+    )
+    group.add_argument(
+        "--momentum",
+        type=probability,
+        metavar="P",
+        help="if not given: sgd 0.9, rmsprop 0, muon 0.95",
     )
     group.add_argument(
         "--lr_schedule",
-        choices=("constant", "cosine", "linear"),
+        choices=SCHEDULES,
         default="constant",
         help="after the warm-up, down to --min_lr_ratio",
+    )
+    group.add_argument(
+        "--lr_gamma",
+        type=probability,
+        default=0.5,
+        metavar="P",
+        help="factor of every --lr_step_updates (step; exponential: smoothly) or plateau",
+    )
+    group.add_argument(
+        "--lr_step_updates",
+        type=positive_int,
+        default=10_000,
+        metavar="N",
+        help="updates between factors of step and exponential",
+    )
+    group.add_argument(
+        "--plateau_patience",
+        type=positive_int,
+        default=5,
+        metavar="N",
+        help="validations without a better score that make a plateau",
     )
     group.add_argument(
         "--warmup_steps",
@@ -112,7 +173,7 @@ def add_optimization_group(parser: Parser) -> None:
         type=probability,
         default=0.0,
         metavar="P",
-        help="share of the peak where the schedule ends",
+        help="share of the peak that the schedule does not go below",
     )
     group.add_argument(
         "--clip_grad_norm",
@@ -129,12 +190,13 @@ def add_optimization_group(parser: Parser) -> None:
         help="non-finite updates in a row that stop the run; each is skipped",
     )
     add_switch(group, "--ema", False, "keep an average of the weights and validate it too")
-    group.add_argument(
+    add_several(
+        group,
         "--ema_decay",
-        type=probability,
-        default=0.999,
-        metavar="P",
-        help="share of the average that an update keeps",
+        probability,
+        [0.999],
+        "share of the average that an update keeps; several make several averages, of which the "
+        "first is validated and exported",
     )
     add_switch(group, "--ema_warmup", True, "average over fewer updates at first")
 

@@ -1,10 +1,12 @@
-"""Autoencoders, their building blocks and their training losses."""
+"""Autoencoders and velocity networks, their building blocks, and the autoencoders' losses."""
 
 import importlib
 
 _EXPORTS = {
     "ImageBaseAE": "wfimagevae.model.modeling_aebase",
-    "read_checkpoint_weights": "wfimagevae.model.modeling_aebase",
+    "FlowTransformer": "wfimagevae.model.flow.flow_transformer",
+    "VelocityModel": "wfimagevae.model.flow.velocity_model",
+    "read_checkpoint_weights": "wfimagevae.model.weight_files",
     "ModelRegistry": "wfimagevae.model.registry",
     "DecoderImage": "wfimagevae.model.vae.modeling_wfvae2_image",
     "EncoderImage": "wfimagevae.model.vae.modeling_wfvae2_image",

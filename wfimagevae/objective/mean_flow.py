@@ -1,7 +1,7 @@
 """MeanFlow: a network learns average velocities, so that one step leads from noise to data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -68,7 +68,7 @@ class MeanFlowRules:
     ratio: float = 0.25
     weighting_power: float = 1.0
     weighting_const: float = 1e-2
-    guidance: TargetGuidance = TargetGuidance()
+    guidance: TargetGuidance = field(default_factory=TargetGuidance)
     improved: bool = False
 
 

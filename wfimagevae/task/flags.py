@@ -5,7 +5,7 @@ import importlib
 from wfimagevae.engine.args import Parser
 from wfimagevae.engine.run_args import add_run_args
 
-TASKS = ("vae",)
+TASKS = ("vae", "flow")
 
 
 def build_parser(task: str, description: str = "") -> Parser:

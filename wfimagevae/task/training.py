@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,6 +59,9 @@ def run_training(options: dict, assemble: Callable[[dict, World, Path], Assembly
     Raises:
         ValueError: options that cannot be met, or training that diverged.
     """
+    if options["csv_log_path"]:  # whoever reads options.json may stand elsewhere
+        csv_path = Path(options["csv_log_path"]).expanduser().absolute()
+        options = options | {"csv_log_path": str(csv_path)}
     with world(options["device"]) as here:
         logging.getLogger("wfimagevae").setLevel(logging.INFO if here.is_main else logging.WARNING)
         seed_everything(options["seed"])
@@ -113,7 +116,13 @@ def run_schedule(options: dict, here: World, num_samples: int) -> Schedule:
 
 
 def build_player(
-    options: dict, name: str, objective: nn.Module, updates: int, lr: float, divisor: float = 1.0
+    options: dict,
+    name: str,
+    objective: nn.Module,
+    updates: int,
+    lr: float,
+    divisor: float = 1.0,
+    blocks: Sequence[nn.Module] = (),
 ) -> Player:
     """A player whose optimizer, schedule and precision are as the options say.
 
@@ -124,6 +133,7 @@ def build_player(
         updates: How many it makes in all: schedules end there.
         lr: Peak learning rate.
         divisor: What the objective divides its logged loss by before it is backpropagated.
+        blocks: The network's hidden layers, whose matrices muon trains.
     """
     trained = [p for p in objective.parameters() if p.requires_grad]
     optimizer = OptimizerOptions(
@@ -148,14 +158,16 @@ def build_player(
         options["clip_grad_norm"] / divisor,
         options["find_unused_parameters"],
     )
-    built = build_optimizer(optimizer, trained, loss_divisor=divisor)
+    built = build_optimizer(optimizer, trained, blocks, divisor)
     return Player(name, objective, built, LrSchedule(schedule), rule)
 
 
 def plain_config(network: nn.Module) -> dict:
     """The model's configuration as a checkpoint can hold it and `from_config` takes it."""
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    return {"_class_name": type(network).__name__} | json.loads(json.dumps(config))
+    # Sharding puts a class of its own in front.
+    own = next(c for c in type(network).__mro__ if c.__module__.startswith("wfimagevae."))
+    return {"_class_name": own.__name__} | json.loads(json.dumps(config))
 
 
 class NetworkWeights:

@@ -11,7 +11,7 @@ from torch import nn
 
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.player import OptimizerState, Player
 from wfimagevae.engine.tracker import open_tracker
 from wfimagevae.objective.vae import (
@@ -213,7 +213,7 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
     updates = game_rules(options).updates(max_steps)
     players = [build_player(options, "generator", generator, updates[0], options["lr"], divisor)]
     if options["ema"]:
-        players[0].ema = EMA(vae, options["ema_decay"], options["ema_warmup"])
+        players[0].ema = Averages(vae, options["ema_decay"], options["ema_warmup"])
     if options["disc_weight"] > 0:
         take = (lambda batch: queue.popleft()) if joint else None
         objective = DiscriminatorObjective(loss, take or fresh_reconstruction(vae, options["seed"]))
@@ -238,5 +238,5 @@ def _parts(task: VaeTask) -> dict:
         parts[f"optimizer_state.{short}_optimizer"] = OptimizerState(player.optimizer)
         parts[f"player_state.{player.name}"] = player
     if task.players[0].ema is not None:
-        parts["ema_state_dict"] = task.players[0].ema
+        parts |= task.players[0].ema.parts()
     return parts

@@ -1,14 +1,10 @@
 """The parts of image-VAE training, each built from its options."""
 
 import importlib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from torch import nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.engine.distributed import World
@@ -17,6 +13,7 @@ from wfimagevae.eval.cost import count_macs, count_parameters
 from wfimagevae.eval.evaluator import Evaluator, Networks
 from wfimagevae.model.losses import LossConfig
 from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.task.shapes_only import shapes_only
 from wfimagevae.task.vae_validation import PictureOptions, Validator
 
 
@@ -28,6 +25,8 @@ def build_vae(options: dict, device: torch.device) -> nn.Module:
     """
     model_class = ModelRegistry.get_model(options["model_name"])
     config, pretrained = options["model_config"], options["pretrained_model_name_or_path"]
+    if config and not Path(config).is_file():
+        raise ValueError(f"--model_config {config}: no such file")
     if pretrained:
         vae = model_class.from_pretrained(
             pretrained,
@@ -35,7 +34,7 @@ def build_vae(options: dict, device: torch.device) -> nn.Module:
             ignore_mismatched_sizes=options["ignore_mismatched_sizes"],
         )
     elif config:
-        vae = model_class.from_config(json.loads(Path(config).read_text(encoding="utf-8")))
+        vae = model_class.from_config(config)
     else:
         vae = model_class()
     if options["resolution"] % vae.spatial_factor:
@@ -117,7 +116,7 @@ def update_flops(vae: nn.Module, loss: nn.Module, options: dict) -> dict[str, fl
     """
     whole, encoder = vae_macs(vae, options["resolution"])
     forward_backward = 3 * whole - (2 * encoder if options["freeze_encoder"] else 0)
-    with _shapes_only():
+    with shapes_only():
         image = _blank(vae, options["resolution"])
         critic = count_macs(lambda: loss.discriminator(image))
         perceptual = loss.perceptual_loss
@@ -129,18 +128,10 @@ def update_flops(vae: nn.Module, loss: nn.Module, options: dict) -> dict[str, fl
 
 def vae_macs(vae: nn.Module, size: int) -> tuple[int, int]:
     """Multiply-accumulates of a round trip, and of its encoder alone, for one square image."""
-    with _shapes_only():
+    with shapes_only():
         image = _blank(vae, size)
         encoder = count_macs(lambda: vae.encode(image))
         return count_macs(lambda: vae(image, sample_posterior=False)), encoder
-
-
-@contextmanager
-def _shapes_only() -> Iterator[None]:
-    """Networks called inside compute nothing but shapes, in a moment and without memory."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        yield
 
 
 def _blank(vae: nn.Module, size: int) -> torch.Tensor:

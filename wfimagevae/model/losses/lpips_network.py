@@ -7,6 +7,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor, nn
 
+from wfimagevae.model.weight_files import read_torch_file
+
 BACKBONES = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
@@ -53,11 +55,16 @@ class LPIPS(nn.Module):
 
     def _load_backbone(self, backbone: dict[str, Tensor], source: str) -> None:
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
-        missing = [name for name in names.values() if name not in backbone]
+        shapes = {key: value.shape for key, value in self.net.state_dict().items()}
+        missing = [
+            name
+            for key, name in names.items()
+            if getattr(backbone.get(name), "shape", None) != shapes[key]
+        ]
         if missing:
             raise ValueError(
                 f"{source} is not the torchvision backbone that LPIPS needs: "
-                f"{missing[0]} and {len(missing) - 1} others are missing"
+                f"{missing[0]} and {len(missing) - 1} others are missing or of another shape"
             )
         self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
 
@@ -99,7 +106,7 @@ def _read_backbone(net: str, weights: str | None) -> dict[str, Tensor]:
     if weights:
         if not Path(weights).is_file():
             raise MissingWeights(f"LPIPS weights {weights} do not exist; get {BACKBONES[net]}")
-        return torch.load(weights, map_location="cpu", weights_only=True)
+        return read_torch_file(Path(weights))
     try:
         return torch.hub.load_state_dict_from_url(
             BACKBONES[net], map_location="cpu", progress=False, weights_only=True

@@ -1,0 +1,74 @@
+"""Learning-rate schedules against their closed forms."""
+
+import pytest
+
+from tests.engine.toy import player
+from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+
+
+def factors(updates, *arguments, **options):
+    schedule = LrSchedule(ScheduleOptions(*arguments, **options))
+    return [schedule(update) for update in updates]
+
+
+def test_linear_ends_at_its_share():
+    assert factors([0, 5, 10, 99], "linear", 0, 10, 0.1) == pytest.approx([1, 0.55, 0.1, 0.1])
+
+
+def test_cosine_is_half_way_down_half_way():
+    assert factors([2, 7, 12], "cosine", 2, 12) == pytest.approx([1, 0.5, 0], abs=1e-12)
+
+
+def test_step_falls_at_once_and_exponential_smoothly_to_the_same_values():
+    options = {"step_updates": 10, "gamma": 0.25, "min_factor": 0.01}
+    assert factors([0, 9, 10, 19, 20], "step", **options) == [1, 1, 0.25, 0.25, 0.0625]
+    smooth = factors([0, 5, 10, 20, 1000], "exponential", **options)
+    assert smooth == pytest.approx([1, 0.5, 0.25, 0.0625, 0.01])
+
+
+@pytest.mark.parametrize("kind", ["constant", "step", "exponential", "plateau"])
+def test_warmup_comes_first_and_the_decay_counts_from_its_end(kind):
+    values = factors(range(5), kind, 3, step_updates=1, gamma=0.5)
+    assert values[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert values[4] == (0.5 if kind in ("step", "exponential") else 1.0)
+
+
+def observed(schedule, *scores):
+    for score in scores:
+        schedule.observe(score)
+    return schedule(100)
+
+
+def test_plateau_falls_when_patience_runs_out_and_not_before():
+    schedule = LrSchedule(ScheduleOptions("plateau", gamma=0.1, patience=2, min_factor=0.05))
+    assert observed(schedule, 20.0, 21.0, 20.5) == 1
+    assert observed(schedule, float("nan")) == pytest.approx(0.1)
+    assert observed(schedule, 22.0, 21.0) == pytest.approx(0.1)
+    assert observed(schedule, 22.0) == 0.05  # an equal score is no better
+
+
+def test_plateau_goes_on_where_a_player_was_saved():
+    options = ScheduleOptions("plateau", gamma=0.5, patience=2)
+    whole, resumed = player(), player()
+    whole.schedule, resumed.schedule = LrSchedule(options), LrSchedule(options)
+    observed(whole.schedule, 3.0, 2.0, 2.0, 2.0)
+    resumed.load_state_dict(whole.state_dict())
+    assert observed(resumed.schedule, 2.0) == 0.25
+
+
+def test_other_schedules_ignore_scores_and_old_checkpoints_have_no_state():
+    ours = player()
+    ours.schedule.observe(1.0)
+    state = ours.state_dict()
+    assert state["schedule"]["best"] == float("-inf")
+    del state["schedule"]
+    ours.load_state_dict(state)
+
+
+def test_what_is_no_schedule_is_refused():
+    with pytest.raises(ValueError, match="unknown schedule 'steps'; use one of constant, linear"):
+        ScheduleOptions("steps")
+    with pytest.raises(ValueError, match="gamma must be in"):
+        ScheduleOptions("step", gamma=0.0)
+    with pytest.raises(ValueError, match="patience must be at least 1"):
+        ScheduleOptions("plateau", patience=0)

@@ -1,0 +1,199 @@
+"""What all velocity models promise: inputs, end times, derivatives, compiling, checkpointing."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tests.model.flow.models import FLOW_MODELS, KINDS, inputs_for, small_model
+from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.registry import ModelRegistry
+
+
+def directional(model, inputs, tangents):
+    """The model's output and its derivative along the tangents of (x, t, t_end)."""
+    x, t, labels, t_end = inputs
+
+    def function(x, t, t_end):
+        return model(x, t, labels, t_end)
+
+    with torch.no_grad():
+        return torch.func.jvp(function, (x, t, t_end), tangents)
+
+
+@pytest.mark.parametrize("name", FLOW_MODELS)
+def test_registered_models_run_learn_save_and_reload(name, tmp_path):
+    model = small_model(name, num_classes=4, average_velocity=True).eval()
+    inputs = inputs_for(model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    target, losses = torch.randn(inputs[0].shape), []
+    for _ in range(4):
+        loss = (model(*inputs) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+    model.save_pretrained(tmp_path)
+    reloaded = VelocityModel.from_pretrained(tmp_path)
+    assert type(reloaded) is type(model)
+    assert torch.equal(reloaded(*inputs), model(*inputs))
+    with sdpa_kernel(SDPBackend.MATH):
+        tangents = (torch.randn_like(inputs[0]), torch.ones(3), torch.zeros(3))
+        assert directional(model, inputs, tangents)[1].isfinite().all()
+
+
+def test_a_folder_keeps_its_own_config(tmp_path):
+    small_model("MLP").save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"own config\.json counts"):
+        VelocityModel.from_pretrained(tmp_path, model_config="other.json")
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_new_models_predict_zero_and_know_no_end_time_yet(name):
+    model = ModelRegistry.get_model(name)
+    small = small_model(name, average_velocity=True)
+    fresh = model(**{k: v for k, v in small.config.items() if not k.startswith("_")}).eval()
+    x, t, _, t_end = inputs_for(fresh)
+    assert not fresh(x, t, None, t_end).any()
+    # Whatever is learned elsewhere, the fresh embedder of the end time adds nothing.
+    weights = {k: v for k, v in small.state_dict().items() if "t_end_embedder" not in k}
+    fresh.load_state_dict(weights, strict=False)
+    assert torch.equal(fresh(x, t, None, t_end), fresh(x, t))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_no_end_time_means_the_time_of_the_state(name):
+    model = small_model(name, average_velocity=True).eval()
+    x, t, _, t_end = inputs_for(model)
+    assert torch.equal(model(x, t), model(x, t, None, t))
+    assert not torch.allclose(model(x, t), model(x, t, None, t_end))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_labels_and_times_matter_for_their_own_sample_alone(name):
+    model = small_model(name, num_classes=4).eval()
+    x, t, labels, _ = inputs_for(model)
+    expected = model(x, t, labels)
+    null = model.null_condition(3, "cpu")
+    assert null.tolist() == [4, 4, 4]
+    for other in (
+        model(x, t, torch.stack([labels[0], null[1], labels[2]])),
+        model(x, torch.stack([t[0], 1 - t[1], t[2]]), labels),
+    ):
+        torch.testing.assert_close(other[[0, 2]], expected[[0, 2]])
+        assert not torch.allclose(other[1], expected[1], atol=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_inputs_of_another_kind_are_refused(name):
+    model, conditional = small_model(name), small_model(name, num_classes=4)
+    x, t, labels, _ = inputs_for(conditional)
+    shape = tuple(x.shape[1:])
+    for call, message in (
+        (lambda: model(x[:, :1], t), f"{shape[0]}"),
+        (lambda: model(x, t[:1]), r"t must be \(3,\), got \(1,\)"),
+        (lambda: model(x, t[0]), r"t must be \(3,\), got \(\)"),
+        (lambda: model(x, t, labels), "labels given to an unconditional model"),
+        (lambda: conditional(x, t), "needs labels"),
+        (lambda: conditional(x, t, labels[None]), r"condition must be \(3,\), got \(1, 3\)"),
+        (lambda: model(x, t, None, t), "without average_velocity=True"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+    assert model.null_condition(3, "cpu") is None
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_forward_derivatives_equal_finite_differences(name):
+    model = small_model(name, num_classes=4, average_velocity=True).double().eval()
+    x, t, labels, t_end = inputs_for(model, dtype=torch.float64)
+    tangents = (torch.randn_like(x), torch.ones_like(t), torch.full_like(t, 0.3))
+    with sdpa_kernel(SDPBackend.MATH):
+        value, derivative = directional(model, (x, t, labels, t_end), tangents)
+    h = 1e-5
+    with torch.no_grad():
+        ahead, behind = (
+            model(x + d * tangents[0], t + d * tangents[1], labels, t_end + d * tangents[2])
+            for d in (h, -h)
+        )
+        torch.testing.assert_close(value, model(x, t, labels, t_end))
+    torch.testing.assert_close(derivative, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    # The C++ of one of them is enough: what fails under jvp is the tracing.
+    [(name, "inductor" if name == "FlowDiT-S/2" else "aot_eager") for name in KINDS],
+)
+def test_compiled_forward_derivatives_equal_eager_ones(name, backend):
+    model = small_model(name, average_velocity=True).eval()
+    inputs = inputs_for(model)
+    tangents = (torch.randn_like(inputs[0]), torch.ones(3), torch.zeros(3))
+    with sdpa_kernel(SDPBackend.MATH):
+        expected = directional(model, inputs, tangents)
+        torch._dynamo.reset()
+        compiled_derivative = torch.compile(directional, fullgraph=True, backend=backend)
+        compiled = compiled_derivative(model, inputs, tangents)
+    torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_compiled_blocks_keep_names_and_results():
+    model = small_model("DiT-S/2", average_velocity=True).eval()
+    inputs, keys = inputs_for(model), list(model.state_dict())
+    tangents = (torch.randn_like(inputs[0]), torch.ones(3), torch.zeros(3))
+    expected = model(*inputs)
+    expected.square().sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    with sdpa_kernel(SDPBackend.MATH):
+        derivative = directional(model, inputs, tangents)[1]
+    model.zero_grad()
+    torch._dynamo.reset()
+    model.compile_blocks()
+    assert list(model.state_dict()) == keys
+    actual = model(*inputs)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+    actual.square().sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
+    # Whole derivatives may be compiled around compiled blocks.
+    with sdpa_kernel(SDPBackend.MATH):
+        compiled = torch.compile(directional)(model, inputs, tangents)[1]
+    torch.testing.assert_close(compiled, derivative, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_gradient_checkpointing_runs_blocks_twice_with_equal_gradients(name):
+    model = small_model(name, average_velocity=True).eval()
+    inputs = inputs_for(model)
+    other = copy.deepcopy(model)
+    other.enable_gradient_checkpointing()
+    calls = []
+    for block in other.blocks_to_shard():
+        block.register_forward_pre_hook(lambda block, args: calls.append(block))
+    for network in (model, other):
+        network(*inputs).square().sum().backward()
+    assert len(calls) == 2 * len(other.blocks_to_shard())
+    for a, b in zip(model.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_blocks_to_shard_hold_most_parameters():
+    with torch.device("meta"):
+        models = [ModelRegistry.get_model(name)() for name in KINDS]
+    for model in models:
+        held = sum(p.numel() for block in model.blocks_to_shard() for p in block.parameters())
+        assert held > 0.6 * sum(p.numel() for p in model.parameters()), type(model).__name__
+
+
+@pytest.mark.parametrize(("name", "millions"), [("UNet", 51.6), ("SmallCNN", 0.1)])
+def test_convolutional_models_have_their_advertised_sizes(name, millions):
+    with torch.device("meta"):
+        model = ModelRegistry.get_model(name)()
+    count = sum(p.numel() for p in model.parameters()) / 1e6
+    assert count == pytest.approx(millions, rel=0.1 if name == "SmallCNN" else 0.03)

@@ -1,0 +1,121 @@
+"""Several processes, one network: replicated (DDP) or sharded (FSDP2), and its whole state."""
+
+import contextlib
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from wfimagevae.engine.distributed import is_distributed
+
+
+def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+    """Shards a network's parameters over all processes, in place (FSDP2).
+
+    Call it before optimizers and averages are made: they then hold shards too. From there on a
+    call of the network is collective: every process makes equally many. The network may come on
+    the CPU; its blocks move to the device one by one. `load_state_dict` takes whole tensors.
+
+    Args:
+        network: With the same weights on every process.
+        blocks: Its repeated parts, each gathered for its own computation alone.
+        device: Of this process.
+
+    Raises:
+        ValueError: there is no process group, so nothing to shard over.
+    """
+    if not dist.is_initialized():
+        raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node N ...")
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    for parameter in network.parameters():
+        parameter.data = parameter.data.contiguous()  # fully_shard takes no channels_last
+    # No precision of FSDP's own: autocast chooses it as elsewhere, and figures stay comparable.
+    for part in (*blocks, network):
+        fully_shard(part, mesh=mesh)
+    for module in network.modules():
+        module.register_load_state_dict_pre_hook(_shard_loaded)
+
+
+def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:
+    """Puts shards in place of the whole tensors that a module is about to load."""
+    for name, parameter in module.named_parameters(recurse=False):
+        value = state.get(prefix + name)
+        if value is not None and value.shape == parameter.shape:
+            state[prefix + name] = placed_like(value, parameter)
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """True where `shard` was applied to the module or a part of it."""
+    return any(isinstance(part, FSDPModule) for part in module.modules())
+
+
+def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
+    """The objective as one that averages gradients over all processes.
+
+    Args:
+        objective: Owns what it trains; sharded already, or not.
+        find_unused_parameters: DDP's flag.
+    """
+    if not is_distributed() or is_sharded(objective):
+        return objective
+    return DistributedDataParallel(
+        objective,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        find_unused_parameters=find_unused_parameters,
+    )
+
+
+def averaging(module: nn.Module, wanted: bool):
+    """Context in which forward and backward average gradients, or keep them to themselves."""
+    if isinstance(module, DistributedDataParallel):
+        return contextlib.nullcontext() if wanted else module.no_sync()
+    if is_distributed():
+        for part in module.modules():
+            if isinstance(part, FSDPModule):
+                part.set_requires_gradient_sync(wanted, recurse=False)
+    return contextlib.nullcontext()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor without shards. Collective where it has some."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, sharded as ``like`` is, if it is; no process talks to another."""
+    if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
+        return tensor
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(state: Any, keep: bool = True) -> Any:
+    """A state of nested dicts and lists without shards. Collective where it has some.
+
+    Args:
+        state: Left as it is.
+        keep: False drops tensors once they are whole: another process writes them.
+    """
+    if isinstance(state, DTensor):
+        gathered = state.full_tensor()
+        return gathered.cpu() if keep else None
+    if isinstance(state, dict):
+        result = copy.copy(state)  # with the versions that a module's state dict carries along
+        for key, value in state.items():
+            result[key] = whole_state(value, keep)
+        return result
+    if isinstance(state, list):
+        return [whole_state(value, keep) for value in state]
+    return state

@@ -1,0 +1,1 @@
+"""Networks that predict velocities: transformer, U-Net, small CNN, MLP."""

@@ -1,0 +1,103 @@
+"""What a network is told besides its state: time, class, place."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+NUM_FREQUENCIES = 128
+MAX_PERIOD = 10_000.0
+
+
+class TimeEmbedder(nn.Module):
+    """A time to a vector: cosines and sines, then an MLP.
+
+    Args:
+        width: Of the vector.
+        scale: The highest frequency, in radians per unit of time; the lowest is 1 / 10000 of it.
+
+    Source: Peebles and Xie 2023 (DiT), arXiv:2212.09748; SiT leaves times in [0, 1].
+    """
+
+    def __init__(self, width: int, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """(B,) to (B, width); in the parameters' type under autocast too, as times need it."""
+        with torch.autocast(t.device.type, enabled=False):
+            features = frequency_features(self.scale * t).to(self.mlp[0].weight.dtype)
+            return self.mlp(features)
+
+
+class LabelEmbedder(nn.Module):
+    """A vector for each class, the last for no class."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)
+
+
+def frequency_features(t: Tensor) -> Tensor:
+    """Cosines, then sines, of 128 frequencies from 1 down to 1 / 10000: (B,) to (B, 256)."""
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    exponents = torch.arange(NUM_FREQUENCIES, device=t.device, dtype=t.dtype) / NUM_FREQUENCIES
+    angles = t[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+def position_table(width: int, side: int) -> Tensor:
+    """Fixed embedding of the places in a square, row by row: float32 (side^2, width).
+
+    The first half codes the column, the second the row, each by sines, then cosines.
+
+    Raises:
+        ValueError: ``width`` is no multiple of 4.
+
+    Source: He et al. 2022 (MAE), arXiv:2111.06377; as in DiT's checkpoints.
+    """
+    if width % 4:
+        raise ValueError(f"position 'absolute' needs a width that is a multiple of 4, got {width}")
+    angles = _angles(torch.arange(side), width // 4)  # (side, width / 4)
+    coded = torch.cat([angles.sin(), angles.cos()], dim=1)
+    columns, rows = coded.repeat(side, 1), coded.repeat_interleave(side, 0)
+    return torch.cat([columns, rows], dim=1).float()
+
+
+def rotation_table(head_width: int, height: int, width: int) -> Tensor:
+    """Cosines and sines of the angles that queries and keys are turned by, for `rotate`.
+
+    Half of the pairs turn with the row, half with the column.
+
+    Returns:
+        float32, (2, height * width, head_width / 2).
+
+    Raises:
+        ValueError: ``head_width`` is no multiple of 4.
+
+    Source: Su et al. 2021 (RoPE), arXiv:2104.09864, along two axes.
+    """
+    if head_width % 4:
+        raise ValueError(f"position 'rope' needs heads of a multiple of 4, got {head_width}")
+    rows = _angles(torch.arange(height), head_width // 4).repeat_interleave(width, 0)
+    columns = _angles(torch.arange(width), head_width // 4).repeat(height, 1)
+    angles = torch.cat([rows, columns], dim=1)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turns each pair (i, i + d / 2) of the values of x (B, heads, N, d) by its place's angle."""
+    cos, sin = rotation
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def _angles(places: Tensor, count: int) -> Tensor:
+    exponents = torch.arange(count, dtype=torch.float64) / count
+    return places.double()[:, None] * MAX_PERIOD**-exponents

@@ -1,0 +1,226 @@
+"""Transformer over patches with adaLN-Zero: DiT and SiT, and the same with today's parts.
+
+Sources: Peebles and Xie 2023 (DiT), arXiv:2212.09748; Ma et al. 2024 (SiT), arXiv:2401.08740;
+Yao et al. 2025 (LightningDiT), arXiv:2501.01423.
+"""
+
+import math
+
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from wfimagevae.model.flow.embed import position_table, rotation_table
+from wfimagevae.model.flow.normalize import TOKEN_NORMS
+from wfimagevae.model.flow.transformer_blocks import (
+    MLPS,
+    FinalLayer,
+    PatchEmbedder,
+    TransformerBlock,
+)
+from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.weight_files import StateDict
+
+_CHOICES = {
+    "norm": tuple(TOKEN_NORMS),
+    "mlp": tuple(MLPS),
+    "position": ("absolute", "rope"),
+    "prediction": ("velocity", "epsilon"),
+}
+
+
+@ModelRegistry.register("FlowTransformer")
+class FlowTransformer(VelocityModel):
+    """Velocities of images or latents; the arguments are the keys of config.json.
+
+    With the default parts, names and shapes of the parameters are those of public SiT and DiT
+    checkpoints.
+
+    Args:
+        input_size: Height and width of a sample.
+        patch_size: Side of a patch, which is a token.
+        in_channels: Channels of a sample.
+        hidden_size: Width of the tokens.
+        depth: Number of blocks.
+        num_heads: Of the attention.
+        mlp_ratio: Hidden width of the MLPs, relative to ``hidden_size``.
+        num_classes: 0 is an unconditional model.
+        learn_sigma: The output has twice the channels, of which the second half is dropped.
+        average_velocity: Take an end time.
+        prediction: ``velocity``, or ``epsilon`` for weights of a public DiT.
+        norm: ``layernorm`` or ``rmsnorm``.
+        mlp: ``gelu`` or ``swiglu``.
+        position: ``absolute``, or ``rope`` (2-D rotations; takes other sizes too).
+        qk_norm: Normalize queries and keys.
+
+    Raises:
+        ValueError: sizes that do not divide, or an unknown part.
+    """
+
+    @register_to_config
+    def __init__(  # noqa: PLR0913 - diffusers reads the config's keys off this signature
+        self,
+        input_size: int = 32,
+        patch_size: int = 2,
+        in_channels: int = 4,
+        hidden_size: int = 384,
+        depth: int = 12,
+        num_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        num_classes: int = 0,
+        learn_sigma: bool = False,
+        average_velocity: bool = False,
+        prediction: str = "velocity",
+        norm: str = "layernorm",
+        mlp: str = "gelu",
+        position: str = "absolute",
+        qk_norm: bool = False,
+    ):
+        super().__init__()
+        _check_config(self.config)
+        self.sample_shape = (in_channels, input_size, input_size)
+        side = input_size // patch_size
+        self.x_embedder = PatchEmbedder(patch_size, in_channels, hidden_size)
+        if position == "absolute":
+            self.register_buffer("pos_embed", position_table(hidden_size, side)[None])
+        else:
+            table = rotation_table(hidden_size // num_heads, side, side)
+            self.register_buffer("rotation", table, persistent=False)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(hidden_size, num_heads, mlp_ratio, norm, mlp, qk_norm)
+            for _ in range(depth)
+        )
+        out_channels = in_channels * (2 if learn_sigma else 1)
+        self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels, norm)
+        self._initialize()
+        self.add_embedders(hidden_size, init_std=0.02)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        t_end: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W), as `VelocityModel` says.
+
+        Raises:
+            ValueError: inputs of another shape than the model's.
+        """
+        if self.config.position == "absolute":
+            self.check_inputs(x, t, condition, t_end)
+        else:
+            self._check_patches(x)
+            self.check_conditions(len(x), t, condition, t_end)
+        height, width = (size // self.config.patch_size for size in x.shape[2:])
+        h = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # (B, N, D)
+        rotation = None
+        if self.config.position == "absolute":
+            h = h + self.pos_embed
+        else:
+            rotation = self._rotation(height, width)
+        c = self.embed(t, condition, t_end)  # (B, D)
+        for block in self.blocks:
+            h = self.run(block, h, c, rotation)
+        return self._join(self.final_layer(h, c), height, width)
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The transformer blocks."""
+        return list(self.blocks)
+
+    @classmethod
+    def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
+        """Input size, channels, classes and learn_sigma of a public file.
+
+        Raises:
+            ValueError: the file is of no such network, or of another patch size.
+        """
+        patch_size = config["patch_size"]
+        try:
+            channels, *patch = state_dict["x_embedder.proj.weight"].shape[1:]
+            num_outputs = len(state_dict["final_layer.linear.weight"])
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"the weights are of no SiT or DiT: {error}") from error
+        if patch != [patch_size] * 2:
+            raise ValueError(f"the weights are for patches of {patch}, the model for {patch_size}")
+        options = {
+            "in_channels": channels,
+            "learn_sigma": num_outputs == 2 * channels * patch_size**2,
+            "num_classes": 0,
+            "average_velocity": any(key.startswith("t_end_embedder.") for key in state_dict),
+        }
+        if "pos_embed" in state_dict:
+            options["input_size"] = math.isqrt(state_dict["pos_embed"].shape[1]) * patch_size
+        if "y_embedder.embedding_table.weight" in state_dict:
+            options["num_classes"] = len(state_dict["y_embedder.embedding_table.weight"]) - 1
+        return options
+
+    def _check_patches(self, x: Tensor) -> None:
+        channels, patch_size = self.config.in_channels, self.config.patch_size
+        if x.dim() != 4 or x.shape[1] != channels or any(n % patch_size for n in x.shape[2:]):
+            raise ValueError(
+                f"samples must be (B, {channels}, H, W) with H and W multiples of {patch_size}, "
+                f"got {tuple(x.shape)}"
+            )
+
+    def _rotation(self, height: int, width: int) -> Tensor:
+        if height == width == self.config.input_size // self.config.patch_size:
+            return self.rotation
+        table = rotation_table(self.config.hidden_size // self.config.num_heads, height, width)
+        return table.to(self.rotation)
+
+    def _join(self, h: Tensor, height: int, width: int) -> Tensor:
+        """Values of patches (B, N, p p C_out) to (B, C, H, W), without the second half."""
+        p, channels = self.config.patch_size, self.config.in_channels
+        h = h.view(len(h), height, width, p, p, -1)[..., :channels]
+        return h.permute(0, 5, 1, 3, 2, 4).reshape(len(h), channels, height * p, width * p)
+
+    def _initialize(self) -> None:
+        """DiT's: Xavier; zero where a block or the output begins, so that blocks do nothing."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        projection = self.x_embedder.proj
+        nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
+        nn.init.zeros_(projection.bias)
+        for block in (*self.blocks, self.final_layer):
+            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        nn.init.zeros_(self.final_layer.linear.weight)
+
+
+def _check_config(config: dict) -> None:
+    for key, choices in _CHOICES.items():
+        if config[key] not in choices:
+            raise ValueError(f"{key} must be {' or '.join(choices)}, got {config[key]!r}")
+    for large, small in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
+        if config[large] % config[small]:
+            raise ValueError(
+                f"{large} must be a multiple of {small}, got {config[large]} and {config[small]}"
+            )
+
+
+_SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
+_TODAY = {"norm": "rmsnorm", "mlp": "swiglu", "position": "rope", "qk_norm": True}
+
+
+def _register_preset(name: str, preset: dict) -> None:
+    def build(**options) -> FlowTransformer:
+        return FlowTransformer(**(preset | options))
+
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"`FlowTransformer` with {preset}, and the given keys over these."
+    ModelRegistry.register(name)(build)
+
+
+def _register_presets() -> None:
+    for size, (hidden_size, depth, num_heads) in _SIZES.items():
+        widths = {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads}
+        for patch_size in (2, 4, 8):
+            _register_preset(f"DiT-{size}/{patch_size}", widths | {"patch_size": patch_size})
+        for patch_size in (1, 2, 4, 8):
+            preset = widths | {"patch_size": patch_size} | _TODAY
+            _register_preset(f"FlowDiT-{size}/{patch_size}", preset)
+
+
+_register_presets()

@@ -1,0 +1,79 @@
+"""MLP for the velocities of points."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from wfimagevae.model.flow.unet import zeroed
+from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
+from wfimagevae.model.registry import ModelRegistry
+
+
+class MlpBlock(nn.Module):
+    """Two layers, between which the condition scales and shifts, plus the input."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(width, width), nn.Linear(width, width)
+        self.modulation = nn.Linear(width, 2 * width)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """(B, width) and condition (B, width) to (B, width)."""
+        scale, shift = self.modulation(F.silu(c)).chunk(2, dim=1)
+        h = torch.addcmul(shift, self.fc1(F.silu(x)), 1 + scale)
+        return x + self.fc2(F.silu(h))
+
+
+@ModelRegistry.register("MLP")
+class MLP(VelocityModel):
+    """Velocities of points; the arguments are the keys of config.json.
+
+    Every part is smooth, as average velocities are learned from derivatives.
+
+    Args:
+        num_dims: Of a point.
+        hidden_size: Width.
+        depth: Residual blocks.
+        num_classes: 0 is an unconditional model.
+        average_velocity: Take an end time.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_dims: int = 2,
+        hidden_size: int = 256,
+        depth: int = 3,
+        num_classes: int = 0,
+        average_velocity: bool = False,
+    ):
+        super().__init__()
+        self.sample_shape = (num_dims,)
+        self.layer_in = nn.Linear(num_dims, hidden_size)
+        self.blocks = nn.ModuleList(MlpBlock(hidden_size) for _ in range(depth))
+        self.layer_out = zeroed(nn.Linear(hidden_size, num_dims))
+        self.add_embedders(hidden_size, TIME_SCALE)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        t_end: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at ``x``, (B, num_dims), as `VelocityModel` says.
+
+        Raises:
+            ValueError: inputs of another shape than the model's.
+        """
+        self.check_inputs(x, t, condition, t_end)
+        c = self.embed(t, condition, t_end)
+        h = self.layer_in(x.to(self.layer_in.weight.dtype))
+        for block in self.blocks:
+            h = self.run(block, h, c)
+        return self.layer_out(F.silu(h))
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return list(self.blocks)

@@ -1,0 +1,77 @@
+"""A few convolutions, for tests and first tries on small images."""
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from wfimagevae.model.flow.normalize import GroupNorm
+from wfimagevae.model.flow.unet import ResidualBlock, zeroed
+from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
+from wfimagevae.model.registry import ModelRegistry
+
+_DILATIONS = (1, 2, 4)
+
+
+@ModelRegistry.register("SmallCNN")
+class SmallCNN(VelocityModel):
+    """Velocities of small images at one resolution; the arguments are the keys of config.json.
+
+    Args:
+        input_size: Height and width of a sample.
+        in_channels: Channels of a sample.
+        base_channels: Width, a multiple of 4.
+        depth: Residual blocks; their dilations are 1, 2, 4, 1, 2, ...
+        num_classes: 0 is an unconditional model.
+        average_velocity: Take an end time.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        input_size: int = 32,
+        in_channels: int = 3,
+        base_channels: int = 36,
+        depth: int = 3,
+        num_classes: int = 0,
+        average_velocity: bool = False,
+    ):
+        super().__init__()
+        self.sample_shape = (in_channels, input_size, input_size)
+        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.blocks = nn.ModuleList(
+            ResidualBlock(
+                base_channels,
+                base_channels,
+                base_channels,
+                dilation=_DILATIONS[i % len(_DILATIONS)],
+            )
+            for i in range(depth)
+        )
+        self.norm_out = GroupNorm(base_channels)
+        self.conv_out = zeroed(nn.Conv2d(base_channels, in_channels, 3, padding=1))
+        self.add_embedders(base_channels, TIME_SCALE)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        t_end: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W), as `VelocityModel` says.
+
+        Raises:
+            ValueError: inputs of another shape than the model's.
+        """
+        self.check_inputs(x, t, condition, t_end)
+        c = self.embed(t, condition, t_end)
+        h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
+        for block in self.blocks:
+            h = self.run(block, h, c)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The residual blocks."""
+        return list(self.blocks)

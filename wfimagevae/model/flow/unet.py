@@ -1,0 +1,227 @@
+"""U-Net for the velocities of small images.
+
+Source: Dhariwal and Nichol 2021 (ADM), arXiv:2105.05233, with continuous times.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor, nn
+
+from wfimagevae.model.flow.normalize import GroupNorm
+from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
+from wfimagevae.model.registry import ModelRegistry
+
+
+class ResidualBlock(nn.Module):
+    """norm, swish, 3x3, norm that the condition scales and shifts, swish, 3x3, plus the input.
+
+    Args:
+        in_channels: Width of the input.
+        out_channels: Width of the output.
+        cond_width: Width of the condition.
+        dropout: Probability of dropping a value before the second convolution.
+        dilation: Of the first convolution.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        cond_width: int,
+        dropout: float = 0.0,
+        dilation: int = 1,
+    ):
+        super().__init__()
+        self.norm1 = GroupNorm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+        self.modulation = nn.Linear(cond_width, 2 * out_channels)
+        self.norm2 = GroupNorm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zeroed(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        is_same = in_channels == out_channels
+        self.skip = nn.Identity() if is_same else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, cond_width) to (B, C_out, H, W)."""
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        scale, shift = self.modulation(F.silu(c))[..., None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, h, 1 + scale))
+        return self.skip(x) + self.conv2(self.dropout(h))
+
+
+class SelfAttention(nn.Module):
+    """Attention over all places of (B, C, H, W), plus the input."""
+
+    def __init__(self, channels: int, num_heads: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = GroupNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = zeroed(nn.Linear(channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        h = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
+        qkv = self.qkv(h).view(batch, height * width, 3, self.num_heads, -1)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, H W, d) each
+        h = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        h = self.proj(h.reshape(batch, height, width, channels))
+        return x + h.permute(0, 3, 1, 2)
+
+
+class Stage(nn.Module):
+    """A residual block and, where asked for, attention."""
+
+    def __init__(
+        self, in_channels: int, out_channels: int, cond_width: int, dropout: float, num_heads: int
+    ):
+        super().__init__()
+        self.block = ResidualBlock(in_channels, out_channels, cond_width, dropout)
+        self.attn = SelfAttention(out_channels, num_heads) if num_heads else nn.Identity()
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.attn(self.block(x, c))
+
+
+class Downsample(nn.Conv2d):
+    """Halves height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, stride=2, padding=1)
+
+
+class Upsample(nn.Conv2d):
+    """Doubles height and width."""
+
+    def __init__(self, channels: int):
+        super().__init__(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+@ModelRegistry.register("UNet")
+class UNet(VelocityModel):
+    """Velocities of small images; the arguments are the keys of config.json.
+
+    Args:
+        input_size: Height and width of a sample.
+        in_channels: Channels of a sample.
+        base_channels: Width at full size, a multiple of 4.
+        channel_mult: Width at each level, relative to that; each level halves the size.
+        num_res_blocks: Residual blocks in a level of the way down; one more on the way up.
+        attention_resolutions: Sizes, in pixels, of the levels that have attention.
+        num_heads: Of the attention.
+        dropout: Inside the residual blocks.
+        num_classes: 0 is an unconditional model.
+        average_velocity: Take an end time.
+
+    Raises:
+        ValueError: a size that cannot be halved so often, or widths that do not divide.
+    """
+
+    @register_to_config
+    def __init__(  # noqa: PLR0913 - diffusers reads the config's keys off this signature
+        self,
+        input_size: int = 32,
+        in_channels: int = 3,
+        base_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        num_res_blocks: int = 3,
+        attention_resolutions: Sequence[int] = (16, 8),
+        num_heads: int = 4,
+        dropout: float = 0.1,
+        num_classes: int = 0,
+        average_velocity: bool = False,
+    ):
+        super().__init__()
+        if input_size % 2 ** (len(channel_mult) - 1) or base_channels % num_heads:
+            raise ValueError(
+                f"input_size must be a multiple of {2 ** (len(channel_mult) - 1)} and "
+                f"base_channels of num_heads, got {input_size}, {base_channels} and {num_heads}"
+            )
+        self.sample_shape = (in_channels, input_size, input_size)
+        widths = [base_channels * mult for mult in channel_mult]
+        sizes = [input_size // 2**level for level in range(len(widths))]
+        heads = [num_heads if size in attention_resolutions else 0 for size in sizes]
+        cond_width = 4 * base_channels
+
+        def stage(in_width: int, out_width: int, stage_heads: int) -> Stage:
+            return Stage(in_width, out_width, cond_width, dropout, stage_heads)
+
+        self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        self.down_blocks, skips = nn.ModuleList(), [base_channels]
+        for level, width in enumerate(widths):
+            for _ in range(num_res_blocks):
+                self.down_blocks.append(stage(skips[-1], width, heads[level]))
+                skips.append(width)
+            if level < len(widths) - 1:
+                self.down_blocks.append(Downsample(width))
+                skips.append(width)
+        width = widths[-1]
+        self.mid_blocks = nn.ModuleList([stage(width, width, num_heads), stage(width, width, 0)])
+        self.up_blocks = nn.ModuleList()
+        for level in reversed(range(len(widths))):
+            for _ in range(num_res_blocks + 1):
+                self.up_blocks.append(stage(width + skips.pop(), widths[level], heads[level]))
+                width = widths[level]
+            if level:
+                self.up_blocks.append(Upsample(width))
+        self.norm_out = GroupNorm(width)
+        self.conv_out = zeroed(nn.Conv2d(width, in_channels, 3, padding=1))
+        self.add_embedders(cond_width, TIME_SCALE)
+        self.to(memory_format=torch.channels_last)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        t_end: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W), as `VelocityModel` says.
+
+        Raises:
+            ValueError: inputs of another shape than the model's.
+        """
+        self.check_inputs(x, t, condition, t_end)
+        c = self.embed(t, condition, t_end)  # (B, cond_width)
+        x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
+        h = self.conv_in(x)
+        skips = [h]
+        for block in self.down_blocks:
+            h = block(h) if isinstance(block, Downsample) else self.run(block, h, c)
+            skips.append(h)
+        for block in self.mid_blocks:
+            h = self.run(block, h, c)
+        for block in self.up_blocks:
+            if isinstance(block, Upsample):
+                h = block(h)
+            else:
+                h = self.run(block, torch.cat([h, skips.pop()], dim=1), c)
+        return self.conv_out(F.silu(self.norm_out(h)))
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The residual blocks, with their attention."""
+        blocks = (*self.down_blocks, *self.mid_blocks, *self.up_blocks)
+        return [block for block in blocks if isinstance(block, Stage)]
+
+    def compile_blocks(self, mode: str | None = None) -> None:
+        """Compiles the network as a whole, in place; names in the state dict stay as they are.
+
+        Its blocks are of more shapes than Dynamo compiles one function for.
+
+        Args:
+            mode: As for `torch.compile`.
+        """
+        self.compile(mode=mode, dynamic=False)
+
+
+def zeroed(layer: nn.Module) -> nn.Module:
+    """The layer, with zeros for weight and bias."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,227 @@
+"""Base class of the networks that predict velocities."""
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
+from wfimagevae.model.modeling_base import RegisteredModel
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.weight_files import StateDict, find_weights, read_folder, read_weights
+
+logger = logging.getLogger(__name__)
+
+# Radians per unit of time of the fastest feature, for networks of our own. Faster ones slow down
+# MeanFlow, which learns from derivatives in time (10: twice the energy distance in 800 steps).
+TIME_SCALE = 3.0
+
+
+class VelocityModel(RegisteredModel):
+    """A velocity field ``model(x, t, condition, t_end)``; with ``t_end``, an average velocity.
+
+    ``x`` is the state, (B, *sample_shape), and ``t`` its time, (B,): 0 is noise, 1 is data.
+    ``condition`` holds class labels, int64 (B,), with `num_classes` for no class. A model built
+    with ``average_velocity`` predicts ``u`` such that ``x_s = x_t + (s - t) u`` for the end time
+    s, (B,), at least t; without one it means s = t, where u is the velocity. Shapes are checked;
+    that labels are in range is not, as it would wait for the device.
+
+    A subclass sets `sample_shape`, calls `add_embedders`, and lists its blocks.
+    """
+
+    sample_shape: tuple[int, ...]
+    gradient_checkpointing = False
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 if the model is unconditional."""
+        return self.config.num_classes
+
+    @property
+    def has_average_velocity(self) -> bool:
+        """Whether ``t_end`` may differ from ``t``."""
+        return self.config.average_velocity
+
+    @property
+    def prediction(self) -> str:
+        """``velocity``, or ``epsilon`` for weights of a public DiT."""
+        return self.config.get("prediction", "velocity")
+
+    def null_condition(self, batch_size: int, device: torch.device | str) -> Tensor | None:
+        """Labels that stand for no class, int64 (B,); None for an unconditional model."""
+        if not self.num_classes:
+            return None
+        return torch.full((batch_size,), self.num_classes, dtype=torch.int64, device=device)
+
+    def add_embedders(
+        self, width: int, time_scale: float = 1.0, init_std: float | None = None
+    ) -> None:
+        """Creates the embedders that the config asks for.
+
+        Args:
+            width: Of what they give.
+            time_scale: As for `TimeEmbedder`.
+            init_std: Of the initial weights; None keeps PyTorch's.
+        """
+        embedders = {"t_embedder": TimeEmbedder(width, time_scale)}
+        if self.has_average_velocity:
+            embedders["t_end_embedder"] = TimeEmbedder(width, time_scale)
+        if self.num_classes:
+            embedders["y_embedder"] = LabelEmbedder(self.num_classes, width)
+        for name, embedder in embedders.items():
+            self.add_module(name, embedder)
+            for parameter in embedder.parameters() if init_std is not None else ():
+                if parameter.dim() == 1:
+                    nn.init.zeros_(parameter)
+                else:
+                    nn.init.normal_(parameter, std=init_std)
+        if self.has_average_velocity:  # a pretrained model starts unchanged
+            nn.init.zeros_(self.t_end_embedder.mlp[2].weight)
+            nn.init.zeros_(self.t_end_embedder.mlp[2].bias)
+
+    def embed(self, t: Tensor, condition: Tensor | None, t_end: Tensor | None) -> Tensor:
+        """The sum of what the embedders make of times and labels, (B, width)."""
+        c = self.t_embedder(t)
+        if self.has_average_velocity:
+            c = c + self.t_end_embedder(torch.zeros_like(t) if t_end is None else t_end - t)
+        return c if condition is None else c + self.y_embedder(condition)
+
+    def check_inputs(
+        self, x: Tensor, t: Tensor, condition: Tensor | None, t_end: Tensor | None
+    ) -> None:
+        """Raises ValueError for inputs of another shape, or that this model knows nothing of."""
+        if tuple(x.shape[1:]) != self.sample_shape:
+            raise ValueError(
+                f"this {type(self).__name__} takes samples of {self.sample_shape}, "
+                f"got {tuple(x.shape[1:])}"
+            )
+        self.check_conditions(len(x), t, condition, t_end)
+
+    def check_conditions(
+        self, batch_size: int, t: Tensor, condition: Tensor | None, t_end: Tensor | None
+    ) -> None:
+        """The part of `check_inputs` that is not about ``x``."""
+        for name, value in (("t", t), ("t_end", t_end), ("condition", condition)):
+            if value is not None and value.shape != (batch_size,):
+                raise ValueError(f"{name} must be ({batch_size},), got {tuple(value.shape)}")
+        if t_end is not None and not self.has_average_velocity:
+            raise ValueError("t_end given to a model without average_velocity=True in its config")
+        if condition is None and self.num_classes:
+            raise ValueError("a class-conditional model needs labels; null_condition() means none")
+        if condition is not None and not self.num_classes:
+            raise ValueError("labels given to an unconditional model")
+
+    def run(self, block: nn.Module, *args) -> Tensor:
+        """``block(*args)``, computed again in backward if gradient checkpointing is on."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+    def blocks_to_shard(self) -> list[nn.Module]:
+        """The blocks that FSDP2 shards, and `compile_blocks` as a rule compiles, one by one."""
+        raise NotImplementedError
+
+    def compile_blocks(self, mode: str | None = None) -> None:
+        """Compiles block by block, in place; names in the state dict stay as they are.
+
+        Under `torch.func.jvp` they run eagerly, unless that is compiled around them.
+
+        Args:
+            mode: As for `torch.compile`.
+        """
+        for block in self.blocks_to_shard():
+            block.compile(mode=mode, dynamic=False)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        model_config: str | os.PathLike | None = None,
+        ignore_mismatched_sizes: bool = False,
+        torch_dtype: torch.dtype | None = None,
+        subfolder: str | None = None,
+        model_name: str | None = None,
+        overrides: dict | None = None,
+        **hub_options,
+    ) -> Self:
+        """A model with trained weights, in eval mode.
+
+        Args:
+            path: What `RegisteredModel.from_pretrained` takes, or a public SiT or DiT file: a
+                state dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
+            model_config: As there.
+            ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either
+                side alone has classes, and warn.
+            torch_dtype: Type of the parameters; None keeps float32.
+            subfolder: Folder inside ``path`` that holds config.json.
+            model_name: Registered name of the size of a file that has no config; passed over
+                where there is one. The rest is read off the shapes; a file called DiT... predicts
+                ``epsilon``, any other ``velocity``.
+            overrides: Config keys that win over all that. ``average_velocity=True`` for weights
+                without it adds a fresh embedder of the end time, which changes nothing at first.
+            hub_options: As there.
+
+        Raises:
+            ValueError: not a checkpoint or model, no config, or weights that do not fit it.
+            FileNotFoundError: a local path that does not exist.
+        """
+        source = find_weights(path, subfolder, hub_options)
+        state_dict, config = (read_folder if source.is_dir() else read_weights)(source)
+        overrides = overrides or {}
+        if config is None and model_config is None and model_name:
+            model = cls._sized(model_name, source, state_dict, overrides)
+        elif config or model_config or (source.parent / cls.config_name).is_file():
+            model = cls.from_config(cls._config_for(source, config, model_config), **overrides)
+        else:
+            raise ValueError(
+                f"{source} holds weights without a config, and has no config.json beside it; "
+                "model_name must name their size (DiT-XL/2, for example), or give model_config"
+            )
+        if overrides.get("average_velocity"):
+            state_dict = model._with_end_time(state_dict)
+        if ignore_mismatched_sizes:
+            state_dict = model._with_own_classes(state_dict)
+        model.load_weights(state_dict, ignore_mismatched_sizes)
+        return model._ready(torch_dtype)
+
+    @classmethod
+    def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
+        """Config keys that the shapes of a state dict reveal, given the rest of the config."""
+        return {}
+
+    @classmethod
+    def _sized(cls, model_name: str, source: Path, weights: StateDict, overrides: dict) -> Self:
+        builder: Callable[..., VelocityModel] = ModelRegistry.get_model(model_name)
+        with torch.device("meta"):
+            sketch = builder()
+        if not isinstance(sketch, cls):
+            raise ValueError(f"{model_name} is no {cls.__name__}")
+        options = sketch.options_of_weights(weights, sketch.config)
+        if "prediction" in sketch.config:
+            is_dit = source.name.lower().startswith("dit")
+            options["prediction"] = "epsilon" if is_dit else "velocity"
+        options |= overrides
+        logger.info("%s read as %s with %s", source, model_name, options)
+        return builder(**options)
+
+    def _with_end_time(self, weights: StateDict) -> StateDict:
+        """The weights, with this model's fresh embedder of the end time if they have none."""
+        own = self.state_dict()
+        fresh = {key: value for key, value in own.items() if key.startswith("t_end_embedder.")}
+        if fresh.keys() & weights.keys():
+            return weights
+        logger.info("no embedder of the end time in the weights; a fresh one changes nothing")
+        return weights | fresh
+
+    def _with_own_classes(self, weights: StateDict) -> StateDict:
+        """The weights, with this model's classes, or none, where one side alone has any."""
+        own, key = self.state_dict(), "y_embedder.embedding_table.weight"
+        if (key in own) == (key in weights):
+            return weights
+        logger.warning("weights and model differ in having classes; not taken: %s", key)
+        weights = {name: value for name, value in weights.items() if name != key}
+        return weights | ({key: own[key]} if key in own else {})

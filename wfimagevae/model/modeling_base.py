@@ -1,0 +1,163 @@
+"""Base class of all networks: from a config, a checkpoint or a Hugging Face folder to a model."""
+
+import inspect
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from diffusers.configuration_utils import ConfigMixin
+from diffusers.models.modeling_utils import ModelMixin
+
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.weight_files import (
+    StateDict,
+    bare,
+    config_beside,
+    find_weights,
+    listed,
+    read_checkpoint_weights,
+    read_folder,
+    read_json,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class RegisteredModel(ModelMixin, ConfigMixin):
+    """A registered network that its config.json describes completely.
+
+    Its direct subclasses are the kinds of network; called on one of these, `from_config` and
+    `from_pretrained` take the class from the config.
+    """
+
+    config_name = "config.json"
+    _supports_gradient_checkpointing = True
+    # Keys that some files hold and the model does not.
+    _passed_over: ClassVar[re.Pattern | None] = None
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any] | str | os.PathLike, **overrides) -> Self:
+        """A new model with fresh weights.
+
+        Args:
+            config: The config, or a JSON file of it. Called on a kind of network, its
+                ``_class_name`` (the class's or its registered name) chooses the model.
+            overrides: Config keys to replace.
+
+        Raises:
+            ValueError: wrong or missing ``_class_name``, unknown keys, or values that the model
+                refuses.
+        """
+        if not isinstance(config, dict):
+            config = read_json(config)
+        model_class = cls._resolve(config.get("_class_name"))
+        options = {key: value for key, value in config.items() if not key.startswith("_")}
+        options |= overrides
+        known = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
+        if unknown := sorted(options.keys() - known):
+            raise ValueError(
+                f"{model_class.__name__} has no config key {', '.join(map(repr, unknown))}; "
+                f"known: {', '.join(sorted(known))}"
+            )
+        return model_class(**options)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | os.PathLike,
+        model_config: str | os.PathLike | None = None,
+        ignore_mismatched_sizes: bool = False,
+        torch_dtype: torch.dtype | None = None,
+        subfolder: str | None = None,
+        **hub_options,
+    ) -> Self:
+        """A model with trained weights, in eval mode.
+
+        Args:
+            path: A training checkpoint (.ckpt); a folder of them, of which the one with the
+                highest step is taken; a Hugging Face folder; or a hub name, ``user/model``.
+                Checkpoints give their EMA weights, unless the environment has
+                NOT_USE_EMA_MODEL=1.
+            model_config: JSON file with the config of a checkpoint that embeds none and has no
+                config.json beside it; given, it wins over those.
+            ignore_mismatched_sizes: Keep fresh weights where shapes differ, and warn.
+            torch_dtype: Type of the parameters; None keeps float32.
+            subfolder: Folder inside ``path`` that holds config.json.
+            hub_options: For `huggingface_hub.snapshot_download`: revision, token, cache_dir,
+                local_files_only.
+
+        Raises:
+            ValueError: not a checkpoint or model, no config, weights that do not fit it, or
+                ``model_config`` for a Hugging Face folder.
+            FileNotFoundError: a local path that does not exist.
+        """
+        source = find_weights(path, subfolder, hub_options)
+        read = read_folder if source.is_dir() else read_checkpoint_weights
+        state_dict, config = read(source)
+        model = cls.from_config(cls._config_for(source, config, model_config))
+        model.load_weights(state_dict, ignore_mismatched_sizes)
+        return model._ready(torch_dtype)
+
+    def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
+        """Copies weights in; Haar buffers in those of an autoencoder are passed over.
+
+        Args:
+            state_dict: The model's keys, with or without a leading ``module.``.
+            ignore_mismatched_sizes: Keep this model's weights where shapes differ, and warn.
+
+        Raises:
+            ValueError: missing or unexpected keys, or shapes that differ; all are listed.
+        """
+        given = bare(state_dict)
+        if self._passed_over:
+            given = {key: v for key, v in given.items() if not self._passed_over.search(key)}
+        own = self.state_dict()
+        shapes = [
+            f"{key}: {tuple(given[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+            for key in sorted(given.keys() & own.keys())
+            if given[key].shape != own[key].shape
+        ]
+        problems = {
+            "missing": sorted(own.keys() - given.keys()),
+            "unexpected": sorted(given.keys() - own.keys()),
+            "of another shape": [] if ignore_mismatched_sizes else shapes,
+        }
+        if any(problems.values()):
+            found = "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
+            raise ValueError(f"weights do not fit {type(self).__name__}: {found}")
+        if shapes:
+            logger.warning("fresh weights kept where shapes differ: %s", listed(shapes))
+            given = {key: v if v.shape == own[key].shape else own[key] for key, v in given.items()}
+        self.load_state_dict(given)
+
+    @classmethod
+    def _resolve(cls, name: str | None) -> type[Self]:
+        """The class that a config's ``_class_name`` means, which must be ``cls`` or below it."""
+        if name is None:
+            if RegisteredModel in (cls, *cls.__bases__):
+                raise ValueError("the config has no _class_name; write the model's class there")
+            return cls
+        model_class = ModelRegistry.get_model(name)
+        if not (isinstance(model_class, type) and issubclass(model_class, cls)):
+            raise ValueError(f"the config's _class_name is {name!r}, which is no {cls.__name__}")
+        return model_class
+
+    @staticmethod
+    def _config_for(source: Path, embedded: dict | None, given: str | os.PathLike | None) -> dict:
+        """The config of a checkpoint: given, else embedded, else config.json beside it."""
+        if given is None:
+            return config_beside(source) if embedded is None else embedded
+        if source.is_dir():
+            raise ValueError(
+                f"model_config {given} is of no use to {source}: a Hugging Face folder's own "
+                "config.json counts; leave model_config out"
+            )
+        return read_json(given)
+
+    def _ready(self, torch_dtype: torch.dtype | None) -> Self:
+        if torch_dtype is not None:
+            torch.nn.Module.to(self, torch_dtype)  # diffusers' own warns about nothing
+        return self.eval()

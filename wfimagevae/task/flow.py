@@ -1,0 +1,141 @@
+"""Flow training: one player who learns velocities, or average velocities, of data."""
+
+from pathlib import Path
+
+from torch import nn
+
+from wfimagevae.dataset import TrainLoader
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.ema import Averages
+from wfimagevae.engine.player import OptimizerState, Player
+from wfimagevae.engine.sharding import shard
+from wfimagevae.engine.tracker import open_tracker
+from wfimagevae.task.flow_build import (
+    build_network,
+    build_objective,
+    build_validator,
+    describe,
+    objective_facts,
+    update_flops,
+)
+from wfimagevae.task.flow_data import build_datasets, open_space
+from wfimagevae.task.training import (
+    Assembly,
+    NetworkWeights,
+    build_player,
+    plain_config,
+    run_schedule,
+    run_training,
+)
+
+HEADLINE = ("train/loss", "train/error", "train/direction_loss", "grad_norm/flow")
+
+
+class FlowTask:
+    """One player; validation by held-out data and by samples.
+
+    Args:
+        player: Who trains the network.
+        validator: Makes figures and pictures; None without validation.
+        loader: Training data.
+        facts: What a checkpoint records for those who generate from it.
+    """
+
+    def __init__(self, player: Player, validator, loader: TrainLoader, facts: dict):
+        self.players, self.validator, self.loader = (player,), validator, loader
+        self._facts = facts
+
+    def turn(self, step: int) -> tuple[Player, ...]:
+        """The one player."""
+        return self.players
+
+    def validate(self, step: int) -> tuple[dict[str, float], float]:
+        """Held-out loss and energy distance; the score is minus the lowest distance."""
+        values = self.validator(self.players[0].ema, step)
+        distances = [v for name, v in values.items() if name.endswith("/energy_distance")]
+        return values, -min(distances)
+
+    def watch(self, step: int, values: dict[str, float]) -> None:
+        """Nothing to warn of that the loop does not see."""
+
+    def counters(self) -> dict[str, float]:
+        """Files that could not be read so far."""
+        return {"data/unreadable": self.loader.num_unreadable}
+
+    def facts(self) -> dict:
+        """Configuration of the network, and what generating from it needs to know."""
+        return self._facts
+
+
+def train(options: dict) -> None:
+    """Trains a flow as the flags of `flow_args` and `run_args` say.
+
+    Args:
+        options: Every flag's value, by name.
+
+    Raises:
+        ValueError: options that cannot be met, or training that diverged.
+    """
+    run_training(options, _assemble)
+
+
+def _assemble(options: dict, here: World, folder: Path) -> Assembly:
+    """Data, network, objective and player; the tracker comes last: it may start processes."""
+    dataset, held_out = build_datasets(options)
+    space = open_space(options, dataset, here.device)
+    network = build_network(options, space, here.device)
+    objective = build_objective(options, network, space)
+    lines, flops = describe(options, network, space), update_flops(objective, options)
+    if options["fsdp"]:
+        shard(network, network.blocks_to_shard(), here.device)
+    player = build_flow_player(options, objective, run_schedule(options, here, len(dataset)))
+    loader = TrainLoader(
+        dataset,
+        options["batch_size"],
+        rank=here.rank,
+        world_size=here.size,
+        num_workers=options["dataset_num_worker"],
+        prefetch_factor=options["dataloader_prefetch_factor"],
+        device=here.device,
+    )
+    kind = options["tracker"] if here.is_main else "none"
+    tracker = open_tracker(kind, folder, options["exp_name"], options)
+    validator = build_validator(options, here, folder, objective, space, held_out, tracker)
+    facts = {
+        "config": plain_config(network),
+        "generator": space.facts | objective_facts(options),
+    }
+    task = FlowTask(player, validator, loader, facts)
+    player.flops_per_sample = flops
+    return Assembly(task, loader, tracker, _parts(task, network), HEADLINE, lines)
+
+
+def build_flow_player(options: dict, objective: nn.Module, schedule) -> Player:
+    """The player of an objective, with its average of the weights.
+
+    Args:
+        options: The trainer's flags.
+        objective: What it trains.
+        schedule: Of the run; learning-rate schedules end where it does.
+    """
+    blocks = objective.network.blocks_to_shard()
+    player = build_player(
+        options, "flow", objective, schedule.max_steps, options["lr"], blocks=blocks
+    )
+    if options["ema"]:
+        player.ema = Averages(objective.network, options["ema_decay"], options["ema_warmup"])
+    return player
+
+
+def _parts(task: FlowTask, network: nn.Module) -> dict:
+    """What a checkpoint holds, under the names that `from_pretrained` knows."""
+    (player,) = task.players
+    parts = {
+        "state_dict.gen_model": NetworkWeights(network),
+        "sampler_state": task.loader,
+        "optimizer_state.gen_optimizer": OptimizerState(player.optimizer),
+        "player_state.flow": player,
+    }
+    if player.ema is not None:
+        parts |= player.ema.parts()
+    return parts

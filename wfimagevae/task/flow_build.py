@@ -1,0 +1,190 @@
+"""The parts of flow training, each built from its options."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.diffusion.guidance import Guidance
+from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.tracker import Tracker
+from wfimagevae.eval.cost import count_macs, count_parameters
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
+from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.weight_files import read_json
+from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
+from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
+from wfimagevae.task.flow_data import FlowSpace
+from wfimagevae.task.flow_validation import FlowValidator, SampleRules
+from wfimagevae.task.shapes_only import shapes_only
+
+
+def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.Module:
+    """The velocity network on its device, for the data's shape and classes.
+
+    Raises:
+        ValueError: a name, configuration or weights that do not fit the data.
+    """
+    name, pretrained = options["model_name"], options["pretrained_model_name_or_path"]
+    config = options["model_config"]
+    if config and not Path(config).is_file():
+        raise ValueError(f"--model_config {config}: no such file")
+    keys = read_json(config) if config else {}
+    keys.pop("_class_name", None)
+    keys |= _keys_of(space)
+    keys["average_velocity"] = options["objective"] == "mean_flow"
+    if pretrained:
+        network = VelocityModel.from_pretrained(
+            pretrained,
+            model_name=name,
+            overrides=keys,
+            ignore_mismatched_sizes=options["ignore_mismatched_sizes"],
+        )
+        if network.prediction != "velocity":  # a public DiT starts well, but predicts noise
+            network.register_to_config(prediction="velocity")
+    else:
+        network = ModelRegistry.get_model(name)(**keys)
+    if not isinstance(network, VelocityModel):
+        raise ValueError(f"--model_name {name} is no velocity network")
+    if network.sample_shape != space.shape:
+        raise ValueError(
+            f"{name} takes samples of {network.sample_shape}, the data has {space.shape}"
+        )
+    if options["gradient_checkpointing"]:
+        network.enable_gradient_checkpointing()
+    return network.to(device).train()
+
+
+def _keys_of(space: FlowSpace) -> dict:
+    """Configuration keys that the data decides."""
+    keys = {"num_classes": space.num_classes}
+    if len(space.shape) == 1:
+        return keys | {"num_dims": space.shape[0]}
+    return keys | {"in_channels": space.shape[0], "input_size": space.shape[1]}
+
+
+def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> FlowMatching:
+    """Flow matching or MeanFlow, as the flags say.
+
+    Raises:
+        ValueError: terms that contradict each other.
+    """
+    times = TimeDistribution(
+        options["time_distribution"],
+        options["time_mean"],
+        options["time_std"],
+        options["time_shift"],
+    )
+    rules = FlowRules(
+        options["seed"], times, options["cfg_dropout_prob"], options["direction_weight"]
+    )
+    if options["objective"] == "flow_matching":
+        objective = FlowMatching(network, space.encode, rules)
+    else:
+        guidance = TargetGuidance(
+            options["meanflow_omega"],
+            options["meanflow_kappa"],
+            tuple(options["meanflow_window"]),
+        )
+        particular = MeanFlowRules(
+            options["meanflow_ratio"],
+            options["meanflow_power"],
+            options["meanflow_const"],
+            guidance,
+            options["meanflow_improved"],
+        )
+        if options["fsdp"] and options["batch_size"] * options["meanflow_ratio"] < 1:
+            raise ValueError(
+                "--fsdp needs a sample with an end time of its own in every batch: raise "
+                f"--batch_size {options['batch_size']} or --meanflow_ratio "
+                f"{options['meanflow_ratio']}"
+            )
+        objective = MeanFlow(network, space.encode, rules, particular)
+    if options["compile"]:
+        objective.compile(options["compile_mode"])
+    return objective
+
+
+def build_validator(
+    options: dict,
+    here: World,
+    folder: Path,
+    objective: FlowMatching,
+    space: FlowSpace,
+    held_out: FlowData | None,
+    tracker: Tracker,
+) -> FlowValidator | None:
+    """What evaluates the flow while it trains; None without validation.
+
+    Raises:
+        ValueError: a sampler or guidance that this model cannot follow.
+    """
+    if held_out is None or not options["eval_steps"]:
+        return None
+    generator = FlowGenerator(objective.network, here.device, space.facts, space.decode)
+    sampling = SamplingOptions(
+        options["sampler"],
+        options["sampling_steps"],
+        Guidance(options["guidance_scale"]),
+        precision=options["mix_precision"],
+        seed=options["seed"],
+    )
+    generator.check(sampling)
+    rules = SampleRules(
+        folder,
+        sampling,
+        min(options["eval_num_samples"], len(held_out)),
+        options["eval_num_images"],
+        options["eval_batch_size"],
+    )
+
+    def read(positions: list[int]) -> dict:
+        batch = held_out.read_batch(positions)
+        return held_out.to_inputs(batch, here.device) | {"position": positions}
+
+    return FlowValidator(objective, generator, read, here, rules, tracker)
+
+
+def objective_facts(options: dict) -> dict:
+    """What generating needs to know of the objective."""
+    facts = {"objective": options["objective"]}
+    if options["objective"] == "mean_flow":
+        facts["target_guidance"] = options["meanflow_omega"] / (1 - options["meanflow_kappa"])
+    return facts
+
+
+def update_flops(objective: FlowMatching, options: dict) -> float:
+    """Arithmetic of one update for one sample, in FLOP: forward once, backward twice.
+
+    MeanFlow's forward-mode pass counts as two forward passes of the share that makes it.
+    """
+    macs = sample_macs(objective.network)
+    passes = 3.0
+    if options["objective"] == "mean_flow":
+        passes += 2 * options["meanflow_ratio"]
+        passes += 2 if objective.mean_flow.guidance.is_on else 0
+    return 2.0 * passes * macs
+
+
+def sample_macs(network: nn.Module) -> int:
+    """Multiply-accumulates of a forward pass for one sample."""
+    device = next(network.parameters()).device
+    with shapes_only():
+        x = torch.empty(1, *network.sample_shape, device=device)
+        t = torch.empty(1, device=device)
+        return count_macs(lambda: network(x, t, network.null_condition(1, device)))
+
+
+def describe(options: dict, network: nn.Module, space: FlowSpace) -> list[str]:
+    """What a flow's training is about to do, in a few lines."""
+    shape = " x ".join(map(str, space.shape))
+    classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
+    return [
+        f"{options['model_name']}: {count_parameters(network):,} parameters, "
+        f"{sample_macs(network) / 1e9:.3g} GMAC a sample of {shape}; {classes}",
+        f"{options['objective']} on {options['dataset']}"
+        + (f", average of the weights {options['ema_decay']}" if options["ema"] else ""),
+    ]

@@ -1,0 +1,128 @@
+"""Validation of a flow in training: held-out loss, distance of its samples, pictures of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from wfimagevae.engine.device import autocast
+from wfimagevae.engine.distributed import World, all_reduce_sum, gather_objects
+from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.report import goes_on_without
+from wfimagevae.engine.tracker import Tracker
+from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
+from wfimagevae.eval.sample_picture import SamplePicture
+
+
+@dataclass(frozen=True)
+class SampleRules:
+    """What a validation draws.
+
+    Attributes:
+        folder: Of the run.
+        sampling: Sampler, steps, guidance.
+        num_samples: Held-out and generated samples that are compared, over all processes.
+        num_images: Samples in the picture; 0 draws none.
+        batch_size: Samples at a time.
+    """
+
+    folder: Path
+    sampling: SamplingOptions
+    num_samples: int = 512
+    num_images: int = 64
+    batch_size: int = 64
+
+
+class FlowValidator:
+    """Judges a flow by held-out data, with the raw weights and, if there is one, the average.
+
+    Args:
+        objective: What is trained; its loss is evaluated at held-out data.
+        generator: Draws samples from the same network.
+        read: Gives held-out batches of the numbers asked for, on the device.
+        world: This process and the others.
+        rules: What to draw.
+        tracker: Where pictures go, besides.
+    """
+
+    def __init__(
+        self,
+        objective: torch.nn.Module,
+        generator: FlowGenerator,
+        read: Callable[[list[int]], dict],
+        world: World,
+        rules: SampleRules,
+        tracker: Tracker,
+    ):
+        self.objective, self.generator, self.read = objective, generator, read
+        self.world, self.rules, self.tracker = world, rules, tracker
+        # Shares of equal length: a sharded network is called by all processes or none.
+        share = -(-rules.num_samples // world.size)
+        mine = range(world.rank, share * world.size, world.size)
+        size = rules.batch_size
+        self._shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+
+    def __call__(self, ema: EMA | None, step: int) -> dict[str, float]:
+        """Figures named ``val/...`` and, of the average, ``val_ema/...``. Collective."""
+        values = self._evaluate("val", step, draw=ema is None)
+        if ema is not None:
+            with ema.applied():
+                values |= self._evaluate("val_ema", step, draw=True)
+        return values
+
+    @torch.no_grad()
+    def _evaluate(self, prefix: str, step: int, draw: bool) -> dict[str, float]:
+        network = self.objective.network
+        was_training = network.training
+        network.eval()
+        values = {"loss": self._held_out_loss(step)}
+        if draw:
+            sampling = self.rules.sampling
+            values["energy_distance"] = self._distance(sampling)
+            if network.has_average_velocity:
+                one = replace(sampling, sampler="mean_flow", steps=1)
+                values["energy_distance_one_step"] = self._distance(one)
+                self._draw(one, step, "one-step")
+            self._draw(sampling, step, sampling.sampler)
+        network.train(was_training)
+        return {f"{prefix}/{name}": value for name, value in values.items()}
+
+    def _held_out_loss(self, step: int) -> float:
+        device = self.world.device
+        totals = torch.zeros(2, dtype=torch.float32, device=device)
+        for positions in self._shares:
+            batch = self.read(positions)
+            with autocast(device, self.rules.sampling.precision):
+                loss, _ = self.objective(batch, step)
+            totals += torch.stack([loss * len(positions), torch.ones_like(loss) * len(positions)])
+        total, count = all_reduce_sum(totals).tolist()
+        return total / count
+
+    def _distance(self, sampling: SamplingOptions) -> float:
+        """Energy distance of samples to held-out data, with the classes of that data."""
+        real, generated = [], []
+        for positions in self._shares:
+            batch = self.read(positions)
+            labels = batch.get("label") if self.generator.model.num_classes else None
+            real.append(self.objective.encode(batch).float().cpu())
+            generated.append(self.generator.sample(positions, labels, sampling).cpu())
+        pooled = [
+            torch.cat([part for rank in gather_objects(mine) for part in rank])
+            for mine in (real, generated)
+        ]
+        return energy_distance(*pooled)
+
+    def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
+        """A picture of samples, one row a class."""
+        if not self.rules.num_images:
+            return
+        # Every process takes part: the weights may be spread over all of them.
+        picture = SamplePicture(self.generator, sampling, self.rules.num_images)
+        if not self.world.is_main:
+            return
+        path = self.rules.folder / "val_samples" / f"step-{step:08d}-{name}.png"
+        with goes_on_without(f"sample picture {path.name}"):
+            picture.save(path)
+            self.tracker.log_images(step, {f"samples/{name}": path})
