@@ -2,6 +2,7 @@
 
 python train_ddp.py --task vae --image_path photos/ --eval_image_path held_out/
 torchrun --nproc_per_node 4 train_ddp.py --task vae --image_path ... --eval_image_path ...
+python train_ddp.py --task flow --dataset shapes --max_steps 4000
 """
 
 import importlib
@@ -23,7 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--list_flags" in argv:
         for flag, action in parser.flags().items():
             if flag not in ("help", "list_flags"):
-                print(flag.upper(), flag, "switch" if action.nargs == 0 else "value")
+                kind = {0: "switch", None: "value"}.get(action.nargs, "values")
+                print(flag.upper(), flag, kind)
         return 0
     args = parse_with_config(parser, argv)
     importlib.import_module(f"wfimagevae.task.{args.task}").train(vars(args))

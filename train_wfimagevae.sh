@@ -21,7 +21,7 @@ set -euo pipefail
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python}"
-: "${WAVELET_LOSS:=1}" "${EMA:=1}" "${NNODES:=1}" "${NODE_RANK:=0}"
+: "${WAVELET_LOSS:=1}" "${EMA:=1}"
 
 if [[ -n "${ORIGINAL_MANIFEST:-}" ]]; then
   split="${OUTPUT_DIR:-./results}/manifests"
@@ -41,43 +41,6 @@ if [[ -z "$IMAGE_PATH" || -z "$EVAL_IMAGE_PATH" ]]; then
   exit 2
 fi
 
-listed="$("$python" "$here/train_image_ddp.py" --list_flags)"
-flags=()
-while read -r variable flag kind; do
-  value="${!variable:-}"
-  [[ -n "$value" ]] || continue
-  if [[ "$kind" == value ]]; then
-    flags+=("--$flag=$value")
-  elif [[ "$value" =~ ^(1|true|True|yes|on)$ ]]; then
-    flags+=("--$flag")
-  elif [[ ! "$value" =~ ^(0|false|False|no|off)$ ]]; then
-    echo "error: $variable=$value: write 1 or 0" >&2
-    exit 2
-  elif grep -qx "NO_$variable no_$flag switch" <<<"$listed"; then
-    flags+=("--no_$flag")
-  fi
-done <<<"$listed"
-
-if [[ -n "${GPU:-}" ]]; then
-  export CUDA_VISIBLE_DEVICES="$GPU"
-  commas="${GPU//[^,]/}"
-  processes=$((${#commas} + 1))
-else
-  processes="${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}"
-fi
-if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
-  cores="$("$python" -c 'import os; print(os.cpu_count() or 1)')"
-  OMP_NUM_THREADS=$((cores / processes > 0 ? cores / processes : 1))
-  export OMP_NUM_THREADS
-fi
-
-trainer=("$here/train_image_ddp.py" "${flags[@]}" "$@")
-if [[ "$NNODES" == 1 && "$processes" == 1 ]]; then
-  exec "$python" "${trainer[@]}"
-elif [[ "$NNODES" == 1 && -z "${MASTER_PORT:-}" ]]; then
-  exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" "${trainer[@]}"
-else
-  exec "$python" -m torch.distributed.run --nnodes "$NNODES" --node_rank "$NODE_RANK" \
-    --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
-    --nproc_per_node "$processes" "${trainer[@]}"
-fi
+# shellcheck source=scripts/launch.sh
+source "$here/scripts/launch.sh"
+launch "$here/train_image_ddp.py" -- "$@"

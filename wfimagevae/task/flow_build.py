@@ -46,9 +46,7 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
         if network.prediction != "velocity":  # a public DiT starts well, but predicts noise
             network.register_to_config(prediction="velocity")
     else:
-        network = ModelRegistry.get_model(name)(**keys)
-    if not isinstance(network, VelocityModel):
-        raise ValueError(f"--model_name {name} is no velocity network")
+        network = _fresh(name, keys)
     if network.sample_shape != space.shape:
         raise ValueError(
             f"{name} takes samples of {network.sample_shape}, the data has {space.shape}"
@@ -56,6 +54,19 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
     if options["gradient_checkpointing"]:
         network.enable_gradient_checkpointing()
     return network.to(device).train()
+
+
+def _fresh(name: str, keys: dict) -> VelocityModel:
+    builder = ModelRegistry.get_model(name)
+    try:
+        network = builder(**keys)
+    except TypeError as error:  # a key that this network does not have
+        raise ValueError(
+            f"--model_name {name} does not suit this data or config: {error}"
+        ) from None
+    if not isinstance(network, VelocityModel):
+        raise ValueError(f"--model_name {name} is no velocity network")
+    return network
 
 
 def _keys_of(space: FlowSpace) -> dict:

@@ -1,0 +1,61 @@
+# Sourced by the training scripts: variables in upper case become flags of a trainer, which then
+# starts on the GPUs and machines that the environment names.
+#
+#   launch SCRIPT FIXED_FLAGS... -- USER_FLAGS...
+#
+# Reads GPU, NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and PYTHON; see train_wfimagevae.sh.
+
+launch() {
+  local script="$1" fixed=() flags=() listed variable flag kind value
+  shift
+  while [[ "$1" != "--" ]]; do
+    fixed+=("$1")
+    shift
+  done
+  shift
+  local python="${PYTHON:-python}" nodes="${NNODES:-1}" processes
+  listed="$("$python" "$script" ${fixed[@]+"${fixed[@]}"} --list_flags)"
+  while read -r variable flag kind; do
+    value="${!variable:-}"
+    [[ -n "$value" ]] || continue
+    if [[ "$kind" == value ]]; then
+      flags+=("--$flag=$value")
+    elif [[ "$kind" == values ]]; then
+      # shellcheck disable=SC2206  # several values in one variable, apart by spaces
+      flags+=("--$flag" $value)
+    elif [[ "$value" =~ ^(1|true|True|yes|on)$ ]]; then
+      flags+=("--$flag")
+    elif [[ ! "$value" =~ ^(0|false|False|no|off)$ ]]; then
+      echo "error: $variable=$value: write 1 or 0" >&2
+      return 2
+    elif grep -qx "NO_$variable no_$flag switch" <<<"$listed"; then
+      flags+=("--no_$flag")
+    fi
+  done <<<"$listed"
+
+  if [[ -n "${GPU:-}" ]]; then
+    export CUDA_VISIBLE_DEVICES="$GPU"
+    local commas="${GPU//[^,]/}"
+    processes=$((${#commas} + 1))
+  else
+    processes="${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}"
+  fi
+  if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
+    local cores
+    cores="$("$python" -c 'import os; print(os.cpu_count() or 1)')"
+    OMP_NUM_THREADS=$((cores / processes > 0 ? cores / processes : 1))
+    export OMP_NUM_THREADS
+  fi
+
+  local trainer=("$script" ${fixed[@]+"${fixed[@]}"} ${flags[@]+"${flags[@]}"} "$@")
+  if [[ "$nodes" == 1 && "$processes" == 1 ]]; then
+    exec "$python" "${trainer[@]}"
+  elif [[ "$nodes" == 1 && -z "${MASTER_PORT:-}" ]]; then
+    exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
+      "${trainer[@]}"
+  else
+    exec "$python" -m torch.distributed.run --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
+      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
+      --nproc_per_node "$processes" "${trainer[@]}"
+  fi
+}

@@ -1,0 +1,171 @@
+"""Flow training end to end on the CPU: what it writes, how it resumes, what it refuses."""
+
+import json
+
+import pytest
+import torch
+
+from tests.images import write_images
+from tests.task.flow_training import FlowPlace
+from tests.task.training import differences, largest_difference, load
+from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
+from wfimagevae.eval.generation import SamplingOptions
+from wfimagevae.eval.generation_args import SAMPLERS
+from wfimagevae.eval.generator_files import load_generator
+from wfimagevae.task.flags import build_parser
+from wfimagevae.task.flow_build import build_network, build_objective
+from wfimagevae.task.flow_data import build_datasets, open_space
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def place(tmp_path):
+    return FlowPlace(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"objective": "flow_matching", "dataset_num_worker": 2, "direction_weight": 0.1},
+        {"objective": "mean_flow", "grad_accum_steps": 2, "ema_decay": [0.9, 0.99]},
+        {
+            "objective": "mean_flow",
+            "meanflow_omega": 1.5,
+            "meanflow_improved": True,
+            "mix_precision": "bf16",
+        },
+    ],
+    ids=["flow_matching", "mean_flow", "guided_bf16"],
+)
+def test_resuming_equals_never_stopping_bit_for_bit(place, options):
+    whole = place.train("whole", 5, **options)
+    place.train("parts", 3, **options)
+    parts = place.train("parts", 5, resume_from_checkpoint="auto", **options)
+    assert differences(load(whole, 5), load(parts, 5)) == []
+
+
+@pytest.mark.parametrize("objective", ["flow_matching", "mean_flow"])
+def test_two_ranks_train_as_one_process(place, objective):
+    options = {"objective": objective, "optimizer": "sgd", "lr": 0.1, "clip_grad_norm": 1e3}
+    one = load(place.train("one", 3, batch_size=8, **options), 3)
+    two = load(place.torchrun("two", 3, batch_size=4, **options), 3)
+    weights = [c["state_dict"]["gen_model"] for c in (one, two)]
+    assert largest_difference(*weights) < 1e-5
+    assert largest_difference(one["ema_state_dict"], two["ema_state_dict"]) < 1e-5
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_parameter_of_mean_flow_gets_a_gradient(place, precision):
+    """Passes without gradients come first; autocast must not keep their casts of the weights."""
+    flags = place.flags("x", 1, objective="mean_flow", meanflow_omega=2.0, meanflow_ratio=0.5)
+    options = vars(build_parser("flow").parse_args(flags))
+    dataset, _ = build_datasets(options)
+    space = open_space(options, dataset, CPU)
+    network = build_network(options, space, CPU)
+    for parameter in network.parameters():  # zero at first, so that nothing flows through them
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    objective = build_objective(options, network, space)
+    batch = dataset.to_inputs(dataset.read_batch([0, 1, 2, 3]), CPU) | {"position": [0, 1, 2, 3]}
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        objective(batch, 0)[0].backward()
+    without = [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()]
+    assert without == []
+
+
+def test_validation_writes_loss_distance_and_pictures(place):
+    run = place.train("run", 2, objective="mean_flow", eval_steps=2)
+    (row,) = map(json.loads, (run / "validation.jsonl").read_text().splitlines())
+    assert row.keys() == {
+        "step",
+        "val/loss",
+        "val_ema/loss",
+        "val_ema/energy_distance",
+        "val_ema/energy_distance_one_step",
+    }
+    pictures = sorted(p.name for p in (run / "val_samples").iterdir())
+    assert pictures == ["step-00000002-heun.png", "step-00000002-one-step.png"]
+
+
+def test_a_checkpoint_alone_generates(place):
+    run = place.train("run", 2)
+    generator = load_generator(str(run), CPU)
+    assert generator.facts["space"] == "pixel"
+    assert generator.facts["class_names"][0] == "circle"
+    x = generator.sample([0, 5], torch.tensor([1, 2]), SamplingOptions("euler", 2))
+    assert x.shape == (2, 3, 16, 16)
+    raw = load_generator(str(run), CPU, use_raw_weights=True)
+    assert largest_difference(raw.model.state_dict(), generator.model.state_dict()) > 0
+
+
+def test_points_and_folders_of_images_train_too(place):
+    run = place.train(
+        "points", 2, dataset="moons", model_name="MLP", model_config=None, eval_steps=2
+    )
+    assert list((run / "val_samples").iterdir())
+    for name in ("cat", "dog"):
+        write_images(place.folder / "pets" / name, 3)
+        write_images(place.folder / "held_out" / name, 2)
+    data = {"data_path": place.folder / "pets", "eval_data_path": place.folder / "held_out"}
+    run = place.train(
+        "pets", 2, dataset="images", labels="folder", eval_steps=2, eval_num_samples=4, **data
+    )
+    assert load(run, 2)["generator"]["class_names"] == ["cat", "dog"]
+
+
+def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
+    first = place.train("first", 2)
+    second = place.train(
+        "second",
+        1,
+        objective="mean_flow",
+        lr=1e-12,
+        ema_decay=0.0,
+        pretrained_model_name_or_path=first,
+    )
+    before, after = (load_generator(str(run), CPU).model for run in (first, second))
+    x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.7]), torch.tensor([1, 8])
+    torch.testing.assert_close(before(x, t, y), after(x, t, y, t_end=t + 0.1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dataset": "images"}, "needs --data_path"),
+        ({"dataset": "latents", "data_path": "nowhere", "eval_data_path": "x"}, "latents.json"),
+        ({"dataset": "cifar10", "data_path": "nowhere"}, "cifar-10-batches-py"),
+        ({"model_name": "FlowDiT-Z/4"}, "unknown model 'FlowDiT-Z/4'"),
+        ({"model_name": "WFVAE2Image", "model_config": None}, "does not suit this data"),
+        ({"model_name": "MLP", "model_config": None}, "does not suit this data"),
+        ({"resolution": 18}, "18"),
+        ({"eval_steps": 1, "sampler": "mean_flow"}, "--objective mean_flow"),
+        ({"objective": "mean_flow", "meanflow_kappa": 1.0}, "kappa"),
+        (
+            {"objective": "mean_flow", "meanflow_omega": 2.0, "no_class_conditional": True},
+            "class-conditional",
+        ),
+        (
+            {"eval_steps": 1, "guidance_scale": 2.0, "no_class_conditional": True},
+            "unconditional model",
+        ),
+        ({"fsdp": True}, "torchrun"),
+        ({"pretrained_model_name_or_path": "missing.ckpt"}, "missing.ckpt"),
+    ],
+)
+def test_bad_options_are_explained_before_the_first_step(place, options, words):
+    from train_ddp import main
+
+    with pytest.raises((ValueError, FileNotFoundError), match=words):
+        main(place.flags("bad", 1, **options))
+
+
+def test_a_checkpoint_of_another_model_is_refused(place):
+    first = place.train("run", 1)
+    with pytest.raises(ValueError, match=r"blocks\.2\.|of another shape|missing"):
+        (place.folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 3, "num_heads": 2}')
+        place.train("run", 2, resume_from_checkpoint=first)
+
+
+def test_flag_names_of_samplers_are_those_that_exist():
+    assert set(SAMPLERS) == set(BUILT_SAMPLERS)
