@@ -4,6 +4,7 @@ python scripts/save_hf_model.py --from_pretrained results/my-run --save_dir expo
     --metrics_json metrics.json
 """
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,13 +16,18 @@ from wfimagevae.eval.args import add_model_args, model_source
 def build_parser() -> Parser:
     """The flags."""
     parser = Parser(
-        description="Export a checkpoint as a Hugging Face folder, and check that it reads back "
-        "as the same model."
+        description="Export an autoencoder or a flow as a Hugging Face folder, and check that it "
+        "reads back as the same model."
     )
     add_model_args(parser)
     group = parser.add_argument_group("output")
     group.add_argument(
         "--save_dir", required=True, metavar="DIR", help="Hugging Face folder to write"
+    )
+    group.add_argument(
+        "--vae",
+        metavar="KIND:PATH",
+        help="autoencoder of a latent flow, if it is no longer where the training recorded it",
     )
     group.add_argument("--name", help="title of the model card; not given: the folder's name")
     group.add_argument(
@@ -36,17 +42,42 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = build_parser().parse_args(argv)
 
-    from wfimagevae.eval.autoencoder import load_vae
-    from wfimagevae.eval.export import check_target, model_card, save_model
+    from wfimagevae.eval.export import check_target
+    from wfimagevae.eval.generator_files import find_generator_facts
 
-    evaluation = read_evaluation(args.metrics_json) if args.metrics_json else None
     folder = Path(args.save_dir)
     source = args.from_pretrained or args.ckpt_path or ""
     check_target(folder, source)
+    is_flow = bool(source) and find_generator_facts(source) is not None
+    (export_flow if is_flow else export_vae)(args, source, folder)
+    print(f"{folder}: exported, and identical when read back")
+
+
+def export_vae(args: Namespace, source: str, folder: Path) -> None:
+    """Exports an autoencoder."""
+    from wfimagevae.eval.autoencoder import load_vae
+    from wfimagevae.eval.export import model_card, save_model
+
+    evaluation = read_evaluation(args.metrics_json) if args.metrics_json else None
     vae = load_vae(**model_source(args))
     card = model_card(vae, args.name or folder.resolve().name, training_options(source), evaluation)
     save_model(vae, folder, card)
-    print(f"{folder}: exported, and identical when read back")
+
+
+def export_flow(args: Namespace, source: str, folder: Path) -> None:
+    """Exports a flow, with its autoencoder if it has one."""
+    import torch
+
+    from wfimagevae.eval.flow_export import flow_card, save_flow
+    from wfimagevae.eval.generator_files import load_generator
+
+    if args.metrics_json:
+        raise ValueError("--metrics_json quotes reconstructions; a flow has none")
+    generator = load_generator(
+        source, torch.device("cpu"), vae=args.vae, use_raw_weights=args.use_raw_weights
+    )
+    name = args.name or folder.resolve().name
+    save_flow(generator, folder, flow_card(generator, name, training_options(source)))
 
 
 def read_evaluation(path: str) -> dict:

@@ -25,13 +25,17 @@ from wfimagevae.engine.seeding import RandomState
 
 log = logging.getLogger("wfimagevae")
 
-BEST_NAME = "best-psnr.ckpt"
-
 
 class Task(Protocol):
-    """What a kind of training tells the loop."""
+    """What a kind of training tells the loop.
+
+    Attributes:
+        players: All who are trained.
+        best_name: File name of the checkpoint that scored best.
+    """
 
     players: Sequence[Player]
+    best_name: str
 
     def turn(self, step: int) -> Sequence[Player]:
         """Whose update it is at ``step``, in order."""
@@ -152,7 +156,7 @@ class Run:
         return (
             f"{self.schedule.max_bad_updates} updates of the {player.name} in a row were not "
             f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
-            "learning rate, --mix_precision bf16 or fp32, or a smaller --disc_weight"
+            "learning rate, --mix_precision bf16 or fp32, or (image VAEs) a smaller --disc_weight"
         )
 
     def validate(self, task: Task) -> bool:
@@ -167,7 +171,7 @@ class Run:
         return improved
 
     def save(self, task: Task, best: bool = False, only_best: bool = False) -> None:
-        """Writes a checkpoint, ``best-psnr.ckpt``, or both. Collective.
+        """Writes a checkpoint, the best one's copy, or both. Collective.
 
         Raises:
             OSError: it could not be written, and the run is about to end. Before that it is
@@ -183,7 +187,7 @@ class Run:
             self.interrupt.saved()
         if not self.world.is_main:
             return
-        best_path, path = self.folder / BEST_NAME, checkpoint_path(self.folder, self.step)
+        best_path, path = self.folder / task.best_name, checkpoint_path(self.folder, self.step)
         target = best_path if only_best else path
         try:
             write_checkpoint(target, content)

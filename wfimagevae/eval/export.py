@@ -1,6 +1,6 @@
 """Models as Hugging Face folders: configuration, weights and a card, read back before use."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -84,9 +84,14 @@ def model_card(
     if evaluation:
         sections.append(_evaluation_section(evaluation))
     if options:
-        told = [f"| {key} | {options[key]} |" for key in _TOLD_OPTIONS if key in options]
-        sections.append("\n".join(["## Training\n", "| option | value |", "|---|---|", *told, ""]))
+        sections.append(option_table(options, _TOLD_OPTIONS))
     return "\n".join(sections)
+
+
+def option_table(options: Mapping, names: Sequence[str]) -> str:
+    """Section of a model card: those of the options that are there."""
+    told = [f"| {name} | {options[name]} |" for name in names if name in options]
+    return "\n".join(["## Training\n", "| option | value |", "|---|---|", *told, ""])
 
 
 _FRONT_MATTER = """---

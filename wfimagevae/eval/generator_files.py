@@ -39,8 +39,7 @@ def load_generator(
     """
     with raw_weights(use_raw_weights):
         model = VelocityModel.from_pretrained(path, model_name=model_name)
-    source = find_weights(path)
-    facts = read_json(source / FACTS_NAME) if source.is_dir() else read_facts(source, "generator")
+    source, facts = find_weights(path), find_generator_facts(path)
     if facts is None:  # a public file, of an ImageNet model in a latent space
         facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
     if vae:
@@ -49,6 +48,22 @@ def load_generator(
         facts = facts | {"vae": _beside(facts["vae"], source)}
     decode = open_latent_space(facts, device).decode if facts["space"] == "latent" else None
     return FlowGenerator(model.to(device), device, facts, decode)
+
+
+def find_generator_facts(path: str) -> dict | None:
+    """What training recorded for generating; None of a public file or another kind of model.
+
+    Args:
+        path: As for `load_generator`.
+
+    Raises:
+        ValueError: a file that cannot be read.
+        FileNotFoundError: a local path that does not exist.
+    """
+    source = find_weights(path)
+    if not source.is_dir():
+        return read_facts(source, "generator")
+    return read_json(source / FACTS_NAME) if (source / FACTS_NAME).is_file() else None
 
 
 def _beside(vae: dict, folder: Path) -> dict:

@@ -41,6 +41,8 @@ class FlowTask:
         facts: What a checkpoint records for those who generate from it.
     """
 
+    best_name = "best-energy-distance.ckpt"
+
     def __init__(self, player: Player, validator, loader: TrainLoader, facts: dict):
         self.players, self.validator, self.loader = (player,), validator, loader
         self._facts = facts

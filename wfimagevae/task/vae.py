@@ -82,6 +82,7 @@ class VaeTask:
         rules: Whose turn it is when.
     """
 
+    best_name = "best-psnr.ckpt"
     # Reconstruction this much worse than before the discriminator deserves a word.
     WORSE = 1.25
 

@@ -1,0 +1,239 @@
+"""Generating by command: the same pictures whatever the batch or ranks; latents end to end."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from scripts import cache_latents, generate, save_hf_model
+from tests.images import write_images
+from tests.scripts.flow_exports import export_pixels
+from tests.task.flow_training import FlowPlace
+from wfimagevae.eval.generator_files import load_generator
+
+
+def pictures(folder):
+    """Pixels of every image but the grid, by name."""
+    files = sorted(p for p in folder.glob("*.png") if p.name != "grid.png")
+    return {p.name: np.asarray(Image.open(p)).astype(int) for p in files}
+
+
+def run(model, output, *more):
+    words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu", *more)
+    assert not generate.main([str(word) for word in words])
+    return pictures(output)
+
+
+@pytest.fixture(scope="module")
+def pixel_flow(tmp_path_factory):
+    return export_pixels(tmp_path_factory.mktemp("flow") / "pixels")
+
+
+def test_batches_and_ranks_change_no_picture(pixel_flow, tmp_path, run_script):
+    options = ("--num_images", 7, "--steps", 4, "--guidance_scale", 2, "--sampler", "heun")
+    singly = run(pixel_flow, tmp_path / "a", "--batch_size", 1, *options)
+    together = run(pixel_flow, tmp_path / "b", "--batch_size", 8, *options)
+    words = ("--from_pretrained", pixel_flow, "--output_dir", "c", *options)
+    result = run_script("generate.py", *words, cwd=tmp_path, processes=2)
+    assert result.returncode == 0, result.stderr
+    two_ranks = pictures(tmp_path / "c")
+    assert list(singly) == list(together) == list(two_ranks)
+    assert list(singly)[:3] == ["000000-circle.png", "000001-square.png", "000002-circle.png"]
+    for name, pixels in singly.items():
+        assert abs(pixels - together[name]).max() <= 1  # one 8-bit level, by rounding
+        assert abs(pixels - two_ranks[name]).max() <= 1
+
+
+def test_a_sample_follows_its_seed_and_its_class(pixel_flow, tmp_path):
+    few = run(pixel_flow, tmp_path / "few", "--num_images", 2, "--steps", 2)
+    more = run(pixel_flow, tmp_path / "more", "--num_images", 4, "--steps", 2)
+    other = run(pixel_flow, tmp_path / "other", "--num_images", 2, "--steps", 2, "--seed", 1)
+    for name, pixels in few.items():
+        assert abs(pixels - more[name]).max() <= 1
+        assert abs(pixels - other[name]).max() > 20
+    squares = run(
+        pixel_flow, tmp_path / "sq", "--num_images", 2, "--steps", 2, "--class_labels", "square"
+    )
+    assert list(squares) == ["000000-square.png", "000001-square.png"]
+    assert (squares["000000-square.png"] != few["000000-circle.png"]).any()
+
+
+def test_npz_holds_the_same_pictures_for_public_fid_code(pixel_flow, tmp_path, run_script):
+    files = run(pixel_flow, tmp_path / "png", "--num_images", 3, "--steps", 2)
+    words = ("--from_pretrained", pixel_flow, "--npz", "out/all.npz", "--num_images", 3)
+    result = run_script("generate.py", *words, "--steps", 2, cwd=tmp_path, processes=2)
+    assert result.returncode == 0, result.stderr
+    content = np.load(tmp_path / "out" / "all.npz")
+    assert content["arr_0"].dtype == np.uint8 and content["arr_1"].tolist() == [0, 1, 0]
+    assert abs(content["arr_0"].astype(int) - np.stack(list(files.values()))).max() <= 1
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["all.npz"]
+
+
+def test_the_record_tells_how_to_draw_them_again(pixel_flow, tmp_path):
+    run(pixel_flow, tmp_path, "--num_images", 4, "--steps", 3, "--sampler", "euler", "--seed", 9)
+    record = json.loads((tmp_path / "samples.json").read_text())
+    assert record["sampling"]["sampler"] == "euler" and record["sampling"]["steps"] == 3
+    assert record["sampling"]["seed"] == 9 and record["labels"] == [0, 1, 0, 1]
+    assert Image.open(tmp_path / "grid.png").width > 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--class_labels", "7"), "no class '7'; this model has 2"),
+        (("--sampler", "mean_flow"), "--objective mean_flow"),
+        (("--guidance_interval", "0.8", "0.2"), "low first"),
+        (("--guidance_channels", "9", "--guidance_scale", "2"), "9 channels"),
+        (("--npz", "x.npz"), "either --output_dir or --npz"),
+        (("--vae", "nonsense"), "KIND:PATH"),
+    ],
+)
+def test_bad_options_are_explained(pixel_flow, tmp_path, more, words):
+    if "--vae" in more:
+        facts = json.loads((pixel_flow / "generator.json").read_text())
+        pixel_flow = shutil.copytree(pixel_flow, tmp_path / "latent")
+        facts |= {"space": "latent", "vae": {"source": None}}
+        (pixel_flow / "generator.json").write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=words):
+        run(pixel_flow, tmp_path / "out", *more)
+
+
+def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
+    from wfimagevae.model.registry import ModelRegistry
+
+    model = ModelRegistry.get_model("DiT-S/8")(num_classes=10, learn_sigma=True)
+    for name in ("DiT-S-8.pt", "SiT-S-8.pt"):
+        torch.save(model.state_dict(), tmp_path / name)
+    from_file = ("--model_name", "DiT-S/8")
+    with pytest.raises(ValueError, match="--vae diffusers:"):
+        run(tmp_path / "SiT-S-8.pt", tmp_path / "out", *from_file)
+    vae = tmp_path / "vae"
+    from diffusers import AutoencoderKL
+
+    AutoencoderKL(
+        block_out_channels=(8, 8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4,
+    ).save_pretrained(vae)
+    with_vae = (*from_file, "--vae", f"diffusers:{vae}", "--num_images", 2, "--steps", 1)
+    with pytest.raises(ValueError, match="epsilon on 1000 discrete steps"):
+        run(tmp_path / "DiT-S-8.pt", tmp_path / "out", *with_vae)
+    found = run(tmp_path / "SiT-S-8.pt", tmp_path / "out", *with_vae)
+    assert found["000000-0.png"].shape == (256, 256, 3)
+
+
+@pytest.fixture(scope="module")
+def latent_run(tiny_vae, tmp_path_factory):
+    """A flow trained for two steps on the cached latents of labelled images."""
+    folder = tmp_path_factory.mktemp("latents")
+    vae = shutil.copytree(tiny_vae, folder / "vae")
+    for split, count in (("train", 4), ("val", 2)):
+        for name in ("cat", "dog"):
+            write_images(folder / split / name, count)
+        words = (
+            "--vae",
+            f"WFVAE2Image:{vae}",
+            "--image_path",
+            folder / split,
+            "--labels",
+            "folder",
+        )
+        words += ("--resolution", 32, "--num_workers", 0, "--output_dir", folder / f"{split}_cache")
+        assert cache_latents.main([*map(str, words), "--flip"]) == 0
+    place = FlowPlace(folder)
+    (folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
+    run_folder = place.train(
+        "latents",
+        2,
+        dataset="latents",
+        model_name="FlowDiT-S/1",
+        resolution=None,
+        data_path=folder / "train_cache",
+        eval_data_path=folder / "val_cache",
+        eval_steps=2,
+        eval_num_samples=4,
+    )
+    return folder, run_folder
+
+
+def test_a_latent_flow_generates_with_the_recorded_vae(latent_run, tmp_path):
+    _, run_folder = latent_run
+    assert (run_folder / "val_samples" / "step-00000002-heun.png").exists()
+    found = run(run_folder, tmp_path / "out", "--num_images", 2, "--steps", 2)
+    assert list(found) == ["000000-cat.png", "000001-dog.png"]
+    assert found["000000-cat.png"].shape == (32, 32, 3)
+
+
+def test_generated_latents_are_unnormalised_by_the_record(latent_run):
+    """What training saw as (z - shift) * scale decodes as the VAE decodes z."""
+    folder, run_folder = latent_run
+    generator = load_generator(str(run_folder), torch.device("cpu"))
+    from wfimagevae.model import WFVAE2ImageModel
+
+    vae = WFVAE2ImageModel.from_pretrained(folder / "vae")
+    record = json.loads((folder / "train_cache" / "latents.json").read_text())
+    z = torch.randn(2, 4, 4, 4)
+    shift, scale = (torch.tensor(record[k]).view(1, -1, 1, 1) for k in ("shift", "scale"))
+    with torch.no_grad():
+        expected = vae.decode(z).sample.clamp(-1, 1)
+    torch.testing.assert_close(generator.images((z - shift) * scale), expected, atol=1e-4, rtol=0)
+
+
+def test_an_export_brings_its_vae_along(latent_run, tmp_path):
+    folder, run_folder = latent_run
+    words = ["--from_pretrained", str(run_folder), "--save_dir", str(tmp_path / "export")]
+    save_hf_model.main(words)
+    names = sorted(p.name for p in (tmp_path / "export").iterdir())
+    assert names == [
+        "README.md",
+        "config.json",
+        "diffusion_pytorch_model.safetensors",
+        "generator.json",
+        "vae",
+    ]
+    assert str(folder) not in "".join(
+        p.read_text() for p in (tmp_path / "export").rglob("*") if p.suffix in (".json", ".md")
+    )
+    moved = shutil.move(tmp_path / "export", tmp_path / "moved")
+    options = ("--num_images", 2, "--steps", 2)
+    ours, exported = (
+        run(source, tmp_path / name, *options)
+        for name, source in (("run", run_folder), ("export_out", moved))
+    )
+    assert all((ours[name] == exported[name]).all() for name in ours)
+
+
+def test_latents_of_another_vae_or_resolution_are_refused(latent_run, tmp_path):
+    folder, _ = latent_run
+    words = ["--vae", f"WFVAE2Image:{folder / 'vae'}", "--image_path", str(folder / "val")]
+    words += ["--labels", "folder", "--resolution", "48", "--num_workers", "0"]
+    assert cache_latents.main([*words, "--output_dir", str(tmp_path / "other")]) == 0
+    place = FlowPlace(tmp_path)
+    options = {"dataset": "latents", "model_name": "FlowDiT-S/1", "resolution": None}
+    options |= {"data_path": folder / "train_cache", "eval_steps": 1}
+    with pytest.raises(ValueError, match="resolution 48"):
+        place.train("x", 1, eval_data_path=tmp_path / "other", **options)
+    options |= {"eval_data_path": folder / "val_cache"}
+    with pytest.raises(ValueError, match="cannot be read"):
+        place.train("y", 1, vae="WFVAE2Image:nowhere", **options)
+
+
+def test_images_are_encoded_while_training_too(latent_run, tmp_path):
+    folder, _ = latent_run
+    vae = shutil.copytree(folder / "vae", tmp_path / "vae")
+    place = FlowPlace(tmp_path)
+    (tmp_path / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
+    options = {"dataset": "images", "labels": "folder", "model_name": "FlowDiT-S/1"}
+    options |= {"data_path": folder / "train", "eval_data_path": folder / "val", "eval_steps": 2}
+    options |= {"resolution": 32, "vae": f"WFVAE2Image:{vae}", "eval_num_samples": 4}
+    with pytest.raises(ValueError, match="latent_stats"):
+        place.train("z", 2, **options)
+    config = json.loads((vae / "config.json").read_text())
+    config |= {"shift": [0.1, 0.0, 0.0, 0.0], "scale": [1.5, 2.0, 2.0, 2.0]}
+    (vae / "config.json").write_text(json.dumps(config))
+    generator = load_generator(str(place.train("z", 2, **options)), torch.device("cpu"))
+    assert generator.facts["scale"] == [1.5, 2.0, 2.0, 2.0]

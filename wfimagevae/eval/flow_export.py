@@ -1,0 +1,100 @@
+"""Trained flows as Hugging Face folders, with what generating from them needs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from wfimagevae.eval.autoencoder import load_autoencoder
+from wfimagevae.eval.export import option_table
+from wfimagevae.eval.generation import FlowGenerator
+from wfimagevae.eval.generator_files import FACTS_NAME, load_generator, sampling_options
+from wfimagevae.eval.report import read_json, write_json
+
+VAE_FOLDER = "vae"
+# Training options worth telling; paths stay private.
+_TOLD_OPTIONS = (
+    *("dataset", "resolution", "train_crop", "max_steps", "epochs", "batch_size", "lr", "seed"),
+    *("grad_accum_steps", "optimizer", "lr_schedule", "mix_precision", "ema", "ema_decay"),
+    *("objective", "time_distribution", "time_mean", "time_std", "time_shift"),
+    *("cfg_dropout_prob", "meanflow_ratio", "meanflow_omega", "meanflow_kappa"),
+)
+
+
+def save_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
+    """Writes config.json, safetensors, generator.json and README.md, and reads them back.
+
+    A latent flow's autoencoder goes along, under ``vae``, unless it is a name on the hub.
+
+    Args:
+        generator: The model, on the CPU.
+        folder: Where to; files of an earlier export are replaced.
+        card: Text of README.md.
+
+    Raises:
+        ValueError: what was written does not give the same samples.
+    """
+    generator.model.eval().save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)  # a path of this machine
+    write_json(folder / "config.json", config)
+    facts = dict(generator.facts)
+    if facts["space"] == "latent":
+        facts["vae"] = _save_vae(facts["vae"], folder)
+    write_json(folder / FACTS_NAME, facts)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    _check_reload(generator, folder)
+
+
+def _save_vae(vae: dict, folder: Path) -> dict:
+    """The autoencoder's record, for readers of the folder, and its weights beside it."""
+    kind, _, path = vae["source"].partition(":")
+    if not Path(path).expanduser().exists():  # a hub name: anyone can get it
+        return vae
+    load_autoencoder(vae["source"]).network.save_pretrained(folder / VAE_FOLDER)
+    config = folder / VAE_FOLDER / "config.json"
+    content = read_json(config)
+    content.pop("_name_or_path", None)
+    write_json(config, content)
+    return vae | {"source": f"{kind}:{VAE_FOLDER}"}
+
+
+def _check_reload(generator: FlowGenerator, folder: Path) -> None:
+    reloaded = load_generator(str(folder), torch.device("cpu"))
+    options = sampling_options(generator, None, 1)
+    labels = torch.zeros(2, dtype=torch.long) if generator.model.num_classes else None
+    samples = [g.sample([0, 1], labels, options) for g in (generator, reloaded)]
+    if generator.facts["space"] != "point":
+        samples = [g.images(x) for g, x in zip((generator, reloaded), samples, strict=True)]
+    if not torch.equal(*samples):
+        raise ValueError(f"{folder}: the reloaded model's samples differ")
+
+
+def flow_card(generator: FlowGenerator, name: str, options: Mapping | None = None) -> str:
+    """Text of a Hugging Face model card.
+
+    Args:
+        generator: The model.
+        name: Title.
+        options: Resolved training options, if known.
+    """
+    model, facts = generator.model, generator.facts
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    shape = " x ".join(map(str, model.sample_shape))
+    average = ", average velocities (one step)" if model.has_average_velocity else ""
+    text = f"""---
+library_name: wfimagevae
+pipeline_tag: unconditional-image-generation
+tags: [flow-matching, {facts["objective"].replace("_", "-")}]
+---
+
+# {name}
+
+A flow that generates {facts["space"]}s of {shape}{average}: {type(model).__name__}, \
+{parameters:,} parameters, {model.num_classes or "no"} classes. Time 0 is noise, 1 is data.
+
+```bash
+python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples
+```
+"""
+    return text + ("\n" + option_table(options, _TOLD_OPTIONS) if options else "")
