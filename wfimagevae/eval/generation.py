@@ -60,9 +60,9 @@ class FlowGenerator:
         """Raises ValueError for options that this model cannot meet."""
         model, sampler = self.model, get_sampler(options.sampler)
         time_grid(options.steps, options.shift)
-        if model.prediction != "velocity":
+        if model.prediction == "epsilon":
             raise ValueError(
-                f"this model predicts {model.prediction} on 1000 discrete steps, as public DiT "
+                "this model predicts epsilon on 1000 discrete steps, as public DiT "
                 "files do; these samplers integrate a velocity. Train on from it "
                 "(--pretrained_model_name_or_path), or use a SiT file"
             )

@@ -43,7 +43,7 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
             overrides=keys,
             ignore_mismatched_sizes=options["ignore_mismatched_sizes"],
         )
-        if network.prediction != "velocity":  # a public DiT starts well, but predicts noise
+        if network.prediction == "epsilon":  # a public DiT starts well, but predicts noise
             network.register_to_config(prediction="velocity")
     else:
         network = _fresh(name, keys)

@@ -1,253 +1,75 @@
-"""What a training step of the image VAE costs, phase by phase."""
+"""What is timed of image-VAE training."""
 
-import itertools
-import logging
-import resource
-import statistics
-import sys
-import tempfile
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
-from wfimagevae.engine.checkpoint import Checkpoint
-from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
-from wfimagevae.engine.distributed import World
-from wfimagevae.engine.gpu_monitor import peak_flops
-from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.loop import Run, Schedule, fit
-from wfimagevae.engine.report import Reporter, ReportOptions
+from wfimagevae.engine.device import enable_fast_kernels, resolve_device
 from wfimagevae.engine.seeding import seed_everything
-from wfimagevae.engine.tracker import Tracker
+from wfimagevae.task.benchmark import RandomBatches, TrainBenchmark, ratio_in_turns
 from wfimagevae.task.vae import VaeTask, build_players, game_rules
 from wfimagevae.task.vae_build import build_loss, build_vae
 
+SHOWN = (
+    "resolution",
+    "batch_size",
+    "grad_accum_steps",
+    "mix_precision",
+    "compile",
+    "gan_schedule",
+    "disc_weight",
+    "adaptive_weight",
+    "perceptual_weight",
+)
 
-class VaeBenchmark:
-    """Builds what training builds from the same options, and times it.
+
+def build_benchmark(options: dict) -> TrainBenchmark:
+    """What training builds from the same options.
 
     Args:
         options: The trainer's flags; without ``image_path``, one random batch is used again
             and again.
     """
-
-    def __init__(self, options: dict):
-        self.options = options
-        self.device = resolve_device(options["device"])
-        enable_fast_kernels(self.device)
-        seed_everything(options["seed"])
-        vae = build_vae(options, self.device)
-        loss = build_loss(options, self.device)
-        players = build_players(options, vae, loss, max_steps=10**6)
-        self.batches = self._data()
-        self.task = VaeTask(players, vae, loss, None, self.batches, game_rules(options))
-
-    def _data(self):
-        options = self.options
-        if not options["image_path"]:
-            return _RandomBatches(options["batch_size"], options["resolution"], self.device)
-        dataset = TrainImageDataset(
-            options["image_path"], options["resolution"], train_crop=options["train_crop"]
-        )
-        return TrainLoader(
-            dataset,
-            options["batch_size"],
-            num_workers=options["dataset_num_worker"],
-            prefetch_factor=options["dataloader_prefetch_factor"],
-            device=self.device,
-        )
-
-    def time_steps(self, warmup: int, steps: int) -> dict:
-        """Speed without interference, then the phases with the device synchronised between.
-
-        Args:
-            warmup: Steps before either measurement.
-            steps: Steps of each.
-
-        Returns:
-            ``img_per_s``, ``ms`` a step, median ``ms_data``, ``ms_forward``, ``ms_backward``
-            (with clipping, averages and what else an update does) and ``ms_optimizer``, summed
-            over the players of a step; peak memory in bytes; share of the device's peak.
-        """
-        for step in range(warmup):
-            self._step(step)
-        synchronize(self.device)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        start, flops = time.perf_counter(), 0.0
-        for step in range(warmup, warmup + steps):
-            flops += self._step(step)
-        synchronize(self.device)
-        elapsed = time.perf_counter() - start
-        images = steps * self.options["batch_size"] * self.options["grad_accum_steps"]
-        result = {"img_per_s": images / elapsed, "ms": 1000 * elapsed / steps}
-        result |= self._phases(warmup + steps, steps) | self._memory()
-        peak = self._peak_flops()
-        result["mfu"] = flops / elapsed / peak if peak else None
-        shown = (
-            "resolution",
-            "batch_size",
-            "grad_accum_steps",
-            "mix_precision",
-            "compile",
-            "gan_schedule",
-            "disc_weight",
-            "adaptive_weight",
-            "perceptual_weight",
-        )
-        return (
-            result
-            | {"device": str(self.device), "torch": torch.__version__}
-            | {name: self.options[name] for name in shown}
-        )
-
-    def _step(self, step: int) -> float:
-        micro = [next(self.batches) for _ in range(self.options["grad_accum_steps"])]
-        samples = len(micro) * self.options["batch_size"]
-        players = self.task.turn(step)
-        for player in players:
-            player.update(micro, step)
-        return sum(player.flops_per_sample for player in players) * samples
-
-    def _phases(self, first: int, steps: int) -> dict[str, float]:
-        watch = _Stopwatch(self.device)
-        removers = []
-        for player in self.task.players:
-            removers += [
-                player.objective.register_forward_pre_hook(lambda *_: watch.start()),
-                player.objective.register_forward_hook(lambda *_: watch.stop("forward")),
-                player.optimizer.register_step_pre_hook(lambda *_: watch.start()),
-                player.optimizer.register_step_post_hook(lambda *_: watch.stop("optimizer")),
-            ]
-        rows = []
-        for step in range(first, first + steps):
-            watch.times = dict.fromkeys(("data", "forward", "optimizer"), 0.0)
-            watch.start()
-            micro = [next(self.batches) for _ in range(self.options["grad_accum_steps"])]
-            watch.stop("data")
-            begin = time.perf_counter()
-            for player in self.task.turn(step):
-                player.update(micro, step)
-            synchronize(self.device)
-            update = time.perf_counter() - begin
-            backward = update - watch.times["forward"] - watch.times["optimizer"]
-            rows.append(watch.times | {"backward": backward})
-        for remover in removers:
-            remover.remove()
-        phases = ("data", "forward", "backward", "optimizer")
-        return {f"ms_{p}": 1000 * statistics.median(row[p] for row in rows) for p in phases}
-
-    def _memory(self) -> dict[str, int]:
-        if self.device.type == "cuda":
-            return {"peak_memory": torch.cuda.max_memory_allocated(self.device)}
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"peak_resident": peak if sys.platform == "darwin" else 1024 * peak}
-
-    def _peak_flops(self) -> float | None:
-        if self.device.type != "cuda":
-            return None
-        name = torch.cuda.get_device_name(self.device)
-        return peak_flops(name, self.options["mix_precision"])
-
-    def loop_overhead(self, steps: int, rounds: int = 7) -> float:
-        """Time of the trainer's loop over that of the objectives' bare steps, in turns.
-
-        The bare step is zero_grad, forward, backward and optimizer step of each player; the
-        loop adds clipping, checks, logs, files and signals.
-
-        Args:
-            steps: Steps of each in a round.
-            rounds: Rounds; the median ratio is returned.
-        """
-        logging.getLogger("wfimagevae").setLevel(logging.WARNING)
-        ratios = []
-        with tempfile.TemporaryDirectory() as folder, Interrupt() as interrupt:
-            here = World(0, 1, self.device)
-            report = ReportOptions(
-                Path(folder), Path(folder) / "losses.csv", 0, (), self.options["mix_precision"]
-            )
-            reporter = Reporter(report, here, Tracker("none"), 0)
-            for _ in range(rounds):
-                schedule = Schedule(
-                    max_steps=steps,
-                    accum_steps=1,
-                    batch_size=self.options["batch_size"],
-                    log_steps=self.options["log_steps"],
-                    csv_log_steps=self.options["csv_log_steps"],
-                )
-                run = Run(here, schedule, Path(folder), Checkpoint({}), interrupt, reporter)
-                bare = self._seconds(lambda: self._bare_steps(steps))
-                loop = self._seconds(lambda run=run: fit(self.task, self.batches, run))
-                ratios.append(loop / bare)
-        return statistics.median(ratios)
-
-    def game_seconds(self) -> float:
-        """Time of one update of each player on one batch or, taking turns, on two."""
-        turns = 2 if self.options["gan_schedule"] == "alternate" else 1
-        return self._seconds(lambda: [self._step(step) for step in range(turns)])
-
-    def _seconds(self, function) -> float:
-        synchronize(self.device)
-        start = time.perf_counter()
-        function()
-        synchronize(self.device)
-        return time.perf_counter() - start
-
-    def _bare_steps(self, steps: int) -> None:
-        for step in range(steps):
-            batch = next(self.batches)
-            for player in self.task.turn(step):
-                player.optimizer.zero_grad()
-                player.objective.begin_update()
-                with autocast(self.device, self.options["mix_precision"]):
-                    loss, _ = player.objective(batch, step)
-                loss.backward()
-                player.optimizer.step()
+    device = resolve_device(options["device"])
+    enable_fast_kernels(device)
+    seed_everything(options["seed"])
+    vae = build_vae(options, device)
+    loss = build_loss(options, device)
+    players = build_players(options, vae, loss, max_steps=10**6)
+    batches = _batches(options, device)
+    task = VaeTask(players, vae, loss, None, batches, game_rules(options))
+    return TrainBenchmark(task, batches, options, {name: options[name] for name in SHOWN})
 
 
-def schedules_ratio(options: dict, rounds: int) -> float:
-    """Time of one update of each player in ``alternate`` over that in ``joint``, in turns.
+def compare(options: dict) -> dict[str, float]:
+    """With ``compare_schedules``: the time of one update of each player, ``alternate`` over joint.
 
     Args:
-        options: The trainer's flags; every step is both players' business (``disc_start`` 0).
-        rounds: Of each; the median ratio is returned, the first round does not count.
+        options: The trainer's flags and the benchmark's; every step is both players' business
+            (``disc_start`` 0).
     """
-    benches = [VaeBenchmark(options | {"gan_schedule": s}) for s in ("alternate", "joint")]
-    times = [[bench.game_seconds() for bench in benches] for _ in range(rounds + 1)][1:]
-    return statistics.median(alternate / joint for alternate, joint in times)
+    if not options["compare_schedules"]:
+        return {}
+    alternate, joint = (
+        build_benchmark(options | {"gan_schedule": name}) for name in ("alternate", "joint")
+    )
+    ratio = ratio_in_turns(lambda: alternate.step_seconds(2), joint.step_seconds, options["steps"])
+    return {"alternate_over_joint": ratio}
 
 
-class _RandomBatches(Iterator):
-    """One random batch at ever new positions."""
-
-    num_unreadable = 0
-
-    def __init__(self, batch_size: int, resolution: int, device: torch.device):
-        shape = (batch_size, 3, resolution, resolution)
+def _batches(options: dict, device: torch.device) -> Iterator:
+    if not options["image_path"]:
+        shape = (options["batch_size"], 3, options["resolution"], options["resolution"])
         image = torch.rand(shape, device=device) * 2 - 1
-        self._image = image.contiguous(memory_format=torch.channels_last)
-        self._positions = itertools.count()
-
-    def __next__(self) -> dict:
-        positions = list(itertools.islice(self._positions, len(self._image)))
-        return {"image": self._image, "position": positions, "unreadable": []}
-
-
-class _Stopwatch:
-    """Adds up the time between start and stop, by phase."""
-
-    def __init__(self, device: torch.device):
-        self.device = device
-        self.times: dict[str, float] = {}
-        self._begin = 0.0
-
-    def start(self) -> None:
-        synchronize(self.device)
-        self._begin = time.perf_counter()
-
-    def stop(self, phase: str) -> None:
-        synchronize(self.device)
-        self.times[phase] += time.perf_counter() - self._begin
+        return RandomBatches({"image": image.contiguous(memory_format=torch.channels_last)})
+    dataset = TrainImageDataset(
+        options["image_path"], options["resolution"], train_crop=options["train_crop"]
+    )
+    return TrainLoader(
+        dataset,
+        options["batch_size"],
+        num_workers=options["dataset_num_worker"],
+        prefetch_factor=options["dataloader_prefetch_factor"],
+        device=device,
+    )

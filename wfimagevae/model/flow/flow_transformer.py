@@ -25,8 +25,10 @@ _CHOICES = {
     "norm": tuple(TOKEN_NORMS),
     "mlp": tuple(MLPS),
     "position": ("absolute", "rope"),
-    "prediction": ("velocity", "epsilon"),
+    "prediction": ("velocity", "data", "epsilon"),
 }
+# Dividing by the time left stops here, as in JiT.
+_LEAST_TIME_LEFT = 0.05
 
 
 @ModelRegistry.register("FlowTransformer")
@@ -47,7 +49,9 @@ class FlowTransformer(VelocityModel):
         num_classes: 0 is an unconditional model.
         learn_sigma: The output has twice the channels, of which the second half is dropped.
         average_velocity: Take an end time.
-        prediction: ``velocity``, or ``epsilon`` for weights of a public DiT.
+        prediction: What the layers compute: ``velocity``; ``data``, of which (data - x) / (1 - t)
+            makes the velocity (Li and He 2025, arXiv:2511.13720: large patches of pixels are
+            learned far sooner); ``epsilon`` for weights of a public DiT, which no sampler takes.
         norm: ``layernorm`` or ``rmsnorm``.
         mlp: ``gelu`` or ``swiglu``.
         position: ``absolute``, or ``rope`` (2-D rotations; takes other sizes too).
@@ -122,7 +126,11 @@ class FlowTransformer(VelocityModel):
         c = self.embed(t, condition, t_end)  # (B, D)
         for block in self.blocks:
             h = self.run(block, h, c, rotation)
-        return self._join(self.final_layer(h, c), height, width)
+        output = self._join(self.final_layer(h, c), height, width)
+        if self.config.prediction != "data":
+            return output
+        time_left = (1 - t).clamp_min(_LEAST_TIME_LEFT).view(-1, 1, 1, 1)
+        return (output.float() - x) / time_left
 
     def blocks_to_shard(self) -> list[nn.Module]:
         """The transformer blocks."""

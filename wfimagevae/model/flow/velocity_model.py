@@ -48,7 +48,7 @@ class VelocityModel(RegisteredModel):
 
     @property
     def prediction(self) -> str:
-        """``velocity``, or ``epsilon`` for weights of a public DiT."""
+        """``epsilon`` for weights of a public DiT; otherwise the output is a velocity."""
         return self.config.get("prediction", "velocity")
 
     def null_condition(self, batch_size: int, device: torch.device | str) -> Tensor | None:

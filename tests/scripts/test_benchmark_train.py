@@ -1,0 +1,180 @@
+"""The benchmark of training steps: what it prints, and what MeanFlow keeps in memory."""
+
+import json
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from scripts.benchmark_train import build_parser, main
+from tests.images import write_images, write_tiny_config
+from tests.model.flow.models import small_model
+from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.engine.seeding import sample_noise
+from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
+from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules
+from wfimagevae.task import flow_benchmark
+
+SHORT = ("--device", "cpu", "--mix_precision", "fp32", "--warmup", "1", "--steps", "2")
+TINY = {"hidden_size": 32, "depth": 2, "num_heads": 2}
+FIGURES = {"img_per_s", "ms", "ms_data", "ms_forward", "ms_backward", "ms_optimizer"}
+
+
+@pytest.fixture
+def flow(tmp_path, capsys):
+    """Runs the command on a tiny flow; returns what it prints."""
+    config = tmp_path / "tiny_flow.json"
+    config.write_text(json.dumps(TINY))
+
+    def run(*flags):
+        main(["--task", "flow", "--model_config", str(config), "--batch_size", "4", *SHORT, *flags])
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def vae(tmp_path, capsys):
+    """Runs the command on a tiny image VAE; returns what it prints."""
+    config = write_tiny_config(tmp_path)
+    sizes = ("--resolution", "32", "--batch_size", "2", "--disc_num_layers", "1")
+
+    def run(*flags):
+        model = ("--model_config", str(config), "--perceptual_weight", "0")
+        main([*model, *sizes, *SHORT, *flags])
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def test_vae_benchmark_prints_every_figure_and_both_comparisons(vae):
+    result = vae("--compare_with_bare_loop", "--compare_schedules")
+    assert result.keys() >= FIGURES
+    assert result["img_per_s"] == pytest.approx(2 * 1000 / result["ms"])
+    assert result["peak_resident"] > 10**7 and result["mfu"] is None
+    assert result["loop_overhead"] > 0 and result["alternate_over_joint"] > 0
+    told = {"resolution": 32, "gan_schedule": "joint", "disc_weight": 0.5, "compile": False}
+    assert told.items() <= result.items()
+
+
+def test_vae_benchmark_reads_images(vae, tmp_path):
+    images = write_images(tmp_path / "photos", 3)
+    assert vae("--image_path", str(images), "--dataset_num_worker", "0")["ms_data"] > 0
+
+
+@pytest.mark.parametrize(
+    "flags, shape",
+    [
+        (["--dataset", "latents", "--model_name", "DiT-S/2"], [4, 32, 32]),
+        (["--dataset", "latents", "--latent_shape", "3", "8", "8"], [3, 8, 8]),
+        (["--dataset", "cifar10", "--resolution", "16", "--num_classes", "0"], [3, 16, 16]),
+        (["--dataset", "shapes", "--resolution", "16", "--objective", "mean_flow"], [3, 16, 16]),
+    ],
+)
+def test_flow_benchmark_needs_no_data(flow, flags, shape):
+    result = flow(*flags)
+    assert result.keys() >= FIGURES
+    assert result["sample_shape"] == shape
+    assert result["num_classes"] == (0 if "0" in flags else 1000)
+    assert result["img_per_s"] == pytest.approx(4 * 1000 / result["ms"])
+
+
+def test_flow_benchmark_reads_images(flow, tmp_path):
+    images = write_images(tmp_path / "photos", 5)
+    flags = ("--data_path", str(images), "--resolution", "32", "--dataset_num_worker", "0")
+    result = flow(*flags, "--compare_objectives")
+    assert result["sample_shape"] == [3, 32, 32] and result["num_classes"] == 0
+    assert result["saved_memory_ratio"] <= 1.3
+
+
+def test_flow_benchmark_times_points_and_the_loop(capsys):
+    flags = ("--dataset", "moons", "--model_name", "MLP", "--num_classes", "2")
+    main(["--task", "flow", *SHORT, *flags, "--compare_with_bare_loop"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["sample_shape"] == [2] and result["loop_overhead"] > 0
+
+
+def test_flow_benchmark_compares_the_objectives(flow):
+    size = ("--dataset", "latents", "--latent_shape", "4", "8", "8")
+    result = flow(*size, "--compare_objectives")
+    assert result["mean_flow_over_flow_matching"] > 0
+    assert 1 <= result["saved_memory_ratio"] <= 1.3
+
+
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--batch_size", "3"], "raise --batch_size 3"),
+        (["--gradient_checkpointing"], "leave out --gradient_checkpointing"),
+    ],
+)
+def test_objectives_that_cannot_be_compared_are_refused(flow, flags, message):
+    with pytest.raises(ValueError, match=message):
+        flow("--resolution", "16", "--compare_objectives", *flags)
+
+
+def test_sharding_is_refused(flow):
+    with pytest.raises(ValueError, match="--fsdp"):
+        flow("--resolution", "16", "--fsdp")
+
+
+def test_share_of_the_peak_follows_from_the_networks_arithmetic():
+    flags = ["--dataset", "moons", "--model_name", "MLP", "--num_classes", "0", *SHORT]
+    options = vars(build_parser("flow").parse_args([*flags, "--batch_size", "8"]))
+    bench = flow_benchmark.build_benchmark(options)
+    (player,) = bench.task.players
+    layers = [m for m in player.objective.network.modules() if isinstance(m, torch.nn.Linear)]
+    # Every layer works once a sample: a forward pass, and a backward pass that costs two.
+    assert player.flops_per_sample == 3 * 2 * sum(layer.weight.numel() for layer in layers)
+    bench._peak_flops = lambda: 1e9
+    result = bench.time_steps(1, 2)
+    expected = player.flops_per_sample * result["img_per_s"] / 1e9
+    assert result["mfu"] == pytest.approx(expected)
+
+
+class GraphKeepingMeanFlow(MeanFlow):
+    """The textbook form: value and derivative from one jvp, whose graph backward goes through."""
+
+    def forward(self, batch, step):
+        t, s, _ = self._times(batch["position"])
+        point = self.draw(batch, t)
+        s = s.float()
+
+        def average_velocity(x, time):
+            return self.network(x, time, point.condition, s)
+
+        tangents = (point.velocity, torch.ones_like(point.t))
+        with sdpa_kernel(SDPBackend.MATH):
+            u, change = torch.func.jvp(average_velocity, (point.x_t, point.t), tangents)
+        target = point.velocity + (s - point.t).view(-1, 1, 1, 1) * change
+        return (u - target.detach()).square().mean(), {}
+
+
+def saved(kind, *rules):
+    torch.manual_seed(0)
+    network = small_model("FlowDiT-S/2", average_velocity=True, num_classes=10)
+    objective = kind(network, lambda b: b["latent"], FlowRules(0, TimeDistribution(), 0.1), *rules)
+    positions = list(range(8))
+    latent = sample_noise(1, positions, network.sample_shape, torch.device("cpu"))
+    batch = {"latent": latent, "label": torch.arange(8), "position": positions}
+    return flow_benchmark.saved_bytes(objective, batch)
+
+
+def test_mean_flow_saves_hardly_more_than_flow_matching():
+    rules = MeanFlowRules(ratio=0.25)
+    plain = saved(FlowMatching)
+    assert 1 <= saved(MeanFlow, rules) / plain <= 1.3
+    assert saved(GraphKeepingMeanFlow, rules) / plain > 2
+
+
+def test_saved_bytes_counts_each_storage_once_and_no_parameter():
+    class Squares(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1000))
+
+        def forward(self, batch, step):
+            y = self.weight * batch["x"]  # saves both factors
+            return (y * y + y.view(10, 100).square().flatten()).sum(), {}  # saves y, thrice
+
+    assert flow_benchmark.saved_bytes(Squares(), {"x": torch.ones(1000)}) == 2 * 4000
