@@ -8,7 +8,7 @@ REQUIREMENTS := setup.py requirements.txt pyproject.toml
 .PHONY: help install install-dev quickstart test test-all lint format clean
 
 help:
-	@echo "make quickstart   install, then train, reconstruct, evaluate and export on a few photographs"
+	@echo "make quickstart   install; an autoencoder learns photographs, a flow learns to draw shapes"
 	@echo "make install      make .venv with the package in it; install-dev adds tests and linters"
 	@echo "make test         every test but the slow ones; test-all runs those too"
 	@echo "make lint         check style; format applies it"
@@ -34,6 +34,7 @@ $(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
+	$(BIN)/python scripts/quickstart_flow.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
 
 test: install-dev
 	$(BIN)/python -m pytest -m "not slow"

@@ -13,7 +13,13 @@ from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, add_device_arg, non_negative_int, positive_int
+from wfimagevae.engine.args import (
+    Parser,
+    add_device_arg,
+    non_negative_int,
+    output_file,
+    positive_int,
+)
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import METRIC_UNAVAILABLE
 from wfimagevae.eval.generation_args import POINT_SETS, add_generator_args, sampling_values
@@ -54,7 +60,12 @@ def build_parser() -> Parser:
         "--num_workers", type=non_negative_int, default=2, metavar="N", help="reading processes"
     )
     add_device_arg(group)
-    parser.add_argument("--output_json", metavar="FILE", help="where to write figures and protocol")
+    parser.add_argument(
+        "--output_json",
+        type=output_file,
+        metavar="FILE",
+        help="where to write figures and protocol",
+    )
     return parser
 
 
@@ -98,7 +109,7 @@ def _evaluate(args: Namespace, here, reference, candidates: list) -> dict[str, s
     real = evaluator.collect(reference, args.batch_size, title="reference")
     results = []
     for sampling, samples in candidates:
-        generated = evaluator.collect(samples, args.batch_size, title="generated")
+        generated = evaluator.collect(samples, args.batch_size, title="generated", reference=real)
         values = evaluator.measure(real, generated)
         sampling = samples.description | sampling
         if args.from_pretrained:

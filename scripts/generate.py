@@ -9,7 +9,7 @@ torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz sam
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, positive_int
+from wfimagevae.engine.args import Parser, output_file, positive_int
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import add_compute_args
 from wfimagevae.eval.generation_args import add_generator_args, add_sampling_args, sampling_values
@@ -32,6 +32,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--npz",
+        type=output_file,
         metavar="FILE",
         help="write all images to one file instead, as public FID code reads them: arr_0, uint8 "
         "(N, H, W, 3)",
@@ -48,7 +49,7 @@ def build_parser() -> Parser:
     group.add_argument(
         "--batch_size", type=positive_int, default=16, metavar="N", help="images at a time"
     )
-    add_compute_args(parser)
+    add_compute_args(parser, "the flow; an autoencoder decodes in fp32")
     return parser
 
 

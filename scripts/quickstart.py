@@ -7,22 +7,18 @@ python scripts/quickstart.py --steps 20    the same path in short, for a check
 import itertools
 import json
 import os
-import shlex
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from wfimagevae.engine.args import Parser, add_device_arg, positive_float, positive_int
 from wfimagevae.engine.cli import run_cli
+from wfimagevae.engine.commands import make_folder, run_command, run_script, say
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_CONFIG = ROOT / "examples" / "wfvae2-image-small.json"
-MARKER = ".made-by-quickstart"
 
 # Photographs in colour that scikit-image's wheel carries; the stereo pair is one scene.
 TRAINING = (
@@ -98,31 +94,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     export(run_dir, output, args.device)
     say("Report")
     sheet = draw_contact_sheet(output)
-    command("scripts/plot_training.py", run_dir, "--output", output / "report.html")
+    run_script("scripts/plot_training.py", run_dir, "--output", output / "report.html")
     print_results(output, run_dir, scores, sheet, time.perf_counter() - started)
     return check(scores, short=args.steps is not None)
-
-
-def say(title: str) -> None:
-    """Announces a part."""
-    print(f"\n== {title}", flush=True)
-
-
-def make_folder(folder: Path) -> None:
-    """Makes an empty folder; of what is in it, only what an earlier quick start left is removed.
-
-    Raises:
-        ValueError: the folder holds something else.
-    """
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / MARKER).exists():
-            raise ValueError(
-                f"{folder} was not made by the quick start; choose another folder by --output"
-            )
-        print(f"removing what an earlier quick start left in {folder}")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARKER).touch()
 
 
 def copy_photographs(output: Path) -> None:
@@ -155,36 +129,12 @@ def copy_photographs(output: Path) -> None:
     print(f"{output / 'val.jsonl'}: {', '.join(HELD_OUT)}")
 
 
-class Plan(NamedTuple):
-    """How to train on this machine."""
+def make_plan(device: str, minutes: float, steps: int | None):
+    """How to train here: as many steps as fit into the time, unless their number is given."""
+    from wfimagevae.engine.planning import plan_training
 
-    precision: str
-    threads: int
-    steps: int
-
-
-def make_plan(device_name: str, minutes: float, steps: int | None) -> Plan:
-    """The fastest precision and number of threads, and the steps that fit into the time."""
-    import torch
-
-    from wfimagevae.engine.device import resolve_device
-
-    device = resolve_device(device_name)
-    # Threads wait for each other hundreds of times a step: on a busy machine one is faster.
-    cores = torch.get_num_threads()
-    choices = sorted({1, min(8, cores), cores}) if device.type == "cpu" else [cores]
-    seconds = {}
-    for threads in choices:
-        torch.set_num_threads(threads)
-        for precision in ("fp32", "bf16"):
-            seconds[precision, threads] = time_step(device, precision)
-    precision, threads = min(seconds, key=seconds.get)
-    listed = [f"{1000 * s:.0f} ms ({name}, threads: {n})" for (name, n), s in seconds.items()]
-    print(f"device {device}; a training step takes {', '.join(listed)}")
-    if steps is None:
-        fitting = int(60 * minutes / (seconds[precision, threads] * OVERHEAD)) // 50 * 50
-        steps = min(max(fitting, FEWEST_STEPS), MOST_STEPS)
-    return Plan(precision, threads, steps)
+    plan = plan_training(device, time_step, minutes, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
+    return plan._replace(steps=steps) if steps else plan
 
 
 def time_step(device, precision: str) -> float:
@@ -210,7 +160,7 @@ def time_step(device, precision: str) -> float:
     return statistics.median(times)
 
 
-def train(output: Path, plan: Plan, device: str) -> Path:
+def train(output: Path, plan, device: str) -> Path:
     """Trains by train_wfimagevae.sh and returns the run's folder."""
     steps = plan.steps
     settings = {
@@ -243,37 +193,16 @@ def train(output: Path, plan: Plan, device: str) -> Path:
         "DATASET_NUM_WORKER": 1,
         "INDEX_CACHE_DIR": output / "index",
     }
-    settings = {name: str(value) for name, value in settings.items()}
-    print("$ " + " ".join(f"{n}={shlex.quote(v)}" for n, v in settings.items()), end=" ")
-    run(["bash", "train_wfimagevae.sh"], settings)
+    run_command(["bash", "train_wfimagevae.sh"], settings)
     (run_dir,) = (output / "runs").glob("quickstart-*")
     return run_dir
-
-
-def command(script: str, *arguments) -> None:
-    """Runs one of this repository's scripts with this interpreter."""
-    run([sys.executable, script, *map(str, arguments)])
-
-
-def run(words: Sequence[str], settings: dict[str, str] | None = None) -> None:
-    """Runs a command, its output shown as it comes.
-
-    Raises:
-        ValueError: it failed.
-    """
-    shown = ["python" if word == sys.executable else word for word in words]
-    print(("" if settings else "$ ") + shlex.join(shown), flush=True)
-    environment = os.environ | {"PYTHON": sys.executable} | (settings or {})
-    status = subprocess.run(words, env=environment).returncode
-    if status:
-        raise ValueError(f"{shlex.join(shown)} ended with status {status}; see above")
 
 
 def reconstruct(model: Path, folder: Path, output: Path, device: str) -> None:
     """Reconstructs the held-out photographs at their own sizes."""
     images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", folder)
     options = ("--num_workers", 0, "--device", device)
-    command("scripts/recon_image.py", "--from_pretrained", model, *images, *options)
+    run_script("scripts/recon_image.py", "--from_pretrained", model, *images, *options)
 
 
 def write_baseline(output: Path) -> None:
@@ -300,7 +229,7 @@ def evaluate(output: Path, folder: str, device: str) -> dict[str, float]:
     result = output / f"{folder}.json"
     images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", output / folder)
     options = ("--metric", "psnr", "ssim", "--num_workers", 0, "--output_json", result)
-    command("scripts/eval_image.py", *images, *options, "--device", device)
+    run_script("scripts/eval_image.py", *images, *options, "--device", device)
     return json.loads(result.read_text(encoding="utf-8"))
 
 
@@ -308,7 +237,7 @@ def export(run_dir: Path, output: Path, device: str) -> None:
     """Saves the model in Hugging Face format; read back, it must reconstruct the same pixels."""
     folder, again = output / "hf_model", output / "reconstructed_by_hf_model"
     figures = ("--metrics_json", output / "reconstructed.json")
-    command(
+    run_script(
         "scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder, *figures
     )
     reconstruct(folder, again, output, device)

@@ -58,6 +58,8 @@ def export_vae(args: Namespace, source: str, folder: Path) -> None:
     from wfimagevae.eval.autoencoder import load_vae
     from wfimagevae.eval.export import model_card, save_model
 
+    if args.vae:
+        raise ValueError(f"--vae {args.vae} belongs to a latent flow, and {source} is none")
     evaluation = read_evaluation(args.metrics_json) if args.metrics_json else None
     vae = load_vae(**model_source(args))
     card = model_card(vae, args.name or folder.resolve().name, training_options(source), evaluation)

@@ -71,7 +71,7 @@ def build_parser() -> Parser:
         choices=POINT_SETS,
         help="points shown in grey; not given: those that the model was trained on",
     )
-    add_compute_args(parser)
+    add_compute_args(parser, "the flow; an autoencoder decodes in fp32")
     return parser
 
 

@@ -50,8 +50,11 @@ def test_the_grid_that_generate_writes_is_no_sample(tmp_path):
     Image.fromarray(pixels(1, 40)[0]).save(tmp_path / "grid.png")
     with pytest.raises(ValueError, match=r"grid.png \(40x40\).*no sample"):
         all_of(FolderImages(tmp_path), 20)
-    (tmp_path / "samples.json").write_text("{}")
+    (tmp_path / "samples.json").write_text('{"num_images": 8}')
     assert len(all_of(FolderImages(tmp_path))) == 8
+    (tmp_path / "samples.json").write_text('{"num_images": 5}')
+    with pytest.raises(ValueError, match=r"holds 8 images, of which .* wrote 5"):
+        FolderImages(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -160,6 +163,12 @@ def test_sets_of_unlike_size_are_refused(tmp_path):
     real, generated = (evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab")
     with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
         evaluator.measure(real, generated)
+    many = FolderImages(tmp_path / "b")
+    read, batches = [], many.batches
+    many.batches = lambda *args: (read.append(1) or batch for batch in batches(*args))
+    with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
+        evaluator.collect(many, 2, reference=real)
+    assert len(read) == 1  # before the rest is drawn
     smaller = evaluator.collect(FolderImages(tmp_path / "b", 12), 4)
     assert "energy_distance" in evaluator.measure(real, smaller)
 

@@ -74,3 +74,16 @@ def test_errors_are_pooled_by_quarter_of_the_time():
     pairs = error_by_time(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0.1, 0.2, 1.0]))
     assert [pair.tolist() for pair in pairs.values()] == [[4, 2], [0, 0], [0, 0], [5, 1]]
     assert next(iter(pairs)) == "train/error_t0.00-0.25"
+
+
+def test_errors_by_time_keep_their_digits_under_autocast():
+    error = torch.tensor([1.001, 3.0007])
+    with torch.autocast("cpu", torch.bfloat16):
+        first = next(iter(error_by_time(error, torch.tensor([0.1, 0.2])).values()))
+    torch.testing.assert_close(first, torch.tensor([4.0017, 2.0]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("options", [{"mean": float("nan")}, {"std": 0.0}])
+def test_impossible_time_distributions_are_refused(options):
+    with pytest.raises(ValueError, match="of the logit must be"):
+        TimeDistribution(**options)

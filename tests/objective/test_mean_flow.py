@@ -113,3 +113,19 @@ def test_networks_without_end_time_and_guidance_without_classes_are_refused():
 def test_impossible_guidance_is_refused(options):
     with pytest.raises(ValueError, match="got"):
         TargetGuidance(**options)
+
+
+def test_every_batch_calls_the_network_equally_often():
+    """A sharded network waits for all ranks, whatever rows their batches happen to hold."""
+    calls = []
+    objective = build(GaussianField(MEAN, STD), ratio=0.25)
+    objective.network.register_forward_pre_hook(lambda *_: calls.append(1))
+    without, with_end_times = (
+        gaussian_batch(4) | {"position": positions} for positions in ([0, 2, 4, 8], [3, 7, 11, 15])
+    )
+    loss = objective(without, 0)[0]
+    assert len(calls) == 2
+    objective(with_end_times, 0)
+    assert len(calls) == 4
+    # The row that stands in changes nothing: this is flow matching at s = t.
+    torch.testing.assert_close(loss, build(GaussianField(MEAN, STD), ratio=0.0)(without, 0)[0])

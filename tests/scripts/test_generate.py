@@ -101,6 +101,11 @@ def test_bad_options_are_explained(pixel_flow, tmp_path, more, words):
         run(pixel_flow, tmp_path / "out", *more)
 
 
+def test_a_flow_of_pixels_takes_no_vae(pixel_flow, tmp_path):
+    with pytest.raises(ValueError, match="makes pixels, which need none"):
+        run(pixel_flow, tmp_path, "--vae", "diffusers:anything")
+
+
 def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
     from wfimagevae.model.registry import ModelRegistry
 

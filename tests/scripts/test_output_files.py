@@ -2,7 +2,14 @@
 
 import pytest
 
-from scripts import benchmark_vae, eval_image, latent_stats, plot_training
+from scripts import (
+    benchmark_vae,
+    eval_generation,
+    eval_image,
+    generate,
+    latent_stats,
+    plot_training,
+)
 
 
 @pytest.mark.parametrize(
@@ -12,6 +19,8 @@ from scripts import benchmark_vae, eval_image, latent_stats, plot_training
         (benchmark_vae, "--real_image_dir a --model WFVAE2Image:b --output"),
         (latent_stats, "--real_image_dir a --from_pretrained b --output_json"),
         (plot_training, "a --output"),
+        (eval_generation, "--dataset shapes --from_pretrained b --output_json"),
+        (generate, "--from_pretrained b --npz"),
     ],
 )
 def test_a_folder_is_no_output_file(script, words, tmp_path, capsys):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import quickstart
+from scripts import quickstart, quickstart_flow
+from wfimagevae.engine.commands import MARKER, make_folder, run_command
 
 
 def photographs_of(manifest):
@@ -30,17 +31,17 @@ def scene(path):
 
 def test_its_own_folder_is_made_anew_and_says_so(tmp_path, capsys):
     folder = tmp_path / "quickstart"
-    quickstart.make_folder(folder)
+    make_folder(folder)
     (folder / "old.txt").touch()
-    quickstart.make_folder(folder)
-    assert [path.name for path in folder.iterdir()] == [quickstart.MARKER]
+    make_folder(folder)
+    assert [path.name for path in folder.iterdir()] == [MARKER]
     assert "removing" in capsys.readouterr().out
 
 
 def test_a_folder_of_the_user_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(ValueError, match="not made by the quick start"):
-        quickstart.make_folder(tmp_path)
+        make_folder(tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -58,4 +59,15 @@ def test_a_full_run_must_beat_the_baseline_in_both_figures(psnr, ssim, short, st
 
 def test_a_command_that_fails_stops_the_quick_start():
     with pytest.raises(ValueError, match="ended with status 3"):
-        quickstart.run(["bash", "-c", "exit 3"])
+        run_command(["bash", "-c", "exit 3"])
+
+
+def test_the_second_half_leaves_a_folder_of_the_user_alone_too(tmp_path):
+    quickstart_flow.make_folder(tmp_path / "flow")
+    (tmp_path / "flow" / "old.txt").touch()
+    quickstart_flow.make_folder(tmp_path / "flow")
+    assert not (tmp_path / "flow" / "old.txt").exists()
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(ValueError, match="not made by the quick start"):
+        quickstart_flow.make_folder(tmp_path)
+    assert (tmp_path / "thesis.tex").exists()

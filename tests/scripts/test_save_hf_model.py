@@ -121,3 +121,9 @@ def test_from_another_folder(run_folder, tmp_path, run_script):
     )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "hf" / "config.json").is_file()
+
+
+def test_an_autoencoder_takes_no_other_one_along(tiny_vae, tmp_path):
+    words = ["--from_pretrained", str(tiny_vae), "--save_dir", str(tmp_path / "hf")]
+    with pytest.raises(ValueError, match="belongs to a latent flow"):
+        save_hf_model.main([*words, "--vae", "WFVAE2Image:elsewhere"])

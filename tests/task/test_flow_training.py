@@ -9,11 +9,13 @@ from tests.images import write_images
 from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, largest_difference, load
 from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
+from wfimagevae.engine.distributed import World
 from wfimagevae.eval.generation import SamplingOptions
 from wfimagevae.eval.generation_args import SAMPLERS
 from wfimagevae.eval.generator_files import load_generator
 from wfimagevae.task.flags import build_parser
-from wfimagevae.task.flow_build import build_network, build_objective
+from wfimagevae.task.flow import GeneratorFacts
+from wfimagevae.task.flow_build import build_network, build_objective, build_validator
 from wfimagevae.task.flow_data import build_datasets, open_space
 
 CPU = torch.device("cpu")
@@ -149,6 +151,18 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
             {"eval_steps": 1, "guidance_scale": 2.0, "no_class_conditional": True},
             "unconditional model",
         ),
+        ({"objective": "mean_flow", "direction_weight": 0.1}, "--objective flow_matching only"),
+        (
+            {"objective": "mean_flow", "meanflow_omega": 2.0, "cfg_dropout_prob": 0.0},
+            "--cfg_dropout_prob above 0",
+        ),
+        (
+            {"eval_steps": 1, "guidance_scale": 2.0, "cfg_dropout_prob": 0.0},
+            "never learned the null class",
+        ),
+        ({"eval_steps": 1, "eval_num_samples": 1}, "--eval_num_samples 1"),
+        ({"dataset": "moons", "vae": "WFVAE2Image:x"}, "encodes images, not points"),
+        ({"time_mean": "nan"}, "must be finite"),
         ({"fsdp": True}, "torchrun"),
         ({"pretrained_model_name_or_path": "missing.ckpt"}, "missing.ckpt"),
     ],
@@ -165,6 +179,35 @@ def test_a_checkpoint_of_another_model_is_refused(place):
     with pytest.raises(ValueError, match=r"blocks\.2\.|of another shape|missing"):
         (place.folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 3, "num_heads": 2}')
         place.train("run", 2, resume_from_checkpoint=first)
+
+
+def test_a_run_of_other_data_is_not_resumed(place):
+    options = {"model_name": "MLP", "model_config": None, "no_class_conditional": True}
+    place.train("run", 1, dataset="moons", **options)
+    with pytest.raises(ValueError, match="data with another dataset"):
+        place.train("run", 2, dataset="rings", resume_from_checkpoint="auto", **options)
+
+
+@pytest.mark.parametrize("name", ["shift", "scale", "class_names", "VAE"])
+def test_latents_of_another_kind_are_not_resumed(name):
+    facts = {"space": "latent", "shift": [0.0], "scale": [1.0], "class_names": ["a", "b"]}
+    facts["vae"] = {"source": "WFVAE2Image:here", "fingerprint": "1"}
+    moved = facts | {"vae": {"source": "WFVAE2Image:there", "fingerprint": "1"}}
+    GeneratorFacts(moved).load_state_dict(facts)
+    other = {"vae": {"source": "WFVAE2Image:here", "fingerprint": "2"}}
+    other = other if name == "VAE" else {name: [2.0]}
+    with pytest.raises(ValueError, match=f"another {name}:"):
+        GeneratorFacts(facts | other).load_state_dict(facts)
+
+
+def test_an_adaptive_sampler_does_not_validate_a_sharded_network(place):
+    flags = place.flags("x", 1, eval_steps=1, sampler="dopri5")
+    options = vars(build_parser("flow").parse_args(flags)) | {"fsdp": True}
+    dataset, held_out = build_datasets(options)
+    space = open_space(options, dataset, CPU)
+    objective = build_objective(options, build_network(options, space, CPU), space)
+    with pytest.raises(ValueError, match="sharded"):
+        build_validator(options, World(0, 1, CPU), None, objective, space, held_out, None)
 
 
 def test_flag_names_of_samplers_are_those_that_exist():

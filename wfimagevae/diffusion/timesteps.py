@@ -1,5 +1,6 @@
 """Which times training draws and sampling visits."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,8 @@ class TimeDistribution:
     def __post_init__(self):
         if self.kind not in ("uniform", "logit_normal"):
             raise ValueError(f"unknown time distribution {self.kind!r}: uniform or logit_normal")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"the mean of the logit must be finite, got {self.mean}")
         if not self.std > 0:
             raise ValueError(f"the standard deviation of the logit must be above 0, got {self.std}")
 

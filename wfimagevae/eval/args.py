@@ -51,15 +51,15 @@ def add_tile_arg(group) -> None:
     )
 
 
-def add_compute_args(parser: Parser) -> None:
-    """Declares device and precision."""
+def add_compute_args(parser: Parser, network: str = "the autoencoder") -> None:
+    """Declares device, and precision of a network."""
     group = parser.add_argument_group("computation")
     add_device_arg(group)
     group.add_argument(
         "--mixed_precision",
         choices=("fp32", "bf16", "fp16"),
         default="fp32",
-        help="precision of the autoencoder",
+        help=f"precision of {network}",
     )
 
 

@@ -145,7 +145,7 @@ def _grid_order(
         classes = list(dict.fromkeys(labels[:count].tolist()))
         rows = [[i for i in range(count) if labels[i] == number] for number in classes]
         columns = min(map(len, rows))
-        if len(classes) > 1:
+        if len(classes) > 1 and columns > 1:
             names = generator.facts.get("class_names") or []
             titles = [names[n] if n < len(names) else str(n) for n in classes]
             return [i for row in rows for i in row[:columns]], columns, titles

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from wfimagevae.diffusion.guidance import Guidance, GuidedVelocity, guided_velocity
 from wfimagevae.diffusion.sampler import get_sampler
+from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
@@ -75,6 +76,13 @@ class FlowGenerator:
             raise ValueError(
                 f"guidance scale {options.guidance.scale} asked of an unconditional model; use 1"
             )
+        if options.guidance.scale != 1 and self.facts.get("cfg_dropout_prob") == 0:
+            raise ValueError(
+                f"guidance scale {options.guidance.scale} asked of a model that never learned the "
+                "null class (--cfg_dropout_prob 0); use 1"
+            )
+        if sampler.name == "dopri5":
+            load_odeint()
 
     @torch.no_grad()
     def sample(
@@ -146,7 +154,13 @@ class FlowGenerator:
 
     @torch.no_grad()
     def images(self, x: Tensor) -> Tensor:
-        """Samples as images in [-1, 1], float32 (B, 3, H, W)."""
+        """Samples as images in [-1, 1], float32 (B, 3, H, W).
+
+        Raises:
+            ValueError: samples, or what they decode to, are not finite.
+        """
+        if not x.isfinite().all():
+            raise ValueError("samples are not finite; try fp32 or bf16, or more steps")
         images = x if self.decode is None else self.decode(x)
         return images.float().clamp(-1, 1)
 

@@ -90,7 +90,12 @@ class GenerationEvaluator:
             barrier()
 
     def collect(
-        self, samples: SampleSet, batch_size: int, seed: int = 0, title: str = "samples"
+        self,
+        samples: SampleSet,
+        batch_size: int,
+        seed: int = 0,
+        title: str = "samples",
+        reference: Collected | None = None,
     ) -> Collected:
         """Features and raw samples of a set, each process its share; all return the same.
 
@@ -99,6 +104,7 @@ class GenerationEvaluator:
             batch_size: Samples at a time.
             seed: Of the choice of those that the energy distance compares.
             title: Of the progress bar.
+            reference: What they will be compared with: another size is told at once.
 
         Raises:
             ValueError: too few samples, or of unlike sizes.
@@ -110,7 +116,8 @@ class GenerationEvaluator:
             )
         kept = _choose(count, self.energy_samples, seed)
         numbers = list(range(here.rank, count, here.size))
-        features, raw, shapes, done = [], [], set(), 0
+        features, raw, done = [], [], 0
+        shapes = {reference.shape} if reference else set()
         with tqdm(total=len(numbers), desc=title, disable=not here.is_main) as bar:
             for batch in samples.batches(numbers, batch_size):
                 shapes.add(tuple(batch.shape[1:]))
@@ -123,6 +130,8 @@ class GenerationEvaluator:
                 done += len(batch)
                 bar.update(len(batch))
         shapes = set().union(*gather_objects(shapes))
+        for shape in shapes if reference else ():
+            _check_sizes(reference.shape, shape)
         if len(shapes) > 1:
             sizes = " and ".join(sorted(map(_size, shapes)))
             raise ValueError(
@@ -144,11 +153,7 @@ class GenerationEvaluator:
         Raises:
             ValueError: samples of unlike sizes, or features that are not finite.
         """
-        if real.shape != generated.shape:
-            raise ValueError(
-                f"reference samples are {_size(real.shape)}, generated ones "
-                f"{_size(generated.shape)}: give --resolution, which resizes the reference"
-            )
+        _check_sizes(real.shape, generated.shape)
         values = {}
         for name in self.names:
             if name in self.unavailable:
@@ -215,6 +220,14 @@ def _pool(parts: list[Tensor], numbers: list[int]) -> Tensor:
     gathered = [part for part in gather_objects((numbers, mine)) if part[1] is not None]
     order = torch.tensor([n for part, _ in gathered for n in part]).argsort()
     return torch.cat([rows for _, rows in gathered])[order]
+
+
+def _check_sizes(real: tuple[int, ...], generated: tuple[int, ...]) -> None:
+    if real != generated:
+        raise ValueError(
+            f"reference samples are {_size(real)}, generated ones {_size(generated)}: give "
+            "--resolution, which resizes the reference"
+        )
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -111,5 +111,5 @@ def add_sampling_grid_args(parser: Parser) -> None:
         "--mixed_precision",
         choices=("fp32", "bf16", "fp16"),
         default="fp32",
-        help="precision of the network",
+        help="precision of the flow; an autoencoder decodes in fp32",
     )

@@ -42,8 +42,10 @@ def load_generator(
     source, facts = find_weights(path), find_generator_facts(path)
     if facts is None:  # a public file, of an ImageNet model in a latent space
         facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
+    if vae and facts["space"] != "latent":
+        raise ValueError(f"--vae {vae}: this flow makes {facts['space']}s, which need none")
     if vae:
-        facts = facts | {"vae": facts.get("vae", {}) | {"source": vae}}
+        facts = facts | {"vae": facts["vae"] | {"source": vae}}
     elif facts["space"] == "latent":
         facts = facts | {"vae": _beside(facts["vae"], source)}
     decode = open_latent_space(facts, device).decode if facts["space"] == "latent" else None

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, labels_in_turn
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
 from wfimagevae.eval.sample_grid import save_grid
 
 
@@ -15,21 +15,29 @@ class SamplePicture:
         generator: Draws them.
         options: How.
         count: About how many; whole rows.
+        batch_size: Samples, and decoded images, at a time.
     """
 
-    def __init__(self, generator: FlowGenerator, options: SamplingOptions, count: int):
+    def __init__(
+        self, generator: FlowGenerator, options: SamplingOptions, count: int, batch_size: int
+    ):
         self.generator = generator
         num_classes = generator.model.num_classes
         side = max(round(count**0.5), 1)
         rows = min(num_classes, side) or side
         self.columns = max(count // rows, 1)
-        self.classes = torch.linspace(0, num_classes - 1, rows).round().long().tolist()
-        self.classes = self.classes if num_classes else []
-        labels = labels_in_turn(self.classes, rows * self.columns)
-        if labels is not None:  # one class a row
-            labels = labels.view(self.columns, rows).T.flatten()
-        x = generator.sample(list(range(rows * self.columns)), labels, options)
-        self.content = x if generator.facts["space"] == "point" else generator.images(x)
+        classes = torch.linspace(0, num_classes - 1, rows).round().long()
+        self.classes = classes.tolist() if num_classes else []
+        labels = classes.repeat_interleave(self.columns)  # one class a row
+        parts = []
+        for indices in torch.arange(rows * self.columns).split(batch_size):
+            chosen = labels[indices] if num_classes else None
+            x = generator.sample(indices.tolist(), chosen, options)
+            # Low precision may overflow; a picture does not end a training.
+            x = x.nan_to_num(0.0, 0.0, 0.0)
+            is_point = generator.facts["space"] == "point"
+            parts.append((x if is_point else generator.images(x)).cpu())
+        self.content = torch.cat(parts)
 
     def save(self, path: Path) -> None:
         """Writes the picture as a PNG."""

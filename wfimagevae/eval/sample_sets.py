@@ -14,6 +14,7 @@ from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.seeding import stable_hash
 from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, labels_in_turn
 from wfimagevae.eval.images import to_uint8
+from wfimagevae.eval.report import read_json
 
 LABEL_SAMPLING = ("balanced", "random")
 
@@ -45,6 +46,9 @@ class FolderImages:
         crop_size: Centre crop; None is the resolution.
         subset_size: Only so many, evenly spaced over the sorted list; 0 all.
         num_workers: Reading processes.
+
+    Raises:
+        ValueError: images of an earlier run of generate.py lie among those of the last.
     """
 
     def __init__(
@@ -57,9 +61,16 @@ class FolderImages:
     ):
         self.dataset = ValidImageDataset(path, resolution, crop_size, subset_size)
         self._numbers = list(range(len(self.dataset)))
-        if (Path(path) / "samples.json").is_file():  # what scripts/generate.py adds is no sample
+        record = Path(path) / "samples.json"
+        if record.is_file():  # what scripts/generate.py adds is no sample
             paths = self.dataset.paths
             self._numbers = [i for i in self._numbers if paths[i] != "grid.png"]
+            told = read_json(record).get("num_images")
+            if told and len(self._numbers) > told:
+                raise ValueError(
+                    f"{path} holds {len(self._numbers)} images, of which generate.py's last run "
+                    f"wrote {told}: empty the folder and generate again"
+                )
         self.num_workers = num_workers
         crop = crop_size or resolution
         self.description = {

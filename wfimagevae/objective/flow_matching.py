@@ -122,7 +122,9 @@ def error_by_time(error: Tensor, t: Tensor) -> Logs:
     """
     bins = (t * NUM_TIME_BINS).long().clamp_max(NUM_TIME_BINS - 1)
     inside = F.one_hot(bins, NUM_TIME_BINS).to(error.dtype)  # (B, bins)
-    pairs = torch.stack([error @ inside, inside.sum(0)], dim=1)  # (bins, 2)
+    # No matrix product: autocast would round the errors.
+    sums = (error[:, None] * inside).sum(0)
+    pairs = torch.stack([sums, inside.sum(0)], dim=1)  # (bins, 2)
     edges = [i / NUM_TIME_BINS for i in range(NUM_TIME_BINS + 1)]
     return {
         f"train/error_t{low:.2f}-{high:.2f}": pair

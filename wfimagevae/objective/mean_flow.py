@@ -143,7 +143,8 @@ class MeanFlow(FlowMatching):
         """Times and end times, float64 (B,) on the CPU, and the rows where they differ.
 
         Which samples are these depends on the data position alone, evenly spread: any number of
-        ranks chooses the same ones, and batches of equal size hold equally many.
+        ranks chooses the same ones. In a batch without any the first row, whose times are equal,
+        stands in: all ranks call a sharded network equally often.
         """
         first, second = (self.draw_times(name, positions) for name in ("time", "end time"))
         ratio = self.mean_flow.ratio
@@ -151,7 +152,7 @@ class MeanFlow(FlowMatching):
         t, s = first.clone(), first.clone()
         t[rows] = torch.minimum(first, second)[rows]
         s[rows] = torch.maximum(first, second)[rows]
-        return t, s, rows
+        return t, s, rows or [0] if ratio > 0 else []
 
     @torch.no_grad()
     def _guided_velocity(self, point: PathPoint) -> Tensor:

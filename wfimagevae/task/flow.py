@@ -38,7 +38,7 @@ class FlowTask:
         player: Who trains the network.
         validator: Makes figures and pictures; None without validation.
         loader: Training data.
-        facts: What a checkpoint records for those who generate from it.
+        facts: What a checkpoint records besides its parts.
     """
 
     best_name = "best-energy-distance.ckpt"
@@ -52,10 +52,11 @@ class FlowTask:
         return self.players
 
     def validate(self, step: int) -> tuple[dict[str, float], float]:
-        """Held-out loss and energy distance; the score is minus the lowest distance."""
+        """Held-out loss and energy distance; minus the latter, in one step if it can, scores."""
         values = self.validator(self.players[0].ema, step)
-        distances = [v for name, v in values.items() if name.endswith("/energy_distance")]
-        return values, -min(distances)
+        (one_step,) = [v for n, v in values.items() if n.endswith("_one_step")] or [None]
+        (distance,) = [v for n, v in values.items() if n.endswith("/energy_distance")]
+        return values, -(distance if one_step is None else one_step)
 
     def watch(self, step: int, values: dict[str, float]) -> None:
         """Nothing to warn of that the loop does not see."""
@@ -65,8 +66,38 @@ class FlowTask:
         return {"data/unreadable": self.loader.num_unreadable}
 
     def facts(self) -> dict:
-        """Configuration of the network, and what generating from it needs to know."""
+        """Configuration of the network."""
         return self._facts
+
+
+class GeneratorFacts:
+    """What generating from a checkpoint needs to know; a resumed run must agree on the data.
+
+    Args:
+        facts: Plain values: those of `FlowSpace` and of the objective.
+    """
+
+    def __init__(self, facts: dict):
+        self.facts = facts
+
+    def state_dict(self) -> dict:
+        return self.facts
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises ValueError where the checkpoint's flow learned samples of another kind."""
+        known = [_data_facts(facts) for facts in (state, self.facts)]
+        if changed := [name for name in known[0] if known[0][name] != known[1][name]]:
+            raise ValueError(
+                f"the run to resume learned data with another {', '.join(changed)}: give its data "
+                "again, or start a new run from its weights (--pretrained_model_name_or_path)"
+            )
+
+
+def _data_facts(facts: dict) -> dict:
+    """What must not change while a flow is trained."""
+    names = ("space", "dataset", "class_names", "shift", "scale")
+    vae = facts.get("vae", {}).get("fingerprint")
+    return {name: facts.get(name) for name in names} | {"VAE": vae}
 
 
 def train(options: dict) -> None:
@@ -103,13 +134,11 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     kind = options["tracker"] if here.is_main else "none"
     tracker = open_tracker(kind, folder, options["exp_name"], options)
     validator = build_validator(options, here, folder, objective, space, held_out, tracker)
-    facts = {
-        "config": plain_config(network),
-        "generator": space.facts | objective_facts(options),
-    }
-    task = FlowTask(player, validator, loader, facts)
+    task = FlowTask(player, validator, loader, {"config": plain_config(network)})
     player.flops_per_sample = flops
-    return Assembly(task, loader, tracker, _parts(task, network), HEADLINE, lines)
+    generator = GeneratorFacts(space.facts | objective_facts(options))
+    parts = _parts(task, network) | {"generator": generator}
+    return Assembly(task, loader, tracker, parts, HEADLINE, lines)
 
 
 def build_flow_player(options: dict, objective: nn.Module, schedule) -> Player:

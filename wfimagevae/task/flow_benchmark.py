@@ -37,8 +37,10 @@ def build_benchmark(options: dict) -> TrainBenchmark:
             of the data's shape is used again and again.
 
     Raises:
-        ValueError: options that cannot be met.
+        ValueError: options that cannot be met, or objectives that cannot be compared.
     """
+    if options["compare_objectives"]:
+        _check_comparable(options)
     space, batches = _data(options)
     network = build_network(options, space, resolve_device(options["device"]))
     return _benchmark(options, network, space, batches)
@@ -51,25 +53,10 @@ def compare(options: dict) -> dict[str, float]:
     `saved_bytes` counts for one batch.
 
     Args:
-        options: The trainer's flags and the benchmark's.
-
-    Raises:
-        ValueError: batches without a sample with an end time of its own, or blocks that are
-            computed again in backward.
+        options: The trainer's flags and the benchmark's, as `build_benchmark` took them.
     """
     if not options["compare_objectives"]:
         return {}
-    if options["batch_size"] * options["meanflow_ratio"] < 1:
-        raise ValueError(
-            "--compare_objectives needs a sample with an end time of its own in every batch: "
-            f"raise --batch_size {options['batch_size']} or --meanflow_ratio "
-            f"{options['meanflow_ratio']}"
-        )
-    if options["gradient_checkpointing"]:
-        raise ValueError(
-            "--compare_objectives counts what is saved for backward; leave out "
-            "--gradient_checkpointing, which saves nothing"
-        )
     space, batches = _data(options)
     mean_flow = options | {"objective": "mean_flow"}  # its network takes an end time
     network = build_network(mean_flow, space, resolve_device(options["device"]))
@@ -82,6 +69,22 @@ def compare(options: dict) -> dict[str, float]:
     objectives = [bench.task.players[0].objective for bench in benches]
     saved = [saved_bytes(o, batch, options["mix_precision"]) for o in objectives]
     return {"mean_flow_over_flow_matching": ratio, "saved_memory_ratio": saved[0] / saved[1]}
+
+
+def _check_comparable(options: dict) -> None:
+    if options["batch_size"] * options["meanflow_ratio"] < 1:
+        raise ValueError(
+            "--compare_objectives needs a sample with an end time of its own in every batch: "
+            f"raise --batch_size {options['batch_size']} or --meanflow_ratio "
+            f"{options['meanflow_ratio']}"
+        )
+    if options["gradient_checkpointing"]:
+        raise ValueError(
+            "--compare_objectives counts what is saved for backward; leave out "
+            "--gradient_checkpointing, which saves nothing"
+        )
+    if options["direction_weight"]:
+        raise ValueError("--compare_objectives: MeanFlow has no --direction_weight; leave it out")
 
 
 def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> int:

@@ -7,6 +7,7 @@ from torch import nn
 
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Guidance
+from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.timesteps import TimeDistribution
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.tracker import Tracker
@@ -95,6 +96,8 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
     if options["objective"] == "flow_matching":
         objective = FlowMatching(network, space.encode, rules)
     else:
+        if rules.direction_weight:
+            raise ValueError("--direction_weight is a term of --objective flow_matching only")
         guidance = TargetGuidance(
             options["meanflow_omega"],
             options["meanflow_kappa"],
@@ -107,11 +110,10 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
             guidance,
             options["meanflow_improved"],
         )
-        if options["fsdp"] and options["batch_size"] * options["meanflow_ratio"] < 1:
+        if guidance.is_on and not rules.cfg_dropout_prob:
             raise ValueError(
-                "--fsdp needs a sample with an end time of its own in every batch: raise "
-                f"--batch_size {options['batch_size']} or --meanflow_ratio "
-                f"{options['meanflow_ratio']}"
+                "guidance in the target needs --cfg_dropout_prob above 0: without dropped labels "
+                "the null class is never learned"
             )
         objective = MeanFlow(network, space.encode, rules, particular)
     if options["compile"]:
@@ -131,11 +133,12 @@ def build_validator(
     """What evaluates the flow while it trains; None without validation.
 
     Raises:
-        ValueError: a sampler or guidance that this model cannot follow.
+        ValueError: a sampler or guidance that this model cannot follow, or too few samples.
     """
     if held_out is None or not options["eval_steps"]:
         return None
-    generator = FlowGenerator(objective.network, here.device, space.facts, space.decode)
+    facts = space.facts | objective_facts(options)
+    generator = FlowGenerator(objective.network, here.device, facts, space.decode)
     sampling = SamplingOptions(
         options["sampler"],
         options["sampling_steps"],
@@ -144,10 +147,21 @@ def build_validator(
         seed=options["seed"],
     )
     generator.check(sampling)
+    if options["fsdp"] and not get_sampler(sampling.sampler).evaluations:
+        raise ValueError(
+            f"--sampler {sampling.sampler} calls the network as often as each sample needs, a "
+            "sharded one (--fsdp) is called by all processes alike: validate with heun or euler"
+        )
+    num_samples = min(options["eval_num_samples"], len(held_out))
+    if num_samples < 2:
+        raise ValueError(
+            "validation compares at least 2 samples with held-out data: raise --eval_num_samples "
+            f"{options['eval_num_samples']}, or give more than {len(held_out)} held-out sample(s)"
+        )
     rules = SampleRules(
         folder,
         sampling,
-        min(options["eval_num_samples"], len(held_out)),
+        num_samples,
         options["eval_num_images"],
         options["eval_batch_size"],
     )
@@ -161,7 +175,7 @@ def build_validator(
 
 def objective_facts(options: dict) -> dict:
     """What generating needs to know of the objective."""
-    facts = {"objective": options["objective"]}
+    facts = {name: options[name] for name in ("objective", "cfg_dropout_prob")}
     if options["objective"] == "mean_flow":
         facts["target_guidance"] = options["meanflow_omega"] / (1 - options["meanflow_kappa"])
     return facts
@@ -170,12 +184,13 @@ def objective_facts(options: dict) -> dict:
 def update_flops(objective: FlowMatching, options: dict) -> float:
     """Arithmetic of one update for one sample, in FLOP: forward once, backward twice.
 
-    MeanFlow's forward-mode pass counts as two forward passes of the share that makes it.
+    MeanFlow's forward-mode pass counts as two forward passes of the share that makes it; the
+    network's own velocity, which improved MeanFlow follows, is one more.
     """
     macs = sample_macs(objective.network)
     passes = 3.0
     if options["objective"] == "mean_flow":
-        passes += 2 * options["meanflow_ratio"]
+        passes += (3 if options["meanflow_improved"] else 2) * options["meanflow_ratio"]
         passes += 2 if objective.mean_flow.guidance.is_on else 0
     return 2.0 * passes * macs
 

@@ -106,6 +106,8 @@ def open_space(options: dict, dataset: FlowData, device: torch.device) -> FlowSp
         return FlowSpace(dataset.sample_shape, num_classes, lambda b: b[key], decode, facts)
     if key == "image" and options["vae"]:
         return _encoded(options, dataset, num_classes, facts, device)
+    if options["vae"]:
+        raise ValueError(f"--vae {options['vae']} encodes images, not points")
     facts["space"] = {"image": "pixel", "point": "point"}[key]
     if key == "point":
         facts["dataset"] = options["dataset"]

@@ -1,5 +1,6 @@
 """Validation of a flow in training: held-out loss, distance of its samples, pictures of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,12 @@ from pathlib import Path
 import torch
 
 from wfimagevae.engine.device import autocast
-from wfimagevae.engine.distributed import World, all_reduce_sum, gather_objects
+from wfimagevae.engine.distributed import (
+    World,
+    all_reduce_sum,
+    broadcast_object,
+    gather_objects,
+)
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.report import goes_on_without
 from wfimagevae.engine.tracker import Tracker
@@ -101,7 +107,10 @@ class FlowValidator:
         return total / count
 
     def _distance(self, sampling: SamplingOptions) -> float:
-        """Energy distance of samples to held-out data, with the classes of that data."""
+        """Energy distance of samples to held-out data, with the classes of that data.
+
+        Infinite where samples are not finite, as they may be in low precision.
+        """
         real, generated = [], []
         for positions in self._shares:
             batch = self.read(positions)
@@ -112,17 +121,21 @@ class FlowValidator:
             torch.cat([part for rank in gather_objects(mine) for part in rank])
             for mine in (real, generated)
         ]
-        return energy_distance(*pooled)
+        # One process's figure for all: they must agree on which checkpoint is the best.
+        is_finite = bool(pooled[1].isfinite().all())
+        mine = energy_distance(*pooled) if self.world.is_main and is_finite else math.inf
+        return broadcast_object(mine)
 
     def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
         """A picture of samples, one row a class."""
         if not self.rules.num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
-        picture = SamplePicture(self.generator, sampling, self.rules.num_images)
+        rules = self.rules
+        picture = SamplePicture(self.generator, sampling, rules.num_images, rules.batch_size)
         if not self.world.is_main:
             return
-        path = self.rules.folder / "val_samples" / f"step-{step:08d}-{name}.png"
+        path = rules.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with goes_on_without(f"sample picture {path.name}"):
             picture.save(path)
             self.tracker.log_images(step, {f"samples/{name}": path})

@@ -230,7 +230,8 @@ def _resume(run: Run, content: dict, path: Path, options: dict) -> None:
             "resumed; its optimizer, data position and randomness are not",
             path,
         )
-        skip += [p for p in parts if p.startswith(("optimizer", "player", "sampler", "task"))]
+        foreign = ("optimizer", "player", "sampler", "task", "generator")
+        skip += [p for p in parts if p.startswith(foreign)]
     if options["not_resume_optimizer"]:
         skip += [p for p in parts if p.startswith(("optimizer_state", "player_state"))]
     if options.get("not_resume_discriminator"):

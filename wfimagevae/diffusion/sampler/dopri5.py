@@ -62,16 +62,21 @@ def sample_dopri5(
     return path[-1]
 
 
-def _solver(rtol: float, atol: float) -> Callable[..., Tensor]:
-    """``solve(slope, x, grid)`` -> the state at each time of the grid."""
+def load_odeint() -> Callable[..., Tensor]:
+    """torchdiffeq's solver; ValueError, which says how to get it, where it is not installed."""
     try:
         from torchdiffeq import odeint
     except ModuleNotFoundError:
         raise ValueError("the sampler dopri5 needs a package: pip install torchdiffeq") from None
+    return odeint
+
+
+def _solver(rtol: float, atol: float) -> Callable[..., Tensor]:
+    """``solve(slope, x, grid)`` -> the state at each time of the grid."""
     # The library would otherwise step past the last time and interpolate back to it, and choose
     # its first step by a probe that may lie beyond 1 too: models know times up to 1 only.
     options = {"first_step": 0.01, "step_t": torch.tensor([1.0])}
-    return partial(odeint, rtol=rtol, atol=atol, method="dopri5", options=options)
+    return partial(load_odeint(), rtol=rtol, atol=atol, method="dopri5", options=options)
 
 
 def _of_rows(velocity: Velocity, rows: slice) -> Velocity:

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from wfimagevae.model.flow.attend import attend
 from wfimagevae.model.flow.embed import rotate
 from wfimagevae.model.flow.normalize import TOKEN_NORMS, RMSNorm
 
@@ -37,7 +38,7 @@ class Attention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
-        h = F.scaled_dot_product_attention(q, k, v)
+        h = attend(q, k, v)
         return self.proj(h.transpose(1, 2).reshape(batch, length, width))
 
 

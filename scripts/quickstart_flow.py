@@ -1,0 +1,170 @@
+"""The second half of the quick start: a small flow learns to draw coloured shapes of a class.
+
+make quickstart                               after the autoencoder, about 6 minutes on two cores
+python scripts/quickstart_flow.py --steps 20  the same path in short, for a check
+"""
+
+import json
+import os
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.engine.args import Parser, add_device_arg, positive_float, positive_int
+from wfimagevae.engine.cli import run_cli
+from wfimagevae.engine.commands import make_folder, run_command, run_script, say
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-small.json"
+RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 64, 3e-3
+MOST_STEPS, FEWEST_STEPS = 8000, 1000
+# Optimizer, average and drawing the shapes, measured on two cores.
+OVERHEAD = 1.7
+SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", 2)
+
+
+def build_parser() -> Parser:
+    """Flags of this half."""
+    parser = Parser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="training steps, for a short check of the path; not given: as many as fit into "
+        "--minutes",
+    )
+    parser.add_argument(
+        "--minutes",
+        type=positive_float,
+        default=4.5,
+        metavar="M",
+        help="time for training; what comes before and after takes about one more",
+    )
+    parser.add_argument(
+        "--output",
+        default="quickstart",
+        metavar="DIR",
+        help="folder of the quick start; this half writes DIR/flow, made anew each time",
+    )
+    add_device_arg(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs every step as a user would type it; returns the exit status."""
+    args = build_parser().parse_args(argv)
+    started = time.perf_counter()
+    quickstart = Path(os.path.relpath(args.output, ROOT))
+    os.chdir(ROOT)  # the commands below are those of a user in the repository's folder
+    output = quickstart / "flow"
+    make_folder(output)
+    steps, run_dir = train(output, args.device, args.minutes, args.steps)
+
+    say("Generating: a row a class")
+    model, device = ("--from_pretrained", run_dir), ("--device", args.device)
+    many = ("--num_images", 64, "--batch_size", 64)
+    samples = output / "samples"
+    run_script("scripts/generate.py", *model, "--output_dir", samples, *many, *SAMPLING, *device)
+    say("On the way from noise to data")
+    pictures = ("--output_dir", output / "pictures", "--num_rows", 4)
+    run_script("scripts/visualize_flow.py", *model, *pictures, *SAMPLING, *device)
+    say("Energy distance to shapes that training never drew (0: alike)")
+    measure = ("--dataset", "shapes", "--num_images", 256, "--metric", "energy_distance")
+    result = ("--output_json", output / "energy_distance.json")
+    run_script("scripts/eval_generation.py", *model, *measure, *SAMPLING, *result, *device)
+
+    say("Exporting to Hugging Face format and reading it back")
+    export(run_dir, output, samples, device)
+    minutes = (time.perf_counter() - started) / 60
+    say(f"Generated shapes, after {steps} steps and {minutes:.1f} minutes")
+    print(f"samples         {samples / 'grid.png'}")
+    print(f"from noise      {output / 'pictures' / 'denoising.png'}")
+    sheet = quickstart / "contact_sheet.png"
+    if sheet.exists():
+        print(f"reconstruction  {sheet}")
+    return 0
+
+
+def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple[int, Path]:
+    """Trains by examples/train_flow.sh; returns the number of steps and the run's folder."""
+    import torch
+
+    from wfimagevae.engine.planning import plan_training
+
+    say("A flow learns coloured shapes, drawn as they are needed")
+    plan = plan_training(device, time_step, minutes, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
+    steps = steps or plan.steps
+    settings = {
+        "OMP_NUM_THREADS": plan.threads,
+        "DATASET": "shapes",
+        "RESOLUTION": RESOLUTION,
+        "MODEL_NAME": MODEL_NAME,
+        "MODEL_CONFIG": MODEL_CONFIG,
+        "OUTPUT_DIR": output / "runs",
+        "EXP_NAME": "shapes",
+        "DEVICE": device,
+        "MIX_PRECISION": plan.precision,
+        "MAX_STEPS": steps,
+        "BATCH_SIZE": BATCH_SIZE,
+        "LR": LEARNING_RATE,
+        "LR_SCHEDULE": "cosine",
+        "WARMUP_STEPS": min(50, steps // 10),
+        "OPTIMIZER": "muon" if hasattr(torch.optim, "Muon") else "adamw",
+        "TIME_MEAN": -0.8,  # nearer to the noise: there the shape is decided
+        "TIME_STD": 0.8,
+        "EMA_DECAY": 0.99,
+        "SAVE_CKPT_STEP": 0,
+        "LOG_STEPS": max(1, min(100, steps // 4)),
+        "CSV_LOG_STEPS": max(1, min(20, steps // 4)),
+        "EVAL_STEPS": max(1, steps // 2),
+        "EVAL_NUM_SAMPLES": 64,
+        "SAMPLER": "euler",
+        "SAMPLING_STEPS": 20,
+        "GUIDANCE_SCALE": 2,
+        "DATASET_NUM_WORKER": 1,
+    }
+    run_command(["bash", "examples/train_flow.sh"], settings)
+    (run_dir,) = (output / "runs").glob("shapes-*")
+    return steps, run_dir
+
+
+def time_step(device, precision: str) -> float:
+    """Seconds of a forward and backward pass of the small network on one batch."""
+    import torch
+
+    from wfimagevae.engine.device import autocast, synchronize
+    from wfimagevae.model.registry import ModelRegistry
+
+    torch.manual_seed(0)
+    keys = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
+    build = ModelRegistry.get_model(MODEL_NAME)
+    model = build(input_size=RESOLUTION, in_channels=3, num_classes=8, **keys).to(device)
+    x = torch.randn(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device)
+    t, labels = torch.rand(BATCH_SIZE, device=device), torch.zeros(BATCH_SIZE, device=device)
+    times = []
+    for _ in range(7):
+        start = time.perf_counter()
+        with autocast(device, precision):
+            loss = model(x, t, labels.long()).float().square().mean()
+        loss.backward()
+        synchronize(device)
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def export(run_dir: Path, output: Path, samples: Path, device: tuple[str, str]) -> None:
+    """Saves the flow in Hugging Face format; read back, it must draw the same pictures."""
+    folder, again = output / "hf_flow", output / "samples_by_hf_flow"
+    run_script("scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder)
+    model = ("--from_pretrained", folder, "--output_dir", again)
+    many = ("--num_images", 64, "--batch_size", 64)
+    run_script("scripts/generate.py", *model, *many, *SAMPLING, *device)
+    for first in samples.glob("*.png"):
+        if first.read_bytes() != (again / first.name).read_bytes():
+            raise ValueError(f"{first} and its counterpart in {again} differ after the export")
+    print("the exported flow draws the same pictures")
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))
