@@ -21,13 +21,15 @@ printf '%s\\n' "$@"
 """
 
 
-def launch(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess:
+def launch(
+    folder: Path, *flags: str, script: str = "train_wfimagevae.sh", **variables: str
+) -> subprocess.CompletedProcess:
     interpreter = folder / "echo-python"
     interpreter.write_text(ECHO.format(python=sys.executable))
     interpreter.chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter), "PYTHONPATH": str(ROOT)}
     return subprocess.run(
-        ["bash", str(ROOT / "train_wfimagevae.sh"), *flags],
+        ["bash", str(ROOT / script), *flags],
         env=environment | {"TRAIN_IMAGE_DIR": "a b", "EVAL_IMAGE_DIR": "held"} | variables,
         capture_output=True,
         text=True,
@@ -63,6 +65,20 @@ def test_gpus_and_machines_become_torchrun(tmp_path):
     command = " ".join(several)
     assert "--nnodes 2 --node_rank 1 --master_addr host --master_port 1234" in command
     assert "--nproc_per_node 2" in command
+
+
+def test_the_flow_recipe_takes_latents_and_lists_of_values(tmp_path):
+    result = launch(
+        tmp_path, "--max_steps=5", script="examples/train_flow.sh", NPROC="1", LATENTS="lat",
+        EVAL_LATENTS="held", EMA_DECAY="0.999 0.9999", MEANFLOW_WINDOW="0.2 1", FSDP="1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    given = result.stdout.splitlines()
+    assert given[0].endswith("train_ddp.py") and given[1:3] == ["--task", "flow"]
+    assert {"--dataset=latents", "--data_path=lat", "--eval_data_path=held", "--fsdp"} <= {*given}
+    for flag, values in (("ema_decay", ["0.999", "0.9999"]), ("meanflow_window", ["0.2", "1"])):
+        first = given.index(f"--{flag}") + 1
+        assert given[first : first + 2] == values
 
 
 def test_every_machine_splits_the_manifest_for_itself(tmp_path):

@@ -129,3 +129,30 @@ def test_every_batch_calls_the_network_equally_often():
     assert len(calls) == 4
     # The row that stands in changes nothing: this is flow matching at s = t.
     torch.testing.assert_close(loss, build(GaussianField(MEAN, STD), ratio=0.0)(without, 0)[0])
+
+
+@pytest.mark.slow
+def test_compiling_changes_nothing():
+    """Fused norms would stop Dynamo under forward-mode derivatives."""
+    from wfimagevae.model.registry import ModelRegistry
+
+    options = {"input_size": 8, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 2}
+    results = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = ModelRegistry.get_model("FlowDiT-S/2")(average_velocity=True, **options)
+        for parameter in network.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.05)
+        rules, mean_flow = FlowRules(seed=0), MeanFlowRules(ratio=0.5)
+        objective = MeanFlow(network, lambda batch: batch["image"], rules, mean_flow)
+        if compiled:
+            objective.compile()
+        image = torch.linspace(-1, 1, 4 * 3 * 64).view(4, 3, 8, 8)
+        loss, _ = objective({"image": image, "position": [0, 1, 2, 3]}, 0)
+        loss.backward()
+        gradients = torch.cat([p.grad.flatten() for p in network.parameters()])
+        results.append((loss.detach(), gradients))
+    (loss, gradients), (compiled_loss, compiled_gradients) = results
+    torch.testing.assert_close(compiled_loss, loss, rtol=1e-4, atol=1e-5)
+    assert (compiled_gradients - gradients).norm() < 1e-3 * gradients.norm()
