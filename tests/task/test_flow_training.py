@@ -81,8 +81,8 @@ def test_validation_writes_loss_distance_and_pictures(place):
     (row,) = map(json.loads, (run / "validation.jsonl").read_text().splitlines())
     assert row.keys() == {
         "step",
-        "val/loss",
-        "val_ema/loss",
+        "val/error",
+        "val_ema/error",
         "val_ema/energy_distance",
         "val_ema/energy_distance_one_step",
     }

@@ -5,7 +5,9 @@ import torch
 
 from tests.diffusion.gaussian_flow import average_velocity, velocity
 from tests.task.flow_training import FlowPlace
-from wfimagevae.dataset import PointDataset
+from tests.task.training import ROOT
+from wfimagevae.dataset import PointDataset, ShapesDataset
+from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.eval.energy_distance import energy_distance
@@ -80,3 +82,84 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
         else:
             exact, found = velocity(x, t, MEAN, STD), network(x, t)
     assert (found - exact).norm() / exact.norm() < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_shapes_are_those_of_their_class(tmp_path):
+    """Flow matching first; then MeanFlow, with guidance in its target, from those weights."""
+    place = FlowPlace(tmp_path)
+    config = ROOT / "examples" / "flow-shapes-small.json"
+    shared = {
+        "resolution": 32,
+        "num_shapes": None,
+        "model_name": "FlowDiT-S/8",
+        "model_config": config,
+        "batch_size": 64,
+        "lr_schedule": "cosine",
+        "warmup_steps": 50,
+        "optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw",
+        "time_mean": -0.8,
+        "time_std": 0.8,
+        "ema_decay": 0.99,
+        "mix_precision": "bf16",
+        "log_steps": 100,
+        "csv_log_steps": 100,
+    }
+    first = place.train("flow", 1800, lr=3e-3, **shared)
+    second = place.train(
+        "mean",
+        1200,
+        objective="mean_flow",
+        meanflow_ratio=0.5,
+        meanflow_omega=2.0,
+        lr=1e-3,
+        pretrained_model_name_or_path=first,
+        **shared,
+    )
+    classifier, labels = train_classifier(), torch.arange(320) % 8
+    shares = {}
+    for run, sampler, steps, scale in (
+        (first, "euler", 20, 2.0),
+        (second, "euler", 20, 1.0),
+        (second, "mean_flow", 1, 1.0),
+    ):
+        generator = load_generator(str(run), CPU)
+        options = SamplingOptions(sampler, steps, Guidance(scale))
+        parts = [
+            generator.sample(list(range(i, i + 64)), labels[i : i + 64], options)
+            for i in range(0, 320, 64)
+        ]
+        found = classifier(torch.cat(parts).clamp(-1, 1)).argmax(1)
+        shares[run.name[:4], sampler] = (found == labels).float().mean().item()
+    print(shares)
+    assert shares["mean", "euler"] >= 0.9
+    assert shares["mean", "mean_flow"] >= 0.75
+    assert shares["flow", "euler"] >= 0.7
+
+
+def train_classifier() -> torch.nn.Module:
+    """A small network that names nearly every real shape."""
+    torch.manual_seed(0)
+    layers, width = [], 3
+    for wider in (32, 64, 128):
+        layers += [torch.nn.Conv2d(width, wider, 3, 2, 1), torch.nn.BatchNorm2d(wider)]
+        layers += [torch.nn.ReLU(), torch.nn.Conv2d(wider, wider, 3, 1, 1)]
+        layers += [torch.nn.BatchNorm2d(wider), torch.nn.ReLU()]
+        width = wider
+    head = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(width, 8)]
+    network = torch.nn.Sequential(*layers, *head)
+    optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
+    train, held_out = ShapesDataset(32, seed=7), ShapesDataset(32, 7, 1000, 50_000, augment=False)
+    for step in range(300):
+        positions = list(range(64 * step, 64 * step + 64))
+        batch = train.to_inputs(train.read_batch(positions), CPU)
+        noisy = batch["image"] + 0.1 * torch.randn_like(batch["image"])
+        loss = torch.nn.functional.cross_entropy(network(noisy), batch["label"])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    batch = held_out.to_inputs(held_out.read_batch(list(range(1000))), CPU)
+    accuracy = (network.eval()(batch["image"]).argmax(1) == batch["label"]).float().mean()
+    assert accuracy > 0.98
+    return network

@@ -13,7 +13,7 @@ Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
 _MAX_ROWS = 1500
 _POSITIONS = ("step", "epoch", "samples_seen")
-_COLORS = ("#2563eb", "#dc2626")
+_COLORS = ("#2563eb", "#dc2626", "#16a34a", "#9333ea")
 
 
 class Panel(NamedTuple):
@@ -34,7 +34,18 @@ RECONSTRUCTION = (
     Panel("validation PSNR, dB", ("val/psnr", "val_ema/psnr"), log=False),
     Panel("validation SSIM", ("val/ssim", "val_ema/ssim"), log=False),
 )
-_PLAYERS = ("generator", "discriminator")
+_QUARTERS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
+FLOW = (
+    Panel("loss", ("train/loss",)),
+    Panel("error, per dimension", ("train/error", "val/error", "val_ema/error")),
+    Panel("error by time (0 noise, 1 data)", tuple(f"train/error_t{q}" for q in _QUARTERS)),
+    Panel("validation loss", ("val/loss", "val_ema/loss")),
+    Panel(
+        "energy distance of samples to held-out data",
+        tuple(f"{v}/energy_distance{o}" for v in ("val", "val_ema") for o in ("", "_one_step")),
+    ),
+)
+_PLAYERS = ("generator", "discriminator", "flow")
 ADVERSARIAL = (
     Panel("discriminator loss", ("train/disc_loss",), log=False),
     Panel("generator's adversarial loss", ("train/g_loss",), log=False),
@@ -52,7 +63,7 @@ _REDUNDANT = ("train/rec_loss", *(f"skipped_in_a_row/{name}" for name in _PLAYER
 
 
 def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
-    """Draws the training curves as two pages: reconstruction, and adversarial with the rest.
+    """Draws the training curves as two pages: losses, and the adversarial game with the rest.
 
     Any set of columns will do: a panel without data is left out, a column that belongs to no
     panel gets its own on page 2, blank and non-finite cells are gaps, and a column that is zero
@@ -72,12 +83,12 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     """
     output_prefix = Path(output_prefix)
     series = read_losses(csv_path) | read_validation(output_prefix.with_name("validation.jsonl"))
-    shown = {name for panel in RECONSTRUCTION + ADVERSARIAL for name in panel.columns}
+    shown = {name for panel in RECONSTRUCTION + FLOW + ADVERSARIAL for name in panel.columns}
     shown.update(_REDUNDANT)
     others = tuple(Panel(name, (name,)) for name in series if name not in shown)
     pages = (
-        ("Reconstruction", RECONSTRUCTION),
-        ("Adversarial game and progress", ADVERSARIAL + others),
+        ("Losses", RECONSTRUCTION + FLOW),
+        ("Progress, and the adversarial game if there is one", ADVERSARIAL + others),
     )
     written = []
     for number, (title, panels) in enumerate(pages, 1):

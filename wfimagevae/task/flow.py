@@ -28,7 +28,7 @@ from wfimagevae.task.training import (
     run_training,
 )
 
-HEADLINE = ("train/loss", "train/error", "train/direction_loss", "grad_norm/flow")
+HEADLINE = ("train/loss", "train/error", "train/direction_loss")
 
 
 class FlowTask:

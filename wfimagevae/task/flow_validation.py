@@ -83,7 +83,7 @@ class FlowValidator:
         network = self.objective.network
         was_training = network.training
         network.eval()
-        values = {"loss": self._held_out_loss(step)}
+        values = self._held_out_loss(step)
         if draw:
             sampling = self.rules.sampling
             values["energy_distance"] = self._distance(sampling)
@@ -95,16 +95,19 @@ class FlowValidator:
         network.train(was_training)
         return {f"{prefix}/{name}": value for name, value in values.items()}
 
-    def _held_out_loss(self, step: int) -> float:
+    def _held_out_loss(self, step: int) -> dict[str, float]:
+        """The loss, or the error where a loss weighs errors until all are about 1."""
         device = self.world.device
         totals = torch.zeros(2, dtype=torch.float32, device=device)
         for positions in self._shares:
             batch = self.read(positions)
             with autocast(device, self.rules.sampling.precision):
-                loss, _ = self.objective(batch, step)
+                loss, logs = self.objective(batch, step)
+            name = "error" if "train/error" in logs else "loss"
+            loss = logs.get("train/error", loss)
             totals += torch.stack([loss * len(positions), torch.ones_like(loss) * len(positions)])
         total, count = all_reduce_sum(totals).tolist()
-        return total / count
+        return {name: total / count}
 
     def _distance(self, sampling: SamplingOptions) -> float:
         """Energy distance of samples to held-out data, with the classes of that data.
