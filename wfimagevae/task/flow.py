@@ -9,7 +9,6 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.player import OptimizerState, Player
 from wfimagevae.engine.sharding import shard
-from wfimagevae.engine.tracker import open_tracker
 from wfimagevae.task.flow_build import (
     build_network,
     build_objective,
@@ -25,7 +24,9 @@ from wfimagevae.task.training import (
     build_player,
     plain_config,
     run_schedule,
+    run_tracker,
     run_training,
+    train_loader,
 )
 
 HEADLINE = ("train/loss", "train/error", "train/direction_loss")
@@ -122,17 +123,8 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     if options["fsdp"]:
         shard(network, network.blocks_to_shard(), here.device)
     player = build_flow_player(options, objective, run_schedule(options, here, len(dataset)))
-    loader = TrainLoader(
-        dataset,
-        options["batch_size"],
-        rank=here.rank,
-        world_size=here.size,
-        num_workers=options["dataset_num_worker"],
-        prefetch_factor=options["dataloader_prefetch_factor"],
-        device=here.device,
-    )
-    kind = options["tracker"] if here.is_main else "none"
-    tracker = open_tracker(kind, folder, options["exp_name"], options)
+    loader = train_loader(options, dataset, here)
+    tracker = run_tracker(options, here, folder)
     validator = build_validator(options, here, folder, objective, space, held_out, tracker)
     task = FlowTask(player, validator, loader, {"config": plain_config(network)})
     player.flops_per_sample = flops

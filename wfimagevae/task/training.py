@@ -11,6 +11,7 @@ from torch import nn
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Checkpoint, Stateful, read_checkpoint, remove_leftovers
 from wfimagevae.engine.device import enable_fast_kernels
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
@@ -23,7 +24,7 @@ from wfimagevae.engine.report import Reporter, ReportOptions
 from wfimagevae.engine.run_folder import find_resume, run_name, save_options
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.engine.seeding import seed_everything
-from wfimagevae.engine.tracker import Tracker
+from wfimagevae.engine.tracker import Tracker, open_tracker
 
 log = logging.getLogger("wfimagevae")
 
@@ -113,6 +114,25 @@ def run_schedule(options: dict, here: World, num_samples: int) -> Schedule:
         keep_last=options["keep_last"],
         max_bad_updates=options["max_bad_updates"],
     )
+
+
+def train_loader(options: dict, dataset: TrainData, here: World) -> TrainLoader:
+    """This process's endless batches, read as the options say."""
+    return TrainLoader(
+        dataset,
+        options["batch_size"],
+        rank=here.rank,
+        world_size=here.size,
+        num_workers=options["dataset_num_worker"],
+        prefetch_factor=options["dataloader_prefetch_factor"],
+        device=here.device,
+    )
+
+
+def run_tracker(options: dict, here: World, folder: Path) -> Tracker:
+    """The tracker asked for, on the main process. Opened last: it may start processes."""
+    kind = options["tracker"] if here.is_main else "none"
+    return open_tracker(kind, folder, options["exp_name"], options)
 
 
 def build_player(

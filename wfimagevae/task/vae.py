@@ -13,7 +13,6 @@ from wfimagevae.dataset import TrainImageDataset, TrainLoader
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.player import OptimizerState, Player
-from wfimagevae.engine.tracker import open_tracker
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
@@ -25,7 +24,9 @@ from wfimagevae.task.training import (
     build_player,
     plain_config,
     run_schedule,
+    run_tracker,
     run_training,
+    train_loader,
 )
 from wfimagevae.task.vae_build import (
     build_loss,
@@ -173,17 +174,8 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     loss = build_loss(options, here.device)
     max_steps = run_schedule(options, here, len(dataset)).max_steps
     players = build_players(options, vae, loss, max_steps)
-    loader = TrainLoader(
-        dataset,
-        options["batch_size"],
-        rank=here.rank,
-        world_size=here.size,
-        num_workers=options["dataset_num_worker"],
-        prefetch_factor=options["dataloader_prefetch_factor"],
-        device=here.device,
-    )
-    kind = options["tracker"] if here.is_main else "none"
-    tracker = open_tracker(kind, folder, options["exp_name"], options)
+    loader = train_loader(options, dataset, here)
+    tracker = run_tracker(options, here, folder)
     validator = build_validator(options, here, folder, loss, tracker)
     task = VaeTask(players, vae, loss, validator, loader, game_rules(options))
     return Assembly(task, loader, tracker, _parts(task), HEADLINE, describe(task, options))
