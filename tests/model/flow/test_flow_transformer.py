@@ -113,7 +113,7 @@ def test_rope_takes_other_sizes_and_absolute_positions_refuse_them():
     ("options", "message"),
     [
         ({"norm": "batchnorm"}, "norm must be layernorm or rmsnorm, got 'batchnorm'"),
-        ({"prediction": "x0"}, "prediction must be velocity or epsilon"),
+        ({"prediction": "x0"}, "prediction must be velocity or data or epsilon"),
         ({"input_size": 9}, "input_size must be a multiple of patch_size, got 9 and 2"),
         ({"hidden_size": 30}, "hidden_size must be a multiple of num_heads, got 30 and 4"),
         ({"hidden_size": 12, "position": "rope"}, "heads of a multiple of 4, got 3"),
@@ -153,3 +153,15 @@ def test_autocast_stays_near_float32(name):
     expected = model(*inputs)
     error = (low.float() - expected).norm() / expected.norm()
     assert error < 0.03
+
+
+def test_predicted_data_become_the_velocity_that_leads_there():
+    """A fresh network predicts zeros: from x at t, (0 - x) / (1 - t) arrives there at t = 1."""
+    options = {"input_size": 8, "in_channels": 3, "hidden_size": 32, "depth": 1, "num_heads": 2}
+    model = ModelRegistry.get_model("FlowDiT-S/4")(prediction="data", **options)
+    x, t = torch.randn(3, 3, 8, 8), torch.tensor([0.0, 0.5, 0.9])
+    with torch.no_grad():
+        arrived = x + (1 - t).view(-1, 1, 1, 1) * model(x, t)
+    torch.testing.assert_close(arrived, torch.zeros_like(x), atol=1e-6, rtol=0)
+    with torch.no_grad():  # no division by nothing at the end
+        assert model(x, torch.ones(3)).isfinite().all()
