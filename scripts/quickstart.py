@@ -54,7 +54,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--minutes",
         type=positive_float,
-        default=6.0,
+        default=7.0,
         metavar="M",
         help="time for training; what comes before and after takes about one more",
     )

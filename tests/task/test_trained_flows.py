@@ -86,56 +86,39 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 def test_shapes_are_those_of_their_class(tmp_path):
-    """Flow matching first; then MeanFlow, with guidance in its target, from those weights."""
-    place = FlowPlace(tmp_path)
-    config = ROOT / "examples" / "flow-shapes-small.json"
-    shared = {
-        "resolution": 32,
-        "num_shapes": None,
-        "model_name": "FlowDiT-S/8",
-        "model_config": config,
-        "batch_size": 64,
-        "lr_schedule": "cosine",
-        "warmup_steps": 50,
-        "optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw",
-        "time_mean": -0.8,
-        "time_std": 0.8,
-        "ema_decay": 0.99,
-        "mix_precision": "bf16",
-        "log_steps": 100,
-        "csv_log_steps": 100,
-    }
-    first = place.train("flow", 1800, lr=3e-3, **shared)
-    second = place.train(
-        "mean",
-        1200,
-        objective="mean_flow",
-        meanflow_ratio=0.5,
-        meanflow_omega=2.0,
-        lr=1e-3,
-        pretrained_model_name_or_path=first,
-        **shared,
+    """Ten minutes on two cores; with guidance 2, of which quick starts have less."""
+    torch.set_num_threads(2)
+    run = FlowPlace(tmp_path).train(
+        "shapes",
+        3000,
+        resolution=32,
+        num_shapes=None,
+        model_name="FlowDiT-S/8",
+        model_config=ROOT / "examples" / "flow-shapes-small.json",
+        batch_size=64,
+        lr=3e-3,
+        lr_schedule="cosine",
+        warmup_steps=50,
+        optimizer="muon",
+        time_mean=-0.8,
+        time_std=0.8,
+        ema_decay=0.99,
+        mix_precision="bf16",
+        log_steps=200,
+        csv_log_steps=200,
     )
     classifier, labels = train_classifier(), torch.arange(320) % 8
-    shares = {}
-    for run, sampler, steps, scale in (
-        (first, "euler", 20, 2.0),
-        (second, "euler", 20, 1.0),
-        (second, "mean_flow", 1, 1.0),
-    ):
-        generator = load_generator(str(run), CPU)
-        options = SamplingOptions(sampler, steps, Guidance(scale))
-        parts = [
-            generator.sample(list(range(i, i + 64)), labels[i : i + 64], options)
-            for i in range(0, 320, 64)
-        ]
-        found = classifier(torch.cat(parts).clamp(-1, 1)).argmax(1)
-        shares[run.name[:4], sampler] = (found == labels).float().mean().item()
-    print(shares)
-    assert shares["mean", "euler"] >= 0.9
-    assert shares["mean", "mean_flow"] >= 0.75
-    assert shares["flow", "euler"] >= 0.7
+    generator = load_generator(str(run), CPU)
+    options = SamplingOptions("euler", 20, Guidance(2.0))
+    parts = [
+        generator.sample(list(range(i, i + 64)), labels[i : i + 64], options)
+        for i in range(0, 320, 64)
+    ]
+    found = classifier(torch.cat(parts).clamp(-1, 1)).argmax(1)
+    torch.set_num_threads(1)
+    assert (found == labels).float().mean() >= 0.9
 
 
 def train_classifier() -> torch.nn.Module:
