@@ -20,7 +20,7 @@ MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-small
 RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 64, 3e-3
 MOST_STEPS, FEWEST_STEPS = 8000, 1000
 # Optimizer, average and drawing the shapes, measured on two cores.
-OVERHEAD = 1.5
+OVERHEAD = 1.9
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", 2)
 
 
