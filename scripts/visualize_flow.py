@@ -196,8 +196,7 @@ def _save_columns(save_grid, path: Path, columns: list, names, titles=None) -> N
 def _row_names(generator, classes: list[int], count: int) -> list[str] | None:
     if not classes:
         return None
-    names = generator.facts.get("class_names") or [str(i) for i in range(max(classes) + 1)]
-    return [names[classes[i % len(classes)]] for i in range(count)]
+    return [generator.class_name(classes[i % len(classes)]) for i in range(count)]
 
 
 if __name__ == "__main__":

@@ -42,12 +42,17 @@ def save_model(vae: nn.Module, folder: Path, card: str) -> None:
         ValueError: what was written does not give the same model.
     """
     vae = vae.cpu().eval()
-    vae.save_pretrained(folder)
-    config = read_json(folder / "config.json")
-    config.pop("_name_or_path", None)  # a path of this machine
-    write_json(folder / "config.json", config)
+    write_weights(vae, folder)
     (folder / "README.md").write_text(card, encoding="utf-8")
     check_reload(vae, folder)
+
+
+def write_weights(network: nn.Module, folder: Path) -> None:
+    """Writes config.json, without the path of this machine that it would name, and safetensors."""
+    network.save_pretrained(folder)
+    config = read_json(folder / "config.json")
+    config.pop("_name_or_path", None)
+    write_json(folder / "config.json", config)
 
 
 @torch.inference_mode()

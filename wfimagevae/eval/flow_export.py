@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 
 from wfimagevae.eval.autoencoder import load_autoencoder
-from wfimagevae.eval.export import option_table
+from wfimagevae.eval.export import option_table, write_weights
 from wfimagevae.eval.generation import FlowGenerator
 from wfimagevae.eval.generator_files import FACTS_NAME, load_generator, sampling_options
-from wfimagevae.eval.report import read_json, write_json
+from wfimagevae.eval.report import write_json
 
 VAE_FOLDER = "vae"
 # Training options worth telling; paths stay private.
@@ -34,10 +34,7 @@ def save_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
     Raises:
         ValueError: what was written does not give the same samples.
     """
-    generator.model.eval().save_pretrained(folder)
-    config = read_json(folder / "config.json")
-    config.pop("_name_or_path", None)  # a path of this machine
-    write_json(folder / "config.json", config)
+    write_weights(generator.model.eval(), folder)
     facts = dict(generator.facts)
     if facts["space"] == "latent":
         facts["vae"] = _save_vae(facts["vae"], folder)
@@ -51,11 +48,7 @@ def _save_vae(vae: dict, folder: Path) -> dict:
     kind, _, path = vae["source"].partition(":")
     if not Path(path).expanduser().exists():  # a hub name: anyone can get it
         return vae
-    load_autoencoder(vae["source"]).network.save_pretrained(folder / VAE_FOLDER)
-    config = folder / VAE_FOLDER / "config.json"
-    content = read_json(config)
-    content.pop("_name_or_path", None)
-    write_json(config, content)
+    write_weights(load_autoencoder(vae["source"]).network, folder / VAE_FOLDER)
     return vae | {"source": f"{kind}:{VAE_FOLDER}"}
 
 

@@ -123,7 +123,7 @@ def describe_sampling(generator: FlowGenerator, options: SamplingOptions, count:
     return {
         "num_images": count,
         "sampling": asdict(options),
-        "model": {k: v for k, v in generator.facts.items() if k != "class_names"},
+        "model": generator.record,
         "torch": torch.__version__,
     }
 
@@ -131,9 +131,7 @@ def describe_sampling(generator: FlowGenerator, options: SamplingOptions, count:
 def _name(generator: FlowGenerator, labels: Tensor | None, i: int) -> str:
     if labels is None:
         return f"{i:06d}.png"
-    names = generator.facts.get("class_names") or []
-    number = int(labels[i])
-    name = names[number] if number < len(names) else str(number)
+    name = generator.class_name(int(labels[i]))
     return f"{i:06d}-{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}.png"
 
 
@@ -146,7 +144,6 @@ def _grid_order(
         rows = [[i for i in range(count) if labels[i] == number] for number in classes]
         columns = min(map(len, rows))
         if len(classes) > 1 and columns > 1:
-            names = generator.facts.get("class_names") or []
-            titles = [names[n] if n < len(names) else str(n) for n in classes]
+            titles = [generator.class_name(number) for number in classes]
             return [i for row in rows for i in row[:columns]], columns, titles
     return list(range(count)), max(round(count**0.5), 1), None

@@ -57,6 +57,16 @@ class FlowGenerator:
     ):
         self.model, self.device, self.facts, self.decode = model, device, facts, decode
 
+    @property
+    def record(self) -> dict:
+        """The facts that a protocol keeps."""
+        return {name: fact for name, fact in self.facts.items() if name != "class_names"}
+
+    def class_name(self, number: int) -> str:
+        """Name of a class; its number where training recorded no names."""
+        names = self.facts.get("class_names") or []
+        return names[number] if number < len(names) else str(number)
+
     def check(self, options: SamplingOptions) -> None:
         """Raises ValueError for options that this model cannot meet."""
         model, sampler = self.model, get_sampler(options.sampler)

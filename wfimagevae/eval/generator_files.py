@@ -37,9 +37,10 @@ def load_generator(
         ValueError: weights or an autoencoder that are missing or do not fit.
         FileNotFoundError: a local path that does not exist.
     """
+    source = find_weights(path)  # once: a name on the hub is asked for over the network
     with raw_weights(use_raw_weights):
-        model = VelocityModel.from_pretrained(path, model_name=model_name)
-    source, facts = find_weights(path), find_generator_facts(path)
+        model = VelocityModel.from_pretrained(source, model_name=model_name)
+    facts = find_generator_facts(source)
     if facts is None:  # a public file, of an ImageNet model in a latent space
         facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
     if vae and facts["space"] != "latent":
@@ -52,7 +53,7 @@ def load_generator(
     return FlowGenerator(model.to(device), device, facts, decode)
 
 
-def find_generator_facts(path: str) -> dict | None:
+def find_generator_facts(path: str | Path) -> dict | None:
     """What training recorded for generating; None of a public file or another kind of model.
 
     Args:

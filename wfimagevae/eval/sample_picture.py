@@ -45,8 +45,7 @@ class SamplePicture:
         if self.generator.facts["space"] == "point":
             self._save_points(path)
             return
-        names = self.generator.facts.get("class_names") or []
-        titles = [names[n] if n < len(names) else str(n) for n in self.classes] or None
+        titles = [self.generator.class_name(number) for number in self.classes] or None
         save_grid(path, self.content, self.columns, titles)
 
     def _save_points(self, path: Path) -> None:

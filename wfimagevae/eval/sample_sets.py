@@ -8,9 +8,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
 
-from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.dataset import DataError, ValidImageDataset, batch_loader
 from wfimagevae.engine.seeding import stable_hash
 from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, labels_in_turn
 from wfimagevae.eval.images import to_uint8
@@ -84,28 +83,27 @@ class FolderImages:
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
         """See `SampleSet`; ValueError for an unreadable image, or one of another size."""
-        loader = DataLoader(
-            Subset(self.dataset, [self._numbers[i] for i in numbers]),
-            batch_size,
-            num_workers=self.num_workers,
-            collate_fn=_collate,
-            generator=torch.Generator(),  # else its seed comes from the global one
-        )
-        for batch in loader:
-            if isinstance(batch, str):  # raised in a worker, it would come with a traceback
-                raise ValueError(f"{self.description['source']}: {batch}")
-            yield to_uint8(batch)
+        batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
+        for batch in batch_loader(self, batches, self.num_workers):
+            if "error" in batch:
+                raise batch["error"]
+            yield to_uint8(batch["image"])
 
-
-def _collate(samples: list[dict]) -> Tensor | str:
-    for sample in samples:
-        if sample["error"]:
-            return f"{sample['path']}: {sample['error']}"
-    shapes = {tuple(sample["image"].shape[1:]): sample["path"] for sample in samples}
-    if len(shapes) > 1:
-        sizes = " and ".join(f"{path} ({w}x{h})" for (h, w), path in shapes.items())
-        return f"images differ in size: {sizes}; give --resolution, or remove what is no sample"
-    return torch.stack([sample["image"] for sample in samples])
+    def read_batch(self, numbers: list[int]) -> dict[str, Tensor]:
+        """``image``, (B, 3, H, W) in [-1, 1]; in a worker. DataError as `batches` says."""
+        samples = [self.dataset[self._numbers[i]] for i in numbers]
+        source = self.description["source"]
+        for sample in samples:
+            if sample["error"]:
+                raise DataError(f"{source}: {sample['path']}: {sample['error']}")
+        shapes = {tuple(sample["image"].shape[1:]): sample["path"] for sample in samples}
+        if len(shapes) > 1:
+            sizes = " and ".join(f"{path} ({w}x{h})" for (h, w), path in shapes.items())
+            raise DataError(
+                f"{source}: images differ in size: {sizes}; give --resolution, or remove what is "
+                "no sample"
+            )
+        return {"image": torch.stack([sample["image"] for sample in samples])}
 
 
 class NpzImages:
@@ -220,7 +218,7 @@ class GeneratedSamples:
         self.description = {
             "source": "generated",
             "labels": label_sampling if num_classes else "none",
-            "model": {k: v for k, v in generator.facts.items() if k != "class_names"},
+            "model": generator.record,
         }
 
     def __len__(self) -> int:

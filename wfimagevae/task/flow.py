@@ -55,9 +55,8 @@ class FlowTask:
     def validate(self, step: int) -> tuple[dict[str, float], float]:
         """Held-out loss and energy distance; minus the latter, in one step if it can, scores."""
         values = self.validator(self.players[0].ema, step)
-        (one_step,) = [v for n, v in values.items() if n.endswith("_one_step")] or [None]
-        (distance,) = [v for n, v in values.items() if n.endswith("/energy_distance")]
-        return values, -(distance if one_step is None else one_step)
+        drawn = {name.split("/")[-1]: value for name, value in values.items()}
+        return values, -drawn.get("energy_distance_one_step", drawn["energy_distance"])
 
     def watch(self, step: int, values: dict[str, float]) -> None:
         """Nothing to warn of that the loop does not see."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import (
@@ -85,11 +86,11 @@ class FlowValidator:
         network.eval()
         values = self._held_out_loss(step)
         if draw:
-            sampling = self.rules.sampling
-            values["energy_distance"] = self._distance(sampling)
+            sampling, held_out = self.rules.sampling, self._held_out_data()
+            values["energy_distance"] = self._distance(sampling, *held_out)
             if network.has_average_velocity:
                 one = replace(sampling, sampler="mean_flow", steps=1)
-                values["energy_distance_one_step"] = self._distance(one)
+                values["energy_distance_one_step"] = self._distance(one, *held_out)
                 self._draw(one, step, "one-step")
             self._draw(sampling, step, sampling.sampler)
         network.train(was_training)
@@ -109,24 +110,27 @@ class FlowValidator:
         total, count = all_reduce_sum(totals).tolist()
         return {name: total / count}
 
-    def _distance(self, sampling: SamplingOptions) -> float:
+    def _held_out_data(self) -> tuple[Tensor, list[Tensor | None]]:
+        """Held-out data of all processes, and the labels of each of this one's batches."""
+        real, labels = [], []
+        for positions in self._shares:
+            batch = self.read(positions)
+            real.append(self.objective.encode(batch).float().cpu())
+            labels.append(batch["label"] if self.generator.model.num_classes else None)
+        return _pool(real), labels
+
+    def _distance(
+        self, sampling: SamplingOptions, real: Tensor, labels: list[Tensor | None]
+    ) -> float:
         """Energy distance of samples to held-out data, with the classes of that data.
 
         Infinite where samples are not finite, as they may be in low precision.
         """
-        real, generated = [], []
-        for positions in self._shares:
-            batch = self.read(positions)
-            labels = batch.get("label") if self.generator.model.num_classes else None
-            real.append(self.objective.encode(batch).float().cpu())
-            generated.append(self.generator.sample(positions, labels, sampling).cpu())
-        pooled = [
-            torch.cat([part for rank in gather_objects(mine) for part in rank])
-            for mine in (real, generated)
-        ]
+        shares = zip(self._shares, labels, strict=True)
+        generated = _pool([self.generator.sample(i, y, sampling).cpu() for i, y in shares])
         # One process's figure for all: they must agree on which checkpoint is the best.
-        is_finite = bool(pooled[1].isfinite().all())
-        mine = energy_distance(*pooled) if self.world.is_main and is_finite else math.inf
+        is_finite = bool(generated.isfinite().all())
+        mine = energy_distance(real, generated) if self.world.is_main and is_finite else math.inf
         return broadcast_object(mine)
 
     def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
@@ -142,3 +146,8 @@ class FlowValidator:
         with goes_on_without(f"sample picture {path.name}"):
             picture.save(path)
             self.tracker.log_images(step, {f"samples/{name}": path})
+
+
+def _pool(mine: list[Tensor]) -> Tensor:
+    """The samples of all processes, rank by rank."""
+    return torch.cat([part for rank in gather_objects(mine) for part in rank])
