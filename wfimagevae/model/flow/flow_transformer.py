@@ -99,23 +99,8 @@ class FlowTransformer(VelocityModel):
         self._initialize()
         self.add_embedders(hidden_size, init_std=0.02)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None = None,
-        t_end: Tensor | None = None,
-    ) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W), as `VelocityModel` says.
-
-        Raises:
-            ValueError: inputs of another shape than the model's.
-        """
-        if self.config.position == "absolute":
-            self.check_inputs(x, t, condition, t_end)
-        else:
-            self._check_patches(x)
-            self.check_conditions(len(x), t, condition, t_end)
+    def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`."""
         height, width = (size // self.config.patch_size for size in x.shape[2:])
         h = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # (B, N, D)
         rotation = None
@@ -123,7 +108,6 @@ class FlowTransformer(VelocityModel):
             h = h + self.pos_embed
         else:
             rotation = self._rotation(height, width)
-        c = self.embed(t, condition, t_end)  # (B, D)
         for block in self.blocks:
             h = self.run(block, h, c, rotation)
         output = self._join(self.final_layer(h, c), height, width)
@@ -131,6 +115,16 @@ class FlowTransformer(VelocityModel):
             return output
         time_left = (1 - t).clamp_min(_LEAST_TIME_LEFT).view(-1, 1, 1, 1)
         return (output.float() - x) / time_left
+
+    def check_inputs(
+        self, x: Tensor, t: Tensor, condition: Tensor | None, t_end: Tensor | None
+    ) -> None:
+        """As `VelocityModel.check_inputs`; rotations take samples of other sizes too."""
+        if self.config.position == "absolute":
+            super().check_inputs(x, t, condition, t_end)
+        else:
+            self._check_patches(x)
+            self.check_conditions(len(x), t, condition, t_end)
 
     def blocks_to_shard(self) -> list[nn.Module]:
         """The transformer blocks."""

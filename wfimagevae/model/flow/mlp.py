@@ -55,20 +55,8 @@ class MLP(VelocityModel):
         self.layer_out = zeroed(nn.Linear(hidden_size, num_dims))
         self.add_embedders(hidden_size, TIME_SCALE)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None = None,
-        t_end: Tensor | None = None,
-    ) -> Tensor:
-        """Velocity at ``x``, (B, num_dims), as `VelocityModel` says.
-
-        Raises:
-            ValueError: inputs of another shape than the model's.
-        """
-        self.check_inputs(x, t, condition, t_end)
-        c = self.embed(t, condition, t_end)
+    def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Velocity at ``x``, (B, num_dims); see `VelocityModel.predict`."""
         h = self.layer_in(x.to(self.layer_in.weight.dtype))
         for block in self.blocks:
             h = self.run(block, h, c)

@@ -53,20 +53,8 @@ class SmallCNN(VelocityModel):
         self.add_embedders(base_channels, TIME_SCALE)
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None = None,
-        t_end: Tensor | None = None,
-    ) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W), as `VelocityModel` says.
-
-        Raises:
-            ValueError: inputs of another shape than the model's.
-        """
-        self.check_inputs(x, t, condition, t_end)
-        c = self.embed(t, condition, t_end)
+    def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`."""
         h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
         for block in self.blocks:
             h = self.run(block, h, c)

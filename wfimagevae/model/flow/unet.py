@@ -176,20 +176,8 @@ class UNet(VelocityModel):
         self.add_embedders(cond_width, TIME_SCALE)
         self.to(memory_format=torch.channels_last)
 
-    def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Tensor | None = None,
-        t_end: Tensor | None = None,
-    ) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W), as `VelocityModel` says.
-
-        Raises:
-            ValueError: inputs of another shape than the model's.
-        """
-        self.check_inputs(x, t, condition, t_end)
-        c = self.embed(t, condition, t_end)  # (B, cond_width)
+    def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`."""
         x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
         h = self.conv_in(x)
         skips = [h]

@@ -30,7 +30,7 @@ class VelocityModel(RegisteredModel):
     s, (B,), at least t; without one it means s = t, where u is the velocity. Shapes are checked;
     that labels are in range is not, as it would wait for the device.
 
-    A subclass sets `sample_shape`, calls `add_embedders`, and lists its blocks.
+    A subclass sets `sample_shape`, calls `add_embedders`, and has `predict` and `blocks_to_shard`.
     """
 
     sample_shape: tuple[int, ...]
@@ -82,6 +82,31 @@ class VelocityModel(RegisteredModel):
         if self.has_average_velocity:  # a pretrained model starts unchanged
             nn.init.zeros_(self.t_end_embedder.mlp[2].weight)
             nn.init.zeros_(self.t_end_embedder.mlp[2].bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Tensor | None = None,
+        t_end: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at ``x``, (B, *sample_shape), as the class says.
+
+        Raises:
+            ValueError: inputs of another shape than the model's.
+        """
+        self.check_inputs(x, t, condition, t_end)
+        return self.predict(x, t, self.embed(t, condition, t_end))
+
+    def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
+        """What the layers make of inputs that are checked.
+
+        Args:
+            x: State, (B, *sample_shape).
+            t: Its time, (B,).
+            c: Times and labels as `embed` gives them, (B, width).
+        """
+        raise NotImplementedError
 
     def embed(self, t: Tensor, condition: Tensor | None, t_end: Tensor | None) -> Tensor:
         """The sum of what the embedders make of times and labels, (B, width)."""
