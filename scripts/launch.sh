@@ -14,6 +14,7 @@ launch() {
   done
   shift
   local python="${PYTHON:-python}" nodes="${NNODES:-1}" processes
+  local DEVICE="${DEVICE:-${GPU:+cuda}}"  # GPUs asked for by number: never the CPU instead
   listed="$("$python" "$script" ${fixed[@]+"${fixed[@]}"} --list_flags)"
   while read -r variable flag kind; do
     value="${!variable:-}"

@@ -59,6 +59,7 @@ def test_gpus_and_machines_become_torchrun(tmp_path):
     assert one_machine[:5] == [
         "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "4"
     ]  # fmt: skip
+    assert "--device=cuda" in one_machine  # without a GPU an error, not the CPU
     several = launch(
         tmp_path, GPU="0,1", NNODES="2", NODE_RANK="1", MASTER_ADDR="host", MASTER_PORT="1234"
     ).stdout.splitlines()

@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,9 +66,11 @@ def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) ->
     """
     if not is_distributed() or is_sharded(objective):
         return objective
+    # PyTorch 2.15 renamed it, and warns of the old name.
+    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     return DistributedDataParallel(
         objective,
-        broadcast_buffers=False,
+        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
         gradient_as_bucket_view=True,
         find_unused_parameters=find_unused_parameters,
     )
