@@ -9,6 +9,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.forward_ad import unpack_dual
 
 EPS = 1e-6
 
@@ -66,7 +67,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
-        if torch.compiler.is_compiling():
+        # Besides, the kernel's forward derivative fails on some strides before PyTorch 2.11.
+        if torch.compiler.is_compiling() or unpack_dual(x).tangent is not None:
             h = _at_least_float32(x).unflatten(1, (self.num_groups, -1))  # (B, groups, n, H, W)
             h = _standardize(h, (2, 3, 4)).flatten(1, 2)
             return (h * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)).to(x.dtype)
