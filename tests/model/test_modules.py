@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wfimagevae.model.modules.attention import AttnBlock2D
-from wfimagevae.model.modules.normalize import build_norm, norm_swish_conv
+from wfimagevae.model.modules.normalize import build_norm, norm_activation_conv
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.modules.resnet_block import ResnetBlock2D
 from wfimagevae.model.modules.updownsample import Downsample, Upsample
@@ -74,7 +74,7 @@ def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type):
     norm, conv = random_norm(norm_type, 64).double(), nn.Conv2d(64, 5, 3, padding=1).double()
     x = image_like(2, 64, 6, 4, dtype=torch.float64).requires_grad_()
     inputs = [x, *norm.parameters(), *conv.parameters()]
-    fused, plain = norm_swish_conv(norm, conv, x), conv(F.silu(norm(x)))
+    fused, plain = norm_activation_conv(norm, F.silu, conv, x), conv(F.silu(norm(x)))
     torch.testing.assert_close(fused, plain)
     upstream = torch.randn_like(plain)
     expected = torch.autograd.grad(plain, inputs, upstream)
@@ -86,7 +86,7 @@ def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type):
 def test_fused_block_keeps_nothing_but_its_input(norm_type):
     norm, conv = random_norm(norm_type, 32), nn.Conv2d(32, 32, 3, padding=1)
     x = image_like(1, 32, 16, 16).requires_grad_()
-    count, _ = saved_numbers(lambda: norm_swish_conv(norm, conv, x * 1))
+    count, _ = saved_numbers(lambda: norm_activation_conv(norm, F.silu, conv, x * 1))
     assert count == x.numel()
 
 
@@ -97,9 +97,9 @@ def test_fused_block_follows_autocast(dtype):
         nn.Conv2d(16, 8, 3, padding=1),
         torch.randn(2, 16, 8, 8),
     )
-    expected = norm_swish_conv(norm, conv, x)
+    expected = norm_activation_conv(norm, F.silu, conv, x)
     with torch.autocast("cpu", dtype):
-        y = norm_swish_conv(norm, conv, x)
+        y = norm_activation_conv(norm, F.silu, conv, x)
     assert y.dtype == dtype
     torch.testing.assert_close(y.float(), expected, rtol=0.05, atol=0.05)
     y.sum().backward()

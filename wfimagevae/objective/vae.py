@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.engine.distributed import all_reduce_mean
-from wfimagevae.engine.seeding import sample_noise
+from wfimagevae.engine.distributed import all_reduce_mean, gather_rows
+from wfimagevae.engine.seeding import sample_noise, stable_hash
 
 Batch = dict
 Logs = dict[str, Tensor]
@@ -19,6 +19,20 @@ def posterior_noise(vae: nn.Module, batch: Batch, seed: int) -> Tensor:
     height, width = (size // vae.spatial_factor for size in images.shape[2:])
     shape = (vae.config.latent_dim, height, width)
     return sample_noise(seed, batch["position"], shape, images.device)
+
+
+def instance_noise(loss: nn.Module, batch: Batch, step: int, seed: int, kind: str) -> Tensor | None:
+    """What to add to ``real`` or ``fake`` images before the discriminator sees them, if anything.
+
+    It follows each sample, so that ranks, micro-batches and resumed runs agree, and both
+    players see a reconstruction with the same noise.
+    """
+    std = loss.config.noise_std(step)
+    if std == 0:
+        return None
+    images = batch["image"]
+    own_seed = stable_hash("instance noise", kind, seed)
+    return std * sample_noise(own_seed, batch["position"], images.shape[1:], images.device)
 
 
 class GeneratorObjective(nn.Module):
@@ -51,7 +65,9 @@ class GeneratorObjective(nn.Module):
         if self.hand_over is not None:
             self.hand_over.append(output.sample.detach())
         (loss,) = self._borrowed
-        return loss.generator_loss(images, output, self.vae.last_layer, step, all_reduce_mean)
+        noise = instance_noise(loss, batch, step, self.seed, "fake")
+        ranks = (all_reduce_mean, gather_rows)
+        return loss.generator_loss(images, output, self.vae.last_layer, step, *ranks, noise)
 
 
 class DiscriminatorObjective(nn.Module):
@@ -61,12 +77,21 @@ class DiscriminatorObjective(nn.Module):
         loss: `LPIPSWithDiscriminator2D`, which it owns.
         reconstruct: Gives a batch's detached reconstruction: the one that the generator's turn
             handed over, or one made anew.
+        seed: Of the run, for instance noise.
+        steps_a_turn: Iterations of the loop from one update of the discriminator to the next.
     """
 
-    def __init__(self, loss: nn.Module, reconstruct: Callable[[Batch], Tensor]):
+    def __init__(
+        self,
+        loss: nn.Module,
+        reconstruct: Callable[[Batch], Tensor],
+        seed: int = 0,
+        steps_a_turn: int = 1,
+    ):
         super().__init__()
         self.loss = loss
         self.reconstruct = reconstruct
+        self.seed, self.steps_a_turn = seed, steps_a_turn
 
     def begin_update(self) -> None:
         """One power iteration of the spectral norm, however many micro-batches follow."""
@@ -74,7 +99,12 @@ class DiscriminatorObjective(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The discriminator's loss on ``batch["image"]`` and its reconstruction."""
-        return self.loss.discriminator_loss(batch["image"], self.reconstruct(batch))
+        noise = instance_noise(self.loss, batch, step, self.seed, "real")
+        if noise is not None:
+            noise = noise, instance_noise(self.loss, batch, step, self.seed, "fake")
+        update = step // self.steps_a_turn
+        reconstruction = self.reconstruct(batch)
+        return self.loss.discriminator_loss(batch["image"], reconstruction, update, noise)
 
 
 def fresh_reconstruction(vae: nn.Module, seed: int) -> Callable[[Batch], Tensor]:

@@ -152,7 +152,7 @@ def test_vanilla_loss_of_undecided_logits_is_log_two():
 
 def test_adversarial_term_starts_and_ramps_when_told():
     loss = small_loss(disc_start=10, disc_ramp_steps=4)
-    assert [loss.disc_factor(s) for s in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.25, 0.5, 1, 1]
+    assert [loss.config.disc_factor(s) for s in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.25, 0.5, 1, 1]
     images, tensors, last_layer = random_case()
     _, logs = loss.generator_loss(images, vae_output(tensors, last_layer), last_layer, 9)
     assert "train/g_loss" not in logs

@@ -1,14 +1,22 @@
-"""The image VAE's two losses: L1 + LPIPS + KL + wavelet + adversarial, and the discriminator's."""
+"""The image VAE's two losses: of pixels, features, statistics, latents and the game."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.model.losses.discriminator import NLayerDiscriminator, frozen
+from wfimagevae.model.losses.discriminator import NLayerDiscriminator, frozen, gradient_penalty
+from wfimagevae.model.losses.image_statistics import (
+    color_distance,
+    contrast_distance,
+    histogram_distance,
+)
+from wfimagevae.model.losses.loss_config import LossConfig
 from wfimagevae.model.losses.lpips_network import load_lpips
+from wfimagevae.model.losses.mmd import latent_mmd
+
+__all__ = ["LPIPSWithDiscriminator2D", "LossConfig"]
 
 Logs = dict[str, Tensor]
 
@@ -17,53 +25,15 @@ Logs = dict[str, Tensor]
 _SUM_SCALE = 1 / 768
 _MEAN_SCALE = 256
 
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights and shapes of `LPIPSWithDiscriminator2D`, for sums over pixels / batch size.
-
-    A term whose weight is zero is not computed.
-
-    Attributes:
-        rec_weight: Of the absolute (``l1``) or squared (``l2``) error.
-        perceptual_weight: Of LPIPS (VGG), counted once per pixel value.
-        kl_weight: Of the KL divergence to the standard normal.
-        wavelet_weight: Of the difference of encoder and decoder coefficients.
-        disc_weight: Of the adversarial term, or of its adaptive weight.
-        adaptive_weight: Scale it to the reconstruction's gradient at the last layer.
-        disc_start: Step from which the adversarial term counts.
-        disc_ramp_steps: Steps over which it grows linearly from zero after that.
-        disc_loss: ``hinge`` or ``vanilla``.
-        disc_num_layers: Stride-2 convolutions of the PatchGAN.
-        loss_type: ``l1`` or ``l2``.
-        logvar_init: Log-variance of the reconstruction likelihood, not trained.
-        lpips_weights: File of VGG weights; None takes the cached or downloaded ones.
-    """
-
-    rec_weight: float = 1.0
-    perceptual_weight: float = 1.0
-    kl_weight: float = 1e-6
-    wavelet_weight: float = 0.1
-    disc_weight: float = 0.5
-    adaptive_weight: bool = True
-    disc_start: int = 5
-    disc_ramp_steps: int = 0
-    disc_loss: str = "hinge"
-    disc_num_layers: int = 4
-    loss_type: str = "l1"
-    logvar_init: float = 0.0
-    lpips_weights: str | None = None
-
-    def __post_init__(self):
-        if self.loss_type not in ("l1", "l2"):
-            raise ValueError(f"unknown loss_type {self.loss_type!r}; use l1 or l2")
-        if self.disc_loss not in ("hinge", "vanilla"):
-            raise ValueError(f"unknown disc_loss {self.disc_loss!r}; use hinge or vanilla")
-        if self.adaptive_weight and not (self.rec_weight or self.perceptual_weight):
-            raise ValueError(
-                "the adaptive weight compares with the reconstruction term, whose weights are 0; "
-                "add --no_adaptive_weight"
-            )
+_STATISTICS = {
+    "color": color_distance,
+    "histogram": histogram_distance,
+    "contrast": contrast_distance,
+}
+# Logged as sums over pixels and, besides, as means.
+_SUMS = tuple(
+    f"train/{name}_loss" for name in ("kl", "wl", "mse", "mmd", "color", "histogram", "contrast")
+)
 
 
 class LPIPSWithDiscriminator2D(nn.Module):
@@ -71,7 +41,9 @@ class LPIPSWithDiscriminator2D(nn.Module):
 
     The generator's loss is built from gradients with respect to the *image*: the perceptual
     and the adversarial network are left behind before the VAE's backward pass begins, and the
-    adaptive weight's two last-layer gradients start from there too.
+    adaptive weight's two last-layer gradients start from there too. Latents are not detached:
+    decoder and encoder both get the gradient of every term on the image, the adversarial one
+    included, be it the only one or not.
 
     Source: Esser et al. 2021, arXiv:2012.09841, equations 6 and 7; wavelet term: Li et al. 2024,
     arXiv:2411.17459.
@@ -96,66 +68,85 @@ class LPIPSWithDiscriminator2D(nn.Module):
         last_layer: Tensor,
         step: int,
         average: Callable[[Tensor], Tensor] = lambda gradient: gradient,
+        gather: Callable[[Tensor], Tensor] = lambda rows: rows,
+        noise: Tensor | None = None,
     ) -> tuple[Tensor, Logs]:
         """The VAE's loss per pixel value, with logs in sums over pixels.
 
         Args:
             images: Targets in [-1, 1], (B, 3, H, W).
-            output: The VAE's ``.sample`` (B, 3, H, W), ``.latent_dist`` and ``.extra_output``
-                (encoder coefficients finest first, decoder coefficients coarsest first).
+            output: The VAE's ``.sample`` (B, 3, H, W), ``.latent_dist``, ``.extra_output``
+                (encoder coefficients finest first, decoder coefficients coarsest first) and,
+                with ``mmd_weight``, ``.latent``.
             last_layer: Weight of the decoder's last convolution, for the adaptive weight.
             step: Iteration of the training loop.
             average: Averages a gradient over processes, so that all agree on the weight.
+            gather: Joins rows over processes, for what latents have in common.
+            noise: Added to the reconstruction before the discriminator sees it, (B, 3, H, W).
 
         Returns:
             A scalar whose gradient is that of the summed loss divided by the values per
             image, and detached logs.
         """
         reconstruction = output.sample
-        image = _full(reconstruction.detach()).requires_grad_()
-        nll, logs = self._reconstruction(_full(images), image)
+        target, image = _full(images), _full(reconstruction.detach()).requires_grad_()
+        nll, logs = self._reconstruction(target, image)
         total = nll.detach()
         gradient = _image_gradient(nll, image, _SUM_SCALE)
-        factor = self.disc_factor(step)
+        factor = self.config.disc_factor(step)
         if factor > 0:
-            with frozen(self.discriminator):
-                g_loss = -_full(self.discriminator(image)).mean()
-            g_gradient = _image_gradient(g_loss, image, _MEAN_SCALE)
-            weight = g_loss.new_tensor(self.config.disc_weight)
+            g_loss, g_gradient = self._adversarial(image, noise)
+            weight = g_loss.new_full((), self.config.disc_weight)
             if self.config.adaptive_weight:
                 nll_norm = _last_layer_norm(reconstruction, last_layer, gradient, average)
                 g_norm = _last_layer_norm(reconstruction, last_layer, g_gradient, average)
                 weight = weight * (nll_norm / (g_norm + 1e-6)).clamp(0.0, 1e6)
-            total = total + weight * factor * g_loss.detach()
+            total = total + weight * factor * g_loss
             gradient = gradient + weight * factor * g_gradient
-            logs |= {"train/d_weight": weight, "train/g_loss": g_loss.detach()}
+            logs |= {"train/d_weight": weight, "train/g_loss": g_loss}
+        for term in self._statistics(target, image, logs):
+            total = total + term.detach()
+            gradient = gradient + _image_gradient(term, image, 1.0)
         surrogate = (_full(reconstruction) * gradient).sum()
-        for term in self._regularisers(output, logs):
+        for term in self._regularisers(output, step, gather, logs):
             surrogate, total = surrogate + term, total + term.detach()
-        logs |= {"train/total_loss": total, "train/disc_factor": total.new_tensor(factor)}
+        logs |= {"train/total_loss": total, "train/disc_factor": total.new_full((), factor)}
         per_value = 1 / images[0].numel()
-        for name in {"train/kl_loss", "train/wl_loss"} & logs.keys():
+        for name in [name for name in _SUMS if name in logs]:
             logs[f"{name}_per_pixel"] = logs[name] * per_value
         # The surrogate's gradient, the loss's value.
         return per_value * (surrogate + (total - surrogate).detach()), logs
 
-    def discriminator_loss(self, images: Tensor, reconstruction: Tensor) -> tuple[Tensor, Logs]:
-        """The discriminator's loss on real images and detached reconstructions, (B, 3, H, W)."""
-        real = _full(self.discriminator(images))
-        fake = _full(self.discriminator(_full(reconstruction.detach())))
+    def discriminator_loss(
+        self,
+        images: Tensor,
+        reconstruction: Tensor,
+        update: int = 0,
+        noise: tuple[Tensor, Tensor] | None = None,
+    ) -> tuple[Tensor, Logs]:
+        """The discriminator's loss on real images and detached reconstructions.
+
+        Args:
+            images: In [-1, 1], (B, 3, H, W).
+            reconstruction: Of them, the same shape.
+            update: How many updates the discriminator has had, which says whether the gradient
+                penalty is due.
+            noise: Added to both before the discriminator sees them.
+        """
+        images, reconstruction = _full(images), _full(reconstruction.detach())
+        if noise is not None:
+            images, reconstruction = images + noise[0], reconstruction + noise[1]
+        real, fake = _full(self.discriminator(images)), _full(self.discriminator(reconstruction))
         if self.config.disc_loss == "hinge":
             loss = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
         else:
             loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
         logs = {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        if self.config.r1_weight > 0 and update % self.config.r1_interval == 0:
+            penalty = gradient_penalty(self.discriminator, images)
+            loss = loss + 0.5 * self.config.r1_weight * self.config.r1_interval * penalty
+            logs["r1_penalty"] = penalty
         return loss, {f"train/{name}": value.detach() for name, value in logs.items()}
-
-    def disc_factor(self, step: int) -> float:
-        """Share of the adversarial weight that counts at ``step``: 0 before the start, then 1."""
-        config = self.config
-        if config.disc_weight == 0 or step < config.disc_start:
-            return 0.0
-        return min(1.0, (step - config.disc_start + 1) / max(config.disc_ramp_steps, 1))
 
     def compile_networks(self, mode: str = "default") -> None:
         """Compiles the discriminator and LPIPS' backbone in place; state-dict names stay."""
@@ -174,23 +165,61 @@ class LPIPSWithDiscriminator2D(nn.Module):
             distance = self.perceptual_loss(target, image)
             rec = rec + config.perceptual_weight * distance
             logs["train/perceptual_loss"] = distance.detach().mean()
+        if config.mse_weight > 0:
+            squared = (target - image).square()
+            rec = rec + config.mse_weight * squared
+            logs["train/mse_loss"] = squared.detach().sum() / batch_size
         nll = (rec / self.logvar.exp() + self.logvar).sum() / batch_size
         logs |= {"train/nll_loss": nll.detach(), "train/rec_loss": nll.detach()}
         return nll, logs | {"train/logvar": self.logvar.detach()}
 
-    def _regularisers(self, output, logs: Logs):
+    def _adversarial(self, image: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Minus the discriminator's mean logit, and its gradient in the image."""
+        with frozen(self.discriminator):
+            seen = image if noise is None else image + noise
+            loss = -_full(self.discriminator(seen)).mean()
+        return loss.detach(), _image_gradient(loss, image, _MEAN_SCALE)
+
+    def _statistics(self, target: Tensor, image: Tensor, logs: Logs) -> Iterator[Tensor]:
+        """The terms that compare one number an image, weighted and once per pixel value."""
+        config = self.config
+        weights = {"color": config.color_weight, "histogram": config.histogram_weight}
+        weights |= {"contrast": config.contrast_weight}
+        for name, weight in weights.items():
+            if weight > 0:
+                loss = _STATISTICS[name](target, image).mean() * target[0].numel()
+                logs[f"train/{name}_loss"] = loss.detach()
+                yield weight * loss
+
+    def _regularisers(self, output, step: int, gather: Callable, logs: Logs) -> Iterator[Tensor]:
         """The terms that act on latents and coefficients, weighted."""
         config, batch_size = self.config, len(output.sample)
         if config.kl_weight > 0:
-            kl = output.latent_dist.kl().sum() / batch_size
-            logs["train/kl_loss"] = kl.detach()
-            yield config.kl_weight * kl
+            yield config.kl_weight * config.kl_factor(step) * self._divergence(output, step, logs)
+        if config.mmd_weight > 0:
+            loss = latent_mmd(output.latent, step, gather) * output.sample[0].numel()
+            logs["train/mmd_loss"] = loss.detach()
+            yield config.mmd_weight * loss
         if config.wavelet_weight > 0:
             encoder_coeffs, decoder_coeffs = output.extra_output
             levels = zip(encoder_coeffs, reversed(decoder_coeffs), strict=True)
             difference = sum((_full(a) - _full(b)).abs().sum() for a, b in levels) / batch_size
             logs["train/wl_loss"] = difference.detach()
             yield config.wavelet_weight * difference
+
+    def _divergence(self, output, step: int, logs: Logs) -> Tensor:
+        """The KL divergence, of which the logs hold all and the result what is not free."""
+        config, posterior = self.config, output.latent_dist
+        values = posterior.kl_of_values()  # (B, C, h, w)
+        kl = values.flatten(1).sum(1).sum() / len(values)
+        logs["train/kl_loss"] = kl.detach()
+        if config.kl_warmup_steps > 0:
+            logs["train/kl_weight"] = kl.new_full((), config.kl_weight * config.kl_factor(step))
+        if config.kl_free_bits > 0:
+            free = values.detach() < config.kl_free_bits
+            logs["train/kl_free_share"] = free.to(kl.dtype).mean()
+            kl = values.clamp_min(config.kl_free_bits).sum() / len(values)
+        return kl
 
 
 def _full(x: Tensor) -> Tensor:

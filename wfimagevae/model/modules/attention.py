@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wfimagevae.model.modules.normalize import build_norm
+from wfimagevae.model.modules.spade import Spade
 
 
 class AttnBlock2D(nn.Module):
@@ -15,18 +16,22 @@ class AttnBlock2D(nn.Module):
     Args:
         channels: Width of input and output.
         norm_type: ``layernorm`` or ``groupnorm``.
+        latent_dim: Channels of the latent that modulates the norm; 0 takes none.
     """
 
-    def __init__(self, channels: int, norm_type: str = "layernorm"):
+    def __init__(self, channels: int, norm_type: str = "layernorm", latent_dim: int = 0):
         super().__init__()
         self.norm = build_norm(norm_type, channels)
+        self.spade = Spade(latent_dim, channels) if latent_dim else None
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, latent: Tensor | None = None) -> Tensor:
         h = self.norm(x)
+        if self.spade is not None:
+            h = self.spade(h, latent)
         q, k, v = (_to_tokens(project(h)) for project in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H W, C)
         h = h.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, H, W)

@@ -1,8 +1,10 @@
-"""Norms over channels that keep images channels_last, and the norm-swish-convolution they precede.
+"""Norms over channels that keep images channels_last, and the convolution that they precede.
 
 Statistics and arithmetic are float32 inside the kernels also where the tensors are bfloat16 or
 float16, so under autocast no float32 copy of the activations is made or kept.
 """
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -85,49 +87,56 @@ def build_norm(norm_type: str, channels: int) -> ChannelLayerNorm | ChannelGroup
     return _NORMS[norm_type](channels)
 
 
-def norm_swish_conv(norm: nn.Module, conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """``conv(swish(norm(x)))`` that keeps only ``x`` for the backward pass.
+def norm_activation_conv(
+    norm: nn.Module, activation: Callable[..., Tensor], conv: nn.Conv2d, x: Tensor
+) -> Tensor:
+    """``conv(activation(norm(x)))`` that keeps only ``x`` for the backward pass.
 
-    The norm and the swish are computed again there, which costs about as much time as not
+    The norm and the activation are computed again there, which costs about as much time as not
     writing and reading them saves, and leaves one tensor in memory instead of three. Compiled,
-    it is the plain expression: the compiler makes the same choice by itself.
+    or with an activation that has parameters, it is the plain expression: the compiler makes
+    the same choice by itself.
 
     Args:
         norm: A norm of this module.
+        activation: A module, or a function of one tensor that takes ``inplace``.
         conv: Stride 1, any kernel size and padding.
         x: (B, C, H, W), channels_last.
 
     Returns:
         (B, C_out, H, W), in autocast's type if it is on.
     """
-    if torch.compiler.is_compiling():
-        return conv(F.silu(norm(x)))
+    if torch.compiler.is_compiling() or isinstance(activation, nn.Module):
+        return conv(activation(norm(x)))
     weight, bias, device = conv.weight, conv.bias, x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    return _NormSwishConv.apply(
-        x, norm.weight, norm.bias, weight, bias, norm.normalize, conv.padding
+    functions = (norm.normalize, activation)
+    return _NormActivationConv.apply(
+        x, norm.weight, norm.bias, weight, bias, functions, conv.padding
     )
 
 
-class _NormSwishConv(torch.autograd.Function):
+class _NormActivationConv(torch.autograd.Function):
     """First derivatives only."""
 
     @staticmethod
-    def forward(ctx, x, norm_weight, norm_bias, weight, bias, normalize, padding):
+    def forward(ctx, x, norm_weight, norm_bias, weight, bias, functions, padding):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias)
-        ctx.normalize, ctx.padding = normalize, padding
-        activated = F.silu(normalize(x, norm_weight, norm_bias), inplace=True)
+        ctx.functions, ctx.padding = functions, padding
+        normalize, activation = functions
+        activated = activation(normalize(x, norm_weight, norm_bias), inplace=True)
         return F.conv2d(activated, weight, bias, padding=padding)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_output):
         *inputs, weight, bias = ctx.saved_tensors
+        normalize, activation = ctx.functions
         with torch.enable_grad():
             inputs = [tensor.detach().requires_grad_() for tensor in inputs]
-            activated = F.silu(ctx.normalize(*inputs))
+            activated = activation(normalize(*inputs))
         grad_activated, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad_output,
             activated.detach(),

@@ -3,34 +3,23 @@
 Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with images for videos.
 """
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
-from torch import Tensor, nn
+from torch import Tensor
 
 from wfimagevae.model.modeling_aebase import ImageBaseAE
-from wfimagevae.model.modules.attention import AttnBlock2D
-from wfimagevae.model.modules.normalize import build_norm
 from wfimagevae.model.modules.posterior import DiagonalGaussian
-from wfimagevae.model.modules.resnet_block import ResnetBlock2D
-from wfimagevae.model.modules.wavelet import (
-    HaarWaveletTransform2D,
-    InverseHaarWaveletTransform2D,
-)
 from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.vae.encoder_decoder import DecoderImage, EncoderImage
 from wfimagevae.model.vae.tiling import Tiling, pad_to_multiple
-from wfimagevae.model.vae.wavelet_blocks import (
-    NUM_BANDS,
-    WFDownBlockImage,
-    WFUpBlockImage,
-    packed,
-)
+from wfimagevae.model.vae.wavelet_blocks import WFDownBlockImage, WFUpBlockImage, packed
+from wfimagevae.model.weight_files import StateDict
 
 __all__ = [
     "DecoderImage",
@@ -42,6 +31,8 @@ __all__ = [
 ]
 
 DEFAULT_SCALE = 0.18215
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -62,116 +53,12 @@ class DecoderOutput(BaseOutput):
 
 @dataclass
 class AutoencoderOutput(BaseOutput):
-    """Reconstruction (B, 3, H, W), posterior, and (encoder, decoder) coefficients."""
+    """Reconstruction (B, 3, H, W), posterior, (encoder, decoder) coefficients, decoded latent."""
 
     sample: Tensor
     latent_dist: DiagonalGaussian
     extra_output: tuple[list[Tensor] | None, list[Tensor] | None]
-
-
-class _CheckpointedBlocks(nn.Module):
-    """Runs blocks, each recomputed in backward if diffusers' switch is on."""
-
-    gradient_checkpointing = False
-
-    def run(self, block: nn.Module, *args):
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
-
-
-class EncoderImage(_CheckpointedBlocks):
-    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first.
-
-    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
-    """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        base_channels: Sequence[int],
-        num_resblocks: int,
-        energy_flow_size: int,
-        dropout: float,
-        norm_type: str,
-        mid_layers_type: Sequence[str],
-    ):
-        super().__init__()
-        block_options = (energy_flow_size, num_resblocks, dropout, norm_type)
-        self.wavelet_transform_in = HaarWaveletTransform2D()
-        self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            WFDownBlockImage(*widths, *block_options) for widths in pairwise(base_channels)
-        )
-        self.mid = _build_mid(mid_layers_type, base_channels[-1], dropout, norm_type)
-        self.norm_out = build_norm(norm_type, base_channels[-1])
-        self.conv_out = nn.Conv2d(base_channels[-1], 2 * latent_dim, 3, padding=1)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        coeffs = self.wavelet_transform_in(x)  # (B, 12, H/2, W/2)
-        h = self.conv_in(coeffs)
-        levels = []
-        for block in self.down_blocks:
-            h, coeffs = self.run(block, h, coeffs)
-            levels.append(coeffs)
-        for layer in self.mid:
-            h = self.run(layer, h)
-        return self.conv_out(F.silu(self.norm_out(h))), levels
-
-
-class DecoderImage(_CheckpointedBlocks):
-    """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first.
-
-    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
-    """
-
-    def __init__(
-        self,
-        latent_dim: int,
-        base_channels: Sequence[int],
-        num_resblocks: int,
-        energy_flow_size: int,
-        dropout: float,
-        norm_type: str,
-        mid_layers_type: Sequence[str],
-    ):
-        super().__init__()
-        block_options = (energy_flow_size, num_resblocks, dropout, norm_type)
-        widths = base_channels[::-1]
-        self.conv_in = nn.Conv2d(latent_dim, widths[0], 3, padding=1)
-        self.mid = _build_mid(mid_layers_type, widths[0], dropout, norm_type)
-        self.up_blocks = nn.ModuleList(
-            WFUpBlockImage(*pair, *block_options) for pair in pairwise(widths)
-        )
-        self.norm_out = build_norm(norm_type, widths[-1])
-        self.conv_out = nn.Conv2d(widths[-1], NUM_BANDS, 3, padding=1)
-        self.inverse_wavelet_transform_out = InverseHaarWaveletTransform2D()
-
-    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
-        h = self.conv_in(z)
-        for layer in self.mid:
-            h = self.run(layer, h)
-        low, levels = None, []
-        for block in self.up_blocks:
-            h, low, coeffs = self.run(block, h, low)
-            levels.append(coeffs)
-        # No activation here: checkpoints were trained without.
-        coeffs = self.conv_out(self.norm_out(h)).to(self.conv_out.weight.dtype)  # (B, 12, H/2, W/2)
-        coeffs[:, :3] += low
-        return self.inverse_wavelet_transform_out(coeffs), levels
-
-
-def _build_mid(
-    layer_types: Sequence[str], channels: int, dropout: float, norm_type: str
-) -> nn.Sequential:
-    builders = {
-        "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, dropout, norm_type),
-        "AttnBlock2D": lambda: AttnBlock2D(channels, norm_type),
-    }
-    for name in layer_types:
-        if name not in builders:
-            raise ValueError(f"unknown layer {name!r}; use one of {', '.join(builders)}")
-    return nn.Sequential(*(builders[name]() for name in layer_types))
+    latent: Tensor
 
 
 @ModelRegistry.register("WFVAE2Image")
@@ -192,6 +79,11 @@ class WFVAE2ImageModel(ImageBaseAE):
         mid_layers_type: ResnetBlock2D or AttnBlock2D, at the coarsest level.
         scale: Per latent channel, 1 / standard deviation; None is 0.18215 for all.
         shift: Per latent channel, the mean; None is 0 for all.
+        activation: ``silu``, ``relu`` or ``bezier``. Bezier has a 1x1 projection to five values
+            a channel wherever SiLU stands: 1.5 times the parameters at these widths, and as
+            many (0.99) at those of examples/wfvae2-image-1024-bezier.json.
+        spade: Modulate the decoder's norms by the latent, bilinearly resized to each level. A
+            fresh modulation changes nothing; weights without one get it from `from_pretrained`.
 
     Raises:
         ValueError: widths, block counts or statistics that do not fit together.
@@ -213,6 +105,8 @@ class WFVAE2ImageModel(ImageBaseAE):
         mid_layers_type: Sequence[str] = ("ResnetBlock2D", "AttnBlock2D", "ResnetBlock2D"),
         scale: Sequence[float] | None = None,
         shift: Sequence[float] | None = None,
+        activation: str = "silu",
+        spade: bool = False,
     ):
         super().__init__()
         decoder_base_channels = decoder_base_channels or base_channels
@@ -222,7 +116,7 @@ class WFVAE2ImageModel(ImageBaseAE):
                 "encoder_num_resblocks must be at least 1 and decoder_num_resblocks at least 2, "
                 f"got {encoder_num_resblocks} and {decoder_num_resblocks}"
             )
-        common = (dropout, norm_type, mid_layers_type)
+        common = (dropout, norm_type, mid_layers_type, activation)
         self.encoder = EncoderImage(
             latent_dim, base_channels, encoder_num_resblocks, encoder_energy_flow_size, *common
         )
@@ -232,6 +126,7 @@ class WFVAE2ImageModel(ImageBaseAE):
             decoder_num_resblocks,
             decoder_energy_flow_size,
             *common,
+            spade,
         )
         self.register_to_config(decoder_base_channels=decoder_base_channels)
         self.set_latent_statistics(
@@ -314,7 +209,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         z = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
         decoded = self.decode(z)
         coeffs = (encoded.extra_output, decoded.extra_output)
-        return AutoencoderOutput(decoded.sample, posterior, coeffs)
+        return AutoencoderOutput(decoded.sample, posterior, coeffs, z)
 
     def normalize_latents(self, z: Tensor) -> Tensor:
         """Latents (B, C, h, w) as a generative model sees them: (z - shift) * scale."""
@@ -347,6 +242,19 @@ class WFVAE2ImageModel(ImageBaseAE):
         """Trains the decoder alone from here on."""
         self.encoder.requires_grad_(False)
 
+    def freeze_decoder(self) -> None:
+        """Trains the encoder alone from here on."""
+        self.decoder.requires_grad_(False)
+
+    def _completed(self, weights: StateDict, config: dict | None) -> StateDict:
+        """The weights, with this model's fresh modulation if their model had none."""
+        known = (config or {}).get("spade") or any(".spade" in key for key in weights)
+        if known or not self.config.spade:
+            return weights
+        fresh = {key: value for key, value in self.state_dict().items() if ".spade" in key}
+        logger.info("the weights hold no SPADE modulation: a fresh one, which changes nothing")
+        return fresh | weights
+
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles block by block, in place; names in the state dict stay as they are.
 
@@ -366,7 +274,8 @@ class WFVAE2ImageModel(ImageBaseAE):
         """From here on takes images larger than a tile apart and blends the parts' results.
 
         Memory then depends on the tile, not on the image. `extra_output` is None, and results
-        differ slightly: attention and the borders of convolutions see one tile.
+        differ slightly: attention, SPADE's resizing and the borders of convolutions see one
+        tile.
 
         Args:
             tile_size: Side of a tile, in image pixels.

@@ -31,6 +31,7 @@ class WFDownBlockImage(nn.Module):
         num_resblocks: Residual blocks, the one after the join counted.
         dropout: Inside the residual blocks.
         norm_type: ``layernorm`` or ``groupnorm``.
+        activation: ``silu``, ``relu`` or ``bezier``.
     """
 
     def __init__(
@@ -41,20 +42,17 @@ class WFDownBlockImage(nn.Module):
         num_resblocks: int,
         dropout: float,
         norm_type: str,
+        activation: str = "silu",
     ):
         super().__init__()
+        options = (dropout, norm_type, activation)
         self.res_block = nn.Sequential(
-            *(
-                ResnetBlock2D(in_channels, in_channels, dropout, norm_type)
-                for _ in range(num_resblocks - 1)
-            )
+            *(ResnetBlock2D(in_channels, in_channels, *options) for _ in range(num_resblocks - 1))
         )
         self.down = Downsample(in_channels)
         self.wavelet_transform = HaarWaveletTransform2D()
         self.in_flow_conv = nn.Conv2d(NUM_BANDS, energy_flow_size, 3, padding=1)
-        self.out_res_block = ResnetBlock2D(
-            in_channels + energy_flow_size, out_channels, dropout, norm_type
-        )
+        self.out_res_block = ResnetBlock2D(in_channels + energy_flow_size, out_channels, *options)
 
     def forward(self, x: Tensor, coeffs: Tensor) -> tuple[Tensor, Tensor]:
         x = self.down(self.res_block(x))  # (B, C_in, H/2, W/2)
@@ -76,6 +74,8 @@ class WFUpBlockImage(nn.Module):
         num_resblocks: Residual blocks, those before the branch and at the end counted.
         dropout: Inside the residual blocks.
         norm_type: ``layernorm`` or ``groupnorm``.
+        activation: ``silu``, ``relu`` or ``bezier``.
+        latent_dim: Channels of the latent that modulates the norms; 0 takes none.
     """
 
     def __init__(
@@ -86,29 +86,36 @@ class WFUpBlockImage(nn.Module):
         num_resblocks: int,
         dropout: float,
         norm_type: str,
+        activation: str = "silu",
+        latent_dim: int = 0,
     ):
         super().__init__()
+        options = (dropout, norm_type, activation, latent_dim)
         self.widths = [in_channels, energy_flow_size]
-        self.branch_conv = ResnetBlock2D(in_channels, sum(self.widths), dropout, norm_type)
+        self.branch_conv = ResnetBlock2D(in_channels, sum(self.widths), *options)
         self.out_flow_conv = nn.Sequential(
-            ResnetBlock2D(energy_flow_size, energy_flow_size, dropout, norm_type),
+            ResnetBlock2D(energy_flow_size, energy_flow_size, *options),
             nn.Conv2d(energy_flow_size, NUM_BANDS, 3, padding=1),
         )
         self.inverse_wavelet_transform = InverseHaarWaveletTransform2D()
         self.res_block = nn.Sequential(
-            *(
-                ResnetBlock2D(in_channels, in_channels, dropout, norm_type)
-                for _ in range(num_resblocks - 2)
-            )
+            *(ResnetBlock2D(in_channels, in_channels, *options) for _ in range(num_resblocks - 2))
         )
         self.up = Upsample(in_channels)
-        self.out_res_block = ResnetBlock2D(in_channels, out_channels, dropout, norm_type)
+        self.out_res_block = ResnetBlock2D(in_channels, out_channels, *options)
 
-    def forward(self, x: Tensor, low: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        x, flow = self.branch_conv(x).split(self.widths, dim=1)  # (B, C, H, W), (B, E, H, W)
-        coeffs = self.out_flow_conv(packed(flow)).to(self.up.conv.weight.dtype)  # (B, 12, H, W)
+    def forward(
+        self, x: Tensor, low: Tensor | None = None, latent: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        x = self.branch_conv(x, latent)
+        x, flow = x.split(self.widths, dim=1)  # (B, C, H, W), (B, E, H, W)
+        flow_block, flow_conv = self.out_flow_conv
+        flow = flow_conv(flow_block(packed(flow), latent))  # (B, 12, H, W)
+        coeffs = flow.to(self.up.conv.weight.dtype)
         if low is not None:
             coeffs[:, :3] += low
         low = self.inverse_wavelet_transform(coeffs)  # (B, 3, 2 H, 2 W)
-        x = self.up(self.res_block(packed(x)))  # (B, C, 2 H, 2 W)
-        return self.out_res_block(x), low, coeffs
+        x = packed(x)
+        for block in self.res_block:
+            x = block(x, latent)
+        return self.out_res_block(self.up(x), latent), low, coeffs  # (B, C_out, 2 H, 2 W)

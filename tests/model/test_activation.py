@@ -1,0 +1,130 @@
+"""Activations: the cubic against Bernstein polynomials, and models that are built with each."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy.interpolate import BPoly
+from torch import nn
+
+from tests.model.test_modules import random_norm, saved_numbers
+from tests.model.test_wfvae2_image import ROOT, gradients, tiny_model
+from wfimagevae.model.modules.activation import BezierActivation, build_activation, cubic_bezier
+from wfimagevae.model.modules.normalize import norm_activation_conv
+from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
+
+
+def test_the_curve_is_scipys_bernstein_polynomial_at_each_place():
+    values = torch.randn(2, 5 * 3, 4, 5, dtype=torch.float64)
+    got = cubic_bezier(values).numpy()
+    t, *points = values.view(2, 5, 3, 4, 5).numpy().swapaxes(0, 1)
+    t = 1 / (1 + np.exp(-t))
+    for place in np.ndindex(t.shape):
+        curve = BPoly(np.array([[p[place]] for p in points]), [0, 1])
+        assert got[place] == pytest.approx(float(curve(t[place])), rel=1e-12)
+
+
+def test_the_curve_is_a_real_cubic_in_t():
+    """Four differences of equally spaced t tell a cubic from a quadratic and from a quartic."""
+    points = torch.tensor([0.3, -1.0, 2.0, 0.7], dtype=torch.float64)
+    t = torch.linspace(0.1, 0.9, 9, dtype=torch.float64)
+    values = torch.cat([torch.logit(t)[:, None], points.expand(9, 4)], dim=1)[..., None, None]
+    curve = cubic_bezier(values).flatten().numpy()
+    assert np.abs(np.diff(curve, 3)).min() > 1e-4
+    assert np.abs(np.diff(curve, 4)).max() < 1e-12
+
+
+def test_the_curve_starts_at_the_first_point_and_ends_at_the_last():
+    values = torch.randn(1, 10, 2, 2)
+    values[:, :2] = -100
+    torch.testing.assert_close(cubic_bezier(values), values[:, 2:4])
+    values[:, :2] = 100
+    torch.testing.assert_close(cubic_bezier(values), values[:, 8:])
+    with pytest.raises(ValueError, match="five values a channel expected, got 12"):
+        cubic_bezier(torch.zeros(1, 12, 2, 2))
+
+
+def test_all_five_values_come_from_the_input_of_the_same_pixel():
+    activation, x = BezierActivation(6).double(), torch.randn(1, 6, 3, 3, dtype=torch.float64)
+    y = activation(x)
+    parts = activation.project.weight.view(5, 6, 6)
+    values = torch.einsum("koc,bchw->bkohw", parts, x).flatten(1, 2)
+    torch.testing.assert_close(y, cubic_bezier(values))
+    for k in range(5):  # each of the five has a say in every output
+        changed = BezierActivation(6).double()
+        changed.load_state_dict(activation.state_dict())
+        changed.project.weight.data[6 * k : 6 * (k + 1)] = 0
+        assert ((changed(x) - y).abs() > 1e-9).all()
+    assert torch.autograd.gradcheck(activation, x.requires_grad_())
+
+
+def test_the_curve_starts_about_as_large_as_silu():
+    torch.manual_seed(0)
+    x = torch.randn(4, 256, 8, 8)
+    ratio = BezierActivation(256)(x).square().mean() / F.silu(x).square().mean()
+    assert 0.7 < ratio < 1.4
+
+
+def test_relu_fuses_as_silu_does():
+    norm, conv = random_norm("layernorm", 16).double(), nn.Conv2d(16, 5, 3, padding=1).double()
+    x = torch.randn(2, 16, 6, 4, dtype=torch.float64).requires_grad_()
+    inputs = [x, *norm.parameters(), *conv.parameters()]
+    fused, plain = norm_activation_conv(norm, F.relu, conv, x), conv(F.relu(norm(x)))
+    torch.testing.assert_close(fused, plain)
+    upstream = torch.randn_like(plain)
+    expected = torch.autograd.grad(plain, inputs, upstream)
+    torch.testing.assert_close(torch.autograd.grad(fused, inputs, upstream), expected)
+    x = x.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    count, _ = saved_numbers(lambda: norm_activation_conv(norm, F.relu, conv, x * 1))
+    assert count == x.numel()
+
+
+def test_unknown_activations_are_refused():
+    with pytest.raises(ValueError, match="unknown activation 'gelu'; use one of silu, relu, bezie"):
+        build_activation("gelu", 8)
+    with pytest.raises(ValueError, match="unknown activation 'Bezier'"):
+        tiny_model(activation="Bezier")
+
+
+def test_names_and_sizes_stay_where_there_are_no_curves():
+    plain = tiny_model()
+    relu, bezier = tiny_model(activation="relu"), tiny_model(activation="bezier")
+    assert list(plain.state_dict()) == list(relu.state_dict())
+    assert relu.config.activation == "relu"
+    x = torch.rand(1, 3, 16, 16)
+    first, second = (m(x, sample_posterior=False).sample for m in (plain, relu))
+    assert not torch.allclose(first, second)  # equal weights, another activation
+    extra = bezier.state_dict().keys() - plain.state_dict().keys()
+    assert plain.state_dict().keys() <= bezier.state_dict().keys()
+    assert all(".project." in key for key in extra)
+    # Two in each residual block, and the encoder's last.
+    blocks = sum(name.endswith("conv1") for name, _ in plain.named_modules())
+    assert len(extra) == 2 * (2 * blocks + 1)
+
+
+def test_the_examples_to_compare_have_as_many_parameters():
+    def size(name):
+        with torch.device("meta"):
+            model = WFVAE2ImageModel.from_config(ROOT / "examples" / name)
+        return sum(p.numel() for p in model.parameters())
+
+    bezier = "wfvae2-image-1024-bezier.json"
+    assert json.loads((ROOT / "examples" / bezier).read_text())["activation"] == "bezier"
+    assert size(bezier) == pytest.approx(size("wfvae2-image-1024.json"), rel=0.01)
+
+
+@pytest.mark.parametrize("activation", ["relu", "bezier"])
+def test_gradient_checkpointing_changes_no_gradient(activation):
+    model = tiny_model(activation=activation)
+    x, noise = torch.randn(1, 3, 16, 24), torch.randn(1, 4, 2, 3)
+    plain = gradients(model, x, noise)
+    model.enable_gradient_checkpointing()
+    torch.testing.assert_close(gradients(model, x, noise), plain)
+
+
+def test_every_projection_learns():
+    model = tiny_model(activation="bezier")
+    grads = gradients(model, torch.randn(1, 3, 16, 16), torch.randn(1, 4, 2, 2))
+    assert all(grad.abs().max() > 0 for name, grad in grads.items() if ".project." in name)

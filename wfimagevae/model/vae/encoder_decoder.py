@@ -1,0 +1,142 @@
+"""The two halves of the wavelet-flow autoencoder.
+
+Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with images for videos.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from wfimagevae.model.modules.activation import build_activation
+from wfimagevae.model.modules.attention import AttnBlock2D
+from wfimagevae.model.modules.normalize import build_norm
+from wfimagevae.model.modules.resnet_block import ResnetBlock2D
+from wfimagevae.model.modules.spade import Spade
+from wfimagevae.model.modules.wavelet import (
+    HaarWaveletTransform2D,
+    InverseHaarWaveletTransform2D,
+)
+from wfimagevae.model.vae.wavelet_blocks import NUM_BANDS, WFDownBlockImage, WFUpBlockImage
+
+
+class _CheckpointedBlocks(nn.Module):
+    """Runs blocks, each recomputed in backward if diffusers' switch is on."""
+
+    gradient_checkpointing = False
+
+    def run(self, block: nn.Module, *args):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+
+class EncoderImage(_CheckpointedBlocks):
+    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first.
+
+    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        base_channels: Sequence[int],
+        num_resblocks: int,
+        energy_flow_size: int,
+        dropout: float,
+        norm_type: str,
+        mid_layers_type: Sequence[str],
+        activation: str = "silu",
+    ):
+        super().__init__()
+        options = (dropout, norm_type, activation)
+        self.wavelet_transform_in = HaarWaveletTransform2D()
+        self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
+        self.down_blocks = nn.ModuleList(
+            WFDownBlockImage(*widths, energy_flow_size, num_resblocks, *options)
+            for widths in pairwise(base_channels)
+        )
+        self.mid = _build_mid(mid_layers_type, base_channels[-1], *options)
+        self.norm_out = build_norm(norm_type, base_channels[-1])
+        self.activation_out = build_activation(activation, base_channels[-1])
+        self.conv_out = nn.Conv2d(base_channels[-1], 2 * latent_dim, 3, padding=1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        coeffs = self.wavelet_transform_in(x)  # (B, 12, H/2, W/2)
+        h = self.conv_in(coeffs)
+        levels = []
+        for block in self.down_blocks:
+            h, coeffs = self.run(block, h, coeffs)
+            levels.append(coeffs)
+        for layer in self.mid:
+            h = self.run(layer, h)
+        return self.conv_out(self.activation_out(self.norm_out(h))), levels
+
+
+class DecoderImage(_CheckpointedBlocks):
+    """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first.
+
+    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
+    """
+
+    def __init__(  # noqa: PLR0913 - the model's own list
+        self,
+        latent_dim: int,
+        base_channels: Sequence[int],
+        num_resblocks: int,
+        energy_flow_size: int,
+        dropout: float,
+        norm_type: str,
+        mid_layers_type: Sequence[str],
+        activation: str = "silu",
+        spade: bool = False,
+    ):
+        super().__init__()
+        options = (dropout, norm_type, activation, latent_dim if spade else 0)
+        widths = base_channels[::-1]
+        self.conv_in = nn.Conv2d(latent_dim, widths[0], 3, padding=1)
+        self.mid = _build_mid(mid_layers_type, widths[0], *options)
+        self.up_blocks = nn.ModuleList(
+            WFUpBlockImage(*pair, energy_flow_size, num_resblocks, *options)
+            for pair in pairwise(widths)
+        )
+        self.norm_out = build_norm(norm_type, widths[-1])
+        self.spade_out = Spade(latent_dim, widths[-1]) if spade else None
+        self.conv_out = nn.Conv2d(widths[-1], NUM_BANDS, 3, padding=1)
+        self.inverse_wavelet_transform_out = InverseHaarWaveletTransform2D()
+
+    def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
+        latent = None if self.spade_out is None else z
+        h = self.conv_in(z)
+        for layer in self.mid:
+            h = self.run(layer, h, latent)
+        low, levels = None, []
+        for block in self.up_blocks:
+            h, low, coeffs = self.run(block, h, low, latent)
+            levels.append(coeffs)
+        h = self.norm_out(h)
+        h = h if latent is None else self.spade_out(h, latent)
+        # No activation here: checkpoints were trained without.
+        coeffs = self.conv_out(h).to(self.conv_out.weight.dtype)  # (B, 12, H/2, W/2)
+        coeffs[:, :3] += low
+        return self.inverse_wavelet_transform_out(coeffs), levels
+
+
+def _build_mid(
+    layer_types: Sequence[str],
+    channels: int,
+    dropout: float,
+    norm_type: str,
+    activation: str,
+    latent_dim: int = 0,
+) -> nn.Sequential:
+    options = (dropout, norm_type, activation, latent_dim)
+    builders = {
+        "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, *options),
+        "AttnBlock2D": lambda: AttnBlock2D(channels, norm_type, latent_dim),
+    }
+    for name in layer_types:
+        if name not in builders:
+            raise ValueError(f"unknown layer {name!r}; use one of {', '.join(builders)}")
+    return nn.Sequential(*(builders[name]() for name in layer_types))
