@@ -9,11 +9,12 @@ import torch
 import torch.multiprocessing
 
 from tests.images import TINY_MODEL
-from wfimagevae.dataset import TrainImageDataset, TrainLoader
+from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.distributed import world
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.task.flags import build_parser
+from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.vae import VaeTask, build_players, game_rules
 from wfimagevae.task.vae_build import build_loss
 
@@ -28,9 +29,7 @@ def play(flags: list[str], steps: int, result: Path) -> None:
         vae = WFVAE2ImageModel(**config).double().train()
         loss = build_loss(options, here.device).double()
         players = build_players(options, vae, loss, steps)
-        dataset = TrainImageDataset(
-            options["image_path"], options["resolution"], cache_dir=options["index_cache_dir"]
-        )
+        dataset = build_image_data(options, options["image_path"])
         loader = TrainLoader(dataset, options["batch_size"], here.rank, here.size, num_workers=0)
         task = VaeTask(players, vae, loss, None, loader, game_rules(options))
         for step in range(steps):

@@ -208,7 +208,7 @@ def test_other_shapes_are_an_error_or_keep_fresh_weights(folder, caplog):
     [
         ({"_class_name": "AutoencoderKL"}, "unknown model 'AutoencoderKL'"),
         ({"_class_name": None}, "no _class_name"),
-        ({"latent_dims": 4}, "no config key 'latent_dims'; known: base_channels"),
+        ({"latent_dims": 4}, "no config key 'latent_dims'; known: activation, base_channels"),
     ],
 )
 def test_configs_of_other_models_are_refused(folder, change, message):

@@ -19,9 +19,22 @@ TINY = {
 }
 
 
-@pytest.mark.parametrize("name", TINY)
-def test_registered_models_run_learn_save_and_reload(name, tmp_path):
-    model = ModelRegistry.get_model(name)(**TINY[name])
+VARIANTS = [
+    ("WFVAE2Image", {}),
+    ("WFVAE2Image", {"activation": "relu"}),
+    ("WFVAE2Image", {"activation": "bezier"}),
+    ("WFVAE2Image", {"spade": True}),
+    ("WFVAE2Image", {"activation": "bezier", "spade": True, "decoder_num_resblocks": 3}),
+]
+
+
+def test_every_autoencoder_is_tried():
+    assert {name for name, _ in VARIANTS} == TINY.keys()
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_registered_models_run_learn_save_and_reload(name, options, tmp_path):
+    model = ModelRegistry.get_model(name)(**TINY[name] | options)
     factor = model.spatial_factor
     x = torch.rand(2, 3, 3 * factor, 2 * factor) * 2 - 1
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -39,6 +52,18 @@ def test_registered_models_run_learn_save_and_reload(name, tmp_path):
     assert type(reloaded) is type(model)
     expected = model(x, sample_posterior=False).sample
     assert torch.equal(reloaded(x, sample_posterior=False).sample, expected)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("name", "options"), VARIANTS)
+def test_tiles_change_registered_models_little(name, options):
+    torch.manual_seed(0)
+    model = ModelRegistry.get_model(name)(**TINY[name] | options).eval()
+    x = torch.rand(1, 3, 320, 288) * 2 - 1
+    whole = model(x, sample_posterior=False).sample
+    model.enable_tiling(tile_size=256, overlap=128)
+    tiled = model(x, sample_posterior=False).sample
+    assert 0 < (tiled - whole).square().mean() < 0.03 * whole.square().mean()
 
 
 def test_a_model_is_found_by_name_and_by_class_name():

@@ -36,10 +36,16 @@ def test_a_local_function_is_tiled_without_a_trace():
     torch.testing.assert_close(tiled, smooth_and_enlarge(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.fixture(scope="module")
-def local_model():
-    """Without attention, a latent and its pixels depend on 7 latents to each side only."""
-    return tiny_model(mid_layers_type=[]).eval()
+@pytest.fixture(
+    scope="module", params=[{}, {"activation": "relu"}, {"activation": "bezier", "spade": True}]
+)
+def local_model(request):
+    """Without attention, a latent and its pixels depend on some latents to each side only."""
+    model = tiny_model(mid_layers_type=[], **request.param).eval()
+    for name, parameter in model.named_parameters():
+        if "spade" in name and "conv_out" in name:  # as after training
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
 
 
 @torch.no_grad()

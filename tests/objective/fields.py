@@ -13,6 +13,7 @@ class GaussianField(nn.Module):
     """
 
     num_classes, has_average_velocity = 0, True
+    takes_text = is_conditional = False
 
     def __init__(self, mean: float, std: float):
         super().__init__()
@@ -45,7 +46,8 @@ class GaussianField(nn.Module):
 class ConstantClasses(nn.Module):
     """One constant velocity a class, and one for the null class, the last."""
 
-    has_average_velocity = True
+    has_average_velocity = is_conditional = True
+    takes_text = False
 
     def __init__(self, values: list[float]):
         super().__init__()

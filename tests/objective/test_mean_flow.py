@@ -102,7 +102,7 @@ def test_target_is_detached_and_the_derivative_keeps_no_graph():
 
 def test_networks_without_end_time_and_guidance_without_classes_are_refused():
     network = GaussianField(0.0, 1.0)
-    with pytest.raises(ValueError, match="class-conditional"):
+    with pytest.raises(ValueError, match="needs a conditional network"):
         build(network, guidance=TargetGuidance(omega=2.0))
     network.has_average_velocity = False
     with pytest.raises(ValueError, match="average_velocity=True"):

@@ -6,25 +6,32 @@ import pytest
 import torch
 
 from tests.images import TINY_MODEL
+from wfimagevae.engine.seeding import sample_noise
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
     fresh_reconstruction,
+    instance_noise,
+    posterior_noise,
 )
 
 
 @pytest.fixture
 def game():
-    torch.manual_seed(0)
-    vae = WFVAE2ImageModel(**{k: v for k, v in TINY_MODEL.items() if k != "_class_name"})
+    vae = small_vae()
     config = LossConfig(perceptual_weight=0, disc_num_layers=1, disc_start=0)
     loss = LPIPSWithDiscriminator2D(config)
     queue = deque()
     generator = GeneratorObjective(vae, loss, seed=0, hand_over=queue)
     discriminator = DiscriminatorObjective(loss, lambda batch: queue.popleft())
     return vae, loss, generator, discriminator, queue
+
+
+def small_vae():
+    torch.manual_seed(0)
+    return WFVAE2ImageModel(**{k: v for k, v in TINY_MODEL.items() if k != "_class_name"})
 
 
 def batch(positions=(3, 4)):
@@ -97,3 +104,100 @@ def test_an_update_of_the_discriminator_iterates_its_norm_once(game):
     loss.discriminator.power_iteration = lambda: (count.append(1), original())
     discriminator.begin_update()
     assert len(count) == 1
+
+
+def test_instance_noise_follows_the_sample_and_differs_between_real_and_fake():
+    loss = LPIPSWithDiscriminator2D(
+        LossConfig(perceptual_weight=0, instance_noise_std=0.5, instance_noise_decay=0.9)
+    )
+    whole = instance_noise(loss, batch(range(8)), 2, 0, "fake")
+    assert whole.std().item() == pytest.approx(0.5 * 0.81, rel=0.02)
+    parts = [instance_noise(loss, batch((n,)), 2, 0, "fake") for n in range(8)]
+    assert torch.equal(whole, torch.cat(parts))
+    others = [
+        instance_noise(loss, batch(range(8)), 2, 0, "real"),
+        instance_noise(loss, batch(range(8)), 2, 1, "fake"),
+        sample_noise(0, range(8), (3, 32, 32), torch.device("cpu")),  # the posterior's
+    ]
+    for other in others:
+        correlation = torch.corrcoef(torch.stack([whole.flatten(), other.flatten()]))[0, 1]
+        assert correlation.abs() < 0.05
+    assert instance_noise(loss, batch(), 10**6, 0, "fake") is None
+
+
+def test_both_players_see_the_same_noisy_reconstruction():
+    vae = small_vae()
+    loss = LPIPSWithDiscriminator2D(
+        LossConfig(perceptual_weight=0, disc_num_layers=1, disc_start=0, instance_noise_std=0.3)
+    )
+    queue, seen = deque(), []
+    loss.discriminator.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
+    GeneratorObjective(vae, loss, 5, queue)(batch(), 3)
+    DiscriminatorObjective(loss, lambda batch: queue.popleft(), 5)(batch(), 3)
+    by_generator, real, fake = seen
+    assert torch.equal(by_generator, fake)
+    torch.testing.assert_close(real, batch()["image"] + instance_noise(loss, batch(), 3, 5, "real"))
+
+
+@pytest.mark.parametrize(("steps_a_turn", "due"), [(1, [0, 2, 4, 6]), (2, [1, 5])])
+def test_the_gradient_penalty_counts_the_discriminators_own_updates(steps_a_turn, due):
+    loss = LPIPSWithDiscriminator2D(
+        LossConfig(perceptual_weight=0, disc_num_layers=1, r1_weight=1.0, r1_interval=2)
+    )
+    images = batch()
+    objective = DiscriminatorObjective(loss, lambda b: b["image"], 0, steps_a_turn)
+    steps = range(0, 8) if steps_a_turn == 1 else range(1, 8, 2)  # its turns
+    found = [step for step in steps if "train/r1_penalty" in objective(images, step)[1]]
+    assert found == due
+
+
+def generator_gradients(vae, loss):
+    vae.zero_grad()
+    GeneratorObjective(vae, loss, seed=0)(batch(), 0)[0].backward()
+    return {name: p.grad.clone() for name, p in vae.named_parameters() if p.grad is not None}
+
+
+def adversarial_gradients(vae, loss):
+    """Of minus the mean logit, without any detour, through the undetached latent."""
+    vae.zero_grad()
+    sample = vae(batch()["image"], noise=posterior_noise(vae, batch(), 0)).sample
+    (-loss.discriminator(sample).mean() / sample[0].numel()).backward()
+    return {name: p.grad.clone() for name, p in vae.named_parameters()}
+
+
+def test_gan_only_training_gives_encoder_and_decoder_the_adversarial_gradient():
+    vae = small_vae().double()
+    torch.manual_seed(1)
+    off = {"perceptual_weight": 0, "kl_weight": 0, "wavelet_weight": 0, "disc_num_layers": 1}
+    config = LossConfig(rec_weight=0, adaptive_weight=False, disc_weight=0.7, disc_start=0, **off)
+    loss = LPIPSWithDiscriminator2D(config).double()
+    want = {name: 0.7 * grad for name, grad in adversarial_gradients(vae, loss).items()}
+    got = generator_gradients(vae, loss)
+    torch.testing.assert_close(got, want)
+    for half in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight"):
+        assert got[half].abs().max() > 0
+
+
+def test_with_reconstruction_both_gradients_go_all_the_way_too():
+    vae = small_vae().double()
+    torch.manual_seed(1)
+    off = {"perceptual_weight": 0, "kl_weight": 0, "wavelet_weight": 0, "disc_num_layers": 1}
+    together = LossConfig(adaptive_weight=False, disc_weight=0.7, disc_start=0, **off)
+    loss = LPIPSWithDiscriminator2D(together).double()
+    alone = LPIPSWithDiscriminator2D(LossConfig(disc_weight=0, **off)).double()
+    pixels, adversary = generator_gradients(vae, alone), adversarial_gradients(vae, loss)
+    got = generator_gradients(vae, loss)
+    want = {name: pixels[name] + 0.7 * adversary[name] for name in pixels}
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_frozen_half_leaves_the_adversarial_gradient_to_the_other(half):
+    vae = small_vae()
+    getattr(vae, f"freeze_{half}")()
+    config = LossConfig(
+        rec_weight=0, perceptual_weight=0, adaptive_weight=False, disc_num_layers=1, disc_start=0,
+        mmd_weight=1.0, kl_free_bits=0.1,
+    )  # fmt: skip
+    grads = generator_gradients(vae, LPIPSWithDiscriminator2D(config))
+    assert grads and not [name for name in grads if name.startswith(half)]

@@ -98,8 +98,12 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         read = read_folder if source.is_dir() else read_checkpoint_weights
         state_dict, config = read(source)
         model = cls.from_config(cls._config_for(source, config, model_config))
-        model.load_weights(state_dict, ignore_mismatched_sizes)
+        model.load_weights(model._completed(state_dict, config), ignore_mismatched_sizes)
         return model._ready(torch_dtype)
+
+    def _completed(self, weights: StateDict, config: dict | None) -> StateDict:
+        """Weights of a model with the file's ``config``, with fresh parts where this has more."""
+        return weights
 
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """Copies weights in; Haar buffers in those of an autoencoder are passed over.

@@ -1,5 +1,6 @@
 """Weights on disk: training checkpoints, Hugging Face folders, public files, hub names."""
 
+import hashlib
 import json
 import logging
 import os
@@ -8,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -140,6 +141,38 @@ def read_folder(folder: Path) -> tuple[StateDict, dict]:
     return weights, read_json(config)
 
 
+def may_be_hub_name(path: str | os.PathLike) -> bool:
+    """Whether a path that does not exist here could be a name on the hub, user/model."""
+    # A folder of that name here means a mistyped local path, not a user of the hub.
+    local = Path(path)
+    is_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(path)) and not local.parent.exists()
+    return bool(is_name) and local.suffix not in _FILES
+
+
+def hub_answers(name: str) -> bool:
+    """Whether the Hugging Face hub, asked once for a model, says anything at all."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except HfHubHTTPError:
+        return True  # no such model, or not for us: diffusers says which
+    except (HTTPError, OSError):  # no connection, no answer in time, HF_HUB_OFFLINE
+        return False
+    return True
+
+
+def weights_fingerprint(network: nn.Module) -> str:
+    """SHA-256 of a network's state dict: names, types, shapes and values, in hexadecimal."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().flatten()
+        digest.update(values.view(torch.uint8).numpy() if values.numel() else b"")
+    return digest.hexdigest()
+
+
 def config_beside(file: Path) -> dict:
     """The config.json in the file's folder.
 
@@ -242,9 +275,7 @@ def _locate(path: str | os.PathLike, hub_options: dict) -> Path:
     if local.exists():
         return local
     name = str(path)
-    # A folder of that name here means a mistyped local path, not a user of the hub.
-    is_hub_name = re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not local.parent.exists()
-    if not is_hub_name or local.suffix in _FILES:
+    if not may_be_hub_name(name):
         raise FileNotFoundError(f"{name} does not exist (and is no hub name, user/model)")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError

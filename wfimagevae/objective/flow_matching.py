@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.diffusion.path import straight_path
+from wfimagevae.diffusion.guidance import Condition, map_tensors
+from wfimagevae.diffusion.path import expand_times, straight_path
 from wfimagevae.diffusion.timesteps import TimeDistribution
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
@@ -23,7 +24,7 @@ class FlowRules:
     """What flow matching and MeanFlow share.
 
     Attributes:
-        seed: Of the run; noise, times and dropped labels follow from it and the data position.
+        seed: Of the run; noise, times and dropped conditions follow from it and the data position.
         times: Which times are drawn.
         cfg_dropout_prob: Share of samples whose condition is replaced by the null condition.
         direction_weight: Weight of 1 - cos(predicted velocity, velocity), which LightningDiT
@@ -51,7 +52,7 @@ class PathPoint:
     x_t: Tensor
     velocity: Tensor
     t: Tensor
-    condition: Tensor | None
+    condition: Condition | None
     dropped: Tensor
 
 
@@ -61,14 +62,28 @@ class FlowMatching(nn.Module):
     Args:
         network: ``network(x, t, condition)``; owned.
         encode: Gives a batch's data, (B, *network.sample_shape): images, latents or points.
-        rules: Times, dropped labels, terms.
+        rules: Times, dropped conditions, terms.
+        condition: Gives what the network is told of a batch, on the data's device; by default
+            its ``label``, of a network with classes.
+
+    Raises:
+        ValueError: a network that takes text, without ``condition``.
 
     Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
     """
 
-    def __init__(self, network: nn.Module, encode: Callable[[Batch], Tensor], rules: FlowRules):
+    def __init__(
+        self,
+        network: nn.Module,
+        encode: Callable[[Batch], Tensor],
+        rules: FlowRules,
+        condition: Callable[[Batch], Condition] | None = None,
+    ):
         super().__init__()
+        if network.takes_text and condition is None:
+            raise ValueError("a network that takes text needs a condition: what encodes captions")
         self.network, self.encode, self.rules = network, encode, rules
+        self.condition = condition or _labels
 
     def begin_update(self) -> None:
         """Nothing to prepare."""
@@ -103,14 +118,25 @@ class FlowMatching(nn.Module):
         t = to_device(t.to(data.dtype), data.device)
         x_t, velocity = straight_path(noise, data, t)
         dropped = sample_uniforms(seed, "drop", positions) < self.rules.cfg_dropout_prob
-        return PathPoint(x_t, velocity, t, self._condition(batch, dropped), dropped)
+        condition = self._condition(batch, to_device(dropped, data.device))
+        return PathPoint(x_t, velocity, t, condition, dropped)
 
-    def _condition(self, batch: Batch, dropped: Tensor) -> Tensor | None:
-        if not self.network.num_classes:
+    def _condition(self, batch: Batch, dropped: Tensor) -> Condition | None:
+        """The batch's condition, the null one where it is dropped; None without conditions."""
+        if not self.network.is_conditional:
             return None
-        labels = batch["label"]
-        null = self.network.null_condition(len(labels), labels.device)
-        return torch.where(to_device(dropped, labels.device), null, labels)
+        with torch.no_grad():
+            condition = self.condition(batch)
+        null = self.network.null_condition(len(dropped), dropped.device)
+
+        def drop(kept: Tensor, nothing: Tensor) -> Tensor:
+            return torch.where(expand_times(dropped, kept), nothing, kept)
+
+        return map_tensors(drop, condition, null)
+
+
+def _labels(batch: Batch) -> Tensor:
+    return batch["label"]
 
 
 def error_by_time(error: Tensor, t: Tensor) -> Logs:

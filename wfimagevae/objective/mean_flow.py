@@ -5,8 +5,10 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wfimagevae.diffusion.guidance import Condition, map_tensors
 from wfimagevae.diffusion.path import expand_times
 from wfimagevae.engine.device import to_device
 from wfimagevae.objective.flow_matching import (
@@ -89,6 +91,7 @@ class MeanFlow(FlowMatching):
         encode: As for `FlowMatching`.
         rules: As for `FlowMatching`.
         mean_flow: What is particular to MeanFlow.
+        condition: As for `FlowMatching`.
 
     Raises:
         ValueError: the network knows no end time, or guidance without conditions.
@@ -102,19 +105,20 @@ class MeanFlow(FlowMatching):
         encode: Callable[[Batch], Tensor],
         rules: FlowRules,
         mean_flow: MeanFlowRules,
+        condition: Callable[[Batch], Condition] | None = None,
     ):
-        super().__init__(network, encode, rules)
+        super().__init__(network, encode, rules, condition)
         if not network.has_average_velocity:
             raise ValueError("MeanFlow needs a network with average_velocity=True in its config")
-        if mean_flow.guidance.is_on and not network.num_classes:
-            raise ValueError("guidance in MeanFlow's target needs a class-conditional network")
+        if mean_flow.guidance.is_on and not network.is_conditional:
+            raise ValueError("guidance in MeanFlow's target needs a conditional network")
         self.mean_flow = mean_flow
         self._derivative = self._total_derivative
 
     def compile(self, mode: str = "default") -> None:
         """Compiles the network's blocks, and the forward-mode pass as a whole."""
         super().compile(mode)
-        self._derivative = torch.compile(self._total_derivative, mode=mode)
+        self._derivative = torch.compile(self._traceable_derivative, mode=mode)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """Adaptively weighted squared error of the average velocity, and its share by time."""
@@ -126,7 +130,7 @@ class MeanFlow(FlowMatching):
             # The rows are known on the host: choosing them does not wait for the device.
             chosen = to_device(torch.tensor(rows), target.device)
             x_t, t, end = point.x_t[chosen], point.t[chosen], s[chosen]
-            condition = None if point.condition is None else point.condition[chosen]
+            condition = map_tensors(lambda leaf: leaf[chosen], point.condition)
             derivative = self._along(x_t, t, end, condition, velocity[chosen])
             change = expand_times(end - t, x_t) * derivative
             target = velocity.index_add(0, chosen, change.to(velocity.dtype))
@@ -163,8 +167,8 @@ class MeanFlow(FlowMatching):
         omega, kappa = guidance.omega, guidance.kappa
         count, device = len(point.t), point.t.device
         null = self.network.null_condition(count, device)
-        x, t, condition = (torch.cat([a] * 2) for a in (point.x_t, point.t, null))
-        condition[:count] = point.condition
+        x, t = (torch.cat([a, a]) for a in (point.x_t, point.t))
+        condition = map_tensors(lambda *leaves: torch.cat(leaves), point.condition, null)
         with_condition, without = self.network(x, t, condition, t).float().chunk(2)
         guided = omega * point.velocity + (1 - omega - kappa) * without + kappa * with_condition
         low, high = guidance.window
@@ -181,6 +185,15 @@ class MeanFlow(FlowMatching):
             return self._derivative(x_t, t, s, condition, velocity)
 
     def _total_derivative(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor):
+        # Not by torch.func, into whose tensors FSDP2 cannot gather weights before PyTorch 2.15.
+        with forward_ad.dual_level():
+            x_t, t = (
+                forward_ad.make_dual(x_t, velocity),
+                forward_ad.make_dual(t, torch.ones_like(t)),
+            )
+            return forward_ad.unpack_dual(self.network(x_t, t, condition, s)).tangent
+
+    def _traceable_derivative(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor):
         def average_velocity(x: Tensor, time: Tensor) -> Tensor:
             return self.network(x, time, condition, s)
 

@@ -16,13 +16,20 @@ _SMALL = {
     "SmallCNN": {"input_size": 8, "base_channels": 16},
     "MLP": {"hidden_size": 32, "depth": 2},
 }
+# "cross" and "joint" behind a name: it also reads texts.
+TEXT_KINDS = ("DiT-S/2 cross", "FlowDiT-S/2 joint")
+_TEXT = {"text_encoder": "bytes", "text_length": 12, "byte_width": 32, "byte_depth": 2}
 KINDS = ("DiT-S/2", "FlowDiT-S/2", "UNet", "SmallCNN", "MLP")
 FLOW_MODELS = [name for name in ModelRegistry.names() if name != "WFVAE2Image"]
 
 
 def small_model(name, **options):
     """A registered model cut down to test size; its outputs are not zero as at initialisation."""
-    model = ModelRegistry.get_model(name)(**(_SMALL.get(name, _TRANSFORMER) | options))
+    name, _, attention = name.partition(" ")
+    sizes = _SMALL.get(name, _TRANSFORMER)
+    if attention:
+        sizes = sizes | _TEXT | {"text_attention": attention}
+    model = ModelRegistry.get_model(name)(**(sizes | options))
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():
@@ -31,8 +38,24 @@ def small_model(name, **options):
 
 
 def inputs_for(model, batch_size=3, dtype=torch.float32):
-    """State, time, labels or None, and a later end time or None."""
+    """State, time, condition or None, and a later end time or None."""
     x = torch.randn(batch_size, *model.sample_shape, dtype=dtype)
     t = torch.rand(batch_size, dtype=dtype)
     labels = torch.arange(batch_size) % model.num_classes if model.num_classes else None
-    return x, t, labels, (t + (1 - t) / 2 if model.has_average_velocity else None)
+    condition = text_for(model, labels, dtype) if model.takes_text else labels
+    return x, t, condition, (t + (1 - t) / 2 if model.has_average_velocity else None)
+
+
+def text_for(model, labels=None, dtype=torch.float32, batch_size=3):
+    """Random texts of different lengths, of which the second is empty."""
+    condition = model.null_condition(batch_size, "cpu")
+    length = model.config.text_length
+    lengths = torch.tensor([length // 2, 0, length])[torch.arange(batch_size) % 3]
+    mask = torch.arange(length) < lengths[:, None]
+    if "ids" in condition:
+        condition["ids"] = torch.randint(1, 257, mask.shape) * mask
+    else:
+        tokens = torch.randn(condition["tokens"].shape, dtype=dtype) * mask[..., None]
+        condition |= {"tokens": tokens, "mask": mask, "pooled": tokens.mean(1)}
+        condition["pooled"] = condition["pooled"][:, : model.config.pooled_width]
+    return condition if labels is None else condition | {"label": labels}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from tests.model.flow.models import FLOW_MODELS, KINDS, inputs_for, small_model
+from tests.model.flow.models import FLOW_MODELS, KINDS, TEXT_KINDS, inputs_for, small_model
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 
@@ -107,7 +107,7 @@ def test_inputs_of_another_kind_are_refused(name):
     assert model.null_condition(3, "cpu") is None
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS + TEXT_KINDS)
 def test_forward_derivatives_equal_finite_differences(name):
     model = small_model(name, num_classes=4, average_velocity=True).double().eval()
     x, t, labels, t_end = inputs_for(model, dtype=torch.float64)
@@ -128,7 +128,7 @@ def test_forward_derivatives_equal_finite_differences(name):
 @pytest.mark.parametrize(
     ("name", "backend"),
     # The C++ of one of them is enough: what fails under jvp is the tracing.
-    [(name, "inductor" if name == "FlowDiT-S/2" else "aot_eager") for name in KINDS],
+    [(name, "inductor" if name == "FlowDiT-S/2" else "aot_eager") for name in KINDS + TEXT_KINDS],
 )
 def test_compiled_forward_derivatives_equal_eager_ones(name, backend):
     model = small_model(name, average_velocity=True).eval()
@@ -167,7 +167,7 @@ def test_compiled_blocks_keep_names_and_results():
     torch.testing.assert_close(compiled, derivative, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("name", KINDS + TEXT_KINDS)
 def test_gradient_checkpointing_runs_blocks_twice_with_equal_gradients(name):
     model = small_model(name, average_velocity=True).eval()
     inputs = inputs_for(model)

@@ -91,6 +91,12 @@ def rotation_table(head_width: int, height: int, width: int) -> Tensor:
     return torch.stack([angles.cos(), angles.sin()]).float()
 
 
+def line_rotation_table(head_width: int, length: int) -> Tensor:
+    """As `rotation_table`, for places in a line: float32, (2, length, head_width / 2)."""
+    angles = _angles(torch.arange(length), head_width // 2)
+    return torch.stack([angles.cos(), angles.sin()]).float()
+
+
 def rotate(x: Tensor, rotation: Tensor) -> Tensor:
     """Turns each pair (i, i + d / 2) of the values of x (B, heads, N, d) by its place's angle."""
     cos, sin = rotation

@@ -6,18 +6,27 @@ Yao et al. 2025 (LightningDiT), arXiv:2501.01423.
 
 import math
 
+import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from wfimagevae.model.flow.byte_transformer import ByteTransformer
 from wfimagevae.model.flow.embed import position_table, rotation_table
 from wfimagevae.model.flow.normalize import TOKEN_NORMS
+from wfimagevae.model.flow.text_blocks import TextEmbedder, text_blocks
+from wfimagevae.model.flow.text_condition import (
+    check_text,
+    check_text_config,
+    null_text,
+    text_options,
+)
 from wfimagevae.model.flow.transformer_blocks import (
     MLPS,
     FinalLayer,
     PatchEmbedder,
     TransformerBlock,
 )
-from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.flow.velocity_model import Condition, VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict
 
@@ -26,6 +35,8 @@ _CHOICES = {
     "mlp": tuple(MLPS),
     "position": ("absolute", "rope"),
     "prediction": ("velocity", "data", "epsilon"),
+    "text_encoder": ("none", "bytes", "external"),
+    "text_attention": ("cross", "joint"),
 }
 # Dividing by the time left stops here, as in JiT.
 _LEAST_TIME_LEFT = 0.05
@@ -37,6 +48,11 @@ class FlowTransformer(VelocityModel):
 
     With the default parts, names and shapes of the parameters are those of public SiT and DiT
     checkpoints.
+
+    A model that reads texts takes ``condition`` as a dict: ``label``, if it has classes too, and
+    either ``ids``, int64 (B, L), bytes plus one and 0 behind the end; or what an encoder outside
+    made: ``tokens`` (B, L, D), their ``mask``, bool (B, L), and ``pooled`` (B, P). Zeros are no
+    text at all.
 
     Args:
         input_size: Height and width of a sample.
@@ -56,6 +72,14 @@ class FlowTransformer(VelocityModel):
         mlp: ``gelu`` or ``swiglu``.
         position: ``absolute``, or ``rope`` (2-D rotations; takes other sizes too).
         qk_norm: Normalize queries and keys.
+        text_encoder: ``bytes``, a small transformer of its own; ``external``; or ``none``.
+        text_length: Bytes or tokens of a text, L.
+        text_width: Of the tokens from outside, D.
+        pooled_width: Of the pooled vector from outside, P.
+        text_attention: ``cross``, after which a pretrained model starts unchanged; or ``joint``,
+            which gives the text a stream of its own (MMDiT).
+        byte_width: Of the byte transformer, a multiple of 32.
+        byte_depth: Its number of blocks.
 
     Raises:
         ValueError: sizes that do not divide, or an unknown part.
@@ -79,6 +103,13 @@ class FlowTransformer(VelocityModel):
         mlp: str = "gelu",
         position: str = "absolute",
         qk_norm: bool = False,
+        text_encoder: str = "none",
+        text_length: int = 128,
+        text_width: int = 0,
+        pooled_width: int = 0,
+        text_attention: str = "cross",
+        byte_width: int = 256,
+        byte_depth: int = 4,
     ):
         super().__init__()
         _check_config(self.config)
@@ -90,17 +121,70 @@ class FlowTransformer(VelocityModel):
         else:
             table = rotation_table(hidden_size // num_heads, side, side)
             self.register_buffer("rotation", table, persistent=False)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(hidden_size, num_heads, mlp_ratio, norm, mlp, qk_norm)
-            for _ in range(depth)
-        )
+        sizes = (hidden_size, num_heads, mlp_ratio, norm, mlp, qk_norm)
+        if self.takes_text:
+            self.blocks = nn.ModuleList(text_blocks(text_attention, depth, *sizes))
+        else:
+            self.blocks = nn.ModuleList(TransformerBlock(*sizes) for _ in range(depth))
         out_channels = in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels, norm)
         self._initialize()
         self.add_embedders(hidden_size, init_std=0.02)
+        self._add_text()
 
-    def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`."""
+    @property
+    def takes_text(self) -> bool:
+        """Whether the condition is a dict with a text."""
+        return self.config.text_encoder != "none"
+
+    @property
+    def size_multiple(self) -> int | None:
+        """The patch size, with rotations for positions."""
+        return self.config.patch_size if self.config.position == "rope" else None
+
+    @property
+    def text_encoder(self) -> ByteTransformer | None:
+        """The byte transformer; without this, diffusers gives the config's key of that name."""
+        return self._modules.get("text_encoder")
+
+    def null_condition(self, batch_size: int, device: torch.device | str) -> Condition | None:
+        """No class, and no text, as the condition that this model takes."""
+        labels = super().null_condition(batch_size, device)
+        if not self.takes_text:
+            return labels
+        text = null_text(self.config, batch_size, device)
+        return text if labels is None else {"label": labels} | text
+
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor,
+        condition: Condition | None = None,
+        t_end: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.forward`."""
+        if not self.takes_text:
+            return super().forward(x, t, condition, t_end)
+        self.check_inputs(x, t, condition, t_end)
+        if self.config.text_encoder == "bytes":
+            text = self.text_encoder(condition["ids"])
+        else:
+            text = (condition[key] for key in ("tokens", "mask", "pooled"))
+        tokens, mask, pooled = self.text_embedder(*text)
+        c = self.embed(t, condition.get("label"), t_end) + pooled
+        return self.predict(x, t, c, (tokens, mask))
+
+    def predict(
+        self, x: Tensor, t: Tensor, c: Tensor, text: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Velocity at ``x``, (B, C, H, W).
+
+        Args:
+            x: State, (B, C, H, W).
+            t: Its time, (B,).
+            c: What the time, the label and the whole text say, (B, D).
+            text: Tokens, (B, L, D), and their mask, bool (B, L), of a model that takes text.
+        """
         height, width = (size // self.config.patch_size for size in x.shape[2:])
         h = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # (B, N, D)
         rotation = None
@@ -108,8 +192,12 @@ class FlowTransformer(VelocityModel):
             h = h + self.pos_embed
         else:
             rotation = self._rotation(height, width)
+        tokens, mask = text or (None, None)
         for block in self.blocks:
-            h = self.run(block, h, c, rotation)
+            if text is None:
+                h = self.run(block, h, c, rotation)
+            else:
+                h, tokens = self.run(block, h, c, rotation, tokens, mask)
         output = self._join(self.final_layer(h, c), height, width)
         if self.config.prediction != "data":
             return output
@@ -126,13 +214,22 @@ class FlowTransformer(VelocityModel):
             self._check_patches(x)
             self.check_conditions(len(x), t, condition, t_end)
 
+    def check_conditions(
+        self, batch_size: int, t: Tensor, condition: Condition | None, t_end: Tensor | None
+    ) -> None:
+        """As `VelocityModel.check_conditions`, also of the parts of a condition with a text."""
+        if self.takes_text:
+            check_text(condition, batch_size, self.config)
+            condition = condition.get("label")
+        super().check_conditions(batch_size, t, condition, t_end)
+
     def blocks_to_shard(self) -> list[nn.Module]:
         """The transformer blocks."""
         return list(self.blocks)
 
     @classmethod
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
-        """Input size, channels, classes and learn_sigma of a public file.
+        """Input size, channels, classes, texts and learn_sigma of a file without a config.
 
         Raises:
             ValueError: the file is of no such network, or of another patch size.
@@ -155,7 +252,7 @@ class FlowTransformer(VelocityModel):
             options["input_size"] = math.isqrt(state_dict["pos_embed"].shape[1]) * patch_size
         if "y_embedder.embedding_table.weight" in state_dict:
             options["num_classes"] = len(state_dict["y_embedder.embedding_table.weight"]) - 1
-        return options
+        return options | text_options(state_dict)
 
     def _check_patches(self, x: Tensor) -> None:
         channels, patch_size = self.config.in_channels, self.config.patch_size
@@ -186,12 +283,27 @@ class FlowTransformer(VelocityModel):
         projection = self.x_embedder.proj
         nn.init.xavier_uniform_(projection.weight.view(len(projection.weight), -1))
         nn.init.zeros_(projection.bias)
-        for block in (*self.blocks, self.final_layer):
-            nn.init.zeros_(block.adaLN_modulation[1].weight)
+        for name, parameter in self.named_parameters():
+            if "adaLN_modulation" in name or name.endswith("text_attn.proj.weight"):
+                nn.init.zeros_(parameter)
         nn.init.zeros_(self.final_layer.linear.weight)
+
+    def _add_text(self) -> None:
+        """Creates what reads texts, if the config says so."""
+        config = self.config
+        if not self.takes_text:
+            return
+        widths = (config.text_width, config.pooled_width)
+        if config.text_encoder == "bytes":
+            widths = (config.byte_width, config.byte_width)
+            self.text_encoder = ByteTransformer(
+                config.byte_width, config.byte_depth, config.text_length
+            )
+        self.text_embedder = TextEmbedder(*widths, config.hidden_size)
 
 
 def _check_config(config: dict) -> None:
+    """Raises ValueError for parts that are unknown, or sizes that do not fit."""
     for key, choices in _CHOICES.items():
         if config[key] not in choices:
             raise ValueError(f"{key} must be {' or '.join(choices)}, got {config[key]!r}")
@@ -200,6 +312,7 @@ def _check_config(config: dict) -> None:
             raise ValueError(
                 f"{large} must be a multiple of {small}, got {config[large]} and {config[small]}"
             )
+    check_text_config(config)
 
 
 _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}

@@ -17,11 +17,16 @@ class PatchEmbedder(nn.Module):
         self.proj = nn.Conv2d(in_channels, width, patch_size, stride=patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.proj(x).flatten(2).transpose(1, 2)
+        # A product, as PyTorch 2.8 cannot compile a convolution's forward derivative.
+        patches = F.unfold(x, self.proj.kernel_size, stride=self.proj.stride)  # (B, C p p, N)
+        return F.linear(patches.transpose(1, 2), self.proj.weight.flatten(1), self.proj.bias)
 
 
 class Attention(nn.Module):
-    """Self-attention of (B, N, width); ``qk_norm`` normalizes each head's queries and keys."""
+    """Self-attention of (B, N, width); ``qk_norm`` normalizes each head's queries and keys.
+
+    A mask, bool (B, N), says which tokens are attended to.
+    """
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool):
         super().__init__()
@@ -31,15 +36,22 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
         self.k_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
-        batch, length, width = x.shape
-        qkv = self.qkv(x).view(batch, length, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
+    def forward(
+        self, x: Tensor, rotation: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        return self.join(attend(*self.project(x, rotation), mask))
+
+    def project(self, x: Tensor, rotation: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, (B, heads, N, d) each."""
+        q, k, v = split_heads(self.qkv(x), 3, self.num_heads)
         q, k = self.q_norm(q), self.k_norm(k)
         if rotation is not None:
             q, k = rotate(q, rotation).to(v.dtype), rotate(k, rotation).to(v.dtype)
-        h = attend(q, k, v)
-        return self.proj(h.transpose(1, 2).reshape(batch, length, width))
+        return q, k, v
+
+    def join(self, h: Tensor) -> Tensor:
+        """What was attended to, (B, heads, N, d), to (B, N, width)."""
+        return self.proj(h.transpose(1, 2).flatten(2))
 
 
 class GeluMlp(nn.Module):
@@ -98,10 +110,18 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
         """(B, N, width) tokens and (B, width) condition to tokens."""
-        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)  # (B, 1, width) each
-        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = modulation
+        (shift, scale, gate), of_mlp = self.modulations(c)
         x = x + gate * self.attn(modulate(self.norm(x), shift, scale), rotation)
-        return x + mlp_gate * self.mlp(modulate(self.norm(x), mlp_shift, mlp_scale))
+        return self.feed_forward(x, *of_mlp)
+
+    def modulations(self, c: Tensor) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Shift, scale and gate, (B, 1, width) each, of the attention and of the MLP."""
+        modulation = self.adaLN_modulation(c)[:, None].chunk(6, dim=-1)
+        return modulation[:3], modulation[3:]
+
+    def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        """The tokens with what the MLP adds to them."""
+        return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
 
 
 class FinalLayer(nn.Module):
@@ -116,6 +136,11 @@ class FinalLayer(nn.Module):
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.adaLN_modulation(c)[:, None].chunk(2, dim=-1)
         return self.linear(modulate(self.norm(x), shift, scale))
+
+
+def split_heads(x: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
+    """``count`` projections side by side, (B, N, count * width), to (B, heads, N, d) each."""
+    return x.unflatten(2, (count, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -10,11 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
+from wfimagevae.model.flow.text_condition import is_text_weight
 from wfimagevae.model.modeling_base import RegisteredModel
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict, find_weights, read_folder, read_weights
 
 logger = logging.getLogger(__name__)
+
+# Labels, or, of models that take text, a dict of tensors with the batch first.
+Condition = Tensor | dict[str, Tensor]
 
 # Radians per unit of time of the fastest feature, for networks of our own. Faster ones slow down
 # MeanFlow, which learns from derivatives in time (10: twice the energy distance in 800 steps).
@@ -25,10 +29,11 @@ class VelocityModel(RegisteredModel):
     """A velocity field ``model(x, t, condition, t_end)``; with ``t_end``, an average velocity.
 
     ``x`` is the state, (B, *sample_shape), and ``t`` its time, (B,): 0 is noise, 1 is data.
-    ``condition`` holds class labels, int64 (B,), with `num_classes` for no class. A model built
-    with ``average_velocity`` predicts ``u`` such that ``x_s = x_t + (s - t) u`` for the end time
-    s, (B,), at least t; without one it means s = t, where u is the velocity. Shapes are checked;
-    that labels are in range is not, as it would wait for the device.
+    ``condition`` holds class labels, int64 (B,), with `num_classes` for no class; of a model that
+    takes text it is a dict (see `FlowTransformer`). A model built with ``average_velocity``
+    predicts ``u`` such that ``x_s = x_t + (s - t) u`` for the end time s, (B,), at least t; without
+    one it means s = t, where u is the velocity. Shapes are checked; that labels are in range is
+    not, as it would wait for the device.
 
     A subclass sets `sample_shape`, calls `add_embedders`, and has `predict` and `blocks_to_shard`.
     """
@@ -42,6 +47,21 @@ class VelocityModel(RegisteredModel):
         return self.config.num_classes
 
     @property
+    def takes_text(self) -> bool:
+        """Whether the condition is a dict with a text."""
+        return False
+
+    @property
+    def is_conditional(self) -> bool:
+        """Whether there is a condition at all: classes, text or both."""
+        return self.num_classes > 0 or self.takes_text
+
+    @property
+    def size_multiple(self) -> int | None:
+        """What height and width of samples of another size are multiples of; None: no other."""
+        return None
+
+    @property
     def has_average_velocity(self) -> bool:
         """Whether ``t_end`` may differ from ``t``."""
         return self.config.average_velocity
@@ -51,8 +71,11 @@ class VelocityModel(RegisteredModel):
         """``epsilon`` for weights of a public DiT; otherwise the output is a velocity."""
         return self.config.get("prediction", "velocity")
 
-    def null_condition(self, batch_size: int, device: torch.device | str) -> Tensor | None:
-        """Labels that stand for no class, int64 (B,); None for an unconditional model."""
+    def null_condition(self, batch_size: int, device: torch.device | str) -> Condition | None:
+        """The condition that says nothing; None for an unconditional model.
+
+        Of labels these are `num_classes`, int64 (B,).
+        """
         if not self.num_classes:
             return None
         return torch.full((batch_size,), self.num_classes, dtype=torch.int64, device=device)
@@ -87,7 +110,7 @@ class VelocityModel(RegisteredModel):
         self,
         x: Tensor,
         t: Tensor,
-        condition: Tensor | None = None,
+        condition: Condition | None = None,
         t_end: Tensor | None = None,
     ) -> Tensor:
         """Velocity at ``x``, (B, *sample_shape), as the class says.
@@ -108,15 +131,15 @@ class VelocityModel(RegisteredModel):
         """
         raise NotImplementedError
 
-    def embed(self, t: Tensor, condition: Tensor | None, t_end: Tensor | None) -> Tensor:
+    def embed(self, t: Tensor, labels: Tensor | None, t_end: Tensor | None) -> Tensor:
         """The sum of what the embedders make of times and labels, (B, width)."""
         c = self.t_embedder(t)
         if self.has_average_velocity:
             c = c + self.t_end_embedder(torch.zeros_like(t) if t_end is None else t_end - t)
-        return c if condition is None else c + self.y_embedder(condition)
+        return c if labels is None else c + self.y_embedder(labels)
 
     def check_inputs(
-        self, x: Tensor, t: Tensor, condition: Tensor | None, t_end: Tensor | None
+        self, x: Tensor, t: Tensor, condition: Condition | None, t_end: Tensor | None
     ) -> None:
         """Raises ValueError for inputs of another shape, or that this model knows nothing of."""
         if tuple(x.shape[1:]) != self.sample_shape:
@@ -127,9 +150,14 @@ class VelocityModel(RegisteredModel):
         self.check_conditions(len(x), t, condition, t_end)
 
     def check_conditions(
-        self, batch_size: int, t: Tensor, condition: Tensor | None, t_end: Tensor | None
+        self, batch_size: int, t: Tensor, condition: Condition | None, t_end: Tensor | None
     ) -> None:
         """The part of `check_inputs` that is not about ``x``."""
+        if isinstance(condition, dict):
+            raise ValueError(
+                f"this {type(self).__name__} takes labels alone, got a condition of "
+                f"{', '.join(condition)}; text needs a FlowTransformer with text_encoder"
+            )
         for name, value in (("t", t), ("t_end", t_end), ("condition", condition)):
             if value is not None and value.shape != (batch_size,):
                 raise ValueError(f"{name} must be ({batch_size},), got {tuple(value.shape)}")
@@ -187,7 +215,9 @@ class VelocityModel(RegisteredModel):
                 where there is one. The rest is read off the shapes; a file called DiT... predicts
                 ``epsilon``, any other ``velocity``.
             overrides: Config keys that win over all that. ``average_velocity=True`` for weights
-                without it adds a fresh embedder of the end time, which changes nothing at first.
+                without it adds a fresh embedder of the end time, and ``text_encoder`` fresh
+                parameters that read texts; neither changes anything at first, but for
+                ``text_attention="joint"``.
             hub_options: As there.
 
         Raises:
@@ -207,7 +237,9 @@ class VelocityModel(RegisteredModel):
                 "model_name must name their size (DiT-XL/2, for example), or give model_config"
             )
         if overrides.get("average_velocity"):
-            state_dict = model._with_end_time(state_dict)
+            state_dict = model._with_fresh(state_dict, _is_end_time_weight, "embedder of end times")
+        if overrides.get("text_encoder"):
+            state_dict = model._with_fresh(state_dict, is_text_weight, "reader of texts")
         if ignore_mismatched_sizes:
             state_dict = model._with_own_classes(state_dict)
         model.load_weights(state_dict, ignore_mismatched_sizes)
@@ -233,13 +265,16 @@ class VelocityModel(RegisteredModel):
         logger.info("%s read as %s with %s", source, model_name, options)
         return builder(**options)
 
-    def _with_end_time(self, weights: StateDict) -> StateDict:
-        """The weights, with this model's fresh embedder of the end time if they have none."""
-        own = self.state_dict()
-        fresh = {key: value for key, value in own.items() if key.startswith("t_end_embedder.")}
-        if fresh.keys() & weights.keys():
+    def _with_fresh(
+        self, weights: StateDict, is_part: Callable[[str], bool], what: str
+    ) -> StateDict:
+        """The weights, with this model's fresh parameters of a part if they have none of it."""
+        fresh = {key: value for key, value in self.state_dict().items() if is_part(key)}
+        if not fresh or any(map(is_part, weights)):
             return weights
-        logger.info("no embedder of the end time in the weights; a fresh one changes nothing")
+        is_joint = "text" in what and self.config.text_attention == "joint"
+        effect = "changes every result until it is trained" if is_joint else "changes nothing"
+        logger.info("no %s in the weights; a fresh one %s", what, effect)
         return weights | fresh
 
     def _with_own_classes(self, weights: StateDict) -> StateDict:
@@ -250,3 +285,7 @@ class VelocityModel(RegisteredModel):
         logger.warning("weights and model differ in having classes; not taken: %s", key)
         weights = {name: value for name, value in weights.items() if name != key}
         return weights | ({key: own[key]} if key in own else {})
+
+
+def _is_end_time_weight(name: str) -> bool:
+    return name.startswith("t_end_embedder.")

@@ -1,0 +1,182 @@
+"""Flow matching and MeanFlow of a transformer that reads texts."""
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from tests.model.flow.models import small_model, text_for
+from wfimagevae.diffusion.guidance import Guidance, guided_velocity, map_tensors
+from wfimagevae.diffusion.sampler import get_sampler
+from wfimagevae.diffusion.timesteps import time_grid
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.text import open_text_encoder
+from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
+from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
+
+ATTENTIONS = ("cross", "joint")
+
+
+def text_model(attention, **options):
+    model = small_model(f"FlowDiT-S/2 {attention}", average_velocity=True, **options)
+    return model.double().eval()
+
+
+def text_batch(model, count=6):
+    """Random data whose condition is in the batch already."""
+    labels = torch.arange(count) % 4 if model.num_classes else None
+    data = torch.randn(count, *model.sample_shape, dtype=torch.float64)
+    condition = text_for(model, labels, torch.float64, count)
+    return {"data": data, "condition": condition, "position": list(range(count))}
+
+
+def data_of(batch):
+    return batch["data"]
+
+
+def condition_of(batch):
+    return batch["condition"]
+
+
+def rows_of(batch, rows):
+    return map_tensors(lambda leaf: leaf[rows], {k: batch[k] for k in ("data", "condition")}) | {
+        "position": batch["position"][rows]
+    }
+
+
+def mean_flow(model, dropout=0.0, **rules):
+    shared = FlowRules(0, cfg_dropout_prob=dropout)
+    return MeanFlow(model, data_of, shared, MeanFlowRules(**rules), condition_of)
+
+
+def test_dropping_replaces_every_part_of_a_condition():
+    model = text_model("cross", num_classes=4)
+    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=0.4), condition_of)
+    batch = text_batch(model, 60)
+    drawn = objective.draw(batch, torch.zeros(60, dtype=torch.float64))
+    assert 0 < drawn.dropped.sum() < 60
+    null = model.null_condition(60, "cpu")
+    for key, value in drawn.condition.items():
+        assert torch.equal(value[drawn.dropped], null[key][drawn.dropped])
+        assert torch.equal(value[~drawn.dropped], batch["condition"][key][~drawn.dropped])
+
+
+def test_frozen_encoders_outside_are_dropped_the_same_way():
+    options = {"text_encoder": "external", "text_width": 8, "pooled_width": 8}
+    model = text_model("joint", **options)
+    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=1.0), condition_of)
+    drawn = objective.draw(text_batch(model), torch.zeros(6, dtype=torch.float64))
+    for key, value in model.null_condition(6, "cpu").items():
+        assert torch.equal(drawn.condition[key], value.to(drawn.condition[key].dtype))
+
+
+def test_a_network_that_takes_text_needs_a_condition():
+    with pytest.raises(ValueError, match="takes text needs a condition"):
+        FlowMatching(text_model("cross"), data_of, FlowRules())
+    plain = small_model("FlowDiT-S/2", average_velocity=True)
+    with pytest.raises(ValueError, match="target needs a conditional network"):
+        rules = MeanFlowRules(guidance=TargetGuidance(2.0))
+        MeanFlow(plain, data_of, FlowRules(), rules, condition_of)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@pytest.mark.parametrize("improved", [False, True])
+def test_the_derivative_along_the_path_equals_finite_differences(attention, improved):
+    model = text_model(attention)
+    objective = mean_flow(model, improved=improved)
+    batch = text_batch(model, 3)
+    x, condition = batch["data"], batch["condition"]
+    t = torch.tensor([0.1, 0.4, 0.6], dtype=torch.float64)
+    s, v = t + 0.3, torch.randn_like(x)
+    derivative = objective._along(x, t, s, condition, v)
+    h = 1e-5
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        if improved:
+            v = model(x, t, condition, t)
+        ahead, behind = (model(x + d * v, t + d, condition, s) for d in (h, -h))
+    torch.testing.assert_close(derivative, (ahead - behind) / (2 * h), rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_loss_follows_the_samples_and_their_texts_not_the_batches(attention):
+    """Samples with an end time are picked out of a batch, and their texts with them."""
+    model = text_model(attention, num_classes=4)
+    guidance = TargetGuidance(1.5, 0.2)
+    objective = mean_flow(model, 0.3, ratio=0.5, weighting_power=0.0, guidance=guidance)
+    batch = text_batch(model, 6)
+    whole = objective(batch, 0)[0]
+    parts = [rows_of(batch, slice(i, i + 2)) for i in (0, 2, 4)]
+    torch.testing.assert_close(whole, sum(objective(part, 0)[0] for part in parts) / 3)
+    batch["condition"] = map_tensors(lambda leaf: leaf.roll(1, 0), batch["condition"])
+    assert not torch.isclose(whole, objective(batch, 0)[0], rtol=1e-4)
+
+
+def test_guidance_inside_the_target_mixes_three_velocities():
+    model = text_model("cross", num_classes=4)
+    guidance = TargetGuidance(omega=1.5, kappa=0.25)
+    objective = mean_flow(model, guidance=guidance)
+    batch = text_batch(model)
+    point = objective.draw(batch, objective.draw_times("time", batch["position"]))
+    with torch.no_grad():
+        null = model(point.x_t, point.t, model.null_condition(6, "cpu"))
+        told = model(point.x_t, point.t, point.condition)
+    expected = 1.5 * point.velocity + (1 - 1.5 - 0.25) * null + 0.25 * told
+    # The network's answers pass through float32 on their way.
+    torch.testing.assert_close(objective._guided_velocity(point), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_guided_sampling_goes_from_one_prompt_away_from_another():
+    model = text_model("joint")
+    condition, negative = (text_for(model) for _ in range(2))
+    x, t = torch.randn(3, *model.sample_shape, dtype=torch.float64), torch.full((3,), 0.4)
+    guided = guided_velocity(model, condition, negative, Guidance(3.0))(x, t)
+    told, other = (model(x, t.double(), c) for c in (condition, negative))
+    torch.testing.assert_close(guided, other + 3 * (told - other))
+
+
+@pytest.mark.parametrize(
+    ("kind", "attention"), [("flow_matching", "cross"), ("mean_flow", "joint")]
+)
+def test_two_prompts_are_told_apart(kind, attention):
+    """Pictures of one colour, red or blue: after a short training the prompt chooses it."""
+    torch.manual_seed(0)
+    colours = {"a red picture": (1.0, -1.0, -1.0), "a blue picture": (-1.0, -1.0, 1.0)}
+    texts = list(colours)
+    encoder = open_text_encoder("bytes", "cpu", 16)
+    sizes = {"input_size": 8, "in_channels": 3, "hidden_size": 64, "depth": 2, "num_heads": 2}
+    network = ModelRegistry.get_model("FlowDiT-S/4")(
+        average_velocity=kind == "mean_flow",
+        byte_width=32,
+        byte_depth=1,
+        text_attention=attention,
+        **encoder.config_keys,
+        **sizes,
+    )
+
+    def encode(batch):
+        values = [colours[text] for text in batch["caption"]]
+        return torch.tensor(values)[..., None, None].expand(-1, 3, 8, 8)
+
+    def condition(batch):
+        return encoder(batch["caption"])
+
+    rules = FlowRules(cfg_dropout_prob=0.1)
+    objective = FlowMatching(network, encode, rules, condition)
+    if kind == "mean_flow":
+        objective = MeanFlow(network, encode, rules, MeanFlowRules(ratio=0.5), condition)
+    optimizer = torch.optim.AdamW(network.parameters(), 5e-3, weight_decay=0.0)
+    for step in range(100):
+        positions = list(range(step * 32, (step + 1) * 32))
+        batch = {"caption": [texts[p // 2 % 2] for p in positions], "position": positions}
+        loss, _ = objective(batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    prompts = [texts[i % 2] for i in range(16)]
+    velocity = guided_velocity(network, encoder(prompts))
+    name, steps = ("euler", 10) if kind == "flow_matching" else ("mean_flow", 1)
+    with torch.no_grad():
+        samples = get_sampler(name).function(
+            velocity, torch.randn(16, 3, 8, 8), time_grid(steps, 1.0)
+        )
+    error = (samples - encode({"caption": prompts})).abs().mean()
+    assert error < 0.35  # samples of the other colour: 1.33; purple ones: 0.67

@@ -1,0 +1,83 @@
+"""Conditions that hold a text: what they are made of, for a config of the flow transformer."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from wfimagevae.model.weight_files import StateDict
+
+
+def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape, without the batch, and type of each part of a text."""
+    length = config["text_length"]
+    if config["text_encoder"] == "bytes":
+        return {"ids": ((length,), torch.int64)}
+    return {
+        "tokens": ((length, config["text_width"]), torch.float32),
+        "mask": ((length,), torch.bool),
+        "pooled": ((config["pooled_width"],), torch.float32),
+    }
+
+
+def null_text(config: Mapping, batch_size: int, device: torch.device | str) -> dict[str, Tensor]:
+    """No text at all, as an empty prompt is encoded too: zeros."""
+    return {
+        name: torch.zeros(batch_size, *shape, dtype=dtype, device=device)
+        for name, (shape, dtype) in text_parts(config).items()
+    }
+
+
+def check_text(condition: object, batch_size: int, config: Mapping) -> None:
+    """Raises ValueError for a condition that is not what a model of this config takes."""
+    parts = text_parts(config)
+    names = sorted(parts) + (["label"] if config["num_classes"] else [])
+    if not isinstance(condition, dict):
+        raise ValueError(
+            f"this model takes text: its condition is a dict of {', '.join(names)}, "
+            f"got {type(condition).__name__}; null_condition() means none"
+        )
+    if condition.keys() != set(names):
+        raise ValueError(
+            f"the condition must hold {', '.join(names)}, got {', '.join(sorted(condition))}"
+        )
+    for name, (shape, dtype) in parts.items():
+        value, shape = condition[name], (batch_size, *shape)
+        if value.shape != shape:
+            raise ValueError(f"condition[{name!r}] must be {shape}, got {tuple(value.shape)}")
+        if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
+            raise ValueError(f"condition[{name!r}] must be {dtype}, got {value.dtype}")
+
+
+def check_text_config(config: Mapping) -> None:
+    """Raises ValueError for sizes of texts that are not there."""
+    needed = {"bytes": ["text_length", "byte_width", "byte_depth"]}
+    needed["external"] = ["text_length", "text_width", "pooled_width"]
+    encoder = config["text_encoder"]
+    for key in needed.get(encoder, []):
+        if config[key] < 1:
+            raise ValueError(f"text_encoder {encoder!r} needs {key} above 0, got {config[key]}")
+
+
+def is_text_weight(name: str) -> bool:
+    """Whether a parameter of the flow transformer is there for texts alone."""
+    return any(part.startswith("text_") for part in name.split("."))
+
+
+def text_options(state_dict: StateDict) -> dict:
+    """Config keys of the texts that weights are for; the length leaves no trace in them."""
+    if "text_embedder.register" not in state_dict:
+        return {}
+    options = {
+        "text_encoder": "external",
+        "text_width": len(state_dict["text_embedder.proj.0.weight"]),
+        "pooled_width": len(state_dict["text_embedder.pooled.0.weight"]),
+        "text_attention": "joint",
+    }
+    if any(name.endswith(".text_attn.q.weight") for name in state_dict):
+        options["text_attention"] = "cross"
+    if "text_encoder.embedding.weight" in state_dict:
+        blocks = {name.split(".")[2] for name in state_dict if "text_encoder.blocks." in name}
+        options |= {"text_encoder": "bytes", "byte_depth": len(blocks)}
+        options |= {"byte_width": options["text_width"], "text_width": 0, "pooled_width": 0}
+    return options
