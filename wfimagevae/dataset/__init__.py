@@ -5,14 +5,21 @@ import importlib
 _EXPORTS = {
     "TrainImageDataset": "image_dataset",
     "ValidImageDataset": "image_dataset",
-    "NoReadableImage": "image_dataset",
+    "NoReadableImage": "crop_dataset",
     "collate_images": "image_dataset",
+    "CropDataset": "crop_dataset",
+    "CropRules": "crop_dataset",
     "Labels": "labels",
+    "Captions": "captions",
     "Cifar10Dataset": "cifar10",
     "ShapesDataset": "shapes",
     "PointDataset": "points",
     "LatentDataset": "latents",
     "IndexedImages": "indexed_images",
+    "Mixture": "mixture",
+    "BucketOrder": "buckets",
+    "ShardImages": "web_shards",
+    "open_shards": "web_shards",
     "DataError": "protocol",
     "TrainData": "protocol",
     "FlowData": "protocol",
@@ -21,6 +28,7 @@ _EXPORTS = {
     "valid_loader": "loader",
     "PositionSampler": "sampler",
     "ShuffledOrder": "order",
+    "ShardOrder": "order",
 }
 __all__ = list(_EXPORTS)
 

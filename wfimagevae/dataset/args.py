@@ -2,6 +2,8 @@
 
 from argparse import ArgumentParser
 
+from wfimagevae.dataset.stream_args import add_stream_args
+
 
 def add_data_args(parser: ArgumentParser) -> None:
     """Declares the flags of `TrainImageDataset` and `TrainLoader` (batch size and seed aside)."""
@@ -9,9 +11,12 @@ def add_data_args(parser: ArgumentParser) -> None:
     group.add_argument(
         "--image_path",
         required=True,
+        nargs="+",
         metavar="PATH",
-        help="folder of jpg, jpeg, png, webp and bmp files, scanned recursively, or a JSON-lines "
-        "manifest with a path under image_path, path or target, relative to the manifest",
+        help="folder of jpg, jpeg, png, webp and bmp files, scanned recursively; JSON-lines "
+        "manifest with a path under image_path, path or target, relative to the manifest; or "
+        "WebDataset shards: a .tar file, brace pattern, glob, folder of .tar files, URL or "
+        "pipe:COMMAND; or several of these",
     )
     group.add_argument(
         "--use_manifest",
@@ -34,6 +39,7 @@ def add_data_args(parser: ArgumentParser) -> None:
         "class-conditional ImageNet models see it",
     )
     add_loader_args(group, workers=8)
+    add_stream_args(parser.add_argument_group("images at scale", "shards, filters, buckets"))
 
 
 def add_loader_args(group, workers: int) -> None:
@@ -76,8 +82,9 @@ def add_eval_data_args(parser: ArgumentParser) -> None:
     group.add_argument(
         "--eval_image_path",
         required=True,
+        nargs="+",
         metavar="PATH",
-        help="folder or manifest, as for --image_path",
+        help="as for --image_path",
     )
     group.add_argument(
         "--eval_resolution",

@@ -13,6 +13,7 @@ from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.transforms import image_inputs, mirror_half
 
 SPLITS = ("train", "test")
+CIFAR10_SIZE = 32  # px
 
 
 class Cifar10Dataset:
@@ -28,13 +29,13 @@ class Cifar10Dataset:
         augment: Mirror half of the images.
 
     Attributes:
-        sample_shape, num_classes, class_names, data_key: See `FlowData`.
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
 
     Raises:
         ValueError: another split, or the files are not there or damaged.
     """
 
-    data_key = "image"
+    data_key, has_captions = "image", False
 
     def __init__(
         self, root: str | Path, seed: int = 1234, split: str = "train", augment: bool = True

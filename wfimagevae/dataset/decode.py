@@ -1,8 +1,10 @@
 """Image files as upright 8-bit RGB, or a one-line reason why not."""
 
+import math
 import struct
 import warnings
 import zlib
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -45,7 +47,11 @@ class UnreadableImage(ValueError):
     """A file gives no image; the message is the reason, without the path."""
 
 
-def open_rgb(path: str, min_side: int = 1, short_side: int | None = None) -> Image.Image:
+def open_rgb(
+    path: str | BinaryIO,
+    min_side: int | tuple[int, int] = 1,
+    short_side: int | tuple[int, int] | None = None,
+) -> Image.Image:
     """Reads a file as an upright 8-bit RGB image.
 
     The EXIF orientation is applied. Grayscale and palette images become RGB, 16-bit grayscale is
@@ -53,11 +59,13 @@ def open_rgb(path: str, min_side: int = 1, short_side: int | None = None) -> Ima
     and transparency is composited over white. Of an animation, the first frame counts.
 
     Args:
-        path: A JPEG, PNG, WebP, BMP or GIF file, whatever its extension.
-        min_side: Smallest height and width, in pixels, that counts as readable.
+        path: A JPEG, PNG, WebP, BMP or GIF file, whatever its extension, or its content.
+        min_side: Smallest height and width, in pixels, that counts as readable; one number for
+            both.
         short_side: Resize so that the smaller of height and width has this many pixels, by
             `INTERPOLATION`. A JPEG at least twice `DRAFT_MARGIN` times as large is decoded at
-            reduced scale. None keeps the size.
+            reduced scale. A pair: to the smallest size that has this height and width at least.
+            None keeps the size.
 
     Raises:
         UnreadableImage: missing, unreadable, corrupt, truncated, too small or a decompression bomb
@@ -75,13 +83,28 @@ def open_rgb(path: str, min_side: int = 1, short_side: int | None = None) -> Ima
         raise UnreadableImage(_reason(error)) from error
 
 
-def _decode(image: Image.Image, min_side: int, short_side: int | None) -> Image.Image:
+def image_size(file: str | BinaryIO) -> tuple[int, int]:
+    """Width and height of an upright image, from its header; (0, 0) where it has none."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(file, formats=FORMATS) as image:
+                return image.size[:: -1 if _is_turned(image) else 1]
+    except _DAMAGE:
+        return 0, 0
+
+
+def _decode(
+    image: Image.Image, min_side: int | tuple[int, int], short_side: int | tuple[int, int] | None
+) -> Image.Image:
     width, height = image.size
-    if min(width, height) < min_side:
-        raise UnreadableImage(f"too small: {width}x{height}, needs at least {min_side}x{min_side}")
+    least, cover = (_pair(image, sides) for sides in (min_side, short_side or 0))
+    if height < least[0] or width < least[1]:
+        raise UnreadableImage(f"too small: {width}x{height}, needs at least {least[1]}x{least[0]}")
     size, box = (width, height), None
-    if short_side is not None and short_side != min(size):
-        size = _resized(width, height, short_side)
+    short = math.ceil(min(size) * max(cover[0] / height, cover[1] / width) - 1e-9)
+    if short and short != min(size):
+        size = _resized(width, height, short)
         draft = image.draft(None, tuple(DRAFT_MARGIN * side for side in size))
         box = draft and draft[1]  # the exact frame: a reduced decode rounds its size up
     image.load()
@@ -90,6 +113,17 @@ def _decode(image: Image.Image, min_side: int, short_side: int | None) -> Image.
         rgb = rgb.resize(size, Image.Resampling[INTERPOLATION.upper()], box=box)
     turn = _UPRIGHT.get(_orientation(rgb))
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def _pair(image: Image.Image, sides: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width as the file stores them, before it is turned upright."""
+    if isinstance(sides, int):
+        return sides, sides
+    return sides[::-1] if _is_turned(image) else sides
+
+
+def _is_turned(image: Image.Image) -> bool:
+    return (_orientation(image) or 1) >= 5
 
 
 def _orientation(image: Image.Image) -> int | None:

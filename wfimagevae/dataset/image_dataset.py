@@ -1,39 +1,22 @@
 """The two image datasets: endless random crops to train on, centre crops to measure on."""
 
-import itertools
-import random
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from wfimagevae.dataset.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.captions import Captions, read_captions
+from wfimagevae.dataset.crop_dataset import CropDataset, CropRules
+from wfimagevae.dataset.decode import UnreadableImage
 from wfimagevae.dataset.labels import Labels, read_labels
-from wfimagevae.dataset.order import ShuffledOrder, stable_seed
-from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.sources import index_images
-from wfimagevae.dataset.transforms import (
-    center_crop,
-    image_inputs,
-    mirror_half,
-    random_crop,
-    resized_center_crop,
-    to_signed_unit,
-)
-
-TRAIN_CROPS = ("native", "resized", "center")
-_MOST_FAILURES = 1000
+from wfimagevae.dataset.transforms import center_crop, to_signed_unit
 
 
-class NoReadableImage(DataError):
-    """So many images failed in a row that training cannot go on."""
-
-
-class TrainImageDataset(Dataset):
-    """Square crops, half of them mirrored, in an endless shuffled order, with labels or without.
+class TrainImageDataset(CropDataset):
+    """Square crops, half of them mirrored, in an endless shuffled order; labels, captions or not.
 
     The sample at a position depends on (seed, position) and the files alone, never on the worker
     or rank that reads it. An unreadable image is replaced by the next readable one in the order,
@@ -50,6 +33,7 @@ class TrainImageDataset(Dataset):
             ``center`` takes `resized_center_crop`, as class-conditional ImageNet models do.
         use_manifest: Insist that ``source`` is a manifest.
         labels: Where the classes come from; a bare kind of `Labels` will do.
+        captions: Where the captions come from; a bare kind of `Captions` will do.
         augment: False takes the middle in place of random crops and mirrors nothing, for data
             held out.
 
@@ -57,16 +41,15 @@ class TrainImageDataset(Dataset):
         sample_shape: (3, resolution, resolution).
         num_classes: 0 without labels.
         class_names: One a class, in the order of their numbers.
+        has_captions: Whether samples come with captions.
         data_key: ``image``.
 
     Raises:
-        ValueError: a bad option, ``source`` has no images, or labels are missing; see
-            `read_labels`.
+        ValueError: a bad option, ``source`` has no images, or labels or captions are missing; see
+            `read_labels` and `read_captions`.
     """
 
-    data_key = "image"
-
-    def __init__(
+    def __init__(  # noqa: PLR0913 - each is independent of the others
         self,
         source: str | Path,
         resolution: int,
@@ -75,95 +58,19 @@ class TrainImageDataset(Dataset):
         train_crop: str = "native",
         use_manifest: bool = False,
         labels: str | Labels = "none",
+        captions: str | Captions = "none",
         augment: bool = True,
     ):
-        if resolution < 1:
-            raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
-        if train_crop not in TRAIN_CROPS:
-            raise ValueError(f"unknown train_crop {train_crop!r}; use {' or '.join(TRAIN_CROPS)}")
-        self.images = index_images(source, cache_dir, use_manifest)
+        rules = CropRules(resolution, train_crop, augment)
+        images = index_images(source, cache_dir, use_manifest)
         labels = Labels(labels) if isinstance(labels, str) else labels
-        self._labels, self.class_names = read_labels(source, self.images, labels)
-        self.num_classes = len(self.class_names)
-        self.resolution, self.seed, self.augment = resolution, seed, augment
-        self.sample_shape = (3, resolution, resolution)
-        self._train_crop = train_crop
-        self._order = ShuffledOrder(len(self.images), seed)
-        self._failed: dict[int, str] = {}
-
-    def __len__(self) -> int:
-        """Number of images, the length of an epoch in positions."""
-        return len(self.images)
-
-    def __getitem__(self, position: int) -> dict:
-        """The sample at a position, any integer from 0 on.
-
-        Returns:
-            ``image`` float32 (3, R, R) in [-1, 1], channels last in memory; ``label``, an integer,
-            if there are labels; ``position``; ``unreadable``, a list of (path, reason) of the
-            files that this process found unreadable just now. Each file is tried once per process.
-
-        Raises:
-            NoReadableImage: 1000 images in a row, or all there are, failed.
-        """
-        pixels, index, unreadable = self._read(position)
-        image = to_signed_unit(torch.from_numpy(pixels.copy()))
-        label = {} if self._labels is None else {"label": int(self._labels[index])}
-        return {"image": image, "position": position, "unreadable": unreadable} | label
-
-    def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """The samples at some positions, compact.
-
-        Returns:
-            ``pixels`` uint8 (B, R, R, 3); ``label`` int64 (B,), if there are labels;
-            ``unreadable``, as for `__getitem__`.
-
-        Raises:
-            NoReadableImage: as for `__getitem__`.
-        """
-        pixels = torch.empty(len(positions), self.resolution, self.resolution, 3, dtype=torch.uint8)
-        indices, unreadable = [], []
-        for slot, position in zip(pixels.numpy(), positions, strict=True):
-            slot[:], index, met = self._read(position)
-            indices.append(index)
-            unreadable += met
-        label = {} if self._labels is None else {"label": torch.from_numpy(self._labels[indices])}
-        return {"pixels": pixels, "unreadable": unreadable} | label
-
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``image`` float32 (B, 3, R, R) in [-1, 1] and ``label``, if any, on ``device``."""
-        return image_inputs(batch, device)
-
-    def _read(self, position: int) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-        """A crop, uint8 (R, R, 3), the image it is of, and the unreadable files just met."""
-        met: list[tuple[str, str]] = []
-        skipped: set[int] = set()
-        for candidate in itertools.count(position):
-            index = self._order.index(candidate)
-            if index not in self._failed:
-                try:
-                    return self._crop(index, position), index, met
-                except UnreadableImage as error:
-                    self._failed[index] = str(error)
-                    met.append((self.images.path(index), str(error)))
-            skipped.add(index)
-            if len(skipped) == min(len(self), _MOST_FAILURES):
-                raise NoReadableImage(self._failure(skipped))
-
-    def _crop(self, index: int, position: int) -> np.ndarray:
-        path, size = self.images.path(index), self.resolution
-        rng = random.Random(stable_seed(self.seed, "augment", position))
-        if self._train_crop == "center":
-            pixels = resized_center_crop(open_rgb(path), size)
-            return mirror_half(pixels, rng) if self.augment else pixels
-        image = open_rgb(path, size, size if self._train_crop == "resized" else None)
-        return random_crop(image, size, rng) if self.augment else center_crop(image, size)
-
-    def _failure(self, indices: set[int]) -> str:
-        examples = [f"{self.images.path(i)} ({self._failed[i]})" for i in sorted(indices)[:3]]
-        return (
-            f"none of {len(indices)} images in a row can be used at resolution {self.resolution}, "
-            f"for example {'; '.join(examples)}: check the image path and the resolution"
+        captions = Captions(captions) if isinstance(captions, str) else captions
+        super().__init__(
+            images,
+            rules,
+            seed,
+            labels=read_labels(source, images, labels),
+            captions=read_captions(source, images, captions),
         )
 
 
@@ -171,7 +78,8 @@ class ValidImageDataset(Dataset):
     """Images in sorted order, resized and centre-cropped: the same on every machine and run.
 
     Args:
-        source: Folder of images, scanned recursively, or JSON-lines manifest.
+        source: Folder of images, scanned recursively, JSON-lines manifest, or images already
+            listed.
         resolution: The short side is resized to this many pixels (enlarged too) by
             `decode.INTERPOLATION`; None keeps the native size.
         crop_size: Height and width of the centre crop. None is ``resolution``; where that is None
@@ -188,7 +96,7 @@ class ValidImageDataset(Dataset):
 
     def __init__(
         self,
-        source: str | Path,
+        source: str | Path | Images,
         resolution: int | None = None,
         crop_size: int | None = None,
         subset_size: int = 0,
@@ -205,7 +113,8 @@ class ValidImageDataset(Dataset):
             )
         if subset_size < 0:
             raise ValueError(f"subset_size must be 0 (all images) or more, got {subset_size}")
-        self.images = index_images(source, cache_dir)
+        is_path = isinstance(source, str | Path)
+        self.images = index_images(source, cache_dir) if is_path else source
         self.resolution, self.crop_size = resolution, crop_size
         total = len(self.images)
         count = min(subset_size, total) or total
@@ -218,6 +127,10 @@ class ValidImageDataset(Dataset):
     def __len__(self) -> int:
         return len(self._indices)
 
+    def index(self, i: int) -> int:
+        """The number of image ``i`` of these among all images of the source."""
+        return self._indices[i]
+
     def __getitem__(self, i: int) -> dict:
         """Image ``i``.
 
@@ -229,7 +142,7 @@ class ValidImageDataset(Dataset):
         sample = {"image": None, "path": self.images.relative(index), "error": None}
         min_side = self.crop_size if self.resolution is None and self.crop_size else 1
         try:
-            image = open_rgb(self.images.path(index), min_side, self.resolution)
+            image = self.images.open(index, min_side, self.resolution)
         except UnreadableImage as error:
             return sample | {"error": str(error)}
         return sample | {

@@ -1,4 +1,4 @@
-"""Images one after another, with label and caption: what is encoded once and kept."""
+"""Images one after another, with label and captions: what is encoded once and kept."""
 
 import hashlib
 import os
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from wfimagevae.dataset.captions import Captions, read_captions
 from wfimagevae.dataset.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.labels import Labels, read_labels
-from wfimagevae.dataset.sources import index_images, manifest_records
+from wfimagevae.dataset.sources import index_images
 from wfimagevae.dataset.transforms import resized_center_crop
 
 
@@ -18,18 +19,21 @@ class IndexedImages:
     """Images in sorted order, cut by `resized_center_crop`.
 
     Args:
-        source: Folder of images, scanned recursively, or JSON-lines manifest, whose field
-            ``caption`` is kept.
+        source: Folder of images, scanned recursively, or JSON-lines manifest.
         resolution: Height and width of a crop, in pixels.
         labels: Where the classes come from.
+        captions: Where the captions come from, all of which are kept.
         cache_dir: Where the list of images is kept between runs; None for the default.
 
     Attributes:
         class_names: One a class, or none.
         labels: int64 (N,), or None.
+        has_captions: Whether images come with captions.
+        prefix: What stands before every caption.
 
     Raises:
-        ValueError: no images, or labels are missing (see `read_labels`); a caption is no text.
+        ValueError: no images, or labels or captions are missing (see `read_labels` and
+            `read_captions`).
     """
 
     def __init__(
@@ -37,34 +41,34 @@ class IndexedImages:
         source: str | Path,
         resolution: int,
         labels: Labels,
+        captions: Captions | None = None,
         cache_dir: str | Path | None = None,
     ):
         self.source = os.path.abspath(os.path.expanduser(source))
         self.resolution = resolution
         self.images = index_images(source, cache_dir)
         self.labels, self.class_names = read_labels(source, self.images, labels)
-        self._captions = self._read_captions()
-
-    def _read_captions(self) -> list[str | None] | None:
-        if os.path.isdir(self.source):
-            return None
-        lines = []
-        for where, path, record in manifest_records(self.source):
-            caption = record.get("caption")
-            if not isinstance(caption, str | None):
-                raise ValueError(f"{where}: a caption is text, got {caption!r:.80}")
-            lines.append((os.fsencode(path), caption))
-        lines.sort(key=lambda line: line[0])  # stable, as the index is sorted
-        return [caption for _, caption in lines]
+        captions = captions or Captions()
+        self.prefix = captions.prefix
+        self._captions = read_captions(source, self.images, captions)
+        self.has_captions = self._captions is not None
 
     def __len__(self) -> int:
         """Number of images, unreadable ones included."""
         return len(self.images)
 
-    def text(self, index: int) -> dict[str, str | None]:
-        """``name``, the relative path, and ``caption`` (or None) of an image."""
-        caption = self._captions[index] if self._captions else None
+    def text(self, index: int) -> dict[str, Any]:
+        """``name``, the relative path, and ``caption`` of an image.
+
+        The latter is a string, a list of several, or None.
+        """
+        captions = self.captions(index)
+        caption = captions if len(captions) > 1 else captions[0] if captions else None
         return {"name": self.images.relative(index), "caption": caption}
+
+    def captions(self, index: int) -> list[str]:
+        """Every caption of an image; none without captions."""
+        return [] if self._captions is None else self._captions.all(index)
 
     def fingerprint(self) -> str:
         """A hash of paths, labels and captions, in order; not of what is in the files."""
@@ -73,7 +77,9 @@ class IndexedImages:
             digest.update(self.images.entry(index) + b"\0")
         if self.labels is not None:
             digest.update(self.labels.tobytes())
-        digest.update(repr(self._captions).encode())
+        captions = map(self.captions, range(len(self))) if self.has_captions else [None]
+        for lines in captions:
+            digest.update(repr(lines).encode())
         return digest.hexdigest()
 
     def read_batch(self, indices: list[int]) -> dict[str, Any]:

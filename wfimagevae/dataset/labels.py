@@ -2,9 +2,10 @@
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -105,31 +106,56 @@ def _manifest_labels(
     ]
     lines.sort(key=lambda line: line[0])  # stable, as the index is sorted
     assert len(lines) == len(images)
-    for _, label, where in lines:
+    values, places = [label for _, label, _ in lines], [where for _, _, where in lines]
+    return number_labels(values, places.__getitem__, manifest, class_names)
+
+
+def number_labels(
+    values: Sequence[Any],
+    where: Callable[[int], str],
+    source: str,
+    class_names: Sequence[str] | None,
+) -> tuple[np.ndarray, list[str]]:
+    """Numbers for classes that are given as numbers or names, the same kind throughout.
+
+    Args:
+        values: The class of every image, as its source gives it.
+        where: Tells the place that ``values[i]`` comes from.
+        source: What a message calls them all.
+        class_names: As for `Labels`.
+
+    Returns:
+        int64 (len(values),); the names in the order of their numbers.
+
+    Raises:
+        ValueError: a value that is no class, or none of ``class_names``.
+    """
+    for i, label in enumerate(values):
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(
-                f"{where}: expected a label, a class's number or name, got {label!r:.80}"
+                f"{where(i)}: expected a label, a class's number or name, got {label!r:.80}"
             )
-    by_name = isinstance(lines[0][1], str)
-    for _, label, where in lines:
+    by_name = isinstance(values[0], str)
+    for i, label in enumerate(values):
         if isinstance(label, str) != by_name:
             raise ValueError(
-                f"{where}: label {label!r} is a {'number' if by_name else 'name'}, "
-                f"that of {lines[0][2]} is not; use one kind in all lines"
+                f"{where(i)}: label {label!r} is a {'number' if by_name else 'name'}, "
+                f"that of {where(0)} is not; use one kind in all lines"
             )
     if class_names is None:
-        found = {label for _, label, _ in lines}
-        highest = 0 if by_name else min(max(found), _HIGHEST_LABEL)
-        order = sorted(found) if by_name else [str(i) for i in range(highest + 1)]
+        highest = 0 if by_name else min(max(values), _HIGHEST_LABEL)
+        order = sorted(set(values)) if by_name else [str(i) for i in range(highest + 1)]
     else:
         order = list(class_names)
     number = {name: i for i, name in enumerate(order)} if by_name else range(len(order))
-    for _, label, where in lines:
+    for i, label in enumerate(values):
         if label not in number:
-            raise ValueError(f"{where}: label {label!r} is out of range: {_known(order, by_name)}")
-    numbers = np.array([number[label] for _, label, _ in lines], np.int64)
+            raise ValueError(
+                f"{where(i)}: label {label!r} is out of range: {_known(order, by_name)}"
+            )
+    numbers = np.array([number[label] for label in values], np.int64)
     if unused := sorted(set(range(len(order))) - set(numbers.tolist())):
-        _log.warning("%s: no image of class %s", manifest, _some([order[i] for i in unused]))
+        _log.warning("%s: no image of class %s", source, _some([order[i] for i in unused]))
     return numbers, order
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wfimagevae.dataset.cached_text import CachedText
+from wfimagevae.dataset.captions import CaptionTable
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.shards import Shard, open_shard
@@ -18,6 +20,7 @@ from wfimagevae.dataset.transforms import to_device
 RECORD_NAME = "latents.json"
 RECORD_VERSION = 1
 FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
+TEXTS = ("none", "captions", "embeddings")
 LOGVAR_RANGE = (-30.0, 20.0)
 _CHECKED_BYTES = 256 * 2**20
 
@@ -69,7 +72,8 @@ class LatentDataset:
     """Normalised latents, (z - shift) * scale, in an endless shuffled order.
 
     The sample at a position depends on (seed, position) and the cache alone: which item it is,
-    the draw from its posterior, and whether the mirrored copy (if there is one) stands in for it.
+    the draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and
+    which of its captions it shows.
 
     Files are checked at once: that all are there and whole, and, on up to 256 MiB of evenly spaced
     samples, that values are finite. Each sample is checked again when it is read.
@@ -80,11 +84,14 @@ class LatentDataset:
         augment: Take the mirrored copy half of the time, where the cache has one.
         like: Record of the training cache, for data held out: latents are normalised as there,
             and must come from the same VAE at the same resolution, with the same classes.
+        prefix: Set before every caption, as for `Captions`.
+        text: ``none``; ``captions``; or ``embeddings``, which the cache must hold, besides.
 
     Attributes:
         record: What latents.json says.
         shift, scale: Of the normalisation, a number a channel.
-        sample_shape, num_classes, class_names, data_key: See `FlowData`.
+        text_facts: What the cache records of the text encoder; None without embeddings.
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
 
     Raises:
         DataError: no finished cache, a shard missing, truncated, not finite or of another cache,
@@ -99,7 +106,11 @@ class LatentDataset:
         seed: int = 1234,
         augment: bool = True,
         like: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        text: str = "captions",
     ):
+        if text not in TEXTS:
+            raise ValueError(f"unknown text {text!r}; use {', '.join(TEXTS)}")
         self.folder = Path(os.path.expanduser(path))
         self.record = read_record(self.folder)
         if like is not None:
@@ -119,6 +130,17 @@ class LatentDataset:
         self._shards = [self._open(i, n) for i, n in enumerate(self.record["samples"])]
         self._ends = np.cumsum(self.record["samples"], dtype=np.int64)
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
+        if prefix and self.record.get("prefix"):
+            raise DataError(
+                f"{self.folder}: its captions begin with {self.record['prefix']!r} already; leave "
+                f"out the prefix {prefix!r}"
+            )
+        self._captions = None if text == "none" else self._read_captions(prefix)
+        self.has_captions = self._captions is not None
+        self._text = self._open_text(prefix) if text == "embeddings" else None
+        self.text_facts = None if self._text is None else self.record["text"]
+        if like is not None and self._text is not None:
+            _check_text(self.folder, self.record["text"], like.get("text"))
         self._maps: dict[tuple[int, str], np.ndarray] = {}
         self._check_finite()
         self._labels = self._read_labels()
@@ -147,20 +169,34 @@ class LatentDataset:
             )
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """``latent`` float32 (B, C, h, w) and, with classes, ``label`` int64 (B,)."""
+        """``latent`` float32 (B, C, h, w); with classes, ``label`` int64 (B,); with captions,
+        ``caption``, B strings; with their embeddings ``tokens``, ``mask`` and ``pooled``.
+        """
         latents = np.empty((len(positions), *self.sample_shape), np.float32)
         indices = [self._order.index(position) for position in positions]
         for slot, index, position in zip(latents, indices, positions, strict=True):
             slot[:] = self._draw(index, position)
         batch = {"latent": torch.from_numpy(latents)}
-        return batch if self._labels is None else batch | {"label": self._labels[indices]}
+        if self._labels is not None:
+            batch["label"] = self._labels[indices]
+        if self._captions is None:
+            return batch
+        pairs = list(zip(indices, positions, strict=True))
+        batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
+        if self._text is None:
+            return batch
+        chosen = [self._captions.choose(i, k, self.seed) for i, k in pairs]
+        places = [(*self._place(i), line) for i, line in zip(indices, chosen, strict=True)]
+        return batch | self._text.read(places)
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``latent`` and ``label``, if any, on ``device``."""
-        return {name: to_device(tensor, device) for name, tensor in batch.items()}
+        """The tensors of `read_batch` on ``device``, and ``caption``."""
+        tensors = {name: to_device(v, device) for name, v in batch.items() if name != "caption"}
+        tensors |= {name: tensors[name].float() for name in ("tokens", "pooled") if name in tensors}
+        return tensors | ({"caption": batch["caption"]} if "caption" in batch else {})
 
     def texts(self, number: int) -> list[dict[str, Any]]:
-        """``name`` and ``caption`` (a string or None) of each sample of shard ``number``."""
+        """``name`` and ``caption`` (see `IndexedImages.text`) of each sample of a shard."""
         lines = texts_path(self.folder, number).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -168,8 +204,7 @@ class LatentDataset:
         rng = np.random.Generator(np.random.Philox(key=stable_seed(self.seed, "latent", position)))
         use_flipped = rng.random() < 0.5 and self.augment and self.record["flip"]
         name = self._tensor + (FLIPPED if use_flipped else "")
-        number = int(np.searchsorted(self._ends, index, side="right"))
-        row = index - int(self._ends[number]) + self.record["samples"][number]
+        number, row = self._place(index)
         values = self._shards[number].as_float32(name, self._map(number, name)[row])
         if not np.isfinite(values).all():
             raise _not_finite(self._shards[number], name, row)
@@ -178,6 +213,11 @@ class LatentDataset:
             std = np.exp(0.5 * logvar.clip(*LOGVAR_RANGE))
             values = mean + std * rng.standard_normal(mean.shape, np.float32)
         return (values - self._shift) * self._scale
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard that holds a sample, and its row there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - int(self._ends[number]) + self.record["samples"][number]
 
     def _map(self, number: int, name: str) -> np.ndarray:
         key = (number, name)
@@ -208,6 +248,30 @@ class LatentDataset:
                     if not np.isfinite(shard.as_float32(name, values[row])).all():
                         raise _not_finite(shard, name, row)
 
+    def _open_text(self, prefix: str) -> CachedText:
+        if not self.record.get("text"):
+            raise DataError(
+                f"{self.folder} holds no embeddings of its captions: run cache_latents.py with "
+                "--text_encoder"
+            )
+        if prefix:
+            raise DataError(
+                f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
+                "set before now: encode anew with it"
+            )
+        return CachedText(self.record["text"], self._shards, self._map)
+
+    def _read_captions(self, prefix: str) -> CaptionTable | None:
+        texts = (text["caption"] for i in range(len(self._shards)) for text in self.texts(i))
+        lines = ([text] if isinstance(text, str) else text or [] for text in texts)
+        table = CaptionTable(lines, prefix)
+        if len(table) != self._order.num_items:
+            raise DataError(
+                f"{self.folder} has names and captions of {len(table)} samples and latents of "
+                f"{self._order.num_items}: delete the .jsonl files and run cache_latents.py again"
+            )
+        return table if len(table.without()) < len(table) else None
+
     def _read_labels(self) -> Tensor | None:
         if not self.num_classes:
             return None
@@ -233,3 +297,19 @@ def _check_classes(folder: Path, found: list[str], expected: list[str]) -> None:
             f"{folder} has {len(found)} classes ({', '.join(found[:4])} ...), the training latents "
             f"{len(expected)} ({', '.join(expected[:4])} ...): encode both with the same labels"
         )
+
+
+def _check_text(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
+    def which(text: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: fact for name, fact in text.items() if name != "source"}
+
+    if expected and which(found) != which(expected):
+        raise DataError(
+            f"{folder} holds embeddings of {_told(found)}, the training latents of "
+            f"{_told(expected)}: encode both with the same --text_encoder"
+        )
+
+
+def _told(text: Mapping[str, Any]) -> str:
+    weights = text["fingerprint"][:12]
+    return f"{text['kind']}:{text['source']} (length {text['length']}, weights {weights})"

@@ -108,28 +108,33 @@ class TrainLoader:
         """Files of this rank's share found unreadable so far."""
         return len(self._unreadable)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where the data stands: the next position that no rank has drawn, seed, image count."""
+    def state_dict(self) -> dict[str, Any]:
+        """Where the data stands: the next position that no rank has drawn, seed, image count.
+
+        Besides, under ``order``, the facts that the order depends on, if it has any.
+        """
+        facts = self._order_facts()
         return {
             "position": self._position,
             "seed": self.dataset.seed,
             "num_images": len(self.dataset),
-        }
+        } | ({"order": facts} if facts else {})
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on at the sample after the last one drawn when ``state`` was taken.
 
-        The number of ranks, the batch size and the workers may differ. With another number of
-        images a warning says that the order is a new one.
+        The number of ranks and the workers may differ, and the batch size unless the order depends
+        on it (buckets). With another number of images a warning says that the order is a new one.
 
         Raises:
-            ValueError: ``state`` belongs to another seed.
+            ValueError: ``state`` belongs to another seed, or to an order of another kind.
         """
         if state["seed"] != self.dataset.seed:
             raise ValueError(
                 f"the run to resume shuffled its images with seed {state['seed']}, this one with "
                 f"{self.dataset.seed}; pass --seed {state['seed']}"
             )
+        self._check_order(state.get("order", {}))
         if state["num_images"] != len(self.dataset):
             _log.warning(
                 "the run to resume had %d images, now there are %d: training goes on after %d "
@@ -140,6 +145,20 @@ class TrainLoader:
             )
         self.close()
         self._position = state["position"]
+
+    def _order_facts(self) -> dict[str, Any]:
+        return dict(getattr(self.dataset, "order_facts", {}))
+
+    def _check_order(self, old: dict[str, Any]) -> None:
+        new = self._order_facts()
+        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+        if changed:
+            told = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed)
+            raise ValueError(
+                f"the run to resume dealt its samples in another order ({told}): give these "
+                "options their old values, or start a new run from its weights "
+                "(--pretrained_model_name_or_path)"
+            )
 
     def close(self) -> None:
         """Stops the workers. A later ``next`` starts them again where the data stands."""

@@ -84,13 +84,14 @@ class PointDataset:
         split: ``train`` or ``test``: other points of the same distribution.
 
     Attributes:
-        sample_shape, num_classes, class_names, data_key: See `FlowData`. A class is a mode.
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`. A class is
+            a mode.
 
     Raises:
         ValueError: a bad option.
     """
 
-    data_key = "point"
+    data_key, has_captions = "point", False
     sample_shape = (2,)
 
     def __init__(self, name: str, seed: int = 1234, num_items: int = 100_000, split: str = "train"):

@@ -1,16 +1,56 @@
 """What `TrainLoader` asks of a training dataset, and what flow training asks besides."""
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 
 
 class DataError(ValueError):
     """Training data that cannot be used; the message tells the user which, and why."""
 
 
+class Images(Protocol):
+    """Images by number, wherever they are kept."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, i: int) -> str:
+        """What a message calls image ``i``."""
+        ...
+
+    def relative(self, i: int) -> str:
+        """A relative path for image ``i``, with forward slashes, to write something under."""
+        ...
+
+    def aliases(self, i: int) -> list[str]:
+        """Names by which a list of captions may call image ``i``."""
+        ...
+
+    def open(
+        self,
+        i: int,
+        min_side: int | tuple[int, int] = 1,
+        short_side: int | tuple[int, int] | None = None,
+    ) -> Image.Image:
+        """Image ``i``, as `decode.open_rgb` gives it.
+
+        Raises:
+            UnreadableImage: it is damaged, or too small.
+        """
+        ...
+
+    def select(self, indices: Sequence[int]) -> "Images":
+        """Some of these images, in increasing order of their numbers."""
+        ...
+
+
 class TrainData(Protocol):
     """A dataset whose samples are functions of (seed, position) and of what is on disk.
+
+    It may have ``order_facts``, a dict of plain values that the order depends on besides: a run
+    is resumed with the same ones only.
 
     Attributes:
         seed: Of the order and of all random numbers.
@@ -40,17 +80,19 @@ class TrainData(Protocol):
 class FlowData(TrainData, Protocol):
     """Data for a generative model.
 
-    `to_inputs` gives the samples under ``data_key`` and, where there are classes, ``label``,
-    int64 (B,).
+    `to_inputs` gives the samples under ``data_key``; where there are classes, ``label``, int64
+    (B,); where there are captions, ``caption``, a list of B strings, "" of a sample without one.
 
     Attributes:
         sample_shape: Of one sample: (C, H, W), or (2,).
         num_classes: 0 without labels.
         class_names: One a class, or none.
+        has_captions: Whether samples come with captions.
         data_key: ``image`` (in [-1, 1]), ``latent`` (normalised) or ``point``; all float32.
     """
 
     sample_shape: tuple[int, ...]
     num_classes: int
     class_names: list[str]
+    has_captions: bool
     data_key: str

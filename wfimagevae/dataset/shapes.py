@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from wfimagevae.dataset.captions import with_prefix
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.transforms import image_inputs, mirror_half
 
@@ -88,15 +89,16 @@ class ShapesDataset:
         first_index: Index of the first; ranges that do not overlap share no picture, as training
             data and data held out must not.
         augment: Mirror half of the images.
+        prefix: Set before every caption, as for `Captions`.
 
     Attributes:
-        sample_shape, num_classes, class_names, data_key: See `FlowData`.
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
 
     Raises:
         ValueError: a bad option.
     """
 
-    data_key = "image"
+    data_key, has_captions = "image", True
 
     def __init__(
         self,
@@ -105,6 +107,7 @@ class ShapesDataset:
         num_items: int = 20000,
         first_index: int = 0,
         augment: bool = True,
+        prefix: str = "",
     ):
         if resolution < 8:
             raise ValueError(f"shapes need a resolution of at least 8 pixels, got {resolution}")
@@ -114,7 +117,7 @@ class ShapesDataset:
                 f"got {num_items} and {first_index}"
             )
         self.resolution, self.seed, self.augment = resolution, seed, augment
-        self.first_index = first_index
+        self.first_index, self.prefix = first_index, prefix
         self.class_names = list(SHAPES)
         self.num_classes = len(SHAPES)
         self.sample_shape = (3, resolution, resolution)
@@ -153,11 +156,12 @@ class ShapesDataset:
         return ((cover * paint + (255 - cover) * gray + 127) // 255).astype(np.uint8)
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """``pixels`` uint8 (B, R, R, 3) and ``label`` int64 (B,)."""
+        """``pixels`` uint8 (B, R, R, 3), ``label`` int64 (B,) and ``caption``, B strings."""
         indices = [self.index(position) for position in positions]
         pixels = np.stack([self._augmented(*both) for both in zip(indices, positions, strict=True)])
         labels = torch.tensor([self.label(index) for index in indices])
-        return {"pixels": torch.from_numpy(pixels), "label": labels}
+        captions = [with_prefix(self.prefix, self.caption(index)) for index in indices]
+        return {"pixels": torch.from_numpy(pixels), "label": labels, "caption": captions}
 
     def _augmented(self, index: int, position: int) -> np.ndarray:
         pixels = self.render(index)
@@ -166,7 +170,7 @@ class ShapesDataset:
         return mirror_half(pixels, random.Random(stable_seed(self.seed, "augment", position)))
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``image`` float32 (B, 3, R, R) in [-1, 1] and ``label`` on ``device``."""
+        """``image`` float32 (B, 3, R, R) in [-1, 1] and ``label`` on ``device``; ``caption``."""
         return image_inputs(batch, device)
 
 

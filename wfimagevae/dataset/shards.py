@@ -11,7 +11,13 @@ import numpy as np
 from wfimagevae.dataset.protocol import DataError
 
 # NumPy has no bfloat16: its 16 bits are the upper half of a float32.
-_DTYPES = {"F32": np.float32, "F16": np.float16, "BF16": np.uint16, "I64": np.int64}
+_DTYPES = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": np.uint16,
+    "I64": np.int64,
+    "BOOL": np.bool_,
+}
 _MAX_HEADER_BYTES = 100 * 2**20  # the format's own limit
 
 

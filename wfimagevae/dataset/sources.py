@@ -8,11 +8,14 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
+
+from wfimagevae.dataset.decode import open_rgb
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MANIFEST_KEYS = ("image_path", "path", "target")
@@ -50,6 +53,28 @@ class ImageIndex:
     def path(self, i: int) -> str:
         """Absolute path of image ``i``."""
         return os.path.join(self.root, os.fsdecode(self.entry(i)))
+
+    def name(self, i: int) -> str:
+        """As `path`: what a message calls the image."""
+        return self.path(i)
+
+    def aliases(self, i: int) -> list[str]:
+        """The path below the root, with and without extension."""
+        name = self.relative(i)
+        return [name, os.path.splitext(name)[0]]
+
+    def open(
+        self,
+        i: int,
+        min_side: int | tuple[int, int] = 1,
+        short_side: int | tuple[int, int] | None = None,
+    ) -> Image.Image:
+        """Image ``i``; see `open_rgb`."""
+        return open_rgb(self.path(i), min_side, short_side)
+
+    def select(self, indices: Sequence[int]) -> "ImageIndex":
+        """Some of these images."""
+        return ImageIndex(self.root, [self.entry(i) for i in indices])
 
     def relative(self, i: int) -> str:
         """Path of image ``i`` below the root, with forward slashes.

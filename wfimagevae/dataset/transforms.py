@@ -9,32 +9,34 @@ from PIL import Image
 from torch import Tensor
 
 
-def random_crop(image: Image.Image, size: int, rng: random.Random) -> np.ndarray:
-    """A square crop at a uniformly random place, mirrored left to right half of the time.
+def random_crop(image: Image.Image, size: int | tuple[int, int], rng: random.Random) -> np.ndarray:
+    """A crop at a uniformly random place, mirrored left to right half of the time.
 
     Args:
         image: RGB, at least ``size`` pixels high and wide.
-        size: Height and width of the crop, in pixels.
+        size: Height and width of the crop, in pixels; one number for a square.
         rng: Source of the three random numbers used.
 
     Returns:
-        uint8, (size, size, 3).
+        uint8, (height, width, 3).
     """
+    height, width = (size, size) if isinstance(size, int) else size
     # random() is the one method whose stream Python promises to keep between versions.
-    left = int(rng.random() * (image.width - size + 1))
-    top = int(rng.random() * (image.height - size + 1))
-    crop = image.crop((left, top, left + size, top + size))
+    left = int(rng.random() * (image.width - width + 1))
+    top = int(rng.random() * (image.height - height + 1))
+    crop = image.crop((left, top, left + width, top + height))
     if rng.random() < 0.5:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.array(crop)
 
 
-def center_crop(image: Image.Image, size: int | None) -> np.ndarray:
-    """The middle square of ``size`` pixels, or the whole image for None, as uint8 (h, w, 3)."""
+def center_crop(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:
+    """The middle (height, width) or square of ``size`` pixels; None: all; uint8 (h, w, 3)."""
     if size is None:
         return np.array(image)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.array(image.crop((left, top, left + size, top + size)))
+    height, width = (size, size) if isinstance(size, int) else size
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return np.array(image.crop((left, top, left + width, top + height)))
 
 
 def resized_center_crop(image: Image.Image, size: int) -> np.ndarray:
@@ -70,15 +72,18 @@ def to_signed_unit(pixels: Tensor) -> Tensor:
 
 
 def image_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """``image`` float32 (B, 3, h, w) in [-1, 1] and ``label``, if any, on a device.
+    """``image`` float32 (B, 3, h, w) in [-1, 1] and ``label``, if any, on a device; ``caption``.
 
     Args:
-        batch: ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,) or absent.
+        batch: ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,) or absent; ``caption``, B strings
+            that are passed on, or absent.
         device: Copied to asynchronously where it is a CUDA device and the memory is pinned.
     """
     inputs = {"image": to_signed_unit(to_device(batch["pixels"], device))}
     if "label" in batch:
         inputs["label"] = to_device(batch["label"], device)
+    if "caption" in batch:
+        inputs["caption"] = batch["caption"]
     return inputs
 
 

@@ -1,0 +1,68 @@
+"""Small shards for tests, written by the webdataset library or byte by byte."""
+
+import io
+import json
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+from wfimagevae.dataset import CropDataset, CropRules, ShardOrder, open_shards
+from wfimagevae.dataset.web_shards import ShardOptions
+
+
+def png(value, width=12, height=12):
+    """A PNG file of one gray value."""
+    file = io.BytesIO()
+    Image.new("RGB", (width, height), (value,) * 3).save(file, "PNG")
+    return file.getvalue()
+
+
+def jpg(seed, width=40, height=30, **options):
+    """A JPEG file of smooth random colours."""
+    rng = np.random.default_rng(seed)
+    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
+    file = io.BytesIO()
+    small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def write_shards(folder, counts, sample=None, name="s"):
+    """Shards whose sample i, over all shards, has the gray value 3 i + 1; paths, in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, number = [], 0
+    for shard, count in enumerate(counts):
+        path = folder / f"{name}-{shard:03d}.tar"
+        with webdataset.TarWriter(str(path)) as writer:
+            for _ in range(count):
+                own = {"png": png(3 * number + 1), "txt": f"caption {number}", "cls": number % 3}
+                more = {} if sample is None else sample(number)
+                members = {"__key__": f"{number:05d}"} | own | more
+                writer.write({key: value for key, value in members.items() if value is not None})
+                number += 1
+        paths.append(path)
+    return paths
+
+
+def open_set(specs, **options):
+    """The samples of shards, with nothing besides images unless ``options`` ask for it."""
+    specs = specs if isinstance(specs, list) else [specs]
+    return open_shards(specs, ShardOptions(**options))
+
+
+def dataset(found, size=8, seed=1234, group_size=2, **options):
+    """Crops of an image set, in the order that training reads shards in."""
+    order = ShardOrder(found.shard, seed, group_size)
+    rules = CropRules(size, **options)
+    return CropDataset(found.images, rules, seed, order, found.labels, found.captions)
+
+
+def numbers(batch):
+    """Which samples of `write_shards` a batch shows."""
+    gray = batch["image"][:, 0].mean(dim=(1, 2)).add(1).mul(127.5).round()
+    return ((gray - 1) / 3).int().tolist()
+
+
+def as_json(**fields):
+    """A json member."""
+    return json.dumps(fields).encode()

@@ -1,0 +1,225 @@
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from scripts import make_webdataset
+from tests.images import smooth_image
+from tests.scripts.conftest import ROOT
+from wfimagevae.dataset import open_shards, shard_writer
+from wfimagevae.dataset.shard_index import index_shards
+from wfimagevae.dataset.web_shards import ShardOptions
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Seven photographs of three formats in two classes, with captions beside them."""
+    folder = tmp_path / "photos"
+    for i in range(7):
+        home = folder / "ab"[i % 2]
+        home.mkdir(parents=True, exist_ok=True)
+        name = f"p{i}.{('png', 'jpg', 'webp')[i % 3]}"
+        Image.fromarray(smooth_image(40, 40 + 12 * (i % 3), i)).save(home / name)
+        (home / f"p{i}.txt").write_text(f"photo {i}\nnumber {i}\n")
+    return folder
+
+
+def flags(photos, output, *more):
+    words = ["--image_path", photos, "--output_dir", output, "--samples_per_shard", 3, *more]
+    return [str(word) for word in words]
+
+
+def make(photos, output, *more):
+    return make_webdataset.main(flags(photos, output, *more))
+
+
+def read_with_library(folder):
+    """Every sample of a folder of shards, by the webdataset library, by key."""
+    urls = [str(path) for path in sorted(folder.glob("*.tar"))]
+    return list(webdataset.WebDataset(urls, shardshuffle=False))
+
+
+def read_with_us(folder):
+    """The same through this repository: content, caption lines, class, record."""
+    options = ShardOptions(with_captions=True, with_labels=True, with_records=True)
+    found = open_shards([folder], options)
+    return [
+        (
+            found.images.key(i),
+            found.images.content(i),
+            found.captions.all(i),
+            int(found.labels[0][i]),
+            found.record(i),
+        )
+        for i in range(len(found))
+    ]
+
+
+def as_we_read(sample):
+    kind = next(kind for kind in ("png", "jpg", "webp") if kind in sample)
+    return (
+        sample["__key__"],
+        sample[kind],
+        sample["txt"].decode().splitlines(),
+        int(sample["cls"]),
+        json.loads(sample["json"]),
+    )
+
+
+def test_our_shards_and_the_librarys_read_the_same_through_both(photos, tmp_path):
+    ours, theirs = tmp_path / "ours", tmp_path / "theirs"
+    assert make(photos, ours, "--labels", "folder", "--captions", "sidecar") == 0
+    samples = read_with_library(ours)
+    theirs.mkdir()
+    with webdataset.ShardWriter(str(theirs / "shard-%06d.tar"), maxcount=3, verbose=0) as writer:
+        for sample in samples:
+            writer.write({k: v for k, v in sample.items() if k in ("__key__",) or k[0] != "_"})
+    assert len(list(theirs.glob("*.tar"))) == 3
+    through_library = [as_we_read(sample) for sample in samples]
+    assert [as_we_read(sample) for sample in read_with_library(theirs)] == through_library
+    assert read_with_us(ours) == through_library
+    assert read_with_us(theirs) == through_library
+
+
+def test_files_are_kept_as_they_are_with_what_is_known_of_them(photos, tmp_path):
+    make(photos, tmp_path / "shards", "--labels", "folder", "--captions", "sidecar")
+    samples = read_with_us(tmp_path / "shards")
+    assert len(samples) == 7
+    for _, content, captions, label, record in samples:
+        name = record["name"]
+        assert content == (photos / name).read_bytes()
+        assert record["class"] == name[0] == "ab"[label]
+        number = name.split("p")[1][0]
+        assert captions == [f"photo {number}", f"number {number}"]
+        with Image.open(photos / name) as image:
+            assert (record["width"], record["height"]) == image.size
+    names = [record["name"] for *_, record in samples]
+    assert names != sorted(names) and sorted(names) == sorted(set(names))
+    make(photos, tmp_path / "sorted", "--labels", "folder", "--captions", "sidecar", "--no_shuffle")
+    names = [record["name"] for *_, record in read_with_us(tmp_path / "sorted")]
+    assert names == sorted(names)
+
+
+def test_record_tells_counts_sizes_and_hashes(photos, tmp_path, capsys):
+    folder = tmp_path / "shards"
+    make(photos, folder, "--labels", "folder")
+    record = json.loads((folder / "shards.json").read_text())
+    assert record["num_samples"] == 7 and record["class_names"] == ["a", "b"]
+    assert [shard["samples"] for shard in record["shards"]] == [3, 3, 1]
+    for shard in record["shards"]:
+        content = (folder / shard["name"]).read_bytes()
+        assert len(content) == shard["bytes"]
+        assert hashlib.sha256(content).hexdigest() == shard["sha256"]
+        index = (folder / shard["index"]).read_bytes()
+        assert hashlib.sha256(index).hexdigest() == shard["index_sha256"]
+    assert "7 samples in 3 shards" in capsys.readouterr().out
+
+
+def test_manifest_fields_are_kept(photos, tmp_path):
+    lines = [
+        {"path": f"photos/a/p{i}.{('png', 'jpg', 'webp')[i % 3]}", "similarity": i / 10, "label": i}
+        for i in (0, 2, 4)
+    ]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert make(manifest, tmp_path / "shards", "--labels", "manifest") == 0
+    samples = sorted(read_with_library(tmp_path / "shards"), key=lambda sample: sample["__key__"])
+    records = [json.loads(sample["json"]) for sample in samples]
+    assert [r["similarity"] for r in records] == [0.0, 0.2, 0.4]
+    assert all("path" not in r for r in records)
+    assert [int(sample["cls"]) for sample in samples] == [0, 2, 4]
+
+
+def test_large_images_are_shrunk_and_others_encoded_as_asked(photos, tmp_path):
+    make(photos, tmp_path / "small", "--resize", 20)
+    for sample in read_with_library(tmp_path / "small"):
+        kind = next(kind for kind in ("png", "jpg", "webp") if kind in sample)
+        with Image.open(io.BytesIO(sample[kind])) as image:
+            assert min(image.size) == 20
+            assert image.format.lower() == {"jpg": "jpeg"}.get(kind, kind)
+        record = json.loads(sample["json"])
+        assert min(record["width"], record["height"]) == 20
+    make(photos, tmp_path / "kept", "--resize", 400)
+    kept = read_with_library(tmp_path / "kept")
+    assert {json.loads(s["json"])["height"] for s in kept} == {40}
+    make(photos, tmp_path / "webp", "--format", "webp", "--quality", 90)
+    for sample in read_with_library(tmp_path / "webp"):
+        name = json.loads(sample["json"])["name"]
+        with Image.open(io.BytesIO(sample["webp"])) as image, Image.open(photos / name) as own:
+            pair = [np.asarray(x.convert("RGB"), np.float32) for x in (image, own)]
+        assert np.abs(pair[0] - pair[1]).mean() < 6
+
+
+def test_unreadable_images_are_left_out_and_listed(photos, tmp_path, capsys):
+    whole = (photos / "b" / "p1.jpg").read_bytes()
+    (photos / "b" / "p1.jpg").write_bytes(whole[: len(whole) // 2])
+    assert make(photos, tmp_path / "shards") == 1
+    told = capsys.readouterr()
+    assert "6 samples" in told.out and "p1.jpg: " in told.err
+    assert len(read_with_library(tmp_path / "shards")) == 6
+
+
+def test_stopped_run_goes_on_and_other_images_are_refused(photos, tmp_path, monkeypatch, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "shards"
+    make(photos, whole)
+    real, calls = shard_writer.ShardWriter.write, []
+
+    def failing(self, number, tick=lambda: None):
+        if len(calls) == 1:
+            (self.folder / ".shard-000002.tar.half").write_bytes(b"half")
+            raise KeyboardInterrupt
+        calls.append(number)
+        real(self, number, tick)
+
+    monkeypatch.setattr(shard_writer.ShardWriter, "write", failing)
+    with pytest.raises(KeyboardInterrupt):
+        make(photos, folder)
+    assert not (folder / "shards.json").exists()
+    monkeypatch.setattr(shard_writer.ShardWriter, "write", real)
+    before = (folder / "shard-000000.tar").stat().st_mtime_ns
+    assert make(photos, folder) == 0
+    assert (folder / "shard-000000.tar").stat().st_mtime_ns == before
+    assert not list(folder.glob(".shard*"))
+    for path in whole.glob("*.tar"):
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+    with pytest.raises(ValueError, match="other images or options"):
+        make(photos, folder, "--resize", 20)
+
+
+def test_two_processes_write_what_one_writes(photos, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command += [str(ROOT / "scripts" / "make_webdataset.py"), *flags(photos, tmp_path / "two")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, env=environment)
+    make(photos, tmp_path / "one")
+    for path in (tmp_path / "one").glob("*.tar"):
+        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "two").glob("*.tar"))) == 3
+
+
+def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path, monkeypatch):
+    from tests.dataset.test_remote_shards import Server
+
+    make(photos, tmp_path / "shards", "--captions", "sidecar", "--labels", "folder")
+    server = Server(tmp_path / "shards")
+    try:
+        urls = [f"{server.url}/shard-{i:06d}.tar" for i in range(3)]
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+        indexed = index_shards(urls)
+        assert sum(len(index) for _, index in indexed) == 7
+        assert not [path for path in server.count("GET") if path.endswith(".tar")]
+        options = ShardOptions(with_captions=True)
+        remote = open_shards([f"{server.url}/shard-{{000000..000002}}.tar"], options)
+        local = open_shards([tmp_path / "shards"], options)
+        assert remote.images.content(4) == local.images.content(4)
+        assert remote.captions.all(4) == local.captions.all(4)
+        assert [p for p in server.count("GET") if p.endswith(".tar")] == ["/shard-000001.tar"]
+    finally:
+        server.close()

@@ -1,0 +1,218 @@
+"""Batches of images of one size, of many sizes: aspect-ratio buckets and scaled-down copies."""
+
+import itertools
+import logging
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from wfimagevae.dataset.order import Order, shuffled
+
+_log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class BucketRules:
+    """Which sizes images are cropped to.
+
+    Attributes:
+        resolution: Side of the square whose area the samples have, in pixels.
+        multiple: Sides are multiples of this many pixels, as near as that gets to an image's own
+            shape; 0 makes squares only.
+        reduced_sizes: An image is also a sample at each of these short sides, in pixels, that is
+            smaller than the one it has in its bucket.
+        enlarge: Also take images that are smaller than their bucket.
+
+    Raises:
+        ValueError: a bad value.
+    """
+
+    resolution: int
+    multiple: int = 0
+    reduced_sizes: tuple[int, ...] = ()
+    enlarge: bool = False
+
+    def __post_init__(self):
+        if self.multiple < 0 or self.multiple > self.resolution:
+            raise ValueError(
+                f"aspect_buckets must be 0 (off) to the resolution, {self.resolution}, "
+                f"got {self.multiple}"
+            )
+        step = self.multiple or 1
+        if bad := [s for s in self.reduced_sizes if s < step or s % step or s > self.resolution]:
+            raise ValueError(
+                f"reduced_min_sizes must be multiples of {step} up to the resolution, "
+                f"{self.resolution}, got {', '.join(map(str, bad))}"
+            )
+
+    def buckets(self, sizes: np.ndarray) -> np.ndarray:
+        """The bucket of each image at constant area: int64 (N, 2), height and width."""
+        if not self.multiple:
+            return np.full(sizes.shape, self.resolution, np.int64)
+        return self._rounded(sizes, self.resolution / np.sqrt(_area(sizes)))
+
+    def reduced(self, sizes: np.ndarray, short_side: int) -> np.ndarray:
+        """The bucket of each image scaled to a short side: int64 (N, 2), height and width."""
+        if not self.multiple:
+            return np.full(sizes.shape, short_side, np.int64)
+        return self._rounded(sizes, short_side / sizes.min(axis=1))
+
+    def _rounded(self, sizes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        scaled = sizes[:, ::-1] * scale[:, None] / self.multiple
+        # Halves go up (np.round would send them to even numbers).
+        return np.maximum(np.floor(scaled + 0.5), 1).astype(np.int64) * self.multiple
+
+
+def _area(sizes: np.ndarray) -> np.ndarray:
+    return sizes.astype(np.float64).prod(axis=1)
+
+
+def assign_buckets(
+    sizes: np.ndarray, rules: BucketRules, source: str
+) -> dict[tuple[int, int], np.ndarray]:
+    """The images of every bucket: (height, width) -> their numbers, increasing.
+
+    Images that cannot be read, or are too small for their bucket, are in none; how many is logged.
+
+    Args:
+        sizes: Width and height of each, int32 (N, 2).
+        rules: Which sizes there are.
+        source: What a message calls the images.
+
+    Raises:
+        ValueError: no image is in any.
+    """
+    usable = np.flatnonzero(sizes.min(axis=1) > 0)
+    sizes = sizes[usable]
+    own = rules.buckets(sizes)
+    chosen = [own]
+    for short_side in rules.reduced_sizes:
+        smaller = rules.reduced(sizes, short_side)
+        is_new = smaller.min(axis=1) < own.min(axis=1)
+        chosen.append(np.where(is_new[:, None], smaller, 0))
+    numbers, codes = [], []
+    for target in chosen:
+        fits = (target > 0).all(axis=1)
+        if not rules.enlarge:
+            fits &= (target <= sizes[:, ::-1]).all(axis=1)
+        if target is own and not fits.all():
+            left_out = len(fits) - int(fits.sum())
+            _log.warning("%s: %d images are smaller than their bucket: left out", source, left_out)
+        numbers.append(usable[fits])
+        codes.append((target[fits] << (32, 0)).sum(axis=1))
+    numbers, codes = np.concatenate(numbers), np.concatenate(codes)
+    if not len(codes):
+        raise ValueError(f"{source}: every image is smaller than its bucket; lower --resolution")
+    order = np.lexsort((numbers, codes))
+    numbers, codes = numbers[order], codes[order]
+    # A reduced picture may fall into a bucket twice, at two short sides that round to one size.
+    is_first = np.ones(len(codes), bool)
+    is_first[1:] = (np.diff(codes) != 0) | (np.diff(numbers) != 0)
+    numbers, codes = numbers[is_first], codes[is_first]
+    found, firsts = np.unique(codes, return_index=True)
+    members = np.split(numbers, firsts[1:])
+    shapes = [(int(code) >> 32, int(code) & 0xFFFFFFFF) for code in found]
+    return dict(zip(shapes, members, strict=True))
+
+
+class BucketOrder(Order):
+    """Aligned blocks of ``batch_size`` positions, each of one bucket, without end.
+
+    Every bucket is an endless stream of its own shuffles, cut into blocks. Epoch e deals bucket b
+    ``floor((e + 1) n_b / B) - floor(e n_b / B)`` blocks, in random order: so nothing is dropped,
+    however small the bucket, and no image comes again before its bucket's other images have.
+
+    Args:
+        buckets: (height, width) -> numbers of the images.
+        batch_size: Positions in a block: the batch size of each rank.
+        seed: Of everything.
+        make_order: Gives the order of one bucket's images, from their numbers: an `Order` of
+            0 to n_b - 1.
+    """
+
+    def __init__(
+        self,
+        buckets: dict[tuple[int, int], np.ndarray],
+        batch_size: int,
+        seed: int,
+        make_order: Callable[[np.ndarray], Order],
+    ):
+        self.sizes = list(buckets)
+        self._members = [buckets[size] for size in self.sizes]
+        self._orders = [make_order(members) for members in self._members]
+        self._counts = [len(members) for members in self._members]
+        self.batch_size, self.seed = batch_size, seed
+        self.num_items = sum(self._counts)
+        self.facts = {"batch_size": batch_size} | self._orders[0].facts
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        self._last = (-1, 0, 0)
+
+    def size(self, position: int) -> tuple[int, int]:
+        """Height and width of the sample at ``position``."""
+        return self.sizes[self._place(position)[0]]
+
+    def index(self, position: int) -> int:
+        """The image at ``position``."""
+        bucket, place = self._place(position)
+        return int(self._members[bucket][self._orders[bucket].index(place)])
+
+    def candidates(self, position: int) -> Iterator[int]:
+        """The image at ``position``, the next ones of its bucket, then those of all others."""
+        bucket, place = self._place(position)
+        members, order = self._members[bucket], self._orders[bucket]
+        # Two epochs show every image, whichever was the first.
+        for later in range(place, place + 2 * len(members)):
+            yield int(members[order.index(later)])
+        others = itertools.chain.from_iterable(self._members)
+        yield from (int(index) for index in others)
+
+    def _place(self, position: int) -> tuple[int, int]:
+        """The bucket of a position, and the place in that bucket's stream."""
+        if position < 0:
+            raise ValueError(f"a data position is 0 or more, got {position}")
+        block, i = divmod(position, self.batch_size)
+        if block != self._last[0]:  # all positions of a batch are in one block
+            epoch = self._epoch(block)
+            buckets, ordinals = self._dealt(epoch)
+            j = block - self._blocks_before(epoch)
+            self._last = block, int(buckets[j]), int(ordinals[j])
+        _, bucket, ordinal = self._last
+        return bucket, ordinal * self.batch_size + i
+
+    def _blocks_before(self, epoch: int) -> int:
+        return sum(epoch * count // self.batch_size for count in self._counts)
+
+    def _epoch(self, block: int) -> int:
+        """The epoch that deals a block."""
+        high = block * self.batch_size // self.num_items + 1
+        # An epoch deals at most one block a bucket less than its share.
+        while self._blocks_before(high) <= block:
+            high += len(self._counts) * self.batch_size // self.num_items + 1
+        epochs = range(high + 1)
+        return bisect_right(epochs, block, key=self._blocks_before) - 1
+
+    def _dealt(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The bucket of each block of an epoch, and which block of that bucket it is."""
+        if epoch not in self._epochs:
+            spans = [
+                (epoch * n // self.batch_size, (epoch + 1) * n // self.batch_size)
+                for n in self._counts
+            ]
+            blocks = np.repeat(np.arange(len(spans)), [last - first for first, last in spans])
+            blocks = blocks[shuffled(len(blocks), self.seed, "blocks", epoch)]
+            ordinals = np.empty(len(blocks), np.int64)
+            for bucket, span in enumerate(spans):  # a bucket's own blocks stay in their order
+                ordinals[blocks == bucket] = np.arange(*span)
+            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
+            self._epochs[epoch] = blocks, ordinals
+        return self._epochs[epoch]
+
+
+def describe_buckets(buckets: dict[tuple[int, int], np.ndarray], most: int = 12) -> str:
+    """Sizes and counts, the largest first."""
+    by_count = sorted(buckets.items(), key=lambda item: -len(item[1]))
+    told = [f"{w}x{h}: {len(members)}" for (h, w), members in by_count[:most]]
+    more = f" and {len(by_count) - most} more" if len(by_count) > most else ""
+    return f"{len(buckets)} sizes (width x height: images): " + ", ".join(told) + more

@@ -1,0 +1,121 @@
+"""Several data sets in one run, dealt by their weights."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from wfimagevae.dataset.protocol import FlowData
+
+_PRECISION = 10**6
+
+
+class Mixture:
+    """Data sets that take turns, each in its own order, by weight.
+
+    After any number of blocks each set has had its share of them, to within less than one a set
+    (rounding is nested: the first set against all others, the second against the rest ...). Which
+    set a block comes from, and where that set stands, follow from the block's number alone. With
+    the sets' sizes as weights, every sample comes once an epoch.
+
+    Args:
+        parts: The data sets, of one kind and with the same classes. One without captions has ""
+            for each, where another has captions.
+        weights: Share of each; None takes their sizes.
+        block_size: Positions in a row that come from one set: 1, or the batch size where a batch
+            must come from one set.
+
+    Attributes:
+        seed, sample_shape, num_classes, class_names, data_key, has_captions: See `FlowData`.
+        order_facts: What the order depends on; must not change in a run.
+
+    Raises:
+        ValueError: sets that do not go together, or a bad weight.
+    """
+
+    def __init__(
+        self, parts: Sequence[FlowData], weights: Sequence[float] | None = None, block_size: int = 1
+    ):
+        if weights is not None and len(weights) != len(parts):
+            raise ValueError(f"{len(parts)} data sets need as many weights, got {len(weights)}")
+        if weights is not None and min(weights) <= 0:
+            raise ValueError(f"weights of data sets must be above 0, got {list(weights)}")
+        self.parts, self.block_size = list(parts), block_size
+        first = self.parts[0]
+        for part in self.parts[1:]:
+            _check_alike(first, part)
+        self.seed, self.data_key = first.seed, first.data_key
+        self.sample_shape = first.sample_shape
+        self.num_classes, self.class_names = first.num_classes, first.class_names
+        self.has_captions = any(part.has_captions for part in self.parts)
+        shares = [len(part) for part in parts] if weights is None else weights
+        shares = [Fraction(share).limit_denominator(_PRECISION) for share in shares]
+        left = [sum(shares[i:]) for i in range(len(shares))]
+        self._ratios = [share / rest for share, rest in zip(shares, left, strict=True)]
+        self.order_facts = _facts(self.parts) | {
+            "data_weights": None if weights is None else [float(weight) for weight in weights]
+        }
+
+    def __len__(self) -> int:
+        """Samples of all sets together."""
+        return sum(len(part) for part in self.parts)
+
+    def place(self, position: int) -> tuple[int, int]:
+        """The set that a position belongs to, and the position in that set."""
+        block, i = divmod(position, self.block_size)
+        for number, ratio in enumerate(self._ratios):
+            mine = block * ratio.numerator // ratio.denominator
+            if (block + 1) * ratio.numerator // ratio.denominator > mine:
+                return number, mine * self.block_size + i
+            block -= mine
+        raise AssertionError("the last set takes what is left")
+
+    def read_batch(self, positions: list[int]) -> dict[str, Any]:
+        """The samples at some positions; see `CropDataset.read_batch`."""
+        places = [self.place(position) for position in positions]
+        order: list[int] = []
+        batches = []
+        for number, part in enumerate(self.parts):
+            rows = [row for row, (owner, _) in enumerate(places) if owner == number]
+            if rows:
+                batch = part.read_batch([places[row][1] for row in rows])
+                if self.has_captions:
+                    batch.setdefault("caption", [""] * len(rows))
+                batches.append(batch)
+                order += rows
+        back = sorted(range(len(order)), key=order.__getitem__)
+        return {key: _joined([batch[key] for batch in batches], key, back) for key in batches[0]}
+
+    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        """As the first set does."""
+        return self.parts[0].to_inputs(batch, device)
+
+
+def _joined(values: list, key: str, back: list[int]) -> Tensor | list:
+    """The values of several batches as one, in the order of their positions."""
+    if torch.is_tensor(values[0]):
+        return torch.cat(values)[back] if len(values) > 1 else values[0]
+    flat = [value for part in values for value in part]
+    return flat if key == "unreadable" else [flat[row] for row in back]
+
+
+def _facts(parts: list[FlowData]) -> dict[str, Any]:
+    """The facts of all sets, numbered where they are not the same."""
+    facts = {}
+    for number, part in enumerate(parts):
+        for key, value in getattr(part, "order_facts", {}).items():
+            if facts.setdefault(key, value) != value:
+                facts[f"{key} of set {number + 1}"] = value
+    return facts
+
+
+def _check_alike(first: FlowData, other: FlowData) -> None:
+    for name in ("data_key", "sample_shape", "class_names"):
+        ours, theirs = getattr(first, name), getattr(other, name)
+        if ours != theirs:
+            raise ValueError(
+                f"data sets of one run must have the same {name}, got {ours!r:.80} and "
+                f"{theirs!r:.80}"
+            )

@@ -1,0 +1,50 @@
+"""Many short byte strings in two arrays, which forked workers share without copying."""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+
+class PackedTexts:
+    """Byte strings by number.
+
+    Args:
+        text: All of them, one after another, uint8.
+        ends: Where each ends in ``text``, int64.
+    """
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray):
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def pack(cls, texts: Iterable[bytes]) -> "PackedTexts":
+        """Packs some byte strings."""
+        texts = list(texts)
+        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
+        return cls(np.frombuffer(b"".join(texts), np.uint8), ends)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
+        """All of some packs, one after another."""
+        starts = np.cumsum([0, *(len(part.text) for part in parts)])
+        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
+        return cls(
+            np.concatenate([part.text for part in parts] or [np.empty(0, np.uint8)]),
+            np.concatenate(ends or [np.empty(0, np.int64)]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> bytes:
+        start = self.ends[i - 1] if i else 0
+        return self.text[start : self.ends[i]].tobytes()
+
+    def select(self, indices: Sequence[int]) -> "PackedTexts":
+        """Some of them."""
+        rows = np.asarray(indices, np.int64)
+        starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)[rows]
+        lengths = self.ends[rows] - starts
+        ends = np.cumsum(lengths)
+        places = np.arange(lengths.sum()) + np.repeat(starts - (ends - lengths), lengths)
+        return PackedTexts(self.text[places], ends)

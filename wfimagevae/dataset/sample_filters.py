@@ -1,0 +1,234 @@
+"""Which images training leaves out, and better captions for those that stay."""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wfimagevae.dataset.captions import CaptionTable, with_prefix
+from wfimagevae.dataset.image_sets import ImageSet
+
+SIMILARITY_FIELDS = ("similarity", "clip_similarity", "clip_score")
+NSFW_FIELDS = ("nsfw", "punsafe")
+LANGUAGE_FIELDS = ("language", "lang", "lc")
+_NSFW_WORDS = ("nsfw", "likely", "true", "yes", "1")
+_log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class SampleFilters:
+    """What makes an image one to leave out. Fields are those of a manifest's line or json member.
+
+    Attributes:
+        min_image_size: Fewer pixels along the short side; 0 is any.
+        max_aspect_ratio: Long side by short side above this; 0 is any.
+        min_similarity: A field of `SIMILARITY_FIELDS` below this, or missing; None is any.
+        skip_nsfw: A field of `NSFW_FIELDS` says so (``NSFW``, ``LIKELY``, true, above 0.5).
+        languages: A field of `LANGUAGE_FIELDS` is none of these, or missing; empty is any.
+        skip_words: The caption has one of these, in any case.
+    """
+
+    min_image_size: int = 0
+    max_aspect_ratio: float = 0.0
+    min_similarity: float | None = None
+    skip_nsfw: bool = False
+    languages: tuple[str, ...] = ()
+    skip_words: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        if 0 < self.max_aspect_ratio < 1:
+            raise ValueError(
+                f"max_aspect_ratio is long side by short side: at least 1, got "
+                f"{self.max_aspect_ratio}"
+            )
+
+    @property
+    def need_sizes(self) -> bool:
+        """Whether they look at sizes."""
+        return self.min_image_size > 0 or self.max_aspect_ratio > 0
+
+    @property
+    def need_records(self) -> bool:
+        """Whether they look at fields."""
+        return self.min_similarity is not None or self.skip_nsfw or bool(self.languages)
+
+    @property
+    def need_captions(self) -> bool:
+        """Whether they look at captions."""
+        return bool(self.skip_words)
+
+
+def read_words(words: str) -> tuple[str, ...]:
+    """Words to skip: those of a file, one a line, or those of a comma-separated list."""
+    if not words:
+        return ()
+    path = os.path.expanduser(words)
+    parts = Path(path).read_text("utf-8").splitlines() if os.path.isfile(path) else words.split(",")
+    found = tuple(dict.fromkeys(part.strip().casefold() for part in parts if part.strip()))
+    if not found:
+        raise ValueError(f"no word to skip in {words!r}: give a file of lines, or words, by commas")
+    return found
+
+
+def filtered(found: ImageSet, filters: SampleFilters, source: str) -> ImageSet:
+    """The images that stay; how many are left out, and why, is logged.
+
+    Args:
+        found: Images with what the filters look at.
+        filters: What to leave out. An image counts under the first reason that applies.
+        source: What a message calls the images.
+
+    Raises:
+        ValueError: nothing stays, or no image has a field that a filter looks at.
+    """
+    reasons: Counter[str] = Counter()
+    kept = np.ones(len(found), bool)
+    checks = [*_size_checks(found, filters), *_record_checks(found, filters, source)]
+    if filters.skip_words:
+        checks.append(("skip_words", _words_check(found, filters.skip_words)))
+    for reason, keep in checks:
+        reasons[reason] = int((kept & ~keep).sum())
+        kept &= keep
+    if kept.all():
+        return found
+    told = ", ".join(f"{count} by {reason}" for reason, count in reasons.items() if count)
+    if not kept.any():
+        raise ValueError(f"the filters leave none of {len(found)} images of {source}: {told}")
+    _log.info("%s: left out %d of %d images: %s", source, (~kept).sum(), len(found), told)
+    return found.select(np.flatnonzero(kept))
+
+
+def _size_checks(found: ImageSet, filters: SampleFilters) -> Iterator[tuple[str, np.ndarray]]:
+    if not filters.need_sizes:
+        return
+    short, long = found.sizes.min(axis=1), found.sizes.max(axis=1)
+    yield "an unreadable header", short > 0
+    if filters.min_image_size:
+        yield "min_image_size", short >= filters.min_image_size
+    if filters.max_aspect_ratio:
+        yield "max_aspect_ratio", long <= filters.max_aspect_ratio * short
+
+
+def _record_checks(
+    found: ImageSet, filters: SampleFilters, source: str
+) -> list[tuple[str, np.ndarray]]:
+    wanted = {
+        "min_similarity": (SIMILARITY_FIELDS, filters.min_similarity is not None),
+        "skip_nsfw": (NSFW_FIELDS, filters.skip_nsfw),
+        "languages": (LANGUAGE_FIELDS, bool(filters.languages)),
+    }
+    wanted = {name: fields for name, (fields, is_on) in wanted.items() if is_on}
+    if not wanted:
+        return []
+    count = len(found)
+    keep = {name: np.ones(count, bool) for name in wanted}
+    present = dict.fromkeys(wanted, 0)
+    for i in range(count):
+        record = found.record(i) if found.record else {}
+        record = {str(key).lower(): value for key, value in record.items()}
+        for name, fields in wanted.items():
+            value = next((record[f] for f in fields if record.get(f) is not None), None)
+            present[name] += value is not None
+            keep[name][i] = _keeps(name, value, filters)
+    for name, fields in wanted.items():
+        if not present[name]:
+            raise ValueError(
+                f"--{name}: no image of {source} has a field {' or '.join(fields)} (in the json of "
+                "its sample, or its line of the manifest); drop the filter"
+            )
+    return list(keep.items())
+
+
+def _keeps(name: str, value: Any, filters: SampleFilters) -> bool:
+    if name == "min_similarity":
+        return _number(value) >= filters.min_similarity
+    if name == "skip_nsfw":
+        if isinstance(value, str) and value.strip().lower() in _NSFW_WORDS:
+            return False
+        return not _number(value) > 0.5
+    return isinstance(value, str) and value.strip().lower() in filters.languages
+
+
+def _number(value: Any) -> float:
+    """A number, also where it is written as text; not a number otherwise."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def _words_check(found: ImageSet, words: tuple[str, ...]) -> np.ndarray:
+    def keeps(i: int) -> bool:
+        text = " ".join(found.captions.all(i)).casefold()
+        return not any(word in text for word in words)
+
+    return np.array([keeps(i) for i in range(len(found))], bool)
+
+
+def read_better_captions(file: str | Path) -> dict[str, list[str]]:
+    """Captions by name, from JSON lines ``{"key": ..., "caption": ...}`` (or ``"name"``).
+
+    A name is a sample's key, or an image's path below its folder, with or without extension.
+    Several lines of one name are several captions.
+
+    Raises:
+        ValueError: there is no such file, or a bad line, named as file:line.
+    """
+    better: dict[str, list[str]] = {}
+    path = os.path.expanduser(file)
+    try:
+        with open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    name, caption = _better_line(line, f"{path}:{number}")
+                    better.setdefault(name, []).append(caption)
+    except FileNotFoundError:
+        raise ValueError(f"better captions {path}: no such file") from None
+    return better
+
+
+def use_better_captions(
+    found: ImageSet, better: Mapping[str, list[str]], prefix: str, source: str
+) -> int:
+    """Sets captions from a list in place of an image's own, where it has any.
+
+    Args:
+        found: Images, with captions or without.
+        better: As `read_better_captions` gives them.
+        prefix: Set before every caption, as for `Captions`.
+        source: What a message calls the images.
+
+    Returns:
+        How many images have captions from the list.
+    """
+    used = 0
+    captions: list[list[str]] = []
+    for i in range(len(found)):
+        texts = next((better[a] for a in found.images.aliases(i) if a in better), None)
+        used += texts is not None
+        own = found.captions.all(i) if found.captions else []
+        captions.append(own if texts is None else [with_prefix(prefix, text) for text in texts])
+    if used:
+        found.captions = CaptionTable(captions)
+    _log.info("%s: better captions for %d of %d images", source, used, len(found))
+    return used
+
+
+def _better_line(line: bytes, where: str) -> tuple[str, str]:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"{where}: not a line of JSON ({error})") from None
+    if isinstance(record, dict):
+        name, caption = record.get("key", record.get("name")), record.get("caption")
+        if isinstance(name, str) and isinstance(caption, str) and caption.strip():
+            return name, " ".join(caption.split())
+    raise ValueError(
+        f'{where}: expected {{"key": ..., "caption": ...}}, got {line.decode().strip():.80}'
+    )

@@ -1,0 +1,271 @@
+"""Indices of many shards: made in parallel, kept between runs."""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wfimagevae.dataset.file_lock import locked
+from wfimagevae.dataset.parallel import in_processes
+from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.remote_shards import RemoteOptions, RemoteShards
+from wfimagevae.dataset.shard_specs import is_remote
+from wfimagevae.dataset.tar_index import ExtraTypes, TarIndex, index_tar
+
+RECORD_NAME = "shards.json"
+INDEX_SUFFIX = ".index.npz"
+_VERSION = 1
+_ASKING = 16  # servers are asked about so many shards at once
+_DAMAGED_CACHE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
+_log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard, of the version that was indexed.
+
+    Attributes:
+        source: Absolute path, URL, or ``pipe:COMMAND``.
+        stamp: Size and modification time of a file; of a remote one, what its server says.
+    """
+
+    source: str
+    stamp: list[Any]
+
+    @property
+    def stem(self) -> str:
+        """Name without folder and extension."""
+        return Path(self.source.partition("?")[0]).name.removesuffix(".tar")
+
+
+def index_shards(
+    sources: Sequence[str],
+    cache_dir: str | Path | None = None,
+    remote: RemoteOptions | None = None,
+    extra: ExtraTypes | None = None,
+    with_texts: bool = True,
+) -> list[tuple[ShardFile, TarIndex]]:
+    """The samples of every shard, from the cache where the shard has not changed.
+
+    Shards that are new or changed are read once, headers and texts only, by as many processes as
+    there are cores. A remote shard is fetched whole for that, unless the ``shards.json`` beside it
+    (which scripts/make_webdataset.py writes) has a finished index. Damaged shards are warned of.
+
+    Args:
+        sources: Absolute paths, URLs and pipes, as `expand_shards` gives them.
+        cache_dir: Where indices are kept; None is ``wfimagevae/index`` under ``$XDG_CACHE_HOME``
+            or ``~/.cache``.
+        remote: How remote shards are fetched.
+        extra: Types of members that are images or texts besides the usual ones.
+        with_texts: Also give the texts, which take the most memory.
+
+    Raises:
+        DataError: a shard that cannot be read or fetched at all, or no sample in any.
+    """
+    store, extra = RemoteShards(remote or RemoteOptions()), extra or ExtraTypes()
+    cache = _IndexCache(cache_dir, extra)
+    shards = _stamped(sources, store)
+    with cache.locked():  # the processes of a machine do the work once
+        found = {shard.source: cache.load(shard, with_texts) for shard in shards}
+        missing = [shard for shard in shards if found[shard.source] is None]
+        beside = _Beside(store) if extra == ExtraTypes() else None
+        for shard, index in _made(missing, store, extra, beside):
+            cache.save(shard, index)
+            found[shard.source] = index
+    indexed = [(shard, found[shard.source]) for shard in shards]
+    _tell_damage(indexed)
+    if not any(len(index) for _, index in indexed):
+        raise DataError(f"no sample in {len(indexed)} shards, for example {indexed[0][0].source}")
+    return indexed
+
+
+def file_stamp(path: str) -> list[int]:
+    """Size and modification time of a local shard.
+
+    Raises:
+        DataError: it is missing.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise DataError(f"cannot read shard {path}: {error.strerror}") from None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _stamped(sources: Sequence[str], store: RemoteShards) -> list[ShardFile]:
+    def stamped(source: str) -> ShardFile:
+        stamp = store.stamp(source) if is_remote(source) else file_stamp(source)
+        return ShardFile(source, stamp)
+
+    with ThreadPoolExecutor(_ASKING) as pool:
+        return list(pool.map(stamped, sources))
+
+
+def _made(
+    shards: list[ShardFile], store: RemoteShards, extra: ExtraTypes, beside: "_Beside | None"
+) -> Iterator[tuple[ShardFile, TarIndex]]:
+    """Indices made anew."""
+    left = []
+    for shard in shards:
+        index = beside.find(shard) if beside and is_remote(shard.source) else None
+        if index is None:
+            left.append(shard)
+        else:
+            yield shard, index
+    work = functools.partial(_index_shard, store=store, extra=extra)
+    yield from zip(left, in_processes(work, left, "index shards", unit="shard"), strict=True)
+
+
+def _index_shard(shard: ShardFile, store: RemoteShards, extra: ExtraTypes) -> TarIndex:
+    if not is_remote(shard.source):
+        return index_tar(shard.source, extra)
+    return index_tar(store.local(shard.source, shard.stamp), extra)
+
+
+def _tell_damage(indexed: list[tuple[ShardFile, TarIndex]]) -> None:
+    damaged = [(shard, index) for shard, index in indexed if index.damage]
+    for shard, index in damaged[:20]:
+        more = f" and {len(index.damage) - 3} more" if len(index.damage) > 3 else ""
+        told = "; ".join(index.damage[:3]) + more
+        _log.warning("damaged shard %s: %s; %d whole samples", shard.source, told, len(index))
+    empty = [shard.source for shard, index in indexed if not len(index) and not index.damage]
+    if empty:
+        _log.warning("%d shards without a sample, for example %s", len(empty), empty[0])
+    if damaged:
+        lost = sum(index.lost for _, index in damaged)
+        _log.warning(
+            "%d of %d shards are damaged; samples known to be lost: %d",
+            len(damaged),
+            len(indexed),
+            lost,
+        )
+
+
+class _Beside:
+    """Indices that make_webdataset wrote beside remote shards."""
+
+    def __init__(self, store: RemoteShards):
+        self.store = store
+        self._records: dict[str, dict] = {}
+
+    def find(self, shard: ShardFile) -> TarIndex | None:
+        """The index of a shard; None where there is none, or none that fits."""
+        folder, _, name = shard.source.rpartition("/")
+        if shard.source.startswith("pipe:") or not name.endswith(".tar"):
+            return None
+        if folder not in self._records:
+            content = self.store.read(f"{folder}/{RECORD_NAME}")
+            self._records[folder] = _shard_records(content, f"{folder}/{RECORD_NAME}")
+        known = self._records[folder].get(name)
+        content = self.store.read(f"{folder}/{known['index']}") if known else None
+        if content is None:
+            return None
+        if hashlib.sha256(content).hexdigest() != known["index_sha256"]:
+            _log.warning("%s/%s is not the one of its record: left aside", folder, known["index"])
+            return None
+        with tempfile.TemporaryFile() as file:
+            file.write(content)
+            return read_index(file)
+
+
+def _shard_records(content: bytes | None, where: str) -> dict[str, dict]:
+    if content is None:
+        return {}
+    try:
+        return {shard["name"]: shard for shard in json.loads(content)["shards"]}
+    except (ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is no record of shards (%r): left aside", where, error)
+        return {}
+
+
+def read_index(file) -> TarIndex:
+    """An index from an open file that `write_index` wrote."""
+    file.seek(0)
+    with np.load(file) as arrays:
+        return TarIndex.from_arrays(arrays)
+
+
+def write_index(file, index: TarIndex, **more: Any) -> None:
+    """Writes an index, and plain facts besides, to an open file."""
+    facts = {
+        name: np.frombuffer(json.dumps(value).encode(), np.uint8) for name, value in more.items()
+    }
+    np.savez_compressed(file, **index.arrays(), **facts)
+
+
+class _IndexCache:
+    """Indices on this machine, a file a shard."""
+
+    def __init__(self, cache_dir: str | Path | None, extra: ExtraTypes):
+        if cache_dir is None:
+            home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            cache_dir = os.path.join(home, "wfimagevae", "index")
+        self.folder = Path(cache_dir).expanduser().absolute() / "shards"
+        self._extra = extra
+        self._is_writable = True
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._give_up(error)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the cache while it is filled."""
+        with contextlib.ExitStack() as stack:
+            try:
+                if self._is_writable:
+                    stack.enter_context(locked(self.folder / ".lock"))
+            except OSError as error:
+                self._give_up(error)
+            yield
+
+    def load(self, shard: ShardFile, with_texts: bool) -> TarIndex | None:
+        """The index of this version of a shard, if it is known."""
+        path = self._path(shard)
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                if json.loads(arrays["version"].tobytes()) != self._version(shard):
+                    return None
+                return TarIndex.from_arrays(arrays, with_texts)
+        except FileNotFoundError:
+            return None
+        except _DAMAGED_CACHE as error:
+            _log.warning("shard index %s is unusable (%s): made anew", path, error)
+            return None
+
+    def save(self, shard: ShardFile, index: TarIndex) -> None:
+        """Keeps an index."""
+        if not self._is_writable:
+            return
+        temporary = None
+        try:
+            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
+                temporary = file.name
+                write_index(file, index, version=self._version(shard))
+            os.replace(temporary, self._path(shard))
+        except OSError as error:
+            self._give_up(error)
+            if temporary:
+                Path(temporary).unlink(missing_ok=True)
+
+    def _give_up(self, error: OSError) -> None:
+        _log.warning("shard index cache off: cannot write %s: %s", self.folder, error.strerror)
+        self._is_writable = False
+
+    def _path(self, shard: ShardFile) -> Path:
+        key = repr((shard.source, self._extra))
+        return self.folder / f"{hashlib.blake2b(key.encode(), digest_size=16).hexdigest()}.npz"
+
+    def _version(self, shard: ShardFile) -> list:
+        return [_VERSION, shard.source, shard.stamp]

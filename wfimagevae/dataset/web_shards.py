@@ -1,0 +1,301 @@
+"""Images, classes and captions in WebDataset shards, each read by its place in a tar file."""
+
+import collections
+import contextlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wfimagevae.dataset.captions import CaptionTable, caption_lines, check_captions
+from wfimagevae.dataset.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.image_sets import ImageSet
+from wfimagevae.dataset.labels import number_labels
+from wfimagevae.dataset.packed_texts import PackedTexts
+from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.remote_shards import RemoteOptions, RemoteShards
+from wfimagevae.dataset.shard_index import ShardFile, file_stamp, index_shards
+from wfimagevae.dataset.shard_specs import expand_all, is_remote
+from wfimagevae.dataset.tar_index import ExtraTypes, TarIndex
+
+_OPEN_SHARDS = 64  # files that a process keeps open
+
+
+@dataclass(frozen=True)
+class ShardOptions:
+    """What to take from shards.
+
+    Attributes:
+        image_key: Types of members that are images, separated by ``;``: the first that a sample
+            has is taken.
+        caption_key: Type of the member that is the caption (each line one), or ``json:FIELD``; a
+            field may be a string or a list of them.
+        label_key: Type of the member that is the class's number or name, or ``json:FIELD``.
+        with_captions, with_labels, with_records: What is wanted besides images.
+        class_names: As for `Labels`.
+        caption_prefix: As for `Captions`.
+        index_cache_dir: Where indices are kept; see `index_shards`.
+        remote: How remote shards are fetched.
+    """
+
+    image_key: str = "png;jpg;jpeg;webp"
+    caption_key: str = "txt"
+    label_key: str = "cls"
+    with_captions: bool = False
+    with_labels: bool = False
+    with_records: bool = False
+    class_names: Sequence[str] | None = None
+    caption_prefix: str = ""
+    index_cache_dir: str | Path | None = None
+    remote: RemoteOptions = field(default_factory=RemoteOptions)
+
+    @property
+    def image_types(self) -> list[str]:
+        """The types of images, first choice first."""
+        return [kind.strip().lower() for kind in self.image_key.split(";") if kind.strip()]
+
+
+class ShardImages:
+    """Images in tar files, in the order in which they lie there.
+
+    Args:
+        shards: The files.
+        store: Gives local copies of the remote ones.
+        shard: Number of the shard of each image, uint32, increasing.
+        span: Offset and length of each image in its shard, in bytes, int64.
+        sizes: Width and height of each, upright, int32 (N, 2); 0 where its header is damaged.
+        keys: Of the samples.
+    """
+
+    def __init__(
+        self,
+        shards: list[ShardFile],
+        store: RemoteShards,
+        shard: np.ndarray,
+        span: tuple[np.ndarray, np.ndarray],
+        sizes: np.ndarray,
+        keys: PackedTexts,
+    ):
+        self.shards, self._store, self.shard = shards, store, shard
+        self._offset, self._length = span
+        self.sizes, self.keys = sizes, keys
+        self._open: collections.OrderedDict[int, int] = collections.OrderedDict()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_open": collections.OrderedDict()}
+
+    def __del__(self):
+        for handle in self._open.values():
+            with contextlib.suppress(OSError):
+                os.close(handle)
+
+    def __len__(self) -> int:
+        return len(self.shard)
+
+    def key(self, i: int) -> str:
+        """Key of the sample."""
+        return os.fsdecode(self.keys[i])
+
+    def name(self, i: int) -> str:
+        """Shard and key of the sample."""
+        return f"{self.shards[self.shard[i]].source}::{self.key(i)}"
+
+    def aliases(self, i: int) -> list[str]:
+        """The sample's key, with and without folders."""
+        key = self.key(i)
+        return [key, key.rpartition("/")[2]]
+
+    def relative(self, i: int) -> str:
+        """Shard's name and sample's key, as a path that stays below a folder."""
+        parts = [part for part in self.key(i).split("/") if part not in ("", ".", "..")]
+        return "/".join([self.shards[self.shard[i]].stem, *parts]) + ".png"
+
+    def open(
+        self,
+        i: int,
+        min_side: int | tuple[int, int] = 1,
+        short_side: int | tuple[int, int] | None = None,
+    ) -> Image.Image:
+        """Image ``i``; see `open_rgb`."""
+        return open_rgb(io.BytesIO(self.content(i)), min_side, short_side)
+
+    def content(self, i: int) -> bytes:
+        """The file of image ``i``.
+
+        Raises:
+            UnreadableImage: the shard ends before it does, or cannot be read there.
+            DataError: the shard is missing, was changed, or cannot be fetched.
+        """
+        length = int(self._length[i])
+        try:
+            content = os.pread(self._handle(int(self.shard[i])), length, int(self._offset[i]))
+        except OSError as error:
+            raise UnreadableImage(error.strerror or str(error)) from error
+        if len(content) < length:
+            raise UnreadableImage(f"cut short: {len(content)} of {length} bytes")
+        return content
+
+    def select(self, indices: Sequence[int]) -> "ShardImages":
+        """Some of these images."""
+        rows = np.asarray(indices, np.int64)
+        span = self._offset[rows], self._length[rows]
+        sizes, keys = self.sizes[rows], self.keys.select(rows)
+        return ShardImages(self.shards, self._store, self.shard[rows], span, sizes, keys)
+
+    def _handle(self, number: int) -> int:
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        shard = self.shards[number]
+        if is_remote(shard.source):
+            path = self._store.local(shard.source, shard.stamp)
+        else:
+            path = shard.source
+            if file_stamp(path) != shard.stamp:
+                raise DataError(f"shard {path} changed since training started: start it again")
+        if len(self._open) >= _OPEN_SHARDS:
+            os.close(self._open.popitem(last=False)[1])
+        self._open[number] = os.open(path, os.O_RDONLY)
+        return self._open[number]
+
+
+def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:
+    """The samples that have an image, in all shards of some specifications.
+
+    Args:
+        specs: See `expand_shards`.
+        options: What to take from them.
+
+    Raises:
+        ValueError: no shards, or no sample has an image, a label or a caption of the types asked.
+        DataError: a shard that cannot be read at all.
+    """
+    texts = {"caption": options.caption_key, "label": options.label_key}
+    kinds = {name: key.partition(":")[0] for name, key in texts.items()}
+    plain = ExtraTypes()
+    extra = ExtraTypes(
+        tuple(kind for kind in options.image_types if not plain.is_image(kind)),
+        tuple(sorted({kind for kind in kinds.values() if not plain.is_text(kind)})),
+    )
+    with_texts = options.with_captions or options.with_labels or options.with_records
+    sources = expand_all(specs)
+    indexed = index_shards(sources, options.index_cache_dir, options.remote, extra, with_texts)
+    chosen = [_with_image(index, options.image_types) for _, index in indexed]
+    images = _assembled(indexed, chosen, RemoteShards(options.remote))
+    if not len(images):
+        found = sorted({kind for _, index in indexed for kind in index.columns})
+        raise ValueError(
+            f"no sample of {sources[0]} has an image of type {options.image_key}: its members are "
+            f"of type {', '.join(found) or 'no known one'}; set --wds_image_key"
+        )
+
+    def texts(kind: str) -> PackedTexts:
+        pairs = zip(indexed, chosen, strict=True)
+        return PackedTexts.concatenate(
+            [_texts(index, rows, kind) for (_, index), (rows, *_) in pairs]
+        )
+
+    labels, captions, record = (None, []), None, None
+    if options.with_labels:
+        labels = _labels(images, texts(kinds["label"]), options)
+    if options.with_captions:
+        captions = _captions(images, texts(kinds["caption"]), options)
+    if options.with_records:
+        json_texts = texts("json")
+        record = lambda i: _record(json_texts[i])  # noqa: E731
+    return ImageSet(images, images.sizes, labels, captions, record, images.shard)
+
+
+_Chosen = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _with_image(index: TarIndex, kinds: list[str]) -> _Chosen:
+    """Samples that have an image: row, offset, length, and (width, height) of its first choice."""
+    count = len(index)
+    offset, length = np.full(count, -1, np.int64), np.zeros(count, np.int64)
+    sizes = np.zeros((count, 2), np.int32)
+    for kind in kinds:
+        column = index.columns.get(kind)
+        if column is None:
+            continue
+        new = (offset < 0) & (column.offset >= 0)
+        offset[new], length[new] = column.offset[new], column.size[new]
+        sizes[new] = np.stack([column.width, column.height], axis=1)[new]
+    rows = np.flatnonzero(offset >= 0)
+    return rows, offset[rows], length[rows], sizes[rows]
+
+
+def _assembled(
+    indexed: list[tuple[ShardFile, TarIndex]], chosen: list[_Chosen], store: RemoteShards
+) -> ShardImages:
+    counts = [len(rows) for rows, *_ in chosen]
+    shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), counts)
+    offset, length, sizes = (np.concatenate(parts) for parts in list(zip(*chosen, strict=True))[1:])
+    keys = PackedTexts.concatenate(
+        [
+            index.keys if len(rows) == len(index) else index.keys.select(rows)
+            for (_, index), (rows, *_) in zip(indexed, chosen, strict=True)
+        ]
+    )
+    return ShardImages([shard for shard, _ in indexed], store, shard, (offset, length), sizes, keys)
+
+
+def _texts(index: TarIndex, rows: np.ndarray, kind: str) -> PackedTexts:
+    column = index.columns.get(kind)
+    if column is None or column.text is None:
+        return PackedTexts.pack([b""] * len(rows))
+    return column.text if len(rows) == len(index) else column.text.select(rows)
+
+
+def _record(text: bytes) -> dict[str, Any]:
+    """The object in a json member; empty where there is none."""
+    try:
+        record = json.loads(text.decode("utf-8-sig")) if text else {}
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _values(texts: PackedTexts, key: str) -> Iterator[Any]:
+    """What a key of the options means for each sample: a text, or a field of an object."""
+    _, colon, name = key.partition(":")
+    for i in range(len(texts)):
+        if colon:
+            yield _record(texts[i]).get(name)
+        else:
+            yield texts[i].decode("utf-8", "replace").removeprefix("\ufeff")
+
+
+def _labels(
+    images: ShardImages, texts: PackedTexts, options: ShardOptions
+) -> tuple[np.ndarray, list[str]]:
+    values = list(_values(texts, options.label_key))
+    if ":" not in options.label_key:
+        values = [text.strip() or None for text in values]
+        numbers = [int(v) if v and v.isdecimal() else None for v in values]
+        values = values if None in numbers else numbers
+    if all(value is None for value in values):
+        raise ValueError(
+            f"no sample of {images.name(0)} and so on has a class under {options.label_key}; set "
+            "--wds_label_key, or --labels none"
+        )
+    source = images.shards[0].source
+    return number_labels(values, images.name, source, options.class_names)
+
+
+def _captions(images: ShardImages, texts: PackedTexts, options: ShardOptions) -> CaptionTable:
+    def lines(value: Any) -> list[str]:
+        if isinstance(value, list):
+            return [" ".join(text.split()) for text in value if isinstance(text, str) and text]
+        return caption_lines(value) if isinstance(value, str) else []
+
+    found = (lines(value) for value in _values(texts, options.caption_key))
+    table = CaptionTable(found, options.caption_prefix)
+    check_captions(table, images.name, f"looked under {options.caption_key}; --wds_caption_key")
+    return table

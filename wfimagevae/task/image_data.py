@@ -1,0 +1,263 @@
+"""Training data made of images, wherever they are kept, as the data flags say."""
+
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.dataset.buckets import BucketOrder, BucketRules, assign_buckets, describe_buckets
+from wfimagevae.dataset.captions import Captions
+from wfimagevae.dataset.crop_dataset import CropDataset, CropRules
+from wfimagevae.dataset.image_sets import FolderOptions, ImageSet, JoinedImages, open_folder
+from wfimagevae.dataset.labels import Labels
+from wfimagevae.dataset.mixture import Mixture
+from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
+from wfimagevae.dataset.protocol import FlowData, Images
+from wfimagevae.dataset.remote_shards import RemoteOptions
+from wfimagevae.dataset.sample_filters import (
+    SampleFilters,
+    filtered,
+    read_better_captions,
+    read_words,
+    use_better_captions,
+)
+from wfimagevae.dataset.shard_specs import is_shard_spec
+from wfimagevae.dataset.sources import index_images
+from wfimagevae.dataset.web_shards import ShardOptions, open_shards
+
+log = logging.getLogger("wfimagevae")
+
+Sources = str | Path | Sequence[str | Path]
+
+
+def build_image_data(options: dict, sources: Sources, train: FlowData | None = None) -> FlowData:
+    """Images to train on, or held-out ones.
+
+    Args:
+        options: Every flag's value, by name.
+        sources: Folders, manifests and WebDataset shards. Shards of several specifications are
+            one set, unless --data_weights tells them apart.
+        train: The training data, where these are held-out images: the same classes, middle crops
+            of one size, every source by its size.
+
+    Raises:
+        ValueError: a source without images, sources that do not go together, or options that
+            cannot be met.
+    """
+    weights = options["data_weights"] if train is None else None
+    names = train.class_names if train is not None else None
+    captions = _BetterCaptions(options)
+    parts: list[FlowData] = []
+    for group in _grouped(as_list(sources), weights):
+        parts.append(_build_part(options, group, names or None, captions, train is not None))
+        names = parts[0].class_names
+    if train is None:
+        captions.check_used()
+    if len(parts) == 1 and weights is None:
+        return parts[0]
+    block = options["batch_size"] if train is None and _is_bucketed(options) else 1
+    return Mixture(parts, weights, block)
+
+
+def open_images(options: dict, sources: Sources) -> Images:
+    """The images of folders, manifests and shards, in their own order, to validate on.
+
+    Raises:
+        ValueError: a source without images.
+    """
+    found = []
+    for group in _grouped(as_list(sources), None):
+        if is_shard_spec(group[0]):
+            found.append(open_shards(group, _shard_options(options)).images)
+        else:
+            found.append(index_images(group[0], options["index_cache_dir"]))
+    return found[0] if len(found) == 1 else JoinedImages(found)
+
+
+def check_only_images(options: dict) -> None:
+    """Refuses flags of images for data of another kind, which has no use for them.
+
+    Raises:
+        ValueError: one of them is set.
+    """
+    names = ("data_weights", "aspect_buckets", "reduced_min_sizes", "better_captions")
+    names += ("min_image_size", "max_aspect_ratio", "skip_nsfw", "languages", "skip_words")
+    wrong = [name for name in names if options[name]]
+    if options["min_similarity"] is not None:
+        wrong.append("min_similarity")
+    if wrong:
+        raise ValueError(
+            f"--{wrong[0]} is for --dataset images, not for --dataset {options['dataset']}"
+        )
+
+
+def as_list(sources: Sources) -> list[str | Path]:
+    """One source or several as a list."""
+    return [sources] if isinstance(sources, str | Path) else list(sources)
+
+
+def only_source(sources: Sources, kind: str) -> str | Path:
+    """The one source of a kind of data that takes no more.
+
+    Raises:
+        ValueError: several sources.
+    """
+    found = as_list(sources)
+    if len(found) > 1:
+        raise ValueError(f"--dataset {kind} takes one path, got {len(found)}")
+    return found[0]
+
+
+def _grouped(sources: list[str | Path], weights: Sequence[float] | None) -> list[list[str | Path]]:
+    """What is one data set: each source, or all shards together where nothing weighs them."""
+    if weights is not None and len(weights) != len(sources):
+        raise ValueError(
+            f"--data_weights needs one number a data path: {len(sources)} paths, "
+            f"{len(weights)} weights"
+        )
+    if weights is not None:
+        return [[source] for source in sources]
+    shards = [source for source in sources if is_shard_spec(source)]
+    folders = [[source] for source in sources if not is_shard_spec(source)]
+    return folders + ([shards] if shards else [])
+
+
+def _is_bucketed(options: dict) -> bool:
+    return options["aspect_buckets"] > 0 or bool(options["reduced_min_sizes"])
+
+
+class _BetterCaptions:
+    """The list of --better_captions, if this training reads captions at all."""
+
+    def __init__(self, options: dict):
+        self._file = options["better_captions"]
+        self._prefix = options.get("fixed_prompt_prefix", "")
+        self._used = 0
+        self._captions = None
+        if self._file and ("text_encoder" in options or options["skip_words"]):
+            self._captions = read_better_captions(self._file)
+        elif self._file:
+            log.info("no captions are read here, so --better_captions changes nothing")
+
+    def apply(self, found: ImageSet, told: str) -> None:
+        """Sets what the list has for these images."""
+        if self._captions is not None:
+            self._used += use_better_captions(found, self._captions, self._prefix, told)
+
+    def check_used(self) -> None:
+        """Raises ValueError where the list had nothing for any image."""
+        if self._captions is not None and not self._used:
+            some = ", ".join(list(self._captions)[:2])
+            raise ValueError(
+                f"--better_captions {self._file} has no caption for any image; its names are "
+                f"{some} ..."
+            )
+
+
+def _build_part(
+    options: dict,
+    sources: list[str | Path],
+    names: list[str] | None,
+    better: _BetterCaptions,
+    held_out: bool,
+) -> CropDataset:
+    filters = _filters(options)
+    wants_text = "text_encoder" in options  # a task without text has no use for captions
+    found = _open(options, sources, filters, names)
+    told = str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+    better.apply(found, told)
+    found = filtered(found, filters, told)
+    rules = CropRules(options["resolution"], options["train_crop"], augment=not held_out)
+    order = None if held_out else _order(options, found, told)
+    captions = found.captions if wants_text else None
+    return CropDataset(found.images, rules, options["seed"], order, found.labels, captions)
+
+
+def _filters(options: dict) -> SampleFilters:
+    return SampleFilters(
+        options["min_image_size"],
+        options["max_aspect_ratio"],
+        options["min_similarity"],
+        options["skip_nsfw"],
+        tuple(language.strip().lower() for language in options["languages"]),
+        read_words(options["skip_words"]),
+    )
+
+
+def _open(
+    options: dict, sources: list[str | Path], filters: SampleFilters, names: list[str] | None
+) -> ImageSet:
+    kind = options.get("captions", "none")
+    labels = Labels(options.get("labels", "none"), names)
+    if is_shard_spec(sources[0]):
+        if options.get("use_manifest"):
+            raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
+        wants = filters.need_captions or kind != "none" or bool(options.get("text_encoder"))
+        return open_shards(sources, _shard_options(options, labels, wants, filters.need_records))
+    (source,) = sources
+    is_file = os.path.isfile(os.path.expanduser(source))
+    if kind == "none" and filters.need_captions:
+        kind = "manifest" if is_file else "sidecar"
+    folder = FolderOptions(
+        labels,
+        Captions(kind, options.get("fixed_prompt_prefix", "")),
+        options.get("use_manifest", False),
+        with_sizes=filters.need_sizes or _is_bucketed(options),
+        with_records=filters.need_records,
+        index_cache_dir=options["index_cache_dir"],
+    )
+    return open_folder(source, folder)
+
+
+def _shard_options(
+    options: dict,
+    labels: Labels | None = None,
+    with_captions: bool = False,
+    with_records: bool = False,
+) -> ShardOptions:
+    labels = labels or Labels()
+    return ShardOptions(
+        options["wds_image_key"],
+        options["wds_caption_key"],
+        options["wds_label_key"],
+        with_captions,
+        labels.kind != "none",
+        with_records,
+        labels.class_names,
+        options.get("fixed_prompt_prefix", ""),
+        options["index_cache_dir"],
+        RemoteOptions(options["wds_cache_dir"], int(options["wds_cache_gb"] * 1e9)),
+    )
+
+
+def _order(options: dict, found: ImageSet, told: str) -> Order:
+    seed, group_size = options["seed"], options["wds_shuffle_shards"]
+
+    def order_of(members) -> Order:
+        if found.shard is None:
+            return ShuffledOrder(len(members), seed)
+        # In step with each other, so that all buckets read the same shards.
+        return ShardOrder(found.shard[members], seed, group_size, int(found.shard[-1]) + 1)
+
+    if not _is_bucketed(options):
+        return order_of(range(len(found)))
+    if options["reduced_min_sizes"] and options["train_crop"] == "native":
+        raise ValueError(
+            "--reduced_min_sizes scales images down, --train_crop native never does: use resized "
+            "or center"
+        )
+    rules = BucketRules(
+        options["resolution"],
+        options["aspect_buckets"],
+        tuple(options["reduced_min_sizes"]),
+        enlarge=options["train_crop"] == "center",
+    )
+    buckets = assign_buckets(found.sizes, rules, told)
+    log.info("%s: %s", told, describe_buckets(buckets))
+    order = BucketOrder(buckets, options["batch_size"], seed, order_of)
+    order.facts |= {
+        "aspect_buckets": rules.multiple,
+        "reduced_min_sizes": list(rules.reduced_sizes),
+        "resolution": rules.resolution,
+    }
+    return order
