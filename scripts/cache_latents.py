@@ -2,6 +2,7 @@
 
 python scripts/cache_latents.py --image_path photos --output_dir latents --resolution 256 \
     --vae diffusers:stabilityai/sd-vae-ft-mse --labels folder --flip
+python scripts/cache_latents.py ... --captions sidecar --text_encoder t5:google/t5-v1_1-base
 torchrun --nproc_per_node 8 scripts/cache_latents.py --from_pretrained exported/my-vae ...
 """
 
@@ -30,6 +31,7 @@ def build_parser() -> Parser:
         "name may end in a subfolder)",
     )
     _add_image_args(parser)
+    _add_text_args(parser)
     _add_output_args(parser)
     add_compute_args(parser)
     return parser
@@ -42,7 +44,7 @@ def _add_image_args(parser: Parser) -> None:
         required=True,
         metavar="PATH",
         help="folder (searched recursively) or JSON-lines manifest, which may have label and "
-        "caption beside the path",
+        "caption beside the path; see --labels and --captions",
     )
     group.add_argument(
         "--resolution",
@@ -62,6 +64,35 @@ def _add_image_args(parser: Parser) -> None:
     )
     group.add_argument(
         "--num_workers", type=non_negative_int, default=4, metavar="N", help="reading processes"
+    )
+
+
+def _add_text_args(parser: Parser) -> None:
+    group = parser.add_argument_group("text")
+    group.add_argument(
+        "--captions",
+        default="none",
+        metavar="SOURCE",
+        help="sidecar (a .txt beside each image, a caption a line), manifest (its field 'caption', "
+        "a string or a list), or a file of lines name<TAB>caption; all of an image's are kept",
+    )
+    group.add_argument(
+        "--fixed_prompt_prefix",
+        default="",
+        metavar="TEXT",
+        help="set before every caption, with '. ' between them",
+    )
+    group.add_argument(
+        "--text_encoder",
+        metavar="SPEC",
+        help="store the embeddings of all captions, too: clip:, t5: or bert: and a folder or hub "
+        "name (bytes need no cache)",
+    )
+    group.add_argument(
+        "--text_length",
+        type=positive_int,
+        metavar="N",
+        help="tokens of a caption (default: 128, or what the encoder takes if that is less)",
     )
 
 
@@ -105,14 +136,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = args.from_pretrained or args.ckpt_path
     if bool(args.vae) == bool(source):
         raise ValueError("give either --vae KIND:PATH or --from_pretrained (or --ckpt_path)")
+    if args.text_encoder == "bytes":
+        raise ValueError("--text_encoder bytes: bytes need no cache; give it to the training")
+    for name in ("fixed_prompt_prefix", "text_encoder"):
+        if getattr(args, name) and args.captions == "none":
+            raise ValueError(f"--{name} is for captions: give --captions")
 
-    from wfimagevae.dataset import IndexedImages, Labels
+    from wfimagevae.dataset import Captions, IndexedImages, Labels
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.eval.autoencoder import as_autoencoder, load_autoencoder, load_vae
     from wfimagevae.eval.latent_cache import CacheOptions, LatentCache
+    from wfimagevae.model.text import open_text_encoder
 
-    images = IndexedImages(args.image_path, args.resolution, Labels(args.labels))
+    captions = Captions(args.captions, args.fixed_prompt_prefix)
+    images = IndexedImages(args.image_path, args.resolution, Labels(args.labels), captions)
     options = CacheOptions(
         posterior=args.posterior,
         flip=args.flip,
@@ -131,8 +169,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             autoencoder.network.to(here.device)
         else:
             autoencoder = as_autoencoder(load_vae(**model_source(args)), here.device)
-        name = args.vae or f"{args.model_name}:{source}"
-        cache = LatentCache(autoencoder, name, images, Path(args.output_dir).expanduser(), options)
+        name, folder = args.vae or f"{args.model_name}:{source}", Path(args.output_dir).expanduser()
+        text = None
+        if args.text_encoder:
+            text = open_text_encoder(args.text_encoder, here.device, args.text_length)
+        cache = LatentCache(autoencoder, name, images, folder, options, text)
         record, unreadable = cache.run(here)
         if here.is_main:
             for path, reason in sorted(unreadable):

@@ -25,6 +25,7 @@ from wfimagevae.eval.args import METRIC_UNAVAILABLE
 from wfimagevae.eval.generation_args import POINT_SETS, add_generator_args, sampling_values
 from wfimagevae.eval.generation_metric_args import (
     SET_METRICS,
+    add_caption_args,
     add_reference_args,
     add_sampling_grid_args,
     add_set_metric_args,
@@ -43,6 +44,7 @@ def build_parser() -> Parser:
         "are missing; 2 an error. torchrun turns each of 2 and 3 into 1.",
     )
     add_reference_args(parser)
+    add_caption_args(parser)
     parser.add_argument(
         "--generated_image_dir",
         metavar="PATH",
@@ -180,7 +182,12 @@ def _candidates(args: Namespace, device):
     from wfimagevae.eval.generator_files import load_generator, sampling_options
 
     generator = load_generator(
-        args.from_pretrained, device, args.model_name, args.vae, args.use_raw_weights
+        args.from_pretrained,
+        device,
+        args.model_name,
+        args.vae,
+        args.use_raw_weights,
+        args.text_encoder,
     )
     space = generator.facts["space"]
     if (space == "point") != (args.dataset in POINT_SETS):
@@ -188,6 +195,7 @@ def _candidates(args: Namespace, device):
         raise ValueError(
             f"{args.from_pretrained} generates {space}s: the reference must be {needed}"
         )
+    prompts = _prompts(args, generator.model.takes_text)
     source = {"checkpoint": args.from_pretrained, "raw_weights": args.use_raw_weights}
     combinations = itertools.product(
         args.sampler or [None], args.steps or [None], args.guidance_scale
@@ -195,8 +203,33 @@ def _candidates(args: Namespace, device):
     for sampler, steps, scale in combinations:
         values = {"sampler": sampler, "steps": steps, "guidance_scale": scale}
         options = sampling_options(generator, **sampling_values(args) | values)
-        samples = GeneratedSamples(generator, options, args.num_images, args.label_sampling)
+        samples = GeneratedSamples(
+            generator, options, args.num_images, args.label_sampling, prompts
+        )
         yield source | asdict(options), samples
+
+
+def _prompts(args: Namespace, takes_text: bool) -> list[str]:
+    """What a flow that takes text draws: the reference's captions, in turn."""
+    from wfimagevae.dataset import Captions, ShapesDataset
+    from wfimagevae.dataset.captions import with_prefix
+    from wfimagevae.dataset.shapes import COLOURS, SHAPES
+    from wfimagevae.eval.sample_sets import FolderImages
+
+    if not takes_text:
+        if args.captions != "none":
+            raise ValueError(f"--captions {args.captions}: this flow takes no text")
+        return []
+    if args.dataset == "shapes":
+        captions = map(ShapesDataset().caption, range(len(SHAPES) * len(COLOURS)))
+        return [with_prefix(args.fixed_prompt_prefix, caption) for caption in captions]
+    reference = _reference(args, 1)
+    if args.captions == "none" or not isinstance(reference, FolderImages):
+        raise ValueError(
+            "this flow draws what a text says: give a folder or manifest as --real_image_dir, with "
+            "--captions, or --dataset shapes; their captions are the prompts"
+        )
+    return reference.prompts(Captions(args.captions, args.fixed_prompt_prefix))
 
 
 if __name__ == "__main__":

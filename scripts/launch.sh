@@ -19,7 +19,7 @@ launch() {
   while read -r variable flag kind; do
     value="${!variable:-}"
     [[ -n "$value" ]] || continue
-    if [[ "$kind" == value ]]; then
+    if [[ "$kind" == value ]] || [[ "$kind" == values && ("$value" != *" "* || -e "$value") ]]; then
       flags+=("--$flag=$value")
     elif [[ "$kind" == values ]]; then
       # shellcheck disable=SC2206  # several values in one variable, apart by spaces

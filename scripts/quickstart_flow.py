@@ -1,6 +1,6 @@
-"""The second half of the quick start: a small flow learns to draw coloured shapes of a class.
+"""The second half of the quick start: a small flow learns to draw what a prompt says.
 
-make quickstart                               after the autoencoder, about 6 minutes on two cores
+make quickstart                               after the autoencoder, about 8 minutes on two cores
 python scripts/quickstart_flow.py --steps 20  the same path in short, for a check
 """
 
@@ -16,12 +16,24 @@ from wfimagevae.engine.cli import run_cli
 from wfimagevae.engine.commands import make_folder, run_command, run_script, say
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-small.json"
-RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 64, 3e-3
+MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-text-small.json"
+RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 128, 3e-3
+TEXT_LENGTH = 20  # bytes: "an orange triangle" has 18
+PROMPTS = (
+    "a red circle",
+    "an orange square",
+    "a yellow triangle",
+    "a green star",
+    "a cyan ring",
+    "a blue cross",
+    "a purple heart",
+    "a pink moon",
+)
 MOST_STEPS, FEWEST_STEPS = 8000, 1000
 # Optimizer, average and drawing the shapes, measured on two cores.
 OVERHEAD = 1.9
-SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", 2)
+GUIDANCE = 4
+SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
 
 def build_parser() -> Parser:
@@ -37,9 +49,9 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--minutes",
         type=positive_float,
-        default=4.0,
+        default=6.0,
         metavar="M",
-        help="time for training; what comes before and after takes about one more",
+        help="time for training; what comes before and after takes about two more",
     )
     parser.add_argument(
         "--output",
@@ -61,10 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     make_folder(output)
     steps, run_dir = train(output, args.device, args.minutes, args.steps)
 
-    say("Generating: a row a class")
+    say("Generating: a row a prompt")
     model, device = ("--from_pretrained", run_dir), ("--device", args.device)
-    many = ("--num_images", 64, "--batch_size", 64)
-    samples = output / "samples"
+    prompts, samples = output / "prompts.txt", output / "samples"
+    prompts.write_text("\n".join(PROMPTS), encoding="utf-8")
+    many = ("--prompts_path", prompts, "--num_images", 8, "--batch_size", 64)
     run_script("scripts/generate.py", *model, "--output_dir", samples, *many, *SAMPLING, *device)
     say("On the way from noise to data")
     pictures = ("--output_dir", output / "pictures", "--num_rows", 4)
@@ -92,7 +105,7 @@ def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple
 
     from wfimagevae.engine.planning import plan_training
 
-    say("A flow learns coloured shapes, drawn as they are needed")
+    say("A flow learns captioned shapes, drawn as they are needed")
     plan = plan_training(device, time_step, minutes, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
     steps = steps or plan.steps
     settings = {
@@ -103,6 +116,9 @@ def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple
         "MODEL_CONFIG": MODEL_CONFIG,
         "OUTPUT_DIR": output / "runs",
         "EXP_NAME": "shapes",
+        "TEXT_ENCODER": "bytes",
+        "TEXT_LENGTH": TEXT_LENGTH,
+        "CLASS_CONDITIONAL": 0,
         "DEVICE": device,
         "MIX_PRECISION": plan.precision,
         "MAX_STEPS": steps,
@@ -121,7 +137,7 @@ def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple
         "EVAL_NUM_SAMPLES": 128,
         "SAMPLER": "euler",
         "SAMPLING_STEPS": 20,
-        "GUIDANCE_SCALE": 2,
+        "GUIDANCE_SCALE": GUIDANCE,
         "DATASET_NUM_WORKER": 0,  # drawing takes little, and two cores have none to spare
     }
     run_command(["bash", "examples/train_flow.sh"], settings)
@@ -135,18 +151,21 @@ def time_step(device, precision: str) -> float:
 
     from wfimagevae.engine.device import autocast, synchronize
     from wfimagevae.model.registry import ModelRegistry
+    from wfimagevae.model.text import open_text_encoder
 
     torch.manual_seed(0)
     keys = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
     build = ModelRegistry.get_model(MODEL_NAME)
-    model = build(input_size=RESOLUTION, in_channels=3, num_classes=8, **keys).to(device)
+    text = open_text_encoder("bytes", device, TEXT_LENGTH)
+    model = build(input_size=RESOLUTION, in_channels=3, **keys, **text.config_keys).to(device)
     x = torch.randn(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device)
-    t, labels = torch.rand(BATCH_SIZE, device=device), torch.zeros(BATCH_SIZE, device=device)
+    t = torch.rand(BATCH_SIZE, device=device)
+    condition = text(PROMPTS * (BATCH_SIZE // len(PROMPTS)))
     times = []
     for _ in range(7):
         start = time.perf_counter()
         with autocast(device, precision):
-            loss = model(x, t, labels.long()).float().square().mean()
+            loss = model(x, t, condition).float().square().mean()
         loss.backward()
         synchronize(device)
         times.append(time.perf_counter() - start)
@@ -161,9 +180,9 @@ def export(run_dir: Path, output: Path, samples: Path, device: tuple[str, str]) 
     folder, again = output / "hf_flow", output / "samples_by_hf_flow"
     run_script("scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder)
     model = ("--from_pretrained", folder, "--output_dir", again)
-    few = ("--num_images", 16, "--batch_size", 16)
+    few = ("--prompts_path", output / "prompts.txt", "--num_images", 2, "--batch_size", 16)
     run_script("scripts/generate.py", *model, *few, *SAMPLING, *device)
-    for second in again.glob("0*.png"):
+    for second in again.glob("a*.png"):
         pixels = [np.asarray(Image.open(f / second.name), np.int16) for f in (samples, again)]
         if abs(pixels[0] - pixels[1]).max() > 1:  # batches of another size round otherwise
             raise ValueError(f"{second} differs from its like in {samples}: the export is wrong")

@@ -55,6 +55,12 @@ def build_parser() -> Parser:
         help="numbers or names, taken in turn; not given: all classes, for the field none",
     )
     group.add_argument(
+        "--prompt",
+        nargs="+",
+        metavar="TEXT",
+        help="what a flow that takes text shows, in turn",
+    )
+    group.add_argument(
         "--num_frames", type=positive_int, default=40, metavar="N", help="frames of the field"
     )
     group.add_argument(
@@ -88,7 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     device = resolve_device(args.device)
     enable_fast_kernels(device)
     generator = load_generator(
-        args.from_pretrained, device, args.model_name, args.vae, args.use_raw_weights
+        args.from_pretrained,
+        device,
+        args.model_name,
+        args.vae,
+        args.use_raw_weights,
+        args.text_encoder,
     )
     space = generator.facts["space"]
     possible = _OF_POINTS if space == "point" else _OF_IMAGES
@@ -96,7 +107,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if impossible := [name for name in wanted if name not in possible]:
         raise ValueError(f"no {impossible[0]} of a flow of {space}s; choose {', '.join(possible)}")
     options = sampling_options(generator, **sampling_values(args))
-    classes = class_numbers(generator, args.class_labels)
+    if args.prompt and not generator.model.takes_text:
+        raise ValueError(f"--prompt {args.prompt[0]!r}: this flow takes no text")
+    if not args.prompt and generator.model.takes_text:
+        raise ValueError("this flow draws what a text says: give --prompt")
+    has_classes = args.class_labels or not args.prompt
+    classes = class_numbers(generator, args.class_labels) if has_classes else []
     draw = {"field": _field, "paths": _paths}
     draw |= {"denoising": _denoising, "interpolation": _interpolation}
     for name in wanted:
@@ -126,8 +142,11 @@ def _paths(args: Namespace, generator, options, classes: list[int]):
     from wfimagevae.eval.animation import save_animation
     from wfimagevae.eval.flow_paths import draw_states
     from wfimagevae.eval.flow_pictures import path_frames
+    from wfimagevae.eval.subjects import subjects_in_turn
 
-    times, states, _ = draw_states(generator, classes, args.num_particles, options)
+    times, states, _ = draw_states(
+        generator, subjects_in_turn(args.num_particles, classes), options
+    )
     path = Path(args.output_dir) / f"paths.{args.format}"
     save_animation(path, list(path_frames(states, times.tolist(), _plane(args, generator))))
     yield path
@@ -151,13 +170,15 @@ def _denoising(args: Namespace, generator, options, classes: list[int]):
     from wfimagevae.eval.flow_paths import draw_states, predicted_ends
     from wfimagevae.eval.flow_pictures import evenly
     from wfimagevae.eval.sample_grid import sample_grid, save_grid
+    from wfimagevae.eval.subjects import subjects_in_turn
 
-    times, states, velocity = draw_states(generator, classes, args.num_rows, options)
+    subjects = subjects_in_turn(args.num_rows, classes, args.prompt or ())
+    times, states, velocity = draw_states(generator, subjects, options)
     is_average = get_sampler(options.sampler).needs_average_velocity
     ends = predicted_ends(velocity, times, states, is_average)
     images = [generator.images(x.to(generator.device)).cpu() for x in ends]
     columns = [f"t = {t:.2f}" for t in times.tolist()]
-    names = _row_names(generator, classes, args.num_rows)
+    names = _row_names(generator, subjects)
     chosen = evenly(len(images), args.num_columns)
     path = Path(args.output_dir) / "denoising.png"
     _save_columns(save_grid, path, [images[i] for i in chosen], names, [columns[i] for i in chosen])
@@ -173,11 +194,13 @@ def _interpolation(args: Namespace, generator, options, classes: list[int]):
     from wfimagevae.eval.animation import save_animation
     from wfimagevae.eval.flow_paths import interpolate
     from wfimagevae.eval.sample_grid import sample_grid, save_grid
+    from wfimagevae.eval.subjects import subjects_in_turn
 
-    samples = interpolate(generator, classes, args.num_rows, options, args.num_columns)
+    subjects = subjects_in_turn(args.num_rows, classes, args.prompt or ())
+    samples = interpolate(generator, subjects, options, args.num_columns)
     images = [generator.images(x.to(generator.device)).cpu() for x in samples]
     path = Path(args.output_dir) / "interpolation.png"
-    _save_columns(save_grid, path, images, _row_names(generator, classes, args.num_rows))
+    _save_columns(save_grid, path, images, _row_names(generator, subjects))
     yield path
     path = Path(args.output_dir) / f"interpolation.{args.format}"
     wide = max(1, round(args.num_rows**0.5))
@@ -193,10 +216,9 @@ def _save_columns(save_grid, path: Path, columns: list, names, titles=None) -> N
     save_grid(path, images, len(columns), names, titles)
 
 
-def _row_names(generator, classes: list[int], count: int) -> list[str] | None:
-    if not classes:
-        return None
-    return [generator.class_name(classes[i % len(classes)]) for i in range(count)]
+def _row_names(generator, subjects: list) -> list[str] | None:
+    names = [generator.title(subject) for subject in subjects]
+    return names if any(names) else None
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ class GaussianFlow(nn.Module):
     """The exact velocity from N(0, 1) to N(0, std^2) in the plane; unconditional."""
 
     sample_shape, num_classes = (2,), 0
+    is_conditional, takes_text, size_multiple = False, False, None
     has_average_velocity, prediction = False, "velocity"
 
     def __init__(self, std=0.5):
@@ -33,6 +34,7 @@ class BlobModel(nn.Module):
     """
 
     sample_shape, num_classes = (3, 8, 8), 3
+    is_conditional, takes_text, size_multiple = True, False, None
     has_average_velocity, prediction = False, "velocity"
 
     def __init__(self):
@@ -56,4 +58,24 @@ def generator_of(model):
     space = "point" if len(model.sample_shape) == 1 else "pixel"
     names = ["red", "green", "blue"][: model.num_classes]
     facts = {"space": space, "objective": "flow_matching", "class_names": names}
-    return FlowGenerator(model, torch.device("cpu"), facts)
+    text = letters if model.takes_text else None
+    return FlowGenerator(model, torch.device("cpu"), facts, text=text)
+
+
+class WordModel(BlobModel):
+    """A `BlobModel` whose class is the length of its prompt; a text is its letters, padded."""
+
+    num_classes, takes_text, size_multiple = 0, True, 4
+
+    def null_condition(self, batch_size, device):
+        return {"ids": torch.zeros(batch_size, 5, dtype=torch.int64, device=device)}
+
+    def forward(self, x, t, condition=None, t_end=None):
+        lengths = (condition["ids"] > 0).sum(1)
+        return super().forward(x, t, torch.where(lengths == 0, 3, lengths - 1))
+
+
+def letters(prompts):
+    """The text encoder of a `WordModel`."""
+    rows = [[ord(letter) for letter in prompt] + [0] * (5 - len(prompt)) for prompt in prompts]
+    return {"ids": torch.tensor(rows)}

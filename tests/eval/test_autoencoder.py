@@ -1,7 +1,8 @@
 import torch
 
-from wfimagevae.eval.autoencoder import as_autoencoder, diffusers_autoencoder, weights_fingerprint
+from wfimagevae.eval.autoencoder import as_autoencoder, diffusers_autoencoder
 from wfimagevae.model import WFVAE2ImageModel
+from wfimagevae.model.weight_files import weights_fingerprint
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,10 @@ import torch
 
 from tests.eval.flow_models import BlobModel, generator_of
 from wfimagevae.engine.distributed import World
-from wfimagevae.eval.generated_files import write_folder
+from wfimagevae.eval.generated_files import class_sheet, write_folder
 from wfimagevae.eval.generation import SamplingOptions
 from wfimagevae.eval.sample_picture import SamplePicture
+from wfimagevae.eval.subjects import subjects_in_turn
 
 ALONE = World(0, 1, torch.device("cpu"))
 EULER = SamplingOptions("euler", 2)
@@ -17,7 +18,7 @@ def test_a_row_holds_one_class_whatever_the_batch_size():
     singly, together = (
         SamplePicture(generator_of(BlobModel()), EULER, 12, batch_size) for batch_size in (1, 100)
     )
-    assert singly.columns == 4 and singly.classes == [0, 1, 2]
+    assert singly.columns == 4 and [row.label for row in singly.rows] == [0, 1, 2]
     torch.testing.assert_close(singly.content, together.content)
     brightest = singly.content.mean((2, 3)).argmax(1)  # a blob's colour is its class
     assert brightest.tolist() == [0] * 4 + [1] * 4 + [2] * 4
@@ -30,16 +31,18 @@ def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
     SamplePicture(generator, EULER, 4, 4).save(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").exists()
     with pytest.raises(ValueError, match="samples are not finite"):
-        write_folder(tmp_path / "out", generator, torch.tensor([0, 1]), 2, EULER, 2, ALONE)
+        sheet = class_sheet(generator, subjects_in_turn(2, [0, 1]))
+        write_folder(tmp_path / "out", generator, sheet, EULER, 2, ALONE)
 
 
 def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, monkeypatch):
     grids = []
     monkeypatch.setattr("wfimagevae.eval.generated_files.save_grid", lambda *a: grids.append(a))
     for count in (3, 9):
-        labels = torch.arange(count) % 3
-        write_folder(tmp_path, generator_of(BlobModel()), labels, count, EULER, 4, ALONE)
-    (_, _, columns, names), (_, images, wide, rows) = grids
+        generator = generator_of(BlobModel())
+        sheet = class_sheet(generator, subjects_in_turn(count, [0, 1, 2]))
+        write_folder(tmp_path, generator, sheet, EULER, 4, ALONE)
+    (_, _, columns, names, _), (_, images, wide, rows, _) = grids
     assert (columns, names) == (2, None)
     assert (wide, rows) == (3, ["red", "green", "blue"])
     assert images.mean((2, 3)).argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

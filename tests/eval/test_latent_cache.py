@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from wfimagevae.dataset import IndexedImages, Labels, LatentDataset, TrainLoader
+from wfimagevae.dataset import Captions, IndexedImages, Labels, LatentDataset, TrainLoader
 from wfimagevae.dataset.transforms import resized_center_crop, to_signed_unit
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.autoencoder import Autoencoder
@@ -53,11 +53,20 @@ def autoencoder(**fields):
     return Autoencoder(network, **plain | fields)
 
 
-def encode(folder, output, model=None, labels="folder", world=(0, 1), **options):
+def encode(
+    folder,
+    output,
+    model=None,
+    labels="folder",
+    world=(0, 1),
+    captions="none",
+    text=None,
+    **options,
+):
     model = model or autoencoder()
-    images = IndexedImages(folder, SIZE, Labels(labels))
+    images = IndexedImages(folder, SIZE, Labels(labels), Captions(captions))
     options = CacheOptions(**{"shard_size": 3, "batch_size": 2, "dtype": "fp32"} | options)
-    cache = LatentCache(model, "here", images, output, options)
+    cache = LatentCache(model, "here", images, output, options, text)
     model.network.seen = 0  # the probe does not count
     return cache.run(World(*world, CPU)), model.network.seen
 
@@ -266,7 +275,8 @@ def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
         {"path": "a/0.png", "label": "dog"},
     ]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    encode(folder / "list.jsonl", tmp_path / "out", labels="manifest")
+    kinds = {"labels": "manifest", "captions": "manifest"}
+    encode(folder / "list.jsonl", tmp_path / "out", **kinds)
     dataset = LatentDataset(tmp_path / "out")
     assert dataset.texts(0) == [
         {"name": "a/0.png", "caption": None},
@@ -276,5 +286,44 @@ def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
     shard = load_file(tmp_path / "out" / "latents-00000.safetensors")
     assert shard["labels"].tolist() == [0, 1]
     (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"caption": 3}))
-    with pytest.raises(ValueError, match=r"jsonl:1: a caption is text, got 3"):
-        encode(folder / "list.jsonl", tmp_path / "out", labels="manifest")
+    with pytest.raises(ValueError, match=r"jsonl:1: a caption is text .*, got 3"):
+        encode(folder / "list.jsonl", tmp_path / "out", **kinds)
+
+
+class Lengths:
+    """A text encoder whose tokens all are the length of the text, one token a letter."""
+
+    def __init__(self):
+        self.facts = {"kind": "t5", "source": "here", "length": 8, "fingerprint": "1"}
+        self.config_keys = {"text_length": 8, "text_width": 2, "pooled_width": 1}
+
+    def __call__(self, prompts):
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(8) < lengths[:, None]
+        tokens = lengths.view(-1, 1, 1).float() * mask[..., None].expand(-1, -1, 2)
+        return {"tokens": tokens, "mask": mask, "pooled": lengths[:, None].float()}
+
+
+def test_embeddings_of_all_captions_are_kept_and_belong_to_the_cache(folder, tmp_path):
+    (folder / "a" / "0.txt").write_text("a\nbbbb")
+    (folder / "b" / "5.txt").write_text("cc")
+    texted = {"captions": "sidecar", "text": Lengths()}
+    (record, _), _ = encode(folder, tmp_path / "out", **texted)
+    assert record["text"] == Lengths().facts | {"config_keys": Lengths().config_keys}
+    _, seen = encode(folder, tmp_path / "out", **texted)
+    assert seen == 0  # all is there
+    shards = [load_file(tmp_path / "out" / f"latents-{i:05d}.safetensors") for i in range(3)]
+    assert [shard["text_ends"].tolist() for shard in shards] == [[2, 2, 2], [0, 0, 0], [1]]
+    assert shards[0]["text_pooled"].flatten().tolist() == [1, 4]
+    assert shards[0]["text_tokens"].shape == (2, 4, 2)
+    dataset = LatentDataset(tmp_path / "out", text="embeddings")
+    batch = dataset.read_batch(list(range(70)))
+    lengths = torch.tensor([len(caption) for caption in batch["caption"]])
+    assert set(lengths.tolist()) == {0, 1, 2, 4}
+    assert torch.equal(batch["pooled"].flatten().long(), lengths)
+    assert torch.equal(batch["mask"].sum(1), lengths)
+    assert "prefix" not in record
+    with pytest.raises(ValueError, match="another text"):
+        encode(folder, tmp_path / "out", captions="sidecar")
+    with pytest.raises(ValueError, match="needs captions"):
+        encode(folder, tmp_path / "new", text=Lengths())

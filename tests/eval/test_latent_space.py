@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from wfimagevae.eval.autoencoder import Autoencoder, as_autoencoder, weights_fingerprint
+from wfimagevae.eval.autoencoder import Autoencoder, as_autoencoder
 from wfimagevae.eval.latent_space import LatentSpace
 from wfimagevae.model import WFVAE2ImageModel
+from wfimagevae.model.weight_files import weights_fingerprint
 
 CPU = torch.device("cpu")
 

@@ -3,9 +3,9 @@ import os
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
-from wfimagevae.eval.sample_grid import sample_grid, save_grid
+from wfimagevae.eval.sample_grid import sample_grid, save_grid, wrap
 
 
 def flat(levels, size=96):
@@ -73,3 +73,14 @@ def test_file_is_the_grid_and_no_leftover_stands_beside_it(tmp_path):
 def test_what_makes_no_grid_is_refused(images, columns, labels, message):
     with pytest.raises(ValueError, match=message):
         sample_grid(images, columns, labels)
+
+
+def test_long_titles_take_several_lines_and_end_in_an_ellipsis():
+    font = ImageFont.load_default(size=14)
+    text = "a very long prompt about a red circle that lies to the left of a blue square"
+    lines = wrap(text, 120, 5, font)
+    assert " ".join(lines) == text and len(lines) > 3
+    assert all(font.getlength(line) <= 120 for line in lines)
+    cut = wrap(text, 120, 2, font)
+    assert len(cut) == 2 and cut[0] == lines[0] and cut[1].endswith("…")
+    assert wrap("", 120, 2, font) == []

@@ -99,11 +99,11 @@ def test_evaluations_of_the_network_are_counted(sampler, scale, nfe):
 def test_labels_are_balanced_or_random_and_follow_the_number():
     generator, options = generator_of(BlobModel()), SamplingOptions("euler", 1, seed=3)
     balanced = GeneratedSamples(generator, options, 12)
-    assert balanced.labels.bincount().tolist() == [4, 4, 4]
-    random = GeneratedSamples(generator, options, 600, "random").labels
-    counts = random.bincount().tolist()
+    assert [subject.label for subject in balanced.subjects] == [0, 1, 2] * 4
+    random = GeneratedSamples(generator, options, 600, "random").subjects
+    counts = torch.tensor([subject.label for subject in random]).bincount().tolist()
     assert counts != [200] * 3 and min(counts) > 150
-    assert torch.equal(GeneratedSamples(generator, options, 60, "random").labels, random[:60])
+    assert GeneratedSamples(generator, options, 60, "random").subjects == random[:60]
     # The blob's colour is its class: image 4 of twelve is of class 1, in any batch.
     image = next(balanced.batches([4], 1))[0].float()
     assert image.mean((1, 2)).argmax() == 1

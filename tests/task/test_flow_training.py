@@ -15,7 +15,12 @@ from wfimagevae.eval.generation_args import SAMPLERS
 from wfimagevae.eval.generator_files import load_generator
 from wfimagevae.task.flags import build_parser
 from wfimagevae.task.flow import GeneratorFacts
-from wfimagevae.task.flow_build import build_network, build_objective, build_validator
+from wfimagevae.task.flow_build import (
+    build_generator,
+    build_network,
+    build_objective,
+    build_validator,
+)
 from wfimagevae.task.flow_data import build_datasets, open_space
 
 CPU = torch.device("cpu")
@@ -136,7 +141,11 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
     [
         ({"dataset": "images"}, "needs --data_path"),
         ({"dataset": "latents", "data_path": "nowhere", "eval_data_path": "x"}, "latents.json"),
-        ({"dataset": "cifar10", "data_path": "nowhere"}, "cifar-10-batches-py"),
+        (
+            {"dataset": "cifar10", "data_path": "nowhere", "resolution": None},
+            "cifar-10-batches-py",
+        ),
+        ({"dataset": "cifar10", "data_path": "nowhere"}, "--resolution 16: .* 32 px"),
         ({"model_name": "FlowDiT-Z/4"}, "unknown model 'FlowDiT-Z/4'"),
         ({"model_name": "WFVAE2Image", "model_config": None}, "does not suit this data"),
         ({"model_name": "MLP", "model_config": None}, "does not suit this data"),
@@ -145,7 +154,7 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
         ({"objective": "mean_flow", "meanflow_kappa": 1.0}, "kappa"),
         (
             {"objective": "mean_flow", "meanflow_omega": 2.0, "no_class_conditional": True},
-            "class-conditional",
+            "needs a conditional network",
         ),
         (
             {"eval_steps": 1, "guidance_scale": 2.0, "no_class_conditional": True},
@@ -158,7 +167,7 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
         ),
         (
             {"eval_steps": 1, "guidance_scale": 2.0, "cfg_dropout_prob": 0.0},
-            "never learned the null class",
+            "never learned the null condition",
         ),
         ({"eval_steps": 1, "eval_num_samples": 1}, "--eval_num_samples 1"),
         ({"dataset": "moons", "vae": "WFVAE2Image:x"}, "encodes images, not points"),
@@ -207,7 +216,8 @@ def test_an_adaptive_sampler_does_not_validate_a_sharded_network(place):
     space = open_space(options, dataset, CPU)
     objective = build_objective(options, build_network(options, space, CPU), space)
     with pytest.raises(ValueError, match="sharded"):
-        build_validator(options, World(0, 1, CPU), None, objective, space, held_out, None)
+        draws = build_generator(options, objective, space, CPU)
+        build_validator(options, World(0, 1, CPU), None, objective, draws, held_out, None)
 
 
 def test_flag_names_of_samplers_are_those_that_exist():

@@ -1,7 +1,6 @@
 """Autoencoders to evaluate: ours from any checkpoint, others from diffusers, behind one face."""
 
 import contextlib
-import hashlib
 import os
 import re
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from wfimagevae.engine.device import autocast
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.modeling_wfvae2_image import DEFAULT_SCALE, pad_to_multiple
+from wfimagevae.model.weight_files import hub_answers
 
 Moments = tuple[Tensor, Tensor | None]
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*")
@@ -199,7 +199,7 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
         path = f"{owner}/{name}"
     where = ""
     try:
-        is_cut_off = not Path(path).is_dir() and not _hub_answers(path)
+        is_cut_off = not Path(path).is_dir() and not hub_answers(path)
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
         # Only what is cached, then: diffusers would ask the hub for each file for half a minute.
         network = AutoModel.from_pretrained(path, subfolder=subfolder, local_files_only=is_cut_off)
@@ -209,20 +209,6 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
     if any(parameter.is_meta for parameter in network.parameters()):
         raise ValueError(f"{path}: weights are missing in the checkpoint")
     return diffusers_autoencoder(network, device)
-
-
-def _hub_answers(name: str) -> bool:
-    """Whether the Hugging Face hub, asked once for a model, says anything at all."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HTTPError
-
-    try:
-        HfApi().model_info(name, timeout=10)
-    except HfHubHTTPError:
-        return True  # no such model, or not for us: diffusers says which
-    except (HTTPError, OSError):  # no connection, no answer in time, HF_HUB_OFFLINE
-        return False
-    return True
 
 
 def diffusers_autoencoder(network: nn.Module, device: torch.device) -> Autoencoder:
@@ -258,13 +244,3 @@ def _moments(encoded) -> Moments:
             value = encoded[name]
             return (value.mode(), value.logvar) if name == "latent_dist" else (value, None)
     raise ValueError(f"{type(encoded).__name__} holds no latents that we know")
-
-
-def weights_fingerprint(network: nn.Module) -> str:
-    """SHA-256 of a network's state dict: names, types, shapes and values, in hexadecimal."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        values = tensor.detach().cpu().contiguous().flatten()
-        digest.update(values.view(torch.uint8).numpy() if values.numel() else b"")
-    return digest.hexdigest()

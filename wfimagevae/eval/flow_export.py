@@ -7,9 +7,10 @@ import torch
 
 from wfimagevae.eval.autoencoder import load_autoencoder
 from wfimagevae.eval.export import option_table, write_weights
-from wfimagevae.eval.generation import FlowGenerator
+from wfimagevae.eval.generation import FlowGenerator, draw_subjects
 from wfimagevae.eval.generator_files import FACTS_NAME, load_generator, sampling_options
 from wfimagevae.eval.report import write_json
+from wfimagevae.eval.subjects import Subject
 
 VAE_FOLDER = "vae"
 # Training options worth telling; paths stay private.
@@ -17,6 +18,7 @@ _TOLD_OPTIONS = (
     *("dataset", "resolution", "train_crop", "max_steps", "epochs", "batch_size", "lr", "seed"),
     *("grad_accum_steps", "optimizer", "lr_schedule", "mix_precision", "ema", "ema_decay"),
     *("objective", "time_distribution", "time_mean", "time_std", "time_shift"),
+    *("text_length", "text_attention", "fixed_prompt_prefix"),
     *("cfg_dropout_prob", "meanflow_ratio", "meanflow_omega", "meanflow_kappa"),
 )
 
@@ -24,7 +26,8 @@ _TOLD_OPTIONS = (
 def save_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
     """Writes config.json, safetensors, generator.json and README.md, and reads them back.
 
-    A latent flow's autoencoder goes along, under ``vae``, unless it is a name on the hub.
+    A latent flow's autoencoder goes along, under ``vae``, unless it is a name on the hub. A frozen
+    text encoder does not: generator.json records where it was and the fingerprint of its weights.
 
     Args:
         generator: The model, on the CPU.
@@ -55,8 +58,9 @@ def _save_vae(vae: dict, folder: Path) -> dict:
 def _check_reload(generator: FlowGenerator, folder: Path) -> None:
     reloaded = load_generator(str(folder), torch.device("cpu"))
     options = sampling_options(generator, None, 1)
-    labels = torch.zeros(2, dtype=torch.long) if generator.model.num_classes else None
-    samples = [g.sample([0, 1], labels, options) for g in (generator, reloaded)]
+    label = 0 if generator.model.num_classes else None
+    shown = [Subject(i, label, prompt) for i, prompt in enumerate(("a prompt", ""))]
+    samples = [draw_subjects(g, shown, options) for g in (generator, reloaded)]
     if generator.facts["space"] != "point":
         samples = [g.images(x) for g, x in zip((generator, reloaded), samples, strict=True)]
     if not torch.equal(*samples):
@@ -75,9 +79,11 @@ def flow_card(generator: FlowGenerator, name: str, options: Mapping | None = Non
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = " x ".join(map(str, model.sample_shape))
     average = ", average velocities (one step)" if model.has_average_velocity else ""
+    task = "text-to-image" if model.takes_text else "unconditional-image-generation"
+    example = ' --prompt "..."' if model.takes_text else ""
     text = f"""---
 library_name: wfimagevae
-pipeline_tag: unconditional-image-generation
+pipeline_tag: {task}
 tags: [flow-matching, {facts["objective"].replace("_", "-")}]
 ---
 
@@ -85,9 +91,24 @@ tags: [flow-matching, {facts["objective"].replace("_", "-")}]
 
 A flow that generates {facts["space"]}s of {shape}{average}: {type(model).__name__}, \
 {parameters:,} parameters, {model.num_classes or "no"} classes. Time 0 is noise, 1 is data.
-
+{_text_note(facts.get("text"))}
 ```bash
-python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples
+python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples{example}
 ```
 """
     return text + ("\n" + option_table(options, _TOLD_OPTIONS) if options else "")
+
+
+def _text_note(text: dict | None) -> str:
+    if text is None:
+        return ""
+    if text["kind"] == "bytes":
+        return f"\nPrompts: up to {text['length']} bytes, which the model itself reads.\n"
+    source = Path(text["source"])
+    name = source.name if source.is_absolute() else text["source"]
+    return (
+        f"\nPrompts: up to {text['length']} tokens of the frozen text encoder {text['kind']}:"
+        f"{name}, which is not in this folder: it is read from where it was in training, or from "
+        f"where --text_encoder {text['kind']}:PATH says. Its weights have the fingerprint "
+        f"{text['fingerprint'][:12]}.\n"
+    )

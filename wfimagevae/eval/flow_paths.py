@@ -1,27 +1,29 @@
 """What a trained flow does between noise and data: states, predicted ends, interpolations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
 from wfimagevae.eval.flow_pictures import slerp
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, labels_in_turn
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
+from wfimagevae.eval.subjects import Subject
 
 # velocity(x, t, t_end=None): x (B, ...), times scalars or (B,).
 Velocity = Callable[..., Tensor]
 
 
 def sampling_velocity(
-    generator: FlowGenerator, labels: Tensor | None, options: SamplingOptions, count: int
+    generator: FlowGenerator, condition: Condition | None, options: SamplingOptions, count: int
 ) -> Velocity:
     """The velocity that a generator's samples follow, without gradients.
 
     Args:
         generator: The model; it is put into evaluation mode.
-        labels: Class of each state, int64 (count,); None is the null class or no class.
+        condition: What each state is to become, as for `FlowGenerator.sample`.
         options: Guidance and precision.
         count: States in a batch.
 
@@ -29,7 +31,7 @@ def sampling_velocity(
         ValueError: options that do not fit the model.
     """
     generator.model.eval()
-    guided = generator.velocity(labels, options, count)
+    guided = generator.velocity(condition, options, count)
 
     @torch.no_grad()
     def velocity(x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
@@ -40,13 +42,13 @@ def sampling_velocity(
 
 
 def sampling_states(
-    generator: FlowGenerator, labels: Tensor | None, options: SamplingOptions, noise: Tensor
+    generator: FlowGenerator, condition: Condition | None, options: SamplingOptions, noise: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Every state of a sampler on its way.
 
     Args:
         generator: The model.
-        labels: As for `sampling_velocity`.
+        condition: As for `sampling_velocity`.
         options: How to sample.
         noise: First states, (B, ...).
 
@@ -56,7 +58,7 @@ def sampling_states(
     states = [noise.cpu()]
     generator.sample(
         list(range(len(noise))),
-        labels,
+        condition,
         options,
         progress=lambda step, num_steps, x: states.append(x.cpu()),
         noise=noise,
@@ -100,47 +102,45 @@ def field_velocity(
 
 
 def draw_states(
-    generator: FlowGenerator, classes: list[int], count: int, options: SamplingOptions
+    generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
 ) -> tuple[Tensor, Tensor, Velocity]:
-    """States of samples 0 to count - 1, whose classes come in turn.
+    """States of some samples.
 
     Returns:
-        Times (T,), states (T, count, ...) on the CPU, and the velocity that they followed.
+        Times (T,), states (T, B, ...) on the CPU, and the velocity that they followed.
     """
-    labels = labels_in_turn(classes, count)
-    velocity = sampling_velocity(generator, labels, options, count)
-    noise = generator.noise(range(count), options.seed)
-    return *sampling_states(generator, labels, options, noise), velocity
+    condition = generator.condition_of(subjects)
+    velocity = sampling_velocity(generator, condition, options, len(subjects))
+    noise = generator.noise([subject.index for subject in subjects], options.seed)
+    return *sampling_states(generator, condition, options, noise), velocity
 
 
 def interpolate(
     generator: FlowGenerator,
-    classes: list[int],
-    count: int,
+    subjects: Sequence[Subject],
     options: SamplingOptions,
     num_places: int,
 ) -> Tensor:
-    """Samples of noises between those of samples i and count + i, of the same class.
+    """Samples of noises between those of samples i and B + i, which show the same.
 
     Args:
         generator: The model.
-        classes: Taken in turn by the pairs; none for an unconditional model.
-        count: Pairs.
+        subjects: What the B pairs show.
         options: How to sample.
         num_places: From the first noise to the second, both included.
 
     Returns:
-        Samples in the model's space, (num_places, count, ...), on the CPU.
+        Samples in the model's space, (num_places, B, ...), on the CPU.
 
     Raises:
         ValueError: fewer than two places.
     """
     if num_places < 2:
         raise ValueError(f"an interpolation needs at least 2 places, got {num_places}")
-    labels = labels_in_turn(classes, count)
+    count, condition = len(subjects), generator.condition_of(subjects)
     a = generator.noise(range(count), options.seed)
     b = generator.noise(range(count, 2 * count), options.seed)
     between = [slerp(a, b, i / (num_places - 1)) for i in range(num_places)]
     return torch.stack(
-        [generator.sample(list(range(count)), labels, options, noise=x).cpu() for x in between]
+        [generator.sample(list(range(count)), condition, options, noise=x).cpu() for x in between]
     )

@@ -1,69 +1,193 @@
-"""Generated images as files: a folder of PNGs with a grid and a record, or one .npz."""
+"""Generated images as files: a folder of PNGs, each with its record, and a grid; or one .npz."""
 
 import os
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wfimagevae.engine.distributed import World, barrier, gather_objects
+from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
 from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, sample_batches
-from wfimagevae.eval.image_writer import ImageWriter
+from wfimagevae.eval.image_writer import ImageWriter, save_image
 from wfimagevae.eval.images import to_uint8
-from wfimagevae.eval.report import write_json
+from wfimagevae.eval.picture_record import describe_model, draw_again, picture_record
+from wfimagevae.eval.prompts import Prompt, free_names
+from wfimagevae.eval.report import json_text, write_json
 from wfimagevae.eval.sample_grid import save_grid
+from wfimagevae.eval.subjects import Subject
 
 MAX_IN_GRID = 64
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Pictures to draw: rows that all show the same at each guidance scale.
+
+    Attributes:
+        subjects: A row each.
+        stems: What the rows' files are called, without extension and scale.
+        scales: Of guidance, a column each.
+        keep: Never replace a file: a name that is taken gets a number behind it.
+    """
+
+    subjects: Sequence[Subject]
+    stems: Sequence[str]
+    scales: Sequence[float]
+    keep: bool
+
+    @property
+    def count(self) -> int:
+        """Number of pictures."""
+        return len(self.subjects) * len(self.scales)
+
+    def options(self, options: SamplingOptions) -> list[SamplingOptions]:
+        """The options at each scale."""
+        return [
+            replace(options, guidance=replace(options.guidance, scale=scale))
+            for scale in self.scales
+        ]
+
+    def names(self, folder: Path) -> list[str]:
+        """Names of the files without extension, scale by scale."""
+        stems = list(self.stems)
+        if len(self.scales) > 1:
+            stems = [f"{stem}-w{scale:g}" for scale in self.scales for stem in self.stems]
+        return free_names(folder, stems) if self.keep else stems
+
+
+def class_sheet(
+    generator: FlowGenerator, subjects: Sequence[Subject], scales: Sequence[float] = (1.0,)
+) -> Sheet:
+    """Samples without prompts, called ``<number>-<class>``; files of these names are replaced.
+
+    Args:
+        generator: Knows the classes' names.
+        subjects: The samples.
+        scales: Of guidance.
+    """
+    return Sheet(subjects, [_name(generator, subject) for subject in subjects], scales, keep=False)
+
+
+def prompt_sheet(
+    prompts: Sequence[Prompt], labels: Sequence[int], per_prompt: int, scales: Sequence[float]
+) -> Sheet:
+    """Some samples of each prompt; sample i of every prompt starts from the same noise.
+
+    So a picture depends on its prompt, the seed and its number alone, not on the other prompts.
+
+    Args:
+        prompts: What to draw.
+        labels: Classes, taken in turn by the samples; none for no class.
+        per_prompt: Rows of each prompt.
+        scales: Of guidance.
+    """
+    rows = [(prompt, i) for prompt in prompts for i in range(per_prompt)]
+    subjects = [
+        Subject(i, labels[row % len(labels)] if labels else None, prompt.text)
+        for row, (prompt, i) in enumerate(rows)
+    ]
+    return Sheet(subjects, [prompt.stem for prompt, _ in rows], scales, keep=True)
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """A picture: its number on the sheet, its place, how it was drawn, and its pixels.
+
+    ``batch`` says how many samples were drawn at once, and which of them it was; ``pixels`` are
+    uint8 (3, H, W), on the CPU.
+    """
+
+    number: int
+    row: int
+    column: int
+    options: SamplingOptions
+    batch: tuple[int, int]
+    pixels: Tensor
+
+
+def _draw(
+    generator: FlowGenerator, sheet: Sheet, options: SamplingOptions, batch_size: int, here: World
+) -> Iterator[_Drawn]:
+    """This process's share of a sheet."""
+    for column, scaled in enumerate(sheet.options(options)):
+        first = column * len(sheet.subjects)
+        for rows, x in sample_batches(generator, sheet.subjects, scaled, batch_size, here):
+            pixels = to_uint8(generator.images(x)).cpu()
+            for place, row in enumerate(rows):
+                batch = (len(rows), place)
+                yield _Drawn(first + row, row, column, scaled, batch, pixels[place])
 
 
 def write_folder(
     folder: Path,
     generator: FlowGenerator,
-    labels: Tensor | None,
-    count: int,
+    sheet: Sheet,
     options: SamplingOptions,
     batch_size: int,
     here: World,
 ) -> None:
-    """Writes ``<number>-<class>.png`` for each sample, ``grid.png`` and ``samples.json``.
+    """Writes a PNG and a record for each picture, a grid, and ``samples.json``.
 
     Args:
-        folder: Made if need be; files of the same names are replaced.
+        folder: Made if need be.
         generator: Draws the samples.
-        labels: Of all samples, (count,), or None.
-        count: Samples over all processes.
-        options: How to draw them.
+        sheet: Which.
+        options: How; the sheet has the guidance scales.
         batch_size: Samples at a time.
         here: This process and the others.
     """
-    shown: dict[int, Tensor] = {}
+    names = broadcast_object(sheet.names(folder) if here.is_main else None)
+    model, grid, shown = describe_model(generator), _grid(generator, sheet), {}
     with ImageWriter(folder) as writer:
-        batches = sample_batches(generator, labels, count, options, batch_size, here)
-        for indices, x in batches:
-            pixels = to_uint8(generator.images(x)).cpu()
-            for i, picture in zip(indices, pixels, strict=True):
-                writer.write(_name(generator, labels, i), picture)
-                if i < MAX_IN_GRID:
-                    shown[i] = picture
-    gathered = {i: picture for part in gather_objects(shown) for i, picture in part.items()}
+        for drawn in _draw(generator, sheet, options, batch_size, here):
+            name, subject = names[drawn.number], sheet.subjects[drawn.row]
+            writer.write(f"{name}.png", drawn.pixels)
+            record = picture_record(generator, model, subject, drawn.options, drawn.batch)
+            writer.write_text(f"{name}.json", json_text(record))
+            if (place := (drawn.row, drawn.column)) in grid.places:
+                shown[place] = drawn.pixels
+    gathered = {place: p for part in gather_objects(shown) for place, p in part.items()}
     if not here.is_main:
         return
-    order, columns, row_labels = _grid_order(generator, labels, len(gathered))
-    pixels = torch.stack([gathered[i] for i in order])
-    save_grid(folder / "grid.png", pixels.float() / 127.5 - 1, columns, row_labels)
-    record = describe_sampling(generator, options, count)
-    if labels is not None:
-        record["labels"] = labels.tolist()
-    write_json(folder / "samples.json", record)
+    pixels = torch.stack([gathered[place] for place in grid.places]).float() / 127.5 - 1
+    path = _grid_path(folder, sheet.keep)
+    save_grid(path, pixels, grid.columns, grid.row_titles, grid.column_titles)
+    summary = describe_sampling(generator, sheet, options)
+    write_json(folder / "samples.json", summary | {"files": [f"{name}.png" for name in names]})
+
+
+def write_again(
+    folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str, here: World
+) -> Path:
+    """Draws the picture of a record and writes it, with the record beside it.
+
+    Args:
+        folder: Made if need be; no file is replaced.
+        generator: Whose weights drew it.
+        record: As `read_picture_record` gives it.
+        name: Of the files, without extension; a number goes behind it where it is taken.
+        here: This process, of which the main one draws.
+
+    Returns:
+        Where the picture is.
+    """
+    (name,) = broadcast_object(free_names(folder, [name]) if here.is_main else None)
+    path = folder / f"{name}.png"
+    if here.is_main:
+        save_image(path, to_uint8(draw_again(generator, record)[None])[0])
+        write_json(folder / f"{name}.json", record | {"model": describe_model(generator)})
+    barrier()
+    return path
 
 
 def write_npz(
     path: Path,
     generator: FlowGenerator,
-    labels: Tensor | None,
-    count: int,
+    sheet: Sheet,
     options: SamplingOptions,
     batch_size: int,
     here: World,
@@ -73,8 +197,7 @@ def write_npz(
     Args:
         path: Ends in .npz.
         generator: As for `write_folder`, like the rest.
-        labels: As there.
-        count: As there.
+        sheet: As there; scale by scale.
         options: As there.
         batch_size: As there.
         here: As there.
@@ -86,11 +209,11 @@ def write_npz(
         raise ValueError(f"--npz {path} must end in .npz")
     partial = path.with_name(f".{path.stem}.partial.npy")
     array = None
-    for indices, x in sample_batches(generator, labels, count, options, batch_size, here):
-        pixels = to_uint8(generator.images(x)).permute(0, 2, 3, 1).cpu().numpy()
+    for drawn in _draw(generator, sheet, options, batch_size, here):
+        pixels = drawn.pixels.permute(1, 2, 0).numpy()
         if array is None:
-            array = _shared_array(partial, (count, *pixels.shape[1:]), here)
-        array[indices] = pixels
+            array = _shared_array(partial, (sheet.count, *pixels.shape), here)
+        array[drawn.number] = pixels
     if array is None:  # fewer samples than processes: this one has none, but must not hang
         _shared_array(partial, None, here)
     else:
@@ -99,8 +222,9 @@ def write_npz(
     if not here.is_main:
         return
     content = {"arr_0": np.load(partial, mmap_mode="r")}
-    if labels is not None:
-        content["arr_1"] = labels.numpy()
+    labels = [subject.label for subject in sheet.subjects]
+    if None not in labels:
+        content["arr_1"] = np.array(labels * len(sheet.scales), np.int64)
     finished = path.with_name(f".{path.stem}.finished.npz")
     np.savez(finished, **content)
     os.replace(finished, path)
@@ -118,32 +242,64 @@ def _shared_array(path: Path, shape: tuple[int, ...] | None, here: World) -> np.
     return None if shape is None else np.lib.format.open_memmap(path, "r+")
 
 
-def describe_sampling(generator: FlowGenerator, options: SamplingOptions, count: int) -> dict:
-    """All that is needed to draw the same samples again, for JSON."""
-    return {
-        "num_images": count,
+def describe_sampling(generator: FlowGenerator, sheet: Sheet, options: SamplingOptions) -> dict:
+    """What was drawn and how, for JSON."""
+    summary = {
+        "num_images": sheet.count,
         "sampling": asdict(options),
+        "guidance_scales": list(sheet.scales),
         "model": generator.record,
         "torch": torch.__version__,
     }
+    labels = [subject.label for subject in sheet.subjects]
+    prompts = [subject.prompt for subject in sheet.subjects]
+    summary |= {} if None in labels else {"labels": labels}
+    return summary if None in prompts else summary | {"prompts": list(dict.fromkeys(prompts))}
 
 
-def _name(generator: FlowGenerator, labels: Tensor | None, i: int) -> str:
-    if labels is None:
-        return f"{i:06d}.png"
-    name = generator.class_name(int(labels[i]))
-    return f"{i:06d}-{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}.png"
+def _name(generator: FlowGenerator, subject: Subject) -> str:
+    if subject.label is None:
+        return f"{subject.index:06d}"
+    name = generator.class_name(subject.label)
+    return f"{subject.index:06d}-{''.join(c if c.isalnum() or c in '-_' else '_' for c in name)}"
 
 
-def _grid_order(
-    generator: FlowGenerator, labels: Tensor | None, count: int
-) -> tuple[list[int], int, list[str] | None]:
-    """Which samples stand where: one row a class where that is tidy, else as they come."""
-    if labels is not None:
-        classes = list(dict.fromkeys(labels[:count].tolist()))
-        rows = [[i for i in range(count) if labels[i] == number] for number in classes]
-        columns = min(map(len, rows))
-        if len(classes) > 1 and columns > 1:
-            titles = [generator.class_name(number) for number in classes]
-            return [i for row in rows for i in row[:columns]], columns, titles
-    return list(range(count)), max(round(count**0.5), 1), None
+def _grid_path(folder: Path, keep: bool) -> Path:
+    path, number = folder / "grid.png", 1
+    while keep and path.exists():
+        path, number = folder / f"grid-{number}.png", number + 1
+    return path
+
+
+@dataclass(frozen=True)
+class _Grid:
+    """Which pictures, (row of the sheet, column), stand where in a grid, and its titles."""
+
+    places: list[tuple[int, int]]
+    columns: int
+    row_titles: list[str] | None = None
+    column_titles: list[str] | None = None
+
+
+def _grid(generator: FlowGenerator, sheet: Sheet) -> _Grid:
+    """A row a prompt or class where that is tidy, or a column a scale; else as they come."""
+    titles = [generator.title(subject) for subject in sheet.subjects]
+    if len(sheet.scales) > 1:
+        width = len(sheet.scales)
+        count = min(len(titles), max(MAX_IN_GRID // width, 1))
+        places = [(row, column) for row in range(count) for column in range(width)]
+        names = [f"guidance {scale:g}" for scale in sheet.scales]
+        return _Grid(places, width, titles[:count] if any(titles) else None, names)
+    groups: dict[str, list[int]] = {}
+    for row, title in enumerate(titles):
+        groups.setdefault(title, []).append(row)
+    has_prompts = sheet.subjects[0].prompt is not None
+    width = min(*map(len, groups.values()), MAX_IN_GRID // len(groups)) if len(groups) > 1 else 0
+    if width > 1 or (has_prompts and len(groups) > 1):
+        names = list(groups)[:MAX_IN_GRID]
+        width = max(width, 1)
+        return _Grid([(row, 0) for name in names for row in groups[name][:width]], width, names)
+    count = min(len(titles), MAX_IN_GRID)
+    width = max(round(count**0.5), 1)
+    names = [titles[0]] + [""] * (-(-count // width) - 1) if has_prompts else None
+    return _Grid([(row, 0) for row in range(count)], width, names)

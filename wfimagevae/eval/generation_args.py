@@ -35,6 +35,12 @@ def add_generator_args(parser: Parser) -> None:
         "the one that the training recorded",
     )
     group.add_argument(
+        "--text_encoder",
+        metavar="KIND:PATH",
+        help="where the text encoder of a text flow is now: clip:, t5: or bert: and a path or hub "
+        "name; not given: where it was in training",
+    )
+    group.add_argument(
         "--use_raw_weights",
         action="store_true",
         help="take a checkpoint's raw weights, not their moving average (EMA)",
@@ -60,7 +66,13 @@ def add_sampling_args(parser: Parser) -> None:
         type=non_negative_float,
         default=1.0,
         metavar="W",
-        help="classifier-free guidance; 1 is none, 0 ignores the class",
+        help="classifier-free guidance; 1 is none, 0 ignores the class and the prompt",
+    )
+    group.add_argument(
+        "--negative_prompt",
+        default="",
+        metavar="TEXT",
+        help="what guidance leads away from; acts with a guidance scale other than 1",
     )
     group.add_argument(
         "--guidance_interval",
@@ -102,6 +114,7 @@ def sampling_values(args: Namespace) -> dict:
         "guidance_interval": tuple(args.guidance_interval),
         "guidance_rescale": args.guidance_rescale,
         "guidance_channels": args.guidance_channels,
+        "negative_prompt": args.negative_prompt,
         "shift": args.time_shift,
         "seed": args.seed,
         "precision": args.mixed_precision,

@@ -49,6 +49,24 @@ def add_reference_args(parser: Parser) -> None:
     )
 
 
+def add_caption_args(parser: Parser) -> None:
+    """Declares which captions a flow that takes text is given."""
+    group = parser.add_argument_group("captions", "of the reference: prompts of flows with text")
+    group.add_argument(
+        "--captions",
+        default="none",
+        metavar="SOURCE",
+        help="of --real_image_dir: sidecar (a .txt beside each image), manifest (its field "
+        "'caption'), or a file of lines name<TAB>caption; --dataset shapes has its own",
+    )
+    group.add_argument(
+        "--fixed_prompt_prefix",
+        default="",
+        metavar="TEXT",
+        help="set before every caption, with '. ' between them",
+    )
+
+
 def add_set_metric_args(parser: Parser) -> None:
     """Declares the metrics of sets, and where their networks' weights are."""
     group = parser.add_argument_group("metrics")
@@ -105,7 +123,7 @@ def add_sampling_grid_args(parser: Parser) -> None:
         "--label_sampling",
         choices=("balanced", "random"),
         default="balanced",
-        help="classes in turn, or drawn for each sample",
+        help="classes or prompts in turn, or drawn for each sample",
     )
     group.add_argument(
         "--mixed_precision",

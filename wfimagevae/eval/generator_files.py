@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.eval.autoencoder import load_autoencoder, raw_weights
@@ -11,6 +12,7 @@ from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
 from wfimagevae.eval.latent_space import LatentSpace
 from wfimagevae.eval.report import read_json
 from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import find_weights, read_facts
 
 FACTS_NAME = "generator.json"
@@ -22,6 +24,7 @@ def load_generator(
     model_name: str | None = None,
     vae: str | None = None,
     use_raw_weights: bool = False,
+    text_encoder: str | None = None,
 ) -> FlowGenerator:
     """A trained flow, ready to draw from.
 
@@ -32,9 +35,10 @@ def load_generator(
         model_name: Size of a public file.
         vae: ``KIND:PATH`` of the autoencoder, if not the recorded one.
         use_raw_weights: A checkpoint's raw weights instead of its average.
+        text_encoder: ``KIND:PATH`` of the text encoder, if it is not where it was in training.
 
     Raises:
-        ValueError: weights or an autoencoder that are missing or do not fit.
+        ValueError: weights, an autoencoder or a text encoder that are missing or do not fit.
         FileNotFoundError: a local path that does not exist.
     """
     source = find_weights(path)  # once: a name on the hub is asked for over the network
@@ -49,8 +53,51 @@ def load_generator(
         facts = facts | {"vae": facts["vae"] | {"source": vae}}
     elif facts["space"] == "latent":
         facts = facts | {"vae": _beside(facts["vae"], source)}
-    decode = open_latent_space(facts, device).decode if facts["space"] == "latent" else None
-    return FlowGenerator(model.to(device), device, facts, decode)
+    if text_encoder:
+        facts = facts | {"text": _moved_text_encoder(facts.get("text"), text_encoder)}
+    generator = build_generator(model.to(device), device, facts)
+    is_local = Path(path).expanduser().exists()
+    generator.source = {
+        "path": str(source.expanduser().absolute()) if is_local else path,
+        "step": None if source.is_dir() else read_facts(source, "current_step"),
+        "raw_weights": use_raw_weights,
+        "model_name": model_name,
+        "vae": facts.get("vae", {}).get("source"),
+        "text_encoder": _spec(facts.get("text")),
+    }
+    return generator
+
+
+def build_generator(model: nn.Module, device: torch.device, facts: dict) -> FlowGenerator:
+    """The generator of a network on its device, with what its facts say belongs to it.
+
+    Raises:
+        ValueError: an autoencoder or text encoder that is missing or not the recorded one.
+    """
+    space = open_latent_space(facts, device) if facts["space"] == "latent" else None
+    if not model.takes_text:
+        text = None
+    elif facts.get("text"):
+        text = open_text_encoder(facts["text"], device)
+    else:
+        raise ValueError("this model takes text, but its file does not say from which encoder")
+    if space is None:
+        return FlowGenerator(model, device, facts, text=text)
+    return FlowGenerator(model, device, facts, space.decode, text, space.autoencoder.multiple)
+
+
+def _spec(text: dict | None) -> str | None:
+    """A text encoder's record as ``--text_encoder`` takes it."""
+    return text and ":".join(filter(None, (text["kind"], text["source"])))
+
+
+def _moved_text_encoder(recorded: dict | None, spec: str) -> dict:
+    """The record of a text encoder that now stands elsewhere."""
+    kind, _, source = spec.partition(":")
+    if not recorded or recorded["kind"] != kind:
+        has = f"the text encoder {recorded['kind']}" if recorded else "no text encoder"
+        raise ValueError(f"--text_encoder {spec}: this model was trained with {has}")
+    return recorded | {"source": source or None}
 
 
 def find_generator_facts(path: str | Path) -> dict | None:

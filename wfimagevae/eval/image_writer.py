@@ -1,6 +1,7 @@
 """Image files written by a few threads, so that encoding them does not hold up the device."""
 
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -32,9 +33,16 @@ class ImageWriter:
 
     def write(self, name: str, pixels: Tensor) -> None:
         """Queues an 8-bit RGB image, (3, H, W), for a relative path; waits while too many are."""
+        self._queue(save_image, self.folder / name, pixels.cpu())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Queues a text that goes with an image, likewise."""
+        self._queue(_save_text, self.folder / name, text)
+
+    def _queue(self, save: Callable, path: Path, content: Tensor | str) -> None:
         while len(self._pending) >= self._max_pending:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(save_image, self.folder / name, pixels.cpu()))
+        self._pending.append(self._pool.submit(save, path, content))
 
     def __exit__(self, error_type, error, traceback) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error_type is not None)
@@ -49,6 +57,11 @@ def check_extension(path: str | Path) -> str:
     if extension not in EXTENSIONS:
         raise ValueError(f"{path}: unknown extension; write one of {', '.join(EXTENSIONS)}")
     return extension
+
+
+def _save_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
 
 
 def save_image(path: str | Path, pixels: Tensor) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wfimagevae.dataset import DataError, IndexedImages, batch_loader
+from wfimagevae.dataset.cached_text import compact, text_tensors
 from wfimagevae.dataset.latents import (
     FLIPPED,
     RECORD_NAME,
@@ -26,9 +27,11 @@ from wfimagevae.dataset.transforms import image_inputs
 from wfimagevae.engine.checkpoint import write_atomically
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
-from wfimagevae.eval.autoencoder import Autoencoder, weights_fingerprint
+from wfimagevae.eval.autoencoder import Autoencoder
 from wfimagevae.eval.latents import LatentStatistics, mean_and_std, normalization
 from wfimagevae.eval.report import read_json, write_json
+from wfimagevae.model.text import TextEncoder
+from wfimagevae.model.weight_files import weights_fingerprint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 POSTERIORS = ("sample", "mode")
@@ -72,6 +75,7 @@ class LatentCache:
         images: What to encode.
         folder: Where the cache stands, or will.
         options: What to store.
+        text: A frozen text encoder, whose embeddings of all captions are stored besides.
 
     Raises:
         ValueError: a model without a posterior to sample or a configuration to normalise by, a
@@ -85,7 +89,11 @@ class LatentCache:
         images: IndexedImages,
         folder: Path,
         options: CacheOptions,
+        text: TextEncoder | None = None,
     ):
+        if text is not None and not images.has_captions:
+            raise ValueError("--text_encoder needs captions: give --captions")
+        self.text = text
         self.autoencoder, self.vae_source, self.images = autoencoder, vae_source, images
         self.folder, self.options = folder, options
         if images.resolution % autoencoder.multiple:
@@ -132,6 +140,8 @@ class LatentCache:
     def _plan(self) -> dict[str, Any]:
         """What makes shards parts of one cache; batches, ranks, workers and paths may differ."""
         network, options, images = self.autoencoder.network, self.options, self.images
+        text = {} if self.text is None else {"text": self._text_plan()}
+        text |= {"prefix": images.prefix} if images.prefix else {}
         return {
             "vae": {
                 "class": type(network).__name__,
@@ -148,14 +158,18 @@ class LatentCache:
             "shard_size": options.shard_size,
             "latent_shape": list(self.latent_shape),
             "class_names": list(images.class_names),
-        }
+        } | text
+
+    def _text_plan(self) -> dict[str, Any]:
+        facts = {name: fact for name, fact in self.text.facts.items() if name != "source"}
+        return facts | {"config_keys": self.text.config_keys}
 
     def _check_record(self) -> None:
         path = self.folder / RECORD_NAME
         if not path.exists():
             return
         old = read_json(path)
-        plan = self.plan | {"version": RECORD_VERSION}
+        plan = {"text": None} | self.plan | {"version": RECORD_VERSION}
         if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
             raise ValueError(
                 f"{self.folder} holds a cache with another {', '.join(different)}: give another "
@@ -216,6 +230,7 @@ class LatentCache:
 
         channels = self.latent_shape[0]
         statistics, parts, indices, unreadable = LatentStatistics(channels), [], [], []
+        texts = []
         for batch in batches:
             unreadable += batch["unreadable"]
             if not batch["index"]:
@@ -226,7 +241,14 @@ class LatentCache:
             statistics.update(*moments)
             parts.append(tensors)
             indices += batch["index"]
+            if self.text is not None:
+                captions = [text for i in batch["index"] for text in self.images.captions(i)]
+                texts += [compact(self.text(captions))] if captions else []
         tensors = self._joined(parts)
+        if self.text is not None:
+            counts = [len(self.images.captions(i)) for i in indices]
+            nothing = {name: values[:0] for name, values in self.text([""]).items()}
+            tensors |= text_tensors([compact(nothing), *texts], counts)
         if self.images.labels is not None:
             tensors["labels"] = torch.from_numpy(self.images.labels[indices])
         facts = {
@@ -306,6 +328,8 @@ class LatentCache:
         record = begun | self.plan | facts
         record["vae"] = {"source": self.vae_source} | self.plan["vae"]
         record["images"] = {"path": self.images.source} | self.plan["images"]
+        if self.text is not None:
+            record["text"] = self.text.facts | self._text_plan()
         write_json(self.folder / RECORD_NAME, record)
         return record
 

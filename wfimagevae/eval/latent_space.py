@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from wfimagevae.engine.device import autocast
-from wfimagevae.eval.autoencoder import Autoencoder, weights_fingerprint
+from wfimagevae.eval.autoencoder import Autoencoder
+from wfimagevae.model.weight_files import weights_fingerprint
 
 
 class LatentSpace:

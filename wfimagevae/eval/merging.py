@@ -6,6 +6,7 @@ from torch import nn
 
 # They do not change what the halves say to each other.
 _FREE = {"shift", "scale", "dropout"}
+_OF_DECODER = ("decoder_", "spade")
 
 
 def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
@@ -31,7 +32,7 @@ def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
 
 
 def merge_configs(encoder_config: Mapping, decoder_config: Mapping) -> dict:
-    """The encoder's configuration with the decoder's ``decoder_...`` entries.
+    """The encoder's configuration with the decoder's ``decoder_...`` and ``spade`` entries.
 
     Raises:
         ValueError: they differ in an entry that both halves share; all are listed.
@@ -39,7 +40,7 @@ def merge_configs(encoder_config: Mapping, decoder_config: Mapping) -> dict:
     shared = [
         key
         for key in encoder_config
-        if not key.startswith(("_", "encoder_", "decoder_", "base_")) and key not in _FREE
+        if not key.startswith(("_", "encoder_", "base_", *_OF_DECODER)) and key not in _FREE
     ]
     unlike = [
         f"{key} ({encoder_config[key]} and {decoder_config.get(key)})"
@@ -48,7 +49,7 @@ def merge_configs(encoder_config: Mapping, decoder_config: Mapping) -> dict:
     ]
     if unlike:
         raise ValueError(f"encoder and decoder do not fit: they differ in {', '.join(unlike)}")
-    of_decoder = {k: v for k, v in decoder_config.items() if k.startswith("decoder_")}
+    of_decoder = {k: v for k, v in decoder_config.items() if k.startswith(_OF_DECODER)}
     return dict(encoder_config) | of_decoder
 
 

@@ -12,12 +12,17 @@ from wfimagevae.eval.protocol import protocol_hash
 
 
 def write_json(path: str | os.PathLike, content: Mapping) -> None:
-    """Writes JSON in one step: readers see the old file or the whole new one.
+    """Writes `json_text` in one step: readers see the old file or the whole new one."""
+    text = json_text(content)
+    write_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def json_text(content: Mapping) -> str:
+    """An object as indented JSON.
 
     Infinity and NaN, which JSON has no words for, must have been replaced (ValueError).
     """
-    text = json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-    write_atomically(Path(path), lambda file: file.write(text.encode()))
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
 def read_json(path: str | os.PathLike) -> dict:

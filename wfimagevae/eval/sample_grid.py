@@ -1,4 +1,4 @@
-"""Grids of images, one row a class, with names at the left and above."""
+"""Grids of images, one row a prompt or class, with names at the left and above."""
 
 import math
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from torch import Tensor
 from wfimagevae.engine.checkpoint import write_atomically
 from wfimagevae.eval.images import to_uint8
 
-_GAP, _TITLE_HEIGHT, _MAX_LABEL_WIDTH = 4, 24, 200
+_GAP, _TITLE_HEIGHT, _MAX_LABEL_WIDTH, _LINE_HEIGHT = 4, 24, 200, 18
 _LEGIBLE = 96  # px, what a tiny image is enlarged to, about
 _BACKGROUND, _INK = (255, 255, 255), (17, 24, 39)
 
@@ -26,7 +26,7 @@ def sample_grid(
     Args:
         images: In [-1, 1], clamped to it, (B, 3, H, W).
         columns: Images in a row; the last row may be shorter.
-        row_labels: A name for each row, shown at its left.
+        row_labels: A name for each row, shown at its left, on several lines if it is long.
         column_labels: A name for each column, shown above it.
 
     Returns:
@@ -59,7 +59,8 @@ def sample_grid(
     draw = ImageDraw.Draw(grid)
     for row, label in enumerate(row_labels or ()):
         place = (_GAP, top + row * (height + _GAP) + height // 2)
-        draw.text(place, _fit(label, _MAX_LABEL_WIDTH, font), _INK, font, anchor="lm")
+        lines = wrap(label, _MAX_LABEL_WIDTH, max(height // _LINE_HEIGHT, 1), font)
+        draw.multiline_text(place, "\n".join(lines), _INK, font, anchor="lm")
     for column, label in enumerate(column_labels or ()):
         place = (left + column * (width + _GAP) + width // 2, _TITLE_HEIGHT // 2)
         draw.text(place, _fit(label, width, font), _INK, font, anchor="mm")
@@ -85,8 +86,24 @@ def enlarge(pixels: Tensor) -> Tensor:
 
 
 def _label_width(labels: Sequence[str], font) -> int:
-    widths = [font.getlength(_fit(label, _MAX_LABEL_WIDTH, font)) for label in labels]
-    return math.ceil(max(widths)) + 2 * _GAP
+    widths = [font.getlength(label) for label in labels]
+    return min(math.ceil(max(widths)), _MAX_LABEL_WIDTH) + 2 * _GAP
+
+
+def wrap(text: str, width: int, max_lines: int, font) -> list[str]:
+    """Lines of at most ``width`` pixels; the last is cut short where there are too few of them."""
+    lines: list[str] = []
+    words = text.split()
+    for i, word in enumerate(words):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        elif len(lines) < max_lines:
+            lines.append(word)
+        else:
+            lines[-1] = " ".join([lines[-1], *words[i:]])
+            break
+    return [_fit(line, width, font) for line in lines]
 
 
 def _fit(text: str, width: int, font) -> str:

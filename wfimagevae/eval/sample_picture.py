@@ -1,11 +1,14 @@
-"""One picture of what a flow generates: a grid of images, one row a class, or points."""
+"""One picture of what a flow generates: a grid of images, one row a prompt or class; or points."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, draw_subjects
 from wfimagevae.eval.sample_grid import save_grid
+from wfimagevae.eval.subjects import Subject
 
 
 class SamplePicture:
@@ -16,23 +19,38 @@ class SamplePicture:
         options: How.
         count: About how many; whole rows.
         batch_size: Samples, and decoded images, at a time.
+        shown: What the rows show, the first where there are more than rows; classes, if nothing.
+
+    Attributes:
+        rows: What each row shows; without prompts and classes all the same.
+        columns: Samples in a row.
+        content: Images in [-1, 1], or points, row by row.
     """
 
     def __init__(
-        self, generator: FlowGenerator, options: SamplingOptions, count: int, batch_size: int
+        self,
+        generator: FlowGenerator,
+        options: SamplingOptions,
+        count: int,
+        batch_size: int,
+        shown: Sequence[Subject] = (),
     ):
         self.generator = generator
         num_classes = generator.model.num_classes
         side = max(round(count**0.5), 1)
-        rows = min(num_classes, side) or side
-        self.columns = max(count // rows, 1)
-        classes = torch.linspace(0, num_classes - 1, rows).round().long()
-        self.classes = classes.tolist() if num_classes else []
-        labels = classes.repeat_interleave(self.columns)  # one class a row
+        if shown:
+            self.rows = list(shown[:side])
+        elif num_classes:
+            classes = torch.linspace(0, num_classes - 1, min(num_classes, side)).round().long()
+            self.rows = [Subject(0, label) for label in classes.tolist()]
+        else:
+            self.rows = [Subject(0)] * side
+        self.columns = max(count // len(self.rows), 1)
+        places = [row for row in self.rows for _ in range(self.columns)]
+        subjects = [replace(row, index=i) for i, row in enumerate(places)]
         parts = []
-        for indices in torch.arange(rows * self.columns).split(batch_size):
-            chosen = labels[indices] if num_classes else None
-            x = generator.sample(indices.tolist(), chosen, options)
+        for first in range(0, len(subjects), batch_size):
+            x = draw_subjects(generator, subjects[first : first + batch_size], options)
             # Low precision may overflow; a picture does not end a training.
             x = x.nan_to_num(0.0, 0.0, 0.0)
             is_point = generator.facts["space"] == "point"
@@ -45,8 +63,8 @@ class SamplePicture:
         if self.generator.facts["space"] == "point":
             self._save_points(path)
             return
-        titles = [self.generator.class_name(number) for number in self.classes] or None
-        save_grid(path, self.content, self.columns, titles)
+        titles = [self.generator.title(row) for row in self.rows]
+        save_grid(path, self.content, self.columns, titles if any(titles) else None)
 
     def _save_points(self, path: Path) -> None:
         from wfimagevae.dataset.points import PointDataset

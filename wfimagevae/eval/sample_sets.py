@@ -1,7 +1,9 @@
 """Sets of samples to compare: image folders, .npz files, drawn data sets, a generator's output."""
 
+import re
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -9,13 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wfimagevae.dataset import DataError, ValidImageDataset, batch_loader
+from wfimagevae.dataset import Captions, DataError, ValidImageDataset, batch_loader
+from wfimagevae.dataset.captions import read_captions
 from wfimagevae.engine.seeding import stable_hash
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, labels_in_turn
+from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, draw_subjects
 from wfimagevae.eval.images import to_uint8
 from wfimagevae.eval.report import read_json
+from wfimagevae.eval.subjects import Subject
 
 LABEL_SAMPLING = ("balanced", "random")
+_GRID = re.compile(r"grid(-\d+)?\.png")
 
 
 class SampleSet(Protocol):
@@ -63,14 +68,14 @@ class FolderImages:
         record = Path(path) / "samples.json"
         if record.is_file():  # what scripts/generate.py adds is no sample
             paths = self.dataset.paths
-            self._numbers = [i for i in self._numbers if paths[i] != "grid.png"]
+            self._numbers = [i for i in self._numbers if not _GRID.fullmatch(paths[i])]
             told = read_json(record).get("num_images")
             if told and len(self._numbers) > told:
                 raise ValueError(
                     f"{path} holds {len(self._numbers)} images, of which generate.py's last run "
                     f"wrote {told}: empty the folder and generate again"
                 )
-        self.num_workers = num_workers
+        self.path, self.num_workers = path, num_workers
         crop = crop_size or resolution
         self.description = {
             "source": str(path),
@@ -80,6 +85,16 @@ class FolderImages:
 
     def __len__(self) -> int:
         return len(self._numbers)
+
+    def prompts(self, captions: Captions) -> list[str]:
+        """A caption of each image that has one.
+
+        Raises:
+            ValueError: none has; see `read_captions`.
+        """
+        table = read_captions(self.path, self.dataset.images, captions)
+        picked = [table.pick(self.dataset.index(number), number, 0) for number in self._numbers]
+        return [caption for caption in picked if caption]
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
         """See `SampleSet`; ValueError for an unreadable image, or one of another size."""
@@ -188,10 +203,12 @@ class GeneratedSamples:
         generator: The model.
         options: Sampler, steps, guidance, seed.
         count: How many.
-        label_sampling: ``balanced``: classes in turn; ``random``: drawn anew for each sample.
+        label_sampling: ``balanced``: classes and prompts in turn; ``random``: drawn anew for each
+            sample.
+        prompts: What a model that takes text draws; classes, if it has any, are left out then.
 
     Attributes:
-        labels: Class of each sample, int64 (count,); None for an unconditional model.
+        subjects: What each sample shows.
         nfe: Evaluations of the network for one sample, after `batches`; where guidance is
             active, a step's conditional and null evaluations count as two.
 
@@ -205,21 +222,24 @@ class GeneratedSamples:
         options: SamplingOptions,
         count: int,
         label_sampling: str = "balanced",
+        prompts: Sequence[str] = (),
     ):
         if label_sampling not in LABEL_SAMPLING:
             raise ValueError(f"unknown label sampling {label_sampling!r}: {LABEL_SAMPLING}")
         generator.check(options)
         self.generator, self.options, self.count, self.nfe = generator, options, count, 0.0
         num_classes = generator.model.num_classes
-        self.labels = labels_in_turn(list(range(num_classes)), count)
-        if num_classes and label_sampling == "random":
-            drawn = (stable_hash("label", options.seed, i) % num_classes for i in range(count))
-            self.labels = torch.tensor(list(drawn))
+        shown = [Subject(0, prompt=prompt) for prompt in prompts]
+        shown = shown or [Subject(0, label) for label in range(num_classes)] or [Subject(0)]
+        order = range(count)
+        if label_sampling == "random":
+            order = [stable_hash("label", options.seed, i) for i in range(count)]
+        self.subjects = [replace(shown[n % len(shown)], index=i) for i, n in enumerate(order)]
         self.description = {
             "source": "generated",
-            "labels": label_sampling if num_classes else "none",
+            "labels": label_sampling if num_classes and not prompts else "none",
             "model": generator.record,
-        }
+        } | ({"prompts": f"{label_sampling}, {len(prompts)}"} if prompts else {})
 
     def __len__(self) -> int:
         return self.count
@@ -236,8 +256,8 @@ class GeneratedSamples:
         try:
             for i in range(0, len(numbers), batch_size):
                 chosen = numbers[i : i + batch_size]
-                labels = None if self.labels is None else self.labels[chosen]
-                x = self.generator.sample(chosen, labels, self.options)
+                subjects = [self.subjects[number] for number in chosen]
+                x = draw_subjects(self.generator, subjects, self.options)
                 if not x.isfinite().all():
                     raise ValueError(
                         f"samples are not finite with {self.options.sampler} in "

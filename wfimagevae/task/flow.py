@@ -7,9 +7,12 @@ from torch import nn
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
+from wfimagevae.engine.loop import Watcher
 from wfimagevae.engine.player import OptimizerState, Player
 from wfimagevae.engine.sharding import shard
+from wfimagevae.eval.generation import FlowGenerator
 from wfimagevae.task.flow_build import (
+    build_generator,
     build_network,
     build_objective,
     build_validator,
@@ -17,10 +20,11 @@ from wfimagevae.task.flow_build import (
     objective_facts,
     update_flops,
 )
-from wfimagevae.task.flow_data import build_datasets, open_space
+from wfimagevae.task.flow_data import build_datasets, open_space, with_resolution
 from wfimagevae.task.training import (
     Assembly,
     NetworkWeights,
+    PlayerPart,
     build_player,
     plain_config,
     run_schedule,
@@ -29,6 +33,7 @@ from wfimagevae.task.training import (
     train_loader,
 )
 
+TEXT_ENCODER = "text_encoder."
 HEADLINE = ("train/loss", "train/error", "train/direction_loss")
 
 
@@ -40,13 +45,21 @@ class FlowTask:
         validator: Makes figures and pictures; None without validation.
         loader: Training data.
         facts: What a checkpoint records besides its parts.
+        generator: Draws samples from the network in training.
     """
 
     best_name = "best-energy-distance.ckpt"
 
-    def __init__(self, player: Player, validator, loader: TrainLoader, facts: dict):
+    def __init__(
+        self,
+        player: Player,
+        validator,
+        loader: TrainLoader,
+        facts: dict,
+        generator: FlowGenerator | None = None,
+    ):
         self.players, self.validator, self.loader = (player,), validator, loader
-        self._facts = facts
+        self._facts, self.generator = facts, generator
 
     def turn(self, step: int) -> tuple[Player, ...]:
         """The one player."""
@@ -97,19 +110,24 @@ def _data_facts(facts: dict) -> dict:
     """What must not change while a flow is trained."""
     names = ("space", "dataset", "class_names", "shift", "scale")
     vae = facts.get("vae", {}).get("fingerprint")
-    return {name: facts.get(name) for name in names} | {"VAE": vae}
+    text = {name: fact for name, fact in facts.get("text", {}).items() if name != "source"}
+    return {name: facts.get(name) for name in names} | {"VAE": vae, "text encoder": text}
 
 
-def train(options: dict) -> None:
+def train(options: dict, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
     """Trains a flow as the flags of `flow_args` and `run_args` say.
 
     Args:
         options: Every flag's value, by name.
+        folder: As for `run_training`, as is ``watcher``.
+
+    Returns:
+        True if training is finished, False if a signal stopped it.
 
     Raises:
         ValueError: options that cannot be met, or training that diverged.
     """
-    run_training(options, _assemble)
+    return run_training(with_resolution(options), _assemble, folder, watcher)
 
 
 def _assemble(options: dict, here: World, folder: Path) -> Assembly:
@@ -124,12 +142,14 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     player = build_flow_player(options, objective, run_schedule(options, here, len(dataset)))
     loader = train_loader(options, dataset, here)
     tracker = run_tracker(options, here, folder)
-    validator = build_validator(options, here, folder, objective, space, held_out, tracker)
-    task = FlowTask(player, validator, loader, {"config": plain_config(network)})
+    draws = build_generator(options, objective, space, here.device)
+    validator = build_validator(options, here, folder, objective, draws, held_out, tracker)
+    task = FlowTask(player, validator, loader, {"config": plain_config(network)}, draws)
     player.flops_per_sample = flops
     generator = GeneratorFacts(space.facts | objective_facts(options))
     parts = _parts(task, network) | {"generator": generator}
-    return Assembly(task, loader, tracker, parts, HEADLINE, lines)
+    weights = {"flow": "state_dict.gen_model"}
+    return Assembly(task, loader, tracker, parts, HEADLINE, lines, weights)
 
 
 def build_flow_player(options: dict, objective: nn.Module, schedule) -> Player:
@@ -140,13 +160,52 @@ def build_flow_player(options: dict, objective: nn.Module, schedule) -> Player:
         objective: What it trains.
         schedule: Of the run; learning-rate schedules end where it does.
     """
-    blocks = objective.network.blocks_to_shard()
+    freeze_parts(options, objective.network)
     player = build_player(
-        options, "flow", objective, schedule.max_steps, options["lr"], blocks=blocks
+        options,
+        "flow",
+        objective,
+        schedule.max_steps,
+        options["lr"],
+        blocks=objective.network.blocks_to_shard(),
+        parts=_text_encoder_apart(options, objective.network),
     )
     if options["ema"]:
         player.ema = Averages(objective.network, options["ema_decay"], options["ema_warmup"])
     return player
+
+
+def freeze_parts(options: dict, network: nn.Module) -> None:
+    """Freezes the network's own text encoder, or all but that, as the flags say.
+
+    Raises:
+        ValueError: a text encoder to freeze or to train alone, and there is none inside.
+    """
+    has_encoder = any(name.startswith(TEXT_ENCODER) for name, _ in network.named_parameters())
+    asked = [name for name in ("freeze_flow", "freeze_text_encoder") if options[name]]
+    if asked and not has_encoder:
+        raise ValueError(
+            f"--{asked[0]}: this network has no text encoder inside; see --text_encoder"
+        )
+    for name, parameter in network.named_parameters():
+        inside = name.startswith(TEXT_ENCODER)
+        if options["freeze_text_encoder" if inside else "freeze_flow"]:
+            parameter.requires_grad_(False)
+
+
+def _text_encoder_apart(options: dict, network: nn.Module) -> list[PlayerPart]:
+    """The network's own text encoder, where it has an optimizer or a schedule of its own."""
+    own = options["text_encoder_options"]
+    inside = [
+        parameter
+        for name, parameter in network.named_parameters()
+        if name.startswith(TEXT_ENCODER) and parameter.requires_grad
+    ]
+    if own and not inside:
+        raise ValueError(
+            "--text_encoder_options: no text encoder is trained here; --text_encoder bytes is one"
+        )
+    return [PlayerPart("text_encoder", inside, own)] if own else []
 
 
 def _parts(task: FlowTask, network: nn.Module) -> dict:

@@ -1,6 +1,7 @@
 """Flags of flow training. No torch here."""
 
 from wfimagevae.dataset.args import add_loader_args
+from wfimagevae.dataset.stream_args import add_stream_args
 from wfimagevae.engine.args import (
     Parser,
     add_switch,
@@ -10,7 +11,7 @@ from wfimagevae.engine.args import (
     positive_int,
     probability,
 )
-from wfimagevae.engine.run_args import add_sharding_arg
+from wfimagevae.engine.run_args import add_player_options, add_sharding_arg
 from wfimagevae.eval.generation_args import POINT_SETS, SAMPLERS
 
 DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
@@ -19,7 +20,9 @@ DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
 def add_args(parser: Parser) -> None:
     """Declares the flags of data, network, objective and validation."""
     add_data_group(parser)
+    add_text_group(parser)
     add_model_group(parser)
+    add_training_group(parser)
     add_objective_group(parser)
     add_mean_flow_group(parser)
     add_validation_group(parser)
@@ -53,12 +56,15 @@ def add_data_group(parser: Parser) -> None:
     )
     group.add_argument(
         "--data_path",
+        nargs="+",
         metavar="PATH",
-        help="folder or JSON-lines manifest of images, folder of cached latents, or the folder "
-        "that holds cifar-10-batches-py",
+        help="of images: folder, JSON-lines manifest or WebDataset shards, as for --image_path of "
+        "the image VAE, or several; else the folder of cached latents, or the one that holds "
+        "cifar-10-batches-py",
     )
     group.add_argument(
         "--eval_data_path",
+        nargs="+",
         metavar="PATH",
         help="held-out data of the same kind; shapes, cifar10 and points bring their own",
     )
@@ -67,7 +73,7 @@ def add_data_group(parser: Parser) -> None:
         choices=("none", "folder", "manifest"),
         default="none",
         help="classes of images: none, the first folder below --data_path, or the manifest's "
-        "'label' field",
+        "'label' field; of shards, either of these reads --wds_label_key",
     )
     add_switch(
         group, "--class_conditional", True, "condition on the classes, where the data has any"
@@ -75,9 +81,9 @@ def add_data_group(parser: Parser) -> None:
     group.add_argument(
         "--resolution",
         type=positive_int,
-        default=32,
         metavar="PX",
-        help="height and width of images and shapes; latents: as they were cached",
+        help="height and width of images and shapes, 32 if not given; latents are as they were "
+        "cached, cifar10 has 32",
     )
     group.add_argument(
         "--train_crop",
@@ -96,6 +102,51 @@ def add_data_group(parser: Parser) -> None:
         "latents: another place of the autoencoder that made them",
     )
     add_loader_args(group, workers=4)
+    add_stream_args(parser.add_argument_group("images at scale", "shards, filters, buckets"))
+
+
+def _spec_or_none(text: str) -> str | None:
+    return None if text == "none" else text
+
+
+def add_text_group(parser: Parser) -> None:
+    """Declares captions and the encoder that reads them."""
+    group = parser.add_argument_group("text", "captions as a condition, beside classes or alone")
+    group.add_argument(
+        "--text_encoder",
+        type=_spec_or_none,
+        metavar="SPEC",
+        help="bytes: a small transformer inside the network, which needs no download; or a frozen "
+        "encoder of transformers: clip:, t5: or bert: and a folder or hub name; not given, or "
+        "none: no text",
+    )
+    group.add_argument(
+        "--text_length",
+        type=positive_int,
+        metavar="N",
+        help="bytes or tokens of a caption, what is longer is cut (default: 128, or what the "
+        "encoder takes if that is less)",
+    )
+    group.add_argument(
+        "--text_attention",
+        choices=("cross", "joint"),
+        help="cross: image tokens attend to the text (the default, which leaves a pretrained model "
+        "unchanged at first); joint: both attend to each other (MMDiT)",
+    )
+    group.add_argument(
+        "--captions",
+        default="none",
+        metavar="SOURCE",
+        help="of images: sidecar (a .txt beside each image; of several lines one at random), "
+        "manifest (its field 'caption', a string or a list), or a file of lines name<TAB>caption; "
+        "shapes and latents bring their own",
+    )
+    group.add_argument(
+        "--fixed_prompt_prefix",
+        default="",
+        metavar="TEXT",
+        help="set before every caption, with '. ' between them",
+    )
 
 
 def add_model_group(parser: Parser) -> None:
@@ -123,6 +174,18 @@ def add_model_group(parser: Parser) -> None:
         "--ignore_mismatched_sizes",
         action="store_true",
         help="pretrained weights of another shape start anew, with a warning",
+    )
+
+
+def add_training_group(parser: Parser) -> None:
+    """Declares what of the network is trained, and how its parts differ."""
+    group = parser.add_argument_group("parts", "of the network, where it encodes text itself")
+    add_player_options(group, "--text_encoder_options", "the text encoder inside the network")
+    group.add_argument(
+        "--freeze_text_encoder", action="store_true", help="do not train that text encoder"
+    )
+    group.add_argument(
+        "--freeze_flow", action="store_true", help="train nothing but that text encoder"
     )
 
 
@@ -171,7 +234,7 @@ def add_objective_group(parser: Parser) -> None:
         type=probability,
         default=0.1,
         metavar="P",
-        help="share of samples that learn without their class, for guidance",
+        help="share of samples that learn without their class and caption, for guidance",
     )
 
 
@@ -268,4 +331,10 @@ def add_validation_group(parser: Parser) -> None:
         default=1.0,
         metavar="W",
         help="and with what classifier-free guidance; 1 is none",
+    )
+    group.add_argument(
+        "--sample_prompts",
+        nargs="+",
+        metavar="TEXT",
+        help="what the picture shows, a row each (default: captions of held-out data)",
     )

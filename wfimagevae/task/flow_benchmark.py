@@ -14,7 +14,14 @@ from wfimagevae.eval.generation_args import POINT_SETS
 from wfimagevae.task.benchmark import RandomBatches, TrainBenchmark, ratio_in_turns
 from wfimagevae.task.flow import FlowTask, build_flow_player
 from wfimagevae.task.flow_build import build_network, build_objective, update_flops
-from wfimagevae.task.flow_data import FlowSpace, build_datasets, open_space
+from wfimagevae.task.flow_data import (
+    DEFAULT_RESOLUTION,
+    FlowSpace,
+    build_datasets,
+    open_space,
+    with_resolution,
+)
+from wfimagevae.task.flow_text import condition_of_batches, open_encoder
 
 SHOWN = (
     "model_name",
@@ -26,6 +33,7 @@ SHOWN = (
     "compile",
     "gradient_checkpointing",
     "meanflow_ratio",
+    "text_encoder",
 )
 
 
@@ -131,6 +139,8 @@ class _RandomData:
     sample_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] = ()
+    has_captions: bool = True
+    text_facts: None = None
 
 
 def _data(options: dict) -> tuple[FlowSpace, Iterator]:
@@ -143,6 +153,7 @@ def _data(options: dict) -> tuple[FlowSpace, Iterator]:
     options = options | {"eval_steps": 0}  # no held-out data, no pictures
     if not options["data_path"]:
         return _random_data(options, device)
+    options = with_resolution(options)
     dataset, _ = build_datasets(options)
     loader = TrainLoader(
         dataset,
@@ -159,13 +170,18 @@ def _random_data(options: dict, device: torch.device) -> tuple[FlowSpace, Random
     classes = options["num_classes"] if options["class_conditional"] else 0
     if kind == "latents":
         shape = tuple(options["latent_shape"])
-        space = FlowSpace(shape, classes, lambda batch: batch["latent"], None, {})
+        text = open_encoder(options, _RandomData("latent", shape, classes), device)
+        told = condition_of_batches(classes, text)
+        space = FlowSpace(shape, classes, lambda batch: batch["latent"], None, {}, told, text)
         inputs = {"latent": torch.randn(size, *shape, device=device)}
     else:
         key = "point" if kind in POINT_SETS else "image"
-        shape = (2,) if key == "point" else (3, options["resolution"], options["resolution"])
+        side = options["resolution"] or DEFAULT_RESOLUTION
+        shape = (2,) if key == "point" else (3, side, side)
         space = open_space(options, _RandomData(key, shape, classes), device)
         inputs = {key: torch.rand(size, *shape, device=device) * 2 - 1}
     if classes:
         inputs["label"] = torch.randint(classes, (size,), device=device)
+    if space.text is not None:
+        inputs["caption"] = ["a caption of some forty characters, as many are"] * size
     return space, RandomBatches(inputs)

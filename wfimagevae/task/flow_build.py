@@ -19,6 +19,7 @@ from wfimagevae.model.weight_files import read_json
 from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
 from wfimagevae.task.flow_data import FlowSpace
+from wfimagevae.task.flow_text import picture_subjects
 from wfimagevae.task.flow_validation import FlowValidator, SampleRules
 from wfimagevae.task.shapes_only import shapes_only
 
@@ -35,7 +36,7 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
         raise ValueError(f"--model_config {config}: no such file")
     keys = read_json(config) if config else {}
     keys.pop("_class_name", None)
-    keys |= _keys_of(space)
+    keys |= _keys_of(space, options["text_attention"])
     keys["average_velocity"] = options["objective"] == "mean_flow"
     if pretrained:
         network = VelocityModel.from_pretrained(
@@ -48,6 +49,10 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
             network.register_to_config(prediction="velocity")
     else:
         network = _fresh(name, keys)
+    if network.takes_text and space.text is None:
+        raise ValueError(
+            "this network takes text: give --text_encoder, or a config without text_encoder"
+        )
     if network.sample_shape != space.shape:
         raise ValueError(
             f"{name} takes samples of {network.sample_shape}, the data has {space.shape}"
@@ -62,17 +67,22 @@ def _fresh(name: str, keys: dict) -> VelocityModel:
     try:
         network = builder(**keys)
     except TypeError as error:  # a key that this network does not have
+        hint = "; of our networks FlowTransformer and its presets (FlowDiT-S/2, ...) take text"
         raise ValueError(
             f"--model_name {name} does not suit this data or config: {error}"
+            + (hint if "'text_" in str(error) else "")
         ) from None
     if not isinstance(network, VelocityModel):
         raise ValueError(f"--model_name {name} is no velocity network")
     return network
 
 
-def _keys_of(space: FlowSpace) -> dict:
-    """Configuration keys that the data decides."""
+def _keys_of(space: FlowSpace, text_attention: str | None) -> dict:
+    """Configuration keys that data and text encoder decide."""
     keys = {"num_classes": space.num_classes}
+    if space.text is not None:
+        keys |= space.text.config_keys
+        keys |= {"text_attention": text_attention} if text_attention else {}
     if len(space.shape) == 1:
         return keys | {"num_dims": space.shape[0]}
     return keys | {"in_channels": space.shape[0], "input_size": space.shape[1]}
@@ -94,7 +104,7 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
         options["seed"], times, options["cfg_dropout_prob"], options["direction_weight"]
     )
     if options["objective"] == "flow_matching":
-        objective = FlowMatching(network, space.encode, rules)
+        objective = FlowMatching(network, space.encode, rules, space.condition)
     else:
         if rules.direction_weight:
             raise ValueError("--direction_weight is a term of --objective flow_matching only")
@@ -112,13 +122,34 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
         )
         if guidance.is_on and not rules.cfg_dropout_prob:
             raise ValueError(
-                "guidance in the target needs --cfg_dropout_prob above 0: without dropped labels "
-                "the null class is never learned"
+                "guidance in the target needs --cfg_dropout_prob above 0: without dropped "
+                "conditions the null condition is never learned"
             )
-        objective = MeanFlow(network, space.encode, rules, particular)
+        objective = MeanFlow(network, space.encode, rules, particular, space.condition)
     if options["compile"]:
         objective.compile(options["compile_mode"])
     return objective
+
+
+def build_generator(
+    options: dict, objective: FlowMatching, space: FlowSpace, device: torch.device
+) -> FlowGenerator:
+    """What draws samples from the network in training."""
+    facts = space.facts | objective_facts(options)
+    downsampling = options["resolution"] // space.shape[-1] if facts["space"] == "latent" else 1
+    network, decode = objective.network, space.decode
+    return FlowGenerator(network, device, facts, decode, space.text, downsampling)
+
+
+def sampling_options(options: dict) -> SamplingOptions:
+    """How samples are drawn while training."""
+    return SamplingOptions(
+        options["sampler"],
+        options["sampling_steps"],
+        Guidance(options["guidance_scale"]),
+        precision=options["mix_precision"],
+        seed=options["seed"],
+    )
 
 
 def build_validator(
@@ -126,7 +157,7 @@ def build_validator(
     here: World,
     folder: Path,
     objective: FlowMatching,
-    space: FlowSpace,
+    generator: FlowGenerator,
     held_out: FlowData | None,
     tracker: Tracker,
 ) -> FlowValidator | None:
@@ -137,15 +168,7 @@ def build_validator(
     """
     if held_out is None or not options["eval_steps"]:
         return None
-    facts = space.facts | objective_facts(options)
-    generator = FlowGenerator(objective.network, here.device, facts, space.decode)
-    sampling = SamplingOptions(
-        options["sampler"],
-        options["sampling_steps"],
-        Guidance(options["guidance_scale"]),
-        precision=options["mix_precision"],
-        seed=options["seed"],
-    )
+    sampling = sampling_options(options)
     generator.check(sampling)
     if options["fsdp"] and not get_sampler(sampling.sampler).evaluations:
         raise ValueError(
@@ -164,6 +187,7 @@ def build_validator(
         num_samples,
         options["eval_num_images"],
         options["eval_batch_size"],
+        tuple(picture_subjects(options, held_out, generator.model.num_classes)),
     )
 
     def read(positions: list[int]) -> dict:
@@ -208,6 +232,10 @@ def describe(options: dict, network: nn.Module, space: FlowSpace) -> list[str]:
     """What a flow's training is about to do, in a few lines."""
     shape = " x ".join(map(str, space.shape))
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
+    if space.text is not None:
+        text = space.text.facts
+        classes += f"; text by {text['kind']}" + (f":{text['source']}" if text["source"] else "")
+        classes += f", length {text['length']}"
     return [
         f"{options['model_name']}: {count_parameters(network):,} parameters, "
         f"{sample_macs(network) / 1e9:.3g} GMAC a sample of {shape}; {classes}",

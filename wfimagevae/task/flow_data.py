@@ -8,18 +8,34 @@ from torch import Tensor
 
 from wfimagevae.dataset import (
     Cifar10Dataset,
-    Labels,
     LatentDataset,
     PointDataset,
     ShapesDataset,
-    TrainImageDataset,
 )
+from wfimagevae.dataset.cifar10 import CIFAR10_SIZE
+from wfimagevae.dataset.latents import read_record
 from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.seeding import sample_noise, stable_hash
-from wfimagevae.eval.autoencoder import load_autoencoder, weights_fingerprint
+from wfimagevae.eval.autoencoder import load_autoencoder
 from wfimagevae.eval.generation_args import POINT_SETS
 from wfimagevae.eval.generator_files import latent_facts, open_latent_space
 from wfimagevae.eval.latent_space import LatentSpace
+from wfimagevae.model.text import TextEncoder
+from wfimagevae.model.weight_files import weights_fingerprint
+from wfimagevae.task.flow_text import (
+    check_text_options,
+    condition_of_batches,
+    open_encoder,
+)
+from wfimagevae.task.image_data import (
+    Sources,
+    build_image_data,
+    check_only_images,
+    only_source,
+)
+
+DEFAULT_RESOLUTION = 32
 
 
 def build_datasets(options: dict) -> tuple[FlowData, FlowData | None]:
@@ -28,45 +44,68 @@ def build_datasets(options: dict) -> tuple[FlowData, FlowData | None]:
     Raises:
         ValueError: data that is missing, unreadable or of another kind than the flags say.
     """
+    check_text_options(options)
+    options = with_resolution(options)
     kind, seed = options["dataset"], options["seed"]
+    if kind != "images":
+        check_only_images(options)
     wants_held_out = options["eval_steps"] > 0
     if kind in POINT_SETS:
         return PointDataset(kind, seed), PointDataset(kind, seed, split="test")
     if kind == "shapes":
         size, count = options["resolution"], options["num_shapes"]
-        held_out = ShapesDataset(size, seed, 2000, first_index=count, augment=False)
-        return ShapesDataset(size, seed, count), held_out
-    if not options["data_path"]:
-        raise ValueError(f"--dataset {kind} needs --data_path")
+        prefix = options["fixed_prompt_prefix"]
+        held_out = ShapesDataset(size, seed, 2000, first_index=count, augment=False, prefix=prefix)
+        return ShapesDataset(size, seed, count, prefix=prefix), held_out
     if kind == "cifar10":
-        root = options["data_path"]
+        root = only_source(options["data_path"], kind)
         return Cifar10Dataset(root, seed), Cifar10Dataset(root, seed, "test", augment=False)
     if wants_held_out and not options["eval_data_path"]:
         raise ValueError(
             f"--dataset {kind} needs --eval_data_path to validate on (or --eval_steps 0)"
         )
-    build = _latents if kind == "latents" else _images
+    build = _latents if kind == "latents" else build_image_data
     train = build(options, options["data_path"], None)
     held_out = build(options, options["eval_data_path"], train) if wants_held_out else None
     return train, held_out
 
 
-def _images(options: dict, source: str, train: FlowData | None) -> FlowData:
-    names = None if train is None else train.class_names
-    return TrainImageDataset(
+def with_resolution(options: dict) -> dict:
+    """The flags with the height and width that the data has, where it decides them.
+
+    Raises:
+        ValueError: data that is missing, or of another resolution than asked for.
+    """
+    kind, asked = options["dataset"], options["resolution"]
+    if kind in POINT_SETS:
+        return options | {"resolution": asked or 0}
+    if kind not in ("shapes", *POINT_SETS) and not options["data_path"]:
+        raise ValueError(f"--dataset {kind} needs --data_path")
+    own = None
+    if kind == "latents":
+        own = read_record(only_source(options["data_path"], kind))["resolution"]
+    elif kind == "cifar10":
+        own = CIFAR10_SIZE
+    if own is not None and asked not in (None, own):
+        raise ValueError(
+            f"--resolution {asked}: --dataset {kind} is of {own} px images here; leave it out"
+        )
+    return options | {"resolution": own or asked or DEFAULT_RESOLUTION}
+
+
+def _latents(options: dict, sources: Sources, train: FlowData | None) -> FlowData:
+    source, text = only_source(sources, "latents"), "none"
+    if options["text_encoder"]:
+        is_cached = options["text_encoder"] != "bytes" and read_record(source).get("text")
+        text = "embeddings" if is_cached else "captions"
+    return LatentDataset(
         source,
-        options["resolution"],
         seed=options["seed"],
-        cache_dir=options["index_cache_dir"],
-        train_crop=options["train_crop"],
-        labels=Labels(options["labels"], names or None),
         augment=train is None,
+        like=None if train is None else train.record,
+        prefix=options["fixed_prompt_prefix"],
+        text=text,
     )
-
-
-def _latents(options: dict, source: str, train: FlowData | None) -> FlowData:
-    like = None if train is None else train.record
-    return LatentDataset(source, seed=options["seed"], augment=train is None, like=like)
 
 
 @dataclass(frozen=True)
@@ -78,7 +117,9 @@ class FlowSpace:
         num_classes: What the network is conditioned on; 0 is nothing.
         encode: Gives a batch's data in this space, (B, *shape).
         decode: From there to images in [-1, 1]; None where samples are images, or points.
-        facts: What generating needs to know: ``space``, ``class_names``, ``vae``, ...
+        facts: What generating needs to know: ``space``, ``class_names``, ``vae``, ``text``, ...
+        condition: What the network is told of a batch.
+        text: Encodes prompts; None of a flow without text.
     """
 
     shape: tuple[int, ...]
@@ -86,6 +127,8 @@ class FlowSpace:
     encode: Callable[[dict], Tensor]
     decode: Callable[[Tensor], Tensor] | None
     facts: dict
+    condition: Callable[[dict], Condition | None]
+    text: TextEncoder | None = None
 
 
 def open_space(options: dict, dataset: FlowData, device: torch.device) -> FlowSpace:
@@ -93,30 +136,41 @@ def open_space(options: dict, dataset: FlowData, device: torch.device) -> FlowSp
 
     Raises:
         ValueError: an autoencoder that is missing, not the one of the latents, or does not say
-            how its latents are normalised.
+            how its latents are normalised; a text encoder that is missing, or captions are.
     """
     num_classes = dataset.num_classes if options["class_conditional"] else 0
+    text = open_encoder(options, dataset, device)
     facts = {"class_names": dataset.class_names if num_classes else []}
+    facts |= {"text": text.facts} if text else {}
+    told = {"condition": condition_of_batches(num_classes, text), "text": text}
+    shape, encode, decode, facts = _where(options, dataset, facts, device)
+    return FlowSpace(shape, num_classes, encode, decode, facts, **told)
+
+
+def _where(
+    options: dict, dataset: FlowData, facts: dict, device: torch.device
+) -> tuple[tuple[int, ...], Callable, Callable | None, dict]:
+    """Shape, encode, decode and facts of a `FlowSpace`."""
     key = dataset.data_key
     if key == "latent":
         facts |= latent_facts(dataset.record["vae"], dataset.shift, dataset.scale)
         facts["vae"]["source"] = options["vae"] or facts["vae"]["source"]
         wants_pictures = options["eval_steps"] and options["eval_num_images"]
         decode = open_latent_space(facts, device).decode if wants_pictures else None
-        return FlowSpace(dataset.sample_shape, num_classes, lambda b: b[key], decode, facts)
+        return dataset.sample_shape, lambda b: b[key], decode, facts
     if key == "image" and options["vae"]:
-        return _encoded(options, dataset, num_classes, facts, device)
+        return _encoded(options, dataset, facts, device)
     if options["vae"]:
         raise ValueError(f"--vae {options['vae']} encodes images, not points")
     facts["space"] = {"image": "pixel", "point": "point"}[key]
     if key == "point":
         facts["dataset"] = options["dataset"]
-    return FlowSpace(dataset.sample_shape, num_classes, lambda b: b[key], None, facts)
+    return dataset.sample_shape, lambda b: b[key], None, facts
 
 
 def _encoded(
-    options: dict, dataset: FlowData, num_classes: int, facts: dict, device: torch.device
-) -> FlowSpace:
+    options: dict, dataset: FlowData, facts: dict, device: torch.device
+) -> tuple[tuple[int, ...], Callable, Callable, dict]:
     """The latents of images that are encoded while training, drawn from the posterior."""
     autoencoder = load_autoencoder(options["vae"])
     autoencoder.network.to(device).requires_grad_(False)
@@ -133,9 +187,10 @@ def _encoded(
     seed = stable_hash("posterior", options["seed"])
 
     def encode(batch: dict) -> Tensor:
-        noise = sample_noise(seed, batch["position"], shape, device)
+        size = (side // autoencoder.multiple for side in batch["image"].shape[2:])
+        noise = sample_noise(seed, batch["position"], (shape[0], *size), device)
         return space.encode(batch["image"], noise)
 
     vae = {"source": options["vae"], "fingerprint": weights_fingerprint(autoencoder.network)}
     facts |= latent_facts(vae, *autoencoder.normalization)
-    return FlowSpace(shape, num_classes, encode, space.decode, facts)
+    return shape, encode, space.decode, facts

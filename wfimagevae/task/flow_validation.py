@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import (
     World,
@@ -21,6 +22,7 @@ from wfimagevae.engine.tracker import Tracker
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
 from wfimagevae.eval.sample_picture import SamplePicture
+from wfimagevae.eval.subjects import Subject
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class SampleRules:
         num_samples: Held-out and generated samples that are compared, over all processes.
         num_images: Samples in the picture; 0 draws none.
         batch_size: Samples at a time.
+        shown: What the picture's rows show, of a flow that takes text; else its classes.
     """
 
     folder: Path
@@ -40,6 +43,7 @@ class SampleRules:
     num_samples: int = 512
     num_images: int = 64
     batch_size: int = 64
+    shown: tuple[Subject, ...] = ()
 
 
 class FlowValidator:
@@ -110,23 +114,24 @@ class FlowValidator:
         total, count = all_reduce_sum(totals).tolist()
         return {name: total / count}
 
-    def _held_out_data(self) -> tuple[Tensor, list[Tensor | None]]:
-        """Held-out data of all processes, and the labels of each of this one's batches."""
-        real, labels = [], []
+    def _held_out_data(self) -> tuple[Tensor, list[Condition | None]]:
+        """Held-out data of all processes, and what each of this one's batches shows."""
+        real, conditions = [], []
+        is_conditional = self.generator.model.is_conditional
         for positions in self._shares:
             batch = self.read(positions)
             real.append(self.objective.encode(batch).float().cpu())
-            labels.append(batch["label"] if self.generator.model.num_classes else None)
-        return _pool(real), labels
+            conditions.append(self.objective.condition(batch) if is_conditional else None)
+        return _pool(real), conditions
 
     def _distance(
-        self, sampling: SamplingOptions, real: Tensor, labels: list[Tensor | None]
+        self, sampling: SamplingOptions, real: Tensor, conditions: list[Condition | None]
     ) -> float:
-        """Energy distance of samples to held-out data, with the classes of that data.
+        """Energy distance of samples to held-out data, with the classes and texts of that data.
 
         Infinite where samples are not finite, as they may be in low precision.
         """
-        shares = zip(self._shares, labels, strict=True)
+        shares = zip(self._shares, conditions, strict=True)
         generated = _pool([self.generator.sample(i, y, sampling).cpu() for i, y in shares])
         # One process's figure for all: they must agree on which checkpoint is the best.
         is_finite = bool(generated.isfinite().all())
@@ -134,12 +139,14 @@ class FlowValidator:
         return broadcast_object(mine)
 
     def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
-        """A picture of samples, one row a class."""
+        """A picture of samples, one row a prompt or class."""
         if not self.rules.num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
         rules = self.rules
-        picture = SamplePicture(self.generator, sampling, rules.num_images, rules.batch_size)
+        picture = SamplePicture(
+            self.generator, sampling, rules.num_images, rules.batch_size, rules.shown
+        )
         if not self.world.is_main:
             return
         path = rules.folder / "val_samples" / f"step-{step:08d}-{name}.png"

@@ -1,0 +1,113 @@
+"""Captions encoded once, beside latents, and what training makes of them."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from scripts import cache_latents, generate, save_hf_model
+from tests.images import write_images
+from tests.model.text.tiny_encoders import write_encoder
+from tests.task.flow_training import FlowPlace
+from wfimagevae.dataset import LatentDataset
+from wfimagevae.model.text import open_text_encoder
+
+CAPTIONS = ["a red circle\nthe red circle", "a blue square", "", "big on the left of a circle"]
+
+
+@pytest.fixture(scope="module")
+def caches(tiny_vae, tmp_path_factory):
+    """A folder with captioned images, encoders, and caches with and without embeddings."""
+    folder = tmp_path_factory.mktemp("texts")
+    vae = shutil.copytree(tiny_vae, folder / "vae")
+    write_encoder(folder, "t5")
+    for i, path in enumerate(sorted(write_images(folder / "images", 4, 32).iterdir())):
+        if CAPTIONS[i]:
+            path.with_suffix(".txt").write_text(CAPTIONS[i])
+    for name, more in (("plain", ()), ("encoded", ("--text_encoder", f"t5:{folder / 't5'}"))):
+        assert cache(folder, name, "--vae", f"WFVAE2Image:{vae}", *more) == 0
+    return folder
+
+
+def cache(folder, name, *more):
+    words = ("--image_path", folder / "images", "--output_dir", folder / name, "--resolution", 32)
+    words += ("--captions", "sidecar", "--posterior", "mode", "--device", "cpu", "--num_workers", 0)
+    length = ("--text_length", 12) if "--text_encoder" in more else ()
+    return cache_latents.main([str(word) for word in (*words, *more, *length)])
+
+
+def train(place, name, cache, **options):
+    (place.folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
+    data = {"dataset": "latents", "data_path": cache, "eval_data_path": cache, "resolution": None}
+    return place.train(name, 2, model_name="FlowDiT-S/1", **data | options)
+
+
+def losses(run):
+    return [json.loads(line)["train/loss"] for line in (run / "metrics.jsonl").open()]
+
+
+def test_stored_embeddings_are_the_encoders_to_float16(caches):
+    dataset = LatentDataset(caches / "encoded", text="embeddings")
+    assert dataset.record["text"]["source"] == str(caches / "t5")
+    batch = dataset.to_inputs(dataset.read_batch(list(range(12))), torch.device("cpu"))
+    fresh = open_text_encoder(f"t5:{caches / 't5'}", "cpu", 12)(batch["caption"])
+    assert {"the red circle", "a red circle", ""} < set(batch["caption"])
+    assert torch.equal(batch["mask"], fresh["mask"])
+    for name in ("tokens", "pooled"):
+        torch.testing.assert_close(batch[name], fresh[name], atol=2e-3, rtol=1e-3)
+
+
+def test_training_on_stored_embeddings_equals_encoding_while_training(caches, tmp_path):
+    options = {"text_encoder": f"t5:{caches / 't5'}", "eval_steps": 2, "eval_num_samples": 4}
+    options |= {"log_steps": 1, "lr": 0.1, "optimizer": "sgd"}
+    place = FlowPlace(tmp_path)
+    stored = train(place, "stored", caches / "encoded", **options)
+    fly = train(place, "fly", caches / "plain", text_length=12, **options)
+    assert stored.name.endswith("-rs32")
+    assert losses(stored) == pytest.approx(losses(fly), rel=1e-4)
+    assert len(losses(stored)) == 2
+
+    words = ["--from_pretrained", stored, "--output_dir", tmp_path / "out", "--steps", 2]
+    prompt = ["--prompt", "a red circle", "--device", "cpu"]
+    generate.main([str(word) for word in (*words, *prompt)])
+    exported = tmp_path / "export"
+    save_hf_model.main(["--from_pretrained", str(stored), "--save_dir", str(exported)])
+    card = (exported / "README.md").read_text()
+    assert "frozen text encoder t5:t5, which is not in this folder" in card
+    words[1], words[3] = exported, tmp_path / "again"
+    generate.main([str(word) for word in (*words, *prompt)])
+    pictures = [(tmp_path / name / "a-red-circle.png").read_bytes() for name in ("out", "again")]
+    assert pictures[0] == pictures[1]
+    record = tmp_path / "out" / "a-red-circle.json"
+    words = ["--from_json", record, "--output_dir", tmp_path / "third", "--device", "cpu"]
+    generate.main(list(map(str, words)))
+    assert (tmp_path / "third" / "a-red-circle.png").read_bytes() == pictures[0]
+
+
+def test_bytes_need_no_cache_and_take_the_captions(caches, tmp_path):
+    train(FlowPlace(tmp_path), "bytes", caches / "encoded", text_encoder="bytes")
+    with pytest.raises(ValueError, match="bytes need no cache"):
+        cache(caches, "x", "--vae", "WFVAE2Image:x", "--text_encoder", "bytes")
+
+
+def test_another_encoder_than_the_caches_is_refused(caches, tmp_path):
+    place, data = FlowPlace(tmp_path), caches / "encoded"
+    other = write_encoder(tmp_path, "bert")
+    with pytest.raises(ValueError, match=r"another kind and fingerprint than .* embeddings are"):
+        train(place, "a", data, text_encoder=f"bert:{other}")
+    with pytest.raises(ValueError, match="another length than"):
+        train(place, "b", data, text_encoder=f"t5:{caches / 't5'}", text_length=8)
+    with pytest.raises(ValueError, match="encode anew with it"):
+        train(place, "c", data, text_encoder=f"t5:{caches / 't5'}", fixed_prompt_prefix="oil")
+
+
+def test_resolutions_of_latents_are_their_own(caches, tmp_path):
+    with pytest.raises(ValueError, match=r"--resolution 64: .* 32 px"):
+        train(FlowPlace(tmp_path), "x", caches / "plain", resolution=64)
+
+
+def test_flags_of_text_without_captions_are_refused(caches):
+    words = ["--image_path", str(caches / "images"), "--output_dir", "x", "--vae", "WFVAE2Image:x"]
+    with pytest.raises(ValueError, match="--text_encoder is for captions: give --captions"):
+        cache_latents.main([*words, "--text_encoder", "t5:x"])

@@ -1,0 +1,190 @@
+"""Generating by prompts: names, records, sizes, ranks; the very picture again from its record."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scripts import eval_generation, generate, save_hf_model, visualize_flow
+from tests.images import write_images
+from tests.scripts.flow_exports import export, export_pixels
+
+FACTS = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}
+PROMPTS = ("a red circle", "A Blue star?")
+
+
+@pytest.fixture(scope="module")
+def text_flow(tmp_path_factory):
+    """A flow of 16 x 16 px images that takes text, with random weights."""
+    folder = tmp_path_factory.mktemp("flow") / "text"
+    text = {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
+    options = {"hidden_size": 32, "num_heads": 2, "depth": 2, "input_size": 16, "in_channels": 3}
+    return export(folder, {"space": "pixel", "text": FACTS}, "FlowDiT-S/4", **options, **text)
+
+
+def run(model, output, *more):
+    words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu", "--steps", 2)
+    assert not generate.main([str(word) for word in (*words, *more)])
+    return pictures(output)
+
+
+def pictures(folder):
+    names = sorted(p.stem for p in folder.glob("*.png") if not p.stem.startswith("grid"))
+    return {name: np.asarray(Image.open(folder / f"{name}.png")).astype(int) for name in names}
+
+
+def difference(a, b):
+    return abs(a - b).max()
+
+
+def test_a_record_makes_the_very_picture_again(text_flow, tmp_path):
+    options = ("--negative_prompt", "a ring", "--guidance_scale", 1, 3, "--num_images", 2)
+    options += ("--seed", 5, "--height", 24, "--width", 16, "--guidance_interval", 0, 0.8)
+    run(text_flow, tmp_path / "out", "--prompt", *PROMPTS, *options, "--sampler", "euler_maruyama")
+    record = json.loads((tmp_path / "out" / "a-blue-star-w3-1.json").read_text())
+    assert record["prompt"] == "A Blue star?" and record["negative_prompt"] == "a ring"
+    assert (record["seed"], record["index"], record["steps"]) == (5, 1, 2)
+    assert record["guidance"]["scale"] == 3 and record["sampler"] == "euler_maruyama"
+    assert (record["height"], record["width"]) == (24, 16)
+    assert record["model"]["path"] == str(text_flow) and "torch" in record["versions"]
+    for name in ("a-blue-star-w3-1", "a-red-circle-w1"):
+        json_path = tmp_path / "out" / f"{name}.json"
+        words = ["--from_json", str(json_path), "--output_dir", str(tmp_path / "again")]
+        generate.main([*words, "--device", "cpu"])
+        again = tmp_path / "again" / f"{name}.png"
+        assert again.read_bytes() == json_path.with_suffix(".png").read_bytes()
+    moved = shutil.copytree(text_flow, tmp_path / "moved")
+    generate.main([*words, "--device", "cpu", "--from_pretrained", str(moved)])
+    assert (tmp_path / "again" / "a-red-circle-w1-1.png").read_bytes() == again.read_bytes()
+
+
+def test_batches_ranks_and_other_prompts_change_no_picture(text_flow, tmp_path, run_script):
+    options = ("--num_images", 3, "--guidance_scale", 2, "--steps", 2)
+    both = run(text_flow, tmp_path / "a", "--prompt", *PROMPTS, *options)
+    single = run(text_flow, tmp_path / "b", "--prompt", PROMPTS[1], *options, "--batch_size", 1)
+    words = ("--from_pretrained", text_flow, "--output_dir", "c", "--prompt", *PROMPTS, *options)
+    result = run_script("generate.py", *words, "--batch_size", 2, cwd=tmp_path, processes=2)
+    assert result.returncode == 0, result.stderr
+    ranks = pictures(tmp_path / "c")
+    names = ["a-blue-star", "a-blue-star-1", "a-blue-star-2"]
+    assert list(single) == names and sorted(ranks) == sorted(both)
+    assert all(difference(single[name], both[name]) <= 1 for name in names)
+    assert all(difference(ranks[name], both[name]) <= 1 for name in both)
+    assert difference(both["a-red-circle"], both["a-blue-star"]) > 5
+    assert len(list((tmp_path / "c").glob("*.json"))) == 7
+
+
+def test_prompt_files_name_their_pictures_and_none_is_replaced(text_flow, tmp_path):
+    (tmp_path / "prompts").mkdir()
+    (tmp_path / "prompts" / "sunset.txt").write_text("a red sun\n")
+    (tmp_path / "prompts" / "dawn.txt").write_text("a pale sun")
+    path = ("--prompts_path", tmp_path / "prompts", "--num_images", 2)
+    first = run(text_flow, tmp_path / "out", *path)
+    assert list(first) == ["dawn", "dawn-1", "sunset", "sunset-1"]
+    second = run(text_flow, tmp_path / "out", *path, "--seed", 1)
+    assert list(second)[-4:] == ["sunset", "sunset-1", "sunset-2", "sunset-3"]
+    assert all((second[name] == pixels).all() for name, pixels in first.items())
+    assert (tmp_path / "out" / "grid-1.png").exists()
+    (tmp_path / "list").write_text("a red sun\n\na dot\n")
+    listed = run(text_flow, tmp_path / "listed", "--prompts_path", tmp_path / "list")
+    assert list(listed) == ["a-dot", "a-red-sun"]
+    assert difference(listed["a-red-sun"], first["sunset"]) <= 1
+
+
+def test_classes_and_prompts_go_together(tmp_path):
+    sizes = {"hidden_size": 32, "num_heads": 2, "depth": 1, "input_size": 16, "in_channels": 3}
+    text = {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
+    facts = {"space": "pixel", "text": FACTS, "class_names": ["cat", "dog"]}
+    flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=2, **sizes, **text)
+    prompt = ("--prompt", "x", "--num_images", 2)
+    neither = run(flow, tmp_path / "a", *prompt)
+    both = run(flow, tmp_path / "b", *prompt, "--class_labels", "dog")
+    classes = run(flow, tmp_path / "c", "--num_images", 2)
+    record = json.loads((tmp_path / "b" / "x-1.json").read_text())
+    assert (record["label"], record["class_name"], record["prompt"]) == (1, "dog", "x")
+    assert (neither["x"] != both["x"]).any()
+    assert list(classes) == ["000000-cat", "000001-dog"]
+    assert json.loads((tmp_path / "c" / "000001-dog.json").read_text())["prompt"] is None
+
+
+def test_npz_has_a_picture_a_prompt_and_scale(text_flow, tmp_path):
+    words = ["--from_pretrained", text_flow, "--npz", tmp_path / "x.npz", "--steps", 2]
+    words += ["--prompt", *PROMPTS, "--guidance_scale", 0, 1, "--device", "cpu"]
+    generate.main(list(map(str, words)))
+    content = np.load(tmp_path / "x.npz")
+    assert content["arr_0"].shape == (4, 16, 16, 3) and list(content) == ["arr_0"]
+    first, second = content["arr_0"][:2].astype(int)
+    assert difference(first, second) <= 1  # guidance 0 ignores the prompt; the noise is the same
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ((), "give --prompt or --prompts_path"),
+        (("--prompt", "x", "--negative_prompt", "y"), "acts through guidance"),
+        (("--prompt", "x", "--height", "30"), "30 x 16 pixels .* multiples of 4"),
+        (("--prompt", "x", "--class_labels", "1"), "without classes"),
+        (("--prompt", "x", "--text_encoder", "t5:x"), "trained with the text encoder bytes"),
+        (("--prompts_path", "nowhere"), "no such folder or file"),
+        (("--from_json", "x.json", "--prompt", "x"), "leave out --.*prompt"),
+    ],
+)
+def test_bad_options_are_explained(text_flow, tmp_path, more, words):
+    with pytest.raises(ValueError, match=words):
+        run(text_flow, tmp_path, *more)
+
+
+def test_a_flow_without_text_takes_no_prompts_or_other_sizes(tmp_path):
+    flow = export_pixels(tmp_path / "flow")
+    for more, words in (
+        (("--prompt", "x"), "'x' asked of a flow that takes no text"),
+        (("--negative_prompt", "x", "--guidance_scale", "2"), "'x' asked of a model without text"),
+        (("--height", "32"), "32 x 16 asked of a FlowTransformer that makes 16 x 16 and no others"),
+        (("--text_encoder", "bytes"), "trained with no text encoder"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            run(flow, tmp_path / "out", *more)
+
+
+def test_an_export_draws_the_same_and_its_card_tells_of_prompts(text_flow, tmp_path):
+    words = ["--from_pretrained", str(text_flow), "--save_dir", str(tmp_path / "export")]
+    save_hf_model.main(words)
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "pipeline_tag: text-to-image" in card and "up to 24 bytes" in card
+    prompt = ("--prompt", PROMPTS[0])
+    ours, exported = (
+        run(source, tmp_path / name, *prompt)
+        for name, source in (("a", text_flow), ("b", tmp_path / "export"))
+    )
+    assert (ours["a-red-circle"] == exported["a-red-circle"]).all()
+
+
+def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
+    photos = write_images(tmp_path / "photos", 4)
+    for i in range(3):
+        (photos / f"{i:03d}.txt").write_text(f"photo {i}")
+    output = tmp_path / "out.json"
+    words = ["--from_pretrained", text_flow, "--metric", "energy_distance", "--num_images", 6]
+    words += ["--steps", 1, "--output_json", output, "--device", "cpu", "--num_workers", 0]
+    folder = ["--real_image_dir", photos, "--resolution", 16]
+    with pytest.raises(ValueError, match="with --captions, or --dataset shapes"):
+        eval_generation.main(list(map(str, words + folder)))
+    told = [*folder, "--captions", "sidecar"]
+    assert eval_generation.main(list(map(str, words + told))) == 0
+    sampling = json.loads(output.read_text())["results"][0]["sampling"]
+    assert sampling["prompts"] == "balanced, 3"
+    shapes = ["--dataset", "shapes", "--resolution", 16]
+    assert eval_generation.main(list(map(str, words + shapes))) == 0
+    sampling = json.loads(output.read_text())["results"][0]["sampling"]
+    assert sampling["prompts"] == "balanced, 64"
+
+
+def test_pictures_of_a_text_flow_take_prompts(text_flow, tmp_path):
+    words = ["--from_pretrained", text_flow, "--output_dir", tmp_path, "--device", "cpu"]
+    words += ["--steps", 2, "--num_rows", 2, "--num_columns", 2]
+    with pytest.raises(ValueError, match="give --prompt"):
+        visualize_flow.main(list(map(str, words)))
+    visualize_flow.main(list(map(str, [*words, "--prompt", *PROMPTS])))
+    assert (tmp_path / "denoising.png").exists() and (tmp_path / "interpolation.gif").exists()

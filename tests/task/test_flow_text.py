@@ -1,0 +1,188 @@
+"""Flows that learn from captions: training, validation, resuming, sampling by prompts."""
+
+import json
+
+import pytest
+import torch
+
+from tests.images import write_images
+from tests.model.text.tiny_encoders import write_encoder
+from tests.task.flow_training import FlowPlace
+from tests.task.training import differences, load
+from wfimagevae.eval.generation import SamplingOptions, draw_subjects
+from wfimagevae.eval.generator_files import load_generator
+from wfimagevae.eval.subjects import Subject
+from wfimagevae.task.flags import build_parser
+from wfimagevae.task.flow_build import build_network, build_objective
+from wfimagevae.task.flow_data import build_datasets, open_space
+
+CPU = torch.device("cpu")
+BYTES = {"text_encoder": "bytes", "text_length": 24}
+EULER = SamplingOptions("euler", 2)
+
+
+@pytest.fixture
+def place(tmp_path):
+    place = FlowPlace(tmp_path)
+    keys = json.loads((tmp_path / "tiny.json").read_text())
+    (tmp_path / "tiny.json").write_text(json.dumps(keys | {"byte_width": 32, "byte_depth": 1}))
+    return place
+
+
+@pytest.fixture
+def captioned(tmp_path):
+    """Folders of six training and four held-out images, most with captions."""
+    for name, count in (("train", 6), ("held_out", 4)):
+        for i, path in enumerate(sorted(write_images(tmp_path / name, count).iterdir())):
+            if i:
+                path.with_suffix(".txt").write_text("a red circle\na small circle on the left\n")
+    folders = {"data_path": tmp_path / "train", "eval_data_path": tmp_path / "held_out"}
+    return {"dataset": "images", "captions": "sidecar"} | folders
+
+
+def setup(place, **options):
+    """Data, space and objective of some flags, as training builds them."""
+    options = vars(build_parser("flow").parse_args(place.flags("x", 1, **options)))
+    dataset, _ = build_datasets(options)
+    space = open_space(options, dataset, CPU)
+    return dataset, space, build_objective(options, build_network(options, space, CPU), space)
+
+
+def first_batch(dataset, count=8):
+    positions = list(range(count))
+    return dataset.to_inputs(dataset.read_batch(positions), CPU) | {"position": positions}
+
+
+@pytest.mark.parametrize("objective", ["flow_matching", "mean_flow"])
+def test_a_flow_learns_from_captions_resumes_exactly_and_draws_prompts(place, objective):
+    options = BYTES | {"objective": objective, "no_class_conditional": True, "eval_steps": 4}
+    prompts = {"sample_prompts": ["a red circle", "a blue star"]}
+    whole = place.train("whole", 4, **options, **prompts)
+    place.train("parts", 2, **options)
+    parts = place.train("parts", 4, resume_from_checkpoint="auto", **options)
+    assert differences(load(whole, 4), load(parts, 4)) == []
+    assert list((whole / "val_samples").iterdir())
+
+    generator = load_generator(str(whole), CPU)
+    assert generator.facts["text"] == {
+        "kind": "bytes",
+        "source": None,
+        "length": 24,
+        "fingerprint": None,
+    }
+    raw = generator.model
+    for parameter in raw.parameters():  # four steps from zero leave nothing to see
+        torch.nn.init.normal_(parameter, std=0.1)
+    circle, star, again = (
+        draw_subjects(generator, [Subject(3, None, prompt)], EULER)
+        for prompt in ("a red circle", "a blue star", "a red circle")
+    )
+    assert torch.equal(circle, again) and (circle - star).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="another text encoder"):
+        changed = options | {"text_length": 32}
+        place.train("parts", 5, resume_from_checkpoint="auto", **changed)
+
+
+def test_classes_and_captions_condition_together(place):
+    dataset, space, objective = setup(place, **BYTES)
+    batch = first_batch(dataset)
+    told = space.condition(batch)
+    assert told.keys() == {"label", "ids"} and objective.network.num_classes == 8
+    text = bytes(byte - 1 for byte in told["ids"][0].tolist() if byte).decode()
+    assert text == batch["caption"][0] == dataset.caption(dataset.index(0))
+    _, space, _ = setup(place, no_class_conditional=True, **BYTES)
+    assert space.condition(batch).keys() == {"ids"} and space.num_classes == 0
+
+
+def test_dropped_captions_are_the_null_condition(place):
+    dataset, _, objective = setup(place, cfg_dropout_prob=0.5, **BYTES)
+    batch = first_batch(dataset, 64)
+    point = objective.draw(batch, torch.full((64,), 0.5))
+    null = objective.network.null_condition(64, CPU)
+    for name, nothing in null.items():
+        is_null = (point.condition[name] == nothing).view(64, -1).all(1)
+        assert torch.equal(is_null, point.dropped)
+    assert 15 < point.dropped.sum() < 49
+
+
+def test_an_image_without_a_caption_teaches_the_null_condition(place, captioned, caplog):
+    dataset, space, objective = setup(place, eval_steps=1, **captioned, **BYTES)
+    batch = first_batch(dataset, 6)
+    without = batch["caption"].index("")
+    told, null = space.condition(batch), objective.network.null_condition(1, CPU)
+    assert torch.equal(told["ids"][without], null["ids"][0])
+    assert "1 of 6 images have no caption" in caplog.text
+
+
+def test_a_frozen_encoder_gives_tokens_and_keeps_its_weights(place, captioned, tmp_path):
+    encoder = f"t5:{write_encoder(tmp_path, 't5')}"
+    options = captioned | {"text_encoder": encoder, "text_length": 12, "text_attention": "joint"}
+    run = place.train("t5", 2, eval_steps=2, eval_num_samples=4, **options)
+    content = load(run, 2)
+    assert content["config"]["text_encoder"] == "external"
+    assert content["config"]["text_attention"] == "joint"
+    assert content["generator"]["text"]["length"] == 12
+    assert not any("shared" in name for name in content["state_dict"]["gen_model"])
+    generator = load_generator(str(run), CPU)
+    assert draw_subjects(generator, [Subject(0, None, "a red circle")], EULER).isfinite().all()
+    moved = (tmp_path / "t5").rename(tmp_path / "moved")
+    with pytest.raises(ValueError, match="no such folder"):
+        load_generator(str(run), CPU)
+    load_generator(str(run), CPU, text_encoder=f"t5:{moved}")
+    with pytest.raises(ValueError, match="was trained with the text encoder t5"):
+        load_generator(str(run), CPU, text_encoder=f"clip:{moved}")
+    assert len(content["generator"]["text"]["fingerprint"]) == 64
+
+
+def test_a_class_conditional_flow_learns_captions_besides(place):
+    first = place.train("first", 2)
+    unchanged = {"lr": 1e-12, "ema_decay": 0.0}
+    second = place.train("second", 1, pretrained_model_name_or_path=first, **unchanged, **BYTES)
+    before, after = (load_generator(str(run), CPU) for run in (first, second))
+    subjects = [Subject(0, 1), Subject(1, 5)]
+    old, new = (draw_subjects(generator, subjects, EULER) for generator in (before, after))
+    torch.testing.assert_close(old, new, atol=1e-4, rtol=0)
+
+
+def test_none_is_no_text_encoder(place):
+    dataset, space, _ = setup(place, text_encoder="none")
+    assert space.text is None and torch.is_tensor(space.condition(first_batch(dataset)))
+
+
+def test_a_prefix_stands_before_every_caption(place, captioned):
+    dataset, _, _ = setup(place, fixed_prompt_prefix="pixels", **captioned, **BYTES)
+    captions = set(dataset.read_batch(list(range(30)))["caption"])
+    assert captions == {"", "pixels. a red circle", "pixels. a small circle on the left"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"captions": "sidecar"}, "--captions is for flows that take text"),
+        ({"text_length": 8}, "--text_length is for flows that take text"),
+        ({"sample_prompts": ["x"]}, "--sample_prompts is for flows that take text"),
+        (BYTES | {"captions": "sidecar"}, "shapes and latents bring their own"),
+        (BYTES | {"dataset": "moons", "model_name": "MLP"}, "needs captions, which this data"),
+        ({"text_encoder": "byte"}, "names no text encoder"),
+        ({"text_encoder": "t5:nowhere"}, "t5:nowhere"),
+        (BYTES | {"model_name": "UNet"}, "does not suit this data"),
+    ],
+)
+def test_bad_options_are_explained_before_the_first_step(place, options, words):
+    with pytest.raises(ValueError, match=words):
+        place.train("bad", 1, **options)
+
+
+def test_captions_that_are_missing_are_explained(place, tmp_path):
+    write_images(tmp_path / "plain", 2)
+    options = BYTES | {"dataset": "images", "data_path": tmp_path / "plain"}
+    with pytest.raises(ValueError, match="--text_encoder bytes needs captions"):
+        place.train("a", 1, **options)
+    with pytest.raises(ValueError, match="none of 2 images has a caption"):
+        place.train("b", 1, captions="sidecar", **options)
+
+
+def test_a_text_flow_is_not_trained_on_without_its_text(place):
+    first = place.train("first", 1, **BYTES)
+    with pytest.raises(ValueError, match="takes text: give --text_encoder"):
+        place.train("second", 1, pretrained_model_name_or_path=first)

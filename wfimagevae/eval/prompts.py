@@ -1,0 +1,83 @@
+"""Prompts from the command line and from files, and names of files made of them."""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+_LONGEST_NAME = 60
+_RESERVED = ("grid", "samples")  # what generate.py calls its other files
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt, and what a file of its picture is called.
+
+    Attributes:
+        text: What to draw.
+        stem: Name without extension.
+    """
+
+    text: str
+    stem: str
+
+
+def given_prompts(texts: Iterable[str]) -> list[Prompt]:
+    """Prompts named by their own words."""
+    return [Prompt(text, slug(text)) for text in texts]
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a folder, one in each of its .txt files; or of a file, one a line.
+
+    Those of a folder have their files' names; of several lines in one, all belong to the prompt.
+
+    Raises:
+        ValueError: nothing there, or no text.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt")
+        found = [Prompt(" ".join(_read(file).split()), file.stem) for file in files]
+        looked_for = "looked for .txt files"
+    elif path.is_file():
+        found = given_prompts(line.strip() for line in _read(path).splitlines() if line.strip())
+        looked_for = "looked for a prompt a line"
+    else:
+        raise ValueError(f"--prompts_path {path}: no such folder or file")
+    if not found:
+        raise ValueError(f"--prompts_path {path}: no prompts; {looked_for}")
+    return found
+
+
+def slug(text: str) -> str:
+    """The words of a text as a file's name: "A red circle!" is ``a-red-circle``."""
+    words = "-".join(re.findall(r"\w+", text.lower()))
+    return words[:_LONGEST_NAME].strip("-_") or "no-prompt"
+
+
+def free_names(folder: Path, stems: Sequence[str]) -> list[str]:
+    """A name for each stem that neither a picture or record in the folder nor another has.
+
+    The first is the stem itself, the next ``stem-1``, ``stem-2``, ...
+    """
+    written = folder.iterdir() if folder.is_dir() else ()
+    taken = {file.stem for file in written if file.suffix in (".png", ".json")}
+    numbers: dict[str, int] = {}
+    names = []
+    for stem in stems:
+        stem = f"{stem}_" if stem in _RESERVED else stem
+        number = numbers.get(stem, 0)
+        while (name := f"{stem}-{number}" if number else stem) in taken:
+            number += 1
+        taken.add(name)
+        numbers[stem] = number + 1
+        names.append(name)
+    return names
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: prompts are UTF-8 text ({error})") from None
