@@ -1,14 +1,18 @@
 PYTHON ?= python3
 QUICKSTART_STEPS ?=
+CONFIG ?=
+NPROC ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
+LAUNCHER = $(BIN)/$(if $(NPROC),torchrun --nproc_per_node $(NPROC),python)
 REQUIREMENTS := setup.py requirements.txt pyproject.toml
 
-.PHONY: help install install-dev quickstart test test-all lint format clean
+.PHONY: help install install-dev quickstart train test test-all lint format clean
 
 help:
-	@echo "make quickstart   install; an autoencoder learns photographs, a flow learns to draw shapes"
+	@echo "make quickstart   install; an autoencoder learns photographs, a flow draws what prompts say"
+	@echo "make train        train what CONFIG=FILE.yaml says: flags of one training, or a pipeline; NPROC=4"
 	@echo "make install      make .venv with the package in it; install-dev adds tests and linters"
 	@echo "make test         every test but the slow ones; test-all runs those too"
 	@echo "make lint         check style; format applies it"
@@ -35,6 +39,12 @@ $(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
 quickstart: install
 	$(BIN)/python scripts/quickstart.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
 	$(BIN)/python scripts/quickstart_flow.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
+
+# A pipeline has a section of that name; a file of flags cannot.
+train: install
+	@test -n "$(CONFIG)" || { echo "error: name a file: make train CONFIG=FILE.yaml" >&2; exit 1; }
+	@test -f "$(CONFIG)" || { echo "error: CONFIG=$(CONFIG) does not exist" >&2; exit 1; }
+	$(LAUNCHER) train_ddp.py $(if $(shell grep -s '^training:' "$(CONFIG)"),--pipeline,--config) "$(CONFIG)"
 
 test: install-dev
 	$(BIN)/python -m pytest -m "not slow"

@@ -3,13 +3,14 @@
 python train_ddp.py --task vae --image_path photos/ --eval_image_path held_out/
 torchrun --nproc_per_node 4 train_ddp.py --task vae --image_path ... --eval_image_path ...
 python train_ddp.py --task flow --dataset shapes --max_steps 4000
+python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
 import importlib
 import sys
 from collections.abc import Sequence
 
-from wfimagevae.engine.args import Parser, parse_with_config
+from wfimagevae.engine.args import Parser, parse_with_config, read_config
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.task.flags import TASKS, build_parser
 
@@ -18,17 +19,57 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags, builds the task and trains it; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = Parser(add_help=False)
-    finder.add_argument("--task", choices=TASKS, default=TASKS[0])
-    task = finder.parse_known_args(argv)[0].task
+    finder.add_argument("--task", choices=TASKS)
+    finder.add_argument("--pipeline")
+    finder.add_argument("--config")
+    found = finder.parse_known_args(argv)[0]
+    in_file = read_config(finder, found.config).get("task") if found.config else None
+    task = found.task or (in_file if in_file in TASKS else TASKS[0])
     parser = build_parser(task, __doc__.splitlines()[0])
+    add_pipeline_args(parser)
+    if found.pipeline:
+        return run_file(argv)
     if "--list_flags" in argv:
         for flag, action in parser.flags().items():
-            if flag not in ("help", "list_flags"):
+            if flag not in ("help", "list_flags", *PIPELINE_FLAGS):
                 kind = {0: "switch", None: "value"}.get(action.nargs, "values")
                 print(flag.upper(), flag, kind)
         return 0
-    args = parse_with_config(parser, argv)
-    importlib.import_module(f"wfimagevae.task.{args.task}").train(vars(args))
+    args = vars(parse_with_config(parser, argv))
+    if any(args.pop(name) for name in PIPELINE_FLAGS):
+        parser.error("--validate_pipeline goes with --pipeline FILE")
+    importlib.import_module(f"wfimagevae.task.{task}").train(args)
+    return 0
+
+
+PIPELINE_FLAGS = ("pipeline", "validate_pipeline")
+
+
+def add_pipeline_args(parser: Parser) -> None:
+    """Declares the flags of several trainings in one file."""
+    group = parser.add_argument_group("pipeline", "several trainings from one YAML file")
+    group.add_argument(
+        "--pipeline",
+        metavar="FILE",
+        help="train the steps of this file, or go on where they stopped; it takes no other flags",
+    )
+    group.add_argument(
+        "--validate_pipeline", action="store_true", help="check the file, print the plan, and end"
+    )
+
+
+def run_file(argv: Sequence[str]) -> int:
+    """Checks a pipeline's file and trains its steps, or prints what it would train."""
+    parser = Parser(description="Trains the steps of a pipeline.")
+    add_pipeline_args(parser)
+    args = parser.parse_args(argv)
+    loading = importlib.import_module("wfimagevae.pipeline.loading")
+    loaded = loading.load_pipeline(args.pipeline)
+    if args.validate_pipeline:
+        planning = importlib.import_module("wfimagevae.pipeline.planning")
+        print("\n".join(planning.describe_plan(loaded)))
+        return 0
+    importlib.import_module("wfimagevae.pipeline.runner").run_pipeline(loaded)
     return 0
 
 

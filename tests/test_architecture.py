@@ -31,6 +31,7 @@ ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard"
     "torchmetrics",
     "torch_fidelity",
     "torchdiffeq",
+    "transformers",
 }
 DISTRIBUTIONS = {
     "PIL": "pillow",

@@ -24,6 +24,7 @@ printf '%s\\n' "$@"
 def launch(
     folder: Path, *flags: str, script: str = "train_wfimagevae.sh", **variables: str
 ) -> subprocess.CompletedProcess:
+    (folder / "a b").mkdir(exist_ok=True)
     interpreter = folder / "echo-python"
     interpreter.write_text(ECHO.format(python=sys.executable))
     interpreter.chmod(0o755)

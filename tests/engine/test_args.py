@@ -5,6 +5,7 @@ import pytest
 from wfimagevae.engine.args import (
     Parser,
     add_config_arg,
+    add_overrides,
     add_several,
     add_switch,
     output_file,
@@ -114,3 +115,36 @@ def test_several_numbers_are_checked_one_by_one_and_come_from_yaml(parser, tmp_p
     with pytest.raises(SystemExit):
         parser.parse_args(["--image_path", "x", "--decay", "0.9,2"])
     assert "2 is not a number between 0 and 1" in capsys.readouterr().err
+
+
+@pytest.fixture
+def overriding():
+    parser = Parser(prog="x")
+    add_config_arg(parser)
+    add_overrides(parser, "--critic", lambda known: known.add_argument("--lr", type=float), "own")
+    return parser
+
+
+def test_overrides_are_gathered_and_typed_by_the_flags_they_replace(overriding, tmp_path):
+    assert overriding.parse_args([]).critic == {}
+    assert overriding.parse_args(["--critic", "lr=1e-3"]).critic == {"lr": 1e-3}
+    path = tmp_path / "x.yaml"
+    path.write_text("critic: {lr: 0.5}\n")
+    assert parse_with_config(overriding, ["--config", str(path)]).critic == {"lr": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lr", "'lr' is not key=value"),
+        ("lrr=3", "unknown key 'lrr'; did you mean lr"),
+        ("lr=fast", "--lr: invalid float value: 'fast'"),
+    ],
+)
+def test_bad_overrides_are_explained(overriding, capsys, word, message):
+    with pytest.raises(SystemExit):
+        overriding.parse_args(["--critic", word])
+    assert message in capsys.readouterr().err
+    overriding.raises = True
+    with pytest.raises(ValueError, match="critic"):
+        overriding.parse_args(["--critic", word])

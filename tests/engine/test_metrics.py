@@ -73,3 +73,21 @@ def test_empty_files_are_continued(tmp_path, content):
     path.write_text(content)
     CsvLog(path, 5).write({"step": 6, "a": 1})
     assert rows(path) == [{"step": "6", "a": "1"}]
+
+
+def test_means_go_on_where_they_were_saved():
+    whole, cut, resumed = Means(), Means(), Means()
+    parts = [{"a": torch.tensor(float(i)), "bin": torch.tensor([i, 2.0])} for i in range(4)]
+    for part in parts:
+        whole.add(part)
+    for part in parts[:3]:
+        cut.add(part)
+    resumed.load_state_dict(cut.state_dict(), torch.device("cpu"))
+    resumed.add(parts[3])
+    assert resumed.fetch() == whole.fetch()
+
+
+def test_nested_numbers_that_json_cannot_hold_become_null(tmp_path):
+    JsonLines(tmp_path / "x.jsonl", 0).write({"step": 1, "metrics": {"a": float("nan"), "b": 1.0}})
+    row = json.loads((tmp_path / "x.jsonl").read_text())
+    assert row["metrics"] == {"a": None, "b": 1.0}

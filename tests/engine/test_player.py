@@ -6,6 +6,9 @@ import pytest
 import torch
 
 from tests.engine.toy import Regression, batches, halves, player, weights
+from wfimagevae.engine.optim import OptimizerOptions, build_optimizer, combine
+from wfimagevae.engine.player import Player, UpdateRule
+from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -101,3 +104,29 @@ def test_state_restores_the_place_in_schedule_and_average():
         ours.update([batch], i)
     other.load_state_dict(ours.state_dict())
     assert (other.num_updates, other.ema.num_updates) == (3, 3)
+
+
+def test_parts_of_a_player_have_optimizers_and_schedules_of_their_own():
+    objective = Regression()
+    first, last = objective.network[0], objective.network[2]
+    optimizers = [
+        build_optimizer(OptimizerOptions("sgd", 0.1, 0.0, momentum=0.0), list(first.parameters())),
+        build_optimizer(OptimizerOptions("adamw", 0.01, 0.0), list(last.parameters())),
+    ]
+    schedules = [
+        LrSchedule(ScheduleOptions("constant")),
+        LrSchedule(ScheduleOptions("linear", total_updates=4)),
+    ]
+    ours = Player("toy", objective, combine(optimizers), schedules, UpdateRule())
+    plain = copy.deepcopy(objective)
+    sgd = torch.optim.SGD(plain.network[0].parameters(), 0.1)
+    adamw = torch.optim.AdamW(plain.network[2].parameters(), 0.01, weight_decay=0.0)
+    for i, batch in enumerate(batches(4, 4)):
+        ours.update([batch], i)
+        adamw.param_groups[0]["lr"] = 0.01 * (1 - i / 4)
+        plain.zero_grad()
+        plain(batch, i)[0].backward()
+        sgd.step()
+        adamw.step()
+    for own, other in zip(objective.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(own, other)

@@ -49,16 +49,17 @@ def test_plateau_falls_when_patience_runs_out_and_not_before():
 
 def test_plateau_goes_on_where_a_player_was_saved():
     options = ScheduleOptions("plateau", gamma=0.5, patience=2)
+    schedules = [LrSchedule(options), LrSchedule(options)]
     whole, resumed = player(), player()
-    whole.schedule, resumed.schedule = LrSchedule(options), LrSchedule(options)
-    observed(whole.schedule, 3.0, 2.0, 2.0, 2.0)
+    whole.schedules, resumed.schedules = schedules[:1], schedules[1:]
+    observed(schedules[0], 3.0, 2.0, 2.0, 2.0)
     resumed.load_state_dict(whole.state_dict())
-    assert observed(resumed.schedule, 2.0) == 0.25
+    assert observed(schedules[1], 2.0) == 0.25
 
 
 def test_other_schedules_ignore_scores_and_old_checkpoints_have_no_state():
     ours = player()
-    ours.schedule.observe(1.0)
+    ours.observe(1.0)
     state = ours.state_dict()
     assert state["schedule"]["best"] == float("-inf")
     del state["schedule"]

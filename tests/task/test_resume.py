@@ -1,5 +1,6 @@
 """N steps, stop, resume, M steps equal N + M steps, bit for bit."""
 
+import csv
 import os
 import signal
 import subprocess
@@ -18,6 +19,21 @@ EVERYTHING = {
     "lr_schedule": "cosine",
     "warmup_steps": 2,
     "eval_steps": 3,
+}
+
+
+OPTIONAL_TERMS = {
+    "kl_weight": 1e-3,
+    "kl_warmup_steps": 8,
+    "kl_free_bits": 0.01,
+    "mmd_weight": 0.1,
+    "color_weight": 0.1,
+    "histogram_weight": 0.1,
+    "contrast_weight": 0.1,
+    "r1_weight": 1,
+    "r1_interval": 2,
+    "instance_noise_std": 0.1,
+    "instance_noise_decay": 0.9,
 }
 
 
@@ -46,6 +62,27 @@ def test_resuming_changes_no_bit(workplace, gan_schedule, mix_precision):
     (workplace.run_folder(cut) / "checkpoint-8.ckpt").unlink()
     folder = workplace.train(cut, 9, resume_from_checkpoint="auto", **options)
     assert_same_state(whole, load(folder, 9))
+
+
+@pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
+def test_optional_terms_resume_to_the_bit(workplace, gan_schedule):
+    options = OPTIONAL_TERMS | {"gan_schedule": gan_schedule, "grad_accum_steps": 2}
+    options |= {"log_steps": 1, "csv_log_steps": 1}
+    whole = workplace.train(f"terms-{gan_schedule}-whole", 9, **options)
+    folder = workplace.train(f"terms-{gan_schedule}", 9, save_ckpt_step=5, **options)
+    (folder / "checkpoint-9.ckpt").unlink()
+    workplace.train(f"terms-{gan_schedule}", 9, resume_from_checkpoint="auto", **options)
+    assert_same_state(load(whole, 9), load(folder, 9))
+    columns = []
+    for run in (whole, folder):
+        with (run / "training_losses.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        names = [f"train/{name}" for name in ("kl_weight", "r1_penalty", "mmd_loss")]
+        columns.append([[row[name] for name in names] for row in rows])
+    assert columns[0] == columns[1]
+    weights = [float(row[0]) for row in columns[0] if row[0]]
+    assert weights == sorted(weights)
+    assert weights[-1] == pytest.approx(1e-3)
 
 
 def test_a_resumed_csv_has_each_step_once(workplace):

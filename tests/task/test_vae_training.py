@@ -145,8 +145,8 @@ def test_a_run_whose_images_all_fail_stops(workplace, tmp_path):
 def test_training_that_diverges_stops_and_names_the_last_checkpoint(workplace, monkeypatch):
     original = LPIPSWithDiscriminator2D.generator_loss
 
-    def poisoned(self, images, output, last_layer, step, average):
-        loss, logs = original(self, images, output, last_layer, step, average)
+    def poisoned(self, images, output, last_layer, step, *rest):
+        loss, logs = original(self, images, output, last_layer, step, *rest)
         return (loss * float("nan") if step >= 4 else loss), logs
 
     monkeypatch.setattr(LPIPSWithDiscriminator2D, "generator_loss", poisoned)

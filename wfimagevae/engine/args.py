@@ -79,6 +79,44 @@ def add_several(group, flag: str, kind: Callable[[str], Any], default: list, hel
     )
 
 
+def add_overrides(group, flag: str, declare: Callable[["Parser"], None], help: str) -> None:
+    """Declares a flag of ``key=value`` words, which win over flags of these names for one part.
+
+    Args:
+        group: Where the flag goes.
+        flag: Its name.
+        declare: Declares the flags whose names and types the keys have.
+        help: What the flag is for.
+    """
+    known = Parser(add_help=False)
+    known.raises = True
+    declare(known)
+
+    def parse(word: str) -> tuple[str, Any]:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise argparse.ArgumentTypeError(f"{word!r} is not key=value")
+        if key not in known.flags():
+            near = difflib.get_close_matches(key, known.flags(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"keys: {', '.join(known.flags())}"
+            raise argparse.ArgumentTypeError(f"unknown key {key!r}; {hint}")
+        try:
+            return key, getattr(known.parse_args([f"--{key}={value}"]), key)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    group.add_argument(
+        flag, type=parse, nargs="+", action=_Pairs, default={}, metavar="KEY=VALUE", help=help
+    )
+
+
+class _Pairs(argparse.Action):
+    """Gathers ``key=value`` words into one dictionary."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        setattr(namespace, self.dest, getattr(namespace, self.dest) | dict(values))
+
+
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
     """Shows a default only where it tells something."""
 
@@ -89,7 +127,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """ArgumentParser without abbreviations, whose unknown flags name the nearest known one."""
+    """ArgumentParser without abbreviations, whose unknown flags name the nearest known one.
+
+    Attributes:
+        raises: A bad flag raises ValueError instead of ending the process.
+    """
+
+    raises = False
 
     def __init__(self, **options):
         super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
@@ -123,7 +167,31 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(args, namespace)
 
     def error(self, message: str):
+        if self.raises:
+            raise ValueError(message)
         self.exit(2, f"error: {message}\n")
+
+    def words(self, name: str, value: Any) -> list[str]:
+        """The command-line words of one flag, from its value in a YAML file; null gives none.
+
+        Raises:
+            ValueError: no such flag, or a switch that is neither true nor false.
+        """
+        flags = self.flags()
+        if name not in flags or name in ("config", "help", "list_flags"):
+            raise ValueError(f"unknown key {name!r}{self.suggest(str(name))}")
+        if value is None:
+            return []
+        if flags[name].nargs == 0:
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} is a switch, write true or false, not {value!r}")
+            negative = [f"--no_{name}"] if f"no_{name}" in flags else []
+            return [f"--{name}"] if value else negative
+        if isinstance(value, dict):
+            return [f"--{name}", *(f"{key}={entry}" for key, entry in value.items())]
+        if isinstance(value, list):
+            return [f"--{name}", *map(str, value)]
+        return [f"--{name}={value}"]
 
 
 def add_config_arg(parser: Parser) -> None:
@@ -148,7 +216,8 @@ def parse_with_config(parser: Parser, argv: Sequence[str]) -> argparse.Namespace
     return parser.parse_args([*tokens, *argv])
 
 
-def _yaml_tokens(parser: Parser, path: str) -> list[str]:
+def read_config(parser: Parser, path: str) -> dict[str, Any]:
+    """The flags and values in a YAML file; what is wrong with the file is the parser's error."""
     import yaml
 
     try:
@@ -160,26 +229,18 @@ def _yaml_tokens(parser: Parser, path: str) -> list[str]:
         parser.error(
             f"--config {path}: expected 'flag: value' lines, got a {type(options).__name__}"
         )
-    flags = parser.flags()
+    if isinstance(options.get("training"), dict):
+        parser.error(f"--config {path}: that is a pipeline; give it by --pipeline {path}")
+    return options
+
+
+def _yaml_tokens(parser: Parser, path: str) -> list[str]:
     tokens: list[str] = []
-    for name, value in options.items():
-        if name not in flags or name == "config":
-            parser.error(f"--config {path}: unknown key {name!r}{parser.suggest(str(name))}")
-        if value is None:
-            continue
-        if flags[name].nargs == 0:
-            if not isinstance(value, bool):
-                parser.error(
-                    f"--config {path}: {name} is a switch, write true or false, not {value!r}"
-                )
-            if value:
-                tokens.append(f"--{name}")
-            elif f"no_{name}" in flags:
-                tokens.append(f"--no_{name}")
-        elif isinstance(value, list):
-            tokens += [f"--{name}", *map(str, value)]
-        else:
-            tokens.append(f"--{name}={value}")
+    for name, value in read_config(parser, path).items():
+        try:
+            tokens += parser.words(name, value)
+        except ValueError as error:
+            parser.error(f"--config {path}: {error}")
     return tokens
 
 

@@ -65,7 +65,9 @@ def autocast(device: torch.device, precision: str):
         raise ValueError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision == "fp32":
         return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+    # Before PyTorch 2.11, a forward pass without gradients left weights without them in the cache.
+    is_cached = torch.__version__ >= (2, 11)
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=is_cached)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -36,6 +36,8 @@ class World:
 def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
     """Joins the process group that torchrun announced, if any, and leaves it at the end.
 
+    Inside another ``world`` the group is the outer one's, and is left by that one.
+
     Args:
         device: As for `resolve_device`.
         timeout_minutes: How long a collective waits for the other processes.
@@ -45,7 +47,8 @@ def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    if size > 1:
+    joins = size > 1 and not dist.is_initialized()
+    if joins:
         if resolved.type == "cuda":
             torch.cuda.set_device(resolved)
         backend = "nccl" if resolved.type == "cuda" else "gloo"
@@ -53,7 +56,7 @@ def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
     try:
         yield World(rank, size, resolved)
     finally:
-        if size > 1:
+        if joins:
             dist.destroy_process_group()
 
 
@@ -75,6 +78,16 @@ def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
     return tensor
+
+
+def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
+    """The rows of every process's ``tensor``, in rank order; as many on each. No gradient."""
+    if not is_distributed():
+        return tensor
+    shape = (dist.get_world_size() * len(tensor), *tensor.shape[1:])
+    rows = tensor.new_empty(shape)
+    dist.all_gather_into_tensor(rows, tensor.contiguous())
+    return rows
 
 
 def gather_objects(value) -> list:

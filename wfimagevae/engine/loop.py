@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from wfimagevae.engine.checkpoint import (
     write_checkpoint,
 )
 from wfimagevae.engine.distributed import World, gather_objects
+from wfimagevae.engine.early_stop import EarlyStop, StopRule
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.metrics import Means
 from wfimagevae.engine.player import Player
@@ -53,6 +54,22 @@ class Task(Protocol):
         """Plain values to keep in checkpoints, such as the model's configuration."""
 
 
+class Watcher(Protocol):
+    """Looks on while a run trains. Every process has one, called alike on all of them."""
+
+    def begin(self, run: "Run", task: Task) -> None:
+        """Before the first step, or the first after resuming."""
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """The progress line of a step; main process only."""
+
+    def logged(self, step: int, values: dict[str, float]) -> None:
+        """After each progress line."""
+
+    def saving(self, step: int) -> None:
+        """Before the checkpoint of a step is written."""
+
+
 class Diverged(ValueError):
     """Update after update was not finite."""
 
@@ -71,6 +88,8 @@ class Schedule:
         save_steps: Between checkpoints; 0 the last only.
         keep_last: Checkpoints kept; 0 all.
         max_bad_updates: Non-finite updates in a row that stop the run.
+        epoch_steps: Steps that make an epoch, not always whole.
+        stop: What ends the run before ``max_steps``.
     """
 
     max_steps: int
@@ -82,6 +101,8 @@ class Schedule:
     save_steps: int = 0
     keep_last: int = 0
     max_bad_updates: int = 50
+    epoch_steps: float = 1.0
+    stop: StopRule = field(default_factory=StopRule)
 
 
 class Run:
@@ -94,6 +115,7 @@ class Run:
         checkpoint: All the state there is, but for this run's own.
         interrupt: Signals and the clock.
         reporter: Progress lines, files, plots and trackers.
+        watcher: Looks on, if given.
     """
 
     def __init__(
@@ -104,9 +126,11 @@ class Run:
         checkpoint: Checkpoint,
         interrupt: Interrupt,
         reporter: Reporter,
+        watcher: Watcher | None = None,
     ):
         self.world, self.schedule, self.folder = world, schedule, folder
         self.checkpoint, self.interrupt, self.reporter = checkpoint, interrupt, reporter
+        self.watcher, self.early_stop = watcher, EarlyStop(schedule.stop)
         self.step = 0
         self.best_score = float("-inf")
         self.stopping = self.save_wanted = False
@@ -119,9 +143,14 @@ class Run:
         return self.schedule.batch_size * self.schedule.accum_steps * self.world.size
 
     @property
+    def finished(self) -> bool:
+        """True after the last step: there is nothing left to train."""
+        return self.early_stop.reached or self.step >= self.schedule.max_steps
+
+    @property
     def ended(self) -> bool:
         """True after the last step, or when asked to stop."""
-        return self.stopping or self.step >= self.schedule.max_steps
+        return self.stopping or self.finished
 
     def due(self, interval: int) -> bool:
         """True every ``interval`` steps and at the end; never for 0."""
@@ -133,6 +162,11 @@ class Run:
         self.reporter.count(self.samples_a_step)
         self.stopping, self.save_wanted = self.interrupt.poll()
 
+    def report_due(self) -> bool:
+        """Whether a report is due; one cut short by a signal would shift the means after it."""
+        intervals = self.schedule.log_steps, self.schedule.csv_log_steps
+        return self.finished or any(n and self.step % n == 0 for n in intervals)
+
     def report(self, task: Task) -> None:
         """Fetches the means since the last report, checks and writes them. Collective."""
         skipped = {f"skipped/{p.name}": p.skipped[0] for p in task.players}
@@ -142,13 +176,35 @@ class Run:
             for name, total in task.counters().items()
         }
         self.means.add(skipped | in_a_row | totals)
-        values = self.means.fetch() | {f"lr/{p.name}": p.lr for p in task.players}
+        values = self.means.fetch()
+        for player in task.players:
+            values |= player.named_lrs()
         to_log, to_csv = self.due(self.schedule.log_steps), self.due(self.schedule.csv_log_steps)
-        self.reporter.report(self.step, self.schedule.max_steps, values, to_log, to_csv)
+        steps = self.step, self.schedule.max_steps
+        measured = self.reporter.report(*steps, values, to_log, to_csv)
         task.watch(self.step, values)
+        if to_log:
+            self._hear(values)
+        if to_log and self.watcher:
+            self.watcher.logged(self.step, measured)
         for player in task.players:
             if values[f"skipped_in_a_row/{player.name}"] >= self.schedule.max_bad_updates:
                 raise Diverged(self._divergence(player))
+
+    def _hear(self, values: dict[str, float]) -> None:
+        """Ends the run where a progress line's values, equal on all processes, say so."""
+        if self.step % self.schedule.log_steps == 0 and self.early_stop.observe(values):
+            stop = self.early_stop
+            log.info(
+                "%s is %.6g on average over %d lines, below %g: the run ends at step %d",
+                stop.rule.metric,
+                stop.mean,
+                stop.rule.window,
+                stop.rule.below,
+                self.step,
+            )
+        if self.finished and self.early_stop.rule.metric and not self.early_stop.recent:
+            log.warning("%s was never logged: nothing could end by it", self.early_stop.rule.metric)
 
     def _divergence(self, player: Player) -> str:
         saved = list_checkpoints(self.folder)
@@ -165,7 +221,7 @@ class Run:
             values, score = task.validate(self.step)
         self.reporter.validation(self.step, values)
         for player in task.players:
-            player.schedule.observe(score)
+            player.observe(score)
         improved = score > self.best_score
         self.best_score = max(score, self.best_score)
         return improved
@@ -177,10 +233,15 @@ class Run:
             OSError: it could not be written, and the run is about to end. Before that it is
                 logged as an error, and training goes on.
         """
+        if self.watcher and not only_best:
+            self.watcher.saving(self.step)
         facts = task.facts() | {
             "current_step": self.step,
+            "finished": self.finished,
+            "early_stop": self.early_stop.state_dict(),
             "best_score": self.best_score,
             "rng_state": gather_objects(self.random.state_dict()),
+            "means": gather_objects(self.means.state_dict()),
         }
         content = self.checkpoint.collect(keep=self.world.is_main, **facts)
         if not only_best:
@@ -206,9 +267,14 @@ class Run:
         self.checkpoint.load(content, skip)
         self.step = content["current_step"]
         self.best_score = content.get("best_score", self.best_score)
+        if "early_stop" in content:  # not in older checkpoints
+            self.early_stop.load_state_dict(content["early_stop"])
         states = content.get("rng_state", [])
         if self.world.rank < len(states):
             self.random.load_state_dict(states[self.world.rank])
+        means = content.get("means", [])
+        if len(means) == self.world.size:
+            self.means.load_state_dict(means[self.world.rank], self.world.device)
 
 
 def fit(task: Task, batches: Iterator, run: Run) -> None:
@@ -221,6 +287,8 @@ def fit(task: Task, batches: Iterator, run: Run) -> None:
     """
     schedule = run.schedule
     run.reporter.begin(run.step, schedule.max_steps)
+    if run.watcher:
+        run.watcher.begin(run, task)
     while not run.ended:
         with run.reporter.waiting():
             micro = [next(batches) for _ in range(schedule.accum_steps)]
@@ -228,7 +296,7 @@ def fit(task: Task, batches: Iterator, run: Run) -> None:
             run.means.add(player.update(micro, run.step))
             run.reporter.worked(player.flops_per_sample * run.samples_a_step)
         run.advance()
-        if run.due(schedule.log_steps) or run.due(schedule.csv_log_steps):
+        if run.report_due():
             run.report(task)
         validates = run.due(schedule.eval_steps) and not run.stopping
         improved = validates and run.validate(task)

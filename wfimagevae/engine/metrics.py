@@ -39,6 +39,14 @@ class Means:
         self.__init__()
         return {n: sum_ / w for n, (sum_, w) in zip(names, pairs, strict=True) if w}
 
+    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
+        """This process's sums and counts since the last fetch, on the CPU."""
+        return {name: (self._sums[name].cpu(), count) for name, count in self._counts.items()}
+
+    def load_state_dict(self, state: dict[str, tuple[Tensor, int]], device: torch.device) -> None:
+        self._sums = {name: total.to(device) for name, (total, _) in state.items()}
+        self._counts = {name: count for name, (_, count) in state.items()}
+
 
 def _pair(value: Tensor) -> Tensor:
     """A scalar as a sum of weight one."""
@@ -103,6 +111,8 @@ class JsonLines:
 
 
 def _json_number(value):
+    if isinstance(value, dict):
+        return {key: _json_number(entry) for key, entry in value.items()}
     is_bad = isinstance(value, float) and (value != value or value in (float("inf"), -float("inf")))
     return None if is_bad else value
 

@@ -60,6 +60,14 @@ def build_optimizer(
     return _BUILDERS[options.name](options, parameters, loss_divisor)
 
 
+def combine(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """One optimizer that steps all of these, each its own way; of one, itself."""
+    if len(optimizers) == 1:
+        return optimizers[0]
+    parts = [part for one in optimizers for part in getattr(one, "parts", [one])]
+    return Combined(parts)
+
+
 def _adam(options, parameters, loss_divisor, optimizer_class=torch.optim.Adam):
     # MPS: its fused kernel does not take found_inf, which skips bad updates without a sync.
     return optimizer_class(

@@ -1,5 +1,6 @@
 """A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -35,12 +36,14 @@ class Player:
         objective: ``forward(batch, step) -> (loss, logs)`` and ``begin_update()``. It owns the
             network it trains; unless that is sharded, DDP wraps the objective as a whole.
         optimizer: Over the objective's trainable parameters.
-        schedule: Factor of the learning rate at this player's n-th update.
+        schedule: Factor of the learning rate at this player's n-th update; or one for each of
+            the optimizer's parameter groups.
         rule: Precision and clipping.
         ema: Average that follows this player's updates, if any.
 
     Attributes:
         flops_per_sample: Arithmetic of one update for one sample, where it is known.
+        group_names: Under which the learning rate of each parameter group is logged.
     """
 
     def __init__(
@@ -48,12 +51,14 @@ class Player:
         name: str,
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
-        schedule: LrSchedule,
+        schedule: LrSchedule | Sequence[LrSchedule],
         rule: UpdateRule,
         ema: EMA | None = None,
     ):
         self.name, self.objective, self.optimizer = name, objective, optimizer
-        self.schedule, self.rule, self.ema = schedule, rule, ema
+        self.rule, self.ema = rule, ema
+        self.schedules = _one_a_group(schedule, optimizer)
+        self.group_names = [name] * len(self.schedules)
         self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
@@ -86,8 +91,9 @@ class Player:
                 poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
                 self.scaler.scale(loss * (poison / len(micro_batches))).backward()
             logs.append(entry)
-        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
-            group["lr"] = peak * self.schedule(self.num_updates)
+        groups = zip(self.optimizer.param_groups, self.peak_lrs, self.schedules, strict=True)
+        for group, peak, schedule in groups:
+            group["lr"] = peak * schedule(self.num_updates)
         grad_norm = self._step()
         self.num_updates += 1
         means = {key: torch.stack([e[key].float() for e in logs]).mean(0) for key in logs[0]}
@@ -122,10 +128,21 @@ class Player:
         warming_up = self.scaler.is_enabled() and self.num_updates < 100
         self.skipped[1].mul_(bad).add_(0 if warming_up else bad)
 
+    def observe(self, score: float) -> None:
+        """Tells the schedules a validation's score."""
+        for schedule in dict.fromkeys(self.schedules):
+            schedule.observe(score)
+
     @property
     def lr(self) -> float:
         """Learning rate of the latest update."""
         return self.optimizer.param_groups[0]["lr"]
+
+    def named_lrs(self) -> dict[str, float]:
+        """That of each part of its own, ``lr/<name>``."""
+        rates = [group["lr"] for group in self.optimizer.param_groups]
+        pairs = zip(self.group_names[::-1], rates[::-1], strict=True)
+        return {f"lr/{name}": rate for name, rate in pairs}
 
     def state_dict(self) -> dict:
         """All but the weights, the optimizer's state and the average."""
@@ -134,7 +151,8 @@ class Player:
             "num_updates": self.num_updates,
             "skipped": self.skipped,
             "ema_updates": self.ema.num_updates if self.ema else 0,
-            "schedule": self.schedule.state_dict(),
+            "schedule": self.schedules[0].state_dict(),
+            "other_schedules": [schedule.state_dict() for schedule in self._other_schedules],
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -145,7 +163,22 @@ class Player:
         if self.ema is not None:
             self.ema.num_updates = state["ema_updates"]
         if "schedule" in state:  # not in older checkpoints
-            self.schedule.load_state_dict(state["schedule"])
+            self.schedules[0].load_state_dict(state["schedule"])
+        others = state.get("other_schedules", [])
+        for schedule, entry in zip(self._other_schedules, others, strict=bool(others)):
+            schedule.load_state_dict(entry)
+
+    @property
+    def _other_schedules(self) -> list[LrSchedule]:
+        return list(dict.fromkeys(self.schedules))[1:]
+
+
+def _one_a_group(
+    schedule: LrSchedule | Sequence[LrSchedule], optimizer: torch.optim.Optimizer
+) -> list[LrSchedule]:
+    if isinstance(schedule, LrSchedule):
+        return [schedule] * len(optimizer.param_groups)
+    return list(schedule)
 
 
 class OptimizerState:

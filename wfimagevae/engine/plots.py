@@ -51,7 +51,7 @@ ADVERSARIAL = (
     Panel("generator's adversarial loss", ("train/g_loss",), log=False),
     Panel("logits", ("train/logits_real", "train/logits_fake"), log=False),
     Panel("adversarial weight", ("train/d_weight",)),
-    Panel("learning rate", tuple(f"lr/{name}" for name in _PLAYERS), log=False),
+    Panel("learning rate", tuple(f"lr/{name}" for name in (*_PLAYERS, "text_encoder")), log=False),
     Panel("gradient norm", tuple(f"grad_norm/{name}" for name in _PLAYERS)),
     Panel("images per second", ("img_per_s",), log=False),
     Panel("share of time waiting for data", ("data_wait_share",), log=False),
@@ -93,7 +93,7 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     written = []
     for number, (title, panels) in enumerate(pages, 1):
         path = output_prefix.with_name(f"{output_prefix.name}_page{number}.png")
-        _draw_page(title, panels, series, path)
+        draw_page(title, panels, series, path)
         written.append(path)
     return written
 
@@ -180,7 +180,15 @@ def _smooth(values: np.ndarray) -> np.ndarray:
     return (total[high] - total[low]) / (high - low)
 
 
-def _draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
+def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
+    """Draws panels of one page, those without data left out, and replaces the file in one move.
+
+    Args:
+        title: Of the page.
+        panels: Which series to show together.
+        series: Name -> (steps, values).
+        path: A .png file.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

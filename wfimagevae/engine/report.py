@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -39,6 +39,7 @@ class ReportOptions:
         plot_every_steps: Between redraws of the loss plots; 0 none.
         headline: Names shown in the progress line, where they have a value.
         precision: For the peak arithmetic rate that MFU refers to.
+        line: Makes the progress line of a step from its values; None writes the usual one.
     """
 
     folder: Path
@@ -46,6 +47,7 @@ class ReportOptions:
     plot_every_steps: int
     headline: tuple[str, ...]
     precision: str
+    line: Callable[[int, dict[str, float]], str] | None = None
 
 
 class Reporter:
@@ -112,8 +114,12 @@ class Reporter:
 
     def report(
         self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
-    ) -> None:
-        """Writes the means of the steps since the last report, as a progress line, to the CSV."""
+    ) -> dict[str, float]:
+        """Writes the means of the steps since the last report, as a progress line, to the CSV.
+
+        Returns:
+            The values, with what is measured here beside them.
+        """
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
         values = values | {
@@ -126,7 +132,7 @@ class Reporter:
         self.since, self.samples_then, self.flops_then = now, self.samples, self.flops
         self.wait_in_all, self.wait = self.wait_in_all + self.wait, 0.0
         if not self.world.is_main:
-            return
+            return values
         values |= self.monitor.read()
         if to_log:
             self._print(step, max_steps, values)
@@ -137,8 +143,12 @@ class Reporter:
                 self.csv.write(row)
                 self._plot_if_due(step)
         self.tracker.log(step, values)
+        return values
 
     def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
+        if self.options.line and self.bar.disable:
+            log.info("%s", self.options.line(step, values))
+            return
         shown = [
             f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.options.headline if n in values
         ]

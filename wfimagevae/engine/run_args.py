@@ -4,6 +4,7 @@ from wfimagevae.engine.args import (
     Parser,
     add_config_arg,
     add_device_arg,
+    add_overrides,
     add_several,
     add_switch,
     non_negative_float,
@@ -43,6 +44,27 @@ def add_run_group(parser: Parser) -> None:
         type=positive_int,
         metavar="N",
         help="iterations of the training loop; wins over --epochs",
+    )
+    group.add_argument(
+        "--max_steps_per_epoch",
+        type=positive_int,
+        metavar="N",
+        help="an epoch ends after this many iterations, however much data there is; the next one "
+        "goes on where it ended",
+    )
+    group.add_argument(
+        "--stop_metric",
+        metavar="NAME",
+        help="end early by this logged value, such as train/kl_loss (with --stop_below)",
+    )
+    group.add_argument(
+        "--stop_below",
+        type=float,
+        metavar="X",
+        help="as soon as its mean over the last --stop_window progress lines is below this",
+    )
+    group.add_argument(
+        "--stop_window", type=positive_int, default=20, metavar="N", help="progress lines"
     )
     add_device_arg(group)
     group.add_argument(
@@ -98,6 +120,35 @@ def add_optimization_group(parser: Parser) -> None:
         metavar="N",
         help="micro-batches of an update",
     )
+    add_optimizer_flags(group)
+    group.add_argument(
+        "--clip_grad_norm",
+        type=positive_float,
+        default=1e5,
+        metavar="N",
+        help="largest gradient norm, in units of the logged loss",
+    )
+    group.add_argument(
+        "--max_bad_updates",
+        type=positive_int,
+        default=50,
+        metavar="N",
+        help="non-finite updates in a row that stop the run; each is skipped",
+    )
+    add_switch(group, "--ema", False, "keep an average of the weights and validate it too")
+    add_several(
+        group,
+        "--ema_decay",
+        probability,
+        [0.999],
+        "share of the average that an update keeps; several make several averages, of which the "
+        "first is validated and exported",
+    )
+    add_switch(group, "--ema_warmup", True, "average over fewer updates at first")
+
+
+def add_optimizer_flags(group) -> None:
+    """Declares an optimizer and a schedule: what one player may have unlike the others."""
     group.add_argument(
         "--optimizer",
         choices=OPTIMIZERS,
@@ -175,30 +226,17 @@ def add_optimization_group(parser: Parser) -> None:
         metavar="P",
         help="share of the peak that the schedule does not go below",
     )
-    group.add_argument(
-        "--clip_grad_norm",
-        type=positive_float,
-        default=1e5,
-        metavar="N",
-        help="largest gradient norm, in units of the logged loss",
-    )
-    group.add_argument(
-        "--max_bad_updates",
-        type=positive_int,
-        default=50,
-        metavar="N",
-        help="non-finite updates in a row that stop the run; each is skipped",
-    )
-    add_switch(group, "--ema", False, "keep an average of the weights and validate it too")
-    add_several(
+
+
+def add_player_options(group, flag: str, whose: str) -> None:
+    """Declares ``flag`` of ``key=value`` words: one player's own optimizer and schedule."""
+    add_overrides(
         group,
-        "--ema_decay",
-        probability,
-        [0.999],
-        "share of the average that an update keeps; several make several averages, of which the "
-        "first is validated and exported",
+        flag,
+        add_optimizer_flags,
+        f"what is different for {whose}: optimizer=... lr=... lr_schedule=... and other flags of "
+        "the optimizer and its schedule",
     )
-    add_switch(group, "--ema_warmup", True, "average over fewer updates at first")
 
 
 def add_checkpoint_group(parser: Parser) -> None:
@@ -236,6 +274,13 @@ def add_checkpoint_group(parser: Parser) -> None:
         metavar="PATH",
         help="a checkpoint, a run's folder, or 'auto': the newest of this "
         "--exp_name, or a fresh start where there is none",
+    )
+    group.add_argument(
+        "--weights_from",
+        nargs="+",
+        metavar="CKPT",
+        help="a fresh run starts from the weights in these checkpoints, raw and averaged, each "
+        "network from the first that trained it; optimizers and data start anew",
     )
     group.add_argument(
         "--not_resume_optimizer",

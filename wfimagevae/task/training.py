@@ -4,7 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import nn
@@ -12,19 +12,26 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.protocol import TrainData
-from wfimagevae.engine.checkpoint import Checkpoint, Stateful, read_checkpoint, remove_leftovers
+from wfimagevae.engine.checkpoint import (
+    Checkpoint,
+    Stateful,
+    list_checkpoints,
+    read_checkpoint,
+    remove_leftovers,
+)
 from wfimagevae.engine.device import enable_fast_kernels
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
-from wfimagevae.engine.ema import EMA, OtherAverages
+from wfimagevae.engine.early_stop import StopRule
 from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.loop import Run, Schedule, Task, fit
-from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
+from wfimagevae.engine.loop import Run, Schedule, Task, Watcher, fit
+from wfimagevae.engine.optim import OptimizerOptions, build_optimizer, combine
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.report import Reporter, ReportOptions
 from wfimagevae.engine.run_folder import find_resume, run_name, save_options
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.engine.tracker import Tracker, open_tracker
+from wfimagevae.task.starting_point import resume_run, take_weights
 
 log = logging.getLogger("wfimagevae")
 
@@ -40,6 +47,8 @@ class Assembly:
         parts: What a checkpoint holds: dotted path in the file -> what has the state.
         headline: Names shown in the progress line.
         description: What the run is about to do, in a few lines.
+        weights: Player -> part of the checkpoint with the weights that it trains; those of
+            another run can be taken up from there.
     """
 
     task: Task
@@ -48,26 +57,52 @@ class Assembly:
     parts: dict[str, Stateful]
     headline: tuple[str, ...]
     description: list[str]
+    weights: dict[str, str] = field(default_factory=dict)
 
 
-def run_training(options: dict, assemble: Callable[[dict, World, Path], Assembly]) -> None:
+@dataclass(frozen=True)
+class PlayerPart:
+    """Parameters of a player that are trained in a way of their own.
+
+    Attributes:
+        name: Of their learning rate in logs.
+        parameters: Which.
+        options: Flags of the optimizer and its schedule that are different for them.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    options: dict
+
+
+def run_training(
+    options: dict,
+    assemble: Callable[[dict, World, Path], Assembly],
+    folder: Path | None = None,
+    watcher: Watcher | None = None,
+) -> bool:
     """Trains until the last step, or until a signal; resumes where the options say so.
 
     Args:
         options: Every flag's value, by name.
         assemble: Builds the training from the options, this process and the run's folder.
+        folder: Of the run, which goes on where it stands; None finds it as the options say.
+        watcher: Looks on, if given.
+
+    Returns:
+        True if training is finished, False if a signal stopped it.
 
     Raises:
         ValueError: options that cannot be met, or training that diverged.
     """
-    if options["csv_log_path"]:  # whoever reads options.json may stand elsewhere
-        csv_path = Path(options["csv_log_path"]).expanduser().absolute()
-        options = options | {"csv_log_path": str(csv_path)}
+    options = _with_absolute_paths(options)
+    given = folder is not None
     with world(options["device"]) as here:
         logging.getLogger("wfimagevae").setLevel(logging.INFO if here.is_main else logging.WARNING)
         seed_everything(options["seed"])
         kernels = enable_fast_kernels(here.device)
-        folder, resume = broadcast_object(_find_run(options) if here.is_main else None)
+        found = _find_run(options, folder) if here.is_main else None
+        folder, resume = broadcast_object(found)
         if here.is_main:
             folder.mkdir(parents=True, exist_ok=True)  # trackers write there when they start
             remove_leftovers(folder)
@@ -76,33 +111,43 @@ def run_training(options: dict, assemble: Callable[[dict, World, Path], Assembly
         content = read_checkpoint(resume) if resume else {}
         schedule = run_schedule(options, here, len(built.loader.dataset))
         with Interrupt(options["save_every_minutes"]) as interrupt:
-            reporter = _reporter(options, here, folder, built, content.get("current_step", 0))
+            step = content.get("current_step", 0)
+            reporter = _reporter(options, here, folder, built, step, watcher)
             checkpoint = Checkpoint(built.parts)
-            run = Run(here, schedule, folder, checkpoint, interrupt, reporter)
+            run = Run(here, schedule, folder, checkpoint, interrupt, reporter, watcher)
             if here.is_main:
                 save_options(folder, options)
             lines = [*built.description, *_describe(schedule, here, kernels, options)]
             log.info("%s", "\n".join(lines))
             seed_everything(options["seed"], here.rank)
             if resume:
-                _resume(run, content, resume, options)
+                resume_run(run, content, resume, options)
+            elif options["weights_from"]:
+                take_weights(built.parts, built.weights, options["weights_from"])
             with logging_redirect_tqdm():
                 fit(built.task, built.loader, run)
             reporter.summary()
         if run.stopping:
-            log.info(
-                "stopped by a signal after step %d; run the same command with "
-                "--resume_from_checkpoint auto to go on",
-                run.step,
-            )
+            how = "" if given else " with --resume_from_checkpoint auto"
+            done = f"stopped by a signal after step {run.step}"
+            log.info("%s; run the same command%s to go on", done, how)
         built.loader.close()
         built.tracker.close()
+        return run.finished
+
+
+def _with_absolute_paths(options: dict) -> dict:
+    """Whoever reads options.json may stand elsewhere."""
+    if not options["csv_log_path"]:
+        return options
+    return options | {"csv_log_path": str(Path(options["csv_log_path"]).expanduser().absolute())}
 
 
 def run_schedule(options: dict, here: World, num_samples: int) -> Schedule:
     """Lengths and intervals as the options say; ``num_samples`` make an epoch."""
     samples = options["batch_size"] * options["grad_accum_steps"] * here.size
-    max_steps = options["max_steps"] or math.ceil(options["epochs"] * num_samples / samples)
+    epoch_steps = min(num_samples / samples, options["max_steps_per_epoch"] or math.inf)
+    max_steps = options["max_steps"] or math.ceil(options["epochs"] * epoch_steps)
     return Schedule(
         max_steps=max_steps,
         accum_steps=options["grad_accum_steps"],
@@ -113,6 +158,8 @@ def run_schedule(options: dict, here: World, num_samples: int) -> Schedule:
         save_steps=options["save_ckpt_step"],
         keep_last=options["keep_last"],
         max_bad_updates=options["max_bad_updates"],
+        epoch_steps=epoch_steps,
+        stop=StopRule(options["stop_metric"], options["stop_below"], options["stop_window"]),
     )
 
 
@@ -143,6 +190,7 @@ def build_player(
     lr: float,
     divisor: float = 1.0,
     blocks: Sequence[nn.Module] = (),
+    parts: Sequence[PlayerPart] = (),
 ) -> Player:
     """A player whose optimizer, schedule and precision are as the options say.
 
@@ -154,17 +202,41 @@ def build_player(
         lr: Peak learning rate.
         divisor: What the objective divides its logged loss by before it is backpropagated.
         blocks: The network's hidden layers, whose matrices muon trains.
+        parts: Parameters that have options of their own.
     """
-    trained = [p for p in objective.parameters() if p.requires_grad]
-    optimizer = OptimizerOptions(
+    apart = {parameter for part in parts for parameter in part.parameters}
+    rest = [p for p in objective.parameters() if p.requires_grad and p not in apart]
+    groups = [PlayerPart(name, rest, {"lr": lr})] if rest or not parts else []
+    optimizers, schedules, names = [], [], []
+    for part in [*groups, *parts]:
+        own = options | {"lr": lr} | part.options
+        built = build_optimizer(_optimizer_options(own), part.parameters, blocks, divisor)
+        optimizers.append(built)
+        schedules += [LrSchedule(_schedule_options(own, updates))] * len(built.param_groups)
+        names += [part.name] * len(built.param_groups)
+    rule = UpdateRule(
+        options["mix_precision"],
+        options["clip_grad_norm"] / divisor,
+        options["find_unused_parameters"],
+    )
+    player = Player(name, objective, combine(optimizers), schedules, rule)
+    player.group_names = names
+    return player
+
+
+def _optimizer_options(options: dict) -> OptimizerOptions:
+    return OptimizerOptions(
         options["optimizer"],
-        lr,
+        options["lr"],
         options["weight_decay"],
         options["beta1"],
         options["beta2"],
         options["momentum"],
     )
-    schedule = ScheduleOptions(
+
+
+def _schedule_options(options: dict, updates: int) -> ScheduleOptions:
+    return ScheduleOptions(
         options["lr_schedule"],
         options["warmup_steps"],
         updates,
@@ -173,13 +245,6 @@ def build_player(
         options["lr_gamma"],
         options["plateau_patience"],
     )
-    rule = UpdateRule(
-        options["mix_precision"],
-        options["clip_grad_norm"] / divisor,
-        options["find_unused_parameters"],
-    )
-    built = build_optimizer(optimizer, trained, blocks, divisor)
-    return Player(name, objective, built, LrSchedule(schedule), rule)
 
 
 def plain_config(network: nn.Module) -> dict:
@@ -203,7 +268,10 @@ class NetworkWeights:
         self.network.load_weights(state)
 
 
-def _find_run(options: dict) -> tuple[Path, Path | None]:
+def _find_run(options: dict, folder: Path | None) -> tuple[Path, Path | None]:
+    if folder is not None:
+        saved = list_checkpoints(folder)
+        return folder, saved[-1] if saved else None
     name = run_name(
         options["exp_name"],
         options["lr"],
@@ -227,7 +295,12 @@ def _describe(schedule: Schedule, here: World, kernels: str, options: dict) -> l
 
 
 def _reporter(
-    options: dict, here: World, folder: Path, built: Assembly, resume_step: int
+    options: dict,
+    here: World,
+    folder: Path,
+    built: Assembly,
+    resume_step: int,
+    watcher: Watcher | None,
 ) -> Reporter:
     csv_path = Path(options["csv_log_path"] or folder / "training_losses.csv")
     plot_every = 0 if options["disable_live_plot"] else options["live_plot_every_steps"]
@@ -237,36 +310,6 @@ def _reporter(
         plot_every,
         built.headline,
         options["mix_precision"],
+        watcher.line if watcher else None,
     )
     return Reporter(report, here, built.tracker, resume_step)
-
-
-def _resume(run: Run, content: dict, path: Path, options: dict) -> None:
-    skip = []
-    parts = run.checkpoint.parts
-    if "player_state" not in content:
-        log.warning(
-            "%s was not written by this repository: weights, average and discriminator are "
-            "resumed; its optimizer, data position and randomness are not",
-            path,
-        )
-        foreign = ("optimizer", "player", "sampler", "task", "generator")
-        skip += [p for p in parts if p.startswith(foreign)]
-    if options["not_resume_optimizer"]:
-        skip += [p for p in parts if p.startswith(("optimizer_state", "player_state"))]
-    if options.get("not_resume_discriminator"):
-        names = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
-        skip += [p for p in parts if p.startswith(names)]
-    averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
-    run.restore(content, (*skip, *averages))
-    for name in averages:
-        _resume_average(parts[name], content.get(name), path)
-    log.info("resumed %s at step %d", path, run.step)
-
-
-def _resume_average(ema: EMA | OtherAverages, state: dict | None, path: Path) -> None:
-    if state:
-        ema.load_state_dict(state)
-    else:
-        log.warning("%s holds no average of the weights: it starts from the raw weights", path)
-        ema.restart()

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from torch import nn
 
-from wfimagevae.dataset import TrainImageDataset, TrainLoader
+from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
+from wfimagevae.engine.loop import Watcher
 from wfimagevae.engine.player import OptimizerState, Player
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
     fresh_reconstruction,
 )
+from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.training import (
     Assembly,
     NetworkWeights,
@@ -99,7 +101,7 @@ class VaeTask:
         self.players, self.vae, self.loss, self.validator = players, vae, loss, validator
         self.loader, self.rules = loader, rules
         self._smooth_rec = self._rec_at_start = None
-        self._warned = False
+        self._warned: set[str] = set()
 
     def turn(self, step: int) -> Sequence[Player]:
         """The players who update at ``step``, in order."""
@@ -116,22 +118,31 @@ class VaeTask:
         return values, max(v for name, v in values.items() if name.endswith("/psnr"))
 
     def watch(self, step: int, values: dict[str, float]) -> None:
-        """Warns, once, where reconstruction gets clearly worse after the discriminator starts."""
+        """Warns, once each, of a KL term without effect and a discriminator with too much."""
+        if values.get("train/kl_free_share", 0) >= 1:
+            self._warn(
+                "every latent value's KL divergence is below --kl_free_bits %g, so that term has "
+                "no gradient: unless training has only begun, lower it",
+                self.loss.config.kl_free_bits,
+            )
         rec = values.get("train/rec_loss_per_pixel")
         if rec is None or not math.isfinite(rec):
             return
         old = self._smooth_rec
         self._smooth_rec = rec if old is None else 0.9 * old + 0.1 * rec
-        if self.loss.disc_factor(step) == 0:
+        if self.loss.config.disc_factor(step) == 0:
             self._rec_at_start = self._smooth_rec
         elif self._rec_at_start and self._smooth_rec > self.WORSE * self._rec_at_start:
-            if not self._warned:
-                log.warning(
-                    "reconstruction error is %.0f %% above its value before the discriminator "
-                    "started: lower --disc_weight, or raise --disc_start or --disc_ramp_steps",
-                    100 * (self._smooth_rec / self._rec_at_start - 1),
-                )
-            self._warned = True
+            self._warn(
+                "reconstruction error is %.0f %% above its value before the discriminator "
+                "started: lower --disc_weight, or raise --disc_start or --disc_ramp_steps",
+                100 * (self._smooth_rec / self._rec_at_start - 1),
+            )
+
+    def _warn(self, message: str, value: float) -> None:
+        if message not in self._warned:
+            log.warning(message, value)
+        self._warned.add(message)
 
     def counters(self) -> dict[str, float]:
         """Files that could not be read so far."""
@@ -148,28 +159,25 @@ class VaeTask:
         self._smooth_rec, self._rec_at_start = state["smooth_rec"], state["rec_at_start"]
 
 
-def train(options: dict) -> None:
+def train(options: dict, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
     """Trains an image VAE as the flags of `vae_args` and `run_args` say.
 
     Args:
         options: Every flag's value, by name.
+        folder: As for `run_training`, as is ``watcher``.
+
+    Returns:
+        True if training is finished, False if a signal stopped it.
 
     Raises:
         ValueError: options that cannot be met, or training that diverged.
     """
-    run_training(options, _assemble)
+    return run_training(options, _assemble, folder, watcher)
 
 
 def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     """Data, networks, objectives and players; the tracker comes last: it may start processes."""
-    dataset = TrainImageDataset(
-        options["image_path"],
-        options["resolution"],
-        seed=options["seed"],
-        train_crop=options["train_crop"],
-        use_manifest=options["use_manifest"],
-        cache_dir=options["index_cache_dir"],
-    )
+    dataset = build_image_data(options, options["image_path"])
     vae = build_vae(options, here.device)
     loss = build_loss(options, here.device)
     max_steps = run_schedule(options, here, len(dataset)).max_steps
@@ -178,14 +186,22 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     tracker = run_tracker(options, here, folder)
     validator = build_validator(options, here, folder, loss, tracker)
     task = VaeTask(players, vae, loss, validator, loader, game_rules(options))
-    return Assembly(task, loader, tracker, _parts(task), HEADLINE, describe(task, options))
+    weights = {"generator": "state_dict.gen_model"}
+    if options["disc_weight"] > 0:
+        weights["discriminator"] = "state_dict.disc_model"
+    lines = describe(task, options)
+    return Assembly(task, loader, tracker, _parts(task), HEADLINE, lines, weights)
+
+
+def _trains_discriminator(options: dict) -> bool:
+    return options["disc_weight"] > 0 and not options["freeze_discriminator"]
 
 
 def game_rules(options: dict) -> GameRules:
     """Whose turn it is when, as the trainer's flags say."""
     start = options["disc_train_start"]
     start = options["disc_start"] if start is None else start
-    alternate = options["gan_schedule"] == "alternate" and options["disc_weight"] > 0
+    alternate = options["gan_schedule"] == "alternate" and _trains_discriminator(options)
     return GameRules(alternate, start)
 
 
@@ -199,7 +215,7 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
         max_steps: Where learning-rate schedules end.
     """
     joint = options["gan_schedule"] == "joint"
-    queue = deque() if joint and options["disc_weight"] > 0 else None
+    queue = deque() if joint and _trains_discriminator(options) else None
     generator = GeneratorObjective(vae, loss, options["seed"], queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     divisor = 3 * options["resolution"] ** 2
@@ -207,11 +223,14 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
     players = [build_player(options, "generator", generator, updates[0], options["lr"], divisor)]
     if options["ema"]:
         players[0].ema = Averages(vae, options["ema_decay"], options["ema_warmup"])
-    if options["disc_weight"] > 0:
+    if _trains_discriminator(options):
         take = (lambda batch: queue.popleft()) if joint else None
-        objective = DiscriminatorObjective(loss, take or fresh_reconstruction(vae, options["seed"]))
-        lr = options["lr"] * options["disc_lr_ratio"]
-        players.append(build_player(options, "discriminator", objective, updates[1], lr, 1))
+        take = take or fresh_reconstruction(vae, options["seed"])
+        steps_a_turn = 1 if joint else 2
+        objective = DiscriminatorObjective(loss, take, options["seed"], steps_a_turn)
+        own = options | options["discriminator_options"]
+        lr = options["discriminator_options"].get("lr", options["lr"] * options["disc_lr_ratio"])
+        players.append(build_player(own, "discriminator", objective, updates[1], lr, 1))
     flops = update_flops(vae, loss, options)
     for player in players:
         player.flops_per_sample = flops[player.name]

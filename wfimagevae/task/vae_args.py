@@ -8,7 +8,9 @@ from wfimagevae.engine.args import (
     non_negative_int,
     positive_float,
     positive_int,
+    probability,
 )
+from wfimagevae.engine.run_args import add_player_options
 
 
 def add_args(parser: Parser) -> None:
@@ -46,13 +48,19 @@ def add_model_group(parser: Parser) -> None:
         help="pretrained weights of another shape start anew, with a warning",
     )
     group.add_argument("--freeze_encoder", action="store_true", help="train the decoder only")
+    group.add_argument(
+        "--freeze_decoder",
+        action="store_true",
+        help="train the encoder only; with a discriminator, add --no_adaptive_weight",
+    )
 
 
 def add_loss_group(parser: Parser) -> None:
     """Declares the weights of the losses."""
     group = parser.add_argument_group(
         "losses",
-        "weights are for sums over pixels divided by the batch size; a term of "
+        "weights are for sums over pixels divided by the batch size (LPIPS, colour, histogram, "
+        "contrast and MMD: one number an image, counted once per pixel value); a term of "
         "weight 0 is not computed",
     )
     group.add_argument(
@@ -73,6 +81,34 @@ def add_loss_group(parser: Parser) -> None:
         help="weight of LPIPS (VGG)",
     )
     group.add_argument(
+        "--mse_weight",
+        type=non_negative_float,
+        default=0.0,
+        metavar="W",
+        help="weight of the squared error, beside --loss_type's",
+    )
+    group.add_argument(
+        "--color_weight",
+        type=non_negative_float,
+        default=0.0,
+        metavar="W",
+        help="weight of the difference of channel means and standard deviations",
+    )
+    group.add_argument(
+        "--histogram_weight",
+        type=non_negative_float,
+        default=0.0,
+        metavar="W",
+        help="weight of the Wasserstein-1 distance of channel histograms",
+    )
+    group.add_argument(
+        "--contrast_weight",
+        type=non_negative_float,
+        default=0.0,
+        metavar="W",
+        help="weight of the difference of local standard deviations (8x8 pixels)",
+    )
+    group.add_argument(
         "--lpips_weights",
         metavar="FILE",
         help="torchvision's VGG16 weights, where they cannot be downloaded",
@@ -83,6 +119,28 @@ def add_loss_group(parser: Parser) -> None:
         default=1e-6,
         metavar="W",
         help="weight of the KL divergence",
+    )
+    group.add_argument(
+        "--kl_warmup_steps",
+        type=non_negative_int,
+        default=0,
+        metavar="N",
+        help="steps over which that weight grows from 0, as half a cosine",
+    )
+    group.add_argument(
+        "--kl_free_bits",
+        type=non_negative_float,
+        default=0.0,
+        metavar="NATS",
+        help="divergence of each latent value that is free: below it, no KL gradient",
+    )
+    group.add_argument(
+        "--mmd_weight",
+        type=non_negative_float,
+        default=0.0,
+        metavar="W",
+        help="weight of the squared maximum mean discrepancy (Gaussian kernels) between all "
+        "processes' latent pixels and the standard normal",
     )
     group.add_argument(
         "--wavelet_loss",
@@ -169,11 +227,46 @@ def add_discriminator_group(parser: Parser) -> None:
         help="its convolutions with stride 2",
     )
     group.add_argument(
+        "--r1_weight",
+        type=non_negative_float,
+        default=0.0,
+        metavar="W",
+        help="weight of half the squared gradient of a real image's mean logit in its pixels, "
+        "in the discriminator's loss",
+    )
+    group.add_argument(
+        "--r1_interval",
+        type=positive_int,
+        default=16,
+        metavar="N",
+        help="its updates from one with that term, N times as strong, to the next",
+    )
+    group.add_argument(
+        "--instance_noise_std",
+        type=non_negative_float,
+        default=0.0,
+        metavar="STD",
+        help="normal noise on all it sees, in pixel values of [-1, 1]",
+    )
+    group.add_argument(
+        "--instance_noise_decay",
+        type=probability,
+        default=1.0,
+        metavar="R",
+        help="factor of that noise from step to step; below 1e-4 it ends",
+    )
+    group.add_argument(
         "--disc_lr_ratio",
         type=positive_float,
         default=4.0,
         metavar="R",
         help="its learning rate, as a multiple of --lr",
+    )
+    add_player_options(group, "--discriminator_options", "the discriminator")
+    group.add_argument(
+        "--freeze_discriminator",
+        action="store_true",
+        help="the adversarial term counts, the discriminator does not learn",
     )
     group.add_argument(
         "--not_resume_discriminator", action="store_true", help="resume with a fresh discriminator"

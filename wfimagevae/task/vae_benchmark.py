@@ -4,10 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from wfimagevae.dataset import TrainImageDataset, TrainLoader
+from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.device import enable_fast_kernels, resolve_device
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.task.benchmark import RandomBatches, TrainBenchmark, ratio_in_turns
+from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.vae import VaeTask, build_players, game_rules
 from wfimagevae.task.vae_build import build_loss, build_vae
 
@@ -63,9 +64,7 @@ def _batches(options: dict, device: torch.device) -> Iterator:
         shape = (options["batch_size"], 3, options["resolution"], options["resolution"])
         image = torch.rand(shape, device=device) * 2 - 1
         return RandomBatches({"image": image.contiguous(memory_format=torch.channels_last)})
-    dataset = TrainImageDataset(
-        options["image_path"], options["resolution"], train_crop=options["train_crop"]
-    )
+    dataset = build_image_data(options, options["image_path"])
     return TrainLoader(
         dataset,
         options["batch_size"],

@@ -1,6 +1,7 @@
 """The parts of image-VAE training, each built from its options."""
 
 import importlib
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -13,8 +14,16 @@ from wfimagevae.eval.cost import count_macs, count_parameters
 from wfimagevae.eval.evaluator import Evaluator, Networks
 from wfimagevae.model.losses import LossConfig
 from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.task.image_data import open_images
 from wfimagevae.task.shapes_only import shapes_only
 from wfimagevae.task.vae_validation import PictureOptions, Validator
+
+# Flags that mean nothing where another one is 0.
+
+_IDLE_WITHOUT = {
+    "disc_weight": ("r1_weight", "instance_noise_std"),
+    "kl_weight": ("kl_warmup_steps", "kl_free_bits"),
+}
 
 
 def build_vae(options: dict, device: torch.device) -> nn.Module:
@@ -41,8 +50,12 @@ def build_vae(options: dict, device: torch.device) -> nn.Module:
         raise ValueError(
             f"--resolution {options['resolution']} must be a multiple of {vae.spatial_factor}"
         )
+    if options["freeze_encoder"] and options["freeze_decoder"]:
+        raise ValueError("nothing to train: leave out --freeze_encoder or --freeze_decoder")
     if options["freeze_encoder"]:
         vae.freeze_encoder()
+    if options["freeze_decoder"]:
+        vae.freeze_decoder()
     if options["gradient_checkpointing"]:
         vae.enable_gradient_checkpointing()
     vae.to(device, memory_format=torch.channels_last).train()
@@ -63,25 +76,27 @@ def build_loss(options: dict, device: torch.device) -> nn.Module:
         loss_class = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--disc_cls {options['disc_cls']}: {error}") from None
-    config = LossConfig(
-        rec_weight=options["rec_weight"],
-        perceptual_weight=options["perceptual_weight"],
-        kl_weight=options["kl_weight"],
-        wavelet_weight=options["wavelet_weight"] if options["wavelet_loss"] else 0.0,
-        disc_weight=options["disc_weight"],
-        adaptive_weight=options["adaptive_weight"],
-        disc_start=options["disc_start"],
-        disc_ramp_steps=options["disc_ramp_steps"],
-        disc_loss=options["disc_loss"],
-        disc_num_layers=options["disc_num_layers"],
-        loss_type=options["loss_type"],
-        logvar_init=options["logvar_init"],
-        lpips_weights=options["lpips_weights"],
-    )
-    loss = loss_class(config).to(device, memory_format=torch.channels_last)
+    loss = loss_class(loss_config(options)).to(device, memory_format=torch.channels_last)
     if options["compile"]:
         loss.compile_networks(options["compile_mode"])
     return loss
+
+
+def loss_config(options: dict) -> LossConfig:
+    """The losses' weights and schedules, as the flags of the same names say.
+
+    Raises:
+        ValueError: weights that contradict each other, or frozen halves.
+    """
+    values = {field.name: options[field.name] for field in fields(LossConfig)}
+    if not options["wavelet_loss"]:
+        values["wavelet_weight"] = 0.0
+    if options["freeze_decoder"] and options["disc_weight"] > 0 and options["adaptive_weight"]:
+        raise ValueError(
+            "the adaptive weight compares gradients at the decoder's last layer, which "
+            "--freeze_decoder freezes; add --no_adaptive_weight"
+        )
+    return LossConfig(**values)
 
 
 def build_validator(
@@ -89,11 +104,10 @@ def build_validator(
 ) -> Validator:
     """What evaluates the VAE while it trains."""
     dataset = ValidImageDataset(
-        options["eval_image_path"],
+        open_images(options, options["eval_image_path"]),
         options["eval_resolution"],
         options["eval_crop_size"],
         options["eval_subset_size"],
-        cache_dir=options["index_cache_dir"],
     )
     workers = min(options["dataset_num_worker"], 4)
     loader = valid_loader(dataset, options["eval_batch_size"], workers, here.rank, here.size)
@@ -115,14 +129,20 @@ def update_flops(vae: nn.Module, loss: nn.Module, options: dict) -> dict[str, fl
     alone). Recomputation by gradient checkpointing does not count: it is no progress.
     """
     whole, encoder = vae_macs(vae, options["resolution"])
-    forward_backward = 3 * whole - (2 * encoder if options["freeze_encoder"] else 0)
+    forward_backward = 3 * whole
+    if options["freeze_encoder"]:
+        forward_backward -= 2 * encoder
+    if options["freeze_decoder"]:
+        forward_backward -= whole - encoder
     with shapes_only():
         image = _blank(vae, options["resolution"])
-        critic = count_macs(lambda: loss.discriminator(image))
+        critic = count_macs(lambda: loss.discriminator(image)) if options["disc_weight"] else 0
         perceptual = loss.perceptual_loss
         features = count_macs(lambda: perceptual.features(image)) if perceptual else 0
     generator = forward_backward + 3 * features + (2 * critic if options["disc_weight"] else 0)
     discriminator = 6 * critic + (whole if options["gan_schedule"] == "alternate" else 0)
+    if options["r1_weight"]:
+        discriminator += 6 * critic / options["r1_interval"]
     return {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}
 
 
@@ -152,4 +172,8 @@ def describe(task, options: dict) -> list[str]:
     ]
     if options["perceptual_weight"] == 0:
         lines.append("training without LPIPS (--perceptual_weight 0)")
+    for switch, names in _IDLE_WITHOUT.items():
+        idle = [f"--{name}" for name in names if options[name]]
+        if idle and not options[switch]:
+            lines.append(f"{', '.join(idle)}: without effect at --{switch} 0")
     return lines

@@ -1,0 +1,104 @@
+"""Small pipelines for tests: a file, the data and networks that it names."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+import yaml
+
+from tests.images import TINY_MODEL, write_images
+from tests.task.training import ROOT
+from train_ddp import main
+
+TINY_VAE = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
+TINY_FLOW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
+TINY_FLOW |= {"byte_width": 32, "byte_depth": 1}
+COLOURS = ("red", "green", "blue")
+
+
+class PipelinePlace:
+    """Captioned images and a three-step pipeline over them: warm-up, GAN, flow.
+
+    Args:
+        folder: Where everything is written.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        for name, count in (("train", 7), ("held_out", 3)):
+            images = write_images(folder / name, count, first_seed=len(name))
+            for i, path in enumerate(sorted(images.glob("*.png"))):
+                path.with_suffix(".txt").write_text(f"a {COLOURS[i % 3]} cloud\n")
+
+    def content(self, output: str, **training) -> dict:
+        """The file's content, with other shared values if given."""
+        steps = [
+            {"name": "warmup", "steps": 5, "train_vae": True, "kl_beta": 1e-4},
+            {"name": "gan", "steps": 6, "train_vae": True, "gan_training": True},
+            {"name": "flow", "steps": 6, "train_diff": True, "cfg_dropout_prob": 0.2},
+        ]
+        return {
+            "model": {
+                "vae": {"config": TINY_VAE},
+                "flow": {"name": "FlowDiT-S/2", "config": TINY_FLOW},
+                "text_encoder": "bytes",
+                "text_length": 24,
+            },
+            "data": {
+                "data_path": str(self.folder / "train"),
+                "eval_data_path": str(self.folder / "held_out"),
+                "img_size": 32,
+            },
+            "training": {
+                "batch_size": 2,
+                "gradient_accumulation_steps": 1,
+                "workers": 0,
+                "lr": 1e-3,
+                "use_ema": True,
+                "precision": "fp32",
+                "device": "cpu",
+                "options": {
+                    "disc_num_layers": 1,
+                    "disc_start": 2,
+                    "eval_steps": 0,
+                    "index_cache_dir": str(self.folder / "cache"),
+                    "sampling_steps": 2,
+                },
+                "pipeline": {"steps": steps},
+            }
+            | training,
+            "output": {
+                "output_path": str(self.folder / output),
+                "log_interval": 2,
+                "checkpoint_save_interval": 2,
+                "test_image_address": [str(self.folder / "held_out" / "000.png")],
+                "sample_captions": ["a red cloud"],
+                "generate_diagrams": False,
+            },
+        }
+
+    def write(self, content: dict) -> Path:
+        """Writes the file; returns where."""
+        path = self.folder / f"{Path(content['output']['output_path']).name}.yaml"
+        path.write_text(yaml.safe_dump(content, sort_keys=False))
+        return path
+
+    def run(self, content: dict) -> Path:
+        """Runs it in this process; returns the output folder."""
+        assert main(["--pipeline", str(self.write(content))]) == 0
+        return Path(content["output"]["output_path"])
+
+    def start(self, content: dict, launcher: list[str] | None = None) -> subprocess.Popen:
+        """Starts it in a process of its own."""
+        command = [*(launcher or [sys.executable]), str(ROOT / "train_ddp.py")]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command += ["--pipeline", str(self.write(content))]
+        return subprocess.Popen(command, env=environment)
+
+
+def last_checkpoint(output: Path, step: str) -> dict:
+    """The content of a step's newest checkpoint."""
+    found = output.glob(f"steps/*_{step}/checkpoint-*.ckpt")
+    return torch.load(max(found, key=lambda p: int(p.stem.split("-")[1])), weights_only=True)

@@ -1,0 +1,72 @@
+import pytest
+import torch
+from PIL import Image
+
+from scripts.make_webdataset import main as make_webdataset
+from tests.images import smooth_image
+from tests.task.flow_training import FlowPlace
+from tests.task.training import Workplace, differences, load
+from train_image_ddp import main as train_vae
+
+SHAPES = ((40, 40), (40, 80), (90, 40))
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Shards of nine captioned images of three shapes in two classes."""
+    folder = tmp_path / "photos"
+    for i in range(9):
+        home = folder / "ab"[i % 2]
+        home.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth_image(*SHAPES[i % 3], i)).save(home / f"p{i}.png")
+        (home / f"p{i}.txt").write_text(f"photo {i}\nnumber {i}\n")
+    words = ["--image_path", folder, "--output_dir", tmp_path / "shards", "--captions", "sidecar"]
+    words += ["--labels", "folder", "--samples_per_shard", 4]
+    assert make_webdataset([str(word) for word in words]) == 0
+    return tmp_path / "shards"
+
+
+def test_vae_trains_on_bucketed_shards_and_resumes_bit_for_bit(shards, tmp_path):
+    place = Workplace(tmp_path)
+    options = {
+        "image_path": f"{shards}/shard-{{000000..000002}}.tar",
+        "eval_image_path": shards / "shard-000001.tar",
+        "train_crop": "resized",
+        "aspect_buckets": 16,
+        "dataset_num_worker": 2,
+        "eval_steps": 6,
+        "eval_batch_size": 2,
+    }
+    whole = place.train("whole", 6, **options)
+    place.train("parts", 3, **options)
+    parts = place.train("parts", 6, **options, resume_from_checkpoint="auto")
+    one, two = load(whole, 6), load(parts, 6)
+    for part in ("state_dict", "optimizer_state", "sampler_state"):
+        assert differences(one[part], two[part]) == []
+    assert one["sampler_state"]["position"] == 12
+    assert one["sampler_state"]["order"]["aspect_buckets"] == 16
+    other = options | {"batch_size": 4, "resume_from_checkpoint": parts / "checkpoint-6.ckpt"}
+    with pytest.raises(ValueError, match="batch_size was 2, is 4"):
+        train_vae(place.flags("other", 8, **other))
+
+
+def test_flow_with_text_trains_on_bucketed_shards_and_resumes(shards, tmp_path):
+    place = FlowPlace(tmp_path)
+    options = {
+        "dataset": "images",
+        "num_shapes": None,
+        "data_path": shards,
+        "labels": "folder",
+        "text_encoder": "bytes",
+        "text_length": 16,
+        "aspect_buckets": 4,
+        "reduced_min_sizes": [8],
+        "batch_size": 2,
+    }
+    whole = place.train("whole", 6, **options)
+    place.train("parts", 3, **options)
+    parts = place.train("parts", 6, **options, resume_from_checkpoint="auto")
+    contents = [torch.load(f / "checkpoint-6.ckpt", weights_only=True) for f in (whole, parts)]
+    assert differences(*(content["state_dict"] for content in contents)) == []
+    assert contents[0]["sampler_state"] == contents[1]["sampler_state"]
+    assert contents[0]["sampler_state"]["order"]["reduced_min_sizes"] == [8]

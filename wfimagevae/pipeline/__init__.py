@@ -1,0 +1,1 @@
+"""Several trainings one after another, from one YAML file."""

@@ -1,0 +1,150 @@
+"""Parameters and memory of a step, from dry runs on shapes alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+
+from wfimagevae.engine.device import autocast
+from wfimagevae.eval.cost import count_parameters
+from wfimagevae.model.losses.discriminator import NLayerDiscriminator
+from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, FLOW, TEXT_ENCODER
+from wfimagevae.task.flow import TEXT_ENCODER as TEXT_PREFIX
+from wfimagevae.task.flow_build import build_network
+from wfimagevae.task.flow_data import FlowSpace
+
+# Values that each optimizer keeps for one parameter.
+_MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgd": 1, "rmsprop": 1, "muon": 1}
+# VGG16's features, as LPIPS keeps them: values for one pixel.
+_VGG_VALUES, _VGG_PARAMETERS = 270, 14_714_688
+_BYTES = 4
+
+
+@dataclass
+class Footprint:
+    """What a step holds.
+
+    Attributes:
+        parameters: Of each component.
+        states: Bytes of weights, gradients, optimizer and averages.
+        activations: Bytes that backward needs of one micro-batch.
+        notes: What is not counted.
+        size_multiple: Height and width of a flow's samples are multiples of this.
+    """
+
+    parameters: dict[str, int] = field(default_factory=dict)
+    states: int = 0
+    activations: int = 0
+    notes: list[str] = field(default_factory=list)
+    size_multiple: int = 1
+
+
+class _PlannedText:
+    """Stands for a text encoder that is not loaded: only what sizes the network."""
+
+    def __init__(self, config_keys: dict):
+        self.config_keys = config_keys
+
+
+def vae_footprint(options: dict, build: Callable[[], nn.Module], trained: frozenset) -> Footprint:
+    """Of a VAE step.
+
+    Args:
+        options: Of its training.
+        build: Makes the autoencoder.
+        trained: Components that learn.
+    """
+    size, batch = options["resolution"], options["batch_size"]
+    found = Footprint()
+    with FakeTensorMode():
+        vae = _dry(build).train()
+        images = torch.empty(batch, 3, size, size)
+        parts = {ENCODER: vae.encoder, DECODER: vae.decoder}
+        for name, part in parts.items():
+            part.requires_grad_(name in trained)
+        found.activations = _kept_bytes(vae, options, lambda: vae(images))
+        if options["disc_weight"] > 0:
+            critic = _dry(lambda: NLayerDiscriminator(options["disc_num_layers"]))
+            parts[DISCRIMINATOR] = critic
+            found.activations += 2 * _kept_bytes(critic, options, lambda: critic(images))
+    if options["perceptual_weight"] > 0:
+        width = 4 if options["mix_precision"] == "fp32" else 2
+        found.activations += batch * _VGG_VALUES * size**2 * width
+        found.states += _VGG_PARAMETERS * _BYTES
+    found.parameters = {name: count_parameters(part) for name, part in parts.items()}
+    averaged = found.parameters[ENCODER] + found.parameters[DECODER]
+    found.states += _state_bytes(found.parameters, options, trained, averaged)
+    return found
+
+
+def flow_footprint(
+    options: dict, shape: tuple[int, int, int], text_keys: dict | None, trained: frozenset
+) -> Footprint:
+    """Of a flow step; the frozen networks that encode images and text come on top.
+
+    Args:
+        options: Of its training.
+        shape: Of one sample.
+        text_keys: Configuration keys that the text encoder decides; None without text.
+        trained: Components that learn.
+    """
+    text = None if text_keys is None else _PlannedText(text_keys)
+    space = FlowSpace(shape, 0, None, None, {}, None, text)
+    found = Footprint()
+    plain = options | {"pretrained_model_name_or_path": None, "compile": False}
+    with FakeTensorMode():
+        network = _dry(lambda: build_network(plain, space, torch.device("meta")))
+        inside = {n: p for n, p in network.named_parameters() if n.startswith(TEXT_PREFIX)}
+        counts = {TEXT_ENCODER: sum(p.numel() for p in inside.values())}
+        counts = {name: count for name, count in counts.items() if count}
+        found.parameters = {FLOW: count_parameters(network) - sum(counts.values())} | counts
+        found.size_multiple = network.size_multiple or shape[-1]
+        batch = options["batch_size"]
+        x, t = torch.empty(batch, *shape), torch.empty(batch)
+        condition = network.null_condition(batch, torch.device("cpu"))
+        found.activations = _kept_bytes(network, options, lambda: network(x, t, condition))
+    total = sum(found.parameters.values())
+    found.states = _state_bytes(found.parameters, options, trained, total)
+    return found
+
+
+def _dry(build: Callable[[], nn.Module]) -> nn.Module:
+    """A network whose tensors are shapes, as if on the CPU; inside a `FakeTensorMode`."""
+    with unset_fake_temporarily(), torch.device("meta"):
+        network = build()
+    for module in network.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            module._parameters[name] = nn.Parameter(torch.empty(parameter.shape))
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
+    return network
+
+
+def _state_bytes(
+    parameters: dict[str, int], options: dict, trained: frozenset, averaged: int
+) -> int:
+    moments = _MOMENTS[options["optimizer"]]
+    values = sum(parameters.values())
+    values += sum((1 + moments) * n for name, n in parameters.items() if name in trained)
+    values += averaged * len(options["ema_decay"]) if options["ema"] else 0
+    return values * _BYTES
+
+
+def _kept_bytes(network: nn.Module, options: dict, forward: Callable[[], object]) -> int:
+    """Bytes that autograd keeps of a forward pass, parameters aside."""
+    own = {p.untyped_storage()._cdata for p in network.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage()._cdata not in own:
+            kept[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with hooks, autocast(torch.device("cpu"), options["mix_precision"]):
+        output = forward()
+    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+    del output
+    return size // 4 if options["gradient_checkpointing"] else size

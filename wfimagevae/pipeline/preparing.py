@@ -1,0 +1,122 @@
+"""What a flow step needs of an autoencoder: a copy that normalises its latents, cached latents."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from wfimagevae.dataset import Captions, IndexedImages, Labels
+from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.engine.checkpoint import write_atomically
+from wfimagevae.engine.distributed import World, barrier
+from wfimagevae.eval.autoencoder import load_autoencoder, load_vae
+from wfimagevae.eval.export import write_weights
+from wfimagevae.eval.latent_cache import CacheOptions, LatentCache
+from wfimagevae.eval.latents import measure_latents, write_normalization
+from wfimagevae.model.text import open_text_encoder
+from wfimagevae.task.flow_data import build_datasets
+from wfimagevae.task.image_data import only_source
+
+log = logging.getLogger("wfimagevae")
+
+MEASURED_IMAGES = 4096
+_RECORD = "measured.json"
+
+
+class _Batches:
+    """A process's share of a flow's own training images, as `measure_latents` takes them."""
+
+    def __init__(self, images: FlowData, count: int, batch_size: int, here: World):
+        self.images, self.size, self.device = images, batch_size, here.device
+        self.dataset = range(count)[here.rank :: here.size]
+
+    def __iter__(self) -> Iterator[dict]:
+        for start in range(0, len(self.dataset), self.size):
+            positions = list(self.dataset[start : start + self.size])
+            inputs = self.images.to_inputs(self.images.read_batch(positions), self.device)
+            yield {"image": inputs["image"], "path": positions, "unreadable": []}
+
+
+def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, here: World) -> Path:
+    """A Hugging Face folder of the VAE whose shift and scale were measured on a flow's data.
+
+    Made once: a folder of the same source and data is taken as it is. Collective.
+
+    Args:
+        folder: Of the flow's run.
+        name: Registered name of the VAE.
+        source: Its weights; of a checkpoint the average, if there is one.
+        options: Of the flow's training.
+        here: This process and the others.
+
+    Raises:
+        ValueError: no image could be encoded, or a latent channel does not vary.
+    """
+    target = folder / "autoencoder"
+    names = ("dataset", "data_path", "resolution", "train_crop", "seed", "num_shapes")
+    record = {"source": source} | {n: options.get(n) for n in names}
+    record = json.loads(json.dumps(record))
+    if _has(target, record):
+        return target
+    vae = load_vae(name, source)
+    # At one size: channels' statistics are those of the images, however they are cut.
+    plain = {"eval_steps": 0, "aspect_buckets": 0, "reduced_min_sizes": []}
+    dataset, _ = build_datasets(options | plain)
+    count = min(len(dataset), MEASURED_IMAGES)
+    log.info("measuring shift and scale of the latents of %s on %d images", source, count)
+    loader = _Batches(dataset, count, options["batch_size"], here)
+    mean, std, _ = measure_latents(vae.eval(), loader, here, options["mix_precision"])
+    if here.is_main:
+        partial = folder / ".autoencoder.tmp"
+        for old in (partial, target):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_weights(vae.cpu(), partial)
+        write_normalization(partial / "config.json", mean, std)
+        text = json.dumps(record, indent=2)
+        write_atomically(partial / _RECORD, lambda file: file.write(text.encode()))
+        partial.rename(target)
+    barrier()
+    return target
+
+
+def _has(folder: Path, record: dict) -> bool:
+    path = folder / _RECORD
+    return path.exists() and json.loads(path.read_text(encoding="utf-8")) == record
+
+
+def cache_latents(folder: Path, vae: str, source: list[str], options: dict, here: World) -> None:
+    """Encodes the images of a flow step once; goes on where it was stopped. Collective.
+
+    Args:
+        folder: Where the cache goes.
+        vae: KIND:PATH of the autoencoder, which normalises its latents.
+        source: Folder or manifest.
+        options: Of the flow's training on the images themselves.
+        here: This process and the others.
+
+    Raises:
+        ValueError: sources that cannot be cached, or latents that are not finite.
+    """
+    captions = Captions(options["captions"], options["fixed_prompt_prefix"] or "")
+    images = IndexedImages(
+        only_source(source, "images"),
+        options["resolution"],
+        Labels(options["labels"]),
+        captions,
+        options["index_cache_dir"],
+    )
+    autoencoder = load_autoencoder(vae)
+    autoencoder.network.to(here.device)
+    encoder, text = options["text_encoder"], None
+    if encoder and encoder != "bytes":
+        text = open_text_encoder(encoder, here.device, options["text_length"])
+    cached = CacheOptions(
+        precision=options["mix_precision"],
+        batch_size=options["batch_size"],
+        num_workers=options["dataset_num_worker"],
+        normalization="vae",
+        dtype="fp32" if options["mix_precision"] == "fp32" else "fp16",
+    )
+    LatentCache(autoencoder, vae, images, folder, cached, text).run(here)

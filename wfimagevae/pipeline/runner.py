@@ -1,0 +1,222 @@
+"""Runs the steps of a pipeline, each by its own task's training; goes on where it was stopped."""
+
+import gc
+import importlib
+import logging
+import time
+from pathlib import Path
+
+from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
+from wfimagevae.eval.generation import SamplingOptions
+from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags, step_folder
+from wfimagevae.pipeline.graphs import write_summary
+from wfimagevae.pipeline.loading import LoadedPipeline
+from wfimagevae.pipeline.networks import VaeFacts, vae_facts, write_configs
+from wfimagevae.pipeline.planning import describe_plan
+from wfimagevae.pipeline.preparing import cache_latents, prepare_autoencoder
+from wfimagevae.pipeline.progress import StepState, changed_options, check_folders, read_state
+from wfimagevae.pipeline.samples import FlowSamples, SamplePlan, VaeSamples
+from wfimagevae.pipeline.sizes import parse_sizes
+from wfimagevae.pipeline.steps import MergedStep
+from wfimagevae.pipeline.watching import StepWatcher, WatchedStep
+from wfimagevae.task.flow_build import sampling_options
+
+log = logging.getLogger("wfimagevae")
+
+
+def run_pipeline(loaded: LoadedPipeline) -> bool:
+    """Trains all steps that are not finished.
+
+    Args:
+        loaded: A checked file.
+
+    Returns:
+        True if all steps are finished, False if a signal stopped one.
+
+    Raises:
+        PipelineError: finished steps were trained as another file says.
+        ValueError: options that cannot be met, or training that diverged.
+    """
+    with world(loaded.content.training.device or "auto") as here:
+        if not here.is_main:
+            logging.getLogger("wfimagevae").setLevel(logging.WARNING)
+        runner = _Runner(loaded, here)
+        runner.check()
+        for step in loaded.steps:
+            if not runner.run(step):
+                return False
+    log.info("the pipeline is finished: %s", loaded.output)
+    return True
+
+
+class _Runner:
+    """The steps in turn.
+
+    Args:
+        loaded: A checked file.
+        here: This process and the others.
+    """
+
+    def __init__(self, loaded: LoadedPipeline, here: World):
+        self.loaded, self.here = loaded, here
+        self.content, self.steps = loaded.content, loaded.steps
+        self.started = time.perf_counter()
+        self.vae: VaeFacts = vae_facts(self.content)
+        if here.is_main:
+            write_configs(self.content)
+        barrier()
+
+    def check(self) -> None:
+        """Logs the plan of what is left to do.
+
+        Raises:
+            PipelineError: what is finished was not trained as the file says, or what is left
+                cannot be.
+        """
+        error = None
+        if self.here.is_main:
+            try:
+                states = self._states()
+                check_folders(self.loaded.output, states)
+                error = self._changed(states)
+                plan = [] if error else describe_plan(self.loaded, [s.finished for s in states])
+                log.info("%s", "\n".join(plan))
+            except PipelineError as found:
+                error = str(found)
+        if error := broadcast_object(error):
+            raise PipelineError(error)
+
+    def _changed(self, states: list[StepState]) -> str | None:
+        """What differs between the file and what is finished."""
+        for step, state in zip(self.steps, states, strict=True):
+            if not state.finished:
+                break
+            if changed := changed_options(state, self.options(step)):
+                return (
+                    f"step {step.name!r} is finished and the file has changed since: "
+                    f"{'; '.join(changed)}. Restore these values, or give another output_path"
+                )
+        return None
+
+    def _states(self) -> list[StepState]:
+        return [read_state(step_folder(self.content, step)) for step in self.steps]
+
+    def run(self, step: MergedStep) -> bool:
+        """Trains a step unless it is finished; False if a signal stopped it. Collective."""
+        folder, count = step_folder(self.content, step), len(self.steps)
+        state = broadcast_object(read_state(folder) if self.here.is_main else None)
+        title = f"step {step.name} ({step.index + 1}/{count})"
+        if state.finished:
+            log.info("%s is finished: %s", title, state.checkpoint)
+            return True
+        options = self.options(step)
+        log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
+        if changed := changed_options(state, options):
+            log.warning("%s goes on with other options: %s", title, "; ".join(changed))
+        self._prepare(step, options)
+        watcher = self._watcher(step, options)
+        task = importlib.import_module(f"wfimagevae.task.{step.task}")
+        done = task.train(options, folder, watcher)
+        if self.here.is_main:
+            watcher.draw_graphs()
+            write_summary(self.loaded.output, [step.name for step in self.steps])
+        gc.collect()  # networks and data of this step, before the next one's
+        return done
+
+    def options(self, step: MergedStep) -> dict:
+        """Every option of a step's training, by its task's parser."""
+        loaded = self.loaded
+        units = self.vae.units(image_size(step, self.content)) if step.task == "vae" else None
+        flags, _ = step_flags(step, self.content, loaded.document, loaded.parsers, units)
+        flags |= self._inherited(step)
+        return parse_flags(loaded.parsers[step.task], flags)
+
+    def _inherited(self, step: MergedStep) -> dict:
+        """The flags by which weights travel from finished steps."""
+        before = self.steps[: step.index]
+        same = [str(self._last(other)) for other in before if other.task == step.task]
+        flags: dict = {}
+        if same:
+            newest = same[::-1]
+            flags = {"pretrained_model_name_or_path": newest[0], "weights_from": newest}
+            if step.task == "vae":
+                flags["model_config"] = None
+        if step.task == "flow" and self._vae_source(step):
+            folder = step_folder(self.content, step)
+            flags["vae"] = f"{self.vae.name}:{folder / 'autoencoder'}"
+            if step.settings.cache_latents:
+                flags |= {"dataset": "latents", "data_path": str(folder / "latents")}
+                flags |= {"captions": None, "fixed_prompt_prefix": None, "resolution": None}
+                if step.source.held_out:
+                    flags["eval_data_path"] = str(folder / "held_out_latents")
+        return flags
+
+    def _vae_source(self, step: MergedStep) -> str | None:
+        """The weights of the VAE that a flow step learns the latents of; None: pixels."""
+        before = [other for other in self.steps[: step.index] if other.task == "vae"]
+        return str(self._last(before[-1])) if before else self.content.model.vae.pretrained
+
+    def _last(self, step: MergedStep) -> Path:
+        """A step's last checkpoint; before it has one, where its checkpoints go."""
+        folder = step_folder(self.content, step)
+        return read_state(folder).checkpoint or folder
+
+    def _prepare(self, step: MergedStep, options: dict) -> None:
+        """Measures, and caches, the latents that a flow step learns."""
+        source = self._vae_source(step) if step.task == "flow" else None
+        if source is None:
+            return
+        folder = step_folder(self.content, step)
+        plain = options | self._uncached(step)
+        target = prepare_autoencoder(folder, self.vae.name, source, plain, self.here)
+        if step.settings.cache_latents:
+            for kind, name in (("latents", "data_path"), ("held_out_latents", "eval_data_path")):
+                if plain[name]:
+                    spec = f"{self.vae.name}:{target}"
+                    cache_latents(folder / kind, spec, plain[name], plain, self.here)
+
+    def _uncached(self, step: MergedStep) -> dict:
+        """The data itself, in place of cached latents of it."""
+        loaded = self.loaded
+        flags, _ = step_flags(step, self.content, loaded.document, loaded.parsers)
+        options = parse_flags(loaded.parsers[step.task], flags)
+        names = ("dataset", "data_path", "eval_data_path", "captions", "resolution")
+        return {name: options[name] for name in (*names, "fixed_prompt_prefix")}
+
+    def _watcher(self, step: MergedStep, options: dict) -> StepWatcher:
+        output, size = self.content.output, image_size(step, self.content)
+        latents = self.vae.units(size).latents if step.task == "vae" else None
+        drawer = None if output.no_samples else self._drawer(step, options)
+        watched = WatchedStep(
+            step.name,
+            (step.index + 1, len(self.steps)),
+            self.loaded.output,
+            latents,
+            {"kl_weight": options["kl_weight"]} if step.task == "vae" else {},
+            output.samples_per_checkpoint,
+            output.generate_diagrams,
+            self.started,
+        )
+        return StepWatcher(watched, drawer)
+
+    def _drawer(self, step: MergedStep, options: dict) -> VaeSamples | FlowSamples | None:
+        output = self.content.output
+        pictures = output.test_image_address
+        pictures = [pictures] if isinstance(pictures, str) else pictures
+        subjects = pictures if step.task == "vae" else output.sample_captions
+        if step.task == "vae" and not subjects:
+            return None
+        plan = SamplePlan(
+            self.loaded.output / "samples",
+            step.name,
+            step.index + 1,
+            subjects,
+            parse_sizes(output.sample_sizes or [image_size(step, self.content)]),
+            options["seed"],
+            options["mix_precision"],
+        )
+        if step.task == "vae":
+            return VaeSamples(plan)
+        sampling: SamplingOptions = sampling_options(options)
+        return FlowSamples(plan, sampling)

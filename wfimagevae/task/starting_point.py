@@ -1,0 +1,101 @@
+"""Where a run starts: at a checkpoint of its own, or with the weights of other runs."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from wfimagevae.engine.checkpoint import Stateful
+from wfimagevae.engine.ema import EMA, OtherAverages
+from wfimagevae.engine.loop import Run
+from wfimagevae.model.weight_files import read_torch_file
+
+log = logging.getLogger("wfimagevae")
+
+
+def resume_run(run: Run, content: dict, path: Path, options: dict) -> None:
+    """Puts a run where its checkpoint stands.
+
+    Args:
+        run: To be moved there.
+        content: Of the checkpoint.
+        path: Of the checkpoint, for messages.
+        options: Every flag's value; some leave parts of the state behind.
+    """
+    skip = []
+    parts = run.checkpoint.parts
+    if "player_state" not in content:
+        log.warning(
+            "%s was not written by this repository: weights, average and discriminator are "
+            "resumed; its optimizer, data position and randomness are not",
+            path,
+        )
+        foreign = ("optimizer", "player", "sampler", "task", "generator")
+        skip += [p for p in parts if p.startswith(foreign)]
+    if options["not_resume_optimizer"]:
+        skip += [p for p in parts if p.startswith(("optimizer_state", "player_state"))]
+    if options.get("not_resume_discriminator"):
+        names = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
+        skip += [p for p in parts if p.startswith(names)]
+    averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
+    run.restore(content, (*skip, *averages))
+    for name in averages:
+        _resume_average(parts[name], content.get(name), path)
+    log.info("resumed %s at step %d", path, run.step)
+
+
+def _resume_average(ema: EMA | OtherAverages, state: dict | None, path: Path) -> None:
+    if state:
+        ema.load_state_dict(state)
+    else:
+        log.warning("%s holds no average of the weights: it starts from the raw weights", path)
+        ema.restart()
+
+
+def take_weights(
+    parts: Mapping[str, Stateful], weights: Mapping[str, str], paths: Sequence[str]
+) -> None:
+    """Fills a fresh run's networks from checkpoints of other runs.
+
+    Each network takes the raw weights of the first checkpoint that trained it; if both that run
+    and this one average them, the average goes on, with its count of updates.
+
+    Args:
+        parts: All that this run's checkpoints hold.
+        weights: Player -> part with the weights that it trains.
+        paths: Checkpoints, the first wins.
+
+    Raises:
+        ValueError: a file is no checkpoint, or its weights do not fit.
+    """
+    contents = {path: read_torch_file(Path(path)) for path in paths}
+    for player, name in weights.items():
+        trained = [p for p in paths if player in contents[p].get("player_state", {})]
+        if not trained:
+            log.warning("the %s starts fresh: no run in --weights_from trained one", player)
+            continue
+        content = contents[trained[0]]
+        *above, leaf = name.split(".")
+        node = content
+        for key in above:
+            node = node[key]
+        try:
+            parts[name].load_state_dict(node[leaf])
+        except RuntimeError as error:  # torch's word for missing keys and wrong shapes
+            raise ValueError(f"the {player} of {trained[0]} does not fit: {error}") from None
+        log.info("the %s starts from %s", player, trained[0])
+        if name == "state_dict.gen_model" and "ema_state_dict" in parts:
+            _take_average(parts, content, player)
+
+
+def _take_average(parts: Mapping[str, Stateful], content: dict, player: str) -> None:
+    """The averages of the checkpoint's run, or new ones from the weights just taken."""
+    for name in ("ema_state_dict", "other_ema_state_dicts"):
+        if name not in parts:
+            continue
+        if content.get(name):
+            parts[name].load_state_dict(content[name])
+        else:
+            parts[name].restart()
+    if content.get("ema_state_dict"):
+        parts["ema_state_dict"].num_updates = content["player_state"][player]["ema_updates"]
+        log.info("its average of the weights goes on")
