@@ -17,7 +17,7 @@ from wfimagevae.engine.commands import make_folder, run_command, run_script, say
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-text-small.json"
-RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 128, 3e-3
+RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 128, 6e-3
 TEXT_LENGTH = 20  # bytes: "an orange triangle" has 18
 PROMPTS = (
     "a red circle",
@@ -31,7 +31,7 @@ PROMPTS = (
 )
 MOST_STEPS, FEWEST_STEPS = 8000, 1000
 # Optimizer, average and drawing the shapes, measured on two cores.
-OVERHEAD = 1.9
+OVERHEAD = 1.4
 GUIDANCE = 4
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
@@ -49,7 +49,7 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--minutes",
         type=positive_float,
-        default=6.0,
+        default=6.5,
         metavar="M",
         help="time for training; what comes before and after takes about two more",
     )
