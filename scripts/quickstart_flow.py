@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     many = ("--prompts_path", prompts, "--num_images", 8, "--batch_size", 64)
     run_script("scripts/generate.py", *model, "--output_dir", samples, *many, *SAMPLING, *device)
     say("On the way from noise to data")
-    pictures = ("--output_dir", output / "pictures", "--num_rows", 4)
+    pictures = ("--output_dir", output / "pictures", "--num_rows", 4, "--prompt", *PROMPTS[:4])
     run_script("scripts/visualize_flow.py", *model, *pictures, *SAMPLING, *device)
     say("Energy distance to shapes that training never drew (0: alike)")
     measure = ("--dataset", "shapes", "--num_images", 256, "--metric", "energy_distance")

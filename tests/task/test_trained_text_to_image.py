@@ -1,4 +1,4 @@
-"""A flow trained on captioned shapes draws what its prompt says: ten minutes, so marked slow."""
+"""A flow trained on captioned shapes draws what its prompt says: seven minutes, so marked slow."""
 
 import math
 
@@ -25,7 +25,7 @@ STEPS = 20
 def test_prompts_are_drawn_in_shape_and_colour(tmp_path):
     """All 64 captions, five samples each; the classifier and the paint judge both words."""
     torch.set_num_threads(2)
-    generator = load_generator(str(train(tmp_path, 2000)), CPU)
+    generator = load_generator(str(train(tmp_path, 1500)), CPU)
     classifier = train_classifier()
     agreement = {scale: agree(generator, classifier, scale) for scale in (0.0, *SCALES)}
     print(agreement)
