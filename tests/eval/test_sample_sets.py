@@ -37,12 +37,15 @@ def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
     images = pixels()
     write(tmp_path / "folder", images)
     np.savez(tmp_path / "samples.npz", images)
+    np.savez_compressed(tmp_path / "small.npz", arr_1=np.arange(3), arr_0=images)
     expected = torch.from_numpy(images).permute(0, 3, 1, 2)
-    for path in ("folder", "samples.npz"):
+    for path in ("folder", "samples.npz", "small.npz"):
         samples = open_images(str(tmp_path / path))
         assert len(samples) == 8
         assert torch.equal(all_of(samples), expected)
         assert torch.equal(next(samples.batches([5, 2], 2)), expected[[5, 2]])
+    # Every process opens the file: only one copy of it may lie in memory.
+    assert isinstance(open_images(str(tmp_path / "samples.npz")).images, np.memmap)
 
 
 def test_the_grid_that_generate_writes_is_no_sample(tmp_path):

@@ -1,6 +1,8 @@
 """Sets of samples to compare: image folders, .npz files, drawn data sets, a generator's output."""
 
+import os
 import re
+import struct
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -132,8 +134,7 @@ class NpzImages:
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
         try:
-            with np.load(path) as content:
-                self.images = content["arr_0"]
+            self.images = _read_array(path, "arr_0")
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} has no images under 'arr_0': {error}") from None
         shape = self.images.shape
@@ -150,6 +151,23 @@ class NpzImages:
         """See `SampleSet`."""
         for i in range(0, len(numbers), batch_size):
             yield torch.from_numpy(self.images[numbers[i : i + batch_size]]).permute(0, 3, 1, 2)
+
+
+def _read_array(path: str | Path, name: str) -> np.ndarray:
+    """An array of an .npz file; by memory map unless compressed, as every process has one."""
+    with zipfile.ZipFile(path) as archive:
+        member = archive.getinfo(f"{name}.npy")
+        if member.compress_type != zipfile.ZIP_STORED:
+            with archive.open(member) as file:
+                return np.lib.format.read_array(file)
+    with open(path, "rb") as file:
+        # The local header, whose two last fields are the lengths of what follows it.
+        file.seek(member.header_offset)
+        file.seek(sum(struct.unpack("<26x2H", file.read(30))), os.SEEK_CUR)
+        is_first = np.lib.format.read_magic(file) == (1, 0)
+        read_header = getattr(np.lib.format, f"read_array_header_{1 if is_first else 2}_0")
+        shape, is_fortran, dtype = read_header(file)
+        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
 
 
 def open_images(
