@@ -205,7 +205,7 @@ def test_what_is_no_encoder_is_refused_at_once(folder, tmp_path):
         ("clap:somewhere", "'clap:somewhere' names no text encoder"),
         ("bytes:somewhere", "names no text encoder"),
         (f"clip:{tmp_path}/missing", "no such folder"),
-        ("t5:missing", "no such folder .and no hub name"),
+        ("t5:missing/folder/there", "no such folder .and no hub name"),
         (f"t5:{tmp_path}", "transformers reads no model from there; give a folder"),
         (f"t5:{folder / 'bert'}", "is a bert, no t5; write bert:"),
         (f"bert:{folder / 't5'}", "is a t5, no bert; write t5:"),
@@ -221,9 +221,10 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
 
     asked = []
     monkeypatch.setattr(frozen_encoder, "hub_answers", lambda name: bool(asked.append(name)))
-    with pytest.raises(ValueError, match="the Hugging Face hub is out of reach"):
-        open_text_encoder("clip:nobody/nothing", "cpu")
-    assert asked == ["nobody/nothing"]
+    for name in ("nobody/nothing", "bert-nowhere-uncased"):  # the oldest models have no user
+        with pytest.raises(ValueError, match="the Hugging Face hub is out of reach"):
+            open_text_encoder(f"bert:{name}", "cpu")
+    assert asked == ["nobody/nothing", "bert-nowhere-uncased"]
 
 
 def test_transformers_missing_names_the_command(folder, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -163,7 +164,8 @@ def _located(kind: str, source: str) -> tuple[str, dict, str]:
     local = Path(source).expanduser()
     if local.is_dir():
         return str(local), {"local_files_only": True}, ""
-    if not may_be_hub_name(source):
+    # The hub's oldest models, such as bert-base-uncased, have no user in front.
+    if not (may_be_hub_name(source) or re.fullmatch(r"\w[\w.-]*", source)):
         raise ValueError(
             f"--text_encoder {kind}:{source}: no such folder (and no hub name, user/model)"
         )
