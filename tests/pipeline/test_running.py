@@ -244,7 +244,8 @@ def test_two_processes_train_a_pipeline(place):
 def test_make_train_takes_pipelines_and_files_of_flags(tmp_path, text, flag):
     path = tmp_path / "file.yaml"
     path.write_text(text)
-    command = ["make", "-n", "train", f"CONFIG={path}", "NPROC=2"]
+    quiet = "--no-print-directory"  # as make says under another make
+    command = ["make", quiet, "-n", "train", f"CONFIG={path}", "NPROC=2"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     last = done.stdout.splitlines()[-1]
     assert last.endswith(f'torchrun --nproc_per_node 2 train_ddp.py {flag} "{path}"')
