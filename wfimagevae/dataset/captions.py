@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from wfimagevae.dataset.order import stable_seed
-from wfimagevae.dataset.sources import ImageIndex, manifest_records
+from wfimagevae.dataset.packed_texts import PackedTexts
+from wfimagevae.dataset.sources import ImageIndex, in_index_order
 
 CAPTION_KINDS = ("none", "sidecar", "manifest")
 _READERS = 16  # sidecar files read at once: over a network each takes its time
@@ -64,8 +65,7 @@ class CaptionTable:
                 text += with_prefix(prefix, line).encode("utf-8", "replace")
                 ends.append(len(text))
             counts.append(len(lines))
-        self._text = np.frombuffer(bytes(text), np.uint8)
-        self._ends = np.array(ends, np.int64)
+        self._lines = PackedTexts(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64))
         self._firsts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))])
 
     def __len__(self) -> int:
@@ -96,8 +96,7 @@ class CaptionTable:
         return np.flatnonzero(np.diff(self._firsts) == 0)
 
     def _line(self, number: int) -> str:
-        start = self._ends[number - 1] if number else 0
-        return self._text[start : self._ends[number]].tobytes().decode("utf-8")
+        return self._lines[number].decode("utf-8")
 
 
 def with_prefix(prefix: str, caption: str) -> str:
@@ -201,12 +200,9 @@ def _decoded(content: bytes, where: str) -> str:
 
 
 def _manifest_captions(manifest: str) -> Iterator[list[str]]:
-    lines = [
-        (os.fsencode(path), _texts(record.get("caption"), where))
-        for where, path, record in manifest_records(manifest)
-    ]
-    lines.sort(key=lambda line: line[0])  # stable, as the index is sorted
-    return (texts for _, texts in lines)
+    return iter(
+        in_index_order(manifest, lambda record, where: _texts(record.get("caption"), where))
+    )
 
 
 def _texts(value, where: str) -> list[str]:

@@ -13,7 +13,7 @@ from wfimagevae.dataset.captions import Captions, CaptionTable, read_captions
 from wfimagevae.dataset.image_sizes import measured_sizes
 from wfimagevae.dataset.labels import Labels, read_labels
 from wfimagevae.dataset.protocol import Images
-from wfimagevae.dataset.sources import index_images, manifest_records
+from wfimagevae.dataset.sources import in_index_order, index_images
 
 
 @dataclass
@@ -143,7 +143,5 @@ def open_folder(source: str | Path, options: FolderOptions) -> ImageSet:
         found.sizes = measured_sizes(images, options.index_cache_dir)
     path = os.path.abspath(os.path.expanduser(source))
     if options.with_records and os.path.isfile(path):
-        lines = [(os.fsencode(name), record) for _, name, record in manifest_records(path)]
-        lines.sort(key=lambda line: line[0])  # stable, as the index is sorted
-        found.record = lambda i: lines[i][1]
+        found.record = in_index_order(path, lambda record, _: record).__getitem__
     return found

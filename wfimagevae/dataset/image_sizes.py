@@ -4,19 +4,17 @@ import contextlib
 import hashlib
 import logging
 import os
-import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 
+from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, cache_folder, replacing
 from wfimagevae.dataset.decode import image_size
 from wfimagevae.dataset.file_lock import locked
 from wfimagevae.dataset.parallel import in_processes
 from wfimagevae.dataset.sources import ImageIndex
 
 _CHUNK = 512
-_DAMAGED_CACHE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
 _log = logging.getLogger("wfimagevae")
 
 
@@ -31,11 +29,8 @@ def measured_sizes(images: ImageIndex, cache_dir: str | Path | None = None) -> n
     Returns:
         int32 (N, 2); 0 for a file that is missing or no image.
     """
-    if cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        cache_dir = os.path.join(home, "wfimagevae", "index")
     digest = hashlib.blake2b(os.fsencode(images.root), digest_size=16).hexdigest()
-    folder = Path(cache_dir).expanduser().absolute()
+    folder = cache_folder(cache_dir, "index")
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -77,7 +72,7 @@ def _known(cache: Path, ids: np.ndarray, stamps: np.ndarray) -> tuple[np.ndarray
             old_ids, old_stamps, old_sizes = arrays["ids"], arrays["stamps"], arrays["sizes"]
     except FileNotFoundError:
         return sizes, is_known
-    except _DAMAGED_CACHE as error:
+    except DAMAGED_ARRAYS as error:
         _log.warning("image sizes in %s are unusable (%s): measured anew", cache, error)
         return sizes, is_known
     if len(old_ids):
@@ -99,13 +94,8 @@ def _sizes(paths: list[str]) -> np.ndarray:
 
 
 def _save(cache: Path, ids: np.ndarray, stamps: np.ndarray, sizes: np.ndarray) -> None:
-    temporary = None
     try:
-        with tempfile.NamedTemporaryFile(dir=cache.parent, delete=False) as file:
-            temporary = file.name
+        with replacing(cache) as file:
             np.savez_compressed(file, ids=ids, stamps=stamps, sizes=sizes)
-        os.replace(temporary, cache)
     except OSError as error:
         _log.warning("sizes are not kept: cannot write %s: %s", cache.parent, error.strerror)
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)

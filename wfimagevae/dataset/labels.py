@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from wfimagevae.dataset.sources import ImageIndex, manifest_records
+from wfimagevae.dataset.sources import ImageIndex, in_index_order
 
 LABEL_KINDS = ("none", "folder", "manifest")
 _HIGHEST_LABEL = 10**6 - 1  # of numbers without names: what is above is a mistake
@@ -100,13 +100,9 @@ def _folder_labels(
 def _manifest_labels(
     manifest: str, images: ImageIndex, class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, list[str]]:
-    lines = [
-        (os.fsencode(path), record.get("label"), where)
-        for where, path, record in manifest_records(manifest)
-    ]
-    lines.sort(key=lambda line: line[0])  # stable, as the index is sorted
+    lines = in_index_order(manifest, lambda record, where: (where, record.get("label")))
     assert len(lines) == len(images)
-    values, places = [label for _, label, _ in lines], [where for _, _, where in lines]
+    places, values = [where for where, _ in lines], [label for _, label in lines]
     return number_labels(values, places.__getitem__, manifest, class_names)
 
 

@@ -7,7 +7,6 @@ import http.client
 import logging
 import os
 import shutil
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
+from wfimagevae.dataset.cache_files import cache_folder, replacing
 from wfimagevae.dataset.file_lock import locked
 from wfimagevae.dataset.protocol import DataError
 
@@ -53,10 +53,7 @@ class RemoteOptions:
     @property
     def folder(self) -> Path:
         """The folder of the shards."""
-        if self.cache_dir is not None:
-            return Path(self.cache_dir).expanduser().absolute()
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        return Path(home) / "wfimagevae" / "shards"
+        return cache_folder(self.cache_dir, "shards")
 
 
 class RemoteShards:
@@ -136,15 +133,8 @@ class RemoteShards:
         return self._retried(read, url)
 
     def _fetch(self, url: str, target: Path) -> None:
-        with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".fetch-", delete=False) as file:
-            try:
-                self._copy(url, file)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, target)
-            except BaseException:
-                Path(file.name).unlink(missing_ok=True)
-                raise
+        with replacing(target, is_lasting=True) as file:
+            self._copy(url, file)
 
     def _copy(self, url: str, file) -> None:
         if not _is_http(url):

@@ -1,6 +1,5 @@
 """Which images training leaves out, and better captions for those that stay."""
 
-import json
 import logging
 import os
 from collections import Counter
@@ -13,6 +12,7 @@ import numpy as np
 
 from wfimagevae.dataset.captions import CaptionTable, with_prefix
 from wfimagevae.dataset.image_sets import ImageSet
+from wfimagevae.dataset.sources import json_lines
 
 SIMILARITY_FIELDS = ("similarity", "clip_similarity", "clip_score")
 NSFW_FIELDS = ("nsfw", "punsafe")
@@ -183,11 +183,9 @@ def read_better_captions(file: str | Path) -> dict[str, list[str]]:
     better: dict[str, list[str]] = {}
     path = os.path.expanduser(file)
     try:
-        with open(path, "rb") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    name, caption = _better_line(line, f"{path}:{number}")
-                    better.setdefault(name, []).append(caption)
+        for where, record, text in json_lines(path):
+            name, caption = _better_caption(record, where, text)
+            better.setdefault(name, []).append(caption)
     except FileNotFoundError:
         raise ValueError(f"better captions {path}: no such file") from None
     return better
@@ -220,15 +218,9 @@ def use_better_captions(
     return used
 
 
-def _better_line(line: bytes, where: str) -> tuple[str, str]:
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{where}: not a line of JSON ({error})") from None
+def _better_caption(record: Any, where: str, text: str) -> tuple[str, str]:
     if isinstance(record, dict):
         name, caption = record.get("key", record.get("name")), record.get("caption")
         if isinstance(name, str) and isinstance(caption, str) and caption.strip():
             return name, " ".join(caption.split())
-    raise ValueError(
-        f'{where}: expected {{"key": ..., "caption": ...}}, got {line.decode().strip():.80}'
-    )
+    raise ValueError(f'{where}: expected {{"key": ..., "caption": ...}}, got {text:.80}')

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import tempfile
-import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, cache_folder, replacing
 from wfimagevae.dataset.file_lock import locked
 from wfimagevae.dataset.parallel import in_processes
 from wfimagevae.dataset.protocol import DataError
@@ -27,7 +27,6 @@ RECORD_NAME = "shards.json"
 INDEX_SUFFIX = ".index.npz"
 _VERSION = 1
 _ASKING = 16  # servers are asked about so many shards at once
-_DAMAGED_CACHE = (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile)
 _log = logging.getLogger("wfimagevae")
 
 
@@ -208,10 +207,7 @@ class _IndexCache:
     """Indices on this machine, a file a shard."""
 
     def __init__(self, cache_dir: str | Path | None, extra: ExtraTypes):
-        if cache_dir is None:
-            home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-            cache_dir = os.path.join(home, "wfimagevae", "index")
-        self.folder = Path(cache_dir).expanduser().absolute() / "shards"
+        self.folder = cache_folder(cache_dir, "index") / "shards"
         self._extra = extra
         self._is_writable = True
         try:
@@ -240,7 +236,7 @@ class _IndexCache:
                 return TarIndex.from_arrays(arrays, with_texts)
         except FileNotFoundError:
             return None
-        except _DAMAGED_CACHE as error:
+        except DAMAGED_ARRAYS as error:
             _log.warning("shard index %s is unusable (%s): made anew", path, error)
             return None
 
@@ -248,16 +244,11 @@ class _IndexCache:
         """Keeps an index."""
         if not self._is_writable:
             return
-        temporary = None
         try:
-            with tempfile.NamedTemporaryFile(dir=self.folder, delete=False) as file:
-                temporary = file.name
+            with replacing(self._path(shard)) as file:
                 write_index(file, index, version=self._version(shard))
-            os.replace(temporary, self._path(shard))
         except OSError as error:
             self._give_up(error)
-            if temporary:
-                Path(temporary).unlink(missing_ok=True)
 
     def _give_up(self, error: OSError) -> None:
         _log.warning("shard index cache off: cannot write %s: %s", self.folder, error.strerror)

@@ -6,7 +6,6 @@ import io
 import json
 import os
 import tarfile
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from wfimagevae.dataset.cache_files import replacing
 from wfimagevae.dataset.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.image_sets import ImageSet
 from wfimagevae.dataset.order import shuffled
@@ -253,15 +253,7 @@ def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary file that takes the place of ``path`` once it is written and synced."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb+") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    """As `replacing`, for files that everyone may read."""
+    with replacing(path, is_lasting=True) as file:
+        os.fchmod(file.fileno(), 0o644)
+        yield file

@@ -1,27 +1,28 @@
 """Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
 
-import contextlib
 import hashlib
 import json
 import logging
 import os
 import stat
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 from PIL import Image
 
+from wfimagevae.dataset.cache_files import cache_folder, replacing
 from wfimagevae.dataset.decode import open_rgb
+from wfimagevae.dataset.packed_texts import PackedTexts
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MANIFEST_KEYS = ("image_path", "path", "target")
 
 _CACHE_VERSION = 1
 _SETTLED_NS = 2 * 10**9
+_Picked = TypeVar("_Picked")
 _log = logging.getLogger("wfimagevae")
 
 
@@ -37,18 +38,14 @@ class ImageIndex:
     """
 
     def __init__(self, root: str, entries: list[bytes]):
-        entries = sorted(entries)
-        self.root = root
-        self._text = np.frombuffer(b"".join(entries), np.uint8)
-        self._ends = np.cumsum([len(entry) for entry in entries], dtype=np.int64)
+        self.root, self._entries = root, PackedTexts.pack(sorted(entries))
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._entries)
 
     def entry(self, i: int) -> bytes:
         """Path of image ``i`` as it was given, encoded."""
-        start = self._ends[i - 1] if i else 0
-        return self._text[start : self._ends[i]].tobytes()
+        return self._entries[i]
 
     def path(self, i: int) -> str:
         """Absolute path of image ``i``."""
@@ -145,25 +142,54 @@ def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
         raise ValueError(
             f"{manifest} is an image; give a folder of images or a JSON-lines manifest"
         )
-    with open(manifest, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if line.strip():
-                where = f"{manifest}:{number}"
-                yield where, *_manifest_record(line, where)
+    for where, record, text in json_lines(manifest):
+        yield where, _path_in(record, where, text), record
 
 
-def _manifest_record(line: bytes, where: str) -> tuple[str, dict]:
+def _path_in(record: Any, where: str, text: str) -> str:
     keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
-    try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
-        raise ValueError(f"{where}: not a line of JSON ({error})") from None
     if isinstance(record, dict):
         for key in MANIFEST_KEYS:
             if isinstance(record.get(key), str) and record[key]:
-                return record[key], record
-    text = line.decode().strip()
+                return record[key]
     raise ValueError(f"{where}: expected an object with a path under {keys}, got {text:.80}")
+
+
+def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[_Picked]:
+    """What ``pick(record, where)`` takes of each line of a manifest, in the order of its index.
+
+    Args:
+        manifest: The file.
+        pick: Called with a line's object and where it is (file:line).
+
+    Raises:
+        ValueError: a bad line, named as file:line.
+    """
+    picked = [
+        (os.fsencode(path), pick(record, where))
+        for where, path, record in manifest_records(manifest)
+    ]
+    picked.sort(key=lambda line: line[0])  # stable, as the index is sorted
+    return [value for _, value in picked]
+
+
+def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
+    """The lines of a file that are not blank: where each is (file:line), its value, and its text.
+
+    Raises:
+        ValueError: a line that is not JSON, named as file:line.
+    """
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig").strip()
+                value = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{where}: not a line of JSON ({error})") from None
+            yield where, value, text
 
 
 @dataclass
@@ -230,10 +256,7 @@ def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
 
 
 def _cache_file(root: str, cache_dir: str | Path | None) -> Path | None:
-    if cache_dir is None:
-        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        cache_dir = os.path.join(home, "wfimagevae", "index")
-    folder = Path(cache_dir).expanduser().resolve()
+    folder = cache_folder(cache_dir, "index").resolve()
     if folder.is_relative_to(Path(root).resolve()):
         _log.warning("index cache off: %s lies inside the image folder", folder)
         return None
@@ -259,15 +282,9 @@ def _load(cache: Path, root: str) -> dict[str, _Folder]:
 def _save(cache: Path, root: str, found: dict[str, _Folder]) -> None:
     listing = {place: (f.stamp, f.files, f.folders) for place, f in found.items()}
     data = {"version": _CACHE_VERSION, "root": root, "folders": listing}
-    temporary = None
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
-            temporary = file.name
-            json.dump(data, file)
-        os.replace(temporary, cache)
+        with replacing(cache) as file:
+            file.write(json.dumps(data).encode())
     except OSError as error:
         _log.warning("index cache off: cannot write %s: %s", cache.parent, error.strerror)
-        if temporary:
-            with contextlib.suppress(OSError):
-                os.remove(temporary)

@@ -9,6 +9,7 @@ from wfimagevae.engine.args import Parser
 from wfimagevae.pipeline.components import ENCODER
 from wfimagevae.pipeline.document import Document, Place, nearest
 from wfimagevae.pipeline.flags import parse_flags, step_flags
+from wfimagevae.pipeline.optimization import OPTIMIZED
 from wfimagevae.pipeline.paths import check_paths
 from wfimagevae.pipeline.reading import dotted
 from wfimagevae.pipeline.schema import PipelineFile
@@ -34,7 +35,6 @@ _TRAINS = {
     "train_diff": "options: {freeze_flow: true} trains its text encoder alone",
     "train_diff_full": "options: {freeze_flow: true} trains its text encoder alone",
 }
-_OPTIMIZED = {"vae": ("vae", "discriminator"), "flow": ("flow", "text_encoder")}
 
 
 def check_pipeline(
@@ -186,7 +186,7 @@ def _check_idle_keys(document: Document, step: MergedStep) -> None:
                     document.report(place, f"{key} compares images; it needs train_vae: true")
     for kind in ("optimizers", "schedulers"):
         for name in step.own.get("optimization", {}).get(kind, {}):
-            if name not in _OPTIMIZED[step.task]:
+            if name not in OPTIMIZED[step.task]:
                 place = (*step.place, "optimization", kind, name)
                 document.report(place, f"{name} is not trained in a {step.task} step")
 

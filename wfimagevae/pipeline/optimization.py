@@ -16,7 +16,8 @@ _FLAGS = {
     "discriminator": "discriminator_options",
     "text_encoder": "text_encoder_options",
 }
-_OF_TASK = {"vae": ("vae", "discriminator"), "flow": ("flow", "text_encoder")}
+# Components with optimizers of their own, by task.
+OPTIMIZED = {"vae": ("vae", "discriminator"), "flow": ("flow", "text_encoder")}
 # Values of torch that ours always have.
 _FIXED = {"eps": 1e-8, "alpha": 0.99, "centered": False, "amsgrad": False}
 _DECOUPLED = {"adamw": True, "lion": True, "muon": True}
@@ -39,7 +40,7 @@ def optimization_flags(step: MergedStep, document: Document) -> dict[str, object
     """
     flags: dict[str, object] = {}
     chosen = step.settings.optimization
-    for name in _OF_TASK[step.task]:
+    for name in OPTIMIZED[step.task]:
         optimizer = getattr(chosen.optimizers, name)
         schedule = getattr(chosen.schedulers, name)
         own = _optimizer_flags(optimizer, step, document, name) if optimizer else {}

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.protocol import FlowData
-from wfimagevae.engine.checkpoint import write_atomically
 from wfimagevae.engine.distributed import World, barrier
 from wfimagevae.eval.autoencoder import load_autoencoder, load_vae
 from wfimagevae.eval.export import write_weights
 from wfimagevae.eval.latent_cache import CacheOptions, LatentCache
 from wfimagevae.eval.latents import measure_latents, write_normalization
+from wfimagevae.eval.report import write_json
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.task.flow_data import build_datasets
 from wfimagevae.task.image_data import only_source
@@ -74,8 +74,7 @@ def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, her
         partial.mkdir(parents=True)
         write_weights(vae.cpu(), partial)
         write_normalization(partial / "config.json", mean, std)
-        text = json.dumps(record, indent=2)
-        write_atomically(partial / _RECORD, lambda file: file.write(text.encode()))
+        write_json(partial / _RECORD, record)
         partial.rename(target)
     barrier()
     return target

@@ -6,6 +6,7 @@ import logging
 import time
 from pathlib import Path
 
+from wfimagevae.engine.checkpoint import list_checkpoints
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.eval.generation import SamplingOptions
 from wfimagevae.pipeline.document import PipelineError
@@ -160,7 +161,8 @@ class _Runner:
     def _last(self, step: MergedStep) -> Path:
         """A step's last checkpoint; before it has one, where its checkpoints go."""
         folder = step_folder(self.content, step)
-        return read_state(folder).checkpoint or folder
+        saved = list_checkpoints(folder)
+        return saved[-1] if saved else folder
 
     def _prepare(self, step: MergedStep, options: dict) -> None:
         """Measures, and caches, the latents that a flow step learns."""
