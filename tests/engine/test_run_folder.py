@@ -43,6 +43,19 @@ def test_a_fresh_start_does_not_overwrite_a_run(tmp_path):
         find_resume(None, folder, "exp")
 
 
+def test_a_run_is_not_overwritten_from_elsewhere(tmp_path):
+    folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [7])
+    path = make_run(tmp_path, "elsewhere", [3]) / "checkpoint-3.ckpt"
+    with pytest.raises(ValueError, match="already holds checkpoints"):
+        find_resume(str(path), folder, "exp")
+
+
+@pytest.mark.parametrize("name", ["team/vae", "vae/"])
+def test_a_name_is_no_path(tmp_path, name):
+    with pytest.raises(ValueError, match="--ckpt_dir"):
+        find_resume("auto", tmp_path / run_name(name, 1e-4, 2, 1, 64), name)
+
+
 def test_a_folder_or_file_may_be_named(tmp_path):
     folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [9, 10])
     other = tmp_path / "elsewhere"

@@ -6,10 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 
 from tests.task.training import ROOT, Workplace, differences, load
+from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
+from wfimagevae.engine.interrupt import Interrupt
+from wfimagevae.engine.loop import fit
+from wfimagevae.model.weight_files import latest_checkpoint
+from wfimagevae.task import training
 
 EVERYTHING = {
     "ema": True,
@@ -43,10 +49,7 @@ def workplace(tmp_path_factory):
 
 
 def assert_same_state(one, other):
-    found = differences(one, other)
-    assert not [path for path in found if not path.startswith(("/best_score", "/task_state"))], (
-        found
-    )
+    assert not differences(one, other)
 
 
 @pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
@@ -132,6 +135,87 @@ def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(workplace):
     process.wait()
     folder = workplace.train("killed", 30, resume_from_checkpoint="auto")
     assert_same_state(whole, load(folder, 30))
+
+
+def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatch):
+    # Its score moves the learning rate, and chooses the best checkpoint.
+    options = {"eval_steps": 2, "lr_schedule": "plateau", "plateau_patience": 1, "ema": True}
+    whole = workplace.train("validated-whole", 6, **options)
+    polls = iter(range(1, 100))
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupt, "poll", lambda self: (next(polls) == 4, False))
+        cut = workplace.train("validated", 6, **options)
+    assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-4.ckpt"]
+    workplace.train("validated", 6, resume_from_checkpoint="auto", **options)
+    assert_same_state(load(whole, 6), load(cut, 6))
+    rows = [(folder / "validation.jsonl").read_text() for folder in (whole, cut)]
+    assert rows[0] == rows[1] and rows[0].count("\n") == 3
+
+
+def test_going_back_sets_aside_what_came_later(workplace, caplog):
+    options = {"save_ckpt_step": 1, "eval_steps": 3}
+    folder = workplace.train("back", 6, **options)
+    later = {n: (folder / f"checkpoint-{n}.ckpt").read_bytes() for n in range(3, 7)}
+    path = folder / "checkpoint-2.ckpt"
+    workplace.train("back", 4, resume_from_checkpoint=path, keep_last=2, lr=1e-4, **options)
+    assert [p.name for p in list_checkpoints(folder)] == ["checkpoint-3.ckpt", "checkpoint-4.ckpt"]
+    for n, content in later.items():
+        assert (folder / f"checkpoint-{n}.ckpt.superseded-1").read_bytes() == content
+    assert (folder / "best-psnr.ckpt.superseded-1").exists()
+    assert "set aside" in caplog.text
+    assert latest_checkpoint(folder).name == "checkpoint-4.ckpt"
+
+
+def test_a_resume_that_fails_leaves_the_records(workplace):
+    folder = workplace.train("refused", 6, save_ckpt_step=4)
+    (folder / "checkpoint-6.ckpt").unlink()
+    records = ("options.json", "training_losses.csv", "metrics.jsonl")
+    before = [(folder / name).read_bytes() for name in records]
+    with pytest.raises(ValueError, match="does not fit"):
+        workplace.train("refused", 8, resume_from_checkpoint="auto", disc_num_layers=2)
+    assert [(folder / name).read_bytes() for name in records] == before
+
+
+def test_a_shortened_run_is_finished_and_says_so(workplace):
+    folder = workplace.train("shortened", 8, save_ckpt_step=5)
+    (folder / "checkpoint-8.ckpt").unlink()
+    assert not load(folder, 5)["finished"]
+    workplace.train("shortened", 4, resume_from_checkpoint="auto")
+    assert load(folder, 5)["finished"]
+
+
+def test_training_does_not_hold_the_checkpoint_it_resumed(workplace, monkeypatch):
+    class Content(dict):  # plain dictionaries take no weak references
+        pass
+
+    contents, alive = [], []
+
+    def read(path):
+        content = Content(read_checkpoint(path))
+        contents.append(weakref.ref(content))
+        return content
+
+    def watched_fit(*args):
+        alive.extend(content() for content in contents)
+        return fit(*args)
+
+    monkeypatch.setattr(training, "read_checkpoint", read)
+    monkeypatch.setattr(training, "fit", watched_fit)
+    workplace.train("light", 2)
+    workplace.train("light", 3, resume_from_checkpoint="auto")
+    assert alive == [None]
+
+
+def test_a_losses_file_of_another_run_is_kept(workplace, tmp_path):
+    path = tmp_path / "losses.csv"
+    workplace.train("first-log", 4, csv_log_path=path)
+    first = path.read_bytes()
+    workplace.train("second-log", 2, csv_log_path=path)
+    assert (tmp_path / "losses.csv.superseded-1").read_bytes() == first
+    path.write_text("name,size\na,1\n")
+    with pytest.raises(ValueError, match=r"losses.csv is no log of losses.*name, size"):
+        workplace.train("second-log", 3, csv_log_path=path, resume_from_checkpoint="auto")
+    assert path.read_text() == "name,size\na,1\n"
 
 
 def test_checkpoints_are_kept_by_the_clock_and_by_number(workplace):

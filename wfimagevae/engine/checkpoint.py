@@ -1,5 +1,6 @@
 """Checkpoints: all state in one file that is either whole or not there."""
 
+import itertools
 import logging
 import os
 import re
@@ -148,12 +149,38 @@ def checkpoint_path(folder: Path, step: int) -> Path:
     return folder / f"checkpoint-{step}.ckpt"
 
 
+def step_of(path: Path) -> int:
+    """The step in the name of a step checkpoint."""
+    return int(_NAME.fullmatch(path.name)[1])
+
+
 def list_checkpoints(folder: Path) -> list[Path]:
     """The step checkpoints of a run's folder, lowest step first."""
-    found = [
-        (int(m[1]), path) for path in folder.glob("*.ckpt") if (m := _NAME.fullmatch(path.name))
-    ]
-    return [path for _, path in sorted(found)]
+    return sorted((p for p in folder.glob("*.ckpt") if _NAME.fullmatch(p.name)), key=step_of)
+
+
+def set_aside_later(folder: Path, step: int, best_name: str) -> list[Path]:
+    """Renames what a run that goes back to ``step`` had saved after it: it is no longer its newest.
+
+    Args:
+        folder: Of the run.
+        step: Where it goes on.
+        best_name: File name of its best checkpoint, which may be later too.
+
+    Returns:
+        The new paths.
+    """
+    later = [path for path in list_checkpoints(folder) if step_of(path) > step]
+    best = folder / best_name
+    if later and best.exists() and read_checkpoint(best).get("current_step", 0) > step:
+        later.append(best)
+    return [set_aside(path) for path in later]
+
+
+def set_aside(path: Path) -> Path:
+    """Renames a file to the first free ``<name>.superseded-<n>``, and returns that."""
+    names = (path.with_name(f"{path.name}.superseded-{n}") for n in itertools.count(1))
+    return path.rename(next(name for name in names if not name.exists()))
 
 
 def prune_checkpoints(folder: Path, keep_last: int) -> None:

@@ -12,7 +12,6 @@ from wfimagevae.engine.checkpoint import (
     Checkpoint,
     checkpoint_path,
     link_or_copy,
-    list_checkpoints,
     prune_checkpoints,
     write_checkpoint,
 )
@@ -134,6 +133,8 @@ class Run:
         self.step = 0
         self.best_score = float("-inf")
         self.stopping = self.save_wanted = False
+        self.validation_owed = self.saved_as_finished = False
+        self.last_good: Path | None = None  # checkpoint that no bad update preceded
         self.means = Means()
         self.random = RandomState()
 
@@ -207,13 +208,30 @@ class Run:
             log.warning("%s was never logged: nothing could end by it", self.early_stop.rule.metric)
 
     def _divergence(self, player: Player) -> str:
-        saved = list_checkpoints(self.folder)
-        good = f"the last good checkpoint is {saved[-1]}" if saved else "there is no checkpoint yet"
+        good = "there is no checkpoint from before them"
+        if self.last_good:
+            good = f"the last good checkpoint is {self.last_good}"
         return (
             f"{self.schedule.max_bad_updates} updates of the {player.name} in a row were not "
             f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
             "learning rate, --mix_precision bf16 or fp32, or (image VAEs) a smaller --disc_weight"
         )
+
+    def validate_if_due(self, task: Task) -> bool:
+        """As `validate` where that is due; what a signal leaves no time for is owed. Collective."""
+        every = self.schedule.eval_steps
+        due = every > 0 and (self.step % every == 0 or self.finished)
+        self.validation_owed = due and self.stopping
+        return due and not self.stopping and self.validate(task)
+
+    def catch_up(self, task: Task) -> None:
+        """Does what the run's checkpoint says is left to do at its step. Collective."""
+        improved = self.validation_owed and self.validate(task)
+        self.validation_owed = False
+        if self.finished and not self.saved_as_finished:  # the schedule was shortened
+            self.save(task, best=improved)
+        elif improved:
+            self.save(task, best=True, only_best=True)
 
     def validate(self, task: Task) -> bool:
         """Validates; True where the score is the best so far. Collective."""
@@ -240,6 +258,7 @@ class Run:
             "finished": self.finished,
             "early_stop": self.early_stop.state_dict(),
             "best_score": self.best_score,
+            "validation_owed": self.validation_owed,
             "rng_state": gather_objects(self.random.state_dict()),
             "means": gather_objects(self.means.state_dict()),
         }
@@ -260,13 +279,17 @@ class Run:
                 raise
             return
         log.info("saved %s", target)
-        prune_checkpoints(self.folder, self.schedule.keep_last)
+        if not only_best and not any(player.skipped[1] for player in task.players):
+            self.last_good = path
+            prune_checkpoints(self.folder, self.schedule.keep_last)
 
     def restore(self, content: dict, skip: tuple[str, ...]) -> None:
         """Continues where a checkpoint's content stands."""
         self.checkpoint.load(content, skip)
         self.step = content["current_step"]
         self.best_score = content.get("best_score", self.best_score)
+        self.validation_owed = content.get("validation_owed", False)
+        self.saved_as_finished = content.get("finished", False)
         if "early_stop" in content:  # not in older checkpoints
             self.early_stop.load_state_dict(content["early_stop"])
         states = content.get("rng_state", [])
@@ -289,6 +312,7 @@ def fit(task: Task, batches: Iterator, run: Run) -> None:
     run.reporter.begin(run.step, schedule.max_steps)
     if run.watcher:
         run.watcher.begin(run, task)
+    run.catch_up(task)
     while not run.ended:
         with run.reporter.waiting():
             micro = [next(batches) for _ in range(schedule.accum_steps)]
@@ -298,8 +322,7 @@ def fit(task: Task, batches: Iterator, run: Run) -> None:
         run.advance()
         if run.report_due():
             run.report(task)
-        validates = run.due(schedule.eval_steps) and not run.stopping
-        improved = validates and run.validate(task)
+        improved = run.validate_if_due(task)
         if run.due(schedule.save_steps) or run.save_wanted or run.ended:
             run.save(task, best=improved)
         elif improved:

@@ -59,6 +59,9 @@ class CsvLog:
     Args:
         path: The file; an existing one is continued.
         resume_step: Rows of later steps are dropped: they come again.
+
+    Raises:
+        ValueError: the file has other columns.
     """
 
     def __init__(self, path: Path, resume_step: int):
@@ -66,6 +69,11 @@ class CsvLog:
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
+                if reader.fieldnames and "step" not in reader.fieldnames:
+                    raise ValueError(
+                        f"{path} is no log of losses: its columns are "
+                        f"{', '.join(reader.fieldnames):.80}; give another --csv_log_path"
+                    )
                 # A kill may have cut the last line short.
                 rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
                 self.columns = list(reader.fieldnames or self.columns)

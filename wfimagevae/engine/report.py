@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from wfimagevae.engine.checkpoint import set_aside
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.gpu_monitor import GpuMonitor, peak_flops
 from wfimagevae.engine.metrics import CsvLog, JsonLines
@@ -57,32 +58,38 @@ class Reporter:
         options: Where and how.
         world: This process and the others.
         tracker: wandb, trackio, tensorboard or none.
-        resume_step: Later rows of existing files are dropped: they come again.
     """
 
     # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
     PLOT_TIME_SHARE = 0.02
 
-    def __init__(self, options: ReportOptions, world: World, tracker: Tracker, resume_step: int):
+    def __init__(self, options: ReportOptions, world: World, tracker: Tracker):
         self.options, self.world, self.tracker = options, world, tracker
         self.monitor = GpuMonitor(world.device)
         self.peak = peak_flops(self._device_name(), options.precision)
         self.csv = self.metrics = self.validations = None
-        if world.is_main:
-            folder = options.folder
-            self.csv = CsvLog(options.csv_path, resume_step) if options.csv_path else None
-            self.metrics = JsonLines(folder / "metrics.jsonl", resume_step)
-            self.validations = JsonLines(folder / "validation.jsonl", resume_step)
         self.steps, self.samples, self.flops = 0, 0.0, 0.0
         self.wait = self.wait_in_all = self.plot_time = 0.0
         self.started = self.since = time.perf_counter()
         self.samples_then = self.flops_then = 0.0
-        self.last_plot_step = resume_step
+        self.last_plot_step = 0
         # On a terminal, a bar; in a log file (disable=None), lines.
         self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
 
     def begin(self, step: int, max_steps: int) -> None:
-        """Starts the clock, at ``step`` of ``max_steps``."""
+        """Opens the files, without rows after ``step``, which come again; starts the clock.
+
+        Raises:
+            ValueError: the CSV file is no log of losses.
+        """
+        if self.world.is_main:
+            path, folder = self.options.csv_path, self.options.folder
+            if path and path.exists() and not step and path.parent != folder:
+                log.warning("%s is of another run: it is now %s", path, set_aside(path))
+            self.csv = CsvLog(path, step) if path else None
+            self.metrics = JsonLines(folder / "metrics.jsonl", step)
+            self.validations = JsonLines(folder / "validation.jsonl", step)
+        self.last_plot_step = step
         self.started = self.since = time.perf_counter()
         self.bar.total, self.bar.initial = max_steps, step
         self.bar.reset(max_steps)

@@ -24,16 +24,13 @@ def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, 
         exp_name: The run's name, without its options.
 
     Raises:
-        ValueError: nothing is there to resume, several runs could be meant, or a fresh start
-            would overwrite a run.
+        ValueError: nothing is there to resume, several runs could be meant, a run would be
+            overwritten, or its name is a path.
     """
+    if Path(exp_name).name != exp_name:
+        raise ValueError(f"--exp_name {exp_name}: a name, not a path; folders go into --ckpt_dir")
     if not resume:
-        if list_checkpoints(folder):
-            raise ValueError(
-                f"{folder} already holds checkpoints; continue with --resume_from_checkpoint "
-                "auto, or choose another --exp_name"
-            )
-        return folder, None
+        return _unused(folder), None
     if resume == "auto":
         runs = _runs_of(exp_name, folder.parent)
         if len(runs) > 1:
@@ -52,7 +49,16 @@ def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, 
     if not path.is_file():
         raise ValueError(f"--resume_from_checkpoint {path} does not exist")
     is_run = re.fullmatch(re.escape(exp_name) + _SUFFIX, path.parent.name)
-    return (path.parent if is_run else folder), path
+    return (path.parent if is_run else _unused(folder)), path
+
+
+def _unused(folder: Path) -> Path:
+    if list_checkpoints(folder):
+        raise ValueError(
+            f"{folder} already holds checkpoints; continue with --resume_from_checkpoint "
+            "auto, or choose another --exp_name"
+        )
+    return folder
 
 
 def _runs_of(exp_name: str, parent: Path) -> list[Path]:

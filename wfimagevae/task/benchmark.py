@@ -131,7 +131,7 @@ class TrainBenchmark:
             report = ReportOptions(
                 Path(folder), Path(folder) / "losses.csv", 0, (), self.options["mix_precision"]
             )
-            reporter = Reporter(report, here, Tracker("none"), 0)
+            reporter = Reporter(report, here, Tracker("none"))
             for _ in range(rounds):
                 schedule = Schedule(
                     max_steps=steps,

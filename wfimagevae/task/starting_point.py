@@ -38,8 +38,10 @@ def resume_run(run: Run, content: dict, path: Path, options: dict) -> None:
         skip += [p for p in parts if p.startswith(names)]
     averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
     run.restore(content, (*skip, *averages))
+    run.last_good = path
     for name in averages:
         _resume_average(parts[name], content.get(name), path)
+    _warn_of_dropped(parts, content, path)
     log.info("resumed %s at step %d", path, run.step)
 
 
@@ -49,6 +51,20 @@ def _resume_average(ema: EMA | OtherAverages, state: dict | None, path: Path) ->
     else:
         log.warning("%s holds no average of the weights: it starts from the raw weights", path)
         ema.restart()
+
+
+def _warn_of_dropped(parts: Mapping[str, Stateful], content: dict, path: Path) -> None:
+    """Says which averages of the checkpoint this run does not go on with."""
+    if "ema_state_dict" not in parts and content.get("ema_state_dict"):
+        log.warning("%s holds an average of the weights, dropped here: add --ema to keep it", path)
+    elif "other_ema_state_dicts" not in parts and content.get("other_ema_state_dicts"):
+        decays = " ".join(content["other_ema_state_dicts"])
+        log.warning(
+            "%s holds more averages of the weights, dropped here: add %s to --ema_decay to keep "
+            "them",
+            path,
+            decays,
+        )
 
 
 def take_weights(
@@ -80,7 +96,7 @@ def take_weights(
             node = node[key]
         try:
             parts[name].load_state_dict(node[leaf])
-        except RuntimeError as error:  # torch's word for missing keys and wrong shapes
+        except (RuntimeError, ValueError) as error:  # the first is torch's word for it
             raise ValueError(f"the {player} of {trained[0]} does not fit: {error}") from None
         log.info("the %s starts from %s", player, trained[0])
         if name == "state_dict.gen_model" and "ema_state_dict" in parts:

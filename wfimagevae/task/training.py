@@ -18,6 +18,7 @@ from wfimagevae.engine.checkpoint import (
     list_checkpoints,
     read_checkpoint,
     remove_leftovers,
+    set_aside_later,
 )
 from wfimagevae.engine.device import enable_fast_kernels
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
@@ -108,22 +109,22 @@ def run_training(
             remove_leftovers(folder)
         built = assemble(options, here, folder)
         barrier()
-        content = read_checkpoint(resume) if resume else {}
         schedule = run_schedule(options, here, len(built.loader.dataset))
         with Interrupt(options["save_every_minutes"]) as interrupt:
-            step = content.get("current_step", 0)
-            reporter = _reporter(options, here, folder, built, step, watcher)
+            reporter = _reporter(options, here, folder, built, watcher)
             checkpoint = Checkpoint(built.parts)
             run = Run(here, schedule, folder, checkpoint, interrupt, reporter, watcher)
-            if here.is_main:
-                save_options(folder, options)
             lines = [*built.description, *_describe(schedule, here, kernels, options)]
             log.info("%s", "\n".join(lines))
             seed_everything(options["seed"], here.rank)
             if resume:
-                resume_run(run, content, resume, options)
+                resume_run(run, read_checkpoint(resume), resume, options)
             elif options["weights_from"]:
                 take_weights(built.parts, built.weights, options["weights_from"])
+            if here.is_main:  # from here on the folder is this run's
+                for path in set_aside_later(folder, run.step, built.task.best_name):
+                    log.warning("goes back to step %d: %s is set aside", run.step, path)
+                save_options(folder, options)
             with logging_redirect_tqdm():
                 fit(built.task, built.loader, run)
             reporter.summary()
@@ -299,7 +300,6 @@ def _reporter(
     here: World,
     folder: Path,
     built: Assembly,
-    resume_step: int,
     watcher: Watcher | None,
 ) -> Reporter:
     csv_path = Path(options["csv_log_path"] or folder / "training_losses.csv")
@@ -312,4 +312,4 @@ def _reporter(
         options["mix_precision"],
         watcher.line if watcher else None,
     )
-    return Reporter(report, here, built.tracker, resume_step)
+    return Reporter(report, here, built.tracker)
