@@ -7,6 +7,7 @@ python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,12 +22,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     finder = Parser(add_help=False)
     finder.add_argument("--task", choices=TASKS)
     finder.add_argument("--pipeline")
+    finder.add_argument("--validate_pipeline", action="store_true")
     finder.add_argument("--config")
     found = finder.parse_known_args(argv)[0]
     in_file = read_config(finder, found.config).get("task") if found.config else None
     task = found.task or (in_file if in_file in TASKS else TASKS[0])
     parser = build_parser(task, __doc__.splitlines()[0])
     add_pipeline_args(parser)
+    if found.validate_pipeline and not found.pipeline:
+        parser.error("--validate_pipeline goes with --pipeline FILE")
     if found.pipeline:
         return run_file(argv)
     if "--list_flags" in argv:
@@ -37,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     args = vars(parse_with_config(parser, argv))
     if any(args.pop(name) for name in PIPELINE_FLAGS):
-        parser.error("--validate_pipeline goes with --pipeline FILE")
+        parser.error("--pipeline stands on the command line, not in a file of flags")
     importlib.import_module(f"wfimagevae.task.{task}").train(args)
     return 0
 
@@ -63,13 +67,19 @@ def run_file(argv: Sequence[str]) -> int:
     parser = Parser(description="Trains the steps of a pipeline.")
     add_pipeline_args(parser)
     args = parser.parse_args(argv)
+    document = importlib.import_module("wfimagevae.pipeline.document")
     loading = importlib.import_module("wfimagevae.pipeline.loading")
-    loaded = loading.load_pipeline(args.pipeline)
-    if args.validate_pipeline:
-        planning = importlib.import_module("wfimagevae.pipeline.planning")
-        print("\n".join(planning.describe_plan(loaded)))
-        return 0
-    importlib.import_module("wfimagevae.pipeline.runner").run_pipeline(loaded)
+    try:
+        loaded = loading.load_pipeline(args.pipeline)
+        if args.validate_pipeline:
+            planning = importlib.import_module("wfimagevae.pipeline.planning")
+            print("\n".join(planning.describe_plan(loaded)))
+            return 0
+        importlib.import_module("wfimagevae.pipeline.runner").run_pipeline(loaded)
+    except document.PipelineError:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return 2  # the same on every process: the first one tells it
     return 0
 
 

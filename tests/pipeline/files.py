@@ -1,6 +1,8 @@
 """Small pipelines for tests: a file, the data and networks that it names."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -102,3 +104,17 @@ def last_checkpoint(output: Path, step: str) -> dict:
     """The content of a step's newest checkpoint."""
     found = output.glob(f"steps/*_{step}/checkpoint-*.ckpt")
     return torch.load(max(found, key=lambda p: int(p.stem.split("-")[1])), weights_only=True)
+
+
+def copied(place: PipelinePlace, done, name: str) -> dict:
+    """A copy of the finished pipeline, to go on with; its content."""
+    content, output, _ = done
+    target = place.folder / name
+    shutil.copytree(output, target)
+    content = json.loads(json.dumps(content))
+    content["output"] |= {"output_path": str(target), "generate_diagrams": False}
+    return content
+
+
+def steps_of(content: dict) -> list[dict]:
+    return content["training"]["pipeline"]["steps"]

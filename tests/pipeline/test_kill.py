@@ -13,7 +13,7 @@ from tests.pipeline.files import PipelinePlace, last_checkpoint
 from tests.task.training import ROOT, differences
 
 STEPS = ("warmup", "gan", "flow")
-# An uninterrupted run has about a hundred events.
+# An uninterrupted run has about a hundred and sixty events.
 LIVES = (1, 24)
 
 

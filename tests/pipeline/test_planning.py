@@ -46,6 +46,21 @@ def test_the_plan_counts_what_is_trained_and_frozen(place):
     assert not (place.folder / "out").exists()
 
 
+def test_the_plan_tells_what_becomes_of_each_rate(place):
+    content = place.content("rates")
+    steps = content["training"]["pipeline"]["steps"]
+    vae = {"type": "StepLR", "step_size": 30}
+    critic = {"type": "ReduceLROnPlateau", "patience": 3}
+    steps[1]["optimization"] = {"schedulers": {"vae": vae, "discriminator": critic}}
+    steps[1]["options"] = {"eval_steps": 2}
+    steps[2]["optimization"] = {"schedulers": {"flow": {"type": "ExponentialLR", "gamma": 0.99}}}
+    plan = "\n".join(describe_plan(load_pipeline(place.write(content))))
+    assert "lr 0.001 step, times 0.1 every 30 updates, down to 0 of it" in plan
+    told = "its discriminator: adamw, lr 0.004 plateau, times 0.1 after 3 validations in a row"
+    assert told in plan
+    assert "lr 0.001 exponential, times 0.99 every update" in plan
+
+
 def test_a_window_longer_than_the_step_is_refused(place):
     content = place.content("window")
     step = content["training"]["pipeline"]["steps"][0]
@@ -83,3 +98,83 @@ def test_memory_grows_with_the_batch(place):
         return float(re.search(r"([\d.]+) of activations", plan)[1])
 
     assert activations(32) == pytest.approx(2 * activations(16), rel=0.05)
+
+
+def plan_of(place, content: dict) -> str:
+    return "\n".join(describe_plan(load_pipeline(place.write(content))))
+
+
+def gan_twice(content: dict) -> None:
+    steps = content["training"]["pipeline"]["steps"]
+    steps[0] |= {"gan_training": True, "options": {"disc_num_layers": 2}}
+
+
+def vae_between_flows(content: dict) -> None:
+    del content["model"]["vae"]
+    steps = content["training"]["pipeline"]["steps"]
+    steps.insert(0, {"name": "pixels", "steps": 1, "train_diff": True})
+
+
+def two_sizes(content: dict) -> None:
+    content["model"]["flow"]["name"] = "DiT-S/2"
+    steps = content["training"]["pipeline"]["steps"]
+    steps.append({"name": "large", "steps": 1, "train_diff": True, "options": {"resolution": 64}})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (gan_twice, "step 'gan': the discriminator of step warmup does not fit"),
+        (vae_between_flows, "step 'flow': the flow of step pixels does not fit"),
+        (two_sizes, "step 'large': the flow of step flow does not fit: its pos_embed"),
+    ],
+)
+def test_weights_that_do_not_fit_the_next_step_are_refused(place, change, message):
+    content = place.content("unfit")
+    change(content)
+    with pytest.raises(PipelineError, match=message):
+        plan_of(place, content)
+
+
+def test_images_too_small_for_the_discriminator_are_refused(place):
+    content = place.content("small")
+    content["training"]["options"]["disc_num_layers"] = 5
+    with pytest.raises(PipelineError, match=r"'gan': 32 px images are too small.*disc_num_layers"):
+        plan_of(place, content)
+
+
+def test_bad_configurations_of_both_networks_are_told_with_their_lines(place):
+    content = place.content("configs")
+    content["model"]["vae"]["config"] = TINY_VAE | {"latent_dims": 4}
+    content["model"]["flow"]["config"] = TINY_FLOW | {"hidden_sizes": 4}
+    with pytest.raises(PipelineError, match=r"line 2: model.vae: (.|\n)*'flow': .*hidden_sizes"):
+        plan_of(place, content)
+
+
+def test_a_pretrained_flow_that_is_nowhere_is_refused(place, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    content = place.content("pretrained")
+    content["model"]["flow"]["pretrained"] = "nowhere/flow_run"
+    with pytest.raises(PipelineError, match="nowhere/flow_run is no local path"):
+        plan_of(place, content)
+
+
+def test_a_pretrained_vae_without_spade_is_not_trained_with_it(place):
+    weights = place.folder / "plain_vae"
+    ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE).save_pretrained(weights)
+    content = place.content("spade")
+    content["model"]["vae"] = {"pretrained": str(weights)}
+    content["training"]["pipeline"]["steps"][0]["train_spade"] = True
+    with pytest.raises(PipelineError, match="train_spade: true and a model of the other kind"):
+        plan_of(place, content)
+
+
+def test_the_plan_names_the_wavelet_term_and_what_must_be_downloaded(place, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(place.folder / "no_hub"))
+    content = place.content("terms")
+    step = content["training"]["pipeline"]["steps"][0]
+    step |= {"use_lpips": True, "options": {"wavelet_loss": True, "wavelet_weight": 0.25}}
+    plan = plan_of(place, content)
+    assert "disc_weight 0, wavelet_weight 0.25" in plan
+    assert plan.count("wavelet_weight") == 1
+    assert "LPIPS downloads https" in plan

@@ -10,6 +10,7 @@ import yaml
 from tests.pipeline.files import PipelinePlace
 from tests.task.training import ROOT
 from wfimagevae.pipeline.document import PipelineError, read_document
+from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.loading import load_pipeline
 
 PLAIN = """\
@@ -22,6 +23,9 @@ training:
         n_epochs: 2
         train_vae: true
 """
+
+
+OWN = "mode: loss_threshold, threshold: 1, max_epochs: 2, metric:"
 
 
 @pytest.fixture
@@ -125,7 +129,22 @@ training:
         ("optimization: {optimizers: {vae: {eps: 0.1}}}", "eps 0.1 of vae: every optimizer"),
         ("optimization: {schedulers: {vae: {type: MultiStepLR}}}", "must be 'CosineAnnealingLR'"),
         ("optimization: {schedulers: {vae: {total_iters: 9}}}", "ends with its step"),
-        ("options: {image_path: 3, lr: low}", "--lr: 'low' is not a number above 0"),
+        ("optimization: {schedulers: {vae: {type: ExponentialLR}}}", "vae needs gamma"),
+        ("optimization: {schedulers: {vae: {type: StepLR}}}", "vae needs step_size"),
+        ("optimization: {schedulers: {vae: {type: plateau}}}", "waits for validations.*has none"),
+        ("options: {disc_lr_ratio: low}", "--disc_lr_ratio: 'low' is not a number"),
+        ("options: {lr: 1e-3}", "lr in options.*write lr"),
+        ("options: {kl_weight: 1e-6}", "write kl_beta"),
+        ("options: {batch_size: 3, epochs: 2}", "epochs in options.*write n_epochs"),
+        ("options: {freeze_encoder: true}", "write train_vae: decoder"),
+        ("options: {disc_weight: 0.5}", "write gan_training: true with it"),
+        (
+            "gan_training: true\n        lambda_adv: 1\n        options: {disc_weight: 2}",
+            "lambda_adv",
+        ),
+        ("options: {ckpt_dir: elsewhere}", "write output.output_path"),
+        ("options: {resume_from_checkpoint: x}", "the same command goes on"),
+        ("options: {lpips_weights: nowhere.pth}", "lpips_weights nowhere.pth does not exist"),
         ("batch_size: 0", "must be greater than 0, got 0"),
     ],
 )
@@ -142,11 +161,79 @@ def test_a_step_that_cannot_be_meant_is_refused(load, step, message):
         ("mode: loss_threshold, metric: vae_loss, threshold: -1, max_epochs: 2", "never below 0"),
         ("mode: loss_threshold, metric: vae_loss, threshold: 1, max_epochs: 9", "n_epochs 2 ends"),
         ("mode: epoch, metric: vae_loss", "no effect in mode epoch"),
+        (f"{OWN} train/typo", "unknown metric 'train/typo'"),
+        (f"{OWN} train/logit_real", "did you mean 'train/logits_real'"),
+        (f"{OWN} train/direction_loss", "unknown metric"),
+        (f"{OWN} train/g_loss", "no train/g_loss, which needs gan_training"),
     ],
 )
 def test_a_transition_that_cannot_happen_is_refused(load, transition, message):
     found = problems(load, with_step(f"transition_on: {{{transition}}}"))
     assert any(re.search(message, told) for lines in found.values() for told in lines), found
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("{type: CosineAnnealingLR}", {"lr_schedule": "cosine", "min_lr_ratio": 0.1}),
+        ("{type: LinearLR, end_factor: 0.3}", {"lr_schedule": "linear", "min_lr_ratio": 0.3}),
+        ("{type: StepLR, step_size: 30}", {"lr_gamma": 0.1, "lr_step_updates": 30}),
+        ("{type: ExponentialLR, gamma: 0.99}", {"lr_gamma": 0.99, "lr_step_updates": 1}),
+        ("{type: ReduceLROnPlateau}", {"lr_gamma": 0.1, "plateau_patience": 10}),
+        ("{type: cosine}", {"lr_schedule": "cosine", "min_lr_ratio": 0}),
+    ],
+)
+def test_a_schedule_by_its_torch_name_has_the_documented_values(load, schedule, expected):
+    text = with_step(f"optimization: {{schedulers: {{vae: {schedule}}}}}")
+    options = options_of(load(text.replace("{data_path: .}", "{data_path: ., eval_data_path: .}")))
+    assert {name: options[name] for name in expected} == expected
+
+
+def test_what_fluxflow_files_leave_out_means_what_it_means_there(load):
+    options = options_of(load(with_step("use_fp16: false")))
+    assert (options["grad_accum_steps"], options["mix_precision"]) == (1, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("webdataset_caption_key: prompt", "json:prompt"),
+        ("webdataset_label_key: json", "json:prompt"),
+        ("webdataset_caption_key: txt", "txt"),
+        ("webdataset_image_key: png", "txt"),
+    ],
+)
+def test_captions_of_shards_are_fields_of_their_json(load, keys, expected):
+    data = f"use_webdataset: true, webdataset_url: x*.tar, {keys}"
+    text = with_step("lr: 1e-4", "model: {text_encoder: bytes}\n", "train_diff: true")
+    loaded = load(text.replace("data_path: .", data))
+    assert options_of(loaded)["wds_caption_key"] == expected
+
+
+def options_of(loaded) -> dict:
+    """Of the training that the first step means."""
+    step = loaded.steps[0]
+    flags, _ = step_flags(step, loaded.content, loaded.document, loaded.parsers)
+    return parse_flags(loaded.parsers[step.task], flags)
+
+
+def test_a_flat_file_is_one_step(load):
+    text = """\
+model:
+  vae_dim: 128
+data: {data_path: .}
+training:
+  n_epochs: 100
+  lr: 0.00001
+  train_vae: true
+  gan_training: true
+"""
+    assert "model.vae_dim means nothing here" in problems(load, text)[2][0]
+    (step,) = load(text.replace("  vae_dim: 128\n", "  text_encoder: null\n")).steps
+    assert (step.settings.n_epochs, step.settings.lr) == (100, 1e-5)
+    assert step.trained == {"encoder", "decoder", "discriminator"}
+    without = "data: {data_path: .}\ntraining:\n  n_epochs: 100\n"
+    assert "training.pipeline.steps: [{name" in problems(load, without)[2][0]
 
 
 def test_a_flow_on_latents_of_an_untrained_vae_is_refused(load):
@@ -174,6 +261,7 @@ def test_a_key_given_twice_and_broken_yaml_are_told_by_line(load):
 
 def test_defaults_reach_into_nested_keys_and_steps_win(load):
     text = """\
+model: {vae: {pretrained: someone/vae}}
 data: {data_path: .}
 training:
   lr: 1e-4
@@ -199,6 +287,91 @@ training:
     assert second.trained == {"encoder", "decoder"}
     optimizer = second.settings.optimization.optimizers.vae
     assert (optimizer.type, optimizer.momentum) == ("SGD", 0.7)
+
+
+def test_shared_options_cannot_beat_keys(load):
+    shared = PLAIN.replace("  lr: 1e-4\n", "  lr: 1e-4\n  options: {lr: 1e-3, disc_weight: 0.5}\n")
+    found = problems(load, shared)[4]
+    assert any("write lr" in told for told in found)
+    assert any("options of a step with gan_training" in told for told in found)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ("[{train_vae: decoder}]", "leaves the encoder as it was made"),
+        ("[{train_vae: true}, {train_diff: true, freeze: [text_encoder]}]", "leaves the text_enco"),
+        (
+            "[{train_vae: true}, {train_diff: true, options: {freeze_flow: true}}]",
+            "leaves the flow",
+        ),
+        (
+            "[{train_vae: true, gan_training: true, options: {freeze_discriminator: true}}]",
+            "leaves the discriminator",
+        ),
+        ("[{train_vae: true}, {train_vae: encoder, gan_training: true}]", "give lambda_adv"),
+    ],
+)
+def test_random_weights_are_not_frozen(load, steps, message):
+    listed = yaml.safe_load(steps)
+    named = [{"name": f"s{i}", "n_epochs": 1} | step for i, step in enumerate(listed)]
+    content = yaml.safe_load(PLAIN) | {"model": {"text_encoder": "bytes"}}
+    content["training"] = {"lr": 1e-4, "pipeline": {"steps": named}}
+    found = problems(load, yaml.safe_dump(content))
+    assert [told for lines in found.values() for told in lines if message in told], found
+    assert sum(map(len, found.values())) == 1
+
+
+def test_networks_that_were_trained_may_be_frozen(load):
+    steps = [
+        {"name": "vae", "train_vae": True, "gan_training": True},
+        {"name": "half", "train_vae": "decoder"},
+        {"name": "flow", "train_diff": True},
+        {"name": "more", "train_diff": True, "freeze": ["text_encoder"]},
+    ]
+    content = yaml.safe_load(PLAIN) | {"model": {"text_encoder": "bytes"}}
+    content["training"] = {"lr": 1e-4, "n_epochs": 1, "pipeline": {"steps": steps}}
+    assert [step.trained for step in load(yaml.safe_dump(content)).steps[1:]] == [
+        {"decoder"},
+        {"flow", "text_encoder"},
+        {"flow"},
+    ]
+
+
+def test_keys_of_the_other_kind_of_data_are_refused(load):
+    text = """\
+data: {data_path: ., use_webdataset: true, webdataset_url: "*.tar", captions_file: sidecar}
+training:
+  pipeline:
+    datasets:
+      web: {type: webdataset, webdataset_url: "*.tar", image_folder: .}
+      near: {image_folder: ., webdataset_url: "*.tar", fixed_prompt_prefix: a drawing of}
+    steps:
+      - {name: one, n_epochs: 1, train_vae: true}
+      - {name: two, n_epochs: 1, train_diff: true, cache_latents: true}
+output: {sample_captions: [a fox], test_image_address: .}
+"""
+    found = problems(load, text)
+    expected = {
+        1: ["data_path has no effect with", "captions_file has no effect with"],
+        5: ["image_folder has no effect with type: webdataset"],
+        6: ["webdataset_url has no effect without type", "fixed_prompt_prefix has no effect"],
+        9: ["cache_latents takes one folder"],
+        10: ["sample_captions has no effect without text_encoder", "is a folder; name images"],
+    }
+    for line, messages in expected.items():
+        for message in messages:
+            assert any(message in told for told in found[line]), (message, found)
+
+
+def test_a_mistake_is_told_once_without_its_consequences(load):
+    text = PLAIN.replace("name: vae", "name: a vae").replace("n_epochs: 2", "n_epochs: two")
+    found = problems(load, text.replace("train_vae: true", "train_vae: all"))
+    assert {line: len(told) for line, told in found.items()} == {6: 1, 7: 1, 8: 1}
+    twice = problems(load, PLAIN + "        train_vae: true\n")
+    assert "training.pipeline.steps[1].train_vae is given twice" in twice[9][0]
+    short = with_step("optimization: {optimizers: {vae: {betas: [0.9]}}}")
+    assert "must be a list of at least 2, got [0.9]" in problems(load, short)[8][0]
 
 
 def test_validation_imports_no_torch(tmp_path):

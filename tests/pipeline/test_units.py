@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from tests.pipeline.files import PipelinePlace
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
+from wfimagevae.objective.flow_matching import error_by_time
 from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.loading import load_pipeline
-from wfimagevae.pipeline.units import Units
+from wfimagevae.pipeline.units import METRICS, OWN_METRICS, Units
 
 SIZE, CHANNELS = 32, 4
 UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)
@@ -59,8 +60,62 @@ def test_the_gradient_is_that_of_the_means(options):
         torch.testing.assert_close(ours_, theirs, rtol=1e-6, atol=1e-12)
 
 
-def test_regulariser_and_clipping_are_converted_too(options):
-    # Every fourth update counts four times here, once there.
-    assert options["r1_weight"] * options["r1_interval"] == 5.0
-    assert options["clip_grad_norm"] == 1.5 * UNITS.pixels
+def test_the_discriminators_gradient_is_that_of_the_means(options):
+    """Over four updates, of which one has the gradient penalty: there on top, here for all four."""
+    torch.manual_seed(0)
+    names = ("r1_weight", "r1_interval", "disc_loss", "disc_weight", "disc_num_layers")
+    config = LossConfig(**{n: options[n] for n in names}, perceptual_weight=0.0)
+    loss = LPIPSWithDiscriminator2D(config).double()
+    critic = loss.discriminator
+    real, fake = (torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64) for _ in range(2))
+    parameters = list(critic.parameters())
+    updates = [loss.discriminator_loss(real, fake, update)[0] for update in range(4)]
+    ours = torch.autograd.grad(sum(updates), parameters)
+
+    seen = real.clone().requires_grad_()
+    slope = torch.autograd.grad(critic(seen).mean((1, 2, 3)).sum(), seen, create_graph=True)[0]
+    penalty = slope.square().sum((1, 2, 3)).mean()
+    hinge = 0.5 * (F.relu(1 - critic(real)).mean() + F.relu(1 + critic(fake)).mean())
+    theirs = torch.autograd.grad(4 * hinge + 5.0 / 2 * penalty, parameters)
+    for ours_, theirs_ in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(ours_, theirs_, rtol=1e-6, atol=1e-12)
+
+
+def test_clipping_allows_the_same_gradients(options):
+    # Ours is of the loss in sums over an image, 3 * 32 * 32 times theirs.
+    assert options["clip_grad_norm"] == pytest.approx(1.5 * 3072)
     assert not options["adaptive_weight"]
+
+
+def test_metrics_of_the_file_are_those_that_trainings_log(monkeypatch):
+    """With every term on, what a training logs is what a transition may wait for."""
+    target = "wfimagevae.model.losses.perceptual_loss.load_lpips"
+    distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
+    monkeypatch.setattr(target, lambda *_: distance)
+    config = {"latent_dim": CHANNELS, "base_channels": [8, 8, 16], "encoder_energy_flow_size": 8}
+    config |= {"decoder_base_channels": [8, 8, 16], "decoder_energy_flow_size": 8}
+    vae = WFVAE2ImageModel(**config)
+    weights = ("kl", "mmd", "color", "histogram", "contrast", "mse", "wavelet", "r1")
+    loss = LPIPSWithDiscriminator2D(
+        LossConfig(
+            **{f"{name}_weight": 1.0 for name in weights},
+            perceptual_weight=1.0,
+            disc_weight=0.5,
+            disc_start=0,
+            disc_num_layers=1,
+            kl_warmup_steps=10,
+            kl_free_bits=0.1,
+        )
+    )
+    images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    output = vae(images)
+    logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
+    logged |= loss.discriminator_loss(images, output.sample)[1].keys()
+    known = {metric.name for metric in METRICS.values()} - {"train/loss"}
+    assert logged == known | OWN_METRICS["vae"]
+
+
+def test_metrics_of_flows_are_those_that_flows_log():
+    point = torch.linspace(0, 1, 8)
+    timed = error_by_time(torch.ones(8), point).keys()
+    assert timed | {"train/error", "train/direction_loss"} == OWN_METRICS["flow"]

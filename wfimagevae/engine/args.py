@@ -230,7 +230,7 @@ def read_config(parser: Parser, path: str) -> dict[str, Any]:
             f"--config {path}: expected 'flag: value' lines, got a {type(options).__name__}"
         )
     if isinstance(options.get("training"), dict):
-        parser.error(f"--config {path}: that is a pipeline; give it by --pipeline {path}")
+        parser.error(f"--config {path}: that file has sections; give it by --pipeline {path}")
     return options
 
 

@@ -10,12 +10,14 @@ from wfimagevae.pipeline.components import ENCODER
 from wfimagevae.pipeline.document import Document, Place, nearest
 from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.optimization import OPTIMIZED
+from wfimagevae.pipeline.options import check_options, check_shared_options, is_governed
+from wfimagevae.pipeline.origins import check_origins
 from wfimagevae.pipeline.paths import check_paths
-from wfimagevae.pipeline.reading import dotted
 from wfimagevae.pipeline.schema import PipelineFile
 from wfimagevae.pipeline.sizes import parse_size
+from wfimagevae.pipeline.sources import check_data, check_sections, unknown_dataset
 from wfimagevae.pipeline.steps import MergedStep, declared, is_gan_only
-from wfimagevae.pipeline.units import METRICS, logged_metrics
+from wfimagevae.pipeline.units import METRICS, OWN_METRICS, logged_metrics
 
 # Settings that only one kind of step reads.
 _ONLY = {
@@ -44,9 +46,10 @@ def check_pipeline(
     _check_names(document, content, steps)
     check_paths(document, content)
     _check_sizes(document, content)
-    _check_shared_options(document, content, known)
+    check_sections(document, content)
+    check_shared_options(document, content, known)
     for step in steps:
-        _check_data(document, content, step)
+        check_data(document, content, step)
         _check_modes(document, step)
         _check_length(document, step)
         _check_frozen(document, step)
@@ -54,8 +57,9 @@ def check_pipeline(
             continue
         _check_idle_keys(document, step)
         _check_transition(document, step)
+        check_origins(document, content, steps, step)
         _check_model(document, content, steps, step)
-        _check_options(document, step, known)
+        check_options(document, step, known)
         _check_flags(document, content, step, known)
 
 
@@ -74,15 +78,8 @@ def _check_names(document: Document, content: PipelineFile, steps: list[MergedSt
     if pipeline.default_dataset is not None and pipeline.default_dataset not in pipeline.datasets:
         document.report(
             ("training", "pipeline", "default_dataset"),
-            _unknown_dataset(pipeline.default_dataset, content),
+            unknown_dataset(pipeline.default_dataset, content),
         )
-
-
-def _unknown_dataset(name: str, content: PipelineFile) -> str:
-    known = content.training.pipeline.datasets
-    if not known:
-        return f"unknown dataset {name!r}: training.pipeline.datasets names none"
-    return f"unknown dataset {name!r}{nearest(name, known)}"
 
 
 def _check_sizes(document: Document, content: PipelineFile) -> None:
@@ -91,23 +88,6 @@ def _check_sizes(document: Document, content: PipelineFile) -> None:
             parse_size(size)
         except ValueError as error:
             document.report(("output", "sample_sizes", index), str(error))
-
-
-def _check_data(document: Document, content: PipelineFile, step: MergedStep) -> None:
-    name = step.settings.dataset
-    if name is not None and name not in content.training.pipeline.datasets:
-        document.report(step.origin(document, "dataset"), _unknown_dataset(name, content))
-        return
-    drawn = step.task == "flow" and "dataset" in step.settings.options
-    default = content.training.pipeline.default_dataset
-    if step.source is None and not drawn and default is None:
-        document.report(
-            step.place,
-            f"step {step.name!r} has no data: give data.data_path, or datasets and dataset: NAME",
-        )
-    if step.source is not None and not step.source.paths:
-        key = "webdataset_url" if step.source.is_webdataset else "image_folder"
-        document.report(step.source.place, f"dataset {step.source.name!r} needs {key}")
 
 
 def _check_modes(document: Document, step: MergedStep) -> None:
@@ -124,7 +104,7 @@ def _check_modes(document: Document, step: MergedStep) -> None:
             step.origin(document, "train_diff_full"),
             "train_diff and train_diff_full are the same here: leave one out",
         )
-    if step.task is None:
+    if step.task is None and not _is_unclear(document, step, *_TRAINS):
         document.report(
             step.place,
             f"step {step.name!r} trains nothing: set train_vae, gan_training or train_diff",
@@ -136,6 +116,12 @@ def _check_modes(document: Document, step: MergedStep) -> None:
         )
 
 
+def _is_unclear(document: Document, step: MergedStep, *keys: str) -> bool:
+    """Whether a key is written with a value that was refused, and what it says is unknown."""
+    places = [step.origin(document, key) for key in keys]
+    return any(place != step.place and document.is_wrong(place) for place in places)
+
+
 def _check_length(document: Document, step: MergedStep) -> None:
     settings = step.settings
     waits = settings.transition_on.mode == "loss_threshold"
@@ -145,8 +131,9 @@ def _check_length(document: Document, step: MergedStep) -> None:
     if settings.steps is not None and settings.max_steps is not None:
         place = (*step.place, "steps")
         document.report(place, "max_steps limits an epoch; with steps it has no effect")
-    lengths = settings.n_epochs, settings.steps, *map(settings.options.get, ("epochs", "max_steps"))
-    if not waits and not any(lengths):
+    if waits or settings.n_epochs or settings.steps:
+        return
+    if not _is_unclear(document, step, "n_epochs", "steps", "transition_on"):
         document.report(step.place, f"step {step.name!r} has no length: give n_epochs or steps")
 
 
@@ -227,14 +214,19 @@ def _check_transition(document: Document, step: MergedStep) -> None:
 
 def _check_metric(step: MergedStep, report: Callable[[str, str], None]) -> None:
     name, threshold = step.settings.transition_on.metric, step.settings.transition_on.threshold
-    if name.startswith("train/"):
+    if name in OWN_METRICS[step.task]:
         return
-    if name not in METRICS:
-        report("metric", f"unknown metric {name!r}{nearest(name, METRICS)}")
-    elif name not in logged_metrics(step):
-        needs = METRICS[name].needs
+    # Our name of one of them means the same, but for its unit.
+    known = {metric.name: key for key, metric in METRICS.items()}
+    key = known.get(name, name)
+    if key not in METRICS:
+        names = OWN_METRICS[step.task] | {METRICS[key].name for key in logged_metrics(step)}
+        shown = names if name.startswith("train/") else METRICS
+        report("metric", f"unknown metric {name!r}{nearest(name, shown)}")
+    elif key not in logged_metrics(step):
+        needs = METRICS[key].needs
         report("metric", f"unreachable: this step logs no {name}, which needs {needs}")
-    elif name != "g_loss" and threshold is not None and threshold <= 0:
+    elif key != "g_loss" and threshold is not None and threshold <= 0:
         report("threshold", f"unreachable: {name} is never below 0")
 
 
@@ -275,33 +267,6 @@ def _has_spade(config: str | dict | None) -> bool:
     return bool((config or {}).get("spade"))
 
 
-def _check_shared_options(
-    document: Document, content: PipelineFile, known: dict[str, Parser]
-) -> None:
-    """Options above the steps: each must be a flag of some kind of training."""
-    every = {name for parser in known.values() for name in parser.flags()}
-    training, pipeline = content.training, content.training.pipeline
-    sections: list[tuple[Place, dict]] = [
-        (("training",), training.options),
-        (("training", "pipeline", "defaults"), pipeline.defaults.options),
-    ]
-    for name, data_set in pipeline.datasets.items():
-        sections.append((("training", "pipeline", "datasets", name), data_set.options))
-    for place, options in sections:
-        for name in options.keys() - every:
-            where = (*place, "options", name)
-            document.report(where, f"unknown key {dotted(where)}{nearest(name, every)}")
-
-
-def _check_options(document: Document, step: MergedStep, known: dict[str, Parser]) -> None:
-    parser = known[step.task]
-    for name in step.own.get("options", {}):
-        if name not in parser.flags():
-            place = (*step.place, "options", name)
-            hint = nearest(name, parser.flags()).split("; known")[0]
-            document.report(place, f"a {step.task} training has no flag {name}{hint}")
-
-
 def _check_flags(
     document: Document, content: PipelineFile, step: MergedStep, known: dict[str, Parser]
 ) -> None:
@@ -309,6 +274,8 @@ def _check_flags(
     parser = known[step.task]
     flags, _ = step_flags(step, content, document, known)
     for name, value in _known_flags(flags, parser):
+        if is_governed(name) and name in step.settings.options:
+            continue  # refused already
         try:
             parse_flags(parser, {name: value})
         except ValueError as error:

@@ -55,6 +55,10 @@ class Document:
         if problem not in self.problems:
             self.problems.append(problem)
 
+    def is_wrong(self, place: Place) -> bool:
+        """Whether a problem was found in the line of what stands at a place."""
+        return self.line(place) in {line for line, _ in self.problems}
+
     def check(self) -> None:
         """Raises PipelineError with all problems, by line, if there are any."""
         if not self.problems:
@@ -110,10 +114,18 @@ def _find_lines(node: yaml.Node, place: Place, document: Document, above: tuple)
         name, line = key.value, key.start_mark.line + 1
         document.lines[(*place, name)] = line
         if name in own:
-            shown = ".".join(map(str, (*place, name)))
+            shown = dotted((*place, name))
             document.report((*place, name), f"{shown} is given twice, first in line {own[name]}")
         own[name] = line
         _find_lines(value, (*place, name), document, above)
+
+
+def dotted(place: Place) -> str:
+    """A place as people write it: training.pipeline.steps[1].lr."""
+    text = ""
+    for part in place:
+        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
+    return text.removeprefix(".")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -82,7 +82,7 @@ def parse_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
 def _run_flags(step: MergedStep, content: PipelineFile) -> Flags:
     settings, output = step.settings, content.output
     waits = settings.transition_on.mode == "loss_threshold"
-    precision = "fp16" if settings.use_fp16 else settings.precision
+    precision = {True: "fp16", False: "fp32"}.get(settings.use_fp16, settings.precision)
     return {
         "exp_name": step.name,
         "ckpt_dir": str(Path(output.output_path) / "steps"),
@@ -92,7 +92,7 @@ def _run_flags(step: MergedStep, content: PipelineFile) -> Flags:
         "max_steps": settings.steps,
         "max_steps_per_epoch": settings.max_steps,
         "batch_size": settings.batch_size,
-        "grad_accum_steps": settings.gradient_accumulation_steps,
+        "grad_accum_steps": settings.gradient_accumulation_steps or 1,
         "dataset_num_worker": settings.workers,
         "mix_precision": precision,
         "lr": settings.lr,
@@ -158,12 +158,17 @@ def _caption_flags(source: Source, content: PipelineFile) -> Flags:
         "fixed_prompt_prefix": section.fixed_prompt_prefix or content.data.fixed_prompt_prefix
     }
     if source.is_webdataset:
-        key, kind = section.webdataset_caption_key, section.webdataset_label_key
-        if kind == "json":  # FluxFlow's: a field of the JSON member
-            key = f"json:{key or 'prompt'}"
-        return flags | {"wds_caption_key": key}
+        return flags | {"wds_caption_key": _caption_key(section)}
     manifest = any(path.endswith((".jsonl", ".json")) for path in source.paths)
     return flags | {"captions": section.captions_file or ("manifest" if manifest else "sidecar")}
+
+
+def _caption_key(section: Any) -> str | None:
+    """As FluxFlow means it: a field of the JSON member; ``txt`` alone is a member of its own."""
+    key, kind = section.webdataset_caption_key, section.webdataset_label_key
+    if kind is None and key in (None, "txt"):
+        return key
+    return f"json:{(key or 'prompt').removeprefix('json:')}"
 
 
 def _vae_flags(step: MergedStep, content: PipelineFile) -> Flags:

@@ -11,7 +11,6 @@ from wfimagevae.engine.device import autocast
 from wfimagevae.eval.cost import count_parameters
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, FLOW, TEXT_ENCODER
-from wfimagevae.task.flow import TEXT_ENCODER as TEXT_PREFIX
 from wfimagevae.task.flow_build import build_network
 from wfimagevae.task.flow_data import FlowSpace
 
@@ -32,6 +31,7 @@ class Footprint:
         activations: Bytes that backward needs of one micro-batch.
         notes: What is not counted.
         size_multiple: Height and width of a flow's samples are multiples of this.
+        shapes: Of the weights that travel to later steps, by component and name.
     """
 
     parameters: dict[str, int] = field(default_factory=dict)
@@ -39,6 +39,7 @@ class Footprint:
     activations: int = 0
     notes: list[str] = field(default_factory=list)
     size_multiple: int = 1
+    shapes: dict[str, dict[str, tuple]] = field(default_factory=dict)
 
 
 class _PlannedText:
@@ -48,35 +49,75 @@ class _PlannedText:
         self.config_keys = config_keys
 
 
-def vae_footprint(options: dict, build: Callable[[], nn.Module], trained: frozenset) -> Footprint:
+def vae_footprint(
+    options: dict, build: Callable[[], nn.Module], trained: frozenset, dry_runs: dict
+) -> Footprint:
     """Of a VAE step.
 
     Args:
         options: Of its training.
         build: Makes the autoencoder.
         trained: Components that learn.
+        dry_runs: Of the steps so far; a step takes one of the same sizes from there.
+
+    Raises:
+        ValueError: images too small for the discriminator.
     """
     size, batch = options["resolution"], options["batch_size"]
-    found = Footprint()
-    with FakeTensorMode():
-        vae = _dry(build).train()
-        images = torch.empty(batch, 3, size, size)
-        parts = {ENCODER: vae.encoder, DECODER: vae.decoder}
-        for name, part in parts.items():
-            part.requires_grad_(name in trained)
-        found.activations = _kept_bytes(vae, options, lambda: vae(images))
-        if options["disc_weight"] > 0:
-            critic = _dry(lambda: NLayerDiscriminator(options["disc_num_layers"]))
-            parts[DISCRIMINATOR] = critic
-            found.activations += 2 * _kept_bytes(critic, options, lambda: critic(images))
+    names = ("resolution", "batch_size", "mix_precision", "gradient_checkpointing")
+    key = (*map(options.get, names), trained & {ENCODER, DECODER})
+    if key not in dry_runs:
+        dry_runs[key] = _autoencoder(options, build, trained)
+    counts, kept = dry_runs[key]
+    found = Footprint(dict(counts), activations=kept)
+    if options["disc_weight"] > 0:
+        key = (*map(options.get, names), options["disc_num_layers"])
+        if key not in dry_runs:
+            dry_runs[key] = _critic(options)
+        found.parameters[DISCRIMINATOR], kept, found.shapes[DISCRIMINATOR] = dry_runs[key]
+        found.activations += 2 * kept
     if options["perceptual_weight"] > 0:
         width = 4 if options["mix_precision"] == "fp32" else 2
         found.activations += batch * _VGG_VALUES * size**2 * width
         found.states += _VGG_PARAMETERS * _BYTES
-    found.parameters = {name: count_parameters(part) for name, part in parts.items()}
     averaged = found.parameters[ENCODER] + found.parameters[DECODER]
     found.states += _state_bytes(found.parameters, options, trained, averaged)
     return found
+
+
+def _autoencoder(
+    options: dict, build: Callable[[], nn.Module], trained: frozenset
+) -> tuple[dict[str, int], int]:
+    """Parameters of its halves, and the bytes that it keeps."""
+    size, batch = options["resolution"], options["batch_size"]
+    with FakeTensorMode():
+        vae = _dry(build).train()
+        parts = {ENCODER: vae.encoder, DECODER: vae.decoder}
+        for name, part in parts.items():
+            part.requires_grad_(name in trained)
+        images = torch.empty(batch, 3, size, size)
+        kept = _kept_bytes(vae, options, lambda: vae(images))
+    return {name: count_parameters(part) for name, part in parts.items()}, kept
+
+
+def _critic(options: dict) -> tuple[int, int, dict[str, tuple]]:
+    """The discriminator's parameters, the bytes that it keeps, and its weights' shapes."""
+    size, layers = options["resolution"], options["disc_num_layers"]
+    with FakeTensorMode():
+        critic = _dry(lambda: NLayerDiscriminator(layers))
+        images = torch.empty(options["batch_size"], 3, size, size)
+        try:
+            kept = _kept_bytes(critic, options, lambda: critic(images))
+        except RuntimeError:  # torch's word for a kernel larger than what it slides over
+            raise ValueError(
+                f"{size} px images are too small for a discriminator of {layers} layers: write "
+                "options: {disc_num_layers: N} with a smaller N, or a larger img_size"
+            ) from None
+    return count_parameters(critic), kept, _shapes(critic)
+
+
+def _shapes(network: nn.Module) -> dict[str, tuple]:
+    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
 def flow_footprint(
@@ -96,10 +137,11 @@ def flow_footprint(
     plain = options | {"pretrained_model_name_or_path": None, "compile": False}
     with FakeTensorMode():
         network = _dry(lambda: build_network(plain, space, torch.device("meta")))
-        inside = {n: p for n, p in network.named_parameters() if n.startswith(TEXT_PREFIX)}
+        inside = {n: p for n, p in network.named_parameters() if n.startswith(f"{TEXT_ENCODER}.")}
         counts = {TEXT_ENCODER: sum(p.numel() for p in inside.values())}
         counts = {name: count for name, count in counts.items() if count}
         found.parameters = {FLOW: count_parameters(network) - sum(counts.values())} | counts
+        found.shapes = {FLOW: _shapes(network)}
         found.size_multiple = network.size_multiple or shape[-1]
         batch = options["batch_size"]
         x, t = torch.empty(batch, *shape), torch.empty(batch)

@@ -1,5 +1,6 @@
 """Plots of a step's metrics, and the summary of all steps."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,7 @@ def draw_graphs(folder: Path, name: str) -> None:
         draw_page(f"{name}: {page.replace('_', ' ')}", panels, series, path)
 
 
-def write_summary(folder: Path, names: list[str]) -> None:
+def write_summary(folder: Path, names: Sequence[str]) -> None:
     """Writes ``graph/training_summary.txt``: what each step trained so far and where it stands."""
     sections = []
     for name in names:

@@ -1,8 +1,8 @@
 """A step's metrics under FluxFlow's names: one line of the console, one row of a file."""
 
+import math
 import time
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 from wfimagevae.engine.metrics import JsonLines
@@ -22,39 +22,60 @@ _SHOWN = {
 }
 
 
+# What multiples of an epoch's length are off by, at most.
+_ROUNDING = 1e-6
+
+
 @dataclass(frozen=True)
 class Position:
     """Where a step stands.
 
     Attributes:
         step: Iterations done.
-        epoch_steps: Iterations that make an epoch.
+        epoch_steps: Iterations that make an epoch, not always whole.
         max_steps: All of them.
+        num_epochs: That they were counted from, if they were: the last one ends with them.
     """
 
     step: int
     epoch_steps: float
     max_steps: int
+    num_epochs: int | None = None
 
     @property
     def epoch(self) -> int:
         """From 1."""
-        return max(1, -int(-self.step // self.epoch_steps))
+        return min(max(1, _ceil(self.step / self.epoch_steps)), self.epochs)
 
     @property
     def epochs(self) -> int:
         """In all."""
-        return max(1, -int(-self.max_steps // self.epoch_steps))
+        return self.num_epochs or max(1, _ceil(self.max_steps / self.epoch_steps))
 
     @property
     def batch(self) -> int:
         """Of the epoch, from 1."""
-        return -int(-(self.step - (self.epoch - 1) * self.epoch_steps) // 1)
+        return self.step - self._begin
 
     @property
     def batches(self) -> int:
-        """Of an epoch."""
-        return max(1, -int(-self.epoch_steps // 1))
+        """Of the epoch."""
+        ends = self.num_epochs is not None and self.epoch == self.epochs
+        end = self.max_steps if ends else _floor(self.epoch * self.epoch_steps)
+        return max(1, end - self._begin)
+
+    @property
+    def _begin(self) -> int:
+        """Iterations before the epoch."""
+        return _floor((self.epoch - 1) * self.epoch_steps)
+
+
+def _ceil(steps: float) -> int:
+    return math.ceil(steps - _ROUNDING)
+
+
+def _floor(steps: float) -> int:
+    return math.floor(steps + _ROUNDING)
 
 
 def named_metrics(values: dict[str, float], latents: int | None) -> dict[str, float]:
@@ -87,8 +108,9 @@ def console_line(
         elapsed: Seconds since the command began.
     """
     shown = [f"{text} {metrics[name]:.4g}" for name, text in _SHOWN.items() if name in metrics]
+    minutes, second = divmod(int(elapsed), 60)
     parts = [
-        f"[{timedelta(seconds=int(elapsed))}] Step {title}",
+        f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
         f"Epoch {where.epoch}/{where.epochs}",
         f"Batch {where.batch}/{where.batches}",
         *shown,

@@ -70,6 +70,23 @@ def vae_facts(content: PipelineFile) -> VaeFacts:
         return VaeFacts(model_class.from_config(config or {}), name)
 
 
+def network_config(content: PipelineFile, vae: VaeFacts, task: str) -> dict:
+    """What a step's network is built from: its registered name and its configuration's content.
+
+    Args:
+        content: The file.
+        vae: Its autoencoder.
+        task: Of the step.
+    """
+    if task == "vae":
+        known = {k: v for k, v in vae.network.config.items() if not k.startswith("_")}
+        return {"name": vae.name} | known
+    section = content.model.flow
+    config = section.config
+    config = read_json(config) if isinstance(config, str) else config
+    return {"name": section.name} | (config or {})
+
+
 def _config_of(pretrained: str) -> dict:
     source = find_weights(pretrained)
     if source.is_dir():

@@ -21,6 +21,15 @@ OPTIMIZED = {"vae": ("vae", "discriminator"), "flow": ("flow", "text_encoder")}
 # Values of torch that ours always have.
 _FIXED = {"eps": 1e-8, "alpha": 0.99, "centered": False, "amsgrad": False}
 _DECOUPLED = {"adamw": True, "lion": True, "muon": True}
+# What torch's names mean where the file leaves a value out: FluxFlow's documented defaults.
+_TORCH_DEFAULTS = {
+    "CosineAnnealingLR": {"min_lr_ratio": 0.1},
+    "LinearLR": {"min_lr_ratio": 0.1},
+    "StepLR": {"lr_gamma": 0.1},
+    "ReduceLROnPlateau": {"lr_gamma": 0.1, "plateau_patience": 10},
+}
+# What has no usual value.
+_NEEDED = {"StepLR": "step_size", "ExponentialLR": "gamma", "exponential": "gamma"}
 # What each schedule reads, and the flag that takes it.
 _SCHEDULE_KEYS = {
     "cosine": {"eta_min_factor": "min_lr_ratio"},
@@ -94,11 +103,24 @@ def _schedule_flags(
 ) -> dict[str, object]:
     where = ("optimization", "schedulers", name)
     kind = TORCH_SCHEDULES.get(section.type, section.type)
-    flags: dict[str, object] = {"lr_schedule": kind}
+    flags: dict[str, object] = {"lr_schedule": kind, "min_lr_ratio": 0.0}
+    flags |= _TORCH_DEFAULTS.get(section.type, {})
+    if step.settings.lr_min is not None:
+        flags["min_lr_ratio"] = step.settings.lr_min
     if section.warmup_steps is not None:
         flags["warmup_steps"] = section.warmup_steps
     if kind == "exponential":  # torch multiplies by gamma at every update
         flags["lr_step_updates"] = 1
+    needed = _NEEDED.get(section.type)
+    if needed and getattr(section, needed) is None:
+        place = step.origin(document, *where)
+        document.report(place, f"{section.type} of {name} needs {needed}: it has no usual value")
+    if kind == "plateau" and not _validates(step):
+        document.report(
+            step.origin(document, *where),
+            f"{section.type} of {name} waits for validations, and this step has none: give "
+            "held-out data (eval_data_path, eval_image_folder) and no eval_steps: 0",
+        )
     keys = _SCHEDULE_KEYS[kind]
     for key in section.model_fields_set - {"type", "warmup_steps"}:
         value = getattr(section, key)
@@ -110,6 +132,12 @@ def _schedule_flags(
         elif problem := _unmet(key, value):
             document.report(place, f"{section.type} of {name}: {problem}")
     return flags
+
+
+def _validates(step: MergedStep) -> bool:
+    """Whether a step will be validated; data that is drawn needs no held-out files."""
+    held_out = step.source is None or bool(step.source.held_out)
+    return bool(step.settings.options.get("eval_steps", held_out))
 
 
 def _unmet(key: str, value: object) -> str | None:

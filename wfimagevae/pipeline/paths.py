@@ -11,6 +11,7 @@ _FILE = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 _PATTERN = re.compile(r"[*?\[{]")
 _SCHEME = re.compile(r"(\w+://|pipe:)")
 _BYTES, _TEXT_FAMILIES = "bytes", ("clip", "t5", "bert")
+_FILE_FLAGS = {"lpips_weights", "better_captions"}
 _CAPTION_KINDS = ("none", "sidecar", "manifest")
 
 
@@ -32,7 +33,33 @@ def check_paths(document: Document, content: PipelineFile) -> None:
         for key in ("image_folder", "eval_image_folder", "webdataset_url"):
             _check_sources(document, (*place, key), getattr(section, key))
         _check_captions(document, (*place, "captions_file"), section.captions_file)
-    _check_sources(document, ("output", "test_image_address"), content.output.test_image_address)
+    _check_pictures(document, content.output.test_image_address)
+    _check_options(document, content)
+
+
+def _check_pictures(document: Document, paths: str | list[str]) -> None:
+    place = ("output", "test_image_address")
+    for index, path in enumerate([paths] if isinstance(paths, str) else paths):
+        where = place if isinstance(paths, str) else (*place, index)
+        _check(document, where, path)
+        if Path(path).is_dir():
+            document.report(where, f"test_image_address {path} is a folder; name images")
+
+
+def _check_options(document: Document, content: PipelineFile) -> None:
+    """Files that flags name."""
+    training, pipeline = content.training, content.training.pipeline
+    above = ("training", "pipeline")
+    sections: list[tuple[Place, dict]] = [
+        (("training",), training.options),
+        ((*above, "defaults"), pipeline.defaults.options),
+        *(((*above, "datasets", n), one.options) for n, one in pipeline.datasets.items()),
+        *(((*above, "steps", i), one.options) for i, one in enumerate(pipeline.steps)),
+    ]
+    for place, options in sections:
+        for name in _FILE_FLAGS & options.keys():
+            if isinstance(options[name], str):
+                _check(document, (*place, "options", name), options[name])
 
 
 def _check_text_encoder(document: Document, spec: str | None) -> None:

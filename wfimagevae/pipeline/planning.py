@@ -3,90 +3,190 @@
 import json
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import replace
-from itertools import compress
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
+from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
+from wfimagevae.model.weight_files import find_weights
 from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, FLOW, TEXT_ENCODER
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags
 from wfimagevae.pipeline.footprint import Footprint, flow_footprint, vae_footprint
+from wfimagevae.pipeline.inheritance import read_states
 from wfimagevae.pipeline.loading import LoadedPipeline
 from wfimagevae.pipeline.networks import VaeFacts, vae_facts, write_configs
+from wfimagevae.pipeline.progress import StepState
+from wfimagevae.pipeline.schema import ModelSection
 from wfimagevae.pipeline.sizes import parse_sizes
 from wfimagevae.pipeline.steps import MergedStep
 from wfimagevae.pipeline.units import Conversion
 from wfimagevae.task.flow_data import build_datasets
 from wfimagevae.task.image_data import build_image_data
+from wfimagevae.task.vae_build import loss_config
 
 _GIB = 2**30
+# Loss terms that are named only where a step has them.
+_RARE = ("color_weight", "histogram_weight", "contrast_weight", "mmd_weight", "r1_weight")
+_SAME = {
+    DISCRIMINATOR: "give all steps with gan_training the same disc_num_layers",
+    FLOW: "a flow goes on in the same space (pixels, or latents of the same VAE), and one with "
+    "positions of its own (DiT) at the same img_size",
+}
 _ORDER = (ENCODER, DECODER, DISCRIMINATOR, FLOW, TEXT_ENCODER)
 
 
-def describe_plan(loaded: LoadedPipeline, finished: Sequence[bool] = ()) -> list[str]:
+@dataclass
+class _Plan:
+    """What the descriptions of all steps share.
+
+    Attributes:
+        loaded: The file; configurations that it holds stand in a temporary folder.
+        vae: Its autoencoder; the default one where the file's cannot be built.
+        states: Where the steps stand.
+        weights: Component -> step that trained it last, and the shapes of its weights.
+        dry_runs: Of networks on shapes, to be used again.
+    """
+
+    loaded: LoadedPipeline
+    vae: VaeFacts
+    states: list[StepState]
+    weights: dict[str, tuple[str, dict]] = field(default_factory=dict)
+    dry_runs: dict = field(default_factory=dict)
+
+
+def describe_plan(loaded: LoadedPipeline) -> list[str]:
     """The plan in lines; nothing is built but shapes, and nothing is written into the output.
 
     Args:
         loaded: A checked file.
-        finished: Of each step; those that are need no plan.
 
     Raises:
-        PipelineError: everything that only data and networks show to be wrong.
+        PipelineError: everything that only data, networks and the output show to be wrong.
     """
+    vae = _open_vae(loaded)
+    states = read_states(loaded, vae) if vae else []
     with TemporaryDirectory() as folder:  # for configurations that the YAML itself holds
         content = loaded.content.model_copy(
             update={"output": loaded.content.output.model_copy(update={"output_path": folder})}
         )
         write_configs(content)
-        left = [not done for done in finished] or [True] * len(loaded.steps)
-        return _describe(replace(loaded, content=content), loaded.output, left)
+        there = replace(loaded, content=content)
+        if vae is None:  # the flow's problems are told all the same
+            usual = content.model_copy(update={"model": ModelSection()})
+            return _describe(_Plan(there, vae_facts(usual), []), loaded.output)
+        return _describe(_Plan(there, vae, states), loaded.output)
 
 
-def _describe(loaded: LoadedPipeline, output: Path, left: list[bool]) -> list[str]:
-    vae = vae_facts(loaded.content)
+def _open_vae(loaded: LoadedPipeline) -> VaeFacts | None:
+    """The file's autoencoder; reports why it cannot be built."""
+    try:
+        return vae_facts(loaded.content)
+    except (ValueError, TypeError, OSError) as error:
+        loaded.document.report(("model", "vae"), f"model.vae: {error}")
+        return None
+
+
+def _describe(plan: _Plan, output: Path) -> list[str]:
+    loaded = plan.loaded
     lines = [
         f"{loaded.document.path}: {len(loaded.steps)} steps, into {output}",
         "memory: weights, gradients, optimizer states and averages by count, and what backward "
         "keeps of one micro-batch by a dry run on shapes; without caches and kernels' workspace",
     ]
-    for step in compress(loaded.steps, left):
+    for step in loaded.steps:
+        if step.task == "vae" and not plan.states:
+            continue
         try:
-            lines += ["", *_describe_step(loaded, vae, step)]
+            lines += ["", *_describe_step(plan, step)]
         except (ValueError, OSError) as error:
             loaded.document.report(step.place, f"step {step.name!r}: {error}")
+        except RuntimeError as error:  # of a dry run: shapes that do not meet
+            size = image_size(step, loaded.content)
+            reason = str(error).splitlines()[0]
+            loaded.document.report(
+                step.place,
+                f"step {step.name!r}: its networks do not take images of {size} px ({reason}); "
+                "write another img_size, or other sizes in model.*.config",
+            )
     loaded.document.check()
     return lines
 
 
-def _describe_step(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep) -> list[str]:
-    content = loaded.content
-    units = vae.units(image_size(step, content)) if step.task == "vae" else None
+def _describe_step(plan: _Plan, step: MergedStep) -> list[str]:
+    loaded, content = plan.loaded, plan.loaded.content
+    state = plan.states[step.index] if plan.states else None
+    units = plan.vae.units(image_size(step, content)) if step.task == "vae" else None
     flags, conversions = step_flags(step, content, loaded.document, loaded.parsers, units)
     options = parse_flags(loaded.parsers[step.task], flags)
     size = image_size(step, content)
-    footprint = _footprint(loaded, vae, step, options | {"resolution": size})
+    footprint = _footprint(plan, step, options | {"resolution": size})
+    _check_weights(plan, step, footprint)
     title = f"{step.index + 1}. {step.name}"
+    if state and state.finished:
+        return [f"{title}: finished, {state.checkpoint}"]
+    _check_networks(plan, step, options)
     described = step.settings.description
     return [
         f"{title}: {described}" if described else title,
         *_networks(step, footprint),
-        *_starts(loaded, step),
+        *_starts(loaded, step, state),
         *_data_and_length(loaded, step, options),
-        *_rates(options),
+        *_rates(options, step),
         *_weights(options, conversions, step),
         _memory(footprint),
     ]
 
 
-def _footprint(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep, options: dict) -> Footprint:
+def _check_networks(plan: _Plan, step: MergedStep, options: dict) -> None:
+    """What a step's training would refuse of its networks when it begins.
+
+    Raises:
+        ValueError: a model that is of another kind, or losses that contradict each other.
+    """
+    loaded = plan.loaded
+    if step.task == "vae":
+        loss_config(options)
+        spade = step.settings.train_spade
+        if spade is not None and bool(plan.vae.network.config.get("spade")) != spade:
+            loaded.document.report(
+                step.origin(loaded.document, "train_spade"),
+                f"train_spade: {str(spade).lower()} and a model of the other kind: SPADE belongs "
+                "to the architecture; write it as model.vae.config.spade",
+            )
+    elif pretrained := loaded.content.model.flow.pretrained:
+        try:
+            find_weights(pretrained)
+        except (ValueError, OSError) as error:
+            loaded.document.report(("model", "flow", "pretrained"), str(error))
+
+
+def _check_weights(plan: _Plan, step: MergedStep, footprint: Footprint) -> None:
+    """Raises ValueError where the weights of an earlier step do not fit a step's network."""
+    for component, shapes in footprint.shapes.items():
+        source, before = plan.weights.get(component, (step.name, shapes))
+        wrong = [name for name in before | shapes if before.get(name) != shapes.get(name)]
+        if wrong:
+            was, now = before.get(wrong[0], "missing"), shapes.get(wrong[0], "missing")
+            raise ValueError(
+                f"the {component} of step {source} does not fit: its {wrong[0]} is {was}, here "
+                f"{now}; {_SAME[component]}"
+            )
+        plan.weights[component] = (step.name, shapes)
+
+
+def _footprint(plan: _Plan, step: MergedStep, options: dict) -> Footprint:
+    loaded, vae = plan.loaded, plan.vae
     if step.task == "vae":
         config = {k: v for k, v in vae.network.config.items() if not k.startswith("_")}
         model_class = ModelRegistry.get_model(vae.name)
-        return vae_footprint(options, lambda: model_class.from_config(config), step.trained)
+        build = partial(model_class.from_config, config)
+        return vae_footprint(options, build, step.trained, plan.dry_runs)
     size = options["resolution"]
     shape = (3, size, size)
     if learns_latents(loaded, step):
@@ -147,8 +247,10 @@ def _networks(step: MergedStep, footprint: Footprint) -> list[str]:
     return lines + ([f"   frozen {', '.join(frozen)}"] if frozen else [])
 
 
-def _starts(loaded: LoadedPipeline, step: MergedStep) -> list[str]:
+def _starts(loaded: LoadedPipeline, step: MergedStep, state: StepState | None) -> list[str]:
     """Where a step's weights come from."""
+    if state and state.checkpoint:
+        return [f"   goes on from {state.checkpoint}"]
     before = [other for other in loaded.steps[: step.index] if other.task == step.task]
     pretrained = getattr(loaded.content.model, step.task).pretrained
     average = ""
@@ -221,18 +323,32 @@ def _count(step: MergedStep, options: dict) -> int | None:
     return len(build_datasets(options | {"eval_steps": 0})[0])
 
 
-def _rates(options: dict) -> list[str]:
-    schedule = options["lr_schedule"]
-    ending = f" down to {options['min_lr_ratio']:g} of it" if schedule != "constant" else ""
-    line = f"   {options['optimizer']}, lr {options['lr']:g} {schedule}{ending}"
-    line += f", precision {options['mix_precision']}"
+def _rates(options: dict, step: MergedStep) -> list[str]:
+    line = f"   {_rate(options)}, precision {options['mix_precision']}"
     line += f", average {options['ema_decay']}" if options["ema"] else ", no average"
     lines = [line]
-    for name in ("discriminator", "text_encoder"):
-        if own := options.get(f"{name}_options"):
-            told = ", ".join(f"{key} {value}" for key, value in own.items())
-            lines.append(f"   its {name.replace('_', ' ')}: {told}")
+    if DISCRIMINATOR in step.trained:
+        own = {"lr": options["lr"] * options["disc_lr_ratio"]} | options["discriminator_options"]
+        lines.append(f"   its discriminator: {_rate(options | own)}")
+    if own := options.get("text_encoder_options"):
+        lines.append(f"   its text encoder: {_rate(options | own)}")
     return lines
+
+
+def _rate(options: dict) -> str:
+    """An optimizer, its rate, and what becomes of that."""
+    kind, gamma, updates = (options[n] for n in ("lr_schedule", "lr_gamma", "lr_step_updates"))
+    every = "every update" if updates == 1 else f"every {updates:,} updates"
+    told = {
+        "step": f", times {gamma:g} {every}",
+        "exponential": f", times {gamma:g} {every}, smoothly",
+        "plateau": f", times {gamma:g} after {options['plateau_patience']} validations in a row "
+        "without a better score",
+    }.get(kind, "")
+    told += f", down to {options['min_lr_ratio']:g} of it" if kind != "constant" else ""
+    warmup = options["warmup_steps"]
+    told += f", after a warm-up of {warmup:,} updates" if warmup else ""
+    return f"{options['optimizer']}, lr {options['lr']:g} {kind}{told}"
 
 
 def _weights(options: dict, conversions: list[Conversion], step: MergedStep) -> list[str]:
@@ -242,8 +358,25 @@ def _weights(options: dict, conversions: list[Conversion], step: MergedStep) -> 
         told = ", ".join(f"{name} {options[name]:g}" for name in names)
         adaptive = "adaptive" if options["adaptive_weight"] else "constant"
         told += f" ({adaptive})" if options["disc_weight"] else ""
+        more = ["wavelet_weight"] if options["wavelet_loss"] else []
+        more += [name for name in _RARE if options[name]]
+        told += "".join(f", {name} {options[name]:g}" for name in more)
         lines.append(f"   weights for sums: {told}")
+        if options["perceptual_weight"] and not options["lpips_weights"]:
+            lines += _download()
     return lines
+
+
+def _download() -> list[str]:
+    """What LPIPS fetches when a step begins, unless it is there."""
+    url = BACKBONES["vgg"]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    if (folder / url.rpartition("/")[2]).is_file():
+        return []
+    return [
+        f"   needs a network when it begins: LPIPS downloads {url} into {folder}; "
+        "options: {lpips_weights: FILE} names a copy"
+    ]
 
 
 def _memory(footprint: Footprint) -> str:

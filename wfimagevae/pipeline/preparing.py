@@ -55,7 +55,11 @@ def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, her
     """
     target = folder / "autoencoder"
     names = ("dataset", "data_path", "resolution", "train_crop", "seed", "num_shapes")
-    record = {"source": source} | {n: options.get(n) for n in names}
+    steps = folder.absolute().parent
+    place = Path(source).absolute()
+    # An output that was moved, or is spelled otherwise, holds the same weights.
+    shown = str(place.relative_to(steps)) if place.is_relative_to(steps) else source
+    record = {"source": shown} | {n: options.get(n) for n in names}
     record = json.loads(json.dumps(record))
     if _has(target, record):
         return target

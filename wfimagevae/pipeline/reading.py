@@ -6,7 +6,7 @@ from typing import Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from wfimagevae.pipeline.document import Document, Place, nearest, read_document
+from wfimagevae.pipeline.document import Document, Place, dotted, nearest, read_document
 from wfimagevae.pipeline.schema import PipelineFile
 from wfimagevae.pipeline.superseded import replacement
 
@@ -20,6 +20,9 @@ _PLAIN = {
     "dict_type": "keys and values",
     "model_type": "keys and values",
 }
+_LENGTHS = {"too_short": ("least", "min_length"), "too_long": ("most", "max_length")}
+# What says that a step trains.
+_MODES = ("train_vae", "gan_training", "train_diff", "train_diff_full")
 
 
 def read_pipeline(path: str | Path) -> tuple[Document, PipelineFile | None]:
@@ -51,7 +54,7 @@ def read_pipeline(path: str | Path) -> tuple[Document, PipelineFile | None]:
 
 
 def _check_form(document: Document) -> None:
-    """Two mistakes in the file's form whose consequences would say nothing."""
+    """Mistakes in the file's form whose consequences would say nothing; one step may stand flat."""
     training = document.data.get("training")
     if not isinstance(training, dict):
         document.report(("training",), "training.pipeline.steps is missing: nothing to train")
@@ -63,10 +66,14 @@ def _check_form(document: Document) -> None:
             "training.pipeline is a bare list; write its steps under a key: pipeline: {steps: ...}",
         )
         document.check()
-    if pipeline is None:
+    if pipeline is None and any(mode in training for mode in _MODES):
+        # FluxFlow's flat file: one step, which inherits all that stands above it.
+        training["pipeline"] = {"steps": [{"name": "train"}]}
+    elif pipeline is None:
         document.report(
             ("training",),
-            "training.pipeline.steps is missing; a file of one training's flags is for --config",
+            "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, ...}], "
+            f"or one of {', '.join(_MODES)} under training for a single step",
         )
         document.check()
 
@@ -97,19 +104,24 @@ def _report(document: Document, error: ValidationError) -> set[Place]:
         Where they are.
     """
     wanted: dict[Place, tuple[list[str], Any]] = {}
+    wrong: set[Place] = set()
     for entry in error.errors():
-        place = _known(document, entry["loc"])
+        missing = entry["type"] == "missing"
+        place = _known(document, entry["loc"][:-1] if missing else entry["loc"])
+        wrong.add(place)
         if entry["type"] == "extra_forbidden":
             document.report(place, _unknown_key(place))
-        elif entry["type"] == "missing":
-            document.report(place, f"{dotted((*place, entry['loc'][-1]))} is missing")
+        elif missing:
+            absent = (*place, entry["loc"][-1])
+            if absent not in document.lines:  # else it was refused, and left out
+                document.report(place, f"{dotted(absent)} is missing")
         else:
             expected, _ = wanted.setdefault(place, ([], entry["input"]))
             expected.append(_expected(entry))
     for place, (expected, value) in wanted.items():
         listed = " or ".join(dict.fromkeys(expected))
         document.report(place, f"{dotted(place)} must be {listed}, got {value!r:.80}")
-    return {_known(document, entry["loc"]) for entry in error.errors()}
+    return wrong
 
 
 def _known(document: Document, loc: Place) -> Place:
@@ -131,6 +143,9 @@ def _unknown_key(place: Place) -> str:
 def _expected(entry: dict) -> str:
     if entry["type"] in _PLAIN:
         return _PLAIN[entry["type"]]
+    if entry["type"] in _LENGTHS:
+        which, key = _LENGTHS[entry["type"]]
+        return f"a list of at {which} {entry['ctx'][key]}"
     if entry["type"] == "literal_error":
         expected = str(entry["ctx"]["expected"])
         if isinstance(entry["input"], str):
@@ -165,11 +180,3 @@ def _section(annotation: Any) -> Any:
     if hasattr(annotation, "__metadata__"):
         return _section(get_args(annotation)[0])
     return annotation
-
-
-def dotted(place: Place) -> str:
-    """A place as people write it: training.pipeline.steps[1].lr."""
-    text = ""
-    for part in place:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")

@@ -4,19 +4,17 @@ import gc
 import importlib
 import logging
 import time
-from pathlib import Path
 
-from wfimagevae.engine.checkpoint import list_checkpoints
-from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
+from wfimagevae.engine.distributed import World, broadcast_object, world
 from wfimagevae.eval.generation import SamplingOptions
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags, step_folder
-from wfimagevae.pipeline.graphs import write_summary
+from wfimagevae.pipeline.inheritance import step_options, vae_source
 from wfimagevae.pipeline.loading import LoadedPipeline
-from wfimagevae.pipeline.networks import VaeFacts, vae_facts, write_configs
+from wfimagevae.pipeline.networks import VaeFacts, network_config, vae_facts, write_configs
 from wfimagevae.pipeline.planning import describe_plan
 from wfimagevae.pipeline.preparing import cache_latents, prepare_autoencoder
-from wfimagevae.pipeline.progress import StepState, changed_options, check_folders, read_state
+from wfimagevae.pipeline.progress import changed_options, keep_network, read_state
 from wfimagevae.pipeline.samples import FlowSamples, SamplePlan, VaeSamples
 from wfimagevae.pipeline.sizes import parse_sizes
 from wfimagevae.pipeline.steps import MergedStep
@@ -63,13 +61,9 @@ class _Runner:
         self.loaded, self.here = loaded, here
         self.content, self.steps = loaded.content, loaded.steps
         self.started = time.perf_counter()
-        self.vae: VaeFacts = vae_facts(self.content)
-        if here.is_main:
-            write_configs(self.content)
-        barrier()
 
     def check(self) -> None:
-        """Logs the plan of what is left to do.
+        """Logs the plan of what is left to do, and writes what it names into the output.
 
         Raises:
             PipelineError: what is finished was not trained as the file says, or what is left
@@ -78,30 +72,13 @@ class _Runner:
         error = None
         if self.here.is_main:
             try:
-                states = self._states()
-                check_folders(self.loaded.output, states)
-                error = self._changed(states)
-                plan = [] if error else describe_plan(self.loaded, [s.finished for s in states])
-                log.info("%s", "\n".join(plan))
-            except PipelineError as found:
+                log.info("%s", "\n".join(describe_plan(self.loaded)))
+                write_configs(self.content)
+            except ValueError as found:
                 error = str(found)
         if error := broadcast_object(error):
             raise PipelineError(error)
-
-    def _changed(self, states: list[StepState]) -> str | None:
-        """What differs between the file and what is finished."""
-        for step, state in zip(self.steps, states, strict=True):
-            if not state.finished:
-                break
-            if changed := changed_options(state, self.options(step)):
-                return (
-                    f"step {step.name!r} is finished and the file has changed since: "
-                    f"{'; '.join(changed)}. Restore these values, or give another output_path"
-                )
-        return None
-
-    def _states(self) -> list[StepState]:
-        return [read_state(step_folder(self.content, step)) for step in self.steps]
+        self.vae: VaeFacts = vae_facts(self.content)
 
     def run(self, step: MergedStep) -> bool:
         """Trains a step unless it is finished; False if a signal stopped it. Collective."""
@@ -111,62 +88,24 @@ class _Runner:
         if state.finished:
             log.info("%s is finished: %s", title, state.checkpoint)
             return True
-        options = self.options(step)
+        options = step_options(self.loaded, self.vae, step)
         log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
         if changed := changed_options(state, options):
             log.warning("%s goes on with other options: %s", title, "; ".join(changed))
+        if self.here.is_main:
+            keep_network(folder, network_config(self.content, self.vae, step.task))
         self._prepare(step, options)
         watcher = self._watcher(step, options)
         task = importlib.import_module(f"wfimagevae.task.{step.task}")
         done = task.train(options, folder, watcher)
         if self.here.is_main:
-            watcher.draw_graphs()
-            write_summary(self.loaded.output, [step.name for step in self.steps])
+            watcher.sum_up()
         gc.collect()  # networks and data of this step, before the next one's
         return done
 
-    def options(self, step: MergedStep) -> dict:
-        """Every option of a step's training, by its task's parser."""
-        loaded = self.loaded
-        units = self.vae.units(image_size(step, self.content)) if step.task == "vae" else None
-        flags, _ = step_flags(step, self.content, loaded.document, loaded.parsers, units)
-        flags |= self._inherited(step)
-        return parse_flags(loaded.parsers[step.task], flags)
-
-    def _inherited(self, step: MergedStep) -> dict:
-        """The flags by which weights travel from finished steps."""
-        before = self.steps[: step.index]
-        same = [str(self._last(other)) for other in before if other.task == step.task]
-        flags: dict = {}
-        if same:
-            newest = same[::-1]
-            flags = {"pretrained_model_name_or_path": newest[0], "weights_from": newest}
-            if step.task == "vae":
-                flags["model_config"] = None
-        if step.task == "flow" and self._vae_source(step):
-            folder = step_folder(self.content, step)
-            flags["vae"] = f"{self.vae.name}:{folder / 'autoencoder'}"
-            if step.settings.cache_latents:
-                flags |= {"dataset": "latents", "data_path": str(folder / "latents")}
-                flags |= {"captions": None, "fixed_prompt_prefix": None, "resolution": None}
-                if step.source.held_out:
-                    flags["eval_data_path"] = str(folder / "held_out_latents")
-        return flags
-
-    def _vae_source(self, step: MergedStep) -> str | None:
-        """The weights of the VAE that a flow step learns the latents of; None: pixels."""
-        before = [other for other in self.steps[: step.index] if other.task == "vae"]
-        return str(self._last(before[-1])) if before else self.content.model.vae.pretrained
-
-    def _last(self, step: MergedStep) -> Path:
-        """A step's last checkpoint; before it has one, where its checkpoints go."""
-        folder = step_folder(self.content, step)
-        saved = list_checkpoints(folder)
-        return saved[-1] if saved else folder
-
     def _prepare(self, step: MergedStep, options: dict) -> None:
         """Measures, and caches, the latents that a flow step learns."""
-        source = self._vae_source(step) if step.task == "flow" else None
+        source = vae_source(self.loaded, step) if step.task == "flow" else None
         if source is None:
             return
         folder = step_folder(self.content, step)
@@ -192,7 +131,8 @@ class _Runner:
         drawer = None if output.no_samples else self._drawer(step, options)
         watched = WatchedStep(
             step.name,
-            (step.index + 1, len(self.steps)),
+            [other.name for other in self.steps],
+            None if options["max_steps"] else options["epochs"],
             self.loaded.output,
             latents,
             {"kl_weight": options["kl_weight"]} if step.task == "vae" else {},

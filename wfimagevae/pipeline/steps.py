@@ -127,13 +127,7 @@ def _trained(settings: Step, task: str | None, frozen: set[str], text: str | Non
     if task == "flow" and text == _BYTES:
         names.add(TEXT_ENCODER)
     options = settings.options
-    hidden = {
-        "freeze_encoder": ENCODER,
-        "freeze_decoder": DECODER,
-        "freeze_discriminator": DISCRIMINATOR,
-        "freeze_flow": FLOW,
-        "freeze_text_encoder": TEXT_ENCODER,
-    }
+    hidden = {"freeze_discriminator": DISCRIMINATOR, "freeze_flow": FLOW}  # flags without a key
     return frozenset(names - frozen - {hidden[flag] for flag in hidden if options.get(flag)})
 
 

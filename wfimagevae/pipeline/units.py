@@ -112,6 +112,20 @@ METRICS = {
     "flow_loss": Metric("train/loss", "train_diff"),
 }
 
+# What else each kind of training logs: a transition may wait for these, too.
+OWN_METRICS = {
+    "vae": {f"train/{name}_loss" for name in ("total", "nll", "rec", "mse", "mmd", "wl")}
+    | {
+        f"train/{name}_loss_per_pixel"
+        for name in ("kl", "wl", "mse", "mmd", "color", "histogram", "contrast")
+    }
+    | {f"train/{name}" for name in ("logvar", "kl_weight", "kl_free_share")}
+    | {f"train/{name}" for name in ("d_weight", "disc_factor", "r1_penalty")}
+    | {f"train/{name}" for name in ("logits_real", "logits_fake")},
+    "flow": {"train/error", "train/direction_loss"}
+    | {f"train/error_t{t:.2f}-{t + 0.25:.2f}" for t in (0, 0.25, 0.5, 0.75)},
+}
+
 
 def logged_metrics(step: MergedStep) -> set[str]:
     """Which of `METRICS` a step will log."""

@@ -1,12 +1,13 @@
 """What a person sees of a step: console line, metrics, plots, samples."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from wfimagevae.engine.loop import Run, Task
 from wfimagevae.engine.report import goes_on_without
-from wfimagevae.pipeline.graphs import draw_graphs, metrics_path
+from wfimagevae.pipeline.graphs import draw_graphs, metrics_path, write_summary
 from wfimagevae.pipeline.metrics import Position, StepMetrics, console_line, named_metrics
 from wfimagevae.pipeline.samples import SampleDrawer
 
@@ -17,7 +18,8 @@ class WatchedStep:
 
     Attributes:
         name: As the file says.
-        number: From 1, and that of all steps.
+        names: Of all steps.
+        num_epochs: The step's length, where that is what the file gives.
         output: The pipeline's folder.
         latents: Latent values of an image, for a VAE step.
         constants: Values to report where the training logs none of their name.
@@ -27,7 +29,8 @@ class WatchedStep:
     """
 
     name: str
-    number: tuple[int, int]
+    names: Sequence[str]
+    num_epochs: int | None
     output: Path
     latents: int | None
     constants: dict[str, float]
@@ -62,7 +65,8 @@ class StepWatcher:
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """The console's."""
-        title = f"{self.watched.name} ({self.watched.number[0]}/{self.watched.number[1]})"
+        name, names = self.watched.name, self.watched.names
+        title = f"{name} ({names.index(name) + 1}/{len(names)})"
         metrics = named_metrics(values, self.watched.latents)
         elapsed = time.perf_counter() - self.watched.started
         return console_line(title, self._at(step), metrics, self._seconds(values), elapsed)
@@ -77,23 +81,22 @@ class StepWatcher:
             self.rows.write(self._at(step), metrics, rates, self._seconds(values))
 
     def saving(self, step: int) -> None:
-        """Draws samples and plots; before the checkpoint, so that none lacks its samples."""
+        """Draws samples and sums up; before the checkpoint, so that none lacks its samples."""
         if self.drawer and self._samples_due(step):
             with self.run.reporter.paused():
                 self.drawer.draw(self._at(step))
         elapsed = time.perf_counter() - self.watched.started
-        if self.rows and self.watched.draws_graphs and self.plot_time <= self.PLOT_SHARE * elapsed:
-            self.draw_graphs()
+        if self.rows and self.plot_time <= self.PLOT_SHARE * elapsed:
+            self.sum_up()
 
-    def draw_graphs(self) -> None:
-        """Draws the plots of the metrics so far, on the main process."""
+    def sum_up(self) -> None:
+        """Writes the summary and draws plots of the metrics so far, on the main process."""
         watched = self.watched
-        path = metrics_path(watched.output, watched.name)
-        if not (watched.draws_graphs and path.exists()):
-            return
         start = time.perf_counter()
-        with goes_on_without("plots"):
-            draw_graphs(self.watched.output, self.watched.name)
+        with goes_on_without("summary and plots"):
+            write_summary(watched.output, watched.names)
+            if watched.draws_graphs and metrics_path(watched.output, watched.name).exists():
+                draw_graphs(watched.output, watched.name)
         self.plot_time += time.perf_counter() - start
 
     def _samples_due(self, step: int) -> bool:
@@ -101,7 +104,9 @@ class StepWatcher:
         return self.run.finished or bool(every and step % every == 0)
 
     def _at(self, step: int) -> Position:
-        return Position(step, self.run.schedule.epoch_steps, self.run.schedule.max_steps)
+        schedule = self.run.schedule
+        epochs = self.watched.num_epochs
+        return Position(step, schedule.epoch_steps, schedule.max_steps, epochs)
 
     def _seconds(self, values: dict[str, float]) -> float:
         speed = values.get("img_per_s", 0.0)
