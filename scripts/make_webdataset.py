@@ -19,7 +19,8 @@ def build_parser() -> Parser:
     parser = Parser(
         description="Write images, classes and captions into tar shards, with an index beside "
         "each and a record, shards.json. Runs under torchrun, too. A run that was stopped goes on "
-        "where it was when started again.",
+        "where it was when started again; with other images or options, or after files, captions "
+        "or lines of the manifest have changed, it wants another folder.",
         epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
         "2 an error.",
     )

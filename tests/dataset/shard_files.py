@@ -8,6 +8,10 @@ import webdataset
 from PIL import Image
 
 from wfimagevae.dataset import CropDataset, CropRules, ShardOrder, open_shards
+from wfimagevae.dataset.captions import Captions
+from wfimagevae.dataset.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.labels import Labels
+from wfimagevae.dataset.shard_writer import ShardWriter, WriteOptions
 from wfimagevae.dataset.web_shards import ShardOptions
 
 
@@ -42,6 +46,16 @@ def write_shards(folder, counts, sample=None, name="s"):
                 number += 1
         paths.append(path)
     return paths
+
+
+def written_shards(source, folder, labels="none", captions="none"):
+    """Shards that make_webdataset.py writes of a folder or manifest; their folder, as text."""
+    found = open_folder(source, FolderOptions(Labels(labels), Captions(captions)))
+    writer = ShardWriter(found, folder, WriteOptions())
+    for number in range(writer.num_shards):
+        writer.write(number)
+    writer.write_record()
+    return str(folder)
 
 
 def open_set(specs, **options):

@@ -155,12 +155,38 @@ def test_images_smaller_than_their_bucket_are_left_out_and_counted(tmp_path, cap
     Image.new("RGB", (20, 20), (170,) * 3).save(folder / "small.png")
     (folder / "broken.png").write_bytes(b"")
     data = bucketed(folder, crop=crop)
-    assert "smaller than their bucket" in caplog.text
+    assert "test: 1 images are unreadable: left out" in caplog.text
+    assert "test: 1 images are smaller than their bucket: left out" in caplog.text
     shown = {data.images.name(data._order.index(p))[-9:] for p in range(200)}
     assert "small.png" not in shown and "roken.png" not in shown and len(shown) >= 11
     for block in range(12):
         assert data.read_batch([2 * block, 2 * block + 1])["unreadable"] == []
     assert len(bucketed(folder)) == 18  # center enlarges
+
+
+def test_images_that_are_all_unreadable_are_an_error_of_their_own(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="test: none of 3 images is readable"):
+        bucketed(tmp_path / "images")
+
+
+def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
+    rules = BucketRules(256, multiple=32, reduced_sizes=(64,))
+    long = np.array([[30000, 16], [100, 1000], [9000, 3000]])
+    assert rules.buckets(long).tolist() == [[128, 512], [512, 128], [160, 448]]
+    assert rules.reduced(long, 64).tolist() == [[64, 256], [256, 64], [64, 192]]
+    for resolution, multiple in ((100, 60), (256, 96), (40, 32)):
+        uneven = BucketRules(resolution, multiple).buckets(long)
+        assert (uneven.max(axis=1) <= 4 * uneven.min(axis=1)).all()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (400, 40), (9,) * 3).save(tmp_path / "images" / "long.png")
+    for crop in ("native", "resized", "center"):
+        data = bucketed(tmp_path / "images", crop=crop)
+        assert data.sizes == [(16, 64)]
+        batch = data.read_batch([0, 1])
+        assert batch["pixels"].shape == (2, 16, 64, 3) and batch["unreadable"] == []
 
 
 def test_last_image_of_a_bucket_that_cannot_be_read_is_replaced_from_another(tmp_path):
@@ -230,6 +256,40 @@ def test_sizes_are_measured_once_and_again_where_files_changed(tmp_path, monkeyp
     assert len(opened) == 19
     assert second[[3, 17]].tolist() == [[9, 7], [5, 6]]
     assert (second[[0, 11, 16]] == first[[0, 11, 16]]).all()
+
+
+@pytest.mark.parametrize("change", ["compressed", "password", "method", "cut", "other"])
+def test_damaged_file_of_sizes_is_measured_anew(tmp_path, caplog, change):
+    images = index_images(write_images(tmp_path / "images"))
+    first = measured_sizes(images, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npz")
+    content = bytearray(file.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    if change == "compressed":
+        content[60:90] = bytes(255 for _ in range(30))
+    elif change == "password":
+        content[central + 8] |= 1
+        content[6] |= 1
+    elif change == "method":
+        content[central + 10] = content[8] = 99
+    elif change == "cut":
+        content = content[:-40]
+    else:
+        content = b"no archive"
+    file.write_bytes(bytes(content))
+    assert (measured_sizes(images, tmp_path / "cache") == first).all()
+    assert "unusable" in caplog.text
+    caplog.clear()
+    measured_sizes(images, tmp_path / "cache")
+    assert not caplog.text  # it was replaced
+
+
+def test_sizes_are_not_kept_inside_the_image_folder(tmp_path, caplog):
+    folder = write_images(tmp_path / "images")
+    options = FolderOptions(with_sizes=True, index_cache_dir=folder / "cache")
+    assert open_folder(folder, options).sizes[0].tolist() == [32, 32]
+    assert not (folder / "cache").exists()
+    assert "cache of image sizes off" in caplog.text and "inside the image folder" in caplog.text
 
 
 def test_images_without_sizes_are_measured_for_an_image_set(tmp_path):

@@ -30,6 +30,7 @@ def test_defaults_are_the_public_ones(parser):
         "wds_image_key": "png;jpg;jpeg;webp",
         "wds_caption_key": "txt",
         "wds_label_key": "cls",
+        "wds_json_key": "json",
         "wds_shuffle_shards": 8,
         "wds_cache_dir": None,
         "wds_cache_gb": 0.0,

@@ -1,11 +1,13 @@
 import os
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, JpegImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
 
-from wfimagevae.dataset.decode import DRAFT_MARGIN, UnreadableImage, open_rgb
+from wfimagevae.dataset.decode import DRAFT_MARGIN, UnreadableImage, image_size, open_rgb
 
 
 def pixels(path, **options):
@@ -270,3 +272,41 @@ def test_draft_is_not_used_where_it_would_cost_quality(tmp_path, natural, drafts
     assert drafts == [1]
     assert pixels(tmp_path / "a.jpg").shape == (200, 300, 3)
     assert drafts == [1]
+
+
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    length, checksum = (struct.pack(">I", n) for n in (len(content), zlib.crc32(kind + content)))
+    return length + kind + content + checksum
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt", b"tEXt", b"none"])
+def test_size_of_a_turned_png_is_upright_wherever_that_is_said(tmp_path, noise, kind, is_late):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = b"Raw profile type exif\0\nexif\n 26\n" + exif.tobytes().hex().encode() + b"\n"
+    content = {
+        b"eXIf": exif.tobytes()[6:],
+        b"iTXt": b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
+        b"tEXt": profile,
+        b"none": b"",
+    }[kind]
+    path = tmp_path / "a.png"
+    noise(11, 7).save(path)
+    whole = path.read_bytes()
+    place = whole.index(b"IEND" if is_late else b"IDAT") - 4
+    path.write_bytes(whole[:place] + (chunk(kind, content) if content else b"") + whole[place:])
+    assert image_size(str(path)) == ((11, 7) if kind == b"none" else (7, 11))
+    assert image_size(str(path)) == open_rgb(str(path)).size
+
+
+@pytest.mark.parametrize("more", [b"", chunk(b"tEXt", b"date:create\x002026-01-01")])
+def test_size_of_a_png_is_read_without_its_pixels(tmp_path, noise, more, monkeypatch):
+    path = tmp_path / "a.png"
+    noise(11, 7).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12] + more + whole[-12:])
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert image_size(str(path)) == (11, 7)

@@ -1,7 +1,9 @@
+import contextlib
 import functools
 import http.server
 import multiprocessing
 import os
+import shutil
 import threading
 import time
 from collections import Counter
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.dataset.shard_files import dataset, open_set, write_shards
+from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
 from wfimagevae.dataset import DataError, TrainLoader, remote_shards
 from wfimagevae.dataset.remote_shards import RemoteOptions, RemoteShards
 
@@ -264,3 +266,109 @@ def test_processes_that_want_one_shard_fetch_it_once(tmp_path, server):
     assert server.count("GET")["/s-000.tar"] == 1
     left = {path.suffix for path in (tmp_path / "fetched").iterdir()}
     assert left <= {".tar", ".lock"}
+
+
+def space_taken(folder):
+    """Bytes of the shards below a folder and of those removed that this process has open."""
+    files = [path.stat() for path in folder.glob("*.tar")]
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(folder) in str(link.readlink()):
+                files.append(link.stat())
+    return sum({file.st_ino: file.st_size for file in files}.values())
+
+
+def test_removed_shards_are_not_held_open_beyond_those_that_are_read(tmp_path, server):
+    paths = write_shards(tmp_path / "served", [2] * 8)
+    size = paths[0].stat().st_size
+    remote = RemoteOptions(tmp_path / "fetched", max_bytes=2 * size, read_at_a_time=2)
+    images = open_set(f"{server.url}/s-{{000..007}}.tar", remote=remote).images
+    most = 0
+    for i in range(16):
+        images.content(i)
+        most = max(most, space_taken(tmp_path / "fetched"))
+    assert most <= 3 * size
+
+
+def test_shard_removed_before_it_is_opened_is_fetched_again(tmp_path, server, monkeypatch):
+    write_shards(tmp_path / "served", [2])
+    remote = RemoteOptions(tmp_path / "fetched")
+    images = open_set(f"{server.url}/s-000.tar", remote=remote).images
+    real, calls = RemoteShards.local, []
+
+    def removed_at_once(self, *words):
+        path = real(self, *words)
+        calls.append(path)
+        if len(calls) == 1:
+            os.unlink(path)
+        return path
+
+    monkeypatch.setattr(RemoteShards, "local", removed_at_once)
+    assert images.open(1).size == (12, 12) and len(calls) == 2
+
+
+def test_folder_that_cannot_be_written_ends_training_and_counts_as_no_damage(tmp_path, server):
+    write_shards(tmp_path / "served", [2])
+    remote = RemoteOptions(tmp_path / "fetched")
+    loader = TrainLoader(
+        dataset(open_set(f"{server.url}/s-000.tar", remote=remote)), 2, num_workers=0
+    )
+    shutil.rmtree(tmp_path / "fetched")
+    (tmp_path / "fetched").write_text("")
+    with pytest.raises(DataError, match=r"cannot keep shards in .*fetched: .*--wds_cache_dir"):
+        next(loader)
+
+
+def test_what_a_killed_process_left_half_fetched_is_removed(tmp_path, server, options):
+    write_shards(tmp_path / "served", [2])
+    store = RemoteShards(options)
+    path = store.path(f"{server.url}/s-000.tar", [])
+    path.parent.mkdir()
+    (path.parent / f".{path.name}.x7ab").write_bytes(b"half")
+    (path.parent / ".other.tar.x7ab").write_bytes(b"of another")  # which may still be under way
+    store.local(f"{server.url}/s-000.tar", [])
+    left = sorted(file.name for file in path.parent.iterdir())
+    assert left == sorted([".other.tar.x7ab", f".{path.name}.lock", path.name])
+
+
+def test_names_of_any_alphabet_are_fetched(tmp_path, server, options):
+    write_shards(tmp_path / "served", [2], name="übung ж")
+    assert len(open_set(f"{server.url}/übung ж-000.tar", remote=options)) == 2
+    assert len(open_set(f"{server.url}/%C3%BCbung%20%D0%B6-000.tar", remote=options)) == 2
+
+
+@pytest.mark.parametrize("count", [5, 3])
+def test_shard_replaced_under_an_old_record_gives_no_images_with_other_captions(
+    tmp_path, server, options, count, caplog
+):
+    def captioned(name, first, number):
+        (tmp_path / name).mkdir()
+        for i in range(number):
+            (tmp_path / name / f"{i}.png").write_bytes(png(3 * (first + i) + 1))
+            (tmp_path / name / f"{i}.txt").write_text(f"caption {first + i}")
+        return written_shards(tmp_path / name, tmp_path / f"{name}_shards", captions="sidecar")
+
+    def shown(found):
+        return {
+            (int(found.images.open(i).getpixel((0, 0))[0]) - 1) // 3: found.captions.all(i)[0]
+            for i in range(len(found))
+        }
+
+    old, new = Path(captioned("old", 10, 3)), Path(captioned("new", 20, count))
+    served = tmp_path / "served"
+    for file in ("shards.json", "shard-000000.index.npz"):
+        shutil.copy(old / file, served / file)
+    shutil.copy(new / "shard-000000.tar", served)
+    sizes = {(folder / "shard-000000.tar").stat().st_size for folder in (old, served)}
+    same_size = len(sizes) == 1
+    assert same_size == (count == 3)  # a tar is padded, so that its size says little
+    url = f"{server.url}/shard-000000.tar"
+    words = {"remote": options, "with_captions": True, "index_cache_dir": tmp_path / "index"}
+    if same_size:
+        for _ in range(2):  # also where the index comes from the cache
+            found = open_set(url, **words)
+            with pytest.raises(DataError, match=r"is not the file that the shards.json beside it"):
+                shown(found)
+        (served / "shards.json").unlink()
+    assert shown(open_set(url, **words)) == {20 + i: f"caption {20 + i}" for i in range(count)}
+    assert ("index is left aside" in caplog.text) == (not same_size)

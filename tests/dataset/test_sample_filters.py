@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from tests.dataset.shard_files import as_json, open_set, png, write_shards
-from wfimagevae.dataset.captions import Captions
+from wfimagevae.dataset.captions import Captions, CaptionTable
 from wfimagevae.dataset.image_sets import FolderOptions, open_folder
 from wfimagevae.dataset.sample_filters import (
     SampleFilters,
@@ -62,7 +62,7 @@ def kept(found, **filters):
         ({"skip_nsfw": True}, [0, 3, 5]),
         ({"languages": ("en",)}, [0, 2, 5]),
         ({"languages": ("de", "fr")}, [1, 3]),
-        ({"skip_words": ("caption 3", "n 5")}, [0, 1, 2, 4]),
+        ({"skip_words": ("caption 3", "5", "apt", "n 4")}, [0, 1, 2, 4]),
         ({"min_similarity": 0.3, "languages": ("en",), "min_image_size": 13}, [2]),
     ],
 )
@@ -87,7 +87,7 @@ def test_nothing_left_and_fields_that_nobody_has_are_errors(found, tmp_path):
     for name, value in (("min_similarity", 0.3), ("skip_nsfw", True), ("languages", ("en",))):
         with pytest.raises(ValueError, match=f"--{name}: no image of test has a field"):
             filtered(bare, SampleFilters(**{name: value}), "test")
-    with pytest.raises(ValueError, match=r"at least 1, got 0\.5"):
+    with pytest.raises(ValueError, match=r"at least 1, or 0 for any, got 0\.5"):
         SampleFilters(max_aspect_ratio=0.5)
 
 
@@ -98,6 +98,33 @@ def test_words_come_from_a_list_or_a_file(tmp_path):
     assert read_words("") == ()
     with pytest.raises(ValueError, match="no word"):
         read_words(" , ")
+
+
+@pytest.mark.parametrize(
+    ("word", "hits", "others"),
+    [
+        ("ass", ["An ASS.", "ass, horse", "a (ass)"], ["glass", "grass", "assembly", "ass_2"]),
+        ("c++", ["a C++ book", "c++", "C++, C"], ["c+", "abc++"]),
+        ("two words", ["Two  words!", "two\twords"], ["two wordsmiths", "cut two wordy"]),
+        ("größe", ["Die GRÖSSE", "Gro\u0308ße"], ["Größen", "Übergröße"]),
+        ("血", ["流血了"], ["流汗了"]),
+    ],
+)
+def test_words_are_skipped_whole_in_any_spelling(found, word, hits, others):
+    texts = hits + others
+    rows = [0] * len(texts)
+    some = found.select(range(1))
+    some.images = some.images.select(rows)
+    some.captions, some.sizes = CaptionTable([[text] for text in texts]), None
+    some.labels, some.shard, some.record = (None, []), None, None
+    left = filtered(some, SampleFilters(skip_words=read_words(word)), "test")
+    assert [left.captions.all(i)[0] for i in range(len(left))] == others
+
+
+def test_phrase_is_not_found_over_the_border_of_two_captions(found):
+    found.captions = CaptionTable([["one two", "words here"]] * 5 + [["two words"]])
+    left = filtered(found, SampleFilters(skip_words=("two words",)), "test")
+    assert len(left) == 5
 
 
 def test_filters_read_sizes_and_fields_of_a_manifest_and_its_captions(tmp_path):

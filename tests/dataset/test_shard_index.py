@@ -171,3 +171,10 @@ def test_folders_of_images_are_not_taken_for_shards(tmp_path):
     assert is_shard_spec(tmp_path / "shards") and not is_shard_spec(tmp_path / "photos")
     assert is_shard_spec("https://a.b/x.tar") and is_shard_spec("pipe:cat x")
     assert is_shard_spec("data/{000..009}.tar") and not is_shard_spec("photos.jsonl")
+
+
+def test_index_is_not_kept_inside_the_folder_of_shards(tmp_path, caplog):
+    write_shards(tmp_path / "shards", [2])
+    found = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "shards" / "cache")
+    assert len(found) == 2 and not (tmp_path / "shards" / "cache").exists()
+    assert "shard index cache off" in caplog.text and "inside the image folder" in caplog.text

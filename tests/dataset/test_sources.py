@@ -122,6 +122,14 @@ def test_empty_folder_names_the_extensions(touch):
         index_images(touch("notes.txt"))
 
 
+def test_shards_are_named_where_images_are_asked_for(touch, tmp_path):
+    folder = touch("below/a.tar")
+    with pytest.raises(ValueError, match=r"no images in .*; training reads .*below/a\.tar"):
+        index_images(folder, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"a\.tar is a shard.*cannot be cached"):
+        index_images(folder / "below" / "a.tar", tmp_path / "cache")
+
+
 def test_missing_path_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="neither a folder nor a manifest"):
         index_images(tmp_path / "nothing")

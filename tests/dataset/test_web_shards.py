@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 import pickle
 import tarfile
 from collections import Counter
@@ -183,6 +185,33 @@ def test_keys_that_no_sample_has_are_errors(tmp_path, options, message):
     write_shards(tmp_path, [3])
     with pytest.raises(ValueError, match=message):
         open_set(str(tmp_path), **options)
+
+
+def test_samples_without_an_image_of_the_types_are_counted_and_their_types_told(tmp_path, caplog):
+    write_shards(tmp_path, [5], lambda i: {"png": None, "bmp": png(1)} if i % 2 else {})
+    assert len(open_set(str(tmp_path))) == 3
+    assert "left out 2 of 5 samples" in caplog.text and "of type bmp, cls, txt" in caplog.text
+    caplog.clear()
+    assert len(open_set(str(tmp_path), image_key="png;bmp")) == 5
+    assert "left out" not in caplog.text
+
+
+def test_negative_label_is_refused_by_the_name_of_its_sample(tmp_path):
+    write_shards(tmp_path, [12], lambda i: {"cls": -1 if i == 5 else i})
+    with pytest.raises(ValueError, match=r"s-000.tar::00005: label -1 is out of range: use 0 to"):
+        open_set(str(tmp_path), with_labels=True)
+
+
+def test_shard_that_cannot_be_opened_ends_training_and_counts_as_no_damage(tmp_path, monkeypatch):
+    write_shards(tmp_path, [3])
+    images = open_set(str(tmp_path)).images
+
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(DataError, match=r"cannot open shard .*s-000.tar: Too many open files"):
+        images.open(0)
 
 
 def test_custom_types_can_be_images_and_captions(tmp_path):

@@ -223,3 +223,60 @@ def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path
         assert [p for p in server.count("GET") if p.endswith(".tar")] == ["/shard-000001.tar"]
     finally:
         server.close()
+
+
+@pytest.mark.parametrize("change", ["field", "picture"])
+def test_changed_source_is_refused_not_passed_over(photos, tmp_path, change):
+    manifest = tmp_path / "list.jsonl"
+    line = {"path": "photos/a/p0.png", "similarity": 0.1}
+    manifest.write_text(json.dumps(line))
+    assert make(manifest, tmp_path / "shards") == 0
+    assert make(manifest, tmp_path / "shards") == 0  # nothing has changed
+    if change == "field":
+        manifest.write_text(json.dumps(line | {"similarity": 0.9}))
+    else:
+        Image.fromarray(smooth_image(40, 40, 99)).save(photos / "a" / "p0.png")
+    with pytest.raises(ValueError, match="images that have changed since"):
+        make(manifest, tmp_path / "shards")
+
+
+def test_names_that_are_not_utf_8_and_half_an_emoji_are_kept(photos, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "a" / "p0.png").rename(photos / "a" / name)
+    (photos / "a" / "p0.txt").rename(photos / "a" / (name[:-3] + "txt"))
+    assert make(photos / "a", tmp_path / "named", "--captions", "sidecar") == 0
+    assert name in [record["name"] for *_, record in read_records(tmp_path / "named")]
+    manifest = tmp_path / "list.jsonl"
+    manifest.write_text('{"path": "photos/b/p1.jpg", "caption": "a \\ud83d", "tag": "\\ud83d"}')
+    assert make(manifest, tmp_path / "half", "--captions", "manifest") == 0
+    ((_, record),) = read_records(tmp_path / "half")
+    assert record["tag"] == "\ud83d"
+
+
+def read_records(folder):
+    """Caption lines, if any, and record of every sample."""
+    found = open_shards([folder], ShardOptions(with_captions=True, with_records=True))
+    return [(found.captions.all(i), found.record(i)) for i in range(len(found))]
+
+
+def test_pictures_of_cameras_with_more_than_one_inside_are_kept_as_they_are(photos, tmp_path):
+    for old in photos.rglob("p*"):
+        old.unlink()
+    pictures = [Image.fromarray(smooth_image(40, 40, i)) for i in range(2)]
+    path = photos / "a" / "phone.jpg"
+    pictures[0].save(path, "MPO", save_all=True, append_images=pictures[1:])
+    assert make(photos, tmp_path / "shards") == 0
+    (sample,) = read_with_library(tmp_path / "shards")
+    assert sample["jpg"] == path.read_bytes()
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_damaged_index_of_a_shard_is_named(photos, tmp_path, is_cut):
+    make(photos, tmp_path / "shards")
+    file = tmp_path / "shards" / "shard-000000.index.npz"
+    content = bytearray(file.read_bytes())
+    packed = content.index(b"written.npy") + 40
+    content[packed : packed + 30] = bytes(255 for _ in range(30))
+    file.write_bytes(content[:-100] if is_cut else content)
+    with pytest.raises(ValueError, match=r"shard-000000\.index\.npz is no index of a shard"):
+        make(photos, tmp_path / "shards")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.dataset.shard_files import as_json, png, write_shards
+from tests.dataset.shard_files import as_json, png, write_shards, written_shards
 from wfimagevae.dataset import Mixture, TrainImageDataset, TrainLoader
 from wfimagevae.task.flags import build_parser
 from wfimagevae.task.flow_data import build_datasets
@@ -142,6 +142,10 @@ def test_mixed_buckets_deal_whole_batches_of_one_set(options, folder, tmp_path):
         ({"use_manifest": True}, "means shards, not a manifest"),
         ({"aspect_buckets": 4, "min_image_size": 99}, "leave none of 3 images"),
         ({"wds_image_key": "tif"}, "set --wds_image_key"),
+        ({"wds_shuffle_shards": 0}, "--wds_shuffle_shards must be at least 1, got 0"),
+        ({"wds_cache_gb": float("nan")}, r"--wds_cache_gb must be 0 .* or more, got nan"),
+        ({"max_aspect_ratio": -3.0}, r"at least 1, or 0 for any, got -3.0"),
+        ({"min_image_size": -3}, r"min_image_size must be 0 .* got -3"),
     ],
 )
 def test_options_that_cannot_be_met_are_errors(options, tmp_path, flag, message):
@@ -209,3 +213,108 @@ def test_images_to_validate_on_come_from_all_sources_in_order(options, folder, t
     assert shown == [7, 8, 0, 1, 2]
     assert images.relative(0) == "0/007.png" and images.relative(4) == "1/s-001/00002.png"
     assert [images.select([1, 4]).name(i)[-9:] for i in range(2)] == ["s/008.png", "ar::00002"]
+
+
+GRAYS = {"ant": 10, "bee": 100, "cat": 200}
+
+
+def class_folders(home, names):
+    for name in names:
+        (home / name).mkdir(parents=True)
+        for i in range(2):
+            (home / name / f"{i}.png").write_bytes(png(GRAYS[name] + i))
+    return str(home)
+
+
+def shown_classes(dataset):
+    """Class names by the gray values that are shown under them."""
+    batch = dataset.read_batch(list(range(len(dataset))))
+    grays = [int(value) // 10 * 10 for value in batch["pixels"][:, 0, 0, 0]]
+    return {
+        (dataset.class_names[label], gray)
+        for label, gray in zip(batch["label"].tolist(), grays, strict=True)
+    }
+
+
+def test_classes_of_written_shards_are_known_by_name(options, tmp_path):
+    train = class_folders(tmp_path / "train", ["ant", "bee", "cat"])
+    few = class_folders(tmp_path / "few", ["ant", "cat"])  # their numbers are 0 and 1
+    train_shards = written_shards(train, tmp_path / "train_shards", labels="folder")
+    few_shards = written_shards(few, tmp_path / "few_shards", labels="folder")
+    chosen = options(labels="folder")
+    for source in (train, train_shards):
+        data = build_image_data(chosen, [source])
+        assert data.class_names == ["ant", "bee", "cat"]
+        held_out = build_image_data(chosen, [few_shards], data)
+        assert held_out.class_names == ["ant", "bee", "cat"]
+        assert shown_classes(held_out) == {("ant", 10), ("cat", 200)}
+    for weights in (None, [1.0, 1.0]):
+        both = build_image_data(
+            options(labels="folder", data_weights=weights), [train_shards, few_shards]
+        )
+        assert shown_classes(both) == set(GRAYS.items())
+    with pytest.raises(ValueError, match="label 'bee' is out of range: the classes are ant, cat"):
+        build_image_data(chosen, [train_shards], build_image_data(chosen, [few_shards]))
+    write_shards(tmp_path / "numbered", [3])
+    with pytest.raises(ValueError, match=r"label 0 is a number, that of .* is not"):
+        build_image_data(chosen, [few_shards, str(tmp_path / "numbered")])
+
+
+def test_numbered_classes_of_written_shards_keep_their_numbers(options, folder, tmp_path):
+    folder("images", 12)
+    lines = [json.dumps({"path": f"images/{i:03d}.png", "label": i}) + "\n" for i in range(12)]
+    (tmp_path / "list.jsonl").write_text("".join(lines))
+    shards = written_shards(tmp_path / "list.jsonl", tmp_path / "shards", labels="manifest")
+    data = build_image_data(options(labels="manifest"), [shards])
+    assert data.class_names == [str(i) for i in range(12)]
+    batch = data.read_batch(list(range(12)))
+    assert batch["label"].tolist() == numbers(data, 12)
+
+
+def test_better_captions_name_written_shards_by_the_paths_of_their_images(
+    options, folder, tmp_path
+):
+    shards = written_shards(folder("images", 3), tmp_path / "shards")  # without captions
+    better = tmp_path / "better.jsonl"
+    better.write_text('{"name": "001.png", "caption": "B"}\n{"key": "002", "caption": "C"}\n')
+    chosen = options(better_captions=str(better), text_encoder="bytes", captions="sidecar")
+    data = build_image_data(chosen, [shards])
+    shown = dict(zip(numbers(data, 3), data.read_batch([0, 1, 2])["caption"], strict=True))
+    assert shown == {0: "", 1: "B", 2: "C"}
+    better.write_text('{"key": "other", "caption": "B"}\n')
+    with pytest.raises(ValueError, match="none of 3 images has a caption"):
+        build_image_data(chosen, [shards])
+
+
+@pytest.mark.parametrize("weights", [None, [1.0, 1.0]])
+def test_better_captions_that_fit_images_of_several_sets_are_refused(
+    options, folder, tmp_path, weights
+):
+    sets = [written_shards(folder(name, 2), tmp_path / f"{name}s") for name in ("a", "b")]
+    better = tmp_path / "better.jsonl"
+    better.write_text('{"key": "000000001", "caption": "B"}\n')  # a number that every set has
+    chosen = options(better_captions=str(better), text_encoder="bytes", data_weights=weights)
+    with pytest.raises(ValueError, match=r"'000000001' fits several images, .*as/.* and .*bs/"):
+        build_image_data(chosen, sets)
+
+
+def test_captions_of_a_file_are_refused_for_shards_alone(options, folder, tmp_path):
+    write_shards(tmp_path / "shards", [3])
+    shards = str(tmp_path / "shards")
+    (tmp_path / "list.tsv").write_text("000.png\tmine\n001.png\tmine\n")
+    listed = options(text_encoder="bytes", captions=str(tmp_path / "list.tsv"))
+    with pytest.raises(ValueError, match=r"list.tsv: a file of names and captions is for folders"):
+        build_image_data(listed, [shards])
+    both = build_image_data(listed, [folder("images", 2, first=0), shards])
+    assert "mine" in both.read_batch(list(range(5)))["caption"]
+    with pytest.raises(ValueError, match=r"captions 'sidecarz': there is no such file"):
+        build_image_data(options(text_encoder="bytes", captions="sidecarz"), [shards])
+
+
+def test_fields_come_from_the_member_that_is_named(options, tmp_path):
+    write_shards(tmp_path / "shards", [4], lambda i: {"meta.json": as_json(similarity=i / 4)})
+    chosen = options("vae", wds_json_key="meta.json", min_similarity=0.5)
+    assert sorted(numbers(build_image_data(chosen, [str(tmp_path / "shards")]), 2)) == [2, 3]
+    chosen = options("vae", wds_json_key="meta", min_similarity=0.5)
+    with pytest.raises(ValueError, match=r"no image of .* has a field similarity"):
+        build_image_data(chosen, [str(tmp_path / "shards")])

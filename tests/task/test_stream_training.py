@@ -50,6 +50,50 @@ def test_vae_trains_on_bucketed_shards_and_resumes_bit_for_bit(shards, tmp_path)
         train_vae(place.flags("other", 8, **other))
 
 
+def write_shapes(folder, *shapes):
+    """Images of some widths and heights."""
+    folder.mkdir()
+    for i, (width, height) in enumerate(shapes):
+        Image.fromarray(smooth_image(height, width, i)).save(folder / f"{i}.png")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (
+            {"aspect_buckets": 16, "disc_num_layers": 3},
+            r"--resolution 32 with a bucket of 64 x 16 is too small for the discriminator, which "
+            r"needs 24 px: raise it, or train with --disc_num_layers 2 or --disc_weight 0",
+        ),
+        ({"aspect_buckets": 12}, "crops of 48 x 12 px: make them multiples of 8"),
+        ({"reduced_min_sizes": 20, "train_crop": "resized"}, "crops of 20 x 20 px: .* of 8"),
+    ],
+)
+def test_buckets_that_a_vae_cannot_take_are_refused_before_training(tmp_path, options, words):
+    photos = write_shapes(tmp_path / "shapes", (40, 40), (800, 40))
+    with pytest.raises(ValueError, match=words):
+        Workplace(tmp_path).train("bad", 2, **{"image_path": photos} | options)
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ({"model_name": "FlowDiT-S/4", "aspect_buckets": 6}, "of 24 x 12 px|of 24 x 6 px"),
+        ({"model_name": "DiT-S/4", "aspect_buckets": 8}, "this network takes 16 x 16 alone"),
+        (
+            {"model_name": "SmallCNN", "model_config": None, "aspect_buckets": 8},
+            "images of 32 x 8 px, this network takes 16 x 16 alone: leave these flags out",
+        ),
+    ],
+)
+def test_buckets_that_a_flow_cannot_take_are_refused_before_training(tmp_path, model, words):
+    photos = write_shapes(tmp_path / "shapes", (20, 20), (80, 20))
+    options = {"dataset": "images", "num_shapes": None, "data_path": photos}
+    with pytest.raises(ValueError, match=words):
+        FlowPlace(tmp_path).train("bad", 2, **options | model)
+
+
 def test_flow_with_text_trains_on_bucketed_shards_and_resumes(shards, tmp_path):
     place = FlowPlace(tmp_path)
     options = {

@@ -10,6 +10,7 @@ import numpy as np
 
 from wfimagevae.dataset.order import Order, shuffled
 
+MAX_RATIO = 4  # long side by short side of a bucket
 _log = logging.getLogger("wfimagevae")
 
 
@@ -20,7 +21,7 @@ class BucketRules:
     Attributes:
         resolution: Side of the square whose area the samples have, in pixels.
         multiple: Sides are multiples of this many pixels, as near as that gets to an image's own
-            shape; 0 makes squares only.
+            shape, or to `MAX_RATIO` for an image that is longer; 0 makes squares only.
         reduced_sizes: An image is also a sample at each of these short sides, in pixels, that is
             smaller than the one it has in its bucket.
         enlarge: Also take images that are smaller than their bucket.
@@ -51,22 +52,29 @@ class BucketRules:
         """The bucket of each image at constant area: int64 (N, 2), height and width."""
         if not self.multiple:
             return np.full(sizes.shape, self.resolution, np.int64)
+        sizes = _shortened(sizes)
         return self._rounded(sizes, self.resolution / np.sqrt(_area(sizes)))
 
     def reduced(self, sizes: np.ndarray, short_side: int) -> np.ndarray:
         """The bucket of each image scaled to a short side: int64 (N, 2), height and width."""
         if not self.multiple:
             return np.full(sizes.shape, short_side, np.int64)
-        return self._rounded(sizes, short_side / sizes.min(axis=1))
+        return self._rounded(_shortened(sizes), short_side / sizes.min(axis=1))
 
     def _rounded(self, sizes: np.ndarray, scale: np.ndarray) -> np.ndarray:
         scaled = sizes[:, ::-1] * scale[:, None] / self.multiple
         # Halves go up (np.round would send them to even numbers).
-        return np.maximum(np.floor(scaled + 0.5), 1).astype(np.int64) * self.multiple
+        counts = np.maximum(np.floor(scaled + 0.5), 1).astype(np.int64)
+        return _shortened(counts) * self.multiple
 
 
 def _area(sizes: np.ndarray) -> np.ndarray:
     return sizes.astype(np.float64).prod(axis=1)
+
+
+def _shortened(sizes: np.ndarray) -> np.ndarray:
+    """Sizes whose long side is cut where it is more than `MAX_RATIO` short ones."""
+    return np.minimum(sizes, MAX_RATIO * sizes.min(axis=1, keepdims=True))
 
 
 def assign_buckets(
@@ -74,7 +82,8 @@ def assign_buckets(
 ) -> dict[tuple[int, int], np.ndarray]:
     """The images of every bucket: (height, width) -> their numbers, increasing.
 
-    Images that cannot be read, or are too small for their bucket, are in none; how many is logged.
+    Images without a readable header, and those too small for their bucket, are in none; how many,
+    of each, is logged.
 
     Args:
         sizes: Width and height of each, int32 (N, 2).
@@ -85,6 +94,11 @@ def assign_buckets(
         ValueError: no image is in any.
     """
     usable = np.flatnonzero(sizes.min(axis=1) > 0)
+    if not len(usable):
+        raise ValueError(f"{source}: none of {len(sizes)} images is readable: check the image path")
+    if len(usable) < len(sizes):
+        unreadable = len(sizes) - len(usable)
+        _log.warning("%s: %d images are unreadable: left out", source, unreadable)
     sizes = sizes[usable]
     own = rules.buckets(sizes)
     chosen = [own]

@@ -100,6 +100,7 @@ class CropDataset(Dataset):
         class_names: One a class, in the order of their numbers.
         has_captions: Whether samples come with captions.
         data_key: ``image``.
+        sizes: Height and width of all its samples.
         order_facts: What the order depends on besides seed and images; must not change in a run.
     """
 
@@ -122,6 +123,7 @@ class CropDataset(Dataset):
         self.resolution = rules.resolution
         self.sample_shape = (3, rules.resolution, rules.resolution)
         self._order = order or ShuffledOrder(len(images), seed)
+        self.sizes = list(self._order.sizes) or [self.sample_shape[1:]]
         self.order_facts = self._order.facts
         self._failed: dict[tuple[int, tuple[int, int]], str] = {}
 

@@ -28,6 +28,9 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Texts of a PNG in which Pillow finds an orientation, besides the chunk eXIf.
+_PNG_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
+
 # What Pillow's readers raise on damaged files.
 _DAMAGE = (
     OSError,
@@ -84,7 +87,10 @@ def open_rgb(
 
 
 def image_size(file: str | BinaryIO) -> tuple[int, int]:
-    """Width and height of an upright image, from its header; (0, 0) where it has none."""
+    """Width and height of an upright image, from its header; (0, 0) where it has none.
+
+    Of the kinds of files only a PNG with EXIF behind its pixels, which is rare, is decoded for it.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -128,9 +134,31 @@ def _is_turned(image: Image.Image) -> bool:
 
 def _orientation(image: Image.Image) -> int | None:
     try:
+        if image.format == "PNG" and not _has_late_metadata(image.fp):
+            # Pillow's own for PNG decodes all pixels, to see what comes after them.
+            return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
         return image.getexif().get(ExifTags.Base.Orientation)
     except SyntaxError:  # the EXIF block is no EXIF block: as good as none
         return None
+
+
+def _has_late_metadata(file: BinaryIO | None) -> bool:
+    """Whether a PNG tells of its orientation behind its pixels, from the heads of its chunks."""
+    if file is None:  # all of it has been read
+        return False
+    place, is_late = file.tell(), False
+    file.seek(8)
+    try:
+        while len(head := file.read(8)) == 8:
+            length, kind = struct.unpack(">I4s", head)
+            behind = file.tell() + length + 4  # content and checksum
+            if is_late and (kind == b"eXIf" or file.read(22).startswith(_PNG_TEXTS)):
+                return True
+            is_late |= kind == b"IDAT"
+            file.seek(behind)
+        return False
+    finally:
+        file.seek(place)
 
 
 def _resized(width: int, height: int, short_side: int) -> tuple[int, int]:

@@ -139,9 +139,10 @@ def open_folder(source: str | Path, options: FolderOptions) -> ImageSet:
         labels=read_labels(source, images, options.labels),
         captions=read_captions(source, images, options.captions),
     )
-    if options.with_sizes:
-        found.sizes = measured_sizes(images, options.index_cache_dir)
     path = os.path.abspath(os.path.expanduser(source))
+    if options.with_sizes:
+        image_folder = path if os.path.isdir(path) else None
+        found.sizes = measured_sizes(images, options.index_cache_dir, image_folder)
     if options.with_records and os.path.isfile(path):
         found.record = in_index_order(path, lambda record, _: record).__getitem__
     return found

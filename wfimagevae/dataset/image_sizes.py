@@ -8,7 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, cache_folder, replacing
+from wfimagevae.dataset.cache_files import (
+    DAMAGED_ARRAYS,
+    cache_folder,
+    file_version,
+    may_keep,
+    replacing,
+)
 from wfimagevae.dataset.decode import image_size
 from wfimagevae.dataset.file_lock import locked
 from wfimagevae.dataset.parallel import in_processes
@@ -18,19 +24,24 @@ _CHUNK = 512
 _log = logging.getLogger("wfimagevae")
 
 
-def measured_sizes(images: ImageIndex, cache_dir: str | Path | None = None) -> np.ndarray:
+def measured_sizes(
+    images: ImageIndex, cache_dir: str | Path | None = None, image_folder: str | None = None
+) -> np.ndarray:
     """Width and height of every image, upright; only files that are new or changed are opened.
 
     Args:
         images: The images.
         cache_dir: Where sizes are kept between runs; None is ``wfimagevae/index`` under
             ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        image_folder: The user's folder of these images, if they are of one: nothing is kept in it.
 
     Returns:
         int32 (N, 2); 0 for a file that is missing or no image.
     """
     digest = hashlib.blake2b(os.fsencode(images.root), digest_size=16).hexdigest()
     folder = cache_folder(cache_dir, "index")
+    if not may_keep(folder, [image_folder] if image_folder else [], "cache of image sizes"):
+        return _sizes_of(images, None)
     with contextlib.ExitStack() as stack:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -40,10 +51,12 @@ def measured_sizes(images: ImageIndex, cache_dir: str | Path | None = None) -> n
         return _sizes_of(images, folder / f"{digest}.sizes.npz")
 
 
-def _sizes_of(images: ImageIndex, cache: Path) -> np.ndarray:
+def _sizes_of(images: ImageIndex, cache: Path | None) -> np.ndarray:
+    if cache is None:
+        return _measured([images.path(i) for i in range(len(images))])
     names = [images.entry(i) for i in range(len(images))]
     ids = np.array([_short_hash(name) for name in names], np.uint64)
-    stamps = np.array([_stamp(images.path(i)) for i in range(len(images))], np.int64).reshape(-1, 2)
+    stamps = np.array([file_version(images.path(i)) for i in range(len(images))], np.int64)
     sizes, is_known = _known(cache, ids, stamps)
     unknown = np.flatnonzero(~is_known)
     if len(unknown):
@@ -54,14 +67,6 @@ def _sizes_of(images: ImageIndex, cache: Path) -> np.ndarray:
 
 def _short_hash(name: bytes) -> int:
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little")
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        status = os.stat(path)
-    except OSError:
-        return -1, -1
-    return status.st_size, status.st_mtime_ns
 
 
 def _known(cache: Path, ids: np.ndarray, stamps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -136,7 +136,7 @@ def number_labels(
         if isinstance(label, str) != by_name:
             raise ValueError(
                 f"{where(i)}: label {label!r} is a {'number' if by_name else 'name'}, "
-                f"that of {where(0)} is not; use one kind in all lines"
+                f"that of {where(0)} is not; use one kind throughout"
             )
     if class_names is None:
         highest = 0 if by_name else min(max(values), _HIGHEST_LABEL)

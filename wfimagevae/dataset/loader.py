@@ -24,7 +24,7 @@ class TrainLoader:
     ``next(loader)`` gives a dict: what the dataset's ``to_inputs`` makes of a batch, such as
     ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in memory, on ``device``;
     ``position``, the B data positions; ``unreadable``, a list of (path, reason) of the files met
-    for the first time, each of which is also logged once.
+    for the first time, each of which is also logged once, by each rank that meets it.
 
     Workers hand over what ``read_batch`` returns. For images these are 8-bit crops: a quarter of
     the bytes between processes and to the device.
@@ -105,7 +105,7 @@ class TrainLoader:
 
     @property
     def num_unreadable(self) -> int:
-        """Files of this rank's share found unreadable so far."""
+        """Files that this rank found unreadable so far; later epochs show them to others, too."""
         return len(self._unreadable)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Several data sets in one run, dealt by their weights."""
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -23,7 +24,8 @@ class Mixture:
     Args:
         parts: The data sets, of one kind and with the same classes. One without captions has ""
             for each, where another has captions.
-        weights: Share of each; None takes their sizes.
+        weights: Share of each, to the nearest fraction with a denominator of up to a million; None
+            takes their sizes.
         block_size: Positions in a row that come from one set: 1, or the batch size where a batch
             must come from one set.
 
@@ -40,8 +42,6 @@ class Mixture:
     ):
         if weights is not None and len(weights) != len(parts):
             raise ValueError(f"{len(parts)} data sets need as many weights, got {len(weights)}")
-        if weights is not None and min(weights) <= 0:
-            raise ValueError(f"weights of data sets must be above 0, got {list(weights)}")
         self.parts, self.block_size = list(parts), block_size
         first = self.parts[0]
         for part in self.parts[1:]:
@@ -50,8 +50,7 @@ class Mixture:
         self.sample_shape = first.sample_shape
         self.num_classes, self.class_names = first.num_classes, first.class_names
         self.has_captions = any(part.has_captions for part in self.parts)
-        shares = [len(part) for part in parts] if weights is None else weights
-        shares = [Fraction(share).limit_denominator(_PRECISION) for share in shares]
+        shares = [Fraction(len(part)) for part in parts] if weights is None else _shares(weights)
         left = [sum(shares[i:]) for i in range(len(shares))]
         self._ratios = [share / rest for share, rest in zip(shares, left, strict=True)]
         self.order_facts = _facts(self.parts) | {
@@ -61,6 +60,11 @@ class Mixture:
     def __len__(self) -> int:
         """Samples of all sets together."""
         return sum(len(part) for part in self.parts)
+
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """Height and width of all samples, of sets of images."""
+        return sorted({size for part in self.parts for size in part.sizes})
 
     def place(self, position: int) -> tuple[int, int]:
         """The set that a position belongs to, and the position in that set."""
@@ -91,6 +95,23 @@ class Mixture:
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """As the first set does."""
         return self.parts[0].to_inputs(batch, device)
+
+
+def _shares(weights: Sequence[float]) -> list[Fraction]:
+    """Weights as fractions.
+
+    Raises:
+        ValueError: one that is not finite, not above 0, or too small.
+    """
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
+        raise ValueError(f"weights of data sets must be numbers above 0, got {list(weights)}")
+    shares = [Fraction(weight).limit_denominator(_PRECISION) for weight in weights]
+    if not all(shares):
+        raise ValueError(
+            f"weights of data sets count in millionths, one of {list(weights)} is nothing: "
+            "multiply them all by the same number, or leave the set out"
+        )
+    return shares
 
 
 def _joined(values: list, key: str, back: list[int]) -> Tensor | list:

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,11 @@ class Order:
         num_items: Length of an epoch, in positions.
         facts: Plain values that the order depends on besides seed and images; positions of one
             run mean nothing to an order with other facts.
+        sizes: Height and width of all samples, where they are not the data set's own.
     """
 
     num_items: int
+    sizes: Sequence[tuple[int, int]] = ()
     facts: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
     def index(self, position: int) -> int:

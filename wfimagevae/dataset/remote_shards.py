@@ -7,6 +7,7 @@ import http.client
 import logging
 import os
 import shutil
+import string
 import time
 import urllib.error
 import urllib.request
@@ -14,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from wfimagevae.dataset.cache_files import cache_folder, replacing
 from wfimagevae.dataset.file_lock import locked
@@ -40,13 +41,16 @@ class RemoteOptions:
             ``~/.cache``.
         max_bytes: The folder is kept under this size by removing the shards that were used
             longest ago; 0 keeps all. A removed shard is fetched again when it is needed, so leave
-            room for those that are shuffled together.
+            room for those that are read at a time.
+        read_at_a_time: Shards that a process keeps open where there is a limit: the space of a
+            removed shard is free only when nobody has it open any more.
         retries: Further attempts after one that failed.
         retry_delay: Seconds before the first of them; each time twice as long.
     """
 
     cache_dir: str | Path | None = None
     max_bytes: int = 0
+    read_at_a_time: int = 16
     retries: int = 6
     retry_delay: float = 1.0
 
@@ -90,19 +94,31 @@ class RemoteShards:
 
         return self._retried(ask, url)
 
-    def local(self, url: str, stamp: list[Any]) -> str:
+    def local(self, url: str, stamp: list[Any], sha256: str = "") -> str:
         """Path of a shard's copy, fetched first if there is none of this version.
 
+        Args:
+            url: Of the shard.
+            stamp: Its version, as `stamp` gives it.
+            sha256: What its content must have; empty is anything.
+
         Raises:
-            DataError: it cannot be fetched, or not whole.
+            DataError: it cannot be fetched, not whole, or cannot be kept, or is another file.
         """
         target = self.path(url, stamp)
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with locked(target.with_name(f".{target.name}.lock")):
-                if not target.exists():  # another process fetched it meanwhile
-                    self._retried(lambda: self._fetch(url, target), url)
-                    self._make_room(target)
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with locked(target.with_name(f".{target.name}.lock")):
+                    if not target.exists():  # another process fetched it meanwhile
+                        _remove_leftovers(target)
+                        self._retried(lambda: self._fetch(url, target, sha256), url)
+                        self._make_room(target)
+            except OSError as error:
+                raise DataError(
+                    f"cannot keep shards in {target.parent}: {error.strerror or error}; see "
+                    "--wds_cache_dir"
+                ) from None
         with contextlib.suppress(OSError):
             os.utime(target)
         return str(target)
@@ -132,9 +148,15 @@ class RemoteShards:
 
         return self._retried(read, url)
 
-    def _fetch(self, url: str, target: Path) -> None:
+    def _fetch(self, url: str, target: Path, sha256: str) -> None:
         with replacing(target, is_lasting=True) as file:
             self._copy(url, file)
+            file.seek(0)
+            if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                raise DataError(
+                    f"{_shown(url)} is not the file that the shards.json beside it tells of "
+                    f"(sha256 {sha256}): write that anew with the shard, or remove it"
+                )
 
     def _copy(self, url: str, file) -> None:
         if not _is_http(url):
@@ -181,6 +203,13 @@ class RemoteShards:
                 excess -= size
 
 
+def _remove_leftovers(target: Path) -> None:
+    """Removes what a process that was killed left half fetched; the lock must be held."""
+    for path in target.parent.glob(f".{target.name}.*"):
+        if path.suffix != ".lock":
+            path.unlink(missing_ok=True)
+
+
 def _is_http(url: str) -> bool:
     return url.startswith(("http://", "https://", "hf://"))
 
@@ -217,10 +246,17 @@ def _refused(error: urllib.error.HTTPError) -> email.message.Message:
 def _request(url: str, method: str, open_url=urllib.request.urlopen):
     if url.startswith("hf://"):
         url = _hub_url(url)
-    request = urllib.request.Request(url, method=method)
+    request = urllib.request.Request(_quoted(url), method=method)
     if token := _token(url):
         request.add_unredirected_header("Authorization", f"Bearer {token}")
     return open_url(request, timeout=_TIMEOUT)
+
+
+def _quoted(url: str) -> str:
+    """A URL whose path and query are ASCII; what is quoted already stays."""
+    parts = urlsplit(url)
+    path, query = (quote(part, string.punctuation) for part in (parts.path, parts.query))
+    return parts._replace(path=path, query=query).geturl()
 
 
 def _hub_url(url: str) -> str:

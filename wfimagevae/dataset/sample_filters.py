@@ -2,6 +2,8 @@
 
 import logging
 import os
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +33,7 @@ class SampleFilters:
         min_similarity: A field of `SIMILARITY_FIELDS` below this, or missing; None is any.
         skip_nsfw: A field of `NSFW_FIELDS` says so (``NSFW``, ``LIKELY``, true, above 0.5).
         languages: A field of `LANGUAGE_FIELDS` is none of these, or missing; empty is any.
-        skip_words: The caption has one of these, in any case.
+        skip_words: A caption has one of these words, or phrases, whole and in any case.
     """
 
     min_image_size: int = 0
@@ -42,11 +44,13 @@ class SampleFilters:
     skip_words: tuple[str, ...] = ()
 
     def __post_init__(self):
-        if 0 < self.max_aspect_ratio < 1:
+        if self.max_aspect_ratio and not self.max_aspect_ratio >= 1:
             raise ValueError(
-                f"max_aspect_ratio is long side by short side: at least 1, got "
+                f"max_aspect_ratio is long side by short side: at least 1, or 0 for any, got "
                 f"{self.max_aspect_ratio}"
             )
+        if self.min_image_size < 0:
+            raise ValueError(f"min_image_size must be 0 (any) or more, got {self.min_image_size}")
 
     @property
     def need_sizes(self) -> bool:
@@ -70,7 +74,7 @@ def read_words(words: str) -> tuple[str, ...]:
         return ()
     path = os.path.expanduser(words)
     parts = Path(path).read_text("utf-8").splitlines() if os.path.isfile(path) else words.split(",")
-    found = tuple(dict.fromkeys(part.strip().casefold() for part in parts if part.strip()))
+    found = tuple(dict.fromkeys(_plain(part) for part in parts if part.strip()))
     if not found:
         raise ValueError(f"no word to skip in {words!r}: give a file of lines, or words, by commas")
     return found
@@ -164,18 +168,37 @@ def _number(value: Any) -> float:
 
 
 def _words_check(found: ImageSet, words: tuple[str, ...]) -> np.ndarray:
-    def keeps(i: int) -> bool:
-        text = " ".join(found.captions.all(i)).casefold()
-        return not any(word in text for word in words)
+    patterns = {_plain(word): _whole(_plain(word)) for word in words}
 
-    return np.array([keeps(i) for i in range(len(found))], bool)
+    def has_any(text: str) -> bool:
+        text = _plain(text)
+        # To look for the letters alone first is many times faster.
+        return any(word in text and pattern.search(text) for word, pattern in patterns.items())
+
+    return np.array([not any(map(has_any, found.captions.all(i))) for i in range(len(found))], bool)
+
+
+def _plain(text: str) -> str:
+    """Text without what differs between spellings of a word: case, spaces, composed letters."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def _whole(word: str) -> re.Pattern[str]:
+    """Finds a word that is no part of a longer one."""
+    # Chinese, Japanese and Korean write words, or their endings, without spaces between.
+    before, after = (
+        "" if unicodedata.east_asian_width(letter) == "W" else edge
+        for letter, edge in ((word[0], r"(?<!\w)"), (word[-1], r"(?!\w)"))
+    )
+    return re.compile(before + re.escape(word) + after)
 
 
 def read_better_captions(file: str | Path) -> dict[str, list[str]]:
     """Captions by name, from JSON lines ``{"key": ..., "caption": ...}`` (or ``"name"``).
 
-    A name is a sample's key, or an image's path below its folder, with or without extension.
-    Several lines of one name are several captions.
+    A name is an image's path below its folder, with or without extension, or a sample's key in
+    shards, or its field ``name`` (the path that `ShardWriter` found it at). Several lines of one
+    name are several captions.
 
     Raises:
         ValueError: there is no such file, or a bad line, named as file:line.
@@ -192,7 +215,11 @@ def read_better_captions(file: str | Path) -> dict[str, list[str]]:
 
 
 def use_better_captions(
-    found: ImageSet, better: Mapping[str, list[str]], prefix: str, source: str
+    found: ImageSet,
+    better: Mapping[str, list[str]],
+    prefix: str,
+    source: str,
+    owners: dict[str, str] | None = None,
 ) -> int:
     """Sets captions from a list in place of an image's own, where it has any.
 
@@ -201,14 +228,27 @@ def use_better_captions(
         better: As `read_better_captions` gives them.
         prefix: Set before every caption, as for `Captions`.
         source: What a message calls the images.
+        owners: Which image has which name of the list already, in other sources; added to.
 
     Returns:
         How many images have captions from the list.
+
+    Raises:
+        ValueError: a name of the list fits several images.
     """
     used = 0
     captions: list[list[str]] = []
+    owners = {} if owners is None else owners
     for i in range(len(found)):
-        texts = next((better[a] for a in found.images.aliases(i) if a in better), None)
+        name = next((alias for alias in _aliases(found, i) if alias in better), None)
+        if name is not None:
+            image = found.images.name(i)
+            if owners.setdefault(name, image) != image:
+                raise ValueError(
+                    f"better captions: {name!r} fits several images, {owners[name]} and {image}; "
+                    "give them names that differ, such as paths"
+                )
+        texts = better.get(name)
         used += texts is not None
         own = found.captions.all(i) if found.captions else []
         captions.append(own if texts is None else [with_prefix(prefix, text) for text in texts])
@@ -216,6 +256,13 @@ def use_better_captions(
         found.captions = CaptionTable(captions)
     _log.info("%s: better captions for %d of %d images", source, used, len(found))
     return used
+
+
+def _aliases(found: ImageSet, i: int) -> list[str]:
+    """Names of an image; of a sample in shards also the path that its record has."""
+    aliases = found.images.aliases(i)
+    name = found.record(i).get("name") if found.record and found.shard is not None else None
+    return [*aliases, name, os.path.splitext(name)[0]] if isinstance(name, str) else aliases
 
 
 def _better_caption(record: Any, where: str, text: str) -> tuple[str, str]:

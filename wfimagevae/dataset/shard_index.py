@@ -9,13 +9,13 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, cache_folder, replacing
+from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, cache_folder, may_keep, replacing
 from wfimagevae.dataset.file_lock import locked
 from wfimagevae.dataset.parallel import in_processes
 from wfimagevae.dataset.protocol import DataError
@@ -37,10 +37,12 @@ class ShardFile:
     Attributes:
         source: Absolute path, URL, or ``pipe:COMMAND``.
         stamp: Size and modification time of a file; of a remote one, what its server says.
+        sha256: Of the content that was indexed; empty where the index was made from the file.
     """
 
     source: str
     stamp: list[Any]
+    sha256: str = ""
 
     @property
     def stem(self) -> str:
@@ -73,16 +75,23 @@ def index_shards(
         DataError: a shard that cannot be read or fetched at all, or no sample in any.
     """
     store, extra = RemoteShards(remote or RemoteOptions()), extra or ExtraTypes()
-    cache = _IndexCache(cache_dir, extra)
+    local = {os.path.dirname(source) for source in sources if not is_remote(source)}
+    cache = _IndexCache(cache_dir, extra, local)
     shards = _stamped(sources, store)
     with cache.locked():  # the processes of a machine do the work once
         found = {shard.source: cache.load(shard, with_texts) for shard in shards}
-        missing = [shard for shard in shards if found[shard.source] is None]
         beside = _Beside(store) if extra == ExtraTypes() else None
+        missing = [
+            shard
+            for shard in shards
+            if (index := found[shard.source]) is None
+            or (index.sha256 and beside and not beside.is_of(index, shard))
+        ]
         for shard, index in _made(missing, store, extra, beside):
             cache.save(shard, index)
             found[shard.source] = index
-    indexed = [(shard, found[shard.source]) for shard in shards]
+    indexes = [found[shard.source] for shard in shards]
+    indexed = [(replace(s, sha256=i.sha256), i) for s, i in zip(shards, indexes, strict=True)]
     _tell_damage(indexed)
     if not any(len(index) for _, index in indexed):
         raise DataError(f"no sample in {len(indexed)} shards, for example {indexed[0][0].source}")
@@ -160,14 +169,22 @@ class _Beside:
 
     def find(self, shard: ShardFile) -> TarIndex | None:
         """The index of a shard; None where there is none, or none that fits."""
-        folder, _, name = shard.source.rpartition("/")
-        if shard.source.startswith("pipe:") or not name.endswith(".tar"):
+        folder = shard.source.rpartition("/")[0]
+        known = self._known(shard)
+        if known is None:
             return None
-        if folder not in self._records:
-            content = self.store.read(f"{folder}/{RECORD_NAME}")
-            self._records[folder] = _shard_records(content, f"{folder}/{RECORD_NAME}")
-        known = self._records[folder].get(name)
-        content = self.store.read(f"{folder}/{known['index']}") if known else None
+        lengths = [fact for fact in shard.stamp if str(fact).isdecimal()]  # of a server that tells
+        if lengths and str(known["bytes"]) not in lengths:
+            _log.warning(
+                "%s has %s bytes, not the %s of %s/%s: its index is left aside",
+                shard.source,
+                lengths[0],
+                known["bytes"],
+                folder,
+                RECORD_NAME,
+            )
+            return None
+        content = self.store.read(f"{folder}/{known['index']}")
         if content is None:
             return None
         if hashlib.sha256(content).hexdigest() != known["index_sha256"]:
@@ -175,14 +192,30 @@ class _Beside:
             return None
         with tempfile.TemporaryFile() as file:
             file.write(content)
-            return read_index(file)
+            return replace(read_index(file), sha256=known["sha256"])
+
+    def is_of(self, index: TarIndex, shard: ShardFile) -> bool:
+        """Whether an index that was taken from a record is still what the record says."""
+        known = self._known(shard)
+        return known is not None and known["sha256"] == index.sha256
+
+    def _known(self, shard: ShardFile) -> dict | None:
+        folder, _, name = shard.source.rpartition("/")
+        if shard.source.startswith("pipe:") or not name.endswith(".tar"):
+            return None
+        if folder not in self._records:
+            content = self.store.read(f"{folder}/{RECORD_NAME}")
+            self._records[folder] = _shard_records(content, f"{folder}/{RECORD_NAME}")
+        return self._records[folder].get(name)
 
 
 def _shard_records(content: bytes | None, where: str) -> dict[str, dict]:
     if content is None:
         return {}
+    keys = ("name", "bytes", "sha256", "index", "index_sha256")
     try:
-        return {shard["name"]: shard for shard in json.loads(content)["shards"]}
+        shards = json.loads(content)["shards"]
+        return {shard["name"]: {key: shard[key] for key in keys} for shard in shards}
     except (ValueError, KeyError, TypeError) as error:
         _log.warning("%s is no record of shards (%r): left aside", where, error)
         return {}
@@ -206,12 +239,15 @@ def write_index(file, index: TarIndex, **more: Any) -> None:
 class _IndexCache:
     """Indices on this machine, a file a shard."""
 
-    def __init__(self, cache_dir: str | Path | None, extra: ExtraTypes):
+    def __init__(self, cache_dir: str | Path | None, extra: ExtraTypes, shard_folders: set[str]):
         self.folder = cache_folder(cache_dir, "index") / "shards"
         self._extra = extra
-        self._is_writable = True
+        # Where the user did not say where, it is no matter that shards stand in the home folder.
+        named = shard_folders if cache_dir is not None else ()
+        self._is_writable = may_keep(self.folder, named, "shard index cache")
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            if self._is_writable:
+                self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             self._give_up(error)
 

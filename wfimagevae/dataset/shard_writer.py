@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
-from wfimagevae.dataset.cache_files import replacing
+from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, file_version, replacing
 from wfimagevae.dataset.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.image_sets import ImageSet
 from wfimagevae.dataset.order import shuffled
@@ -25,7 +25,8 @@ from wfimagevae.dataset.tar_index import index_tar
 
 FORMATS = ("keep", "jpg", "png", "webp")
 RECORD_VERSION = 1
-_TYPES = {"JPEG": "jpg", "PNG": "png", "WEBP": "webp"}
+# MPO is what many cameras write: a JPEG with more pictures behind it.
+_TYPES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODERS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
@@ -74,7 +75,8 @@ class ShardWriter:
         options: How they are written.
 
     Raises:
-        DataError: the folder has shards of other images or options.
+        DataError: the folder has shards of other images or options, or of files, captions or
+            manifest lines that have changed since.
     """
 
     def __init__(self, found: ImageSet, folder: Path, options: WriteOptions):
@@ -89,8 +91,8 @@ class ShardWriter:
             if self._facts(path).get("plan") != self.plan:
                 name = path.name.removesuffix(INDEX_SUFFIX)
                 raise DataError(
-                    f"{folder} has shards of other images or options, such as {name}.tar: choose "
-                    "another folder, or empty it"
+                    f"{folder} has shards of other images or options, or of images that have "
+                    f"changed since, such as {name}.tar: choose another folder, or empty it"
                 )
 
     def stem(self, number: int) -> str:
@@ -185,7 +187,9 @@ class ShardWriter:
             record["class"] = class_names[labels[i]]
         if found.captions is not None:
             members.append((f"{key}.txt", "\n".join(found.captions.all(i)).encode()))
-        members.append((f"{key}.json", json.dumps(record, ensure_ascii=False).encode()))
+        # A name that is no UTF-8, or half an emoji, becomes an escape, which JSON reads.
+        content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
+        members.append((f"{key}.json", content))
         return members
 
     def _encoded(self, content: bytes) -> tuple[str, bytes, tuple[int, int]]:
@@ -206,13 +210,16 @@ class ShardWriter:
         return kind, file.getvalue(), image.size
 
     def _plan(self) -> str:
-        """A hash of what the shards are made from; not of what is in the files."""
+        """A hash of what the shards are made from; of files, of their sizes and times."""
         digest = hashlib.sha256(repr(self.options).encode())
         labels = self.found.labels[0]
         for i in range(len(self.found)):
             captions = self.found.captions.all(i) if self.found.captions else None
             label = None if labels is None else int(labels[i])
-            digest.update(repr((self.found.images.relative(i), label, captions)).encode())
+            record = self.found.record(i) if self.found.record else None
+            version = file_version(self.found.images.path(i))
+            told = (self.found.images.relative(i), version, label, captions, record)
+            digest.update(repr(told).encode())
         return digest.hexdigest()
 
     def _facts(self, index: Path) -> dict[str, Any]:
@@ -222,7 +229,7 @@ class ShardWriter:
                 return json.loads(arrays["written"].tobytes())
         except FileNotFoundError:
             return {}
-        except (ValueError, KeyError, OSError) as error:
+        except DAMAGED_ARRAYS as error:
             raise DataError(f"{index} is no index of a shard ({error}); remove it") from None
 
 

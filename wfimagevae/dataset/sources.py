@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from wfimagevae.dataset.cache_files import cache_folder, replacing
+from wfimagevae.dataset.cache_files import cache_folder, may_keep, replacing
 from wfimagevae.dataset.decode import open_rgb
 from wfimagevae.dataset.packed_texts import PackedTexts
 
@@ -112,6 +112,13 @@ def index_images(
             raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
         entries = _folder_entries(root, _cache_file(root, cache_dir))
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
+        if not entries and (shard := next(Path(root).rglob("*.tar"), None)):
+            hint += f"; training reads shards such as {shard} if you name the folder they are in"
+    elif root.lower().endswith(".tar"):
+        raise ValueError(
+            f"{root} is a shard, which training reads as it is; here give a folder of images or a "
+            "JSON-lines manifest (shards cannot be cached)"
+        )
     elif os.path.isfile(root):
         entries = [os.fsencode(path) for _, path, _ in manifest_records(root)]
         folder, hint = os.path.dirname(root), "expected a JSON-lines manifest, and it has no lines"
@@ -256,9 +263,8 @@ def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
 
 
 def _cache_file(root: str, cache_dir: str | Path | None) -> Path | None:
-    folder = cache_folder(cache_dir, "index").resolve()
-    if folder.is_relative_to(Path(root).resolve()):
-        _log.warning("index cache off: %s lies inside the image folder", folder)
+    folder = cache_folder(cache_dir, "index")
+    if not may_keep(folder, [root], "index cache"):
         return None
     return folder / f"{hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()}.json"
 

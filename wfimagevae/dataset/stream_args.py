@@ -22,7 +22,8 @@ def add_stream_args(group) -> None:
         default=0,
         metavar="MULTIPLE",
         help="keep the shapes of images: sides are rounded to this multiple at about the area of "
-        "a square of --resolution, and each batch is of one size; 0: squares",
+        "a square of --resolution, the long one at most 4 times the short one (longer images are "
+        "cropped), and each batch is of one size; 0: squares",
     )
     group.add_argument(
         "--reduced_min_sizes",
@@ -52,7 +53,14 @@ def _add_shard_args(group) -> None:
         "--wds_label_key",
         default="cls",
         metavar="KEY",
-        help="and of the class, a number or a name, which is read if --labels is given",
+        help="and of the class, a number or a name, which is read if --labels is given; shards "
+        "that make_webdataset.py wrote have names that go with the numbers, and those count",
+    )
+    group.add_argument(
+        "--wds_json_key",
+        default="json",
+        metavar="TYPE",
+        help="and of the JSON object whose fields the filters look at",
     )
     group.add_argument(
         "--wds_shuffle_shards",
@@ -65,8 +73,11 @@ def _add_shard_args(group) -> None:
         "--wds_cache_dir",
         metavar="DIR",
         help="where shards from servers are kept; a token for the server comes from the "
-        "environment, WDS_TOKEN or HF_TOKEN (default: wfimagevae/shards under $XDG_CACHE_HOME or "
-        "~/.cache)",
+        "environment, WDS_TOKEN or HF_TOKEN. Shards without the index that make_webdataset.py "
+        "writes beside them are all fetched before the first step, to see what is in them. A copy "
+        "is fetched anew when the server names another version of it; that of a pipe:, or of a "
+        "server that refuses HEAD, stays until you remove it (default: wfimagevae/shards under "
+        "$XDG_CACHE_HOME or ~/.cache)",
     )
     group.add_argument(
         "--wds_cache_gb",
@@ -74,7 +85,8 @@ def _add_shard_args(group) -> None:
         default=0.0,
         metavar="GB",
         help="and their size, at which the one used longest ago is removed and, when it is needed, "
-        "fetched again; leave room for --wds_shuffle_shards of them; 0: no limit",
+        "fetched again; leave room for twice --wds_shuffle_shards of them, which stay open while "
+        "they are read; 0: no limit",
     )
 
 
@@ -120,5 +132,6 @@ def _add_filter_args(group) -> None:
     group.add_argument(
         "--better_captions",
         metavar="FILE",
-        help='captions in place of the data\'s own: JSON lines {"key": ..., "caption": ...}',
+        help='captions in place of the data\'s own: JSON lines {"key": ..., "caption": ...}; a key '
+        "is an image's path, or the key or the json's name of a sample, and fits one image only",
     )

@@ -52,12 +52,14 @@ class TarIndex:
         columns: By type, which is what follows that dot, in lower case.
         damage: What is wrong with the file, or with some of its samples; most often nothing.
         lost: Samples that were left out for it, as far as they can be told.
+        sha256: Of the whole file, where the index was not made from it but came with it.
     """
 
     keys: PackedTexts
     columns: dict[str, Column]
     damage: list[str] = field(default_factory=list)
     lost: int = 0
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -65,6 +67,7 @@ class TarIndex:
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as arrays, for `from_arrays`."""
         facts = {"damage": self.damage, "lost": self.lost, "types": list(self.columns)}
+        facts |= {"sha256": self.sha256}
         arrays = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
         arrays |= {"keys": self.keys.text, "keys.ends": self.keys.ends}
         for kind, column in self.columns.items():
@@ -87,7 +90,7 @@ class TarIndex:
             if with_texts and f"text.{kind}" in arrays:
                 column.text = PackedTexts(arrays[f"text.{kind}"], arrays[f"ends.{kind}"])
         keys = PackedTexts(arrays["keys"], arrays["keys.ends"])
-        return cls(keys, columns, facts["damage"], facts["lost"])
+        return cls(keys, columns, facts["damage"], facts["lost"], facts.get("sha256", ""))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@ import collections
 import contextlib
 import io
 import json
+import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +27,8 @@ from wfimagevae.dataset.shard_specs import expand_all, is_remote
 from wfimagevae.dataset.tar_index import ExtraTypes, TarIndex
 
 _OPEN_SHARDS = 64  # files that a process keeps open
+_NUMBER = re.compile(r"[+-]?[0-9]+")
+_log = logging.getLogger("wfimagevae")
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,14 @@ class ShardOptions:
             has is taken.
         caption_key: Type of the member that is the caption (each line one), or ``json:FIELD``; a
             field may be a string or a list of them.
-        label_key: Type of the member that is the class's number or name, or ``json:FIELD``.
+        label_key: Type of the member that is the class's number or name, or ``json:FIELD``. Of
+            samples that `ShardWriter` wrote, whose numbers mean their own shards' classes, the
+            name counts that goes with a number.
+        json_key: Type of the member that holds the record.
         with_captions, with_labels, with_records: What is wanted besides images.
         class_names: As for `Labels`.
         caption_prefix: As for `Captions`.
+        may_lack_captions: Leave it to the caller to check that there are any.
         index_cache_dir: Where indices are kept; see `index_shards`.
         remote: How remote shards are fetched.
     """
@@ -47,11 +55,13 @@ class ShardOptions:
     image_key: str = "png;jpg;jpeg;webp"
     caption_key: str = "txt"
     label_key: str = "cls"
+    json_key: str = "json"
     with_captions: bool = False
     with_labels: bool = False
     with_records: bool = False
     class_names: Sequence[str] | None = None
     caption_prefix: str = ""
+    may_lack_captions: bool = False
     index_cache_dir: str | Path | None = None
     remote: RemoteOptions = field(default_factory=RemoteOptions)
 
@@ -132,9 +142,9 @@ class ShardImages:
             UnreadableImage: the shard ends before it does, or cannot be read there.
             DataError: the shard is missing, was changed, or cannot be fetched.
         """
-        length = int(self._length[i])
+        length, handle = int(self._length[i]), self._handle(int(self.shard[i]))
         try:
-            content = os.pread(self._handle(int(self.shard[i])), length, int(self._offset[i]))
+            content = os.pread(handle, length, int(self._offset[i]))
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
         if len(content) < length:
@@ -152,17 +162,29 @@ class ShardImages:
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        shard = self.shards[number]
-        if is_remote(shard.source):
-            path = self._store.local(shard.source, shard.stamp)
-        else:
-            path = shard.source
-            if file_stamp(path) != shard.stamp:
-                raise DataError(f"shard {path} changed since training started: start it again")
-        if len(self._open) >= _OPEN_SHARDS:
+        remote = self._store.options
+        most = min(_OPEN_SHARDS, remote.read_at_a_time) if remote.max_bytes else _OPEN_SHARDS
+        while len(self._open) >= most:
             os.close(self._open.popitem(last=False)[1])
-        self._open[number] = os.open(path, os.O_RDONLY)
+        self._open[number] = self._opened(self.shards[number])
         return self._open[number]
+
+    def _opened(self, shard: ShardFile) -> int:
+        try:
+            if not is_remote(shard.source):
+                if file_stamp(shard.source) != shard.stamp:
+                    raise DataError(
+                        f"shard {shard.source} changed since training started: start it again"
+                    )
+                return os.open(shard.source, os.O_RDONLY)
+            with contextlib.suppress(FileNotFoundError):  # removed at once, to make room
+                return os.open(self._local(shard), os.O_RDONLY)
+            return os.open(self._local(shard), os.O_RDONLY)
+        except OSError as error:
+            raise DataError(f"cannot open shard {shard.source}: {error.strerror}") from None
+
+    def _local(self, shard: ShardFile) -> str:
+        return self._store.local(shard.source, shard.stamp, shard.sha256)
 
 
 def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:
@@ -176,7 +198,11 @@ def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:
         ValueError: no shards, or no sample has an image, a label or a caption of the types asked.
         DataError: a shard that cannot be read at all.
     """
-    texts = {"caption": options.caption_key, "label": options.label_key}
+    texts = {
+        "caption": options.caption_key,
+        "label": options.label_key,
+        "json": options.json_key,
+    }
     kinds = {name: key.partition(":")[0] for name, key in texts.items()}
     plain = ExtraTypes()
     extra = ExtraTypes(
@@ -194,6 +220,7 @@ def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:
             f"no sample of {sources[0]} has an image of type {options.image_key}: its members are "
             f"of type {', '.join(found) or 'no known one'}; set --wds_image_key"
         )
+    _tell_left_out(indexed, chosen, options.image_key)
 
     def texts(kind: str) -> PackedTexts:
         pairs = zip(indexed, chosen, strict=True)
@@ -203,11 +230,14 @@ def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:
 
     labels, captions, record = (None, []), None, None
     if options.with_labels:
-        labels = _labels(images, texts(kinds["label"]), options)
+        values = _label_values(texts(kinds["label"]), options.label_key)
+        if ":" not in options.label_key:
+            values = _by_name(values, texts(kinds["json"]), options.class_names)
+        labels = _labels(images, values, options)
     if options.with_captions:
         captions = _captions(images, texts(kinds["caption"]), options)
     if options.with_records:
-        json_texts = texts("json")
+        json_texts = texts(kinds["json"])
         record = lambda i: _record(json_texts[i])  # noqa: E731
     return ImageSet(images, images.sizes, labels, captions, record, images.shard)
 
@@ -229,6 +259,25 @@ def _with_image(index: TarIndex, kinds: list[str]) -> _Chosen:
         sizes[new] = np.stack([column.width, column.height], axis=1)[new]
     rows = np.flatnonzero(offset >= 0)
     return rows, offset[rows], length[rows], sizes[rows]
+
+
+def _tell_left_out(
+    indexed: list[tuple[ShardFile, TarIndex]], chosen: list[_Chosen], image_key: str
+) -> None:
+    total, count, kinds = 0, 0, set()
+    for (_, index), (rows, *_) in zip(indexed, chosen, strict=True):
+        without = np.setdiff1d(np.arange(len(index)), rows)
+        total, count = total + len(index), count + len(without)
+        kinds |= {kind for kind, c in index.columns.items() if (c.offset[without] >= 0).any()}
+    if count:
+        _log.warning(
+            "left out %d of %d samples, which have no image of type %s; their members are of "
+            "type %s; see --wds_image_key",
+            count,
+            total,
+            image_key,
+            ", ".join(sorted(kinds)) or "no known one",
+        )
 
 
 def _assembled(
@@ -272,14 +321,40 @@ def _values(texts: PackedTexts, key: str) -> Iterator[Any]:
             yield texts[i].decode("utf-8", "replace").removeprefix("\ufeff")
 
 
+def _label_values(texts: PackedTexts, key: str) -> list[Any]:
+    """The label of each sample, None where it has none; texts are numbers if all of them are."""
+    values = list(_values(texts, key))
+    if ":" in key:
+        return values
+    values = [text.strip() or None for text in values]
+    if all(_NUMBER.fullmatch(value) for value in values if value):
+        return [int(value) if value else None for value in values]
+    return values
+
+
+def _by_name(
+    values: list[Any], records: PackedTexts, class_names: Sequence[str] | None
+) -> list[Any]:
+    """The names of numbered classes where `ShardWriter` wrote them; numbers without names stay."""
+    if not any(isinstance(value, int) for value in values):
+        return values
+    names = [_written_class(records[i]) for i in range(len(records))]
+    pairs = list(zip(values, names, strict=True))
+    if class_names is None and all(name in (None, str(value)) for value, name in pairs):
+        return values
+    return [value if name is None else name for value, name in pairs]
+
+
+def _written_class(text: bytes) -> str | None:
+    record = _record(text) if b'"class"' in text else {}
+    name = record.get("class")
+    is_ours = isinstance(name, str) and record.keys() >= {"name", "width", "height"}
+    return name if is_ours else None
+
+
 def _labels(
-    images: ShardImages, texts: PackedTexts, options: ShardOptions
+    images: ShardImages, values: list[Any], options: ShardOptions
 ) -> tuple[np.ndarray, list[str]]:
-    values = list(_values(texts, options.label_key))
-    if ":" not in options.label_key:
-        values = [text.strip() or None for text in values]
-        numbers = [int(v) if v and v.isdecimal() else None for v in values]
-        values = values if None in numbers else numbers
     if all(value is None for value in values):
         raise ValueError(
             f"no sample of {images.name(0)} and so on has a class under {options.label_key}; set "
@@ -287,6 +362,11 @@ def _labels(
         )
     source = images.shards[0].source
     return number_labels(values, images.name, source, options.class_names)
+
+
+def captions_place(options: ShardOptions) -> str:
+    """Where a message says that captions were looked for."""
+    return f"looked under {options.caption_key}; --wds_caption_key"
 
 
 def _captions(images: ShardImages, texts: PackedTexts, options: ShardOptions) -> CaptionTable:
@@ -297,5 +377,6 @@ def _captions(images: ShardImages, texts: PackedTexts, options: ShardOptions) ->
 
     found = (lines(value) for value in _values(texts, options.caption_key))
     table = CaptionTable(found, options.caption_prefix)
-    check_captions(table, images.name, f"looked under {options.caption_key}; --wds_caption_key")
+    if not options.may_lack_captions:
+        check_captions(table, images.name, captions_place(options))
     return table

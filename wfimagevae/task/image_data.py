@@ -1,12 +1,14 @@
 """Training data made of images, wherever they are kept, as the data flags say."""
 
 import logging
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from wfimagevae.dataset.buckets import BucketOrder, BucketRules, assign_buckets, describe_buckets
-from wfimagevae.dataset.captions import Captions
+from wfimagevae.dataset.captions import CAPTION_KINDS, Captions, check_captions
 from wfimagevae.dataset.crop_dataset import CropDataset, CropRules
 from wfimagevae.dataset.image_sets import FolderOptions, ImageSet, JoinedImages, open_folder
 from wfimagevae.dataset.labels import Labels
@@ -23,7 +25,7 @@ from wfimagevae.dataset.sample_filters import (
 )
 from wfimagevae.dataset.shard_specs import is_shard_spec
 from wfimagevae.dataset.sources import index_images
-from wfimagevae.dataset.web_shards import ShardOptions, open_shards
+from wfimagevae.dataset.web_shards import ShardOptions, captions_place, open_shards
 
 log = logging.getLogger("wfimagevae")
 
@@ -46,9 +48,11 @@ def build_image_data(options: dict, sources: Sources, train: FlowData | None = N
     """
     weights = options["data_weights"] if train is None else None
     names = train.class_names if train is not None else None
+    groups = _grouped(as_list(sources), weights)
+    _check_options(options, groups, train is not None)
     captions = _BetterCaptions(options)
     parts: list[FlowData] = []
-    for group in _grouped(as_list(sources), weights):
+    for group in groups:
         parts.append(_build_part(options, group, names or None, captions, train is not None))
         names = parts[0].class_names
     if train is None:
@@ -122,6 +126,28 @@ def _grouped(sources: list[str | Path], weights: Sequence[float] | None) -> list
     return folders + ([shards] if shards else [])
 
 
+def _check_options(options: dict, groups: list[list[str | Path]], held_out: bool) -> None:
+    kind = _captions_of(options).kind
+    if options["wds_shuffle_shards"] < 1:
+        raise ValueError(
+            f"--wds_shuffle_shards must be at least 1, got {options['wds_shuffle_shards']}"
+        )
+    if not 0 <= options["wds_cache_gb"] < math.inf:
+        raise ValueError(
+            f"--wds_cache_gb must be 0 (no limit) or more, got {options['wds_cache_gb']}"
+        )
+    only_shards = all(is_shard_spec(group[0]) for group in groups)
+    if kind not in CAPTION_KINDS and only_shards and not held_out:
+        raise ValueError(
+            f"--captions {kind}: a file of names and captions is for folders, and shards have "
+            "their own (--wds_caption_key); to replace those, give JSON lines by --better_captions"
+        )
+
+
+def _captions_of(options: dict) -> Captions:
+    return Captions(options.get("captions", "none"), options.get("fixed_prompt_prefix", ""))
+
+
 def _is_bucketed(options: dict) -> bool:
     return options["aspect_buckets"] > 0 or bool(options["reduced_min_sizes"])
 
@@ -132,21 +158,26 @@ class _BetterCaptions:
     def __init__(self, options: dict):
         self._file = options["better_captions"]
         self._prefix = options.get("fixed_prompt_prefix", "")
-        self._used = 0
+        self._owners: dict[str, str] = {}
         self._captions = None
         if self._file and ("text_encoder" in options or options["skip_words"]):
             self._captions = read_better_captions(self._file)
         elif self._file:
             log.info("no captions are read here, so --better_captions changes nothing")
 
+    @property
+    def is_on(self) -> bool:
+        """Whether there is a list to read."""
+        return self._captions is not None
+
     def apply(self, found: ImageSet, told: str) -> None:
         """Sets what the list has for these images."""
-        if self._captions is not None:
-            self._used += use_better_captions(found, self._captions, self._prefix, told)
+        if self.is_on:
+            use_better_captions(found, self._captions, self._prefix, told, self._owners)
 
     def check_used(self) -> None:
         """Raises ValueError where the list had nothing for any image."""
-        if self._captions is not None and not self._used:
+        if self.is_on and not self._owners:
             some = ", ".join(list(self._captions)[:2])
             raise ValueError(
                 f"--better_captions {self._file} has no caption for any image; its names are "
@@ -163,14 +194,17 @@ def _build_part(
 ) -> CropDataset:
     filters = _filters(options)
     wants_text = "text_encoder" in options  # a task without text has no use for captions
-    found = _open(options, sources, filters, names)
-    told = str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-    better.apply(found, told)
+    found = _open(options, sources, filters, names, better)
+    told = _told(sources)
     found = filtered(found, filters, told)
     rules = CropRules(options["resolution"], options["train_crop"], augment=not held_out)
     order = None if held_out else _order(options, found, told)
     captions = found.captions if wants_text else None
     return CropDataset(found.images, rules, options["seed"], order, found.labels, captions)
+
+
+def _told(sources: list[str | Path]) -> str:
+    return str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
 def _filters(options: dict) -> SampleFilters:
@@ -185,48 +219,65 @@ def _filters(options: dict) -> SampleFilters:
 
 
 def _open(
-    options: dict, sources: list[str | Path], filters: SampleFilters, names: list[str] | None
+    options: dict,
+    sources: list[str | Path],
+    filters: SampleFilters,
+    names: list[str] | None,
+    better: _BetterCaptions,
 ) -> ImageSet:
-    kind = options.get("captions", "none")
+    captions = _captions_of(options)
     labels = Labels(options.get("labels", "none"), names)
     if is_shard_spec(sources[0]):
         if options.get("use_manifest"):
             raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
-        wants = filters.need_captions or kind != "none" or bool(options.get("text_encoder"))
-        return open_shards(sources, _shard_options(options, labels, wants, filters.need_records))
+        wanted = _shard_options(
+            options,
+            labels,
+            with_captions=filters.need_captions
+            or captions.kind != "none"
+            or bool(options.get("text_encoder")),
+            with_records=filters.need_records or better.is_on,
+            may_lack_captions=better.is_on,
+        )
+        found = open_shards(sources, wanted)
+        better.apply(found, _told(sources))
+        if wanted.with_captions and better.is_on:
+            check_captions(found.captions, found.images.name, captions_place(wanted))
+        return found
     (source,) = sources
     is_file = os.path.isfile(os.path.expanduser(source))
-    if kind == "none" and filters.need_captions:
-        kind = "manifest" if is_file else "sidecar"
+    if captions.kind == "none" and filters.need_captions:
+        captions = replace(captions, kind="manifest" if is_file else "sidecar")
     folder = FolderOptions(
         labels,
-        Captions(kind, options.get("fixed_prompt_prefix", "")),
+        captions,
         options.get("use_manifest", False),
         with_sizes=filters.need_sizes or _is_bucketed(options),
         with_records=filters.need_records,
         index_cache_dir=options["index_cache_dir"],
     )
-    return open_folder(source, folder)
+    found = open_folder(source, folder)
+    better.apply(found, _told(sources))
+    return found
 
 
-def _shard_options(
-    options: dict,
-    labels: Labels | None = None,
-    with_captions: bool = False,
-    with_records: bool = False,
-) -> ShardOptions:
+def _shard_options(options: dict, labels: Labels | None = None, **wanted: bool) -> ShardOptions:
     labels = labels or Labels()
     return ShardOptions(
         options["wds_image_key"],
         options["wds_caption_key"],
         options["wds_label_key"],
-        with_captions,
-        labels.kind != "none",
-        with_records,
-        labels.class_names,
-        options.get("fixed_prompt_prefix", ""),
-        options["index_cache_dir"],
-        RemoteOptions(options["wds_cache_dir"], int(options["wds_cache_gb"] * 1e9)),
+        options["wds_json_key"],
+        with_labels=labels.kind != "none",
+        class_names=labels.class_names,
+        caption_prefix=options.get("fixed_prompt_prefix", ""),
+        index_cache_dir=options["index_cache_dir"],
+        remote=RemoteOptions(
+            options["wds_cache_dir"],
+            int(options["wds_cache_gb"] * 1e9),
+            read_at_a_time=2 * options["wds_shuffle_shards"],
+        ),
+        **wanted,
     )
 
 
