@@ -12,23 +12,24 @@ from wfimagevae.engine.distributed import world
 from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
-from wfimagevae.engine.sharding import shard, whole_state
+from wfimagevae.engine.sharding import shard, whole, whole_state
 from wfimagevae.objective.flow_matching import FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
 
 BATCH = 8
 
 
-def network_of(kind):
+def network_of(kind, dtype=torch.float64):
     torch.manual_seed(0)
     options = {"dropout": 0.0} if kind == "UNet" else {}
-    return small_model(kind, num_classes=5, average_velocity=True, **options).double()
+    return small_model(kind, num_classes=5, average_velocity=True, **options).to(dtype)
 
 
 def batch_of(network, step, rank, size):
     """This rank's share of the same eight samples."""
     generator = torch.Generator().manual_seed(step)
-    data = torch.randn(BATCH, *network.sample_shape, generator=generator, dtype=torch.float64)
+    dtype = next(network.parameters()).dtype
+    data = torch.randn(BATCH, *network.sample_shape, generator=generator, dtype=dtype)
     labels = torch.randint(0, 5, (BATCH,), generator=generator)
     rows = slice(rank * BATCH // size, (rank + 1) * BATCH // size)
     positions = list(range(step * BATCH, (step + 1) * BATCH))
@@ -59,6 +60,34 @@ def train(folder, sharded):
             assert largest_difference(weights, again) == 0
             if here.is_main:
                 torch.save(weights, folder / f"{i}-{int(sharded)}.pt")
+
+
+def gradients(file, sharded):
+    """Saves the whole gradients of a transformer's first update in bfloat16."""
+    torch.set_num_threads(1)
+    with world("cpu") as here:
+        network = network_of("DiT-S/2", torch.float32)
+        if sharded:
+            shard(network, network.blocks_to_shard(), here.device)
+        objective = MeanFlow(
+            network, lambda batch: batch["data"], FlowRules(), MeanFlowRules(ratio=0.5)
+        )
+        optimizer = build_optimizer(OptimizerOptions("sgd", 0.0), [*network.parameters()])
+        schedule = LrSchedule(ScheduleOptions())
+        player = Player("flow", objective, optimizer, schedule, UpdateRule("bf16"))
+        player.update([batch_of(network, 0, here.rank, here.size)], 0)
+        grads = {n: whole(p.grad) for n, p in network.named_parameters() if p.grad is not None}
+        if here.is_main:
+            torch.save(grads, file)
+
+
+def test_bf16_gradients_of_all_blocks_arrive_in_their_own_update(tmp_path):
+    gradients(tmp_path / "one.pt", False)
+    on_ranks(2, gradients, tmp_path / "two.pt", True)
+    one, two = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in ("one", "two"))
+    assert one.keys() == two.keys() == dict(network_of("DiT-S/2").named_parameters()).keys()
+    for name, grad in one.items():
+        assert (two[name] - grad).norm() < 0.05 * grad.norm(), name
 
 
 @pytest.mark.slow

@@ -94,9 +94,11 @@ def test_muon_orthogonalises_the_whole_matrices_of_sharded_weights(folder):
 
 
 def test_bf16_shards_stay_close_to_one_process(folder):
-    one, two = (read(folder, f"bf16-{n}")["state_dict"]["gen_model"] for n in ("one", "two"))
+    alone, sharded = (read(folder, f"bf16-{n}") for n in ("one", "two"))
+    assert sharded["norms"] == pytest.approx(alone["norms"], rel=1e-2)
+    one, two = (content["state_dict"]["gen_model"] for content in (alone, sharded))
     assert {value.dtype for value in two.values()} == {torch.float32}
-    assert largest_difference(one, two) < 1e-2  # an update moves by 2e-2
+    assert largest_difference(one, two) < 1e-3  # they move by 1e-2
 
 
 def test_sharded_fp16_finds_its_scale_and_trains(folder):

@@ -25,6 +25,15 @@ def test_noise_follows_the_sample_not_the_batch():
     assert not torch.equal(whole[0], sample_noise(2, [5], (4, 3, 3), CPU)[0])
 
 
+def test_no_two_samples_share_noise():
+    """Plain hashes of these pairs agree in the 32 bits that the CPU's generator reads."""
+    for pair in ([41538, 54211], [40520, 121377], [53198, 149067]):
+        first, second = sample_noise(1234, pair, (4,), CPU)
+        assert not torch.equal(first, second)
+    noise = sample_noise(1234, list(range(100_000)), (2,), CPU)
+    assert len(noise.unique(dim=0)) == 100_000
+
+
 def test_noise_is_standard_normal_and_independent():
     noise = sample_noise(0, list(range(64)), (8, 16, 16), CPU)
     assert abs(noise.mean()) < 0.01

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,21 +55,30 @@ def test_labels_are_dropped_as_often_as_asked():
     assert torch.equal(drawn.dropped, ~kept)
 
 
-def test_direction_term_is_zero_for_parallel_and_two_for_opposite_velocities():
+def direction_loss(velocity: torch.Tensor, factor) -> float:
+    """The term of a network that predicts ``factor`` times the velocity, (B, ...)."""
+
     class Echo(GaussianField):
         def forward(self, x, t, condition=None, t_end=None):
-            return self.factor * batch["point"] + 0 * self.offset
+            return factor * velocity + 0 * self.offset
 
-    batch = gaussian_batch(16)
-    network = Echo(0.0, 1.0)
-    rules = FlowRules(direction_weight=1.0)
-    objective = FlowMatching(network, point, rules)
-    # At a noise of nothing the velocity is the data itself.
-    objective.draw = lambda b, t: type(drawn)(b["point"], b["point"], drawn.t, None, drawn.dropped)
-    drawn = FlowMatching(network, point, rules).draw(batch, torch.zeros(16, dtype=torch.float64))
-    for network.factor, expected in ((3.0, 0.0), (-1.0, 2.0)):
-        _, logs = objective(batch, 0)
-        assert logs["train/direction_loss"].item() == pytest.approx(expected, abs=1e-6)
+    objective = FlowMatching(Echo(0.0, 1.0), point, FlowRules(direction_weight=1.0))
+    batch = {"point": velocity, "position": list(range(len(velocity)))}
+    drawn = objective.draw(batch, torch.zeros(len(velocity), dtype=torch.float64))
+    objective.draw = lambda *_: replace(drawn, velocity=velocity)
+    return objective(batch, 0)[1]["train/direction_loss"].item()
+
+
+def test_direction_term_is_zero_for_parallel_and_two_for_opposite_velocities():
+    velocity = gaussian_batch(16)["point"]
+    assert direction_loss(velocity, 3.0) == pytest.approx(0, abs=1e-6)
+    assert direction_loss(velocity, -1.0) == pytest.approx(2, abs=1e-6)
+
+
+def test_direction_term_counts_every_place_alike():
+    velocity = torch.tensor([100.0, 1.0]).expand(4, 3, 2, 2)  # wide left, narrow right column
+    right_is_opposite = torch.tensor([1.0, -1.0])
+    assert direction_loss(velocity, right_is_opposite) == pytest.approx(1, abs=1e-6)
 
 
 def test_errors_are_pooled_by_quarter_of_the_time():

@@ -48,16 +48,48 @@ def mean_flow(model, dropout=0.0, **rules):
     return MeanFlow(model, data_of, shared, MeanFlowRules(**rules), condition_of)
 
 
-def test_dropping_replaces_every_part_of_a_condition():
-    model = text_model("cross", num_classes=4)
-    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=0.4), condition_of)
-    batch = text_batch(model, 60)
-    drawn = objective.draw(batch, torch.zeros(60, dtype=torch.float64))
-    assert 0 < drawn.dropped.sum() < 60
-    null = model.null_condition(60, "cpu")
+def worded_batch(model, count):
+    """A batch in which no text is empty."""
+    batch = text_batch(model, count)
+    batch["condition"]["ids"][1::3] = 7
+    return batch
+
+
+def drop(objective, batch):
+    """Which samples lose all, and whose class and whose text the network is told."""
+    count = len(batch["position"])
+    drawn = objective.draw(batch, torch.zeros(count, dtype=torch.float64))
+    told = {}
     for key, value in drawn.condition.items():
-        assert torch.equal(value[drawn.dropped], null[key][drawn.dropped])
-        assert torch.equal(value[~drawn.dropped], batch["condition"][key][~drawn.dropped])
+        kept = (value == batch["condition"][key]).view(count, -1).all(1)
+        null = objective.network.null_condition(count, "cpu")[key]
+        assert torch.equal(value[~kept], null[~kept])  # a part is whole, or null
+        told[key] = kept
+    return drawn.dropped, told
+
+
+def test_classes_and_texts_are_dropped_together_and_each_alone():
+    model = text_model("cross", num_classes=4)
+    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=0.2), condition_of)
+    batch = worded_batch(model, 2000)
+    dropped, told = drop(objective, batch)
+    by_text = told.pop("ids")
+    by_label = told.pop("label")
+    assert not told and torch.equal(dropped, ~by_text & ~by_label)
+    shares = [dropped, by_text & ~by_label, by_label & ~by_text, by_text & by_label]
+    found = [share.double().mean().item() for share in shares]
+    assert found == pytest.approx([0.2, 0.1, 0.1, 0.6], abs=0.03)
+    # It follows the data position: another batch, or rank, decides alike.
+    again, told = drop(objective, rows_of(batch, slice(700, 710)))
+    assert torch.equal(again, dropped[700:710]) and torch.equal(told["ids"], by_text[700:710])
+
+
+def test_a_text_alone_is_dropped_as_often_as_asked():
+    model = text_model("cross")
+    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=0.2), condition_of)
+    dropped, told = drop(objective, worded_batch(model, 1000))
+    assert torch.equal(dropped, ~told["ids"])
+    assert dropped.double().mean().item() == pytest.approx(0.2, abs=0.04)
 
 
 def test_frozen_encoders_outside_are_dropped_the_same_way():

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from scripts import save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.task.flow_training import FlowPlace
@@ -95,7 +96,8 @@ def test_classes_and_captions_condition_together(place):
 
 
 def test_dropped_captions_are_the_null_condition(place):
-    dataset, _, objective = setup(place, cfg_dropout_prob=0.5, **BYTES)
+    options = BYTES | {"no_class_conditional": True}
+    dataset, _, objective = setup(place, cfg_dropout_prob=0.5, **options)
     batch = first_batch(dataset, 64)
     point = objective.draw(batch, torch.full((64,), 0.5))
     null = objective.network.null_condition(64, CPU)
@@ -126,9 +128,18 @@ def test_a_frozen_encoder_gives_tokens_and_keeps_its_weights(place, captioned, t
     generator = load_generator(str(run), CPU)
     assert draw_subjects(generator, [Subject(0, None, "a red circle")], EULER).isfinite().all()
     moved = (tmp_path / "t5").rename(tmp_path / "moved")
-    with pytest.raises(ValueError, match="no such folder"):
+    told = f"of this flow cannot be read: t5:{tmp_path / 't5'}: no such folder.* --text_encoder t5:"
+    with pytest.raises(ValueError, match=told):
         load_generator(str(run), CPU)
     load_generator(str(run), CPU, text_encoder=f"t5:{moved}")
+    export = ["--from_pretrained", str(run), "--save_dir", str(tmp_path / "export")]
+    with pytest.raises(ValueError, match="--text_encoder t5:PATH"):
+        save_hf_model.main(export)
+    save_hf_model.main([*export, "--text_encoder", f"t5:{moved}"])
+    exported = load_generator(str(tmp_path / "export"), CPU)
+    assert exported.facts["text"]["source"] == str(moved)
+    card = (tmp_path / "export" / "README.md").read_text()
+    assert "tags: [flow-matching]" in card
     with pytest.raises(ValueError, match="was trained with the text encoder t5"):
         load_generator(str(run), CPU, text_encoder=f"clip:{moved}")
     assert len(content["generator"]["text"]["fingerprint"]) == 64
@@ -142,6 +153,20 @@ def test_a_class_conditional_flow_learns_captions_besides(place):
     subjects = [Subject(0, 1), Subject(1, 5)]
     old, new = (draw_subjects(generator, subjects, EULER) for generator in (before, after))
     torch.testing.assert_close(old, new, atol=1e-4, rtol=0)
+
+
+def test_weights_that_learned_another_encoders_texts_bring_a_warning(
+    place, captioned, tmp_path, caplog
+):
+    encoder = f"t5:{write_encoder(tmp_path, 't5')}"
+    options = captioned | {"text_length": 12}
+    first = place.train("first", 1, text_encoder=encoder, **options)
+    options |= {"pretrained_model_name_or_path": first}
+    place.train("same", 1, text_encoder=encoder, **options)
+    assert "learned the texts of" not in caplog.text
+    other = f"bert:{write_encoder(tmp_path, 'bert')}"
+    place.train("other", 1, text_encoder=other, **options)
+    assert f"{first} learned the texts of {encoder}; those of {other}" in caplog.text
 
 
 def test_none_is_no_text_encoder(place):

@@ -161,6 +161,8 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
             "unconditional model",
         ),
         ({"objective": "mean_flow", "direction_weight": 0.1}, "--objective flow_matching only"),
+        ({"meanflow_omega": 2.0}, "--objective mean_flow only"),
+        ({"meanflow_kappa": 0.5}, "--objective mean_flow only"),
         (
             {"objective": "mean_flow", "meanflow_omega": 2.0, "cfg_dropout_prob": 0.0},
             "--cfg_dropout_prob above 0",

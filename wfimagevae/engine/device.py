@@ -65,9 +65,10 @@ def autocast(device: torch.device, precision: str):
         raise ValueError(f"unknown precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision == "fp32":
         return contextlib.nullcontext()
-    # Before PyTorch 2.11, a forward pass without gradients left weights without them in the cache.
-    is_cached = torch.__version__ >= (2, 11)
-    return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=is_cached)
+    # Weights that a pass without gradients left in autocast's cache serve the next one: before
+    # PyTorch 2.11 without gradients of their own; since then by a cast outside of the block that
+    # FSDP2 watches, so that it reduces gradients before they arrive. Casting anew costs nothing.
+    return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=False)
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -40,6 +40,8 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device)
     # No precision of FSDP's own: autocast chooses it as elsewhere, and figures stay comparable.
     for part in (*blocks, network):
         fully_shard(part, mesh=mesh)
+        if device.type == "cpu":  # Gloo sums where it is asked for a mean (PyTorch 2.8)
+            part.set_force_sum_reduction_for_comms(True)
     for module in network.modules():
         module.register_load_state_dict_pre_hook(_shard_loaded)
 

@@ -17,6 +17,9 @@ Batch = dict
 Logs = dict[str, Tensor]
 
 NUM_TIME_BINS = 4
+# A uniform draw below so many cfg_dropout_prob costs a sample its class and its text; then its
+# class alone; then its text alone.
+_BANDS = (1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,12 @@ class FlowRules:
     Attributes:
         seed: Of the run; noise, times and dropped conditions follow from it and the data position.
         times: Which times are drawn.
-        cfg_dropout_prob: Share of samples whose condition is replaced by the null condition.
-        direction_weight: Weight of 1 - cos(predicted velocity, velocity), which LightningDiT
-            (arXiv:2501.01423) adds to the squared error; 0 leaves it out.
+        cfg_dropout_prob: Share P of samples whose condition is replaced by the null condition. Of
+            those that have a class and a text another P / 2 lose the class alone, and P / 2 the
+            text alone (as far as P leaves any), so that each can also be sampled by itself.
+        direction_weight: Weight of 1 - cos(predicted velocity, velocity), over the channels of
+            each place, which LightningDiT (arXiv:2501.01423) adds to the squared error; 0 leaves
+            it out.
     """
 
     seed: int = 0
@@ -46,7 +52,7 @@ class PathPoint:
         velocity: d x_t / dt, (B, ...).
         t: Time of the state, (B,).
         condition: What the network is told, or None.
-        dropped: Whose condition was replaced by the null one, bool (B,), on the CPU.
+        dropped: Whose whole condition was replaced by the null one, bool (B,), on the CPU.
     """
 
     x_t: Tensor
@@ -100,7 +106,7 @@ class FlowMatching(nn.Module):
         loss = error.mean()
         logs = {"train/loss": loss.detach(), **error_by_time(error.detach(), point.t)}
         if self.rules.direction_weight > 0:
-            turn = 1 - F.cosine_similarity(predicted.flatten(1), point.velocity.flatten(1)).mean()
+            turn = 1 - F.cosine_similarity(predicted, point.velocity, dim=1).mean()
             loss = loss + self.rules.direction_weight * turn
             logs["train/direction_loss"] = turn.detach()
         return loss, logs
@@ -117,22 +123,42 @@ class FlowMatching(nn.Module):
         noise = sample_noise(seed, positions, tuple(data.shape[1:]), data.device).to(data.dtype)
         t = to_device(t.to(data.dtype), data.device)
         x_t, velocity = straight_path(noise, data, t)
-        dropped = sample_uniforms(seed, "drop", positions) < self.rules.cfg_dropout_prob
-        condition = self._condition(batch, to_device(dropped, data.device))
-        return PathPoint(x_t, velocity, t, condition, dropped)
+        draws = sample_uniforms(seed, "drop", positions)
+        condition = self._condition(batch, draws, data.device)
+        return PathPoint(x_t, velocity, t, condition, draws < self.rules.cfg_dropout_prob)
 
-    def _condition(self, batch: Batch, dropped: Tensor) -> Condition | None:
-        """The batch's condition, the null one where it is dropped; None without conditions."""
+    def _condition(self, batch: Batch, draws: Tensor, device: torch.device) -> Condition | None:
+        """The batch's condition, parts of which are null where they are dropped; or None.
+
+        Args:
+            batch: Of training data.
+            draws: Uniform in [0, 1), (B,), on the CPU: which parts a sample loses.
+            device: Of the data.
+        """
         if not self.network.is_conditional:
             return None
         with torch.no_grad():
             condition = self.condition(batch)
-        null = self.network.null_condition(len(dropped), dropped.device)
+        null = self.network.null_condition(len(draws), device)
+        prob = self.rules.cfg_dropout_prob
+        whole, without_class, without_text = (draws < prob * end for end in _BANDS)
+        if not (isinstance(condition, dict) and "label" in condition):
+            return _dropped(condition, null, to_device(whole, device))
+        lost = {"label": to_device(without_class, device)}
+        text = to_device(whole | (without_text & ~without_class), device)
+        return {
+            name: _dropped(part, null[name], lost.get(name, text))
+            for name, part in condition.items()
+        }
 
-        def drop(kept: Tensor, nothing: Tensor) -> Tensor:
-            return torch.where(expand_times(dropped, kept), nothing, kept)
 
-        return map_tensors(drop, condition, null)
+def _dropped(condition: Condition, null: Condition, rows: Tensor) -> Condition:
+    """The condition, null in the rows that a mask, bool (B,), names."""
+
+    def drop(kept: Tensor, nothing: Tensor) -> Tensor:
+        return torch.where(expand_times(rows, kept), nothing, kept)
+
+    return map_tensors(drop, condition, null)
 
 
 def _labels(batch: Batch) -> Tensor:

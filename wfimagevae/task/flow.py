@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from wfimagevae.dataset import TrainLoader
@@ -20,7 +21,12 @@ from wfimagevae.task.flow_build import (
     objective_facts,
     update_flops,
 )
-from wfimagevae.task.flow_data import build_datasets, open_space, with_resolution
+from wfimagevae.task.flow_data import (
+    build_datasets,
+    check_bucket_sizes,
+    open_space,
+    with_resolution,
+)
 from wfimagevae.task.training import (
     Assembly,
     NetworkWeights,
@@ -33,6 +39,7 @@ from wfimagevae.task.training import (
     train_loader,
 )
 
+CPU = torch.device("cpu")
 TEXT_ENCODER = "text_encoder."
 HEADLINE = ("train/loss", "train/error", "train/direction_loss")
 
@@ -133,8 +140,10 @@ def train(options: dict, folder: Path | None = None, watcher: Watcher | None = N
 def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     """Data, network, objective and player; the tracker comes last: it may start processes."""
     dataset, held_out = build_datasets(options)
-    space = open_space(options, dataset, here.device)
-    network = build_network(options, space, here.device)
+    space = open_space(options, dataset, here.device, held_out)
+    # A network to be sharded may be too large for one device.
+    network = build_network(options, space, CPU if options["fsdp"] else here.device)
+    check_bucket_sizes(dataset, space, network)
     objective = build_objective(options, network, space)
     lines, flops = describe(options, network, space), update_flops(objective, options)
     if options["fsdp"]:

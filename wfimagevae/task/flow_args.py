@@ -12,7 +12,7 @@ from wfimagevae.engine.args import (
     probability,
 )
 from wfimagevae.engine.run_args import add_player_options, add_sharding_arg
-from wfimagevae.eval.generation_args import POINT_SETS, SAMPLERS
+from wfimagevae.eval.generation_args import POINT_SETS, SAMPLERS, prompt_text
 
 DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
 
@@ -234,7 +234,8 @@ def add_objective_group(parser: Parser) -> None:
         type=probability,
         default=0.1,
         metavar="P",
-        help="share of samples that learn without their class and caption, for guidance",
+        help="share of samples that learn without their class and caption, for guidance; where "
+        "there are both, P/2 more learn without the class alone and P/2 without the caption alone",
     )
 
 
@@ -334,6 +335,7 @@ def add_validation_group(parser: Parser) -> None:
     )
     group.add_argument(
         "--sample_prompts",
+        type=prompt_text,
         nargs="+",
         metavar="TEXT",
         help="what the picture shows, a row each (default: captions of held-out data)",

@@ -68,10 +68,9 @@ def compare(options: dict) -> dict[str, float]:
     space, batches = _data(options)
     mean_flow = options | {"objective": "mean_flow"}  # its network takes an end time
     network = build_network(mean_flow, space, resolve_device(options["device"]))
-    benches = [
-        _benchmark(options | {"objective": name}, network, space, batches)
-        for name in ("mean_flow", "flow_matching")
-    ]
+    unguided = {"meanflow_omega": 1.0, "meanflow_kappa": 0.0}
+    flow_matching = options | {"objective": "flow_matching"} | unguided
+    benches = [_benchmark(o, network, space, batches) for o in (mean_flow, flow_matching)]
     ratio = ratio_in_turns(*(bench.step_seconds for bench in benches), options["steps"])
     batch = next(batches)
     objectives = [bench.task.players[0].objective for bench in benches]

@@ -19,7 +19,7 @@ from wfimagevae.model.weight_files import read_json
 from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
 from wfimagevae.task.flow_data import FlowSpace
-from wfimagevae.task.flow_text import picture_subjects
+from wfimagevae.task.flow_text import picture_subjects, warn_of_another_encoder
 from wfimagevae.task.flow_validation import FlowValidator, SampleRules
 from wfimagevae.task.shapes_only import shapes_only
 
@@ -39,6 +39,7 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
     keys |= _keys_of(space, options["text_attention"])
     keys["average_velocity"] = options["objective"] == "mean_flow"
     if pretrained:
+        warn_of_another_encoder(pretrained, space.text)
         network = VelocityModel.from_pretrained(
             pretrained,
             model_name=name,
@@ -92,7 +93,7 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
     """Flow matching or MeanFlow, as the flags say.
 
     Raises:
-        ValueError: terms that contradict each other.
+        ValueError: terms that contradict each other, or what this PyTorch cannot do.
     """
     times = TimeDistribution(
         options["time_distribution"],
@@ -103,16 +104,15 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
     rules = FlowRules(
         options["seed"], times, options["cfg_dropout_prob"], options["direction_weight"]
     )
+    guidance = TargetGuidance(
+        options["meanflow_omega"],
+        options["meanflow_kappa"],
+        tuple(options["meanflow_window"]),
+    )
+    _check_terms(options, guidance)
     if options["objective"] == "flow_matching":
         objective = FlowMatching(network, space.encode, rules, space.condition)
     else:
-        if rules.direction_weight:
-            raise ValueError("--direction_weight is a term of --objective flow_matching only")
-        guidance = TargetGuidance(
-            options["meanflow_omega"],
-            options["meanflow_kappa"],
-            tuple(options["meanflow_window"]),
-        )
         particular = MeanFlowRules(
             options["meanflow_ratio"],
             options["meanflow_power"],
@@ -120,15 +120,32 @@ def build_objective(options: dict, network: nn.Module, space: FlowSpace) -> Flow
             guidance,
             options["meanflow_improved"],
         )
-        if guidance.is_on and not rules.cfg_dropout_prob:
-            raise ValueError(
-                "guidance in the target needs --cfg_dropout_prob above 0: without dropped "
-                "conditions the null condition is never learned"
-            )
         objective = MeanFlow(network, space.encode, rules, particular, space.condition)
     if options["compile"]:
         objective.compile(options["compile_mode"])
     return objective
+
+
+def _check_terms(options: dict, guidance: TargetGuidance) -> None:
+    if options["objective"] == "flow_matching":
+        if guidance.is_on:
+            raise ValueError(
+                "--meanflow_omega and --meanflow_kappa are guidance in the target of "
+                "--objective mean_flow only"
+            )
+        return
+    if options["direction_weight"]:
+        raise ValueError("--direction_weight is a term of --objective flow_matching only")
+    if guidance.is_on and not options["cfg_dropout_prob"]:
+        raise ValueError(
+            "guidance in the target needs --cfg_dropout_prob above 0: without dropped "
+            "conditions the null condition is never learned"
+        )
+    if options["fsdp"] and options["compile"] and torch.__version__ < (2, 15):
+        raise ValueError(
+            "--fsdp --compile with --objective mean_flow needs torch 2.15, this is "
+            f"{torch.__version__}: leave out --compile"
+        )
 
 
 def build_generator(

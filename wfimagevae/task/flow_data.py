@@ -21,6 +21,7 @@ from wfimagevae.eval.autoencoder import load_autoencoder
 from wfimagevae.eval.generation_args import POINT_SETS
 from wfimagevae.eval.generator_files import latent_facts, open_latent_space
 from wfimagevae.eval.latent_space import LatentSpace
+from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.text import TextEncoder
 from wfimagevae.model.weight_files import weights_fingerprint
 from wfimagevae.task.flow_text import (
@@ -131,20 +132,53 @@ class FlowSpace:
     text: TextEncoder | None = None
 
 
-def open_space(options: dict, dataset: FlowData, device: torch.device) -> FlowSpace:
+def open_space(
+    options: dict, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
+) -> FlowSpace:
     """The space of a data set: its own, or that of the autoencoder that encodes its images.
+
+    Args:
+        options: The trainer's flags.
+        dataset: What is learned.
+        device: Where text and images are encoded.
+        held_out: What validation reads; its captions must suit the same text encoder.
 
     Raises:
         ValueError: an autoencoder that is missing, not the one of the latents, or does not say
             how its latents are normalised; a text encoder that is missing, or captions are.
     """
     num_classes = dataset.num_classes if options["class_conditional"] else 0
-    text = open_encoder(options, dataset, device)
+    text = open_encoder(options, dataset, device, held_out)
     facts = {"class_names": dataset.class_names if num_classes else []}
     facts |= {"text": text.facts} if text else {}
     told = {"condition": condition_of_batches(num_classes, text), "text": text}
     shape, encode, decode, facts = _where(options, dataset, facts, device)
     return FlowSpace(shape, num_classes, encode, decode, facts, **told)
+
+
+def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityModel) -> None:
+    """Refuses training images of a shape that the network cannot take.
+
+    Args:
+        dataset: Training data, of one shape or of several.
+        space: Where the flow lives.
+        network: Takes samples of the space's shape, and maybe others.
+
+    Raises:
+        ValueError: a shape, and what would do.
+    """
+    own, multiple = dataset.sample_shape[1:], network.size_multiple
+    for height, width in getattr(dataset, "sizes", ()):  # of images alone
+        step = own[1] // space.shape[-1] * (multiple or 1)
+        if (height, width) == own or (multiple and not height % step and not width % step):
+            continue
+        asked = f"--aspect_buckets or --reduced_min_sizes gives images of {width} x {height} px"
+        if multiple:
+            raise ValueError(f"{asked}: make them multiples of {step}, as this network needs")
+        raise ValueError(
+            f"{asked}, this network takes {own[1]} x {own[0]} alone: leave these flags out, or "
+            "take a model whose position is 'rope' (FlowDiT-S/2, ...)"
+        )
 
 
 def _where(

@@ -1,14 +1,17 @@
 """Text in flow training: the encoder, its captions, and what the network is told."""
 
+import logging
 from collections.abc import Callable
 
 import torch
 
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Condition
+from wfimagevae.eval.generator_files import find_generator_facts
 from wfimagevae.eval.subjects import Subject
 from wfimagevae.model.text import TextEncoder, open_text_encoder
 
+logger = logging.getLogger(__name__)
 _CACHED = ("tokens", "mask", "pooled")
 
 
@@ -27,32 +30,64 @@ def check_text_options(options: dict) -> None:
         )
 
 
-def open_encoder(options: dict, dataset: FlowData, device: torch.device) -> TextEncoder | None:
+def open_encoder(
+    options: dict, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
+) -> TextEncoder | None:
     """The text encoder that the flags name; None without one.
 
     Raises:
-        ValueError: data without captions, or embeddings of another encoder cached beside it.
+        ValueError: training or held-out data without captions, or embeddings of another encoder
+            cached beside it.
     """
     spec = options["text_encoder"]
     if not spec:
         return None
-    if not dataset.has_captions:
-        raise ValueError(
-            f"--text_encoder {spec} needs captions, which this data does not have: give "
-            "--captions for images; latents must have been cached with them"
-        )
-    cached = dataset.text_facts if dataset.data_key == "latent" else None
-    length = options["text_length"]
-    encoder = open_text_encoder(spec, device, length or (cached and cached["length"]))
+    parts = {"this data": dataset} | ({} if held_out is None else {"the held-out data": held_out})
+    for name, part in parts.items():
+        if not part.has_captions:
+            raise ValueError(
+                f"--text_encoder {spec} needs captions, which {name} does not have: give "
+                "--captions for images; latents must have been cached with them"
+            )
+    cached = {
+        name: part.text_facts
+        for name, part in parts.items()
+        if part.data_key == "latent" and part.text_facts
+    }
+    lengths = [options["text_length"], *(facts["length"] for facts in cached.values())]
+    encoder = open_text_encoder(spec, device, next(filter(None, lengths), None))
+    for name, facts in cached.items():
+        _check_cached(spec, encoder, name, facts)
+    return encoder
+
+
+def _check_cached(spec: str, encoder: TextEncoder, name: str, cached: dict) -> None:
+    """Raises ValueError for embeddings that this encoder did not make."""
     names = ("kind", "length", "fingerprint")
-    if cached and (wrong := [n for n in names if encoder.facts[n] != cached[n]]):
+    if wrong := [fact for fact in names if encoder.facts[fact] != cached[fact]]:
         was = f"{cached['kind']}:{cached['source']}, length {cached['length']}"
         raise ValueError(
             f"--text_encoder {spec}: another {' and '.join(wrong)} than that of the encoder whose "
-            f"embeddings are cached ({was}, weights {cached['fingerprint'][:12]}); give that one, "
-            "or cache the latents anew"
+            f"embeddings are cached with {name} ({was}, weights {cached['fingerprint'][:12]}); "
+            "give that one, or cache these latents anew"
         )
-    return encoder
+
+
+def warn_of_another_encoder(pretrained: str, text: TextEncoder | None) -> None:
+    """Warns where weights to start from learned texts as another encoder gives them."""
+    before = (find_generator_facts(pretrained) or {}).get("text")
+    if text is None or not before:
+        return
+    if any(before[fact] != text.facts[fact] for fact in ("kind", "fingerprint")):
+        names = [
+            ":".join(filter(None, (facts["kind"], facts["source"])))
+            for facts in (before, text.facts)
+        ]
+        logger.warning(
+            "%s learned the texts of %s; those of %s mean nothing to it until it has learned anew",
+            pretrained,
+            *names,
+        )
 
 
 def condition_of_batches(

@@ -50,6 +50,14 @@ def test_zero_norm_is_eulers_method():
     torch.testing.assert_close(end, sample_euler(flow, x, time_grid(9)))
 
 
+def test_defaults_are_those_of_public_sit_samples():
+    """Its diffusion is 1 - t, its drift v + (1 - t) score, its noise sqrt(2 (1 - t) dt)."""
+    x, eps = normal(0, (4, 3)), normal(1, (4, 3))
+    end = sample_euler_maruyama(lambda x, t: 0 * x, x, time_grid(2), draw=lambda step: eps)
+    # At t = 0 the score is -x; the last step follows the flow, which stands still.
+    torch.testing.assert_close(end, x - 0.5 * x + eps)
+
+
 def test_noise_is_drawn_once_for_each_step_but_the_last():
     drawn = []
 
