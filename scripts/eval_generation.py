@@ -22,7 +22,12 @@ from wfimagevae.engine.args import (
 )
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import METRIC_UNAVAILABLE
-from wfimagevae.eval.generation_args import POINT_SETS, add_generator_args, sampling_values
+from wfimagevae.eval.generation_args import (
+    POINT_SETS,
+    add_generator_args,
+    check_guidance,
+    sampling_values,
+)
 from wfimagevae.eval.generation_metric_args import (
     SET_METRICS,
     add_caption_args,
@@ -74,6 +79,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     args = build_parser().parse_args(argv)
+    check_guidance(args.negative_prompt, args.guidance_scale)
     if bool(args.generated_image_dir) == bool(args.from_pretrained):
         raise ValueError("give either --generated_image_dir or --from_pretrained")
     if bool(args.real_image_dir) == bool(args.dataset):
@@ -176,6 +182,7 @@ def _candidates(args: Namespace, device):
     from wfimagevae.eval.sample_sets import GeneratedSamples, open_images
 
     if args.generated_image_dir:
+        _check_no_captions(args, "files are compared as they are")
         yield {}, open_images(args.generated_image_dir, num_workers=args.num_workers)
         return
 
@@ -195,41 +202,59 @@ def _candidates(args: Namespace, device):
         raise ValueError(
             f"{args.from_pretrained} generates {space}s: the reference must be {needed}"
         )
-    prompts = _prompts(args, generator.model.takes_text)
+    shown = _shown(args, generator)
     source = {"checkpoint": args.from_pretrained, "raw_weights": args.use_raw_weights}
+    if generator.model.takes_text:
+        source["captions"] = {
+            "source": args.dataset or args.captions,
+            "prefix": args.fixed_prompt_prefix,
+        }
     combinations = itertools.product(
         args.sampler or [None], args.steps or [None], args.guidance_scale
     )
     for sampler, steps, scale in combinations:
         values = {"sampler": sampler, "steps": steps, "guidance_scale": scale}
         options = sampling_options(generator, **sampling_values(args) | values)
-        samples = GeneratedSamples(
-            generator, options, args.num_images, args.label_sampling, prompts
-        )
+        samples = GeneratedSamples(generator, options, args.num_images, args.label_sampling, shown)
         yield source | asdict(options), samples
 
 
-def _prompts(args: Namespace, takes_text: bool) -> list[str]:
-    """What a flow that takes text draws: the reference's captions, in turn."""
+def _check_no_captions(args: Namespace, why: str) -> None:
+    """Raises ValueError for flags of captions that would do nothing."""
+    if args.captions != "none":
+        raise ValueError(f"--captions {args.captions}: {why}")
+    if args.fixed_prompt_prefix:
+        raise ValueError(f"--fixed_prompt_prefix {args.fixed_prompt_prefix!r}: {why}")
+
+
+def _shown(args: Namespace, generator) -> list:
+    """What a flow that takes text draws: the reference's captions, of shapes with the class."""
     from wfimagevae.dataset import Captions, ShapesDataset
     from wfimagevae.dataset.captions import with_prefix
     from wfimagevae.dataset.shapes import COLOURS, SHAPES
     from wfimagevae.eval.sample_sets import FolderImages
+    from wfimagevae.eval.subjects import Subject
 
-    if not takes_text:
-        if args.captions != "none":
-            raise ValueError(f"--captions {args.captions}: this flow takes no text")
+    if not generator.model.takes_text:
+        _check_no_captions(args, "this flow takes no text")
         return []
     if args.dataset == "shapes":
-        captions = map(ShapesDataset().caption, range(len(SHAPES) * len(COLOURS)))
-        return [with_prefix(args.fixed_prompt_prefix, caption) for caption in captions]
+        if args.captions != "none":
+            raise ValueError(f"--captions {args.captions}: --dataset shapes has its own")
+        data, prefix = ShapesDataset(), args.fixed_prompt_prefix
+        has_classes = generator.facts.get("class_names") == data.class_names
+        return [
+            Subject(0, data.label(i) if has_classes else None, with_prefix(prefix, data.caption(i)))
+            for i in range(len(SHAPES) * len(COLOURS))
+        ]
     reference = _reference(args, 1)
     if args.captions == "none" or not isinstance(reference, FolderImages):
         raise ValueError(
             "this flow draws what a text says: give a folder or manifest as --real_image_dir, with "
             "--captions, or --dataset shapes; their captions are the prompts"
         )
-    return reference.prompts(Captions(args.captions, args.fixed_prompt_prefix))
+    prompts = reference.prompts(Captions(args.captions, args.fixed_prompt_prefix))
+    return [Subject(0, prompt=prompt) for prompt in prompts]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ python scripts/generate.py --from_pretrained results/text --output_dir samples \
     --prompt "a red circle" "a blue star" --guidance_scale 1 2 4 --negative_prompt "a ring"
 python scripts/generate.py --from_pretrained results/text --output_dir samples \
     --prompts_path prompts --num_images 4 --height 256 --width 384 --guidance_scale 4
-python scripts/generate.py --from_json samples/a-red-circle.json --output_dir again
+python scripts/generate.py --from_json samples/a-red-circle-w2.json --output_dir again
 python scripts/generate.py --from_pretrained SiT-XL-2-256.pt --model_name DiT-XL/2 \
     --vae diffusers:stabilityai/sd-vae-ft-ema --class_labels 207 360 --guidance_scale 4
 torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz samples.npz
@@ -18,7 +18,13 @@ from pathlib import Path
 from wfimagevae.engine.args import Parser, output_file, positive_int
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.eval.args import add_compute_args
-from wfimagevae.eval.generation_args import add_generator_args, add_sampling_args, sampling_values
+from wfimagevae.eval.generation_args import (
+    add_generator_args,
+    add_sampling_args,
+    check_guidance,
+    prompt_text,
+    sampling_values,
+)
 
 # What goes with --from_json: where from, where to, and where to compute.
 _WITH_JSON = {"from_json", "from_pretrained", "vae", "text_encoder", "output_dir", "device"}
@@ -71,16 +77,17 @@ def _add_subject_args(parser: Parser) -> None:
     group = parser.add_argument_group("what to draw")
     group.add_argument(
         "--prompt",
+        type=prompt_text,
         nargs="+",
         action="extend",
         metavar="TEXT",
-        help="one or several; may come again",
+        help='one or several; may come again; "" draws without',
     )
     group.add_argument(
         "--prompts_path",
         metavar="PATH",
         help="folder of .txt files, one prompt each, whose pictures get their names; or one file "
-        "with a prompt a line",
+        "with a prompt a line. A file without text is an error",
     )
     group.add_argument(
         "--num_images",
@@ -118,8 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("give either --output_dir or --npz")
     if args.from_json and args.npz:
         raise ValueError("--from_json makes one picture: give --output_dir")
-    if args.negative_prompt and set(args.guidance_scale) == {1.0}:
-        raise ValueError("--negative_prompt acts through guidance: give a --guidance_scale above 1")
+    check_guidance(args.negative_prompt, args.guidance_scale)
 
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world

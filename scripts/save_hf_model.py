@@ -29,6 +29,11 @@ def build_parser() -> Parser:
         metavar="KIND:PATH",
         help="autoencoder of a latent flow, if it is no longer where the training recorded it",
     )
+    group.add_argument(
+        "--text_encoder",
+        metavar="KIND:PATH",
+        help="text encoder of a text flow, if it is no longer where it was in training",
+    )
     group.add_argument("--name", help="title of the model card; not given: the folder's name")
     group.add_argument(
         "--metrics_json",
@@ -58,8 +63,9 @@ def export_vae(args: Namespace, source: str, folder: Path) -> None:
     from wfimagevae.eval.autoencoder import load_vae
     from wfimagevae.eval.export import model_card, save_model
 
-    if args.vae:
-        raise ValueError(f"--vae {args.vae} belongs to a latent flow, and {source} is none")
+    for flag, value in (("vae", args.vae), ("text_encoder", args.text_encoder)):
+        if value:
+            raise ValueError(f"--{flag} {value} belongs to a flow, and {source} is none")
     evaluation = read_evaluation(args.metrics_json) if args.metrics_json else None
     vae = load_vae(**model_source(args))
     card = model_card(vae, args.name or folder.resolve().name, training_options(source), evaluation)
@@ -76,7 +82,11 @@ def export_flow(args: Namespace, source: str, folder: Path) -> None:
     if args.metrics_json:
         raise ValueError("--metrics_json quotes reconstructions; a flow has none")
     generator = load_generator(
-        source, torch.device("cpu"), vae=args.vae, use_raw_weights=args.use_raw_weights
+        source,
+        torch.device("cpu"),
+        vae=args.vae,
+        use_raw_weights=args.use_raw_weights,
+        text_encoder=args.text_encoder,
     )
     name = args.name or folder.resolve().name
     save_flow(generator, folder, flow_card(generator, name, training_options(source)))

@@ -19,6 +19,8 @@ from wfimagevae.eval.generation_args import (
     POINT_SETS,
     add_generator_args,
     add_sampling_args,
+    check_guidance,
+    prompt_text,
     sampling_values,
 )
 
@@ -56,6 +58,7 @@ def build_parser() -> Parser:
     )
     group.add_argument(
         "--prompt",
+        type=prompt_text,
         nargs="+",
         metavar="TEXT",
         help="what a flow that takes text shows, in turn",
@@ -70,7 +73,11 @@ def build_parser() -> Parser:
         "--num_rows", type=positive_int, default=8, metavar="N", help="images, or pairs of noises"
     )
     group.add_argument(
-        "--num_columns", type=positive_int, default=9, metavar="N", help="pictures in a row"
+        "--num_columns",
+        type=positive_int,
+        default=9,
+        metavar="N",
+        help="pictures in a row, at least 2",
     )
     group.add_argument(
         "--dataset",
@@ -84,6 +91,12 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = build_parser().parse_args(argv)
+    check_guidance(args.negative_prompt, [args.guidance_scale])
+    if args.num_columns < 2:
+        raise ValueError(
+            f"--num_columns {args.num_columns}: a row leads from a first to a last picture; give "
+            "at least 2"
+        )
 
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.eval.animation import check_animation_path

@@ -21,6 +21,8 @@ CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
 EULER = SamplingOptions("euler", 3)
 RED, GREEN, BLUE, GRAY = "a", "bb", "ccc", ""
+SOURCE = {"path": "here", "model_name": None, "raw_weights": False}
+SOURCE |= {"vae": None, "text_encoder": None}
 
 
 def colour(images):
@@ -107,12 +109,12 @@ def test_a_picture_has_a_row_a_prompt():
 
 
 def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
-    generator = generator_of(WordModel())
-    samples = GeneratedSamples(generator, EULER, 6, prompts=[RED, BLUE])
+    generator, shown = generator_of(WordModel()), [Subject(0, None, p) for p in (RED, BLUE)]
+    samples = GeneratedSamples(generator, EULER, 6, shown=shown)
     assert [subject.prompt for subject in samples.subjects] == [RED, BLUE] * 3
     images = next(samples.batches([0, 1, 4], 3)).float()
     assert colour(images).argmax(1).tolist() == [0, 2, 0]
-    drawn = GeneratedSamples(generator, EULER, 300, "random", [RED, BLUE]).subjects
+    drawn = GeneratedSamples(generator, EULER, 300, "random", shown).subjects
     assert 100 < sum(subject.prompt == RED for subject in drawn) < 200
     assert [subject.index for subject in drawn] == list(range(300))
 
@@ -137,7 +139,7 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, monkeypatch):
 
 def test_pictures_of_prompts_never_replace_a_file_and_can_be_made_again(tmp_path):
     generator = generator_of(WordModel())
-    generator.source = {"path": "here"}
+    generator.source = SOURCE
     sheet = prompt_sheet(given_prompts([RED, BLUE]), [], 2, (2.0,))
     options = replace(EULER, seed=5, negative_prompt=GREEN, size=(12, 8))
     for _ in range(2):
@@ -151,7 +153,7 @@ def test_pictures_of_prompts_never_replace_a_file_and_can_be_made_again(tmp_path
     path = write_again(tmp_path / "again", generator, record, "ccc-3", ALONE)
     assert path.read_bytes() == (tmp_path / "ccc-3.png").read_bytes()
     other = generator_of(WordModel())
-    other.source = {"path": "there"}
+    other.source = SOURCE | {"path": "there"}
     other.model.gain.data.fill_(0.5)
     with pytest.raises(ValueError, match=r"was drawn by weights .* those of there are"):
         write_again(tmp_path, other, record, "x", ALONE)

@@ -39,6 +39,10 @@ def test_paths_without_prompts_are_explained(tmp_path):
     (tmp_path / "empty").write_text("\n")
     with pytest.raises(ValueError, match="looked for a prompt a line"):
         read_prompts(tmp_path / "empty")
+    (tmp_path / "full.txt").write_text("a cat")
+    (tmp_path / "blank.txt").write_text("\n")
+    with pytest.raises(ValueError, match=r"blank\.txt holds no text"):
+        read_prompts(tmp_path)
 
 
 def test_names_are_free_and_numbered(tmp_path):
@@ -50,3 +54,9 @@ def test_names_are_free_and_numbered(tmp_path):
     (tmp_path / "dawn.txt").touch()
     names = ["sunset-1", "sunset-3", "dawn", "grid_", "sunset-4"]
     assert free_names(tmp_path, stems) == names
+
+
+def test_a_name_that_another_prompt_has_of_itself_is_left_to_it(tmp_path):
+    names = ["one", "one-2", "one-1", "one-1-1"]
+    assert free_names(tmp_path, ["one", "one", "one-1", "one-1"]) == names
+    assert free_names(tmp_path, ["grid-1", "samples"]) == ["grid-1_", "samples_"]

@@ -76,6 +76,23 @@ def test_figures_are_those_of_recon_image_and_eval_image(tiny_vae, photos, tmp_p
     assert content["protocol_hash"] in (tmp_path / "table.md").read_text()
 
 
+def test_a_checkpoint_without_a_configuration_is_given_one(tiny_vae, photos, tmp_path):
+    weights = load_autoencoder(f"WFVAE2Image:{tiny_vae}").network.state_dict()
+    bare = tmp_path / "bare" / "checkpoint-5.ckpt"
+    bare.parent.mkdir()
+    torch.save({"state_dict": {"gen_model": {f"module.{k}": v for k, v in weights.items()}}}, bare)
+    own = ("--model", f"WFVAE2Image:{tiny_vae}", "--metric", "psnr")
+    both = (*own, "--model", f"WFVAE2Image:{bare}", "--output", tmp_path / "table.md")
+    with pytest.raises(ValueError, match="embeds no config"):
+        benchmark(photos, *both)
+    config = ("--model_config", tiny_vae / "config.json")
+    assert benchmark(photos, *both, *config) == 0
+    first, second = rows_of((tmp_path / "table.md").read_text())
+    assert first["PSNR"] == second["PSNR"] and first["latent"] == second["latent"]
+    with pytest.raises(ValueError, match=r"--model_config .* has its own"):
+        benchmark(photos, *own, *config)
+
+
 def test_unreadable_images_are_left_out_and_named(tiny_vae, photos, tmp_path, capsys):
     shutil.copytree(photos, tmp_path / "photos")
     (tmp_path / "photos" / "bad.png").write_bytes(b"nothing")
@@ -120,6 +137,8 @@ def test_wrong_specifications_are_explained(tmp_path):
             load_autoencoder(spec)
     with pytest.raises(ValueError, match="did you mean 'WFVAE2Image'"):
         load_autoencoder("WFVAE2Imag:x")
+    with pytest.raises(ValueError, match="'FlowDiT-S/2' is no image autoencoder"):
+        load_autoencoder("FlowDiT-S/2:x")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     with pytest.raises((ValueError, OSError), match=str(tmp_path)):
         load_autoencoder(f"diffusers:{tmp_path}")

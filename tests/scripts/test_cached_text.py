@@ -102,6 +102,27 @@ def test_another_encoder_than_the_caches_is_refused(caches, tmp_path):
         train(place, "c", data, text_encoder=f"t5:{caches / 't5'}", fixed_prompt_prefix="oil")
 
 
+def test_held_out_latents_are_of_the_same_encoder_and_have_captions(caches, tmp_path):
+    place, data = FlowPlace(tmp_path), caches / "plain"
+    other = f"bert:{write_encoder(tmp_path, 'bert')}"
+    options = {"eval_data_path": caches / "encoded", "eval_steps": 2, "text_encoder": other}
+    for length in (12, 8):
+        with pytest.raises(ValueError, match="cached with the held-out data"):
+            train(place, f"a{length}", data, text_length=length, **options)
+    options["text_encoder"] = f"t5:{caches / 't5'}"
+    with pytest.raises(ValueError, match=r"another length .* with the held-out data"):
+        train(place, "b", data, text_length=8, **options)
+    options["eval_num_samples"] = 4
+    train(place, "c", data, **options)  # the length is that of the cache
+    bare = shutil.copytree(data, tmp_path / "bare")
+    for path in bare.glob("*.jsonl"):
+        lines = [json.loads(line) | {"caption": None} for line in path.open()]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options["eval_data_path"] = bare
+    with pytest.raises(ValueError, match="captions, which the held-out data does not have"):
+        train(place, "d", data, **options)
+
+
 def test_resolutions_of_latents_are_their_own(caches, tmp_path):
     with pytest.raises(ValueError, match=r"--resolution 64: .* 32 px"):
         train(FlowPlace(tmp_path), "x", caches / "plain", resolution=64)

@@ -154,6 +154,8 @@ def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
         ("--from_pretrained {pixels} --dataset cifar10", "--data_path"),
         ("--from_pretrained {pixels} --dataset shapes --num_images 3", "too few"),
         ("--from_pretrained {pixels} --dataset shapes --dinov2_repo x", "given together"),
+        ("--from_pretrained {pixels} --dataset shapes --fixed_prompt_prefix x", "takes no text"),
+        ("--generated_image_dir {pixels} --dataset shapes --captions sidecar", "as they are"),
     ],
 )
 def test_bad_combinations_are_told_before_anything_is_drawn(arguments, message, points, pixels):

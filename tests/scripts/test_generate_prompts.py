@@ -1,18 +1,24 @@
 """Generating by prompts: names, records, sizes, ranks; the very picture again from its record."""
 
 import json
+import shlex
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
 from tests.scripts.flow_exports import export, export_pixels
+from wfimagevae.dataset.shapes import SHAPES
+from wfimagevae.eval import sample_sets
 
 FACTS = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}
 PROMPTS = ("a red circle", "A Blue star?")
+SIZES = {"hidden_size": 32, "num_heads": 2, "depth": 1, "input_size": 16, "in_channels": 3}
+SIZES |= {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +100,8 @@ def test_prompt_files_name_their_pictures_and_none_is_replaced(text_flow, tmp_pa
 
 
 def test_classes_and_prompts_go_together(tmp_path):
-    sizes = {"hidden_size": 32, "num_heads": 2, "depth": 1, "input_size": 16, "in_channels": 3}
-    text = {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
     facts = {"space": "pixel", "text": FACTS, "class_names": ["cat", "dog"]}
-    flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=2, **sizes, **text)
+    flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=2, **SIZES)
     prompt = ("--prompt", "x", "--num_images", 2)
     neither = run(flow, tmp_path / "a", *prompt)
     both = run(flow, tmp_path / "b", *prompt, "--class_labels", "dog")
@@ -124,6 +128,7 @@ def test_npz_has_a_picture_a_prompt_and_scale(text_flow, tmp_path):
     [
         ((), "give --prompt or --prompts_path"),
         (("--prompt", "x", "--negative_prompt", "y"), "acts through guidance"),
+        (("--prompt", "x", "--guidance_scale", "2", "3", "2.0"), "2 3 2: give 2 once"),
         (("--prompt", "x", "--height", "30"), "30 x 16 pixels .* multiples of 4"),
         (("--prompt", "x", "--class_labels", "1"), "without classes"),
         (("--prompt", "x", "--text_encoder", "t5:x"), "trained with the text encoder bytes"),
@@ -134,6 +139,46 @@ def test_npz_has_a_picture_a_prompt_and_scale(text_flow, tmp_path):
 def test_bad_options_are_explained(text_flow, tmp_path, more, words):
     with pytest.raises(ValueError, match=words):
         run(text_flow, tmp_path, *more)
+
+
+@pytest.mark.parametrize("flag", ["--prompt", "--negative_prompt"])
+def test_bytes_that_are_no_text_are_no_prompt(text_flow, tmp_path, flag, capsys):
+    with pytest.raises(SystemExit):
+        run(text_flow, tmp_path, flag, "a caf\udce9", "--guidance_scale", 2)
+    assert f"{flag}: 'a caf\\udce9' is not UTF-8 text" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "words"),
+    [
+        ("model", {}, r"x\.json is no record .*: no model\.fingerprint, .* model\.vae"),
+        ("model", None, r"no record .*model\.path"),
+        ("guidance", {"scale": 2.0}, r"no guidance\.channels, guidance\.interval"),
+        ("batch", {"size": 2, "row": 77}, "no sample 77 in a batch of 2"),
+        ("guidance", dict.fromkeys(("scale", "interval", "rescale", "channels")), "how to sample"),
+        ("size", 7, "how to sample"),
+    ],
+)
+def test_a_record_that_was_edited_is_explained(text_flow, tmp_path, part, value, words):
+    run(text_flow, tmp_path / "out", "--prompt", "x")
+    path = tmp_path / "out" / "x.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
+    with pytest.raises(ValueError, match=words):
+        generate.main(["--from_json", str(path), "--output_dir", str(tmp_path / "again")])
+
+
+def test_the_grid_over_scales_that_the_help_shows_can_be_made_again(text_flow, tmp_path):
+    """The second and the fourth example of the script."""
+    _, second, _, fourth, *_ = generate.__doc__.split("python scripts/generate.py ")[1:]
+    (tmp_path / "samples").mkdir()
+    words = shlex.split(second.replace("\\\n", " ")) + ["--steps", "2", "--device", "cpu"]
+    places = {"results/text": str(text_flow), "samples": str(tmp_path / "samples")}
+    generate.main([places.get(word, word) for word in words])
+    json_path = tmp_path / shlex.split(fourth)[1]
+    words = ["--from_json", str(json_path), "--output_dir", str(tmp_path / "again")]
+    generate.main([*words, "--device", "cpu"])
+    again = tmp_path / "again" / f"{json_path.stem}.png"
+    assert again.read_bytes() == json_path.with_suffix(".png").read_bytes()
 
 
 def test_a_flow_without_text_takes_no_prompts_or_other_sizes(tmp_path):
@@ -174,11 +219,43 @@ def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
     told = [*folder, "--captions", "sidecar"]
     assert eval_generation.main(list(map(str, words + told))) == 0
     sampling = json.loads(output.read_text())["results"][0]["sampling"]
-    assert sampling["prompts"] == "balanced, 3"
+    assert sampling["prompts"] == "balanced, 3" and sampling["labels"] == "none"
+    assert sampling["captions"] == {"source": "sidecar", "prefix": ""}
     shapes = ["--dataset", "shapes", "--resolution", 16]
-    assert eval_generation.main(list(map(str, words + shapes))) == 0
-    sampling = json.loads(output.read_text())["results"][0]["sampling"]
-    assert sampling["prompts"] == "balanced, 64"
+    hashes = {sampling["prompts_hash"]}
+    for prefix in ("", "oil"):
+        more = [*shapes, "--fixed_prompt_prefix", prefix]
+        assert eval_generation.main(list(map(str, words + more))) == 0
+        sampling = json.loads(output.read_text())["results"][0]["sampling"]
+        assert sampling["prompts"] == "balanced, 64"
+        assert sampling["captions"] == {"source": "shapes", "prefix": prefix}
+        hashes.add(sampling["prompts_hash"])
+    assert len(hashes) == 3
+    for more, told in (
+        (("--captions", "sidecar"), "--dataset shapes has its own"),
+        (("--negative_prompt", "x"), "acts through guidance"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            eval_generation.main(list(map(str, [*words, *shapes, *more])))
+
+
+def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypatch):
+    shapes = list(SHAPES)
+    facts = {"space": "pixel", "text": FACTS, "class_names": shapes}
+    flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=8, **SIZES)
+    drawn = []
+    monkeypatch.setattr(
+        sample_sets,
+        "draw_subjects",
+        lambda generator, subjects, _: (
+            drawn.extend(subjects) or torch.zeros(len(subjects), 3, 8, 8)
+        ),
+    )
+    words = ["--from_pretrained", flow, "--metric", "energy_distance", "--num_images", 70]
+    words += ["--dataset", "shapes", "--resolution", 8, "--device", "cpu"]
+    assert eval_generation.main(list(map(str, words))) == 0
+    assert len({subject.prompt for subject in drawn}) == 64
+    assert all(subject.prompt.endswith(f" {shapes[subject.label]}") for subject in drawn)
 
 
 def test_pictures_of_a_text_flow_take_prompts(text_flow, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from scripts import save_hf_model
-from wfimagevae.eval.export import check_reload
+from wfimagevae.eval.export import check_reload, option_table
 from wfimagevae.model import WFVAE2ImageModel
 
 
@@ -69,6 +69,18 @@ def test_card_tells_training_and_figures_but_no_paths(run_folder, tmp_path):
     assert "secret" not in card and str(tmp_path) not in card
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"max_steps": 70, "epochs": 10}, "| max_steps | 70 |"),
+        ({"max_steps": None, "epochs": 10}, "| epochs | 10 |"),
+    ],
+)
+def test_a_card_tells_the_length_that_counted_alone(options, told):
+    lines = option_table(options, ("max_steps", "epochs")).splitlines()
+    assert [line for line in lines if "max_steps" in line or "epochs" in line] == [told]
+
+
 def test_code_in_the_card_runs(run_folder, tmp_path):
     folder = tmp_path / "hf"
     save_hf_model.main(["--from_pretrained", str(run_folder), "--save_dir", str(folder)])
@@ -125,5 +137,7 @@ def test_from_another_folder(run_folder, tmp_path, run_script):
 
 def test_an_autoencoder_takes_no_other_one_along(tiny_vae, tmp_path):
     words = ["--from_pretrained", str(tiny_vae), "--save_dir", str(tmp_path / "hf")]
-    with pytest.raises(ValueError, match="belongs to a latent flow"):
+    with pytest.raises(ValueError, match="belongs to a flow"):
         save_hf_model.main([*words, "--vae", "WFVAE2Image:elsewhere"])
+    with pytest.raises(ValueError, match=r"--text_encoder t5:x belongs to a flow"):
+        save_hf_model.main([*words, "--text_encoder", "t5:x"])

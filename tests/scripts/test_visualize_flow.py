@@ -54,6 +54,8 @@ def test_images_give_denoising_and_interpolation(tmp_path, capsys):
         ((), "give --dataset"),
         (("--dataset", "moons", "--class_labels", "0", "1"), "one class"),
         (("--dataset", "moons", "--class_labels", "7"), "no class '7'"),
+        (("--num_columns", "1"), "--num_columns 1: .* at least 2"),
+        (("--negative_prompt", "x"), "acts through guidance"),
     ],
 )
 def test_pictures_that_cannot_be_are_refused(arguments, message, tmp_path):

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
-from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.vae.modeling_wfvae2_image import DEFAULT_SCALE, pad_to_multiple
-from wfimagevae.model.weight_files import hub_answers
+from wfimagevae.model.weight_files import has_config, hub_answers
 
 Moments = tuple[Tensor, Tensor | None]
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*")
@@ -71,23 +71,54 @@ class Autoencoder:
         return decoded.clamp(-1, 1)
 
 
-def load_autoencoder(spec: str) -> Autoencoder:
+def load_autoencoder(spec: str, model_config: str | None = None) -> Autoencoder:
     """The autoencoder of ``KIND:PATH``, on the CPU.
 
     Args:
         spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
+        model_config: As for `load_vae`.
 
     Raises:
         ValueError: the form is another, or nothing can be loaded from there.
     """
+    kind, path = _kind_and_path(spec)
+    if kind == "diffusers":
+        return load_diffusers(path, torch.device("cpu"))
+    return as_autoencoder(load_vae(kind, path, model_config), torch.device("cpu"))
+
+
+def load_autoencoders(
+    specs: Sequence[str], model_config: str | None = None
+) -> dict[str, Autoencoder]:
+    """`load_autoencoder` of each of ``specs``.
+
+    Args:
+        specs: KIND:PATH each.
+        model_config: JSON file for the checkpoints among them that have no configuration in them
+            or beside them; the others keep their own.
+
+    Raises:
+        ValueError: a model cannot be loaded, or none needs ``model_config``.
+    """
+    bare = [spec for spec in specs if model_config and _lacks_config(*_kind_and_path(spec))]
+    if model_config and not bare:
+        raise ValueError(
+            f"--model_config {model_config}: every model has its own configuration; leave it out"
+        )
+    return {spec: load_autoencoder(spec, model_config if spec in bare else None) for spec in specs}
+
+
+def _lacks_config(kind: str, path: str) -> bool:
+    return kind != "diffusers" and not has_config(path)
+
+
+def _kind_and_path(spec: str) -> tuple[str, str]:
     kind, separator, path = spec.partition(":")
     if not (kind and separator and path):
         raise ValueError(
             f"{spec!r} names no autoencoder: write KIND:PATH, such as WFVAE2Image:results/my-vae"
         )
-    if kind == "diffusers":
-        return load_diffusers(path, torch.device("cpu"))
-    return as_autoencoder(load_vae(kind, path), torch.device("cpu"))
+    return kind, path
 
 
 def load_vae(
@@ -115,7 +146,7 @@ def load_vae(
         raise ValueError(f"--ckpt_path {ckpt_path}: no such file")
     if model_config and not Path(model_config).is_file():
         raise ValueError(f"--model_config {model_config}: no such file")
-    model_class = ModelRegistry.get_model(model_name)
+    model_class = autoencoder_class(model_name)
     with raw_weights(use_raw_weights):
         return model_class.from_pretrained(from_pretrained or ckpt_path, model_config)
 

@@ -94,8 +94,9 @@ def model_card(
 
 
 def option_table(options: Mapping, names: Sequence[str]) -> str:
-    """Section of a model card: those of the options that are there."""
-    told = [f"| {name} | {options[name]} |" for name in names if name in options]
+    """Section of a model card: those of the options that are there and counted."""
+    idle = "epochs" if options.get("max_steps") else "max_steps"  # the one wins over the other
+    told = [f"| {n} | {options[n]} |" for n in names if n in options and n != idle]
     return "\n".join(["## Training\n", "| option | value |", "|---|---|", *told, ""])
 
 

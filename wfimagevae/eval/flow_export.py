@@ -81,10 +81,11 @@ def flow_card(generator: FlowGenerator, name: str, options: Mapping | None = Non
     average = ", average velocities (one step)" if model.has_average_velocity else ""
     task = "text-to-image" if model.takes_text else "unconditional-image-generation"
     example = ' --prompt "..."' if model.takes_text else ""
+    tags = dict.fromkeys(("flow-matching", facts["objective"].replace("_", "-")))
     text = f"""---
 library_name: wfimagevae
 pipeline_tag: {task}
-tags: [flow-matching, {facts["objective"].replace("_", "-")}]
+tags: [{", ".join(tags)}]
 ---
 
 # {name}

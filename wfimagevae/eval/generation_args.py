@@ -1,6 +1,7 @@
 """Flags that choose a trained flow and how to sample from it. No torch here."""
 
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
 
 from wfimagevae.engine.args import (
     Parser,
@@ -12,6 +13,15 @@ from wfimagevae.engine.args import (
 
 SAMPLERS = ("euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow")
 POINT_SETS = ("five_gaussians", "moons", "checkerboard", "rings")
+
+
+def prompt_text(text: str) -> str:
+    """A prompt of the command line, whose bytes need not be text."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ArgumentTypeError(f"{text!r} is not UTF-8 text") from None
+    return text
 
 
 def add_generator_args(parser: Parser) -> None:
@@ -70,6 +80,7 @@ def add_sampling_args(parser: Parser) -> None:
     )
     group.add_argument(
         "--negative_prompt",
+        type=prompt_text,
         default="",
         metavar="TEXT",
         help="what guidance leads away from; acts with a guidance scale other than 1",
@@ -103,6 +114,15 @@ def add_sampling_args(parser: Parser) -> None:
         help="above 1 spends more steps near the noise",
     )
     group.add_argument("--seed", type=int, default=0, metavar="N", help="of all samples")
+
+
+def check_guidance(negative_prompt: str, scales: Sequence[float]) -> None:
+    """Raises ValueError for a negative prompt that would do nothing, or a scale given twice."""
+    if negative_prompt and set(scales) == {1.0}:
+        raise ValueError("--negative_prompt acts through guidance: give a --guidance_scale above 1")
+    shown = [f"{scale:g}" for scale in scales]  # as files and tables call them
+    if twice := [scale for scale in shown if shown.count(scale) > 1]:
+        raise ValueError(f"--guidance_scale {' '.join(shown)}: give {twice[0]} once")
 
 
 def sampling_values(args: Namespace) -> dict:

@@ -63,7 +63,7 @@ def add_caption_args(parser: Parser) -> None:
         "--fixed_prompt_prefix",
         default="",
         metavar="TEXT",
-        help="set before every caption, with '. ' between them",
+        help="set before every caption, with '. ' between them; of flows with text",
     )
 
 

@@ -12,7 +12,7 @@ from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
 from wfimagevae.eval.latent_space import LatentSpace
 from wfimagevae.eval.report import read_json
 from wfimagevae.model.flow.velocity_model import VelocityModel
-from wfimagevae.model.text import open_text_encoder
+from wfimagevae.model.text import TextEncoder, open_text_encoder
 from wfimagevae.model.weight_files import find_weights, read_facts
 
 FACTS_NAME = "generator.json"
@@ -78,12 +78,23 @@ def build_generator(model: nn.Module, device: torch.device, facts: dict) -> Flow
     if not model.takes_text:
         text = None
     elif facts.get("text"):
-        text = open_text_encoder(facts["text"], device)
+        text = _open_text_encoder(facts["text"], device)
     else:
         raise ValueError("this model takes text, but its file does not say from which encoder")
     if space is None:
         return FlowGenerator(model, device, facts, text=text)
     return FlowGenerator(model, device, facts, space.decode, text, space.autoencoder.multiple)
+
+
+def _open_text_encoder(recorded: dict, device: torch.device) -> TextEncoder:
+    try:
+        return open_text_encoder(recorded, device)
+    except ValueError as error:
+        reason = str(error).removeprefix("--text_encoder ")  # which nobody may have given
+        raise ValueError(
+            f"the text encoder of this flow cannot be read: {reason}; say where it is with "
+            f"--text_encoder {recorded['kind']}:PATH"
+        ) from error
 
 
 def _spec(text: dict | None) -> str | None:

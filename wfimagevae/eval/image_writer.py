@@ -7,6 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from wfimagevae.engine.checkpoint import write_atomically
+
 EXTENSIONS = {
     "png": {"compress_level": 4},
     "jpg": {"quality": 95, "subsampling": 0},
@@ -67,13 +69,17 @@ def _save_text(path: Path, text: str) -> None:
 def save_image(path: str | Path, pixels: Tensor) -> None:
     """Writes an 8-bit RGB image, (3, H, W); png and webp are lossless, jpg has quality 95.
 
+    A file of this name is either whole or not there.
+
     Raises:
         ValueError: another extension.
     """
     from PIL import Image
 
     path = Path(path)
-    options = EXTENSIONS[check_extension(path)]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    array = pixels.permute(1, 2, 0).contiguous().cpu().numpy()
-    Image.fromarray(array).save(path, **options)
+    extension = check_extension(path)
+    kind = Image.registered_extensions()[f".{extension}"]
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    write_atomically(
+        path, lambda file: image.save(file, kind, **EXTENSIONS[extension]), is_lasting=False
+    )

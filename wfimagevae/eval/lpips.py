@@ -7,7 +7,7 @@ from wfimagevae.eval.images import check_unit_pair
 from wfimagevae.model.losses.lpips_network import load_lpips
 
 # Below these the backbone's last pooling has nothing left.
-_MIN_SIZE = {"vgg": 16, "alex": 31}
+MIN_SIZES = {"vgg": 16, "alex": 31}
 
 
 class PerceptualDistance:
@@ -24,7 +24,7 @@ class PerceptualDistance:
 
     def __init__(self, device: torch.device, net: str = "vgg", weights: str | None = None):
         self.network = load_lpips(net, weights).to(device)
-        self.min_size = _MIN_SIZE[net]
+        self.min_size = MIN_SIZES[net]
 
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:

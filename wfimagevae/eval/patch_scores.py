@@ -1,12 +1,14 @@
 """What the discriminator thinks of each patch, drawn over the image."""
 
 import csv
+import io
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from wfimagevae.engine.checkpoint import write_atomically
 from wfimagevae.eval.image_writer import save_image
 from wfimagevae.eval.images import to_uint8
 
@@ -58,11 +60,19 @@ def save_patch_scores(
 
 
 def append_summary(path: Path, rows: list[list]) -> None:
-    """Adds rows of `SUMMARY` to a CSV file, with a header if it is new."""
-    is_new = not path.exists()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        if is_new:
-            writer.writerow(SUMMARY)
-        writer.writerows(rows)
+    """Adds a step's rows of `SUMMARY` to a CSV file, in place of any of that step or later ones.
+
+    Those are of a run that went back to a checkpoint before them.
+    """
+    step, kept = rows[0][0], []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.reader(file) if _is_before(step, row)]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([SUMMARY, *kept, *rows])
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _is_before(step: int, row: list[str]) -> bool:
+    """False for the header and for a last line that a kill cut short, too."""
+    return len(row) == len(SUMMARY) and row[0].isdigit() and int(row[0]) < step

@@ -16,6 +16,12 @@ from wfimagevae.eval.subjects import Subject
 from wfimagevae.model.weight_files import weights_fingerprint
 
 _log = logging.getLogger("wfimagevae")
+# What a record holds besides single values, and what is in it.
+_PARTS = {
+    "batch": ("size", "row"),
+    "guidance": tuple(field.name for field in fields(Guidance)),
+    "model": ("path", "model_name", "raw_weights", "vae", "text_encoder", "fingerprint"),
+}
 _PACKAGES = ("wfimagevae", "torch", "diffusers", "transformers")
 
 
@@ -64,10 +70,23 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
     """
     record = read_json(path)
     needed = {field.name for field in fields(SamplingOptions) + fields(Subject)}
-    if missing := (needed | {"batch", "device", "model"}) - record.keys():
+    missing = (needed | {"device"} | _PARTS.keys()) - record.keys()
+    for name, keys in _PARTS.items():
+        part = record.get(name, dict.fromkeys(keys))
+        missing |= {
+            f"{name}.{key}" for key in keys if not isinstance(part, dict) or key not in part
+        }
+    if missing:
         raise ValueError(
             f"{path} is no record of a picture of generate.py: no {', '.join(sorted(missing))}"
         )
+    size, row = (record["batch"][key] for key in ("size", "row"))
+    if not (isinstance(size, int) and isinstance(row, int) and 0 <= row < size):
+        raise ValueError(f"{path}: there is no sample {row!r} in a batch of {size!r}")
+    try:
+        _options(record)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not say how to sample: {error}") from None
     return record
 
 
@@ -89,14 +108,18 @@ def draw_again(generator: FlowGenerator, record: Mapping[str, Any]) -> Tensor:
             record["device"],
             generator.device.type,
         )
-    values = {field.name: record[field.name] for field in fields(SamplingOptions)}
-    guidance = record["guidance"] | {"interval": tuple(record["guidance"]["interval"])}
-    size = record["size"] and tuple(record["size"])
-    options = SamplingOptions(**values | {"guidance": Guidance(**guidance), "size": size})
+    options = _options(record)
     subject = Subject(**{field.name: record[field.name] for field in fields(Subject)})
     copies = [subject] * record["batch"]["size"]
     images = generator.images(draw_subjects(generator, copies, options))
     return images[record["batch"]["row"]]
+
+
+def _options(record: Mapping[str, Any]) -> SamplingOptions:
+    values = {field.name: record[field.name] for field in fields(SamplingOptions)}
+    guidance = record["guidance"] | {"interval": tuple(record["guidance"]["interval"])}
+    size = record["size"] and tuple(record["size"])
+    return SamplingOptions(**values | {"guidance": Guidance(**guidance), "size": size})
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _LONGEST_NAME = 60
-_RESERVED = ("grid", "samples")  # what generate.py calls its other files
+_RESERVED = re.compile(r"grid(-\d+)?|samples")  # what generate.py calls its other files
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,11 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt")
         found = [Prompt(" ".join(_read(file).split()), file.stem) for file in files]
+        if empty := [prompt.stem for prompt in found if not prompt.text]:
+            raise ValueError(
+                f"--prompts_path {path}: {empty[0]}.txt holds no text; remove it, or draw without "
+                'a prompt by --prompt ""'
+            )
         looked_for = "looked for .txt files"
     elif path.is_file():
         found = given_prompts(line.strip() for line in _read(path).splitlines() if line.strip())
@@ -59,16 +64,17 @@ def slug(text: str) -> str:
 def free_names(folder: Path, stems: Sequence[str]) -> list[str]:
     """A name for each stem that neither a picture or record in the folder nor another has.
 
-    The first is the stem itself, the next ``stem-1``, ``stem-2``, ...
+    The first is the stem itself, the next ``stem-1``, ``stem-2``, ..., unless that is another
+    stem.
     """
     written = folder.iterdir() if folder.is_dir() else ()
     taken = {file.stem for file in written if file.suffix in (".png", ".json")}
-    numbers: dict[str, int] = {}
+    stems = [f"{stem}_" if _RESERVED.fullmatch(stem) else stem for stem in stems]
+    own, numbers = set(stems), dict.fromkeys(stems, 0)
     names = []
     for stem in stems:
-        stem = f"{stem}_" if stem in _RESERVED else stem
-        number = numbers.get(stem, 0)
-        while (name := f"{stem}-{number}" if number else stem) in taken:
+        number = numbers[stem]
+        while (name := f"{stem}-{number}" if number else stem) in taken or (number and name in own):
             number += 1
         taken.add(name)
         numbers[stem] = number + 1

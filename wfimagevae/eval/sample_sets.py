@@ -221,9 +221,8 @@ class GeneratedSamples:
         generator: The model.
         options: Sampler, steps, guidance, seed.
         count: How many.
-        label_sampling: ``balanced``: classes and prompts in turn; ``random``: drawn anew for each
-            sample.
-        prompts: What a model that takes text draws; classes, if it has any, are left out then.
+        label_sampling: ``balanced``: what is shown in turn; ``random``: drawn anew for each sample.
+        shown: What is drawn, by its class, its prompt or both; by default each class, or nothing.
 
     Attributes:
         subjects: What each sample shows.
@@ -240,24 +239,28 @@ class GeneratedSamples:
         options: SamplingOptions,
         count: int,
         label_sampling: str = "balanced",
-        prompts: Sequence[str] = (),
+        shown: Sequence[Subject] = (),
     ):
         if label_sampling not in LABEL_SAMPLING:
             raise ValueError(f"unknown label sampling {label_sampling!r}: {LABEL_SAMPLING}")
         generator.check(options)
         self.generator, self.options, self.count, self.nfe = generator, options, count, 0.0
         num_classes = generator.model.num_classes
-        shown = [Subject(0, prompt=prompt) for prompt in prompts]
         shown = shown or [Subject(0, label) for label in range(num_classes)] or [Subject(0)]
         order = range(count)
         if label_sampling == "random":
             order = [stable_hash("label", options.seed, i) for i in range(count)]
         self.subjects = [replace(shown[n % len(shown)], index=i) for i, n in enumerate(order)]
+        labels = [subject.label for subject in shown if subject.label is not None]
+        prompts = [subject.prompt for subject in shown if subject.prompt is not None]
         self.description = {
             "source": "generated",
-            "labels": label_sampling if num_classes and not prompts else "none",
+            "labels": label_sampling if labels else "none",
             "model": generator.record,
-        } | ({"prompts": f"{label_sampling}, {len(prompts)}"} if prompts else {})
+        }
+        if prompts:
+            told = {"prompts": f"{label_sampling}, {len(prompts)}"}
+            self.description |= told | {"prompts_hash": f"{stable_hash(*prompts):016x}"}
 
     def __len__(self) -> int:
         return self.count

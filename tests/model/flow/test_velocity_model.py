@@ -191,9 +191,9 @@ def test_blocks_to_shard_hold_most_parameters():
         assert held > 0.6 * sum(p.numel() for p in model.parameters()), type(model).__name__
 
 
-@pytest.mark.parametrize(("name", "millions"), [("UNet", 51.6), ("SmallCNN", 0.1)])
+@pytest.mark.parametrize(("name", "millions"), [("UNet", 52.6), ("SmallCNN", 0.1)])
 def test_convolutional_models_have_their_advertised_sizes(name, millions):
     with torch.device("meta"):
         model = ModelRegistry.get_model(name)()
     count = sum(p.numel() for p in model.parameters()) / 1e6
-    assert count == pytest.approx(millions, rel=0.1 if name == "SmallCNN" else 0.03)
+    assert count == pytest.approx(millions, rel=0.1 if name == "SmallCNN" else 0.001)

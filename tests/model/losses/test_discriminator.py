@@ -1,5 +1,6 @@
 """PatchGAN: spectral norm against the singular value decomposition, names, freezing."""
 
+import pytest
 import torch
 
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator, SpectralNormConv2d, frozen
@@ -31,6 +32,15 @@ def test_fresh_logits_are_small():
     torch.manual_seed(0)
     logits = NLayerDiscriminator()(torch.rand(1, 3, 128, 128) * 2 - 1)
     assert logits.abs().max() < 10
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
+def test_an_image_of_the_least_size_leaves_one_logit(num_layers):
+    network = NLayerDiscriminator(num_layers, base_channels=2)
+    size = network.min_size
+    assert network(torch.zeros(1, 3, size, size + 1)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError, match="size"):
+        network(torch.zeros(1, 3, size, size - 1))
 
 
 def test_state_dict_has_the_names_of_checkpoints():

@@ -234,7 +234,8 @@ class VelocityModel(RegisteredModel):
         else:
             raise ValueError(
                 f"{source} holds weights without a config, and has no config.json beside it; "
-                "model_name must name their size (DiT-XL/2, for example), or give model_config"
+                "model_name must name their size (--model_name DiT-XL/2, for example), or put "
+                "their config.json there"
             )
         if overrides.get("average_velocity"):
             state_dict = model._with_fresh(state_dict, _is_end_time_weight, "embedder of end times")

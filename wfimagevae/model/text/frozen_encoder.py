@@ -19,6 +19,7 @@ from wfimagevae.model.weight_files import (
 )
 
 DEFAULT_TOKENS = 128
+SHOWN_OF_PROMPT = 60  # characters that a warning quotes
 # Families, and the model_type in config.json of those that belong to them; of the last, a part.
 FAMILIES = {
     "clip": ("clip", "clip_text_model"),
@@ -119,9 +120,9 @@ class FrozenEncoder:
         for prompt, ids in zip(prompts, found, strict=True):
             if len(ids) > self.length:
                 logger.warning(
-                    "a prompt is cut to --text_length %d tokens; others may be as well: %r",
+                    "a prompt is cut to --text_length %d tokens; others may be as well: %r ...",
                     self.length,
-                    prompt,
+                    prompt[:SHOWN_OF_PROMPT],
                 )
                 self._has_warned = True
                 return

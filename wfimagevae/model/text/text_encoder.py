@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from wfimagevae.model.text.frozen_encoder import FAMILIES, open_frozen_encoder
+from wfimagevae.model.text.frozen_encoder import FAMILIES, SHOWN_OF_PROMPT, open_frozen_encoder
 
 DEFAULT_BYTES = 128
 logger = logging.getLogger(__name__)
@@ -100,10 +100,10 @@ class ByteEncoder:
             return prompt
         if not self._has_warned:
             logger.warning(
-                "a prompt of %d bytes is cut to --text_length %d; others may be as well: %r",
+                "a prompt of %d bytes is cut to --text_length %d; others may be as well: %r ...",
                 len(data),
                 self.length,
-                prompt,
+                prompt[:SHOWN_OF_PROMPT],
             )
             self._has_warned = True
         return data[: self.length].decode(errors="ignore")
