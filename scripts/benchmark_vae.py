@@ -35,6 +35,12 @@ def build_parser() -> Parser:
         help="WFVAE2Image:PATH, or diffusers:PATH_OR_NAME (a hub name may end in a subfolder); "
         "repeat it for each model",
     )
+    parser.add_argument(
+        "--model_config",
+        metavar="JSON",
+        help="configuration, for .ckpt files with none in them or beside them; the other models "
+        "keep their own",
+    )
     add_image_args(parser)
     parser.set_defaults(resolution=256)
     add_metric_args(parser, default=METRICS)
@@ -60,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.autoencoder import load_autoencoder
+    from wfimagevae.eval.autoencoder import load_autoencoders
     from wfimagevae.eval.benchmark import measure, report
     from wfimagevae.eval.evaluator import Evaluator, Networks
     from wfimagevae.eval.protocol import describe_protocol
@@ -76,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     loader = valid_loader(dataset, args.batch_size, args.num_workers)
     # All are loaded first, so that a wrong path costs no results; the device holds one at a time.
-    autoencoders = {spec: load_autoencoder(spec) for spec in args.model}
+    autoencoders = load_autoencoders(args.model, args.model_config)
     evaluator = Evaluator(args.metric, device, networks)
     kernels = enable_fast_kernels(device)
     precision, seconds = args.mixed_precision, args.timing_seconds

@@ -1,10 +1,13 @@
 """The layers, sizes and habits that the design asks for, read from the source itself."""
 
 import ast
+import functools
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -104,6 +107,11 @@ def test_no_file_or_function_outgrows_its_ceiling(path):
         assert length <= MAX_FUNCTION_LINES, f"{node.name} has {length} lines"
 
 
+def test_contributors_are_told_these_ceilings():
+    text = " ".join((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split())
+    assert f"At most {MAX_FILE_LINES} lines a file, {MAX_FUNCTION_LINES} a function" in text
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=relative)
 def test_nobody_imports_the_archive_the_tests_or_another_script(path):
     roots = {name.split(".")[0] for name in imported_modules(parse(path))}
@@ -192,3 +200,21 @@ def test_every_folder_with_code_is_an_installed_package(setup_arguments):
     folders = {path.parent for path in PACKAGE.rglob("*.py")}
     packages = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
     assert packages == set(setup_arguments["packages"])
+
+
+def test_a_source_distribution_builds_without_the_repository(tmp_path):
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, source / "wfimagevae", ignore=ignored)
+    for path in ROOT.iterdir():
+        if path.is_file() and path.name != ".git":
+            shutil.copy(path, source)
+    run = functools.partial(subprocess.run, check=True, capture_output=True)
+    run([sys.executable, "setup.py", "-q", "sdist", "--dist-dir", tmp_path], cwd=source)
+    (archive,) = tmp_path.glob("wfimagevae-*.tar.gz")
+    with tarfile.open(archive) as file:
+        file.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+    run([sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path / "b"], cwd=unpacked)
+    built = {path.name for path in (tmp_path / "b" / "lib" / "wfimagevae").iterdir()}
+    assert {path.name for path in PACKAGE.iterdir()} - built <= {"__pycache__"}

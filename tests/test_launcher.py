@@ -2,15 +2,19 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.task.training import Workplace, load
+from wfimagevae.task.flags import build_parser
+from wfimagevae.task.vae_build import loss_config
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +57,20 @@ def test_variables_become_flags(tmp_path):
     assert {"--no_ema", "--no_adaptive_weight", "--freeze_encoder", "--tracker=none"} <= {*given}
     assert {"--resume_from_checkpoint=auto", "--pretrained_model_name_or_path=w.ckpt"} <= {*given}
     assert given.index("--lr=1e-4") < given.index("--lr=3e-4")
+
+
+def test_adversarial_training_alone_as_the_readme_says_leaves_no_other_term(tmp_path):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    flags, variable, value = re.search(
+        r"Adversarial training alone is `([^`]+)`, with `(\w+)=(\d)` before `train", readme
+    ).groups()
+    result = launch(tmp_path, *flags.split(), NPROC="1", **{variable: value})
+    assert result.returncode == 0, result.stderr
+    options = vars(build_parser("vae").parse_args(result.stdout.splitlines()[1:]))
+    config = loss_config(options)
+    weights = {f.name for f in fields(config) if f.name.endswith("_weight") and f.type is float}
+    assert {name for name in weights if getattr(config, name)} == {"disc_weight"}
+    assert not config.adaptive_weight
 
 
 def test_gpus_and_machines_become_torchrun(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.images import TINY_MODEL, smooth_image
 from tests.task.training import Workplace, differences, largest_difference, load
 from train_ddp import main
+from wfimagevae.engine.cli import run_cli
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.task.vae import GameRules, VaeTask
 
@@ -118,7 +119,9 @@ def test_gan_only_training_is_weights(workplace):
     folder = workplace.train(
         "gan", 4, rec_weight=0, wavelet_loss=None, no_adaptive_weight=True, kl_weight=0
     )
-    assert float(losses(folder)[-1]["train/nll_loss"]) == 0
+    last = losses(folder)[-1]
+    assert float(last["train/nll_loss"]) == 0
+    assert not {"train/kl_loss", "train/wl_loss", "train/perceptual_loss"} & last.keys()
     with pytest.raises(ValueError, match="--no_adaptive_weight"):
         workplace.train("gan-adaptive", 4, rec_weight=0)
 
@@ -151,7 +154,7 @@ def test_training_that_diverges_stops_and_names_the_last_checkpoint(workplace, m
 
     monkeypatch.setattr(LPIPSWithDiscriminator2D, "generator_loss", poisoned)
     with pytest.raises(ValueError, match=r"3 updates of the generator.*checkpoint-4.ckpt"):
-        workplace.train("diverged", 100, save_ckpt_step=4, max_bad_updates=3)
+        workplace.train("diverged", 100, save_ckpt_step=1, keep_last=2, max_bad_updates=3)
     content = load(workplace.run_folder("diverged"), 4)
     assert all(v.isfinite().all() for v in content["state_dict"]["gen_model"].values())
 
@@ -206,28 +209,81 @@ def test_a_reference_checkpoint_resumes_all_but_its_optimizer(workplace, tmp_pat
     path = tmp_path / "checkpoint-3.ckpt"
     torch.save(old, path)
     caplog.set_level(logging.WARNING, "wfimagevae")
-    folder = workplace.train("from-old", 3, ema=True, resume_from_checkpoint=path)
+    # One more step that moves nothing shows what was there before it.
+    still = {"lr": 1e-12, "weight_decay": 0, "ema_decay": 0.9999999, "no_ema_warmup": True}
+    folder = workplace.train("from-old", 4, ema=True, resume_from_checkpoint=path, **still)
     assert "was not written by this repository" in caplog.text
-    workplace.train("from-old-on", 5, ema=True, resume_from_checkpoint=path)
-    assert not list(folder.glob("checkpoint-*.ckpt")) or True
+    resumed = load(folder, 4)
+    for node in (content, resumed):  # the spectral norm's estimate goes on
+        critic = node["state_dict"]["disc_model"]
+        node["critic"] = {k: v for k, v in critic.items() if not k.endswith(("_u", "_v"))}
+    assert largest_difference(content["critic"], resumed["critic"]) < 1e-9
+    raw, average = content["state_dict"]["gen_model"], content["ema_state_dict"]
+    assert largest_difference(raw, average) > 1e-4
+    assert largest_difference(raw, resumed["state_dict"]["gen_model"]) < 1e-9
+    assert largest_difference(average, resumed["ema_state_dict"]) < 1e-6
+
+
+def test_averages_that_a_resumed_run_drops_are_said(workplace, caplog):
+    path = workplace.train("averaged", 1, ema=True, ema_decay="0.99,0.9") / "checkpoint-1.ckpt"
+    caplog.set_level(logging.WARNING, "wfimagevae")
+    workplace.train("one-dropped", 2, ema=True, ema_decay="0.99", resume_from_checkpoint=path)
+    assert "dropped here: add 0.9 to --ema_decay" in caplog.text and "--ema " not in caplog.text
+    workplace.train("all-dropped", 2, resume_from_checkpoint=path)
+    assert f"{path} holds an average of the weights, dropped here: add --ema" in caplog.text
+
+
+def test_a_resumed_run_may_train_other_parts_if_its_optimizer_starts_anew(workplace):
+    path = workplace.train("all-parts", 1) / "checkpoint-1.ckpt"
+    options = {"freeze_encoder": True, "resume_from_checkpoint": path}
+    with pytest.raises(ValueError, match=r"optimizer state is of .* --not_resume_optimizer"):
+        workplace.train("decoder-only", 2, **options)
+    workplace.train("decoder-only", 2, **options, not_resume_optimizer=True)
+
+
+def test_a_resumed_run_may_have_another_discriminator_if_it_starts_anew(workplace):
+    path = workplace.train("shallow", 1) / "checkpoint-1.ckpt"
+    options = {"disc_num_layers": 2, "resume_from_checkpoint": path}
+    words = "--disc_num_layers 1, this run's has 2: .*--not_resume_discriminator"
+    with pytest.raises(ValueError, match=words):
+        workplace.train("deeper", 2, **options)
+    workplace.train("deeper", 2, **options, not_resume_discriminator=True)
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"resolution": 30}, "multiple of 8"),
+        ({"resolution": 32, "disc_num_layers": 4}, "--resolution 32 .* needs 48 px.*_layers 3 or"),
+        (
+            {"reduced_min_sizes": 16, "train_crop": "resized", "disc_num_layers": 3},
+            "--reduced_min_sizes 16 is too small for the discriminator, which needs 24 px",
+        ),
         ({"disc_cls": "wfimagevae.nothing.X"}, "--disc_cls"),
+        ({"disc_cls": "torch.nn.Linear"}, "--disc_cls torch.nn.Linear is no class of losses"),
+        ({"disc_cls": "wfimagevae.model.losses.LossConfig"}, "is no class of losses"),
+        ({"disc_cls": "wfimagevae.model.losses"}, "is no class of losses"),
         ({"model_name": "WFVAE3Image"}, "did you mean"),
+        ({"model_name": "FlowDiT-S/2"}, "'FlowDiT-S/2' is no image autoencoder; use WFVAE2Image"),
         ({"device": "cuda:99"}, "cuda:99"),
         ({"perceptual_weight": 1, "lpips_weights": "nowhere.pth"}, "nowhere.pth"),
         ({"image_path": "nowhere"}, "nowhere"),
         ({"model_config": "nowhere.json"}, "--model_config nowhere.json: no such file"),
         ({"tracker": "wandb", "image_path": "nowhere"}, "nowhere"),
+        ({"lr_schedule": "plateau"}, "follows validations"),
     ],
 )
 def test_bad_options_are_explained(workplace, options, words):
     with pytest.raises((ValueError, OSError), match=words):
         workplace.train("bad", 2, **options)
+
+
+def test_an_error_of_the_user_is_one_line(workplace, monkeypatch, capsys):
+    flags = workplace.flags("one-line", 2, model_name="FlowDiT-S/2")
+    monkeypatch.setattr("sys.argv", ["train_ddp.py", *flags])
+    assert run_cli(main) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: model 'FlowDiT-S/2' is no image autoencoder")
 
 
 def test_wandb_writes_into_the_folder_of_a_fresh_run(workplace, monkeypatch, caplog):
@@ -271,3 +327,23 @@ def test_a_reconstruction_that_suffers_from_the_discriminator_is_said_once(caplo
         task.watch(step, {"train/rec_loss_per_pixel": 0.2})
     (record,) = caplog.records
     assert "--disc_weight" in record.getMessage()
+
+
+@pytest.mark.parametrize("disc_start", [0, 5])
+@pytest.mark.parametrize("resumed_at", [None, 10, 20, 500])
+def test_a_discriminator_that_starts_before_the_first_line_is_watched_too(
+    caplog, disc_start, resumed_at
+):
+    def new_task():
+        loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=disc_start))
+        return VaeTask([], None, loss, None, None, GameRules(False, disc_start))
+
+    task = new_task()
+    caplog.set_level(logging.WARNING, "wfimagevae")
+    for step in range(10, 1000, 10):
+        if step == resumed_at:
+            state, task = task.state_dict(), new_task()
+            task.load_state_dict(state)
+        task.watch(step, {"train/rec_loss_per_pixel": 0.02 if step < 500 else 0.06})
+        # After n steps of 0.9 the smooth value is 0.06 - 0.04 * 0.9^n, above 0.025 from n = 2 on.
+        assert len(caplog.records) == (step >= 510)

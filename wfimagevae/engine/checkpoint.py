@@ -107,8 +107,13 @@ def write_checkpoint(path: Path, content: dict) -> None:
     write_atomically(path, lambda file: torch.save(content, file))
 
 
-def write_atomically(path: Path, write) -> None:
-    """Calls ``write(file)`` on a temporary file, syncs it and renames it to ``path``.
+def write_atomically(path: Path, write, is_lasting: bool = True) -> None:
+    """Calls ``write(file)`` on a temporary file and renames it to ``path``.
+
+    Args:
+        path: A kill leaves what stood there, or the whole new file.
+        write: Of a binary file.
+        is_lasting: Synced to the disk first, so that a power failure costs no more than a kill.
 
     Raises:
         OSError: the file could not be written; what stood at ``path`` is untouched.
@@ -118,8 +123,9 @@ def write_atomically(path: Path, write) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if is_lasting:
+                file.flush()
+                os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, path)
     except BaseException as error:
@@ -127,7 +133,8 @@ def write_atomically(path: Path, write) -> None:
         if isinstance(error, RuntimeError):  # how torch.save reports a full disk
             raise OSError(f"could not write {path}: {error}") from error
         raise
-    _sync_folder(path.parent)
+    if is_lasting:
+        _sync_folder(path.parent)
 
 
 def _umask() -> int:

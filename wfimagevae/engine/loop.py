@@ -32,10 +32,12 @@ class Task(Protocol):
     Attributes:
         players: All who are trained.
         best_name: File name of the checkpoint that scored best.
+        validator: What `validate` uses; None where there is nothing to validate on.
     """
 
     players: Sequence[Player]
     best_name: str
+    validator: object | None
 
     def turn(self, step: int) -> Sequence[Player]:
         """Whose update it is at ``step``, in order."""

@@ -151,6 +151,9 @@ class Combined(torch.optim.Optimizer):
             part.step()
 
 
+_START_ANEW = "add --not_resume_optimizer to start its state anew"
+
+
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Loads moments and counts; learning rate, betas and decay stay as the optimizer has them.
 
@@ -165,7 +168,10 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     sizes = [len(group["params"]) for group in state["param_groups"]]
     own_sizes = [len(group["params"]) for group in groups]
     if sizes != own_sizes:
-        raise ValueError(f"optimizer state is of {sizes} parameters, the network has {own_sizes}")
+        raise ValueError(
+            f"optimizer state is of {sizes} parameters, this run trains {own_sizes}: freeze the "
+            f"same parts as before, or {_START_ANEW}"
+        )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     moments = {
         index: {name: _fitted(value, parameters[index], name) for name, value in entry.items()}
@@ -180,6 +186,6 @@ def _fitted(moment: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
     if moment.shape != parameter.shape:
         raise ValueError(
             f"optimizer state does not fit the network: {name} has shape "
-            f"{tuple(moment.shape)}, its parameter {tuple(parameter.shape)}"
+            f"{tuple(moment.shape)}, its parameter {tuple(parameter.shape)}; {_START_ANEW}"
         )
     return torch.empty_like(parameter).copy_(placed_like(moment, parameter)).detach()

@@ -110,6 +110,7 @@ def run_training(
         built = assemble(options, here, folder)
         barrier()
         schedule = run_schedule(options, here, len(built.loader.dataset))
+        _check_plateau(built.task, schedule)
         with Interrupt(options["save_every_minutes"]) as interrupt:
             reporter = _reporter(options, here, folder, built, watcher)
             checkpoint = Checkpoint(built.parts)
@@ -135,6 +136,15 @@ def run_training(
         built.loader.close()
         built.tracker.close()
         return run.finished
+
+
+def _check_plateau(task: Task, schedule: Schedule) -> None:
+    kinds = {part.options.kind for player in task.players for part in player.schedules}
+    if "plateau" in kinds and not (schedule.eval_steps and task.validator):
+        raise ValueError(
+            "--lr_schedule plateau follows validations, and this run makes none: give --eval_steps "
+            "above 0 and held-out data, or another schedule"
+        )
 
 
 def _with_absolute_paths(options: dict) -> dict:

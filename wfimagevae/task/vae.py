@@ -31,12 +31,15 @@ from wfimagevae.task.training import (
     train_loader,
 )
 from wfimagevae.task.vae_build import (
+    build_held_out,
     build_loss,
     build_vae,
     build_validator,
     describe,
+    trains_discriminator,
     update_flops,
 )
+from wfimagevae.task.vae_sizes import check_bucket_sizes
 
 log = logging.getLogger("wfimagevae")
 
@@ -112,10 +115,13 @@ class VaeTask:
         return self.players[step % 2 :][:1]
 
     def validate(self, step: int) -> tuple[dict[str, float], float]:
-        """Figures over the held-out images, and the best PSNR among raw and averaged weights."""
+        """Figures over the held-out images, and the PSNR of the weights that are used later.
+
+        Those are the averaged ones, where there are any.
+        """
         discriminator = self.loss.discriminator if len(self.players) > 1 else None
         values = self.validator(self.vae, self.players[0].ema, discriminator, step)
-        return values, max(v for name, v in values.items() if name.endswith("/psnr"))
+        return values, values.get("val_ema/psnr", values["val/psnr"])
 
     def watch(self, step: int, values: dict[str, float]) -> None:
         """Warns, once each, of a KL term without effect and a discriminator with too much."""
@@ -130,11 +136,12 @@ class VaeTask:
             return
         old = self._smooth_rec
         self._smooth_rec = rec if old is None else 0.9 * old + 0.1 * rec
-        if self.loss.config.disc_factor(step) == 0:
+        # Where nothing was logged before the start, the first value after it stands in.
+        if self.loss.config.disc_factor(step) == 0 or self._rec_at_start is None:
             self._rec_at_start = self._smooth_rec
         elif self._rec_at_start and self._smooth_rec > self.WORSE * self._rec_at_start:
             self._warn(
-                "reconstruction error is %.0f %% above its value before the discriminator "
+                "reconstruction error is %.0f %% above its value when the discriminator "
                 "started: lower --disc_weight, or raise --disc_start or --disc_ramp_steps",
                 100 * (self._smooth_rec / self._rec_at_start - 1),
             )
@@ -180,11 +187,13 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     dataset = build_image_data(options, options["image_path"])
     vae = build_vae(options, here.device)
     loss = build_loss(options, here.device)
+    check_bucket_sizes(options, dataset.sizes, vae, loss)
     max_steps = run_schedule(options, here, len(dataset)).max_steps
     players = build_players(options, vae, loss, max_steps)
     loader = train_loader(options, dataset, here)
+    held_out = build_held_out(options, loss)
     tracker = run_tracker(options, here, folder)
-    validator = build_validator(options, here, folder, loss, tracker)
+    validator = build_validator(options, here, folder, held_out, tracker)
     task = VaeTask(players, vae, loss, validator, loader, game_rules(options))
     weights = {"generator": "state_dict.gen_model"}
     if options["disc_weight"] > 0:
@@ -193,15 +202,11 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     return Assembly(task, loader, tracker, _parts(task), HEADLINE, lines, weights)
 
 
-def _trains_discriminator(options: dict) -> bool:
-    return options["disc_weight"] > 0 and not options["freeze_discriminator"]
-
-
 def game_rules(options: dict) -> GameRules:
     """Whose turn it is when, as the trainer's flags say."""
     start = options["disc_train_start"]
     start = options["disc_start"] if start is None else start
-    alternate = options["gan_schedule"] == "alternate" and _trains_discriminator(options)
+    alternate = options["gan_schedule"] == "alternate" and trains_discriminator(options)
     return GameRules(alternate, start)
 
 
@@ -215,7 +220,7 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
         max_steps: Where learning-rate schedules end.
     """
     joint = options["gan_schedule"] == "joint"
-    queue = deque() if joint and _trains_discriminator(options) else None
+    queue = deque() if joint and trains_discriminator(options) else None
     generator = GeneratorObjective(vae, loss, options["seed"], queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     divisor = 3 * options["resolution"] ** 2
@@ -223,7 +228,7 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
     players = [build_player(options, "generator", generator, updates[0], options["lr"], divisor)]
     if options["ema"]:
         players[0].ema = Averages(vae, options["ema_decay"], options["ema_warmup"])
-    if _trains_discriminator(options):
+    if trains_discriminator(options):
         take = (lambda batch: queue.popleft()) if joint else None
         take = take or fresh_reconstruction(vae, options["seed"])
         steps_a_turn = 1 if joint else 2
@@ -237,11 +242,33 @@ def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int
     return players
 
 
+class LossWeights:
+    """Both players' losses as a checkpoint sees them; what does not fit is told by its flag."""
+
+    def __init__(self, loss: nn.Module):
+        self.loss = loss
+
+    def state_dict(self) -> dict:
+        return self.loss.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        """Raises ValueError if the discriminator in ``state`` has another number of layers."""
+        # All but two have stride 2; a loss of --disc_cls may name its layers otherwise.
+        layers = sum(name.endswith(".weight_orig") for name in state) - 2
+        own = self.loss.config.disc_num_layers
+        if layers > 0 and layers != own:
+            raise ValueError(
+                f"the discriminator was trained with --disc_num_layers {layers}, this run's has "
+                f"{own}: give {layers}, or --not_resume_discriminator to start it anew"
+            )
+        self.loss.load_state_dict(state)
+
+
 def _parts(task: VaeTask) -> dict:
     """What a checkpoint holds, under the names that `from_pretrained` and old readers know."""
     parts = {
         "state_dict.gen_model": NetworkWeights(task.vae),
-        "state_dict.disc_model": task.loss,
+        "state_dict.disc_model": LossWeights(task.loss),
         "sampler_state": task.loader,
         "task_state": task,
     }

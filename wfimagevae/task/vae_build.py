@@ -13,13 +13,14 @@ from wfimagevae.engine.tracker import Tracker
 from wfimagevae.eval.cost import count_macs, count_parameters
 from wfimagevae.eval.evaluator import Evaluator, Networks
 from wfimagevae.model.losses import LossConfig
-from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.task.image_data import open_images
 from wfimagevae.task.shapes_only import shapes_only
+from wfimagevae.task.vae_sizes import check_training_sizes, check_validation_sizes
 from wfimagevae.task.vae_validation import PictureOptions, Validator
 
+_PLAYERS = ("generator", "discriminator")
 # Flags that mean nothing where another one is 0.
-
 _IDLE_WITHOUT = {
     "disc_weight": ("r1_weight", "instance_noise_std"),
     "kl_weight": ("kl_warmup_steps", "kl_free_bits"),
@@ -30,9 +31,9 @@ def build_vae(options: dict, device: torch.device) -> nn.Module:
     """The autoencoder on its device, from pretrained weights, a configuration or its defaults.
 
     Raises:
-        ValueError: the weights or the configuration do not fit the model.
+        ValueError: no image autoencoder, or weights or a configuration that do not fit it.
     """
-    model_class = ModelRegistry.get_model(options["model_name"])
+    model_class = autoencoder_class(options["model_name"])
     config, pretrained = options["model_config"], options["pretrained_model_name_or_path"]
     if config and not Path(config).is_file():
         raise ValueError(f"--model_config {config}: no such file")
@@ -68,18 +69,30 @@ def build_loss(options: dict, device: torch.device) -> nn.Module:
     """The class that ``--disc_cls`` names, with its weights, on the device.
 
     Raises:
-        ValueError: no such class, weights that contradict each other, or LPIPS without its
-            backbone.
+        ValueError: no such class, weights that contradict each other, crops that are too small
+            for its networks, or LPIPS without its backbone.
     """
-    module, _, name = options["disc_cls"].rpartition(".")
-    try:
-        loss_class = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"--disc_cls {options['disc_cls']}: {error}") from None
+    loss_class = _loss_class(options["disc_cls"])
     loss = loss_class(loss_config(options)).to(device, memory_format=torch.channels_last)
+    check_training_sizes(options, loss)
     if options["compile"]:
         loss.compile_networks(options["compile_mode"])
     return loss
+
+
+def _loss_class(path: str) -> type[nn.Module]:
+    module, _, name = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--disc_cls {path}: {error}") from None
+    is_module = isinstance(found, type) and issubclass(found, nn.Module)
+    if not is_module or not all(hasattr(found, f"{player}_loss") for player in _PLAYERS):
+        raise ValueError(
+            f"--disc_cls {path} is no class of losses: name a torch module with generator_loss and "
+            "discriminator_loss, such as wfimagevae.model.losses.LPIPSWithDiscriminator2D"
+        )
+    return found
 
 
 def loss_config(options: dict) -> LossConfig:
@@ -99,27 +112,66 @@ def loss_config(options: dict) -> LossConfig:
     return LossConfig(**values)
 
 
-def build_validator(
-    options: dict, here: World, folder: Path, loss: nn.Module, tracker: Tracker
-) -> Validator:
-    """What evaluates the VAE while it trains."""
-    dataset = ValidImageDataset(
+def trains_discriminator(options: dict) -> bool:
+    """Whether the discriminator is a player."""
+    return options["disc_weight"] > 0 and not options["freeze_discriminator"]
+
+
+def build_held_out(options: dict, loss: nn.Module) -> ValidImageDataset:
+    """The images to validate on.
+
+    Args:
+        options: The trainer's flags.
+        loss: Both players' losses.
+
+    Raises:
+        ValueError: there are none, none is readable, or they are too small to validate on.
+    """
+    pictures = _picture_options(options, Path())
+    scores = pictures.num_images and pictures.num_patch_scores and trains_discriminator(options)
+    check_validation_sizes(options, loss, bool(scores))
+    held_out = ValidImageDataset(
         open_images(options, options["eval_image_path"]),
         options["eval_resolution"],
         options["eval_crop_size"],
         options["eval_subset_size"],
     )
+    if options["eval_steps"]:
+        _check_readable(held_out)
+    return held_out
+
+
+def _check_readable(held_out: ValidImageDataset) -> None:
+    """Reads images until one is whole, which is the first as a rule."""
+    for i in range(len(held_out)):
+        sample = held_out[i]
+        if sample["error"] is None:
+            return
+    raise ValueError(
+        f"--eval_image_path: none of {len(held_out)} images is readable, the last is "
+        f"{sample['path']}: {sample['error']}; give others, or validate never (--eval_steps 0)"
+    )
+
+
+def build_validator(
+    options: dict, here: World, folder: Path, held_out: ValidImageDataset, tracker: Tracker
+) -> Validator:
+    """What evaluates the VAE on held-out images while it trains."""
     workers = min(options["dataset_num_worker"], 4)
-    loader = valid_loader(dataset, options["eval_batch_size"], workers, here.rank, here.size)
+    loader = valid_loader(held_out, options["eval_batch_size"], workers, here.rank, here.size)
     metrics = ["psnr", "ssim"] + (["lpips"] if options["perceptual_weight"] > 0 else [])
     networks = Networks(lpips_weights=options["lpips_weights"])
-    pictures = PictureOptions(
+    evaluator = Evaluator(metrics, here.device, networks)
+    pictures = _picture_options(options, folder)
+    return Validator(loader, evaluator, here, options["mix_precision"], pictures, tracker)
+
+
+def _picture_options(options: dict, folder: Path) -> PictureOptions:
+    return PictureOptions(
         folder,
         0 if options["disable_val_image_dump"] else options["eval_num_image_log"],
         0 if options["disable_patch_score_vis"] else options["patch_score_vis_max_samples"],
     )
-    evaluator = Evaluator(metrics, here.device, networks)
-    return Validator(loader, evaluator, here, options["mix_precision"], pictures, tracker)
 
 
 def update_flops(vae: nn.Module, loss: nn.Module, options: dict) -> dict[str, float]:

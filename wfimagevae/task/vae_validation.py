@@ -17,6 +17,7 @@ from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.image_writer import save_image
 from wfimagevae.eval.images import to_uint8
 from wfimagevae.eval.patch_scores import append_summary, save_patch_scores
+from wfimagevae.model.vae.tiling import pad_to_multiple
 
 log = logging.getLogger("wfimagevae")
 
@@ -84,9 +85,7 @@ class Validator:
             if batch["image"] is None:
                 continue
             images = batch["image"].to(self.world.device, memory_format=torch.channels_last)
-            with autocast(self.world.device, self.precision):
-                output = vae(images, sample_posterior=False).sample
-            output = self._finite(output.float()).clamp(-1, 1)
+            output = self._reconstruct(vae, images)
             self.evaluator.update(images, output)
             for path, real, fake in zip(batch["path"], images, output, strict=True):
                 if draw and index < self.pictures.num_images:
@@ -100,6 +99,12 @@ class Validator:
         values = self.evaluator.compute()
         self._finish_pictures(rows, written, step)
         return {f"{prefix}/{name}": value for name, value in values.items()}
+
+    def _reconstruct(self, vae: nn.Module, images: Tensor) -> Tensor:
+        padded, (height, width) = pad_to_multiple(images, vae.spatial_factor)
+        with autocast(self.world.device, self.precision):
+            output = vae(padded, sample_posterior=False).sample
+        return self._finite(output[..., :height, :width].float()).clamp(-1, 1)
 
     def _save_pair(self, name: str, real: Tensor, fake: Tensor, step: int) -> Path:
         folder = self.pictures.folder / "val_images"

@@ -1,0 +1,100 @@
+"""Validation of image VAEs: crops of any size it can measure, and what it refuses beforehand."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+from skimage.metrics import peak_signal_noise_ratio
+
+from tests.task.training import Workplace
+from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.eval.autoencoder import load_autoencoder
+from wfimagevae.task.vae import GameRules, VaeTask
+from wfimagevae.task.vae_sizes import check_training_sizes, check_validation_sizes
+
+# Images of 48 px suffice for a discriminator of four layers.
+DEEP = {"resolution": 48, "disc_num_layers": 4, "disc_start": 0, "eval_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    return Workplace(tmp_path_factory.mktemp("validation"))
+
+
+def test_crops_that_are_no_multiples_of_the_factor_are_measured_whole(workplace):
+    sizes = {"eval_resolution": 30, "eval_crop_size": 27}
+    folder = workplace.train("odd", 2, eval_steps=2, disc_start=0, **sizes)
+    vae = load_autoencoder(f"WFVAE2Image:{folder}/checkpoint-2.ckpt")
+    held_out = [
+        sample["image"]
+        for sample in ValidImageDataset(workplace.folder / "held_out", *sizes.values())
+    ]
+    pairs = [(image.numpy(), vae.reconstruct(image[None])[0].numpy()) for image in held_out]
+    psnrs = [peak_signal_noise_ratio(x, y, data_range=2) for x, y in pairs]
+    (row,) = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    assert row["val/psnr"] == pytest.approx(sum(psnrs) / len(psnrs), rel=1e-5)
+    (picture, *_) = (folder / "val_images" / "reconstructed").rglob("*.png")
+    assert Image.open(picture).size == (27, 27)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"eval_steps": 1, "eval_crop_size": 8}, "_size 8 is too small for SSIM, which needs 11"),
+        ({"eval_crop_size": 40}, "at most --eval_resolution, got 40 and 32"),
+        (DEEP, "--eval_crop_size 32 is too small for the discriminator, which needs 48 px"),
+        (DEEP, "train with --disc_num_layers 3 or --disable_patch_score_vis"),
+    ],
+)
+def test_crops_that_cannot_be_measured_are_refused_before_the_first_step(workplace, options, words):
+    with pytest.raises(ValueError, match=words):
+        workplace.train("refused", 1, **options)
+    assert not list(workplace.folder.glob("results/refused-*/*"))
+
+
+def test_without_maps_of_scores_crops_need_not_suit_the_discriminator(workplace):
+    folder = workplace.train("no-maps", 1, **DEEP, disable_patch_score_vis=True)
+    assert (folder / "validation.jsonl").exists()
+    folder = workplace.train("no-validation", 1, **DEEP | {"eval_steps": 0})
+    assert (folder / "checkpoint-1.ckpt").exists()
+
+
+def test_lpips_needs_sixteen_pixels():
+    loss = torch.nn.Module()
+    loss.discriminator = torch.nn.Module()
+    options = {"perceptual_weight": 1.0, "disc_weight": 0.0, "reduced_min_sizes": []}
+    options |= {"eval_resolution": 64, "eval_steps": 1}
+    check_training_sizes(options | {"resolution": 16}, loss)
+    check_validation_sizes(options | {"eval_crop_size": 16}, loss, True)
+    with pytest.raises(ValueError, match="--resolution 8 is too small for LPIPS, which needs 16"):
+        check_training_sizes(options | {"resolution": 8}, loss)
+    with pytest.raises(ValueError, match="--eval_crop_size 15 is too small for LPIPS"):
+        check_validation_sizes(options | {"eval_crop_size": 15}, loss, True)
+
+
+def test_one_held_out_image_at_least_must_be_readable(workplace, tmp_path):
+    for name in ("a.png", "b.jpg"):
+        (tmp_path / name).write_bytes(b"no image")
+    options = {"eval_image_path": tmp_path, "disc_weight": 0}
+    with pytest.raises(ValueError, match=r"--eval_image_path: none of 2 .* b\.jpg"):
+        workplace.train("unreadable", 1, eval_steps=1, **options)
+    assert workplace.train("unread", 1, eval_steps=0, **options)
+    Image.new("RGB", (40, 40)).save(tmp_path / "c.png")
+    folder = workplace.train("one-readable", 1, eval_steps=1, **options)
+    assert (folder / "validation.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("figures", "score"),
+    [
+        ({"val/psnr": 30.0, "val_ema/psnr": 20.0}, 20.0),
+        ({"val/psnr": 20.0, "val_ema/psnr": 30.0}, 30.0),
+        ({"val/psnr": 25.0}, 25.0),
+    ],
+)
+def test_the_best_checkpoint_is_judged_by_the_weights_that_load_from_it(figures, score):
+    generator = torch.nn.Module()
+    generator.ema = None
+    task = VaeTask([generator], None, None, lambda *_: figures, None, GameRules(False, 0))
+    assert task.validate(5) == (figures, score)
