@@ -244,7 +244,7 @@ def test_a_resumed_run_may_train_other_parts_if_its_optimizer_starts_anew(workpl
 def test_a_resumed_run_may_have_another_discriminator_if_it_starts_anew(workplace):
     path = workplace.train("shallow", 1) / "checkpoint-1.ckpt"
     options = {"disc_num_layers": 2, "resume_from_checkpoint": path}
-    words = "--disc_num_layers 1, this run's has 2: .*--not_resume_discriminator"
+    words = "--disc_num_layers 1 does not fit this run's of 2: .*--not_resume_discriminator"
     with pytest.raises(ValueError, match=words):
         workplace.train("deeper", 2, **options)
     workplace.train("deeper", 2, **options, not_resume_discriminator=True)

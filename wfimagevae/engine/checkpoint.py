@@ -130,7 +130,7 @@ def write_atomically(path: Path, write, is_lasting: bool = True) -> None:
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, RuntimeError):  # how torch.save reports a full disk
+        if isinstance(error, RuntimeError | OSError):  # torch.save reports a full disk by the first
             raise OSError(f"could not write {path}: {error}") from error
         raise
     if is_lasting:

@@ -258,8 +258,8 @@ class LossWeights:
         own = self.loss.config.disc_num_layers
         if layers > 0 and layers != own:
             raise ValueError(
-                f"the discriminator was trained with --disc_num_layers {layers}, this run's has "
-                f"{own}: give {layers}, or --not_resume_discriminator to start it anew"
+                f"a discriminator of --disc_num_layers {layers} does not fit this run's of {own}: "
+                f"give {layers}, or --not_resume_discriminator to start it anew"
             )
         self.loss.load_state_dict(state)
 
