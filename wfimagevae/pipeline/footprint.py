@@ -105,14 +105,13 @@ def _critic(options: dict) -> tuple[int, int, dict[str, tuple]]:
     size, layers = options["resolution"], options["disc_num_layers"]
     with FakeTensorMode():
         critic = _dry(lambda: NLayerDiscriminator(layers))
-        images = torch.empty(options["batch_size"], 3, size, size)
-        try:
-            kept = _kept_bytes(critic, options, lambda: critic(images))
-        except RuntimeError:  # torch's word for a kernel larger than what it slides over
+        if size < critic.min_size:
             raise ValueError(
                 f"{size} px images are too small for a discriminator of {layers} layers: write "
                 "options: {disc_num_layers: N} with a smaller N, or a larger img_size"
-            ) from None
+            )
+        images = torch.empty(options["batch_size"], 3, size, size)
+        kept = _kept_bytes(critic, options, lambda: critic(images))
     return count_parameters(critic), kept, _shapes(critic)
 
 

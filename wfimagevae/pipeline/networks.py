@@ -31,6 +31,11 @@ class VaeFacts:
     name: str
 
     @property
+    def config(self) -> dict:
+        """What builds it again."""
+        return {k: v for k, v in self.network.config.items() if not k.startswith("_")}
+
+    @property
     def encoder(self) -> int:
         """Parameters."""
         return count_parameters(self.network.encoder)
@@ -79,8 +84,7 @@ def network_config(content: PipelineFile, vae: VaeFacts, task: str) -> dict:
         task: Of the step.
     """
     if task == "vae":
-        known = {k: v for k, v in vae.network.config.items() if not k.startswith("_")}
-        return {"name": vae.name} | known
+        return {"name": vae.name} | vae.config
     section = content.model.flow
     config = section.config
     config = read_json(config) if isinstance(config, str) else config

@@ -183,9 +183,8 @@ def _check_weights(plan: _Plan, step: MergedStep, footprint: Footprint) -> None:
 def _footprint(plan: _Plan, step: MergedStep, options: dict) -> Footprint:
     loaded, vae = plan.loaded, plan.vae
     if step.task == "vae":
-        config = {k: v for k, v in vae.network.config.items() if not k.startswith("_")}
         model_class = ModelRegistry.get_model(vae.name)
-        build = partial(model_class.from_config, config)
+        build = partial(model_class.from_config, vae.config)
         return vae_footprint(options, build, step.trained, plan.dry_runs)
     size = options["resolution"]
     shape = (3, size, size)
