@@ -2,11 +2,14 @@ PYTHON ?= python3
 QUICKSTART_STEPS ?=
 CONFIG ?=
 NPROC ?=
+TEST_WORKERS ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
 LAUNCHER = $(BIN)/$(if $(NPROC),torchrun --nproc_per_node $(NPROC),python)
 REQUIREMENTS := setup.py requirements.txt pyproject.toml
+# A file's tests stay together: they share trained models.
+PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help install install-dev quickstart train test test-all lint format clean
 
@@ -14,7 +17,7 @@ help:
 	@echo "make quickstart   install; an autoencoder learns photographs, a flow draws what prompts say"
 	@echo "make train        train what CONFIG=FILE.yaml says: flags of one training, or a pipeline; NPROC=4"
 	@echo "make install      make .venv with the package in it; install-dev adds tests and linters"
-	@echo "make test         every test but the slow ones; test-all runs those too"
+	@echo "make test         every test but the slow ones; test-all runs those too; TEST_WORKERS=2"
 	@echo "make lint         check style; format applies it"
 	@echo "make clean        remove caches and what the quick start wrote"
 
@@ -47,10 +50,10 @@ train: install
 	$(LAUNCHER) train_ddp.py $(if $(shell grep -s '^training:' "$(CONFIG)"),--pipeline,--config) "$(CONFIG)"
 
 test: install-dev
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: install-dev
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: install-dev
 	$(BIN)/ruff check .

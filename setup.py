@@ -31,6 +31,7 @@ EXTRAS["dev"] = [
     "pre-commit>=3.7",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.7",
     "ruff>=0.9",
 ]
 

@@ -11,7 +11,8 @@ torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items):
-    """Tests of real GPU work are skipped, by name, where there is no GPU."""
+    """Long trainings come first, so that no worker is left alone with one; no GPU, no GPU tests."""
+    items.sort(key=lambda item: not item.path.name.startswith("test_trained"))
     if torch.cuda.is_available():
         return
     for item in items:
@@ -25,6 +26,15 @@ def _private_caches(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         yield
+
+
+@pytest.fixture
+def two_threads():
+    """For long trainings, where a second core is free."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(2 if 2 * workers <= (os.cpu_count() or 1) else 1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

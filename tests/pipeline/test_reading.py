@@ -364,6 +364,24 @@ output: {sample_captions: [a fox], test_image_address: .}
             assert any(message in told for told in found[line]), (message, found)
 
 
+def test_data_that_no_step_takes_is_refused(load):
+    text = """\
+data: {data_path: ., img_size: 64, fixed_prompt_prefix: a drawing of}
+model: {text_encoder: bytes}
+training:
+  pipeline:
+    default_dataset: near
+    datasets:
+      near: {image_folder: .}
+    steps:
+      - {name: one, n_epochs: 1, train_vae: true}
+"""
+    found = problems(load, text)
+    assert list(found) == [1], found
+    assert "data_path has no effect: every step takes its data from" in found[1][0]
+    load(text.replace("    default_dataset: near\n", ""))
+
+
 def test_a_mistake_is_told_once_without_its_consequences(load):
     text = PLAIN.replace("name: vae", "name: a vae").replace("n_epochs: 2", "n_epochs: two")
     found = problems(load, text.replace("train_vae: true", "train_vae: all"))

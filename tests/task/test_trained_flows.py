@@ -88,9 +88,8 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
-def test_shapes_are_those_of_their_class(tmp_path):
+def test_shapes_are_those_of_their_class(tmp_path, two_threads):
     """Six minutes on two cores; with guidance 3."""
-    torch.set_num_threads(2)
     run = FlowPlace(tmp_path).train(
         "shapes",
         2000,
@@ -118,7 +117,6 @@ def test_shapes_are_those_of_their_class(tmp_path):
         for i in range(0, 320, 64)
     ]
     found = classifier(torch.cat(parts).clamp(-1, 1)).argmax(1)
-    torch.set_num_threads(1)
     assert (found == labels).float().mean() >= 0.9
 
 

@@ -22,16 +22,14 @@ STEPS = 20
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_prompts_are_drawn_in_shape_and_colour(tmp_path):
+def test_prompts_are_drawn_in_shape_and_colour(tmp_path, two_threads):
     """All 64 captions, five samples each; the classifier and the paint judge both words."""
-    torch.set_num_threads(2)
     generator = load_generator(str(train(tmp_path, 1500)), CPU)
     classifier = train_classifier()
     agreement = {scale: agree(generator, classifier, scale) for scale in (0.0, *SCALES)}
     print(agreement)
     best = max(SCALES, key=lambda scale: agreement[scale])
     changed = swapped_pictures(generator, classifier, best)
-    torch.set_num_threads(1)
     assert agreement[best] >= 0.9, agreement
     assert agreement[0.0] <= 0.25, agreement  # chance is 1 in 64
     assert changed >= 0.8

@@ -46,7 +46,7 @@ def check_pipeline(
     _check_names(document, content, steps)
     check_paths(document, content)
     _check_sizes(document, content)
-    check_sections(document, content)
+    check_sections(document, content, steps)
     check_shared_options(document, content, known)
     for step in steps:
         check_data(document, content, step)

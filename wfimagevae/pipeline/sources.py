@@ -9,12 +9,22 @@ _OF_SHARDS = (
     "webdataset_caption_key",
 )
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")
+_OF_DATA_ALONE = ("data_path", "eval_data_path", "data_weights", "captions_file", "webdataset_url")
 
 
-def check_sections(document: Document, content: PipelineFile) -> None:
-    """Reports keys of data that its kind does not read."""
+def check_sections(document: Document, content: PipelineFile, steps: list[MergedStep]) -> None:
+    """Reports keys of data that no step, or its kind of data, does not read."""
     data, pipeline = content.data, content.training.pipeline
-    _check_kind(document, ("data",), data, data.use_webdataset, "use_webdataset: true")
+    if all(step.settings.dataset or pipeline.default_dataset for step in steps):
+        for key in _OF_DATA_ALONE:
+            if getattr(data, key):
+                document.report(
+                    ("data", key),
+                    f"{key} has no effect: every step takes its data from "
+                    "training.pipeline.datasets; make it one of them, or leave it out",
+                )
+    else:
+        _check_kind(document, ("data",), data, data.use_webdataset, "use_webdataset: true")
     for name, section in pipeline.datasets.items():
         place = ("training", "pipeline", "datasets", name)
         _check_kind(document, place, section, section.type == "webdataset", "type: webdataset")
