@@ -55,7 +55,7 @@ def add_pipeline_args(parser: Parser) -> None:
     group.add_argument(
         "--pipeline",
         metavar="FILE",
-        help="train the steps of this file, or go on where they stopped; it takes no other flags",
+        help="train the steps of this file, or go on where they stopped; all else stands in it",
     )
     group.add_argument(
         "--validate_pipeline", action="store_true", help="check the file, print the plan, and end"
@@ -77,9 +77,9 @@ def run_file(argv: Sequence[str]) -> int:
             return 0
         importlib.import_module("wfimagevae.pipeline.runner").run_pipeline(loaded)
     except document.PipelineError:
-        if os.environ.get("RANK", "0") == "0":
+        if os.environ.get("LOCAL_RANK", "0") == "0":
             raise
-        return 2  # the same on every process: the first one tells it
+        return 2  # the same on every process of a machine: the first one tells it
     return 0
 
 

@@ -1,5 +1,7 @@
 """--validate_pipeline: what an output folder makes of a file, and who says so."""
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
@@ -7,7 +9,9 @@ import pytest
 
 from tests.pipeline.files import copied, steps_of
 from train_ddp import main
+from wfimagevae.pipeline import runner
 from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.loading import load_pipeline
 
 
 def validate(place, content: dict) -> int:
@@ -54,8 +58,27 @@ def test_one_process_tells_what_is_wrong_with_a_file(place, monkeypatch):
     content = place.content("ranks")
     content["output"]["log_intervall"] = 3
     path = str(place.write(content))
-    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["--pipeline", path]) == 2
-    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(PipelineError, match="did you mean 'log_interval'"):
         main(["--pipeline", path])
+
+
+def test_an_output_that_cannot_be_written_is_told_to_all_processes(place, monkeypatch):
+    told = []
+
+    def full(content) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "vae.json")
+
+    def broadcast(error):
+        told.append(error)
+        return error
+
+    monkeypatch.setattr(runner, "describe_plan", lambda loaded: [])
+    monkeypatch.setattr(runner, "write_configs", full)
+    monkeypatch.setattr(runner, "broadcast_object", broadcast)
+    loaded = load_pipeline(place.write(place.content("full")))
+    with pytest.raises(PipelineError, match=r"No space left on device: .vae\.json"):
+        runner.run_pipeline(loaded)
+    assert len(told) == 1

@@ -16,6 +16,7 @@ from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import fit
 from wfimagevae.model.weight_files import latest_checkpoint
 from wfimagevae.task import training
+from wfimagevae.task.vae import VaeTask
 
 EVERYTHING = {
     "ema": True,
@@ -152,6 +153,31 @@ def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatc
     assert rows[0] == rows[1] and rows[0].count("\n") == 3
 
 
+def test_a_validation_put_off_at_the_end_is_made_up_for_once(workplace, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(Interrupt, "poll", lambda self: (True, False))
+        folder = workplace.train("owed", 1, eval_steps=1)
+    assert load(folder, 1)["validation_owed"]
+    workplace.train("owed", 1, resume_from_checkpoint="auto")  # --eval_steps 0: not wanted now
+    assert not (folder / "validation.jsonl").exists()
+    for _ in range(2):
+        workplace.train("owed", 1, eval_steps=1, resume_from_checkpoint="auto")
+        assert (folder / "validation.jsonl").read_text().count("\n") == 1
+        assert not load(folder, 1)["validation_owed"]
+        assert (folder / "best-psnr.ckpt").exists()
+
+
+def test_a_run_that_went_back_has_a_best_checkpoint(workplace, monkeypatch):
+    scores = {1: 10.0, 2: 20.0, 3: 30.0, 4: 15.0}
+    monkeypatch.setattr(VaeTask, "validate", lambda self, step: ({}, scores[step]))
+    options = {"save_ckpt_step": 1, "eval_steps": 1}
+    folder = workplace.train("best", 3, **options)
+    scores[3] = 12.0
+    path = folder / "checkpoint-2.ckpt"  # whose own best copy the later one had replaced
+    workplace.train("best", 4, resume_from_checkpoint=path, **options)
+    assert read_checkpoint(folder / "best-psnr.ckpt")["current_step"] == 4
+
+
 def test_going_back_sets_aside_what_came_later(workplace, caplog):
     options = {"save_ckpt_step": 1, "eval_steps": 3}
     folder = workplace.train("back", 6, **options)
@@ -216,6 +242,8 @@ def test_a_losses_file_of_another_run_is_kept(workplace, tmp_path):
     with pytest.raises(ValueError, match=r"losses.csv is no log of losses.*name, size"):
         workplace.train("second-log", 3, csv_log_path=path, resume_from_checkpoint="auto")
     assert path.read_text() == "name,size\na,1\n"
+    with pytest.raises(ValueError, match=r"is no file; give another --csv_log_path"):
+        workplace.train("third-log", 1, csv_log_path=tmp_path)
 
 
 def test_checkpoints_are_kept_by_the_clock_and_by_number(workplace):

@@ -155,6 +155,10 @@ def test_training_that_diverges_stops_and_names_the_last_checkpoint(workplace, m
     monkeypatch.setattr(LPIPSWithDiscriminator2D, "generator_loss", poisoned)
     with pytest.raises(ValueError, match=r"3 updates of the generator.*checkpoint-4.ckpt"):
         workplace.train("diverged", 100, save_ckpt_step=1, keep_last=2, max_bad_updates=3)
+    # Requeued, it starts amid the bad updates, and still knows what was good.
+    again = {"resume_from_checkpoint": "auto", "max_bad_updates": 5}
+    with pytest.raises(ValueError, match=r"5 updates of the generator.*checkpoint-4.ckpt"):
+        workplace.train("diverged", 100, save_ckpt_step=1, keep_last=2, **again)
     content = load(workplace.run_folder("diverged"), 4)
     assert all(v.isfinite().all() for v in content["state_dict"]["gen_model"].values())
 
@@ -229,6 +233,10 @@ def test_averages_that_a_resumed_run_drops_are_said(workplace, caplog):
     caplog.set_level(logging.WARNING, "wfimagevae")
     workplace.train("one-dropped", 2, ema=True, ema_decay="0.99", resume_from_checkpoint=path)
     assert "dropped here: add 0.9 to --ema_decay" in caplog.text and "--ema " not in caplog.text
+    others = {"ema": True, "ema_decay": "0.99,0.5", "resume_from_checkpoint": path}
+    caplog.clear()
+    workplace.train("one-exchanged", 2, **others)
+    assert "dropped here: add 0.9 to --ema_decay" in caplog.text
     workplace.train("all-dropped", 2, resume_from_checkpoint=path)
     assert f"{path} holds an average of the weights, dropped here: add --ema" in caplog.text
 

@@ -70,7 +70,7 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
         path: Stays as it was if anything fails.
         is_lasting: Synced to the disk first, for what cannot be made again from what is at hand.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:50]}.")
     try:
         with os.fdopen(handle, "wb+") as file:
             yield file

@@ -15,6 +15,8 @@ from wfimagevae.engine.sharding import whole_state
 
 log = logging.getLogger("wfimagevae")
 
+_UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
+os.umask(_UMASK)
 _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
 
@@ -119,14 +121,16 @@ def write_atomically(path: Path, write, is_lasting: bool = True) -> None:
         OSError: the file could not be written; what stood at ``path`` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    # The whole name could be too long with more around it.
+    prefix = f".{path.name[:50]}."
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
     try:
         with os.fdopen(handle, "wb") as file:
             write(file)
             if is_lasting:
                 file.flush()
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, 0o666 & ~_UMASK)
         os.replace(temporary, path)
     except BaseException as error:
         Path(temporary).unlink(missing_ok=True)
@@ -135,12 +139,6 @@ def write_atomically(path: Path, write, is_lasting: bool = True) -> None:
         raise
     if is_lasting:
         _sync_folder(path.parent)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _sync_folder(folder: Path) -> None:

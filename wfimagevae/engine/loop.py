@@ -15,7 +15,7 @@ from wfimagevae.engine.checkpoint import (
     prune_checkpoints,
     write_checkpoint,
 )
-from wfimagevae.engine.distributed import World, gather_objects
+from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
 from wfimagevae.engine.early_stop import EarlyStop, StopRule
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.metrics import Means
@@ -136,7 +136,7 @@ class Run:
         self.best_score = float("-inf")
         self.stopping = self.save_wanted = False
         self.validation_owed = self.saved_as_finished = False
-        self.last_good: Path | None = None  # checkpoint that no bad update preceded
+        self.last_good: int | None = None  # step of a checkpoint that no bad update preceded
         self.means = Means()
         self.random = RandomState()
 
@@ -211,8 +211,9 @@ class Run:
 
     def _divergence(self, player: Player) -> str:
         good = "there is no checkpoint from before them"
-        if self.last_good:
-            good = f"the last good checkpoint is {self.last_good}"
+        step = broadcast_object(self.last_good)  # the main process knows what could be written
+        if step is not None:
+            good = f"the last good checkpoint is {checkpoint_path(self.folder, step)}"
         return (
             f"{self.schedule.max_bad_updates} updates of the {player.name} in a row were not "
             f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
@@ -228,12 +229,12 @@ class Run:
 
     def catch_up(self, task: Task) -> None:
         """Does what the run's checkpoint says is left to do at its step. Collective."""
-        improved = self.validation_owed and self.validate(task)
+        owed = self.validation_owed and self.schedule.eval_steps > 0
         self.validation_owed = False
-        if self.finished and not self.saved_as_finished:  # the schedule was shortened
+        improved = owed and self.validate(task)
+        shortened = self.finished and not self.saved_as_finished
+        if owed or shortened:
             self.save(task, best=improved)
-        elif improved:
-            self.save(task, best=True, only_best=True)
 
     def validate(self, task: Task) -> bool:
         """Validates; True where the score is the best so far. Collective."""
@@ -255,8 +256,10 @@ class Run:
         """
         if self.watcher and not only_best:
             self.watcher.saving(self.step)
+        is_good = not any(player.skipped[1] for player in task.players)
         facts = task.facts() | {
             "current_step": self.step,
+            "last_good": self.step if is_good else self.last_good,
             "finished": self.finished,
             "early_stop": self.early_stop.state_dict(),
             "best_score": self.best_score,
@@ -281,14 +284,15 @@ class Run:
                 raise
             return
         log.info("saved %s", target)
-        if not only_best and not any(player.skipped[1] for player in task.players):
-            self.last_good = path
+        if not only_best and is_good:
+            self.last_good = self.step
             prune_checkpoints(self.folder, self.schedule.keep_last)
 
     def restore(self, content: dict, skip: tuple[str, ...]) -> None:
         """Continues where a checkpoint's content stands."""
         self.checkpoint.load(content, skip)
         self.step = content["current_step"]
+        self.last_good = content.get("last_good", self.step)
         self.best_score = content.get("best_score", self.best_score)
         self.validation_owed = content.get("validation_owed", False)
         self.saved_as_finished = content.get("finished", False)

@@ -53,6 +53,21 @@ def _pair(value: Tensor) -> Tensor:
     return torch.stack([value, torch.ones_like(value)]) if value.dim() == 0 else value
 
 
+def check_csv_log(path: Path) -> None:
+    """Raises ValueError where there is something that is no log of losses."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give another --csv_log_path, or --disable_csv_log")
+    with path.open(newline="", encoding="utf-8") as file:
+        columns = csv.DictReader(file).fieldnames
+    if columns and "step" not in columns:
+        raise ValueError(
+            f"{path} is no log of losses: its columns are {', '.join(columns):.80}; give another "
+            "--csv_log_path"
+        )
+
+
 class CsvLog:
     """A CSV file that grows by rows and, when a new name appears, by columns.
 
@@ -66,14 +81,10 @@ class CsvLog:
 
     def __init__(self, path: Path, resume_step: int):
         self.path, self.columns = path, ["step"]
+        check_csv_log(path)
         if path.exists():
             with path.open(newline="", encoding="utf-8") as file:
                 reader = csv.DictReader(file)
-                if reader.fieldnames and "step" not in reader.fieldnames:
-                    raise ValueError(
-                        f"{path} is no log of losses: its columns are "
-                        f"{', '.join(reader.fieldnames):.80}; give another --csv_log_path"
-                    )
                 # A kill may have cut the last line short.
                 rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
                 self.columns = list(reader.fieldnames or self.columns)

@@ -84,7 +84,7 @@ class Reporter:
         """
         if self.world.is_main:
             path, folder = self.options.csv_path, self.options.folder
-            if path and path.exists() and not step and path.parent != folder:
+            if path and path.exists() and not step and path.parent != folder.absolute():
                 log.warning("%s is of another run: it is now %s", path, set_aside(path))
             self.csv = CsvLog(path, step) if path else None
             self.metrics = JsonLines(folder / "metrics.jsonl", step)

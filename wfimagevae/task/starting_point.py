@@ -38,7 +38,6 @@ def resume_run(run: Run, content: dict, path: Path, options: dict) -> None:
         skip += [p for p in parts if p.startswith(names)]
     averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
     run.restore(content, (*skip, *averages))
-    run.last_good = path
     for name in averages:
         _resume_average(parts[name], content.get(name), path)
     _warn_of_dropped(parts, content, path)
@@ -57,13 +56,15 @@ def _warn_of_dropped(parts: Mapping[str, Stateful], content: dict, path: Path) -
     """Says which averages of the checkpoint this run does not go on with."""
     if "ema_state_dict" not in parts and content.get("ema_state_dict"):
         log.warning("%s holds an average of the weights, dropped here: add --ema to keep it", path)
-    elif "other_ema_state_dicts" not in parts and content.get("other_ema_state_dicts"):
-        decays = " ".join(content["other_ema_state_dicts"])
+        return
+    kept = parts["other_ema_state_dicts"].state_dict() if "other_ema_state_dicts" in parts else {}
+    dropped = [decay for decay in content.get("other_ema_state_dicts", {}) if decay not in kept]
+    if dropped:
         log.warning(
             "%s holds more averages of the weights, dropped here: add %s to --ema_decay to keep "
             "them",
             path,
-            decays,
+            " ".join(dropped),
         )
 
 

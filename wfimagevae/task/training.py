@@ -25,6 +25,7 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, worl
 from wfimagevae.engine.early_stop import StopRule
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import Run, Schedule, Task, Watcher, fit
+from wfimagevae.engine.metrics import check_csv_log
 from wfimagevae.engine.optim import OptimizerOptions, build_optimizer, combine
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.report import Reporter, ReportOptions
@@ -105,6 +106,8 @@ def run_training(
         found = _find_run(options, folder) if here.is_main else None
         folder, resume = broadcast_object(found)
         if here.is_main:
+            if path := _csv_path(options, folder):
+                check_csv_log(path)
             folder.mkdir(parents=True, exist_ok=True)  # trackers write there when they start
             remove_leftovers(folder)
         built = assemble(options, here, folder)
@@ -118,14 +121,7 @@ def run_training(
             lines = [*built.description, *_describe(schedule, here, kernels, options)]
             log.info("%s", "\n".join(lines))
             seed_everything(options["seed"], here.rank)
-            if resume:
-                resume_run(run, read_checkpoint(resume), resume, options)
-            elif options["weights_from"]:
-                take_weights(built.parts, built.weights, options["weights_from"])
-            if here.is_main:  # from here on the folder is this run's
-                for path in set_aside_later(folder, run.step, built.task.best_name):
-                    log.warning("goes back to step %d: %s is set aside", run.step, path)
-                save_options(folder, options)
+            _start(run, built, resume, options)
             with logging_redirect_tqdm():
                 fit(built.task, built.loader, run)
             reporter.summary()
@@ -136,6 +132,24 @@ def run_training(
         built.loader.close()
         built.tracker.close()
         return run.finished
+
+
+def _start(run: Run, built: Assembly, resume: Path | None, options: dict) -> None:
+    """Puts a run where it goes on; from then on the folder is this run's. Collective."""
+    if resume:
+        resume_run(run, read_checkpoint(resume), resume, options)
+    elif options["weights_from"]:
+        fresh = {"discriminator"} if options.get("not_resume_discriminator") else set()
+        weights = {name: part for name, part in built.weights.items() if name not in fresh}
+        take_weights(built.parts, weights, options["weights_from"])
+    best_name = built.task.best_name
+    if run.world.is_main:
+        for path in set_aside_later(run.folder, run.step, best_name):
+            log.warning("goes back to step %d: %s is set aside", run.step, path)
+        save_options(run.folder, options)
+    # The best may have been set aside, and a score that no file has is no bar for later ones.
+    if not broadcast_object((run.folder / best_name).exists()):
+        run.best_score = -math.inf
 
 
 def _check_plateau(task: Task, schedule: Schedule) -> None:
@@ -305,6 +319,11 @@ def _describe(schedule: Schedule, here: World, kernels: str, options: dict) -> l
     ]
 
 
+def _csv_path(options: dict, folder: Path) -> Path | None:
+    path = Path(options["csv_log_path"] or folder / "training_losses.csv")
+    return None if options["disable_csv_log"] else path
+
+
 def _reporter(
     options: dict,
     here: World,
@@ -312,11 +331,10 @@ def _reporter(
     built: Assembly,
     watcher: Watcher | None,
 ) -> Reporter:
-    csv_path = Path(options["csv_log_path"] or folder / "training_losses.csv")
     plot_every = 0 if options["disable_live_plot"] else options["live_plot_every_steps"]
     report = ReportOptions(
         folder,
-        None if options["disable_csv_log"] else csv_path,
+        _csv_path(options, folder),
         plot_every,
         built.headline,
         options["mix_precision"],
