@@ -245,10 +245,10 @@ def test_oldest_copies_make_room_and_are_fetched_again(tmp_path, server):
     store = RemoteShards(RemoteOptions(tmp_path / "fetched", max_bytes=room))
     urls = [f"{server.url}/{path.name}" for path in paths]
     for url in (urls[0], urls[1], urls[0], urls[2]):
-        store.local(url, [])
+        os.close(store.open(url, []))
         time.sleep(0.02)  # file times tell which was used last
     assert copies(tmp_path) == sorted(store.path(urls[i], []).name for i in (0, 2))
-    store.local(urls[1], [])
+    os.close(store.open(urls[1], []))
     assert server.count("GET")["/s-001.tar"] == 2
 
 
@@ -257,7 +257,7 @@ def test_processes_that_want_one_shard_fetch_it_once(tmp_path, server):
     store = RemoteShards(RemoteOptions(tmp_path / "fetched"))
     fork = multiprocessing.get_context("fork")
     words = (f"{server.url}/s-000.tar", [])
-    jobs = [fork.Process(target=store.local, args=words) for _ in range(3)]
+    jobs = [fork.Process(target=store.open, args=words) for _ in range(3)]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -290,21 +290,17 @@ def test_removed_shards_are_not_held_open_beyond_those_that_are_read(tmp_path, s
     assert most <= 3 * size
 
 
-def test_shard_removed_before_it_is_opened_is_fetched_again(tmp_path, server, monkeypatch):
-    write_shards(tmp_path / "served", [2])
-    remote = RemoteOptions(tmp_path / "fetched")
-    images = open_set(f"{server.url}/s-000.tar", remote=remote).images
-    real, calls = RemoteShards.local, []
-
-    def removed_at_once(self, *words):
-        path = real(self, *words)
-        calls.append(path)
-        if len(calls) == 1:
-            os.unlink(path)
-        return path
-
-    monkeypatch.setattr(RemoteShards, "local", removed_at_once)
-    assert images.open(1).size == (12, 12) and len(calls) == 2
+def test_shard_removed_as_soon_as_it_is_fetched_is_read_all_the_same(
+    tmp_path, server, options, monkeypatch
+):
+    """As other processes do where a small cache has no room for what each of them reads."""
+    write_shards(tmp_path / "served", [3, 2])
+    monkeypatch.setattr(RemoteShards, "_make_room", lambda self, newest: newest.unlink())
+    found = open_set(f"{server.url}/s-{{000..001}}.tar", remote=options, with_captions=True)
+    assert [found.captions.all(i) for i in range(5)] == [[f"caption {i}"] for i in range(5)]
+    grays = [found.images.open(i).getpixel((0, 0))[0] for i in range(5)]
+    assert grays == [3 * i + 1 for i in range(5)] and not copies(tmp_path)
+    assert server.count("GET")["/s-000.tar"] == 2  # to index it, and to read it
 
 
 def test_folder_that_cannot_be_written_ends_training_and_counts_as_no_damage(tmp_path, server):
@@ -326,7 +322,7 @@ def test_what_a_killed_process_left_half_fetched_is_removed(tmp_path, server, op
     path.parent.mkdir()
     (path.parent / f".{path.name}.x7ab").write_bytes(b"half")
     (path.parent / ".other.tar.x7ab").write_bytes(b"of another")  # which may still be under way
-    store.local(f"{server.url}/s-000.tar", [])
+    os.close(store.open(f"{server.url}/s-000.tar", []))
     left = sorted(file.name for file in path.parent.iterdir())
     assert left == sorted([".other.tar.x7ab", f".{path.name}.lock", path.name])
 

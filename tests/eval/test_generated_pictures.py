@@ -1,9 +1,13 @@
 """Grids of generated images: in training, and as scripts/generate.py writes them."""
 
+import contextlib
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
-from tests.eval.flow_models import BlobModel, generator_of
+from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.generated_files import class_sheet, write_folder
 from wfimagevae.eval.generation import SamplingOptions
@@ -33,6 +37,28 @@ def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
     with pytest.raises(ValueError, match="samples are not finite"):
         sheet = class_sheet(generator, subjects_in_turn(2, [0, 1]))
         write_folder(tmp_path / "out", generator, sheet, EULER, 2, ALONE)
+
+
+def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    generator = generator_of(GaussianFlow())
+    generator.facts["dataset"] = "moons"
+    picture, path = SamplePicture(generator, EULER, 16, 16), tmp_path / "new" / "points.png"
+    picture.save(path)
+    before = path.read_bytes()
+    with Image.open(path) as shown:
+        assert shown.format == "PNG" and len(shown.getcolors(10**6)) > 2
+
+    def full_disk(self, target, **how):
+        with contextlib.ExitStack() as stack:
+            is_path = isinstance(target, str | Path)
+            file = stack.enter_context(open(target, "wb")) if is_path else target
+            file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        picture.save(path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
 def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.model.test_wfvae2_image import tiny_model
 from wfimagevae.model.modeling_aebase import ImageBaseAE, read_checkpoint_weights
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
+from wfimagevae.model.weight_files import CONFIG_ALONE, find_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wfvae2_image_layernorm"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -122,6 +124,17 @@ def test_config_comes_from_the_file_or_beside_it_or_the_argument(model, tmp_path
     assert ImageBaseAE.from_pretrained(path).config.dropout == 0.0
 
 
+def test_a_checkpoint_of_another_kind_of_network_is_named_whatever_config_is_given(model, tmp_path):
+    path, own = tmp_path / "flow.ckpt", tmp_path / "own.json"
+    own.write_text(json.dumps(plain_config(model)))
+    weights = {"x_embedder.weight": torch.zeros(1)}
+    config = {"_class_name": "FlowTransformer", "depth": 1}
+    torch.save({"state_dict": {"gen_model": weights}, "config": config}, path)
+    for given in (None, own):
+        with pytest.raises(ValueError, match="'FlowTransformer', which is no WFVAE2ImageModel"):
+            WFVAE2ImageModel.from_pretrained(path, model_config=given)
+
+
 def test_a_reference_checkpoint_with_haar_buffers_loads(tmp_path):
     content = {"state_dict": {"gen_model": load_file(GOLDEN / "weights.safetensors")}}
     torch.save(content, tmp_path / "checkpoint-1.ckpt")
@@ -165,6 +178,25 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_the_models_name(monkeypat
     with pytest.raises(ValueError, match=r"^nobody/such-model is no local path.*hub") as raised:
         ImageBaseAE.from_pretrained("nobody/such-model")
     assert "\n" not in str(raised.value)
+
+
+def test_a_config_can_be_had_from_the_hub_without_its_weights(model, folder, tmp_path, monkeypatch):
+    (folder / "README.md").touch()
+
+    def download(name, allow_patterns, revision="main"):
+        assert (name, revision) == ("user/model", "main")
+        (tmp_path / "cache").mkdir(exist_ok=True)
+        for pattern in allow_patterns:
+            for file in folder.glob(pattern):
+                shutil.copy(file, tmp_path / "cache")
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    found = find_weights("user/model", hub_options=CONFIG_ALONE)
+    assert [file.name for file in found.iterdir()] == ["config.json"]
+    loaded = ImageBaseAE.from_pretrained("user/model", revision="main")
+    assert torch.equal(loaded.state_dict()[BIAS], model.state_dict()[BIAS])
+    assert sorted(file.name for file in found.iterdir()) == ["config.json", WEIGHTS]
 
 
 def test_saving_and_reloading_is_exact(model, folder):

@@ -298,6 +298,37 @@ def test_better_captions_that_fit_images_of_several_sets_are_refused(
         build_image_data(chosen, sets)
 
 
+@pytest.mark.parametrize("kept_in", ["folders", "shards"])
+def test_better_captions_that_fit_training_and_held_out_images_need_full_names(
+    options, folder, tmp_path, kept_in
+):
+    key, train, held_out = "000", folder("train", 2), folder("held_out", 2)
+    names = [f"{train}/000.png", f"{held_out}/000.png"]
+    if kept_in == "shards":
+        key = "000000000"
+        train, held_out = (
+            written_shards(source, tmp_path / f"{source}_shards") for source in (train, held_out)
+        )
+        names = [f"{place}/shard-000000.tar::{key}" for place in (train, held_out)]
+    better = tmp_path / "better.jsonl"
+    better.write_text(json.dumps({"key": key, "caption": "B"}) + "\n")
+    chosen = options(better_captions=str(better), text_encoder="bytes", eval_steps=1)
+    chosen |= {"dataset": "images", "data_path": [train], "eval_data_path": [held_out]}
+    with pytest.raises(ValueError, match=f"'{key}' fits several images, ") as raised:
+        build_datasets(chosen)
+    assert f"{names[0]} and {names[1]}; name each in full" in str(raised.value)
+
+    lines = (json.dumps({"key": names[i], "caption": f"set {i}"}) for i in range(2))
+    better.write_text("\n".join(lines))
+    for i, dataset in enumerate(build_datasets(chosen)):
+        shown = dict(zip(numbers(dataset, 2), dataset.read_batch([0, 1])["caption"], strict=True))
+        assert shown == {0: f"set {i}", 1: ""}
+
+    better.write_text(json.dumps({"key": key, "caption": "B"}))
+    same = build_datasets(chosen | {"eval_data_path": [train]})  # one image, read twice
+    assert all("B" in dataset.read_batch([0, 1])["caption"] for dataset in same)
+
+
 def test_captions_of_a_file_are_refused_for_shards_alone(options, folder, tmp_path):
     write_shards(tmp_path / "shards", [3])
     shards = str(tmp_path / "shards")

@@ -94,8 +94,10 @@ class RemoteShards:
 
         return self._retried(ask, url)
 
-    def local(self, url: str, stamp: list[Any], sha256: str = "") -> str:
-        """Path of a shard's copy, fetched first if there is none of this version.
+    def open(self, url: str, stamp: list[Any], sha256: str = "") -> int:
+        """A descriptor of a shard's copy, fetched first if there is none of this version.
+
+        It can be read even when another process removes the copy, to make room.
 
         Args:
             url: Of the shard.
@@ -106,22 +108,22 @@ class RemoteShards:
             DataError: it cannot be fetched, not whole, or cannot be kept, or is another file.
         """
         target = self.path(url, stamp)
-        if not target.exists():
-            try:
-                target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            handle = _open_copy(target)
+            if handle is None:
                 with locked(target.with_name(f".{target.name}.lock")):
-                    if not target.exists():  # another process fetched it meanwhile
+                    handle = _open_copy(target)  # another process fetched it meanwhile
+                    if handle is None:
                         _remove_leftovers(target)
-                        self._retried(lambda: self._fetch(url, target, sha256), url)
+                        handle = self._retried(lambda: self._fetch(url, target, sha256), url)
                         self._make_room(target)
-            except OSError as error:
-                raise DataError(
-                    f"cannot keep shards in {target.parent}: {error.strerror or error}; see "
-                    "--wds_cache_dir"
-                ) from None
-        with contextlib.suppress(OSError):
-            os.utime(target)
-        return str(target)
+        except OSError as error:
+            raise DataError(
+                f"cannot keep shards in {target.parent}: {error.strerror or error}; see "
+                "--wds_cache_dir"
+            ) from None
+        return handle
 
     def path(self, url: str, stamp: list[Any]) -> Path:
         """Where the copy of this version stands."""
@@ -148,15 +150,22 @@ class RemoteShards:
 
         return self._retried(read, url)
 
-    def _fetch(self, url: str, target: Path, sha256: str) -> None:
-        with replacing(target, is_lasting=True) as file:
-            self._copy(url, file)
-            file.seek(0)
-            if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                raise DataError(
-                    f"{_shown(url)} is not the file that the shards.json beside it tells of "
-                    f"(sha256 {sha256}): write that anew with the shard, or remove it"
-                )
+    def _fetch(self, url: str, target: Path, sha256: str) -> int:
+        """Writes the copy; its descriptor, had before another process can remove it."""
+        with contextlib.ExitStack() as undo:
+            with replacing(target, is_lasting=True) as file:
+                self._copy(url, file)
+                file.seek(0)
+                if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise DataError(
+                        f"{shown_url(url)} is not the file that the shards.json beside it tells of "
+                        f"(sha256 {sha256}): write that anew with the shard, or remove it"
+                    )
+                handle = os.dup(file.fileno())
+                undo.callback(os.close, handle)
+            undo.pop_all()
+        os.lseek(handle, 0, os.SEEK_SET)  # both read at one place of the file
+        return handle
 
     def _copy(self, url: str, file) -> None:
         if not _is_http(url):
@@ -178,13 +187,13 @@ class RemoteShards:
             except (OSError, http.client.HTTPException) as error:
                 reason = _reason(error)
                 if isinstance(error, urllib.error.HTTPError) and error.code not in _WORTH_RETRYING:
-                    raise DataError(f"cannot fetch {_shown(url)}: {reason}") from None
+                    raise DataError(f"cannot fetch {shown_url(url)}: {reason}") from None
             if attempt < self.options.retries:
                 delay = self.options.retry_delay * 2**attempt
-                _log.warning("%s: %s; again in %.0f s", _shown(url), reason, delay)
+                _log.warning("%s: %s; again in %.0f s", shown_url(url), reason, delay)
                 time.sleep(delay)
         tries = self.options.retries + 1
-        raise DataError(f"cannot fetch {_shown(url)}, tried {tries} times: {reason}")
+        raise DataError(f"cannot fetch {shown_url(url)}, tried {tries} times: {reason}")
 
     def _make_room(self, newest: Path) -> None:
         if not self.options.max_bytes:
@@ -201,6 +210,17 @@ class RemoteShards:
             if path != newest:
                 path.unlink(missing_ok=True)
                 excess -= size
+
+
+def _open_copy(target: Path) -> int | None:
+    """A descriptor of a copy, which counts as used now; None if there is none."""
+    try:
+        handle = os.open(target, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(target)
+    return handle
 
 
 def _remove_leftovers(target: Path) -> None:
@@ -298,8 +318,8 @@ def _reason(error: Exception) -> str:
     return str(reason or error or type(error).__name__)
 
 
-def _shown(url: str) -> str:
-    """A URL without the password or query in it, which may be a secret."""
+def shown_url(url: str) -> str:
+    """A URL or pipe for a message, without the password or query, which may be secrets."""
     if url.startswith("pipe:"):
         return url if len(url) < 200 else f"{url[:200]}..."
     parts = urlsplit(url)

@@ -197,8 +197,9 @@ def read_better_captions(file: str | Path) -> dict[str, list[str]]:
     """Captions by name, from JSON lines ``{"key": ..., "caption": ...}`` (or ``"name"``).
 
     A name is an image's path below its folder, with or without extension, or a sample's key in
-    shards, or its field ``name`` (the path that `ShardWriter` found it at). Several lines of one
-    name are several captions.
+    shards, or its field ``name`` (the path that `ShardWriter` found it at). Where these fit several
+    images, it is the absolute path, or SHARD::KEY with the absolute path or URL of the shard.
+    Several lines of one name are several captions.
 
     Raises:
         ValueError: there is no such file, or a bad line, named as file:line.
@@ -246,7 +247,7 @@ def use_better_captions(
             if owners.setdefault(name, image) != image:
                 raise ValueError(
                     f"better captions: {name!r} fits several images, {owners[name]} and {image}; "
-                    "give them names that differ, such as paths"
+                    "name each in full, as here"
                 )
         texts = better.get(name)
         used += texts is not None
@@ -259,8 +260,8 @@ def use_better_captions(
 
 
 def _aliases(found: ImageSet, i: int) -> list[str]:
-    """Names of an image; of a sample in shards also the path that its record has."""
-    aliases = found.images.aliases(i)
+    """Names of an image, one that no other has first; in shards also its record's path."""
+    aliases = [found.images.name(i), *found.images.aliases(i)]
     name = found.record(i).get("name") if found.record and found.shard is not None else None
     return [*aliases, name, os.path.splitext(name)[0]] if isinstance(name, str) else aliases
 

@@ -19,7 +19,7 @@ from wfimagevae.dataset.cache_files import DAMAGED_ARRAYS, cache_folder, may_kee
 from wfimagevae.dataset.file_lock import locked
 from wfimagevae.dataset.parallel import in_processes
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.dataset.remote_shards import RemoteOptions, RemoteShards
+from wfimagevae.dataset.remote_shards import RemoteOptions, RemoteShards, shown_url
 from wfimagevae.dataset.shard_specs import is_remote
 from wfimagevae.dataset.tar_index import ExtraTypes, TarIndex, index_tar
 
@@ -138,7 +138,7 @@ def _made(
 def _index_shard(shard: ShardFile, store: RemoteShards, extra: ExtraTypes) -> TarIndex:
     if not is_remote(shard.source):
         return index_tar(shard.source, extra)
-    return index_tar(store.local(shard.source, shard.stamp), extra)
+    return index_tar(shown_url(shard.source), extra, store.open(shard.source, shard.stamp))
 
 
 def _tell_damage(indexed: list[tuple[ShardFile, TarIndex]]) -> None:

@@ -133,5 +133,6 @@ def _add_filter_args(group) -> None:
         "--better_captions",
         metavar="FILE",
         help='captions in place of the data\'s own: JSON lines {"key": ..., "caption": ...}; a key '
-        "is an image's path, or the key or the json's name of a sample, and fits one image only",
+        "is an image's path, or the key or the json's name of a sample, and fits one image only, "
+        "held-out ones included (absolute path, SHARD::KEY)",
     )

@@ -128,7 +128,7 @@ class _Sample:
     fault: str = ""
 
 
-def index_tar(path: str, extra: ExtraTypes | None = None) -> TarIndex:
+def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = None) -> TarIndex:
     """Reads the headers of a shard, its texts, and the headers of its images.
 
     Members are grouped to samples as the webdataset library does. Of a file that is cut short or
@@ -137,12 +137,14 @@ def index_tar(path: str, extra: ExtraTypes | None = None) -> TarIndex:
     Args:
         path: An uncompressed tar file.
         extra: Types that count as images and as texts besides the usual ones.
+        handle: Its descriptor where it is open already, which is closed; messages alone need
+            ``path`` then.
 
     Raises:
         DataError: the file cannot be opened or is compressed, or its types are too many.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path if handle is None else handle, "rb") as file:
             return _index(file, path, extra or ExtraTypes())
     except OSError as error:
         raise DataError(f"cannot read shard {path}: {error.strerror or error}") from None

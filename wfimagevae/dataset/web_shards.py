@@ -177,14 +177,9 @@ class ShardImages:
                         f"shard {shard.source} changed since training started: start it again"
                     )
                 return os.open(shard.source, os.O_RDONLY)
-            with contextlib.suppress(FileNotFoundError):  # removed at once, to make room
-                return os.open(self._local(shard), os.O_RDONLY)
-            return os.open(self._local(shard), os.O_RDONLY)
+            return self._store.open(shard.source, shard.stamp, shard.sha256)
         except OSError as error:
             raise DataError(f"cannot open shard {shard.source}: {error.strerror}") from None
-
-    def _local(self, shard: ShardFile) -> str:
-        return self._store.local(shard.source, shard.stamp, shard.sha256)
 
 
 def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:

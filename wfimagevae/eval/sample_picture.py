@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from wfimagevae.engine.checkpoint import write_atomically
 from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, draw_subjects
 from wfimagevae.eval.sample_grid import save_grid
 from wfimagevae.eval.subjects import Subject
@@ -59,7 +60,6 @@ class SamplePicture:
 
     def save(self, path: Path) -> None:
         """Writes the picture as a PNG."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         if self.generator.facts["space"] == "point":
             self._save_points(path)
             return
@@ -73,4 +73,4 @@ class SamplePicture:
         real = PointDataset(self.generator.facts["dataset"], split="test")
         plane = Plane(real.read_batch(list(range(2000)))["point"])
         (frame,) = path_frames(self.content[None], [1.0], plane)
-        frame.save(path)
+        write_atomically(path, lambda file: frame.save(file, format="png"), is_lasting=False)

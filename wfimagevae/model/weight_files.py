@@ -17,6 +17,7 @@ logger = logging.getLogger(__name__)
 _WEIGHTS = "diffusion_pytorch_model*.safetensors"
 _FILES = (".ckpt", ".safetensors", ".pt", ".pth")
 _MAX_LISTED = 10
+CONFIG_ALONE = {"allow_patterns": ["*.json"]}  # hub options: a model's config, not its weights
 
 
 def bare(state_dict: StateDict) -> StateDict:
@@ -114,7 +115,7 @@ def find_weights(
     Args:
         path: File, folder of checkpoints, Hugging Face folder or hub name, ``user/model``.
         subfolder: Folder inside ``path``.
-        hub_options: For `huggingface_hub.snapshot_download`.
+        hub_options: For `huggingface_hub.snapshot_download`, such as `CONFIG_ALONE`.
 
     Raises:
         ValueError: a folder of several checkpoints without steps, or a hub name that cannot be
@@ -280,9 +281,9 @@ def _locate(path: str | os.PathLike, hub_options: dict) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
-    patterns = ["*.json", "*.safetensors"]
+    wanted = {"allow_patterns": ["*.json", "*.safetensors"]} | hub_options
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options))
+        return Path(snapshot_download(name, **wanted))
     except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

@@ -31,7 +31,7 @@ from wfimagevae.task.flow_text import (
 )
 from wfimagevae.task.image_data import (
     Sources,
-    build_image_data,
+    build_image_sets,
     check_only_images,
     only_source,
 )
@@ -65,10 +65,11 @@ def build_datasets(options: dict) -> tuple[FlowData, FlowData | None]:
         raise ValueError(
             f"--dataset {kind} needs --eval_data_path to validate on (or --eval_steps 0)"
         )
-    build = _latents if kind == "latents" else build_image_data
-    train = build(options, options["data_path"], None)
-    held_out = build(options, options["eval_data_path"], train) if wants_held_out else None
-    return train, held_out
+    sources, held_out = options["data_path"], options["eval_data_path"] if wants_held_out else None
+    if kind == "images":
+        return build_image_sets(options, sources, held_out)
+    train = _latents(options, sources, None)
+    return train, _latents(options, held_out, train) if held_out else None
 
 
 def with_resolution(options: dict) -> dict:

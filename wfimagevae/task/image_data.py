@@ -32,7 +32,30 @@ log = logging.getLogger("wfimagevae")
 Sources = str | Path | Sequence[str | Path]
 
 
-def build_image_data(options: dict, sources: Sources, train: FlowData | None = None) -> FlowData:
+def build_image_sets(
+    options: dict, sources: Sources, held_out: Sources | None
+) -> tuple[FlowData, FlowData | None]:
+    """Images to train on, and held-out ones where there are sources of them.
+
+    Args:
+        options: Every flag's value, by name.
+        sources: As for `build_image_data`.
+        held_out: The same, of held-out images; or None.
+
+    Raises:
+        ValueError: as `build_image_data`; or one better caption fits images of both.
+    """
+    better = _BetterCaptions(options)
+    train = build_image_data(options, sources, better=better)
+    return train, build_image_data(options, held_out, train, better) if held_out else None
+
+
+def build_image_data(
+    options: dict,
+    sources: Sources,
+    train: FlowData | None = None,
+    better: "_BetterCaptions | None" = None,
+) -> FlowData:
     """Images to train on, or held-out ones.
 
     Args:
@@ -41,6 +64,7 @@ def build_image_data(options: dict, sources: Sources, train: FlowData | None = N
             one set, unless --data_weights tells them apart.
         train: The training data, where these are held-out images: the same classes, middle crops
             of one size, every source by its size.
+        better: The list of better captions, where other images share it.
 
     Raises:
         ValueError: a source without images, sources that do not go together, or options that
@@ -50,13 +74,13 @@ def build_image_data(options: dict, sources: Sources, train: FlowData | None = N
     names = train.class_names if train is not None else None
     groups = _grouped(as_list(sources), weights)
     _check_options(options, groups, train is not None)
-    captions = _BetterCaptions(options)
+    better = better or _BetterCaptions(options)
     parts: list[FlowData] = []
     for group in groups:
-        parts.append(_build_part(options, group, names or None, captions, train is not None))
+        parts.append(_build_part(options, group, names or None, better, train is not None))
         names = parts[0].class_names
     if train is None:
-        captions.check_used()
+        better.check_used()
     if len(parts) == 1 and weights is None:
         return parts[0]
     block = options["batch_size"] if train is None and _is_bucketed(options) else 1
