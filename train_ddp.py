@@ -11,22 +11,19 @@ import os
 import sys
 from collections.abc import Sequence
 
-from wfimagevae.engine.args import Parser, parse_with_config, read_config
+from wfimagevae.engine.args import Parser, parse_with_config
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.task.flags import TASKS, build_parser
+from wfimagevae.task.flags import build_parser, find_task
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parses flags, builds the task and trains it; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     finder = Parser(add_help=False)
-    finder.add_argument("--task", choices=TASKS)
     finder.add_argument("--pipeline")
     finder.add_argument("--validate_pipeline", action="store_true")
-    finder.add_argument("--config")
     found = finder.parse_known_args(argv)[0]
-    in_file = read_config(finder, found.config).get("task") if found.config else None
-    task = found.task or (in_file if in_file in TASKS else TASKS[0])
+    task = find_task(argv)
     parser = build_parser(task, __doc__.splitlines()[0])
     add_pipeline_args(parser)
     if found.validate_pipeline and not found.pipeline:

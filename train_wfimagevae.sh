@@ -2,26 +2,32 @@
 # Trains a wavelet image VAE on your photographs.
 #
 #   GPU=0,1,2,3 TRAIN_IMAGE_DIR=photos EVAL_IMAGE_DIR=held_out bash train_wfimagevae.sh
+#   ORIGINAL_MANIFEST=photos TRAIN_RATIO=0.9 bash train_wfimagevae.sh     (holds a tenth out)
 #
 # Every flag of train_image_ddp.py is a variable in upper case (LR=1e-4 BATCH_SIZE=4 MAX_STEPS=50000
 # GAN_SCHEDULE=alternate EMA=0 ...); flags after the script's name win over them. Besides:
 #   GPU                GPUs of this machine, comma separated; all if not given
 #   NPROC              processes on a machine without GPUs (1)
 #   TRAIN_IMAGE_DIR, EVAL_IMAGE_DIR      folders or JSON-lines manifests
-#   ORIGINAL_MANIFEST, TRAIN_RATIO       or one manifest, split by that share (0.9), the same each time
+#   ORIGINAL_MANIFEST, TRAIN_RATIO       or one of these, split by that share (0.9), always alike
 #   OUTPUT_DIR         folder of runs (./results)
 #   RESUME_CKPT        a checkpoint, a run's folder, or auto
 #   PRETRAINED_MODEL   start from these weights
 #   DISABLE_WANDB=1    no tracker, whatever TRACKER says
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each
 #   PYTHON             interpreter (python)
-# The recipe's own defaults: WAVELET_LOSS=1 EMA=1.
+# The recipe's own defaults: WAVELET_LOSS=1 EMA=1. With a YAML file of flags, CONFIG=run.yaml or
+# --config run.yaml, there are none, and the folders may stand in the file.
 set -euo pipefail
 
 here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 python="${PYTHON:-python}"
-: "${WAVELET_LOSS:=1}" "${EMA:=1}"
+has_config=""
+[[ -n "${CONFIG:-}" || " $*" =~ \ --config[\ =] ]] && has_config=1
+if [[ -z "$has_config" ]]; then
+  : "${WAVELET_LOSS:=1}" "${EMA:=1}"
+fi
 
 if [[ -n "${ORIGINAL_MANIFEST:-}" ]]; then
   split="${OUTPUT_DIR:-./results}/manifests"
@@ -36,7 +42,7 @@ CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
 RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
 PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
 [[ "${DISABLE_WANDB:-0}" =~ ^(1|true|yes|on)$ ]] && TRACKER=none
-if [[ -z "$IMAGE_PATH" || -z "$EVAL_IMAGE_PATH" ]]; then
+if [[ -z "$has_config" && ( -z "$IMAGE_PATH" || -z "$EVAL_IMAGE_PATH" ) ]]; then
   echo "error: set TRAIN_IMAGE_DIR and EVAL_IMAGE_DIR, or ORIGINAL_MANIFEST" >&2
   exit 2
 fi

@@ -12,8 +12,11 @@
 #SBATCH --signal=TERM@120
 set -euo pipefail
 
-export TRAIN_IMAGE_DIR="${TRAIN_IMAGE_DIR:-data/train}" EVAL_IMAGE_DIR="${EVAL_IMAGE_DIR:-data/val}"
-export OUTPUT_DIR="${OUTPUT_DIR:-results}" EXP_NAME="${EXP_NAME:-wfvae2-image}"
+if [[ -z "${CONFIG:-}" ]]; then  # variables would win over what such a file of flags says
+  export TRAIN_IMAGE_DIR="${TRAIN_IMAGE_DIR:-data/train}"
+  export EVAL_IMAGE_DIR="${EVAL_IMAGE_DIR:-data/val}"
+  export OUTPUT_DIR="${OUTPUT_DIR:-results}" EXP_NAME="${EXP_NAME:-wfvae2-image}"
+fi
 export RESUME_CKPT=auto SAVE_EVERY_MINUTES=20 KEEP_LAST=3
 NNODES="$SLURM_NNODES"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"

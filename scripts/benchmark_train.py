@@ -1,7 +1,7 @@
 """Times training steps and prints JSON: img/s, milliseconds of each phase, peak memory.
 
 python scripts/benchmark_train.py --resolution 256 --batch_size 2 --perceptual_weight 0
-python scripts/benchmark_train.py --compare_with_bare_loop --resolution 64 --batch_size 1
+python scripts/benchmark_train.py --compare_with_bare_loop --resolution 64 --perceptual_weight 0
 python scripts/benchmark_train.py --task flow --dataset latents --model_name DiT-XL/2
 python scripts/benchmark_train.py --task flow --dataset shapes --compare_objectives
 """
@@ -11,7 +11,7 @@ import json
 import sys
 from collections.abc import Sequence
 
-from wfimagevae.engine.args import Parser, non_negative_int, positive_int
+from wfimagevae.engine.args import Parser, non_negative_int, parse_with_config, positive_int
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.task import flags
 
@@ -79,10 +79,11 @@ def add_flow_args(parser: Parser, group) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    finder = Parser(add_help=False)
-    finder.add_argument("--task", choices=flags.TASKS, default=flags.TASKS[0])
-    task = finder.parse_known_args(argv)[0].task
-    options = vars(build_parser(task).parse_args(argv))
+    task = flags.find_task(argv)
+    parser = build_parser(task)
+    options = vars(parse_with_config(parser, argv))
+    if options["list_flags"]:
+        parser.error("--list_flags belongs to train_ddp.py; here --help lists the flags")
     module = importlib.import_module(f"wfimagevae.task.{task}_benchmark")
     bench = module.build_benchmark(options)
     result = bench.time_steps(options["warmup"], options["steps"])

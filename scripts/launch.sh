@@ -18,7 +18,7 @@ launch() {
   listed="$("$python" "$script" ${fixed[@]+"${fixed[@]}"} --list_flags)"
   while read -r variable flag kind; do
     value="${!variable:-}"
-    [[ -n "$value" ]] || continue
+    [[ -n "$value" && "$flag" != task ]] || continue  # the recipe says what to train
     if [[ "$kind" == value ]] || [[ "$kind" == values && ("$value" != *" "* || -e "$value") ]]; then
       flags+=("--$flag=$value")
     elif [[ "$kind" == values ]]; then

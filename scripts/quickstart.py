@@ -1,6 +1,6 @@
 """The whole story on real photographs, without a download: train, reconstruct, evaluate, export.
 
-make quickstart                      about 10 minutes on two CPU cores, less on a GPU
+make quickstart                      about 8 minutes on two CPU cores, less on a GPU
 python scripts/quickstart.py --steps 20    the same path in short, for a check
 """
 

@@ -1,6 +1,6 @@
 """The second half of the quick start: a small flow learns to draw what a prompt says.
 
-make quickstart                               after the autoencoder, about 8 minutes on two cores
+make quickstart                               after the autoencoder, about 7 minutes on two cores
 python scripts/quickstart_flow.py --steps 20  the same path in short, for a check
 """
 
@@ -51,7 +51,7 @@ def build_parser() -> Parser:
         type=positive_float,
         default=6.5,
         metavar="M",
-        help="time for training; what comes before and after takes about two more",
+        help="time for training; what comes before and after takes less than one more",
     )
     parser.add_argument(
         "--output",

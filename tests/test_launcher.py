@@ -101,6 +101,48 @@ def test_the_flow_recipe_takes_latents_and_lists_of_values(tmp_path):
         assert given[first : first + 2] == values
 
 
+@pytest.mark.parametrize("flags", [["--config", "run.yaml"], ["--config=run.yaml"], []])
+def test_a_file_of_flags_names_the_folders_and_meets_no_defaults_of_the_recipe(tmp_path, flags):
+    (tmp_path / "run.yaml").write_text("image_path: photos\neval_image_path: held\nema: false\n")
+    variables = {} if flags else {"CONFIG": "run.yaml"}
+    result = launch(tmp_path, *flags, NPROC="1", TRAIN_IMAGE_DIR="", EVAL_IMAGE_DIR="", **variables)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[1:] == (flags or ["--config=run.yaml"])
+
+
+def test_variables_win_over_a_file_of_flags(tmp_path):
+    given = launch(tmp_path, NPROC="1", CONFIG="run.yaml", EMA="1").stdout.splitlines()
+    assert {"--config=run.yaml", "--ema", "--image_path=a b"} <= {*given}
+    assert "--wavelet_loss" not in given
+
+
+@pytest.mark.parametrize("script", ["train_wfimagevae.sh", "examples/train_flow.sh"])
+def test_what_a_recipe_trains_is_no_variable(tmp_path, script):
+    for task in ("vae", "flow"):
+        given = launch(tmp_path, script=script, NPROC="1", TASK=task).stdout
+        assert given and "--task=" not in given
+
+
+def test_slurm_leaves_to_a_file_of_flags_what_it_names(tmp_path):
+    (tmp_path / "scontrol").write_text("#!/bin/sh\necho host")
+    (tmp_path / "srun").write_text("#!/bin/sh\nenv")
+    for name in ("scontrol", "srun"):
+        (tmp_path / name).chmod(0o755)
+    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "host[1-2]"}
+    own = {"TRAIN_IMAGE_DIR=data/train", "EVAL_IMAGE_DIR=data/val", "EXP_NAME=wfvae2-image"}
+    for variables, expected in (({}, own), ({"CONFIG": "run.yaml"}, set())):
+        done = subprocess.run(
+            ["bash", str(ROOT / "examples" / "train_slurm.sh")],
+            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | slurm | variables,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        lines = {*done.stdout.splitlines()}
+        assert own & lines == expected
+        assert {"RESUME_CKPT=auto", "NNODES=2", "MASTER_ADDR=host"} <= lines
+
+
 def test_every_machine_splits_the_manifest_for_itself(tmp_path):
     for rank in ("0", "1"):
         given = launch(

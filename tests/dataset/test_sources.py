@@ -7,7 +7,7 @@ import time
 import pytest
 
 from wfimagevae.dataset import sources
-from wfimagevae.dataset.sources import index_images, read_manifest
+from wfimagevae.dataset.sources import index_images
 
 
 @pytest.fixture
@@ -171,13 +171,6 @@ def test_manifest_gives_paths_under_any_key_relative_to_its_folder(tmp_path, mon
     assert read == below | {f"{tmp_path.parent}/elsewhere/d.png", "/data/e.png"}
     outside = f"{tmp_path.parent}/elsewhere/d.png".lstrip("/")
     assert set(names(index)) == {"a/1.png", "b é.jpg", "c.png", outside, "data/e.png"}
-
-
-def test_reading_a_manifest_gives_absolute_paths_line_by_line(tmp_path, monkeypatch):
-    manifest(tmp_path, {"path": "b.png"}, {"target": "/data/a.png"}, {"image_path": "b.png"})
-    monkeypatch.chdir(tmp_path)
-    paths = [f"{tmp_path}/b.png", "/data/a.png", f"{tmp_path}/b.png"]
-    assert read_manifest("list.jsonl") == paths
 
 
 def test_byte_order_mark_is_accepted(tmp_path):

@@ -225,9 +225,9 @@ def test_shard_of_unreadable_images_is_empty_and_none_readable_an_error(folder, 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"posterior": "mode"}, "another posterior"),
-        ({"flip": True, "dtype": "fp16"}, "another flip, dtype"),
-        ({"labels": "none"}, "another images, class_names"),
+        ({"posterior": "mode"}, "made with other posterior: give"),
+        ({"flip": True, "dtype": "fp16"}, "made with other flip, dtype: give"),
+        ({"labels": "none"}, "made with other images, class_names: give"),
     ],
 )
 def test_another_cache_in_the_folder_is_refused(folder, tmp_path, change, message):
@@ -240,10 +240,10 @@ def test_other_weights_or_images_are_another_cache(folder, tmp_path):
     encode(folder, tmp_path / "out")
     other = autoencoder()
     other.network.weight.data += 1
-    with pytest.raises(ValueError, match="another vae"):
+    with pytest.raises(ValueError, match="made with other vae"):
         encode(folder, tmp_path / "out", other)
     (folder / "a" / "0.png").unlink()
-    with pytest.raises(ValueError, match="another images"):
+    with pytest.raises(ValueError, match="made with other images"):
         encode(folder, tmp_path / "out")
 
 
@@ -323,7 +323,7 @@ def test_embeddings_of_all_captions_are_kept_and_belong_to_the_cache(folder, tmp
     assert torch.equal(batch["pooled"].flatten().long(), lengths)
     assert torch.equal(batch["mask"].sum(1), lengths)
     assert "prefix" not in record
-    with pytest.raises(ValueError, match="another text"):
+    with pytest.raises(ValueError, match="made with other text"):
         encode(folder, tmp_path / "out", captions="sidecar")
     with pytest.raises(ValueError, match="needs captions"):
         encode(folder, tmp_path / "new", text=Lengths())

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shutil
 import socket
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from tests.model.test_wfvae2_image import tiny_model
 from wfimagevae.model.modeling_aebase import ImageBaseAE, read_checkpoint_weights
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
-from wfimagevae.model.weight_files import CONFIG_ALONE, find_weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wfvae2_image_layernorm"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -178,25 +176,6 @@ def test_a_hub_that_cannot_be_reached_is_one_line_with_the_models_name(monkeypat
     with pytest.raises(ValueError, match=r"^nobody/such-model is no local path.*hub") as raised:
         ImageBaseAE.from_pretrained("nobody/such-model")
     assert "\n" not in str(raised.value)
-
-
-def test_a_config_can_be_had_from_the_hub_without_its_weights(model, folder, tmp_path, monkeypatch):
-    (folder / "README.md").touch()
-
-    def download(name, allow_patterns, revision="main"):
-        assert (name, revision) == ("user/model", "main")
-        (tmp_path / "cache").mkdir(exist_ok=True)
-        for pattern in allow_patterns:
-            for file in folder.glob(pattern):
-                shutil.copy(file, tmp_path / "cache")
-        return str(tmp_path / "cache")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    found = find_weights("user/model", hub_options=CONFIG_ALONE)
-    assert [file.name for file in found.iterdir()] == ["config.json"]
-    loaded = ImageBaseAE.from_pretrained("user/model", revision="main")
-    assert torch.equal(loaded.state_dict()[BIAS], model.state_dict()[BIAS])
-    assert sorted(file.name for file in found.iterdir()) == ["config.json", WEIGHTS]
 
 
 def test_saving_and_reloading_is_exact(model, folder):

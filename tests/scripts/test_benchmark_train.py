@@ -113,6 +113,29 @@ def test_objectives_that_cannot_be_compared_are_refused(flow, flags, message):
         flow("--resolution", "16", "--compare_objectives", *flags)
 
 
+def test_flags_and_the_task_come_from_a_file(tmp_path, capsys):
+    options = {"task": "flow", "dataset": "moons", "model_name": "MLP", "batch_size": 6}
+    (tmp_path / "run.yaml").write_text(json.dumps(options))
+    flags = ("--num_classes", "0", *SHORT, "--config", str(tmp_path / "run.yaml"))
+    main(flags)
+    result = json.loads(capsys.readouterr().out)
+    assert result["img_per_s"] == pytest.approx(6 * 1000 / result["ms"])
+    main([*flags, "--batch_size", "12"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["img_per_s"] == pytest.approx(12 * 1000 / result["ms"])
+
+
+def test_a_bad_file_and_a_flag_of_the_launcher_are_refused(tmp_path, capsys):
+    (tmp_path / "run.yaml").write_text("batch_sise: 6")
+    for flags, words in (
+        (["--config", str(tmp_path / "run.yaml")], "did you mean --batch_size?"),
+        (["--list_flags"], "belongs to train_ddp.py"),
+    ):
+        with pytest.raises(SystemExit):
+            main([*flags, *SHORT])
+        assert words in capsys.readouterr().err
+
+
 def test_sharding_is_refused(flow):
     with pytest.raises(ValueError, match="--fsdp"):
         flow("--resolution", "16", "--fsdp")

@@ -6,6 +6,7 @@ import torch
 
 from scripts import save_hf_model
 from wfimagevae.eval.export import check_reload, option_table
+from wfimagevae.eval.latents import write_normalization
 from wfimagevae.model import WFVAE2ImageModel
 
 
@@ -88,6 +89,22 @@ def test_code_in_the_card_runs(run_folder, tmp_path):
     scope = {}
     exec(code.replace("path/to/this/folder", str(folder)).replace("256", "64"), scope)
     assert scope["reconstruction"].shape == (1, 3, 64, 64)
+
+
+def test_statistics_that_an_export_replaces_are_told_of(run_folder, tmp_path, caplog):
+    folder = tmp_path / "hf"
+    words = ["--from_pretrained", str(run_folder), "--save_dir", str(folder)]
+    save_hf_model.main(words)
+    save_hf_model.main(words)
+    assert "latent_stats" not in caplog.text
+    config = json.loads((folder / "config.json").read_text())
+    write_normalization(folder / "config.json", [0.5] * 4, [2.0] * 4)
+    save_hf_model.main(words)
+    assert caplog.text.count("run latent_stats.py --write again") == 1
+    assert json.loads((folder / "config.json").read_text()) == config
+    (folder / "config.json").write_text("{")  # of an export that was interrupted
+    save_hf_model.main(words)
+    assert json.loads((folder / "config.json").read_text()) == config
 
 
 def test_a_folder_that_differs_is_noticed(tiny_vae, tmp_path):

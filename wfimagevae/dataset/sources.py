@@ -129,16 +129,6 @@ def index_images(
     return ImageIndex(folder, entries)
 
 
-def read_manifest(manifest: str | Path) -> list[str]:
-    """Absolute paths of the images in a manifest, line by line.
-
-    Raises:
-        ValueError: a bad line, named as file:line.
-    """
-    manifest = os.path.abspath(os.path.expanduser(manifest))
-    return [os.path.join(os.path.dirname(manifest), p) for _, p, _ in manifest_records(manifest)]
-
-
 def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
     """Each line of a manifest: where it is (file:line), its image's path, and the whole object.
 

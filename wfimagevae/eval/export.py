@@ -1,5 +1,7 @@
 """Models as Hugging Face folders: configuration, weights and a card, read back before use."""
 
+import contextlib
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -15,6 +17,7 @@ _TOLD_OPTIONS = (
     *("wavelet_loss", "wavelet_weight", "gan_schedule", "disc_start", "disc_weight"),
     *("adaptive_weight", "seed"),
 )
+_log = logging.getLogger("wfimagevae")
 
 
 def check_target(folder: Path, *sources: str) -> None:
@@ -49,10 +52,15 @@ def save_model(vae: nn.Module, folder: Path, card: str) -> None:
 
 def write_weights(network: nn.Module, folder: Path) -> None:
     """Writes config.json, without the path of this machine that it would name, and safetensors."""
+    path, replaced = folder / "config.json", {}
+    with contextlib.suppress(FileNotFoundError, ValueError):  # a first export, a broken file
+        replaced = read_json(path)
     network.save_pretrained(folder)
-    config = read_json(folder / "config.json")
+    config = read_json(path)
     config.pop("_name_or_path", None)
-    write_json(folder / "config.json", config)
+    write_json(path, config)
+    if any(key in replaced and replaced[key] != config.get(key) for key in ("shift", "scale")):
+        _log.warning("%s had another shift and scale: run latent_stats.py --write again", path)
 
 
 @torch.inference_mode()

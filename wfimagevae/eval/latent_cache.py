@@ -172,7 +172,7 @@ class LatentCache:
         plan = {"text": None} | self.plan | {"version": RECORD_VERSION}
         if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
             raise ValueError(
-                f"{self.folder} holds a cache with another {', '.join(different)}: give another "
+                f"{self.folder} holds a cache made with other {', '.join(different)}: give another "
                 "--output_dir, or delete that one"
             )
 

@@ -149,8 +149,10 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             raise ValueError(f"the config's _class_name is {name!r}, which is no {cls.__name__}")
         return model_class
 
-    @staticmethod
-    def _config_for(source: Path, embedded: dict | None, given: str | os.PathLike | None) -> dict:
+    @classmethod
+    def _config_for(
+        cls, source: Path, embedded: dict | None, given: str | os.PathLike | None
+    ) -> dict:
         """The config of a checkpoint: given, else embedded, else config.json beside it."""
         if given is None:
             return config_beside(source) if embedded is None else embedded
@@ -159,6 +161,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
                 f"model_config {given} is of no use to {source}: a Hugging Face folder's own "
                 "config.json counts; leave model_config out"
             )
+        if embedded and "_class_name" in embedded:
+            cls._resolve(embedded["_class_name"])  # no config makes another kind of network fit
         return read_json(given)
 
     def _ready(self, torch_dtype: torch.dtype | None) -> Self:

@@ -17,7 +17,6 @@ logger = logging.getLogger(__name__)
 _WEIGHTS = "diffusion_pytorch_model*.safetensors"
 _FILES = (".ckpt", ".safetensors", ".pt", ".pth")
 _MAX_LISTED = 10
-CONFIG_ALONE = {"allow_patterns": ["*.json"]}  # hub options: a model's config, not its weights
 
 
 def bare(state_dict: StateDict) -> StateDict:
@@ -115,7 +114,7 @@ def find_weights(
     Args:
         path: File, folder of checkpoints, Hugging Face folder or hub name, ``user/model``.
         subfolder: Folder inside ``path``.
-        hub_options: For `huggingface_hub.snapshot_download`, such as `CONFIG_ALONE`.
+        hub_options: For `huggingface_hub.snapshot_download`.
 
     Raises:
         ValueError: a folder of several checkpoints without steps, or a hub name that cannot be
@@ -281,9 +280,9 @@ def _locate(path: str | os.PathLike, hub_options: dict) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
-    wanted = {"allow_patterns": ["*.json", "*.safetensors"]} | hub_options
+    patterns = ["*.json", "*.safetensors"]
     try:
-        return Path(snapshot_download(name, **wanted))
+        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options))
     except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(
