@@ -3,6 +3,7 @@
 import pytest
 
 from tests.pipeline.files import PipelinePlace
+from wfimagevae.pipeline.loading import load_pipeline
 
 
 @pytest.fixture(scope="package")
@@ -20,3 +21,13 @@ def done(place):
         patch.setattr("wfimagevae.engine.report.log.info", lambda text, *a: lines.append(text % a))
         output = place.run(content)
     return content, output, lines
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(text: str):
+        path = tmp_path / "file.yaml"
+        path.write_text(text)
+        return load_pipeline(path)
+
+    return load

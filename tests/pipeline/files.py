@@ -7,17 +7,29 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
 from tests.images import TINY_MODEL, write_images
 from tests.task.training import ROOT
 from train_ddp import main
+from wfimagevae.pipeline.document import PipelineError
 
 TINY_VAE = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
 TINY_FLOW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
 TINY_FLOW |= {"byte_width": 32, "byte_depth": 1}
 COLOURS = ("red", "green", "blue")
+PLAIN = """\
+data: {data_path: .}
+training:
+  lr: 1e-4
+  pipeline:
+    steps:
+      - name: vae
+        n_epochs: 2
+        train_vae: true
+"""
 
 
 class PipelinePlace:
@@ -118,3 +130,20 @@ def copied(place: PipelinePlace, done, name: str) -> dict:
 
 def steps_of(content: dict) -> list[dict]:
     return content["training"]["pipeline"]["steps"]
+
+
+def problems(load, text: str) -> dict[int, list[str]]:
+    """Line -> what is wrong in it."""
+    with pytest.raises(PipelineError) as caught:
+        load(text)
+    found: dict[int, list[str]] = {}
+    for entry in str(caught.value).splitlines()[1:]:
+        line, _, message = entry.strip().partition(": ")
+        found.setdefault(int(line.removeprefix("line ")), []).append(message)
+    return found
+
+
+def with_step(extra: str, before: str = "", mode: str = "train_vae: true") -> str:
+    """A file whose one step has further keys; they begin in line 8."""
+    text = PLAIN.replace("        train_vae: true\n", f"        {extra}\n        {mode}\n")
+    return before + text

@@ -1,18 +1,22 @@
 """The plan: what would be trained, counted without building it."""
 
 import re
+import tarfile
 
 import pytest
 import torch
 from torch import nn
 
-from tests.pipeline.files import TINY_FLOW, TINY_VAE, PipelinePlace
+from tests.images import write_images
+from tests.pipeline.files import COLOURS, TINY_FLOW, TINY_VAE, PipelinePlace
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.footprint import _dry, _kept_bytes
 from wfimagevae.pipeline.loading import load_pipeline
 from wfimagevae.pipeline.planning import describe_plan
+from wfimagevae.task.flow_data import build_datasets
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +81,65 @@ def test_data_that_is_empty_is_told_with_the_step(place):
     content["data"]["data_path"] = str(place.folder / "nothing")
     with pytest.raises(PipelineError, match=r"step 'warmup': no images(.|\n)*step 'flow': no im"):
         describe_plan(load_pipeline(place.write(content)))
+
+
+def held_out_without_captions(place) -> str:
+    return str(write_images(place.folder / "silent", 2, first_seed=3))
+
+
+def held_out_without_images(place) -> str:
+    (place.folder / "hollow").mkdir()
+    return str(place.folder / "hollow")
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (held_out_without_images, r"'warmup': no images in .*hollow(.|\n)*'flow': no images in"),
+        (
+            held_out_without_captions,
+            r"1 problem:\n.*'flow': none of 2 images has a caption.*silent",
+        ),
+    ],
+)
+def test_held_out_data_is_opened_while_a_file_is_validated(place, held_out, message):
+    content = place.content("held_out_plan")
+    content["training"]["options"]["eval_steps"] = 1
+    content["data"]["eval_data_path"] = held_out(place)
+    with pytest.raises(PipelineError, match=message):
+        plan_of(place, content)
+    # Nor does data that is counted later, as counting would download it, hide it.
+    data = {"webdataset_url": f"pipe:cat {shard_of(place, 'train')}", "use_webdataset": True}
+    del content["data"]["data_path"]
+    content["data"] |= data
+    with pytest.raises(PipelineError, match=message):
+        plan_of(place, content)
+    content["training"]["options"]["eval_steps"] = 0
+    assert "counted when training begins" in plan_of(place, content)
+
+
+def shard_of(place, name: str) -> str:
+    """The place's images and captions of that name in one tar file."""
+    shard = place.folder / f"{name}.tar"
+    with tarfile.open(shard, "w") as tar:
+        for path in sorted((place.folder / name).iterdir()):
+            tar.add(path, path.name)
+    return str(shard)
+
+
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_held_out_data_beside_shards_has_captions(place, kind):
+    content = place.content(f"shards_and_{kind}")
+    content["training"]["options"]["eval_steps"] = 1
+    held_out = str(place.folder / "held_out") if kind == "folder" else shard_of(place, "held_out")
+    content["data"] = {"use_webdataset": True, "img_size": 32, "eval_data_path": held_out}
+    content["data"]["webdataset_url"] = shard_of(place, "train")
+    loaded = load_pipeline(place.write(content))
+    assert f"validated on {held_out}" in "\n".join(describe_plan(loaded))
+    flags, _ = step_flags(loaded.steps[-1], loaded.content, loaded.document, loaded.parsers)
+    captions = [f"a {colour} cloud" for colour in COLOURS]
+    for data in build_datasets(parse_flags(loaded.parsers["flow"], flags)):
+        assert set(data.read_batch(range(len(data)))["caption"]) == set(captions)
 
 
 def test_kept_bytes_are_those_that_backward_reads():

@@ -7,52 +7,10 @@ import sys
 import pytest
 import yaml
 
-from tests.pipeline.files import PipelinePlace
+from tests.pipeline.files import PLAIN, PipelinePlace, problems, with_step
 from tests.task.training import ROOT
 from wfimagevae.pipeline.document import PipelineError, read_document
 from wfimagevae.pipeline.flags import parse_flags, step_flags
-from wfimagevae.pipeline.loading import load_pipeline
-
-PLAIN = """\
-data: {data_path: .}
-training:
-  lr: 1e-4
-  pipeline:
-    steps:
-      - name: vae
-        n_epochs: 2
-        train_vae: true
-"""
-
-
-OWN = "mode: loss_threshold, threshold: 1, max_epochs: 2, metric:"
-
-
-@pytest.fixture
-def load(tmp_path):
-    def load(text: str):
-        path = tmp_path / "file.yaml"
-        path.write_text(text)
-        return load_pipeline(path)
-
-    return load
-
-
-def problems(load, text: str) -> dict[int, list[str]]:
-    """Line -> what is wrong in it."""
-    with pytest.raises(PipelineError) as caught:
-        load(text)
-    found: dict[int, list[str]] = {}
-    for entry in str(caught.value).splitlines()[1:]:
-        line, _, message = entry.strip().partition(": ")
-        found.setdefault(int(line.removeprefix("line ")), []).append(message)
-    return found
-
-
-def with_step(extra: str, before: str = "", mode: str = "train_vae: true") -> str:
-    """A file whose one step has further keys; they begin in line 8."""
-    text = PLAIN.replace("        train_vae: true\n", f"        {extra}\n        {mode}\n")
-    return before + text
 
 
 def test_a_plain_file_is_right(load):
@@ -111,65 +69,6 @@ training:
     for line, message in expected.items():
         assert any(re.search(message, told) for told in found[line]), (line, found[line])
     assert any("--rec_weight: -1 is not a number of at least 0" in told for told in found[26])
-
-
-@pytest.mark.parametrize(
-    ("step", "message"),
-    [
-        ("train_diff: true", "trains the VAE and the flow at once.*write two steps"),
-        ("freeze: [compressor, expander]", "freezes and trains decoder, encoder"),
-        ("cfg_dropout_prob: 0.1", "cfg_dropout_prob is for flow steps"),
-        ("lambda_adv: 0.5", "no effect without gan_training: true"),
-        ("adaptive_weights: true", "means nothing here.*adaptive_weight"),
-        ("training_steps: 2", "repeats each batch"),
-        ("steps: 100", "n_epochs or steps, not both"),
-        ("use_fp16: true\n        precision: bf16", "say the same"),
-        ("train_spade: soon", "must be true or false, got 'soon'"),
-        ("optimization: {optimizers: {flow: {type: Adam}}}", "flow is not trained in a vae step"),
-        ("optimization: {optimizers: {vae: {eps: 0.1}}}", "eps 0.1 of vae: every optimizer"),
-        ("optimization: {schedulers: {vae: {type: MultiStepLR}}}", "must be 'CosineAnnealingLR'"),
-        ("optimization: {schedulers: {vae: {total_iters: 9}}}", "ends with its step"),
-        ("optimization: {schedulers: {vae: {type: ExponentialLR}}}", "vae needs gamma"),
-        ("optimization: {schedulers: {vae: {type: StepLR}}}", "vae needs step_size"),
-        ("optimization: {schedulers: {vae: {type: plateau}}}", "waits for validations.*has none"),
-        ("options: {disc_lr_ratio: low}", "--disc_lr_ratio: 'low' is not a number"),
-        ("options: {lr: 1e-3}", "lr in options.*write lr"),
-        ("options: {kl_weight: 1e-6}", "write kl_beta"),
-        ("options: {batch_size: 3, epochs: 2}", "epochs in options.*write n_epochs"),
-        ("options: {freeze_encoder: true}", "write train_vae: decoder"),
-        ("options: {disc_weight: 0.5}", "write gan_training: true with it"),
-        (
-            "gan_training: true\n        lambda_adv: 1\n        options: {disc_weight: 2}",
-            "lambda_adv",
-        ),
-        ("options: {ckpt_dir: elsewhere}", "write output.output_path"),
-        ("options: {resume_from_checkpoint: x}", "the same command goes on"),
-        ("options: {lpips_weights: nowhere.pth}", "lpips_weights nowhere.pth does not exist"),
-        ("batch_size: 0", "must be greater than 0, got 0"),
-    ],
-)
-def test_a_step_that_cannot_be_meant_is_refused(load, step, message):
-    found = problems(load, with_step(step))
-    assert any(re.search(message, told) for lines in found.values() for told in lines), found
-
-
-@pytest.mark.parametrize(
-    ("transition", "message"),
-    [
-        ("mode: loss_threshold, metric: kl_loss", "threshold and max_epochs missing"),
-        ("mode: loss_threshold, metric: d_loss, threshold: 1, max_epochs: 2", "no d_loss.*gan_tr"),
-        ("mode: loss_threshold, metric: vae_loss, threshold: -1, max_epochs: 2", "never below 0"),
-        ("mode: loss_threshold, metric: vae_loss, threshold: 1, max_epochs: 9", "n_epochs 2 ends"),
-        ("mode: epoch, metric: vae_loss", "no effect in mode epoch"),
-        (f"{OWN} train/typo", "unknown metric 'train/typo'"),
-        (f"{OWN} train/logit_real", "did you mean 'train/logits_real'"),
-        (f"{OWN} train/direction_loss", "unknown metric"),
-        (f"{OWN} train/g_loss", "no train/g_loss, which needs gan_training"),
-    ],
-)
-def test_a_transition_that_cannot_happen_is_refused(load, transition, message):
-    found = problems(load, with_step(f"transition_on: {{{transition}}}"))
-    assert any(re.search(message, told) for lines in found.values() for told in lines), found
 
 
 @pytest.mark.parametrize(
@@ -236,6 +135,34 @@ training:
     assert "training.pipeline.steps: [{name" in problems(load, without)[2][0]
 
 
+def test_a_flat_file_is_checked_as_its_step_would_be(load):
+    text = """\
+data: {data_path: .}
+training:
+  steps: 5
+  lr: 1e-5
+  train_vae: true
+  lambda_adv: 0.3
+  cfg_dropout_prob: 0.2
+  optimization:
+    optimizers:
+      flow: {type: Adam}
+  options: {resolution: 64, batch_size: 3, bogus: 1}
+"""
+    expected = {
+        6: "lambda_adv has no effect without gan_training: true",
+        7: "cfg_dropout_prob is for flow steps",
+        10: "flow is not trained in a vae step",
+        11: "no flag bogus",
+    }
+    found = problems(load, text)
+    assert list(found) == list(expected)
+    for line, message in expected.items():
+        assert any(message in told for told in found[line]), (line, found[line])
+    (step,) = load("".join(text.splitlines(keepends=True)[:5])).steps
+    assert (step.name, step.settings.steps, step.settings.lr) == ("train", 5, 1e-5)
+
+
 def test_a_flow_on_latents_of_an_untrained_vae_is_refused(load):
     found = problems(
         load, with_step("lr: 1e-3", "model: {vae: {config: {}}}\n", "train_diff: true")
@@ -287,55 +214,6 @@ training:
     assert second.trained == {"encoder", "decoder"}
     optimizer = second.settings.optimization.optimizers.vae
     assert (optimizer.type, optimizer.momentum) == ("SGD", 0.7)
-
-
-def test_shared_options_cannot_beat_keys(load):
-    shared = PLAIN.replace("  lr: 1e-4\n", "  lr: 1e-4\n  options: {lr: 1e-3, disc_weight: 0.5}\n")
-    found = problems(load, shared)[4]
-    assert any("write lr" in told for told in found)
-    assert any("options of a step with gan_training" in told for told in found)
-
-
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ("[{train_vae: decoder}]", "leaves the encoder as it was made"),
-        ("[{train_vae: true}, {train_diff: true, freeze: [text_encoder]}]", "leaves the text_enco"),
-        (
-            "[{train_vae: true}, {train_diff: true, options: {freeze_flow: true}}]",
-            "leaves the flow",
-        ),
-        (
-            "[{train_vae: true, gan_training: true, options: {freeze_discriminator: true}}]",
-            "leaves the discriminator",
-        ),
-        ("[{train_vae: true}, {train_vae: encoder, gan_training: true}]", "give lambda_adv"),
-    ],
-)
-def test_random_weights_are_not_frozen(load, steps, message):
-    listed = yaml.safe_load(steps)
-    named = [{"name": f"s{i}", "n_epochs": 1} | step for i, step in enumerate(listed)]
-    content = yaml.safe_load(PLAIN) | {"model": {"text_encoder": "bytes"}}
-    content["training"] = {"lr": 1e-4, "pipeline": {"steps": named}}
-    found = problems(load, yaml.safe_dump(content))
-    assert [told for lines in found.values() for told in lines if message in told], found
-    assert sum(map(len, found.values())) == 1
-
-
-def test_networks_that_were_trained_may_be_frozen(load):
-    steps = [
-        {"name": "vae", "train_vae": True, "gan_training": True},
-        {"name": "half", "train_vae": "decoder"},
-        {"name": "flow", "train_diff": True},
-        {"name": "more", "train_diff": True, "freeze": ["text_encoder"]},
-    ]
-    content = yaml.safe_load(PLAIN) | {"model": {"text_encoder": "bytes"}}
-    content["training"] = {"lr": 1e-4, "n_epochs": 1, "pipeline": {"steps": steps}}
-    assert [step.trained for step in load(yaml.safe_dump(content)).steps[1:]] == [
-        {"decoder"},
-        {"flow", "text_encoder"},
-        {"flow"},
-    ]
 
 
 def test_keys_of_the_other_kind_of_data_are_refused(load):

@@ -140,6 +140,7 @@ def test_latents_are_cached_once_and_learned_from(place, done):
     folder = output / "steps" / "03_flow"
     record = json.loads((folder / "latents" / "latents.json").read_text())
     assert record["num_samples"] == 7 and record["normalization"] == "vae"
+    assert not (folder / "held_out_latents").exists()  # it never validates
     facts = read_torch_file(folder / "checkpoint-6.ckpt")["generator"]
     assert facts["vae"]["source"] == f"WFVAE2Image:{folder / 'autoencoder'}"
     assert (output / "samples" / "32x32").exists()

@@ -4,13 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.pipeline.files import PipelinePlace
+from tests.pipeline.files import TINY_VAE, PipelinePlace
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.objective.flow_matching import error_by_time
 from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.loading import load_pipeline
-from wfimagevae.pipeline.units import METRICS, OWN_METRICS, Units
+from wfimagevae.pipeline.units import METRICS, OWN_METRICS, Units, met_needs
+from wfimagevae.task.vae_build import loss_config, trains_discriminator
 
 SIZE, CHANNELS = 32, 4
 UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)
@@ -112,10 +113,50 @@ def test_metrics_of_the_file_are_those_that_trainings_log(monkeypatch):
     logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
     logged |= loss.discriminator_loss(images, output.sample)[1].keys()
     known = {metric.name for metric in METRICS.values()} - {"train/loss"}
-    assert logged == known | OWN_METRICS["vae"]
+    assert logged == known | OWN_METRICS["vae"].keys()
+
+
+ADVERSARIAL = {"gan_training": True, "lambda_adv": 0.5}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_vae": True},
+        {"train_vae": True, "kl_beta": 0, "mse_weight": 1, "options": {"mmd_weight": 1}},
+        {"train_vae": True, "use_lpips": True, "options": {"wavelet_loss": True}},
+        {"train_vae": True, "use_lpips": True, "lambda_lpips": 0, "options": {"color_weight": 1}},
+        {"train_vae": True, "kl_free_bits": 0.1, "options": {"histogram_weight": 1}},
+        ADVERSARIAL | {"train_vae": True, "kl_warmup_steps": 3, "r1_gamma": 1},
+        ADVERSARIAL | {"options": {"contrast_weight": 1}},
+        {"train_vae": True, "gan_training": True, "lambda_adv": 0},
+    ],
+)
+def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, monkeypatch, given):
+    distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
+    monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.load_lpips", lambda *_: distance)
+    place = PipelinePlace(tmp_path)
+    content = place.content("out")
+    content["training"]["options"]["disc_start"] = 0
+    content["training"]["pipeline"]["steps"] = [{"name": "vae", "steps": 1} | given]
+    content["model"] = {"vae": content["model"]["vae"]}
+    del content["output"]["sample_captions"]
+    loaded = load_pipeline(place.write(content))
+    (step,) = loaded.steps
+    flags, _ = step_flags(step, loaded.content, loaded.document, loaded.parsers, UNITS)
+    options = parse_flags(loaded.parsers["vae"], flags)
+    loss = LPIPSWithDiscriminator2D(loss_config(options))
+    vae = WFVAE2ImageModel(**TINY_VAE)
+    images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    output = vae(images)
+    logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
+    if trains_discriminator(options):
+        logged |= loss.discriminator_loss(images, output.sample)[1].keys()
+    needs = OWN_METRICS["vae"] | {metric.name: metric.needs for metric in METRICS.values()}
+    assert logged == {name for name, need in needs.items() if need in met_needs(step)}
 
 
 def test_metrics_of_flows_are_those_that_flows_log():
     point = torch.linspace(0, 1, 8)
     timed = error_by_time(torch.ones(8), point).keys()
-    assert timed | {"train/error", "train/direction_loss"} == OWN_METRICS["flow"]
+    assert timed | {"train/error", "train/direction_loss"} == OWN_METRICS["flow"].keys()

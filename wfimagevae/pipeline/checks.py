@@ -16,8 +16,8 @@ from wfimagevae.pipeline.paths import check_paths
 from wfimagevae.pipeline.schema import PipelineFile
 from wfimagevae.pipeline.sizes import parse_size
 from wfimagevae.pipeline.sources import check_data, check_sections, unknown_dataset
-from wfimagevae.pipeline.steps import MergedStep, declared, is_gan_only
-from wfimagevae.pipeline.units import METRICS, OWN_METRICS, logged_metrics
+from wfimagevae.pipeline.steps import DEFAULTS, SHARED, MergedStep, declared, is_gan_only
+from wfimagevae.pipeline.units import METRICS, OWN_METRICS, met_needs
 
 # Settings that only one kind of step reads.
 _ONLY = {
@@ -31,6 +31,7 @@ _NEEDS = {
     + ("instance_noise_std", "instance_noise_decay"),
     "use_lpips": ("lambda_lpips",),
 }
+_COMPARE = ("use_lpips", "lambda_lpips", "mse_weight")
 _TRAINS = {
     "train_vae": "write train_vae: decoder (or encoder) to train the other half",
     "gan_training": "options: {freeze_discriminator: true} lets one judge without learning",
@@ -48,6 +49,7 @@ def check_pipeline(
     _check_sizes(document, content)
     check_sections(document, content, steps)
     check_shared_options(document, content, known)
+    _check_shared_keys(document, content, steps)
     for step in steps:
         check_data(document, content, step)
         _check_modes(document, step)
@@ -156,26 +158,41 @@ def _check_frozen(document: Document, step: MergedStep) -> None:
 
 def _check_idle_keys(document: Document, step: MergedStep) -> None:
     """What the step itself says and no training of its kind reads."""
-    other = "flow" if step.task == "vae" else "vae"
-    for key in _ONLY[other]:
-        if step.own.get(key) not in (None, False):
-            place = (*step.place, key)
-            document.report(place, f"{key} is for {other} steps; this one trains the {step.task}")
-    if step.task == "vae":
-        for mode, keys in _NEEDS.items():
-            for key in keys:
-                if step.own.get(key) is not None and not getattr(step.settings, mode):
-                    document.report((*step.place, key), f"{key} has no effect without {mode}: true")
-        if is_gan_only(step.settings):
-            for key in ("use_lpips", "lambda_lpips", "mse_weight"):
-                if step.own.get(key):
-                    place = (*step.place, key)
-                    document.report(place, f"{key} compares images; it needs train_vae: true")
+    for key, value in step.own.items():
+        reason = _idleness(step, key)
+        if reason and value not in (None, False):
+            document.report((*step.place, key), f"{key} {reason}; leave it out")
     for kind in ("optimizers", "schedulers"):
         for name in step.own.get("optimization", {}).get(kind, {}):
             if name not in OPTIMIZED[step.task]:
                 place = (*step.place, "optimization", kind, name)
                 document.report(place, f"{name} is not trained in a {step.task} step")
+
+
+def _idleness(step: MergedStep, key: str) -> str | None:
+    """Why a step's training reads no such key; None if it does, or what it trains is unknown."""
+    if step.task is None:
+        return None
+    for task, keys in _ONLY.items():
+        if key in keys and step.task != task:
+            return f"is for {task} steps"
+    for mode, keys in _NEEDS.items():
+        if key in keys and not getattr(step.settings, mode):
+            return f"has no effect without {mode}: true"
+    if key in _COMPARE and is_gan_only(step.settings):
+        return "compares images, which needs train_vae: true"
+    return None
+
+
+def _check_shared_keys(document: Document, content: PipelineFile, steps: list[MergedStep]) -> None:
+    """What stands above the steps and none of them reads."""
+    training = content.training
+    for place, section in ((SHARED, training), (DEFAULTS, training.pipeline.defaults)):
+        for key in section.model_fields_set:
+            reasons = [_idleness(step, key) for step in steps]
+            if getattr(section, key) not in (None, False) and all(reasons):
+                told = " and ".join(dict.fromkeys(reasons))
+                document.report((*place, key), f"no step reads {key}, which {told}; leave it out")
 
 
 def _check_transition(document: Document, step: MergedStep) -> None:
@@ -214,19 +231,18 @@ def _check_transition(document: Document, step: MergedStep) -> None:
 
 def _check_metric(step: MergedStep, report: Callable[[str, str], None]) -> None:
     name, threshold = step.settings.transition_on.metric, step.settings.transition_on.threshold
-    if name in OWN_METRICS[step.task]:
-        return
-    # Our name of one of them means the same, but for its unit.
+    own, met = OWN_METRICS[step.task], met_needs(step)
+    # Our name of one of FluxFlow's means the same, but for its unit.
     known = {metric.name: key for key, metric in METRICS.items()}
     key = known.get(name, name)
-    if key not in METRICS:
-        names = OWN_METRICS[step.task] | {METRICS[key].name for key in logged_metrics(step)}
+    needs = METRICS[key].needs if key in METRICS else own.get(name)
+    if needs is None:
+        names = own.keys() | {metric.name for metric in METRICS.values() if metric.needs in met}
         shown = names if name.startswith("train/") else METRICS
         report("metric", f"unknown metric {name!r}{nearest(name, shown)}")
-    elif key not in logged_metrics(step):
-        needs = METRICS[key].needs
+    elif needs not in met:
         report("metric", f"unreachable: this step logs no {name}, which needs {needs}")
-    elif key != "g_loss" and threshold is not None and threshold <= 0:
+    elif key in METRICS and key != "g_loss" and threshold is not None and threshold <= 0:
         report("threshold", f"unreachable: {name} is never below 0")
 
 

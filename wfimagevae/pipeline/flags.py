@@ -157,9 +157,13 @@ def _caption_flags(source: Source, content: PipelineFile) -> Flags:
     flags: Flags = {
         "fixed_prompt_prefix": section.fixed_prompt_prefix or content.data.fixed_prompt_prefix
     }
+    folders = source.paths
     if source.is_webdataset:
-        return flags | {"wds_caption_key": _caption_key(section)}
-    manifest = any(path.endswith((".jsonl", ".json")) for path in source.paths)
+        flags["wds_caption_key"] = _caption_key(section)
+        folders = source.held_out  # shards do not read --captions, whatever it says
+        if not folders:
+            return flags
+    manifest = any(path.endswith((".jsonl", ".json")) for path in folders)
     return flags | {"captions": section.captions_file or ("manifest" if manifest else "sidecar")}
 
 

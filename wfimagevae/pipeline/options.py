@@ -97,7 +97,7 @@ def check_shared_options(
     ]
     for name, data_set in pipeline.datasets.items():
         sections.append((("training", "pipeline", "datasets", name), data_set.options))
-    refused = _GOVERNED if _is_flat(document) else _GOVERNED | _OF_ONE_STEP
+    refused = _GOVERNED | _OF_ONE_STEP
     for place, options in sections:
         for name in options:
             where = (*place, "options", name)
@@ -110,19 +110,13 @@ def check_shared_options(
 def check_options(document: Document, step: MergedStep, known: dict[str, Parser]) -> None:
     """Reports options of a step that its training does not have, or that keys decide."""
     flags = known[step.task].flags()
-    flat = _is_flat(document)
-    for name in step.settings.options if flat else step.own.get("options", {}):
+    for name in step.own.get("options", {}):
         place = step.origin(document, "options", name)
         if name not in flags:
             hint = nearest(name, flags).split("; known")[0]
             document.report(place, f"a {step.task} training has no flag {name}{hint}")
         elif instead := _GOVERNED.get(name) or _decided_here(name, step):
             document.report(place, _refusal(name, instead))
-
-
-def _is_flat(document: Document) -> bool:
-    """Whether the file's one step is what stands under ``training``."""
-    return ("training", "pipeline") not in document.lines
 
 
 def is_governed(name: str) -> bool:

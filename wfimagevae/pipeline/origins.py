@@ -32,8 +32,9 @@ def check_origins(
         )
     settings = step.settings
     constant = settings.lambda_adv is not None or is_gan_only(settings)
-    adaptive = settings.options.get("adaptive_weight", True) and not constant
-    if settings.gan_training and adaptive and DECODER not in step.trained:
+    options = settings.options
+    adaptive = options.get("adaptive_weight", not options.get("no_adaptive_weight"))
+    if settings.gan_training and adaptive and not constant and DECODER not in step.trained:
         document.report(
             step.origin(document, "gan_training"),
             f"step {step.name!r}: the adversarial term's adaptive weight compares gradients at "

@@ -1,8 +1,6 @@
 """The plan of a pipeline: what each step would train, on what, for how long, in what memory."""
 
 import json
-import math
-import os
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -15,19 +13,17 @@ from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import find_weights
 from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, FLOW, TEXT_ENCODER
-from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags
 from wfimagevae.pipeline.footprint import Footprint, flow_footprint, vae_footprint
 from wfimagevae.pipeline.inheritance import read_states
 from wfimagevae.pipeline.loading import LoadedPipeline
 from wfimagevae.pipeline.networks import VaeFacts, vae_facts, write_configs
+from wfimagevae.pipeline.planned_data import data_and_length
 from wfimagevae.pipeline.progress import StepState
 from wfimagevae.pipeline.schema import ModelSection
 from wfimagevae.pipeline.sizes import parse_sizes
 from wfimagevae.pipeline.steps import MergedStep
 from wfimagevae.pipeline.units import Conversion
-from wfimagevae.task.flow_data import build_datasets
-from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.vae_build import loss_config
 
 _GIB = 2**30
@@ -136,7 +132,7 @@ def _describe_step(plan: _Plan, step: MergedStep) -> list[str]:
         f"{title}: {described}" if described else title,
         *_networks(step, footprint),
         *_starts(loaded, step, state),
-        *_data_and_length(loaded, step, options),
+        *data_and_length(loaded, step, options),
         *_rates(options, step),
         *_weights(options, conversions, step),
         _memory(footprint),
@@ -271,55 +267,6 @@ def _starts(loaded: LoadedPipeline, step: MergedStep, state: StepState | None) -
         told = f"latents of the VAE of {source}, shift and scale measured first, {how}"
         lines.append(f"   learns {told if source else 'pixels: there is no VAE before it'}")
     return lines
-
-
-def _data_and_length(loaded: LoadedPipeline, step: MergedStep, options: dict) -> list[str]:
-    count = _count(step, options)
-    world = int(os.environ.get("WORLD_SIZE", 1))
-    size = image_size(step, loaded.content)
-    name = step.source.name if step.source else options["dataset"]
-    held_out = ", ".join(step.source.held_out) if step.source else ""
-    shown = "counted when training begins" if count is None else f"{count:,} images"
-    validates = held_out and options["eval_steps"]
-    validation = f"validated on {held_out}" if validates else "no validation"
-    lines = [f"   data {name}: {shown}, {size} px; {validation}"]
-    batch = options["batch_size"] * options["grad_accum_steps"] * world
-    told = f"of {options['batch_size']} x {options['grad_accum_steps']} x {world} = {batch} images"
-    steps = options["max_steps"]
-    if steps is None and count is not None:
-        epoch = min(count / batch, options["max_steps_per_epoch"] or math.inf)
-        steps = math.ceil(options["epochs"] * epoch)
-        lines.append(f"   {options['epochs']} epochs = {steps:,} updates {told}")
-    elif steps is None:
-        lines.append(f"   {options['epochs']} epochs of updates {told}")
-    else:
-        lines.append(f"   {steps:,} updates {told}")
-    return lines + _ending(options, steps)
-
-
-def _ending(options: dict, steps: int | None) -> list[str]:
-    if not options["stop_metric"]:
-        return []
-    window = options["stop_window"]
-    if steps is not None and steps // options["log_steps"] < window:
-        raise PipelineError(
-            f"unreachable transition: its mean is over {window} progress lines, and {steps} "
-            f"updates with log_interval {options['log_steps']} have "
-            f"{steps // options['log_steps']}; lower transition_on.window"
-        )
-    return [
-        f"   ends earlier once {options['stop_metric']} is below {options['stop_below']:g}, the "
-        f"mean of {window} progress lines"
-    ]
-
-
-def _count(step: MergedStep, options: dict) -> int | None:
-    """Images of an epoch; None where counting them would download them."""
-    if step.source and any("://" in p or p.startswith("pipe:") for p in step.source.paths):
-        return None
-    if step.task == "vae":
-        return len(build_image_data(options, options["image_path"]))
-    return len(build_datasets(options | {"eval_steps": 0})[0])
 
 
 def _rates(options: dict, step: MergedStep) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from wfimagevae.pipeline.document import Document, Place, dotted, nearest, read_document
-from wfimagevae.pipeline.schema import PipelineFile
+from wfimagevae.pipeline.schema import PipelineFile, Step
 from wfimagevae.pipeline.superseded import replacement
 
 _PLAIN = {
@@ -67,8 +67,7 @@ def _check_form(document: Document) -> None:
         )
         document.check()
     if pipeline is None and any(mode in training for mode in _MODES):
-        # FluxFlow's flat file: one step, which inherits all that stands above it.
-        training["pipeline"] = {"steps": [{"name": "train"}]}
+        _make_step(document)
     elif pipeline is None:
         document.report(
             ("training",),
@@ -76,6 +75,17 @@ def _check_form(document: Document) -> None:
             f"or one of {', '.join(_MODES)} under training for a single step",
         )
         document.check()
+
+
+def _make_step(document: Document) -> None:
+    """Takes what a flat file (FluxFlow's) says under ``training`` as its one step's own."""
+    training, place = document.data["training"], ("training", "pipeline", "steps", 0)
+    step = {key: training.pop(key) for key in Step.model_fields if key in training}
+    training["pipeline"] = {"steps": [{"name": "train"} | step]}
+    document.lines |= {place[:end]: document.line(("training",)) for end in (2, 3, 4)}
+    for (top, *below), line in list(document.lines.items()):
+        if top == "training" and below and below[0] in step:
+            document.lines[(*place, *below)] = line
 
 
 def _without(content: Any, wrong: set[Place], place: Place = ()) -> Any:

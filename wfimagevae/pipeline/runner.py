@@ -74,7 +74,7 @@ class _Runner:
             try:
                 log.info("%s", "\n".join(describe_plan(self.loaded)))
                 write_configs(self.content)
-            except ValueError as found:
+            except (ValueError, OSError) as found:  # else the others would wait for ever
                 error = str(found)
         if error := broadcast_object(error):
             raise PipelineError(error)
@@ -112,10 +112,11 @@ class _Runner:
         plain = options | self._uncached(step)
         target = prepare_autoencoder(folder, self.vae.name, source, plain, self.here)
         if step.settings.cache_latents:
-            for kind, name in (("latents", "data_path"), ("held_out_latents", "eval_data_path")):
-                if plain[name]:
+            held_out = plain["eval_data_path"] if options["eval_steps"] else None
+            for kind, paths in (("latents", plain["data_path"]), ("held_out_latents", held_out)):
+                if paths:
                     spec = f"{self.vae.name}:{target}"
-                    cache_latents(folder / kind, spec, plain[name], plain, self.here)
+                    cache_latents(folder / kind, spec, paths, plain, self.here)
 
     def _uncached(self, step: MergedStep) -> dict:
         """The data itself, in place of cached latents of it."""

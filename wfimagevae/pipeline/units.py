@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from wfimagevae.pipeline.components import DISCRIMINATOR
 from wfimagevae.pipeline.steps import MergedStep, is_gan_only
 
 DEFAULT_LAMBDA_ADV = 0.5
@@ -100,44 +101,82 @@ class Metric:
     per_latent: bool = False
 
 
+# What a step must train with to log something, in words.
+_KL = "train_vae and kl_beta above 0"
+_GAN = "gan_training with a weight above 0"
+_CRITIC = "gan_training and a discriminator that learns"
+_COLOUR = "options: {color_weight: W}"
+_HISTOGRAM = "options: {histogram_weight: W}"
+_CONTRAST = "options: {contrast_weight: W}"
+_MMD = "options: {mmd_weight: W}"
+_WAVELETS = "options: {wavelet_loss: true}"
+_DIRECTION = "options: {direction_weight: W}"
+_MEAN_FLOW = "options: {objective: mean_flow}"
+_NOTHING = "nothing"
+
 METRICS = {
     "vae_loss": Metric("train/rec_loss_per_pixel", "train_vae"),
-    "kl_loss": Metric("train/kl_loss", "train_vae and kl_beta above 0", per_latent=True),
-    "g_loss": Metric("train/g_loss", "gan_training"),
-    "d_loss": Metric("train/disc_loss", "gan_training and a discriminator that learns"),
+    "kl_loss": Metric("train/kl_loss", _KL, per_latent=True),
+    "g_loss": Metric("train/g_loss", _GAN),
+    "d_loss": Metric("train/disc_loss", _CRITIC),
     "lpips_loss": Metric("train/perceptual_loss", "use_lpips"),
-    "color_stats": Metric("train/color_loss", "options: {color_weight: W}"),
-    "hist_loss": Metric("train/histogram_loss", "options: {histogram_weight: W}"),
-    "contrast_loss": Metric("train/contrast_loss", "options: {contrast_weight: W}"),
+    "color_stats": Metric("train/color_loss", _COLOUR),
+    "hist_loss": Metric("train/histogram_loss", _HISTOGRAM),
+    "contrast_loss": Metric("train/contrast_loss", _CONTRAST),
     "flow_loss": Metric("train/loss", "train_diff"),
 }
 
-# What else each kind of training logs: a transition may wait for these, too.
+# What else each kind of training logs: a transition may wait for these, too. With what it needs.
 OWN_METRICS = {
-    "vae": {f"train/{name}_loss" for name in ("total", "nll", "rec", "mse", "mmd", "wl")}
-    | {
-        f"train/{name}_loss_per_pixel"
-        for name in ("kl", "wl", "mse", "mmd", "color", "histogram", "contrast")
-    }
-    | {f"train/{name}" for name in ("logvar", "kl_weight", "kl_free_share")}
-    | {f"train/{name}" for name in ("d_weight", "disc_factor", "r1_penalty")}
-    | {f"train/{name}" for name in ("logits_real", "logits_fake")},
-    "flow": {"train/error", "train/direction_loss"}
-    | {f"train/error_t{t:.2f}-{t + 0.25:.2f}" for t in (0, 0.25, 0.5, 0.75)},
+    "vae": {
+        **dict.fromkeys(("train/total_loss", "train/nll_loss", "train/rec_loss"), _NOTHING),
+        **dict.fromkeys(("train/logvar", "train/disc_factor"), _NOTHING),
+        "train/kl_loss_per_pixel": _KL,
+        "train/kl_weight": f"{_KL}, and kl_warmup_steps",
+        "train/kl_free_share": f"{_KL}, and kl_free_bits",
+        **dict.fromkeys(("train/mse_loss", "train/mse_loss_per_pixel"), "mse_weight"),
+        **dict.fromkeys(("train/mmd_loss", "train/mmd_loss_per_pixel"), _MMD),
+        **dict.fromkeys(("train/wl_loss", "train/wl_loss_per_pixel"), _WAVELETS),
+        "train/color_loss_per_pixel": _COLOUR,
+        "train/histogram_loss_per_pixel": _HISTOGRAM,
+        "train/contrast_loss_per_pixel": _CONTRAST,
+        "train/d_weight": _GAN,
+        **dict.fromkeys(("train/logits_real", "train/logits_fake"), _CRITIC),
+        "train/r1_penalty": f"{_CRITIC}, and r1_gamma",
+    },
+    "flow": {
+        "train/error": _MEAN_FLOW,
+        "train/direction_loss": _DIRECTION,
+        **{f"train/error_t{t:.2f}-{t + 0.25:.2f}": _NOTHING for t in (0, 0.25, 0.5, 0.75)},
+    },
 }
 
 
-def logged_metrics(step: MergedStep) -> set[str]:
-    """Which of `METRICS` a step will log."""
+def met_needs(step: MergedStep) -> set[str]:
+    """Which of the needs of metrics a step meets."""
     settings, options = step.settings, step.settings.options
     if step.task == "flow":
-        return {"flow_loss"}
-    logged = {"vae_loss"}
-    if settings.kl_beta != 0 and options.get("kl_weight") != 0:
-        logged.add("kl_loss")
-    if settings.gan_training:
-        logged |= {"g_loss"} | ({"d_loss"} if "discriminator" in step.trained else set())
-    if settings.use_lpips and not is_gan_only(settings):
-        logged.add("lpips_loss")
-    weights = {"color_stats": "color", "hist_loss": "histogram", "contrast_loss": "contrast"}
-    return logged | {name for name, w in weights.items() if options.get(f"{w}_weight")}
+        averages = options.get("objective") == "mean_flow"
+        met = {_MEAN_FLOW: averages}
+        met[_DIRECTION] = not averages and options.get("direction_weight")
+        return {_NOTHING, "train_diff"} | {need for need, is_met in met.items() if is_met}
+    kl = settings.kl_beta != 0
+    gan = settings.gan_training and settings.lambda_adv != 0 and options.get("disc_weight") != 0
+    critic = gan and DISCRIMINATOR in step.trained
+    compares = not is_gan_only(settings)
+    met = {
+        _KL: kl,
+        f"{_KL}, and kl_warmup_steps": kl and settings.kl_warmup_steps,
+        f"{_KL}, and kl_free_bits": kl and settings.kl_free_bits,
+        _GAN: gan,
+        _CRITIC: critic,
+        f"{_CRITIC}, and r1_gamma": critic and settings.r1_gamma,
+        "use_lpips": compares and settings.use_lpips and settings.lambda_lpips != 0,
+        "mse_weight": compares and settings.mse_weight,
+        _COLOUR: options.get("color_weight"),
+        _HISTOGRAM: options.get("histogram_weight"),
+        _CONTRAST: options.get("contrast_weight"),
+        _MMD: options.get("mmd_weight"),
+        _WAVELETS: options.get("wavelet_loss") and options.get("wavelet_weight", 1),
+    }
+    return {_NOTHING, "train_vae"} | {need for need, is_met in met.items() if is_met}
