@@ -222,6 +222,20 @@ def test_a_pretrained_flow_that_is_nowhere_is_refused(place, monkeypatch):
         plan_of(place, content)
 
 
+def test_the_plan_of_a_pretrained_flow_is_of_that_network(place):
+    keys = {"text_encoder": "bytes", "text_length": 24, "in_channels": 4, "input_size": 4}
+    flow = ModelRegistry.get_model("FlowDiT-S/2")(**TINY_FLOW, **keys, num_classes=0)
+    flow.save_pretrained(place.folder / "own_flow")
+    content = place.content("own_flow_plan")
+    content["model"]["flow"] = {"pretrained": str(place.folder / "own_flow")}  # its size is there
+    text = parameters(flow.text_encoder)
+    plan = plan_of(place, content)
+    assert f"trains flow {parameters(flow) - text:,}, text_encoder {text:,}" in plan
+    content["model"]["flow"]["config"] = {"depth": 2}
+    with pytest.raises(PipelineError, match=r"'flow'.*missing: .*blocks.1"):
+        plan_of(place, content)
+
+
 def test_a_pretrained_vae_without_spade_is_not_trained_with_it(place):
     weights = place.folder / "plain_vae"
     ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE).save_pretrained(weights)

@@ -1,5 +1,6 @@
 """Parameters and memory of a step, from dry runs on shapes alone."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -133,7 +134,7 @@ def flow_footprint(
     text = None if text_keys is None else _PlannedText(text_keys)
     space = FlowSpace(shape, 0, None, None, {}, None, text)
     found = Footprint()
-    plain = options | {"pretrained_model_name_or_path": None, "compile": False}
+    plain = options | {"compile": False}
     with FakeTensorMode():
         network = _dry(lambda: build_network(plain, space, torch.device("meta")))
         inside = {n: p for n, p in network.named_parameters() if n.startswith(f"{TEXT_ENCODER}.")}
@@ -153,7 +154,9 @@ def flow_footprint(
 
 def _dry(build: Callable[[], nn.Module]) -> nn.Module:
     """A network whose tensors are shapes, as if on the CPU; inside a `FakeTensorMode`."""
-    with unset_fake_temporarily(), torch.device("meta"):
+    with unset_fake_temporarily(), torch.device("meta"), warnings.catch_warnings():
+        # Weights are read, so that those which do not fit are found, and go nowhere.
+        warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         network = build()
     for module in network.modules():
         for name, parameter in module.named_parameters(recurse=False):
