@@ -42,8 +42,10 @@ CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
 RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
 PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
 [[ "${DISABLE_WANDB:-0}" =~ ^(1|true|yes|on)$ ]] && TRACKER=none
-if [[ -z "$has_config" && ( -z "$IMAGE_PATH" || -z "$EVAL_IMAGE_PATH" ) ]]; then
-  echo "error: set TRAIN_IMAGE_DIR and EVAL_IMAGE_DIR, or ORIGINAL_MANIFEST" >&2
+has_held_out=""
+[[ -n "$EVAL_IMAGE_PATH" || "${EVAL_STEPS:-}" == 0 ]] && has_held_out=1
+if [[ -z "$has_config" && ( -z "$IMAGE_PATH" || -z "$has_held_out" ) ]]; then
+  echo "error: set TRAIN_IMAGE_DIR and EVAL_IMAGE_DIR (or EVAL_STEPS=0), or ORIGINAL_MANIFEST" >&2
   exit 2
 fi
 

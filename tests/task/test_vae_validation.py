@@ -73,6 +73,13 @@ def test_lpips_needs_sixteen_pixels():
         check_validation_sizes(options | {"eval_crop_size": 15}, loss, True)
 
 
+def test_a_run_that_never_validates_needs_no_held_out_images(workplace):
+    folder = workplace.train("alone", 2, eval_image_path=None)
+    assert (folder / "checkpoint-2.ckpt").exists()
+    with pytest.raises(ValueError, match="give --eval_image_path to validate on, or --eval_steps"):
+        workplace.train("wants", 2, eval_image_path=None, eval_steps=2)
+
+
 def test_one_held_out_image_at_least_must_be_readable(workplace, tmp_path):
     for name in ("a.png", "b.jpg"):
         (tmp_path / name).write_bytes(b"no image")

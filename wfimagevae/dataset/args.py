@@ -81,10 +81,9 @@ def add_eval_data_args(parser: ArgumentParser) -> None:
     group = parser.add_argument_group("validation data", "images that training never sees")
     group.add_argument(
         "--eval_image_path",
-        required=True,
         nargs="+",
         metavar="PATH",
-        help="as for --image_path",
+        help="as for --image_path; not needed with --eval_steps 0",
     )
     group.add_argument(
         "--eval_resolution",

@@ -137,8 +137,6 @@ def _data_flags(step: MergedStep, content: PipelineFile) -> Flags:
     flags |= {train: source.paths or None, held_out: source.held_out or None}
     if not source.held_out:
         flags["eval_steps"] = 0
-        if step.task == "vae":  # its parser asks for some
-            flags["eval_image_path"] = source.paths or None
     section = source.section
     flags |= {
         "data_weights": section.data_weights,

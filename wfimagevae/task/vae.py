@@ -193,7 +193,9 @@ def _assemble(options: dict, here: World, folder: Path) -> Assembly:
     loader = train_loader(options, dataset, here)
     held_out = build_held_out(options, loss)
     tracker = run_tracker(options, here, folder)
-    validator = build_validator(options, here, folder, held_out, tracker)
+    validator = None
+    if held_out is not None:
+        validator = build_validator(options, here, folder, held_out, tracker)
     task = VaeTask(players, vae, loss, validator, loader, game_rules(options))
     weights = {"generator": "state_dict.gen_model"}
     if options["disc_weight"] > 0:

@@ -117,8 +117,8 @@ def trains_discriminator(options: dict) -> bool:
     return options["disc_weight"] > 0 and not options["freeze_discriminator"]
 
 
-def build_held_out(options: dict, loss: nn.Module) -> ValidImageDataset:
-    """The images to validate on.
+def build_held_out(options: dict, loss: nn.Module) -> ValidImageDataset | None:
+    """The images to validate on; None without a path to them.
 
     Args:
         options: The trainer's flags.
@@ -127,6 +127,10 @@ def build_held_out(options: dict, loss: nn.Module) -> ValidImageDataset:
     Raises:
         ValueError: there are none, none is readable, or they are too small to validate on.
     """
+    if not options["eval_image_path"]:
+        if options["eval_steps"]:
+            raise ValueError("give --eval_image_path to validate on, or --eval_steps 0")
+        return None
     pictures = _picture_options(options, Path())
     scores = pictures.num_images and pictures.num_patch_scores and trains_discriminator(options)
     check_validation_sizes(options, loss, bool(scores))
