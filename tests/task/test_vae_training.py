@@ -159,6 +159,11 @@ def test_training_that_diverges_stops_and_names_the_last_checkpoint(workplace, m
     again = {"resume_from_checkpoint": "auto", "max_bad_updates": 5}
     with pytest.raises(ValueError, match=r"5 updates of the generator.*checkpoint-4.ckpt"):
         workplace.train("diverged", 100, save_ckpt_step=1, keep_last=2, **again)
+    # What was resumed is told by its own name: the best copy may be the only file of its step.
+    folder = workplace.train("from-best", 3, eval_steps=2)
+    path = folder / "best-psnr.ckpt"
+    with pytest.raises(ValueError, match=rf"3 updates of .* checkpoint is {path}\."):
+        workplace.train("from-best", 9, resume_from_checkpoint=path, max_bad_updates=3)
     content = load(workplace.run_folder("diverged"), 4)
     assert all(v.isfinite().all() for v in content["state_dict"]["gen_model"].values())
 

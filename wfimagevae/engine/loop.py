@@ -136,7 +136,8 @@ class Run:
         self.best_score = float("-inf")
         self.stopping = self.save_wanted = False
         self.validation_owed = self.saved_as_finished = False
-        self.last_good: int | None = None  # step of a checkpoint that no bad update preceded
+        # Step and file of the last checkpoint that no bad update preceded.
+        self.last_good: tuple[int, Path] | None = None
         self.means = Means()
         self.random = RandomState()
 
@@ -211,9 +212,8 @@ class Run:
 
     def _divergence(self, player: Player) -> str:
         good = "there is no checkpoint from before them"
-        step = broadcast_object(self.last_good)  # the main process knows what could be written
-        if step is not None:
-            good = f"the last good checkpoint is {checkpoint_path(self.folder, step)}"
+        if known := broadcast_object(self.last_good):  # the main process knows what was written
+            good = f"the last good checkpoint is {known[1]}"
         return (
             f"{self.schedule.max_bad_updates} updates of the {player.name} in a row were not "
             f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
@@ -256,10 +256,13 @@ class Run:
         """
         if self.watcher and not only_best:
             self.watcher.saving(self.step)
+        best_path, path = self.folder / task.best_name, checkpoint_path(self.folder, self.step)
+        target = best_path if only_best else path
         is_good = not any(player.skipped[1] for player in task.players)
+        last_good = (self.step, target) if is_good else self.last_good
         facts = task.facts() | {
             "current_step": self.step,
-            "last_good": self.step if is_good else self.last_good,
+            "last_good": last_good and last_good[0],
             "finished": self.finished,
             "early_stop": self.early_stop.state_dict(),
             "best_score": self.best_score,
@@ -272,8 +275,6 @@ class Run:
             self.interrupt.saved()
         if not self.world.is_main:
             return
-        best_path, path = self.folder / task.best_name, checkpoint_path(self.folder, self.step)
-        target = best_path if only_best else path
         try:
             write_checkpoint(target, content)
             if best and not only_best:
@@ -285,14 +286,13 @@ class Run:
             return
         log.info("saved %s", target)
         if not only_best and is_good:
-            self.last_good = self.step
+            self.last_good = last_good
             prune_checkpoints(self.folder, self.schedule.keep_last)
 
     def restore(self, content: dict, skip: tuple[str, ...]) -> None:
         """Continues where a checkpoint's content stands."""
         self.checkpoint.load(content, skip)
         self.step = content["current_step"]
-        self.last_good = content.get("last_good", self.step)
         self.best_score = content.get("best_score", self.best_score)
         self.validation_owed = content.get("validation_owed", False)
         self.saved_as_finished = content.get("finished", False)

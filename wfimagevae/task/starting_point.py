@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wfimagevae.engine.checkpoint import Stateful
+from wfimagevae.engine.checkpoint import Stateful, checkpoint_path
 from wfimagevae.engine.ema import EMA, OtherAverages
 from wfimagevae.engine.loop import Run
 from wfimagevae.model.weight_files import read_torch_file
@@ -38,6 +38,9 @@ def resume_run(run: Run, content: dict, path: Path, options: dict) -> None:
         skip += [p for p in parts if p.startswith(names)]
     averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
     run.restore(content, (*skip, *averages))
+    good = content.get("last_good", run.step)
+    if good is not None:
+        run.last_good = good, path if good == run.step else checkpoint_path(path.parent, good)
     for name in averages:
         _resume_average(parts[name], content.get(name), path)
     _warn_of_dropped(parts, content, path)
@@ -57,7 +60,8 @@ def _warn_of_dropped(parts: Mapping[str, Stateful], content: dict, path: Path) -
     if "ema_state_dict" not in parts and content.get("ema_state_dict"):
         log.warning("%s holds an average of the weights, dropped here: add --ema to keep it", path)
         return
-    kept = parts["other_ema_state_dicts"].state_dict() if "other_ema_state_dicts" in parts else {}
+    others = parts.get("other_ema_state_dicts")
+    kept = {str(ema.decay) for ema in others.averages} if others else set()
     dropped = [decay for decay in content.get("other_ema_state_dicts", {}) if decay not in kept]
     if dropped:
         log.warning(
