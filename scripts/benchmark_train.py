@@ -42,7 +42,7 @@ def build_parser(task: str) -> Parser:
 def add_vae_args(parser: Parser, group) -> None:
     """Declares what only the VAE's benchmark reads."""
     parser.set_defaults(disc_start=0)
-    parser.make_optional("image_path", "eval_image_path")  # random images if not given
+    parser.make_optional("image_path")  # random images if not given
     group.add_argument(
         "--compare_schedules",
         action="store_true",

@@ -3,6 +3,7 @@
 import math
 import os
 
+from wfimagevae.dataset.shard_specs import is_remote
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size
 from wfimagevae.pipeline.loading import LoadedPipeline
@@ -85,5 +86,4 @@ def _count(step: MergedStep, options: dict) -> int | None:
 
 
 def _is_away(sources: Sources | None) -> bool:
-    paths = map(str, as_list(sources or []))
-    return any("://" in path or path.startswith("pipe:") for path in paths)
+    return any(is_remote(str(path)) for path in as_list(sources or []))
