@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, output_file, positive_float
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import (
+from wfimagevae.generate.autoencoder_args import (
     METRIC_UNAVAILABLE,
     METRICS,
     add_compute_args,
@@ -66,10 +66,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.autoencoder import load_autoencoders
     from wfimagevae.eval.benchmark import measure, report
     from wfimagevae.eval.evaluator import Evaluator, Networks
     from wfimagevae.eval.protocol import describe_protocol
+    from wfimagevae.generate.autoencoders import load_autoencoders
 
     for spec in args.model:
         if args.model.count(spec) > 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, non_negative_int, positive_int
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args, add_model_args, model_source
+from wfimagevae.generate.autoencoder_args import add_compute_args, add_model_args, model_source
 
 
 def build_parser() -> Parser:
@@ -145,8 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.dataset import Captions, IndexedImages, Labels
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
-    from wfimagevae.eval.autoencoder import as_autoencoder, load_autoencoder, load_vae
-    from wfimagevae.eval.latent_cache import CacheOptions, LatentCache
+    from wfimagevae.generate.autoencoders import as_autoencoder, load_autoencoder, load_vae
+    from wfimagevae.generate.latent_cache import CacheOptions, LatentCache
     from wfimagevae.model.text import open_text_encoder
 
     captions = Captions(args.captions, args.fixed_prompt_prefix)

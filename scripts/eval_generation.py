@@ -21,19 +21,19 @@ from wfimagevae.engine.args import (
     positive_int,
 )
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import METRIC_UNAVAILABLE
-from wfimagevae.eval.generation_args import (
-    POINT_SETS,
-    add_generator_args,
-    check_guidance,
-    sampling_values,
-)
 from wfimagevae.eval.generation_metric_args import (
     SET_METRICS,
     add_caption_args,
     add_reference_args,
     add_sampling_grid_args,
     add_set_metric_args,
+)
+from wfimagevae.generate.autoencoder_args import METRIC_UNAVAILABLE
+from wfimagevae.generate.generation_args import (
+    POINT_SETS,
+    add_generator_args,
+    check_guidance,
+    sampling_values,
 )
 
 # Shapes that training does not draw, whatever its --num_shapes.
@@ -103,7 +103,7 @@ def _evaluate(args: Namespace, here, reference, candidates: list) -> dict[str, s
     from wfimagevae.eval.generation_evaluator import GenerationEvaluator
     from wfimagevae.eval.generation_metrics import SetMetricOptions
     from wfimagevae.eval.generation_report import result_json, results_table
-    from wfimagevae.eval.report import write_json
+    from wfimagevae.files import write_json
 
     evaluator = GenerationEvaluator(
         _metrics(args, reference),
@@ -156,7 +156,7 @@ def _reference(args: Namespace, num_generated: int):
             args.num_workers,
         )
     if args.dataset == "cifar10":
-        from wfimagevae.dataset.cifar10 import Cifar10Dataset
+        from wfimagevae.dataset.toy.cifar10 import Cifar10Dataset
 
         if not args.data_path:
             raise ValueError("--dataset cifar10 needs --data_path, the folder that holds it")
@@ -164,13 +164,13 @@ def _reference(args: Namespace, num_generated: int):
         return DrawnSamples(dataset, min(args.num_real or len(dataset), len(dataset)), "cifar10")
     count = args.num_real or num_generated
     if args.dataset == "shapes":
-        from wfimagevae.dataset.shapes import ShapesDataset
+        from wfimagevae.dataset.toy.shapes import ShapesDataset
 
         dataset = ShapesDataset(
             args.resolution or 32, num_items=count, first_index=_FIRST_FRESH_SHAPE, augment=False
         )
         return DrawnSamples(dataset, count, f"shapes, {dataset.resolution} px")
-    from wfimagevae.dataset.points import PointDataset
+    from wfimagevae.dataset.toy.points import PointDataset
 
     return DrawnSamples(PointDataset(args.dataset, split="test"), count, args.dataset)
 
@@ -186,7 +186,7 @@ def _candidates(args: Namespace, device):
         yield {}, open_images(args.generated_image_dir, num_workers=args.num_workers)
         return
 
-    from wfimagevae.eval.generator_files import load_generator, sampling_options
+    from wfimagevae.generate.generator_files import load_generator, sampling_options
 
     generator = load_generator(
         args.from_pretrained,
@@ -230,10 +230,10 @@ def _check_no_captions(args: Namespace, why: str) -> None:
 def _shown(args: Namespace, generator) -> list:
     """What a flow that takes text draws: the reference's captions, of shapes with the class."""
     from wfimagevae.dataset import Captions, ShapesDataset
-    from wfimagevae.dataset.captions import with_prefix
-    from wfimagevae.dataset.shapes import COLOURS, SHAPES
+    from wfimagevae.dataset.text.captions import with_prefix
+    from wfimagevae.dataset.toy.shapes import COLOURS, SHAPES
     from wfimagevae.eval.sample_sets import FolderImages
-    from wfimagevae.eval.subjects import Subject
+    from wfimagevae.generate.subjects import Subject
 
     if not generator.model.takes_text:
         _check_no_captions(args, "this flow takes no text")

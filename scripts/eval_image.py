@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, add_device_arg, output_file
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import METRIC_UNAVAILABLE, add_image_args, add_metric_args
+from wfimagevae.generate.autoencoder_args import METRIC_UNAVAILABLE, add_image_args, add_metric_args
 
 
 def build_parser() -> Parser:
@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.eval.evaluator import Evaluator, Networks
     from wfimagevae.eval.folders import PairDataset, evaluate_pairs
     from wfimagevae.eval.protocol import describe_protocol
-    from wfimagevae.eval.report import evaluation_json, evaluation_table, write_json
+    from wfimagevae.eval.report import evaluation_json, evaluation_table
+    from wfimagevae.files import write_json
 
     networks = Networks(args.lpips_net, args.lpips_weights, args.inception_weights)
     networks.check_files()

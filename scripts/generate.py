@@ -17,8 +17,8 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, output_file, positive_int
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args
-from wfimagevae.eval.generation_args import (
+from wfimagevae.generate.autoencoder_args import add_compute_args
+from wfimagevae.generate.generation_args import (
     add_generator_args,
     add_sampling_args,
     check_guidance,
@@ -139,8 +139,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _draw(args: Namespace, here) -> str:
     """Draws what the flags say; a line about it."""
-    from wfimagevae.eval.generated_files import write_folder, write_npz
-    from wfimagevae.eval.generator_files import load_generator, sampling_options
+    from wfimagevae.generate.generated_files import write_folder, write_npz
+    from wfimagevae.generate.generator_files import load_generator, sampling_options
 
     generator = load_generator(
         args.from_pretrained,
@@ -165,10 +165,10 @@ def _draw(args: Namespace, here) -> str:
 
 def _sheet(args: Namespace, generator):
     """The pictures to draw."""
-    from wfimagevae.eval.generated_files import class_sheet, prompt_sheet
-    from wfimagevae.eval.generation import class_numbers
-    from wfimagevae.eval.prompts import given_prompts, read_prompts
-    from wfimagevae.eval.subjects import subjects_in_turn
+    from wfimagevae.generate.generated_files import class_sheet, prompt_sheet
+    from wfimagevae.generate.generator import class_numbers
+    from wfimagevae.generate.prompts import given_prompts, read_prompts
+    from wfimagevae.generate.subjects import subjects_in_turn
 
     prompts = given_prompts(args.prompt or ())
     prompts += read_prompts(args.prompts_path) if args.prompts_path else []
@@ -190,9 +190,9 @@ def _sheet(args: Namespace, generator):
 
 def _draw_again(args: Namespace, here) -> str:
     """Draws the picture of a record; a line about it."""
-    from wfimagevae.eval.generated_files import write_again
-    from wfimagevae.eval.generator_files import load_generator
-    from wfimagevae.eval.picture_record import read_picture_record
+    from wfimagevae.generate.generated_files import write_again
+    from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.generate.picture_record import read_picture_record
 
     record = read_picture_record(args.from_json)
     model = record["model"]

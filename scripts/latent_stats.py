@@ -10,7 +10,12 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, output_file
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args, add_image_args, add_model_args, model_source
+from wfimagevae.generate.autoencoder_args import (
+    add_compute_args,
+    add_image_args,
+    add_model_args,
+    model_source,
+)
 
 
 def build_parser() -> Parser:
@@ -52,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import gather_objects, world
-    from wfimagevae.eval.autoencoder import load_vae
-    from wfimagevae.eval.latents import measure_latents, normalization, write_normalization
-    from wfimagevae.eval.report import markdown_table, write_json
+    from wfimagevae.eval.report import markdown_table
+    from wfimagevae.files import write_json
+    from wfimagevae.generate.autoencoders import load_vae
+    from wfimagevae.generate.latent_stats import measure_latents, normalization, write_normalization
 
     dataset = ValidImageDataset(
         args.real_image_dir, args.resolution, args.crop_size, args.subset_size

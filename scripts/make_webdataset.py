@@ -96,10 +96,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from wfimagevae.dataset.captions import Captions
-    from wfimagevae.dataset.image_sets import FolderOptions, open_folder
-    from wfimagevae.dataset.labels import Labels
-    from wfimagevae.dataset.shard_writer import ShardWriter, WriteOptions
+    from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+    from wfimagevae.dataset.images.labels import Labels
+    from wfimagevae.dataset.shards.write import ShardWriter, WriteOptions
+    from wfimagevae.dataset.text.captions import Captions
     from wfimagevae.engine.distributed import barrier, world
 
     source = FolderOptions(

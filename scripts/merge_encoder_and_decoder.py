@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = build_parser().parse_args(argv)
 
-    from wfimagevae.eval.autoencoder import load_vae
-    from wfimagevae.eval.export import check_target, model_card, save_model
-    from wfimagevae.eval.merging import merge
+    from wfimagevae.export.autoencoder import check_target, model_card, save_model
+    from wfimagevae.export.merging import merge
+    from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.model.weight_files import has_config
 
     folder, sources = Path(args.save_dir), (args.encoder_from, args.decoder_from)

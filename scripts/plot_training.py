@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report and prints where it is."""
     args = build_parser().parse_args(argv)
 
-    from wfimagevae.engine.html_report import write_report
+    from wfimagevae.engine.report.html import write_report
 
     output = Path(args.output or Path(args.run_dir) / "report.html")
     if args.output:

@@ -251,7 +251,7 @@ def export(run_dir: Path, output: Path, device: str) -> None:
 
 def draw_contact_sheet(output: Path) -> Path:
     """Original, baseline, reconstruction and its error, amplified."""
-    from wfimagevae.eval.contact_sheet import save_contact_sheet
+    from wfimagevae.pictures.contact_sheet import save_contact_sheet
 
     sheet = output / "contact_sheet.png"
     columns = [

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from wfimagevae.engine.args import Parser
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import (
+from wfimagevae.generate.autoencoder_args import (
     add_compute_args,
     add_image_args,
     add_model_args,
@@ -55,10 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import gather_objects, world
-    from wfimagevae.eval.autoencoder import as_autoencoder, load_vae
     from wfimagevae.eval.folders import check_output_folder, reconstruct_folder
-    from wfimagevae.eval.image_writer import ImageWriter
     from wfimagevae.eval.pairs import output_names
+    from wfimagevae.generate.autoencoders import as_autoencoder, load_vae
+    from wfimagevae.pictures.writer import ImageWriter
 
     dataset = ValidImageDataset(
         args.real_image_dir, args.resolution, args.crop_size, args.subset_size

@@ -9,7 +9,12 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, positive_int
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args, add_model_args, add_tile_arg, model_source
+from wfimagevae.generate.autoencoder_args import (
+    add_compute_args,
+    add_model_args,
+    add_tile_arg,
+    model_source,
+)
 
 
 def build_parser() -> Parser:
@@ -44,13 +49,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from wfimagevae.dataset.decode import UnreadableImage, open_rgb
-    from wfimagevae.dataset.transforms import center_crop, to_signed_unit
+    from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
+    from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.autoencoder import as_autoencoder, load_vae
-    from wfimagevae.eval.image_writer import check_extension, save_image
-    from wfimagevae.eval.images import from_uint8, to_uint8, to_unit
     from wfimagevae.eval.psnr import psnr
+    from wfimagevae.generate.autoencoders import as_autoencoder, load_vae
+    from wfimagevae.pictures.pixels import from_uint8, to_uint8, to_unit
+    from wfimagevae.pictures.writer import check_extension, save_image
 
     check_extension(args.rec_path)
     if Path(args.rec_path).resolve() == Path(args.image_path).resolve():

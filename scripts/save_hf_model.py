@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_model_args, model_source
+from wfimagevae.generate.autoencoder_args import add_model_args, model_source
 
 
 def build_parser() -> Parser:
@@ -47,8 +47,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = build_parser().parse_args(argv)
 
-    from wfimagevae.eval.export import check_target
-    from wfimagevae.eval.generator_files import find_generator_facts
+    from wfimagevae.export.autoencoder import check_target
+    from wfimagevae.generate.generator_files import find_generator_facts
 
     folder = Path(args.save_dir)
     source = args.from_pretrained or args.ckpt_path or ""
@@ -60,8 +60,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def export_vae(args: Namespace, source: str, folder: Path) -> None:
     """Exports an autoencoder."""
-    from wfimagevae.eval.autoencoder import load_vae
-    from wfimagevae.eval.export import model_card, save_model
+    from wfimagevae.export.autoencoder import model_card, save_model
+    from wfimagevae.generate.autoencoders import load_vae
 
     for flag, value in (("vae", args.vae), ("text_encoder", args.text_encoder)):
         if value:
@@ -76,8 +76,8 @@ def export_flow(args: Namespace, source: str, folder: Path) -> None:
     """Exports a flow, with its autoencoder if it has one."""
     import torch
 
-    from wfimagevae.eval.flow_export import flow_card, save_flow
-    from wfimagevae.eval.generator_files import load_generator
+    from wfimagevae.export.flow import flow_card, save_flow
+    from wfimagevae.generate.generator_files import load_generator
 
     if args.metrics_json:
         raise ValueError("--metrics_json quotes reconstructions; a flow has none")
@@ -94,7 +94,7 @@ def export_flow(args: Namespace, source: str, folder: Path) -> None:
 
 def read_evaluation(path: str) -> dict:
     """What eval_image.py wrote; ValueError if it is something else."""
-    from wfimagevae.eval.report import read_json
+    from wfimagevae.files import read_json
 
     evaluation = read_json(path)
     if not isinstance(evaluation.get("protocol"), dict):
@@ -104,7 +104,7 @@ def read_evaluation(path: str) -> dict:
 
 def training_options(source: str) -> dict | None:
     """The options that a training run left beside its checkpoints, if any."""
-    from wfimagevae.eval.report import read_json
+    from wfimagevae.files import read_json
 
     path = Path(source)
     options = (path if path.is_dir() else path.parent) / "options.json"

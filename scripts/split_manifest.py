@@ -40,7 +40,7 @@ def build_parser() -> Parser:
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the two manifests; each image is on one side only, with all its lines."""
     args = build_parser().parse_args(argv)
-    from wfimagevae.engine.checkpoint import write_atomically
+    from wfimagevae.files import write_atomically
 
     images: dict[str, list[dict]] = {}
     for record in read_records(args.manifest):
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def read_records(source: str) -> Iterator[dict]:
     """The lines of a manifest, or one for each image of a folder, with absolute paths."""
-    from wfimagevae.dataset.sources import MANIFEST_KEYS, index_images, manifest_records
+    from wfimagevae.dataset.images.index import MANIFEST_KEYS, index_images, manifest_records
 
     root = os.path.abspath(os.path.expanduser(source))
     if os.path.isdir(root):

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from wfimagevae.engine.args import Parser, positive_int
 from wfimagevae.engine.cli import run_cli
-from wfimagevae.eval.args import add_compute_args
-from wfimagevae.eval.generation_args import (
+from wfimagevae.generate.autoencoder_args import add_compute_args
+from wfimagevae.generate.generation_args import (
     POINT_SETS,
     add_generator_args,
     add_sampling_args,
@@ -99,9 +99,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
 
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.animation import check_animation_path
-    from wfimagevae.eval.generation import class_numbers
-    from wfimagevae.eval.generator_files import load_generator, sampling_options
+    from wfimagevae.generate.generator import class_numbers
+    from wfimagevae.generate.generator_files import load_generator, sampling_options
+    from wfimagevae.pictures.animation import check_animation_path
 
     check_animation_path(f"any.{args.format}")
     device = resolve_device(args.device)
@@ -137,9 +137,9 @@ def _field(args: Namespace, generator, options, classes: list[int]):
     """The velocity field over time, of one class or of none."""
     import torch
 
-    from wfimagevae.eval.animation import save_animation
-    from wfimagevae.eval.flow_paths import field_velocity
-    from wfimagevae.eval.flow_pictures import field_frames
+    from wfimagevae.generate.flow_paths import field_velocity
+    from wfimagevae.pictures.animation import save_animation
+    from wfimagevae.pictures.flow_frames import field_frames
 
     if args.class_labels and len(classes) > 1:
         raise ValueError("a velocity field is that of one class: give --class_labels one class")
@@ -152,10 +152,10 @@ def _field(args: Namespace, generator, options, classes: list[int]):
 
 def _paths(args: Namespace, generator, options, classes: list[int]):
     """Particles from noise to data."""
-    from wfimagevae.eval.animation import save_animation
-    from wfimagevae.eval.flow_paths import draw_states
-    from wfimagevae.eval.flow_pictures import path_frames
-    from wfimagevae.eval.subjects import subjects_in_turn
+    from wfimagevae.generate.flow_paths import draw_states
+    from wfimagevae.generate.subjects import subjects_in_turn
+    from wfimagevae.pictures.animation import save_animation
+    from wfimagevae.pictures.flow_frames import path_frames
 
     times, states, _ = draw_states(
         generator, subjects_in_turn(args.num_particles, classes), options
@@ -166,8 +166,8 @@ def _paths(args: Namespace, generator, options, classes: list[int]):
 
 
 def _plane(args: Namespace, generator):
-    from wfimagevae.dataset.points import PointDataset
-    from wfimagevae.eval.flow_pictures import Plane
+    from wfimagevae.dataset.toy.points import PointDataset
+    from wfimagevae.pictures.flow_frames import Plane
 
     name = args.dataset or generator.facts.get("dataset")
     if name not in POINT_SETS:
@@ -179,11 +179,11 @@ def _plane(args: Namespace, generator):
 def _denoising(args: Namespace, generator, options, classes: list[int]):
     """A row a sample: the data that the network predicts from each state on the way."""
     from wfimagevae.diffusion.sampler import get_sampler
-    from wfimagevae.eval.animation import save_animation
-    from wfimagevae.eval.flow_paths import draw_states, predicted_ends
-    from wfimagevae.eval.flow_pictures import evenly
-    from wfimagevae.eval.sample_grid import sample_grid, save_grid
-    from wfimagevae.eval.subjects import subjects_in_turn
+    from wfimagevae.generate.flow_paths import draw_states, predicted_ends
+    from wfimagevae.generate.subjects import subjects_in_turn
+    from wfimagevae.pictures.animation import save_animation
+    from wfimagevae.pictures.flow_frames import evenly
+    from wfimagevae.pictures.grid import sample_grid, save_grid
 
     subjects = subjects_in_turn(args.num_rows, classes, args.prompt or ())
     times, states, velocity = draw_states(generator, subjects, options)
@@ -204,10 +204,10 @@ def _denoising(args: Namespace, generator, options, classes: list[int]):
 
 def _interpolation(args: Namespace, generator, options, classes: list[int]):
     """A row a pair of noises of one class: the samples of noises between them."""
-    from wfimagevae.eval.animation import save_animation
-    from wfimagevae.eval.flow_paths import interpolate
-    from wfimagevae.eval.sample_grid import sample_grid, save_grid
-    from wfimagevae.eval.subjects import subjects_in_turn
+    from wfimagevae.generate.flow_paths import interpolate
+    from wfimagevae.generate.subjects import subjects_in_turn
+    from wfimagevae.pictures.animation import save_animation
+    from wfimagevae.pictures.grid import sample_grid, save_grid
 
     subjects = subjects_in_turn(args.num_rows, classes, args.prompt or ())
     samples = interpolate(generator, subjects, options, args.num_columns)

@@ -23,9 +23,12 @@ LAYERS = {
     "dataset": 0,
     "engine": 0,
     "objective": 1,
-    "eval": 1,
-    "task": 2,
-    "pipeline": 3,
+    "pictures": 1,
+    "generate": 2,
+    "eval": 3,
+    "export": 3,
+    "task": 4,
+    "pipeline": 5,
 }
 MODULE_NAME = re.compile(r"wfimagevae(\.\w+)+")
 MAX_FILE_LINES = 400

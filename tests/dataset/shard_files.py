@@ -8,11 +8,11 @@ import webdataset
 from PIL import Image
 
 from wfimagevae.dataset import CropDataset, CropRules, ShardOrder, open_shards
-from wfimagevae.dataset.captions import Captions
-from wfimagevae.dataset.image_sets import FolderOptions, open_folder
-from wfimagevae.dataset.labels import Labels
-from wfimagevae.dataset.shard_writer import ShardWriter, WriteOptions
-from wfimagevae.dataset.web_shards import ShardOptions
+from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.labels import Labels
+from wfimagevae.dataset.shards.read import ShardOptions
+from wfimagevae.dataset.shards.write import ShardWriter, WriteOptions
+from wfimagevae.dataset.text.captions import Captions
 
 
 def png(value, width=12, height=12):

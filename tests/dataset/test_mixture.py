@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wfimagevae.dataset import CropDataset, CropRules, Mixture, TrainImageDataset, TrainLoader
-from wfimagevae.dataset.captions import CaptionTable
+from wfimagevae.dataset.text.captions import CaptionTable
 
 
 @pytest.fixture

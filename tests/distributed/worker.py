@@ -11,11 +11,11 @@ import torch.multiprocessing
 
 from tests.images import TINY_MODEL
 from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.distributed import world
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.task.flags import build_parser
-from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.vae import VaeTask, build_players, game_rules
 from wfimagevae.task.vae_build import build_loss
 

@@ -19,8 +19,8 @@ from wfimagevae.engine.checkpoint import (
     prune_checkpoints,
     read_checkpoint,
     remove_leftovers,
-    write_atomically,
 )
+from wfimagevae.files import write_atomically
 
 
 def linear(value: float) -> nn.Linear:

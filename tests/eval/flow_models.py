@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from wfimagevae.eval.generation import FlowGenerator
+from wfimagevae.generate.generator import FlowGenerator
 
 
 class GaussianFlow(nn.Module):

@@ -8,8 +8,9 @@ import torch
 from wfimagevae.eval.evaluator import Evaluator, Networks
 from wfimagevae.eval.fid import FrechetDistance
 from wfimagevae.eval.psnr import psnr
-from wfimagevae.eval.report import evaluation_json, evaluation_table, write_json
+from wfimagevae.eval.report import evaluation_json, evaluation_table
 from wfimagevae.eval.ssim import ssim
+from wfimagevae.files import write_json
 
 CPU = torch.device("cpu")
 

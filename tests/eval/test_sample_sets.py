@@ -6,14 +6,14 @@ import torch
 from PIL import Image
 
 from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
-from wfimagevae.dataset.points import PointDataset
+from wfimagevae.dataset.toy.points import PointDataset
 from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.eval.features import FeatureNetwork
-from wfimagevae.eval.generation import SamplingOptions
 from wfimagevae.eval.generation_evaluator import GenerationEvaluator
 from wfimagevae.eval.sample_sets import DrawnSamples, FolderImages, GeneratedSamples, open_images
+from wfimagevae.generate.generator import SamplingOptions
 
 ALONE = World(0, 1, torch.device("cpu"))
 

@@ -18,7 +18,9 @@ def done(place):
     content["output"] |= {"generate_diagrams": True, "sample_sizes": [32, [48, 32]]}
     with pytest.MonkeyPatch.context() as patch:
         lines = []
-        patch.setattr("wfimagevae.engine.report.log.info", lambda text, *a: lines.append(text % a))
+        patch.setattr(
+            "wfimagevae.engine.report.progress.log.info", lambda text, *a: lines.append(text % a)
+        )
         output = place.run(content)
     return content, output, lines
 

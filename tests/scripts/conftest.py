@@ -59,9 +59,9 @@ def photos(tmp_path_factory):
 def blurred(photos, tmp_path_factory):
     """Each photo at 48 px, down and up again: stands for reconstructions."""
     from wfimagevae.dataset import ValidImageDataset
-    from wfimagevae.eval.image_writer import save_image
-    from wfimagevae.eval.images import to_uint8
     from wfimagevae.eval.pairs import output_names
+    from wfimagevae.pictures.pixels import to_uint8
+    from wfimagevae.pictures.writer import save_image
 
     folder = tmp_path_factory.mktemp("blurred")
     dataset = ValidImageDataset(photos, 48)

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from scripts import benchmark_vae, eval_image, recon_image
-from wfimagevae.eval.autoencoder import Autoencoder, diffusers_autoencoder, load_autoencoder
-from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
+from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
+from wfimagevae.generate.autoencoders import Autoencoder, diffusers_autoencoder, load_autoencoder
 
 CPU = torch.device("cpu")
 

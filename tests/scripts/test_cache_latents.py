@@ -66,8 +66,8 @@ def test_our_model_from_either_flag_gives_one_cache(tiny_vae, photos, tmp_path, 
 
 
 def image_at(photos, name):
-    from wfimagevae.dataset.decode import open_rgb
-    from wfimagevae.dataset.transforms import resized_center_crop, to_signed_unit
+    from wfimagevae.dataset.images.decode import open_rgb
+    from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
 
     pixels = resized_center_crop(open_rgb(str(photos / name)), 32)
     return to_signed_unit(torch.from_numpy(pixels))

@@ -12,7 +12,7 @@ from scripts import cache_latents, generate, save_hf_model
 from tests.images import write_images
 from tests.scripts.flow_exports import export_pixels
 from tests.task.flow_training import FlowPlace
-from wfimagevae.eval.generator_files import load_generator
+from wfimagevae.generate.generator_files import load_generator
 
 
 def pictures(folder):

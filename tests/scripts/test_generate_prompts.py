@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
 from tests.scripts.flow_exports import export, export_pixels
-from wfimagevae.dataset.shapes import SHAPES
+from wfimagevae.dataset.toy.shapes import SHAPES
 from wfimagevae.eval import sample_sets
 
 FACTS = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}

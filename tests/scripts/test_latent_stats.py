@@ -7,7 +7,7 @@ import torch
 
 from scripts import latent_stats
 from wfimagevae.dataset import ValidImageDataset
-from wfimagevae.eval.latents import LatentStatistics
+from wfimagevae.generate.latent_stats import LatentStatistics
 from wfimagevae.model import WFVAE2ImageModel
 
 

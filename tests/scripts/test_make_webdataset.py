@@ -14,8 +14,8 @@ from scripts import make_webdataset
 from tests.images import smooth_image
 from tests.scripts.conftest import ROOT
 from wfimagevae.dataset import open_shards, shard_writer
-from wfimagevae.dataset.shard_index import index_shards
-from wfimagevae.dataset.web_shards import ShardOptions
+from wfimagevae.dataset.shards.index import index_shards
+from wfimagevae.dataset.shards.read import ShardOptions
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_two_processes_write_what_one_writes(photos, tmp_path):
 
 
 def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path, monkeypatch):
-    from tests.dataset.test_remote_shards import Server
+    from tests.dataset.shards.test_remote import Server
 
     make(photos, tmp_path / "shards", "--captions", "sidecar", "--labels", "folder")
     server = Server(tmp_path / "shards")

@@ -6,8 +6,8 @@ import os
 import pytest
 
 from scripts.split_manifest import main
-from wfimagevae.dataset.captions import Captions, read_captions
-from wfimagevae.dataset.sources import index_images
+from wfimagevae.dataset.images.index import index_images
+from wfimagevae.dataset.text.captions import Captions, read_captions
 
 
 @pytest.fixture

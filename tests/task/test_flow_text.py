@@ -10,9 +10,9 @@ from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, load
-from wfimagevae.eval.generation import SamplingOptions, draw_subjects
-from wfimagevae.eval.generator_files import load_generator
-from wfimagevae.eval.subjects import Subject
+from wfimagevae.generate.generator import SamplingOptions, draw_subjects
+from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.subjects import Subject
 from wfimagevae.task.flags import build_parser
 from wfimagevae.task.flow_build import build_network, build_objective
 from wfimagevae.task.flow_data import build_datasets, open_space

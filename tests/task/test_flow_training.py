@@ -10,9 +10,9 @@ from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, largest_difference, load
 from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
 from wfimagevae.engine.distributed import World
-from wfimagevae.eval.generation import SamplingOptions
-from wfimagevae.eval.generation_args import SAMPLERS
-from wfimagevae.eval.generator_files import load_generator
+from wfimagevae.generate.generation_args import SAMPLERS
+from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.task.flags import build_parser
 from wfimagevae.task.flow import GeneratorFacts
 from wfimagevae.task.flow_build import (

@@ -11,8 +11,8 @@ from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.eval.generation import SamplingOptions
-from wfimagevae.eval.generator_files import load_generator
+from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules

@@ -9,11 +9,11 @@ from tests.task.flow_training import FlowPlace
 from tests.task.test_trained_flows import train_classifier
 from tests.task.training import ROOT
 from wfimagevae.dataset import ShapesDataset
-from wfimagevae.dataset.shapes import COLOURS, SHAPES
+from wfimagevae.dataset.toy.shapes import COLOURS, SHAPES
 from wfimagevae.diffusion.guidance import Guidance
-from wfimagevae.eval.generation import SamplingOptions, draw_subjects
-from wfimagevae.eval.generator_files import load_generator
-from wfimagevae.eval.subjects import Subject
+from wfimagevae.generate.generator import SamplingOptions, draw_subjects
+from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.subjects import Subject
 
 CPU = torch.device("cpu")
 SCALES = (1.0, 4.0, 6.0)

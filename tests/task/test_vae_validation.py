@@ -9,7 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from tests.task.training import Workplace
 from wfimagevae.dataset import ValidImageDataset
-from wfimagevae.eval.autoencoder import load_autoencoder
+from wfimagevae.generate.autoencoders import load_autoencoder
 from wfimagevae.task.vae import GameRules, VaeTask
 from wfimagevae.task.vae_sizes import check_training_sizes, check_validation_sizes
 

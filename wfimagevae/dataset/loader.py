@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from wfimagevae.dataset.image_dataset import ValidImageDataset, collate_images
+from wfimagevae.dataset.images.image_dataset import ValidImageDataset, collate_images
 from wfimagevae.dataset.protocol import DataError, TrainData
 from wfimagevae.dataset.sampler import PositionSampler
 

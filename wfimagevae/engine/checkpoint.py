@@ -5,18 +5,16 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
 from wfimagevae.engine.sharding import whole_state
+from wfimagevae.files import write_atomically
 
 log = logging.getLogger("wfimagevae")
 
-_UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
-os.umask(_UMASK)
 _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
 
@@ -107,46 +105,6 @@ def write_checkpoint(path: Path, content: dict) -> None:
         OSError: the file could not be written; an earlier one at ``path`` is untouched.
     """
     write_atomically(path, lambda file: torch.save(content, file))
-
-
-def write_atomically(path: Path, write, is_lasting: bool = True) -> None:
-    """Calls ``write(file)`` on a temporary file and renames it to ``path``.
-
-    Args:
-        path: A kill leaves what stood there, or the whole new file.
-        write: Of a binary file.
-        is_lasting: Synced to the disk first, so that a power failure costs no more than a kill.
-
-    Raises:
-        OSError: the file could not be written; what stood at ``path`` is untouched.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # The whole name could be too long with more around it.
-    prefix = f".{path.name[:50]}."
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-            if is_lasting:
-                file.flush()
-                os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
-        os.replace(temporary, path)
-    except BaseException as error:
-        Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, RuntimeError | OSError):  # torch.save reports a full disk by the first
-            raise OSError(f"could not write {path}: {error}") from error
-        raise
-    if is_lasting:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

@@ -18,9 +18,9 @@ from wfimagevae.engine.checkpoint import (
 from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
 from wfimagevae.engine.early_stop import EarlyStop, StopRule
 from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.metrics import Means
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.report import Reporter
+from wfimagevae.engine.report.metrics import Means
+from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.seeding import RandomState
 
 log = logging.getLogger("wfimagevae")

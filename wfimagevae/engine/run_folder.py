@@ -4,7 +4,8 @@ import json
 import re
 from pathlib import Path
 
-from wfimagevae.engine.checkpoint import list_checkpoints, write_atomically
+from wfimagevae.engine.checkpoint import list_checkpoints
+from wfimagevae.files import write_atomically
 
 _SUFFIX = r"-lr\d\.\d\de[+-]\d+-bs\d+-ga\d+-rs\d+"
 

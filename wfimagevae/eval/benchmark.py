@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.engine.device import autocast
-from wfimagevae.eval.autoencoder import Autoencoder
-from wfimagevae.eval.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.images import from_uint8, to_uint8
 from wfimagevae.eval.protocol import protocol_hash
 from wfimagevae.eval.report import format_value, markdown_table
+from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from wfimagevae.engine.distributed import all_reduce_sum, barrier, is_distributed
-from wfimagevae.eval.args import METRICS
 from wfimagevae.eval.fid import NUM_FEATURES, FrechetDistance
-from wfimagevae.eval.images import to_unit
 from wfimagevae.eval.lpips import PerceptualDistance
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.ssim import ssim
+from wfimagevae.generate.autoencoder_args import METRICS
 from wfimagevae.model.losses.lpips_network import MissingWeights
+from wfimagevae.pictures.pixels import to_unit
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from wfimagevae.eval.images import check_unit_pair
 from wfimagevae.model.losses.lpips_network import MissingWeights
+from wfimagevae.pictures.pixels import check_unit_pair
 
 NUM_FEATURES = 2048
 INCEPTION_URL = (

@@ -9,11 +9,11 @@ from tqdm import tqdm
 
 from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.engine.distributed import World
-from wfimagevae.eval.autoencoder import Autoencoder
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.image_writer import ImageWriter
-from wfimagevae.eval.images import to_uint8
 from wfimagevae.eval.pairs import ORIGIN_FOLDER, match_pairs
+from wfimagevae.generate.autoencoders import Autoencoder
+from wfimagevae.pictures.pixels import to_uint8
+from wfimagevae.pictures.writer import ImageWriter
 
 
 class PairDataset(Dataset):

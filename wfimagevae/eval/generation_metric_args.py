@@ -1,7 +1,7 @@
 """Flags of the command that evaluates generators. No torch here."""
 
 from wfimagevae.engine.args import Parser, non_negative_int, positive_int
-from wfimagevae.eval.generation_args import POINT_SETS, add_sampling_args
+from wfimagevae.generate.generation_args import POINT_SETS, add_sampling_args
 
 SET_METRICS = ("fid", "kid", "precision_recall", "energy_distance")
 DRAWN_SETS = ("shapes", "cifar10", *POINT_SETS)

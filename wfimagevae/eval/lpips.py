@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from wfimagevae.eval.images import check_unit_pair
 from wfimagevae.model.losses.lpips_network import load_lpips
+from wfimagevae.pictures.pixels import check_unit_pair
 
 # Below these the backbone's last pooling has nothing left.
 MIN_SIZES = {"vgg": 16, "alex": 31}

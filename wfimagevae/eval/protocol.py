@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
-from wfimagevae.dataset.decode import INTERPOLATION
+from wfimagevae.dataset.images.decode import INTERPOLATION
 from wfimagevae.eval.evaluator import Networks
 from wfimagevae.eval.fid import INCEPTION_URL, weights_digest
 from wfimagevae.eval.ssim import SIGMA, TAPS

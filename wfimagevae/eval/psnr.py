@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from wfimagevae.eval.images import check_unit_pair, measuring_dtype
+from wfimagevae.pictures.pixels import check_unit_pair, measuring_dtype
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:

@@ -1,39 +1,10 @@
 """What an evaluation hands back: a table for people, JSON for programs."""
 
-import json
 import math
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
-from wfimagevae.engine.checkpoint import write_atomically
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.protocol import protocol_hash
-
-
-def write_json(path: str | os.PathLike, content: Mapping) -> None:
-    """Writes `json_text` in one step: readers see the old file or the whole new one."""
-    text = json_text(content)
-    write_atomically(Path(path), lambda file: file.write(text.encode()))
-
-
-def json_text(content: Mapping) -> str:
-    """An object as indented JSON.
-
-    Infinity and NaN, which JSON has no words for, must have been replaced (ValueError).
-    """
-    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
-
-
-def read_json(path: str | os.PathLike) -> dict:
-    """The object in a JSON file; ValueError, naming the file, if it holds none."""
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are no text, or text that is no JSON
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

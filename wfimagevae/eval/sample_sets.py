@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from wfimagevae.dataset import Captions, DataError, ValidImageDataset, batch_loader
-from wfimagevae.dataset.captions import read_captions
+from wfimagevae.dataset.text.captions import read_captions
 from wfimagevae.engine.seeding import stable_hash
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions, draw_subjects
-from wfimagevae.eval.images import to_uint8
-from wfimagevae.eval.report import read_json
-from wfimagevae.eval.subjects import Subject
+from wfimagevae.files import read_json
+from wfimagevae.generate.generator import FlowGenerator, SamplingOptions, draw_subjects
+from wfimagevae.generate.subjects import Subject
+from wfimagevae.pictures.pixels import to_uint8
 
 LABEL_SAMPLING = ("balanced", "random")
 _GRID = re.compile(r"grid(-\d+)?\.png")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from wfimagevae.eval.images import check_unit_pair, measuring_dtype
+from wfimagevae.pictures.pixels import check_unit_pair, measuring_dtype
 
 TAPS = 11
 SIGMA = 1.5

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
+from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.device import autocast
-from wfimagevae.eval.cost import count_parameters
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, FLOW, TEXT_ENCODER
 from wfimagevae.task.flow_build import build_network

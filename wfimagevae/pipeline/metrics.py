@@ -5,7 +5,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from wfimagevae.engine.metrics import JsonLines
+from wfimagevae.engine.report.metrics import JsonLines
 from wfimagevae.pipeline.units import METRICS
 
 # What the console shows, in order.

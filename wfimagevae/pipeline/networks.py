@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from wfimagevae.engine.checkpoint import write_atomically
-from wfimagevae.eval.cost import count_parameters
+from wfimagevae.engine.cost import count_parameters
+from wfimagevae.files import write_atomically
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import config_beside, find_weights, read_facts, read_json
 from wfimagevae.pipeline.flags import config_file

@@ -3,13 +3,13 @@
 import math
 import os
 
-from wfimagevae.dataset.shard_specs import is_remote
+from wfimagevae.dataset.open import Sources, as_list, build_image_data, open_images
+from wfimagevae.dataset.shards.specs import is_remote
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size
 from wfimagevae.pipeline.loading import LoadedPipeline
 from wfimagevae.pipeline.steps import MergedStep
 from wfimagevae.task.flow_data import build_datasets
-from wfimagevae.task.image_data import Sources, as_list, build_image_data, open_images
 
 # What only training data has, as it is where there is none of it.
 _OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": []}

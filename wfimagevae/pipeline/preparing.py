@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wfimagevae.dataset import Captions, IndexedImages, Labels
+from wfimagevae.dataset.open import only_source
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.engine.distributed import World, barrier
-from wfimagevae.eval.autoencoder import load_autoencoder, load_vae
-from wfimagevae.eval.export import write_weights
-from wfimagevae.eval.latent_cache import CacheOptions, LatentCache
-from wfimagevae.eval.latents import measure_latents, write_normalization
-from wfimagevae.eval.report import write_json
+from wfimagevae.export.autoencoder import write_weights
+from wfimagevae.files import write_json
+from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
+from wfimagevae.generate.latent_cache import CacheOptions, LatentCache
+from wfimagevae.generate.latent_stats import measure_latents, write_normalization
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.task.flow_data import build_datasets
-from wfimagevae.task.image_data import only_source
 
 log = logging.getLogger("wfimagevae")
 

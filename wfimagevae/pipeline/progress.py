@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from wfimagevae.engine.checkpoint import list_checkpoints, write_atomically
+from wfimagevae.engine.checkpoint import list_checkpoints
+from wfimagevae.files import write_atomically
 from wfimagevae.model.weight_files import read_torch_file
 from wfimagevae.pipeline.document import PipelineError
 

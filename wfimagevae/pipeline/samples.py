@@ -13,16 +13,16 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
-from wfimagevae.dataset.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task
-from wfimagevae.engine.report import goes_on_without
+from wfimagevae.engine.report.progress import goes_on_without
 from wfimagevae.engine.seeding import sample_noise, stable_hash
-from wfimagevae.eval.generation import SamplingOptions
-from wfimagevae.eval.generator_files import open_latent_space
-from wfimagevae.eval.image_writer import save_image
-from wfimagevae.eval.images import from_uint8, to_uint8
+from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.generator_files import open_latent_space
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
+from wfimagevae.pictures.writer import save_image
 from wfimagevae.pipeline.metrics import Position
 
 _SLUG_LENGTH = 40

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wfimagevae.engine.loop import Run, Task
-from wfimagevae.engine.report import goes_on_without
+from wfimagevae.engine.report.progress import goes_on_without
 from wfimagevae.pipeline.graphs import draw_graphs, metrics_path, write_summary
 from wfimagevae.pipeline.metrics import Position, StepMetrics, console_line, named_metrics
 from wfimagevae.pipeline.samples import SampleDrawer

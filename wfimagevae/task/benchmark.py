@@ -16,11 +16,11 @@ from torch import Tensor
 from wfimagevae.engine.checkpoint import Checkpoint
 from wfimagevae.engine.device import autocast, synchronize
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.gpu_monitor import peak_flops
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import Run, Schedule, Task, fit
-from wfimagevae.engine.report import Reporter, ReportOptions
-from wfimagevae.engine.tracker import Tracker
+from wfimagevae.engine.report.gpu import peak_flops
+from wfimagevae.engine.report.progress import Reporter, ReportOptions
+from wfimagevae.engine.report.tracker import Tracker
 
 
 class TrainBenchmark:

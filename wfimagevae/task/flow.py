@@ -11,7 +11,7 @@ from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Watcher
 from wfimagevae.engine.player import OptimizerState, Player
 from wfimagevae.engine.sharding import shard
-from wfimagevae.eval.generation import FlowGenerator
+from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.task.flow_build import (
     build_generator,
     build_network,

@@ -12,7 +12,7 @@ from wfimagevae.engine.args import (
     probability,
 )
 from wfimagevae.engine.run_args import add_player_options, add_sharding_arg
-from wfimagevae.eval.generation_args import POINT_SETS, SAMPLERS, prompt_text
+from wfimagevae.generate.generation_args import POINT_SETS, SAMPLERS, prompt_text
 
 DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
 

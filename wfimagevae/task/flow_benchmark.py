@@ -10,7 +10,7 @@ from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device
 from wfimagevae.engine.loop import Schedule
 from wfimagevae.engine.seeding import seed_everything
-from wfimagevae.eval.generation_args import POINT_SETS
+from wfimagevae.generate.generation_args import POINT_SETS
 from wfimagevae.task.benchmark import RandomBatches, TrainBenchmark, ratio_in_turns
 from wfimagevae.task.flow import FlowTask, build_flow_player
 from wfimagevae.task.flow_build import build_network, build_objective, update_flops

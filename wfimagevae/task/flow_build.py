@@ -9,10 +9,10 @@ from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.engine.cost import count_macs, count_parameters
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.tracker import Tracker
-from wfimagevae.eval.cost import count_macs, count_parameters
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
+from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import read_json

@@ -12,15 +12,21 @@ from wfimagevae.dataset import (
     PointDataset,
     ShapesDataset,
 )
-from wfimagevae.dataset.cifar10 import CIFAR10_SIZE
-from wfimagevae.dataset.latents import read_record
+from wfimagevae.dataset.latents.latent_dataset import read_record
+from wfimagevae.dataset.open import (
+    Sources,
+    build_image_sets,
+    check_only_images,
+    only_source,
+)
 from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.seeding import sample_noise, stable_hash
-from wfimagevae.eval.autoencoder import load_autoencoder
-from wfimagevae.eval.generation_args import POINT_SETS
-from wfimagevae.eval.generator_files import latent_facts, open_latent_space
-from wfimagevae.eval.latent_space import LatentSpace
+from wfimagevae.generate.autoencoders import load_autoencoder
+from wfimagevae.generate.generation_args import POINT_SETS
+from wfimagevae.generate.generator_files import latent_facts, open_latent_space
+from wfimagevae.generate.latent_space import LatentSpace
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.text import TextEncoder
 from wfimagevae.model.weight_files import weights_fingerprint
@@ -28,12 +34,6 @@ from wfimagevae.task.flow_text import (
     check_text_options,
     condition_of_batches,
     open_encoder,
-)
-from wfimagevae.task.image_data import (
-    Sources,
-    build_image_sets,
-    check_only_images,
-    only_source,
 )
 
 DEFAULT_RESOLUTION = 32

@@ -7,8 +7,8 @@ import torch
 
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Condition
-from wfimagevae.eval.generator_files import find_generator_facts
-from wfimagevae.eval.subjects import Subject
+from wfimagevae.generate.generator_files import find_generator_facts
+from wfimagevae.generate.subjects import Subject
 from wfimagevae.model.text import TextEncoder, open_text_encoder
 
 logger = logging.getLogger(__name__)

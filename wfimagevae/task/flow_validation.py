@@ -17,12 +17,12 @@ from wfimagevae.engine.distributed import (
     gather_objects,
 )
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.report import goes_on_without
-from wfimagevae.engine.tracker import Tracker
+from wfimagevae.engine.report.progress import goes_on_without
+from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.eval.generation import FlowGenerator, SamplingOptions
-from wfimagevae.eval.sample_picture import SamplePicture
-from wfimagevae.eval.subjects import Subject
+from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
+from wfimagevae.generate.sample_picture import SamplePicture
+from wfimagevae.generate.subjects import Subject
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,14 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, worl
 from wfimagevae.engine.early_stop import StopRule
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import Run, Schedule, Task, Watcher, fit
-from wfimagevae.engine.metrics import check_csv_log
 from wfimagevae.engine.optim import OptimizerOptions, build_optimizer, combine
 from wfimagevae.engine.player import Player, UpdateRule
-from wfimagevae.engine.report import Reporter, ReportOptions
+from wfimagevae.engine.report.metrics import check_csv_log
+from wfimagevae.engine.report.progress import Reporter, ReportOptions
+from wfimagevae.engine.report.tracker import Tracker, open_tracker
 from wfimagevae.engine.run_folder import find_resume, run_name, save_options
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.engine.seeding import seed_everything
-from wfimagevae.engine.tracker import Tracker, open_tracker
 from wfimagevae.task.starting_point import resume_run, take_weights
 
 log = logging.getLogger("wfimagevae")

@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import nn
 
 from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Watcher
@@ -19,7 +20,6 @@ from wfimagevae.objective.vae import (
     GeneratorObjective,
     fresh_reconstruction,
 )
-from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.training import (
     Assembly,
     NetworkWeights,

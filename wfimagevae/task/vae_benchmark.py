@@ -5,10 +5,10 @@ from collections.abc import Iterator
 import torch
 
 from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.device import enable_fast_kernels, resolve_device
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.task.benchmark import RandomBatches, TrainBenchmark, ratio_in_turns
-from wfimagevae.task.image_data import build_image_data
 from wfimagevae.task.vae import VaeTask, build_players, game_rules
 from wfimagevae.task.vae_build import build_loss, build_vae
 

@@ -11,13 +11,13 @@ from torch.utils.data import DataLoader
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.report import goes_on_without
-from wfimagevae.engine.tracker import Tracker
+from wfimagevae.engine.report.progress import goes_on_without
+from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.image_writer import save_image
-from wfimagevae.eval.images import to_uint8
-from wfimagevae.eval.patch_scores import append_summary, save_patch_scores
 from wfimagevae.model.vae.tiling import pad_to_multiple
+from wfimagevae.pictures.patch_maps import append_summary, save_patch_scores
+from wfimagevae.pictures.pixels import to_uint8
+from wfimagevae.pictures.writer import save_image
 
 log = logging.getLogger("wfimagevae")
 

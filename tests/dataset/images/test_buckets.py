@@ -1,0 +1,297 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.dataset.shard_files import open_set, png, write_shards
+from wfimagevae.dataset import BucketOrder, CropDataset, CropRules, ShardOrder, TrainLoader
+from wfimagevae.dataset.images.buckets import BucketRules, assign_buckets
+from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.image_sizes import measured_sizes
+from wfimagevae.dataset.images.index import index_images
+from wfimagevae.dataset.order import ShuffledOrder
+
+# Three shapes near the area of a 32 px square; counts that no batch size divides.
+SHAPES = {(32, 32): 11, (64, 16): 5, (20, 52): 1}
+
+
+def make(counts, batch_size, seed=1):
+    """An order of buckets with the sizes 8, 16, ... and so many images each."""
+    ends = np.cumsum(counts)
+    buckets = {
+        (8 * (i + 1), 8): np.arange(end - count, end)
+        for i, (count, end) in enumerate(zip(counts, ends, strict=True))
+    }
+    return BucketOrder(buckets, batch_size, seed, lambda m: ShuffledOrder(len(m), seed))
+
+
+def write_images(folder):
+    """Images of `SHAPES`; image i has the gray value 10 i."""
+    folder.mkdir()
+    shapes = [shape for shape, count in SHAPES.items() for _ in range(count)]
+    for i, shape in enumerate(shapes):
+        Image.new("RGB", shape, (10 * i,) * 3).save(folder / f"{i:02d}.png")
+    return folder
+
+
+def bucketed(folder, batch_size=2, resolution=32, crop="center", **rules):
+    images = index_images(folder)
+    enlarge = crop == "center"
+    rules = BucketRules(resolution, **({"multiple": 8, "enlarge": enlarge} | rules))
+    buckets = assign_buckets(measured_sizes(images), rules, "test")
+    order = BucketOrder(buckets, batch_size, 1, lambda m: ShuffledOrder(len(m), 1))
+    return CropDataset(images, CropRules(resolution, crop), 1, order)
+
+
+@pytest.mark.parametrize("counts", [(11, 5, 1), (3, 3), (1, 1, 1, 1), (40, 7, 2, 9), (6,)])
+@pytest.mark.parametrize("batch_size", [1, 4, 7])
+def test_each_block_is_of_one_bucket_and_nothing_is_dropped_or_early(counts, batch_size):
+    order = make(counts, batch_size)
+    total = sum(counts)
+    # After as many epochs as a batch has samples, every bucket has been cut without remainder.
+    blocks = total
+    streams = {size: [] for size in order.sizes}
+    for block in range(blocks):
+        positions = range(block * batch_size, (block + 1) * batch_size)
+        (size,) = {order.size(p) for p in positions}
+        streams[size] += [order.index(p) for p in positions]
+    for size, count in zip(order.sizes, counts, strict=True):
+        stream = streams[size]
+        assert len(stream) == count * batch_size
+        for start in range(0, len(stream), count):
+            assert len(set(stream[start : start + count])) == count
+    shown = Counter(index for stream in streams.values() for index in stream)
+    assert set(shown.values()) == {batch_size} and len(shown) == total
+
+
+def test_every_epoch_deals_each_bucket_its_share():
+    counts, batch_size = (103, 50, 7), 8
+    order = make(counts, batch_size)
+    dealt = Counter()
+    for block in range(sum(10 * n // batch_size for n in counts)):
+        dealt[order.size(block * batch_size)] += 1
+    assert [dealt[size] for size in order.sizes] == [10 * n // batch_size for n in counts]
+
+
+def test_any_position_is_found_without_those_before_it():
+    order = make((40, 7, 2, 9), 4)
+    known = {p: (order.size(p), order.index(p)) for p in range(0, 3000, 7)}
+    for position in (2996, 7, 1400, 0, 2100):
+        fresh = make((40, 7, 2, 9), 4)
+        assert (fresh.size(position), fresh.index(position)) == known[position]
+    blocks = [make((40, 7), 4).size(p) for p in range(0, 188, 4)]
+    assert blocks != sorted(blocks)  # buckets alternate
+    assert blocks != [make((40, 7), 4, seed=2).size(p) for p in range(0, 188, 4)]
+
+
+def test_sizes_are_multiples_at_about_the_area_of_the_square():
+    rng = np.random.default_rng(0)
+    sizes = rng.integers(200, 2000, (500, 2)).astype(np.int32)
+    sizes = sizes[sizes.max(axis=1) <= 3 * sizes.min(axis=1)]
+    buckets = BucketRules(256, multiple=32, enlarge=True).buckets(sizes)
+    assert (buckets % 32 == 0).all()
+    exact = sizes[:, ::-1] * (256 / np.sqrt(sizes.astype(float).prod(axis=1)))[:, None]
+    assert np.abs(buckets - exact).max() <= 16
+    assert (buckets[sizes[:, 0] == sizes[:, 1]] == 256).all()
+    assert buckets[0, 0] != buckets[0, 1] or sizes[0, 0] == sizes[0, 1]
+    tall = BucketRules(256, multiple=32).buckets(np.array([[300, 900]]))
+    assert tall.tolist() == [[448, 160]]  # height, width
+
+
+def test_batches_have_one_size_and_show_whole_images(tmp_path):
+    data = bucketed(write_images(tmp_path / "images"))
+    loader = TrainLoader(data, 2, num_workers=2)
+    shown = Counter()
+    for _ in range(17):  # two epochs of 17 images
+        batch = next(loader)
+        height, width = batch["image"].shape[2:]
+        grays = batch["image"][:, 0].mean(dim=(1, 2)).add(1).mul(127.5).round().div(10).int()
+        assert {int(gray) for gray in grays} <= {
+            (32, 32): set(range(11)),
+            (16, 64): set(range(11, 16)),
+            (48, 24): {16},
+            (48, 16): {16},
+            (56, 24): {16},
+        }[height, width]
+        shown.update(grays.tolist())
+    loader.close()
+    assert set(shown.values()) == {2} and len(shown) == 17
+
+
+def test_ranks_read_different_blocks_and_resume_anywhere(tmp_path):
+    data = bucketed(write_images(tmp_path / "images"))
+    alone = TrainLoader(data, 2, num_workers=0)
+    whole = [next(alone) for _ in range(12)]
+    ranks = [TrainLoader(data, 2, rank=r, world_size=3, num_workers=0) for r in range(3)]
+    together = [next(loader) for _ in range(2) for loader in ranks]
+    for loader in ranks:
+        resumed = TrainLoader(bucketed(tmp_path / "images"), 2, loader.rank, 3, num_workers=1)
+        resumed.load_state_dict(ranks[0].state_dict())
+        together += [(resumed.rank, next(resumed)), (resumed.rank + 3, next(resumed))]
+        resumed.close()
+    late = [batch for _, batch in sorted(together[6:], key=lambda pair: pair[0])]
+    for mine, theirs in zip(together[:6] + late, whole, strict=True):
+        assert mine["position"] == theirs["position"]
+        assert torch.equal(mine["image"], theirs["image"])
+
+
+def test_another_batch_size_on_resume_is_refused(tmp_path):
+    folder = write_images(tmp_path / "images")
+    state = TrainLoader(bucketed(folder), 2, num_workers=0).state_dict()
+    with pytest.raises(ValueError, match="batch_size was 2, is 4"):
+        TrainLoader(bucketed(folder, 4), 4, num_workers=0).load_state_dict(state)
+    with pytest.raises(ValueError, match="several sizes"):
+        for _ in range(20):
+            loader = TrainLoader(bucketed(folder, 2), 3, num_workers=0)
+            loader.load_state_dict(state)
+            list(zip(loader, range(20), strict=False))
+
+
+@pytest.mark.parametrize("crop", ["native", "resized"])
+def test_images_smaller_than_their_bucket_are_left_out_and_counted(tmp_path, caplog, crop):
+    folder = write_images(tmp_path / "images")
+    Image.new("RGB", (20, 20), (170,) * 3).save(folder / "small.png")
+    (folder / "broken.png").write_bytes(b"")
+    data = bucketed(folder, crop=crop)
+    assert "test: 1 images are unreadable: left out" in caplog.text
+    assert "test: 1 images are smaller than their bucket: left out" in caplog.text
+    shown = {data.images.name(data._order.index(p))[-9:] for p in range(200)}
+    assert "small.png" not in shown and "roken.png" not in shown and len(shown) >= 11
+    for block in range(12):
+        assert data.read_batch([2 * block, 2 * block + 1])["unreadable"] == []
+    assert len(bucketed(folder)) == 18  # center enlarges
+
+
+def test_images_that_are_all_unreadable_are_an_error_of_their_own(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(b"")
+    with pytest.raises(ValueError, match="test: none of 3 images is readable"):
+        bucketed(tmp_path / "images")
+
+
+def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
+    rules = BucketRules(256, multiple=32, reduced_sizes=(64,))
+    long = np.array([[30000, 16], [100, 1000], [9000, 3000]])
+    assert rules.buckets(long).tolist() == [[128, 512], [512, 128], [160, 448]]
+    assert rules.reduced(long, 64).tolist() == [[64, 256], [256, 64], [64, 192]]
+    for resolution, multiple in ((100, 60), (256, 96), (40, 32)):
+        uneven = BucketRules(resolution, multiple).buckets(long)
+        assert (uneven.max(axis=1) <= 4 * uneven.min(axis=1)).all()
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (400, 40), (9,) * 3).save(tmp_path / "images" / "long.png")
+    for crop in ("native", "resized", "center"):
+        data = bucketed(tmp_path / "images", crop=crop)
+        assert data.sizes == [(16, 64)]
+        batch = data.read_batch([0, 1])
+        assert batch["pixels"].shape == (2, 16, 64, 3) and batch["unreadable"] == []
+
+
+def test_last_image_of_a_bucket_that_cannot_be_read_is_replaced_from_another(tmp_path):
+    folder = write_images(tmp_path / "images")
+    loader = TrainLoader(bucketed(folder), 2, num_workers=0)
+    (folder / "16.png").write_bytes(b"gone bad")  # alone in its bucket
+    sizes = {tuple(next(loader)["image"].shape[2:]) for _ in range(40)}
+    assert len(sizes) == 3 and loader.num_unreadable == 1
+
+
+def test_reduced_sizes_show_each_image_at_each_scale(tmp_path):
+    folder = write_images(tmp_path / "images")
+    squares = bucketed(folder, multiple=0, reduced_sizes=(16, 8))
+    assert len(squares) == 3 * 17
+    shown = Counter((squares._order.size(p), squares._order.index(p)) for p in range(3 * 17 * 2))
+    assert set(shown.values()) == {2}
+    assert {size for size, _ in shown} == {(32, 32), (16, 16), (8, 8)}
+    shaped = bucketed(folder, reduced_sizes=(16,))
+    assert (16, 16) in shaped._order.sizes
+    assert len(shaped) == 17 + 11  # the short sides of the others are 16 already
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [
+        {"multiple": 64},
+        {"multiple": -8},
+        {"multiple": 8, "reduced_sizes": (12,)},
+        {"reduced_sizes": (40,)},
+    ],
+)
+def test_bad_rules_are_refused(rules):
+    with pytest.raises(ValueError, match="got"):
+        BucketRules(32, **rules)
+
+
+def test_buckets_of_shards_read_the_same_shards_at_a_time(tmp_path):
+    def sample(i):
+        return {"png": png(3 * i + 1, *((12, 12) if i % 3 else (24, 6)))}
+
+    write_shards(tmp_path, [6] * 12, sample)
+    found = open_set(str(tmp_path))
+    buckets = assign_buckets(found.sizes, BucketRules(12, 6), "test")
+    assert [len(members) for members in buckets.values()] == [24, 48]
+    order = BucketOrder(buckets, 2, 1, lambda m: ShardOrder(found.shard[m], 1, 3, 12))
+    epoch = [order.index(p) for p in range(72)]
+    assert sorted(epoch) == list(range(72))
+    # Groups of three shards have 18 samples; the buckets are in step to within a few blocks.
+    for start in range(0, 72, 12):
+        assert len(set(found.shard[epoch[start : start + 12]])) <= 6
+    assert len(set(found.shard[epoch[:8]])) <= 3
+
+
+def test_sizes_are_measured_once_and_again_where_files_changed(tmp_path, monkeypatch):
+    folder = write_images(tmp_path / "images")
+    opened = []
+    from wfimagevae.dataset.images import image_sizes
+
+    real = image_sizes.image_size
+    monkeypatch.setattr(image_sizes, "image_size", lambda path: opened.append(path) or real(path))
+    images = index_images(folder)
+    first = measured_sizes(images, tmp_path / "cache")
+    assert first[[0, 11, 16]].tolist() == [[32, 32], [64, 16], [20, 52]] and len(opened) == 17
+    Image.new("RGB", (9, 7)).save(folder / "03.png")
+    Image.new("RGB", (5, 6)).save(folder / "99.png")
+    second = measured_sizes(index_images(folder), tmp_path / "cache")
+    assert len(opened) == 19
+    assert second[[3, 17]].tolist() == [[9, 7], [5, 6]]
+    assert (second[[0, 11, 16]] == first[[0, 11, 16]]).all()
+
+
+@pytest.mark.parametrize("change", ["compressed", "password", "method", "cut", "other"])
+def test_damaged_file_of_sizes_is_measured_anew(tmp_path, caplog, change):
+    images = index_images(write_images(tmp_path / "images"))
+    first = measured_sizes(images, tmp_path / "cache")
+    (file,) = (tmp_path / "cache").glob("*.npz")
+    content = bytearray(file.read_bytes())
+    central = content.index(b"PK\x01\x02")
+    if change == "compressed":
+        content[60:90] = bytes(255 for _ in range(30))
+    elif change == "password":
+        content[central + 8] |= 1
+        content[6] |= 1
+    elif change == "method":
+        content[central + 10] = content[8] = 99
+    elif change == "cut":
+        content = content[:-40]
+    else:
+        content = b"no archive"
+    file.write_bytes(bytes(content))
+    assert (measured_sizes(images, tmp_path / "cache") == first).all()
+    assert "unusable" in caplog.text
+    caplog.clear()
+    measured_sizes(images, tmp_path / "cache")
+    assert not caplog.text  # it was replaced
+
+
+def test_sizes_are_not_kept_inside_the_image_folder(tmp_path, caplog):
+    folder = write_images(tmp_path / "images")
+    options = FolderOptions(with_sizes=True, index_cache_dir=folder / "cache")
+    assert open_folder(folder, options).sizes[0].tolist() == [32, 32]
+    assert not (folder / "cache").exists()
+    assert "cache of image sizes off" in caplog.text and "inside the image folder" in caplog.text
+
+
+def test_images_without_sizes_are_measured_for_an_image_set(tmp_path):
+    found = open_folder(write_images(tmp_path / "images"), FolderOptions(with_sizes=True))
+    assert found.sizes.shape == (17, 2)

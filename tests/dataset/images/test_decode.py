@@ -1,0 +1,312 @@
+import os
+import struct
+import warnings
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin
+
+from wfimagevae.dataset.images.decode import DRAFT_MARGIN, UnreadableImage, image_size, open_rgb
+
+
+def pixels(path, **options):
+    image = open_rgb(str(path), **options)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(float)
+
+
+def reason(path, **options):
+    with pytest.raises(UnreadableImage) as caught:
+        open_rgb(str(path), **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def psnr(a, b):
+    return 10 * np.log10(255**2 / np.mean((a - b) ** 2))
+
+
+@pytest.mark.parametrize(
+    "name", ["a.jpg", "a.JPG", "a.jpeg", "a.JPEG", "a.png", "a.Png", "a.webp", "a.bmp", "a.BMP"]
+)
+def test_each_format_gives_the_saved_pixels(tmp_path, natural, name):
+    image = natural(48, 32)
+    image.save(tmp_path / name, quality=95)
+    lossy = name.lower().endswith(("jpg", "jpeg", "webp"))
+    assert np.abs(pixels(tmp_path / name) - np.asarray(image)).mean() <= (3 if lossy else 0)
+
+
+def test_the_content_counts_not_the_extension(tmp_path, noise):
+    noise(9, 7).save(tmp_path / "a.jpg", format="PNG")
+    np.testing.assert_array_equal(pixels(tmp_path / "a.jpg"), np.asarray(noise(9, 7)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(tmp_path, noise, suffix, orientation):
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[0x0112] = orientation
+    noise(11, 7).save(path, exif=exif, quality=95)
+    with Image.open(path) as stored:
+        upright = np.asarray(ImageOps.exif_transpose(stored).convert("RGB"))
+    np.testing.assert_array_equal(pixels(path), upright)
+    if orientation >= 5:
+        assert upright.shape == (11, 7, 3)
+
+
+def test_exif_orientation_of_16_bit_and_transparent_images_is_applied(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGBA", (11, 7), (1, 2, 3, 4)).save(tmp_path / "rgba.png", exif=exif)
+    Image.fromarray(np.zeros((7, 11), np.uint16)).save(tmp_path / "deep.png", exif=exif)
+    assert pixels(tmp_path / "rgba.png").shape == (11, 7, 3)
+    assert pixels(tmp_path / "deep.png").shape == (11, 7, 3)
+
+
+def test_exif_block_that_is_none_leaves_the_image_as_it_is(tmp_path, noise):
+    noise(11, 7).save(tmp_path / "a.webp", exif=b"Exif\x00\x00no tiff header", lossless=True)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.webp"), np.asarray(noise(11, 7)))
+
+
+def test_exif_entry_of_a_wrong_type_does_no_harm(tmp_path, noise):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x9286], exif[0x010F] = 3, b"\xff" * 40, "x" * 2000
+    noise(11, 7).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(noise(11, 7))[::-1, ::-1])
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.webp", "a.bmp"])
+def test_grayscale_gives_three_equal_channels(tmp_path, natural, name):
+    gray = natural(32, 24).convert("L")
+    gray.save(tmp_path / name, quality=100)
+    rgb = pixels(tmp_path / name)
+    np.testing.assert_allclose(rgb, np.repeat(np.asarray(gray)[..., None], 3, 2), atol=8)
+    assert np.ptp(rgb, axis=2).max() <= (2 if name == "a.webp" else 0)
+
+
+def test_one_bit_images_are_black_and_white(tmp_path, noise):
+    noise(16, 8).convert("1").save(tmp_path / "a.png")
+    expected = np.repeat(np.asarray(noise(16, 8).convert("1"))[..., None] * 255.0, 3, 2)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), expected)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp"])
+def test_palette_gives_its_colours(tmp_path, noise, name):
+    palette = noise(16, 8).quantize(16)
+    palette.save(tmp_path / name)
+    np.testing.assert_array_equal(pixels(tmp_path / name), np.asarray(palette.convert("RGB")))
+
+
+def test_transparent_palette_entry_becomes_white(tmp_path):
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 40, 50, 60])
+    image.putdata([0, 1])
+    image.save(tmp_path / "a.png", transparency=1)
+    np.testing.assert_array_equal(pixels(tmp_path / "a.png"), [[[10, 20, 30], [255, 255, 255]]])
+
+
+def test_rgba_is_composited_over_white(tmp_path):
+    image = Image.new("RGBA", (3, 1))
+    image.putdata([(200, 100, 0, 255), (200, 100, 0, 0), (200, 100, 0, 51)])
+    image.save(tmp_path / "a.png")
+    expected = [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]]
+    np.testing.assert_allclose(pixels(tmp_path / "a.png"), expected, atol=1)
+
+
+def test_transparency_of_gray_and_of_a_colour_key_becomes_white(tmp_path):
+    Image.new("LA", (2, 2), (50, 0)).save(tmp_path / "la.png")
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
+    assert (pixels(tmp_path / "la.png") == 255).all()
+    assert (pixels(tmp_path / "key.png") == 255).all()
+
+
+@pytest.mark.parametrize(
+    "colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)]
+)
+def test_cmyk_gives_the_printed_colour(tmp_path, colour):
+    cyan, magenta, yellow = (255 - c for c in colour)
+    Image.new("CMYK", (16, 16), (cyan, magenta, yellow, 0)).save(tmp_path / "a.jpg", quality=100)
+    np.testing.assert_allclose(pixels(tmp_path / "a.jpg")[8, 8], colour, atol=4)
+
+
+def test_16_bit_gray_is_scaled_not_clipped(tmp_path):
+    deep = np.linspace(0, 65535, 64 * 16).astype(np.uint16).reshape(16, 64)
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    expected = np.repeat(deep[..., None] / 257, 3, 2)
+    np.testing.assert_allclose(pixels(tmp_path / "a.png"), expected, atol=0.51)
+
+
+def test_first_frame_of_an_animation_counts(tmp_path, noise):
+    noise(8, 8).save(
+        tmp_path / "a.webp", save_all=True, append_images=[noise(8, 8, seed=1)], lossless=True
+    )
+    np.testing.assert_array_equal(pixels(tmp_path / "a.webp"), np.asarray(noise(8, 8)))
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+def test_truncated_file_is_unreadable(tmp_path, natural, suffix):
+    path = tmp_path / f"a.{suffix}"
+    natural(64, 64).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    assert reason(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+def test_garbage_and_empty_files_are_unreadable(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    path.write_bytes(b"")
+    assert "not a JPEG" in reason(path)
+    path.write_bytes(np.random.default_rng(0).bytes(3000))
+    assert "not a JPEG" in reason(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "bmp"])
+def test_flipped_bytes_never_raise_anything_else(tmp_path, natural, suffix):
+    path, rng = tmp_path / f"a.{suffix}", np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "maker"
+    natural(40, 30).save(path, **({} if suffix == "bmp" else {"exif": exif}))
+    whole, failures = np.frombuffer(path.read_bytes(), np.uint8), 0
+    for _ in range(200):
+        damaged = whole.copy()
+        damaged[rng.integers(0, min(len(whole), 300), 3)] = rng.integers(0, 256, 3)
+        path.write_bytes(damaged.tobytes())
+        try:
+            open_rgb(str(path), short_side=10)
+        except UnreadableImage:
+            failures += 1
+    assert failures > 0
+
+
+def test_missing_file_and_folder_say_so(tmp_path):
+    (tmp_path / "x.jpg").mkdir()
+    assert reason(tmp_path / "none.jpg") == "No such file or directory"
+    assert reason(tmp_path / "x.jpg") == "Is a directory"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="file modes are POSIX")
+def test_file_without_permission_says_so(tmp_path, noise):
+    noise(8, 8).save(tmp_path / "a.png")
+    open_rgb(str(tmp_path / "a.png"))
+    (tmp_path / "a.png").chmod(0)
+    user = os.geteuid()
+    if user == 0:  # root may read everything
+        os.seteuid(65534)
+    try:
+        assert reason(tmp_path / "a.png") == "Permission denied"
+    finally:
+        os.seteuid(user)
+
+
+def test_too_small_image_is_unreadable(tmp_path, noise):
+    noise(40, 31).save(tmp_path / "a.png")
+    assert reason(tmp_path / "a.png", min_side=32) == "too small: 40x31, needs at least 32x32"
+    assert pixels(tmp_path / "a.png", min_side=31).shape == (31, 40, 3)
+
+
+@pytest.mark.parametrize("limit", [1100, 500])  # Pillow warns above 1x, raises above 2x
+def test_decompression_bomb_is_unreadable_and_silent(tmp_path, noise, monkeypatch, limit):
+    noise(40, 30).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert "decompression bomb" in reason(tmp_path / "a.png")
+    assert not shown
+
+
+@pytest.mark.parametrize("size", [(90, 60), (60, 90), (61, 60), (600, 7)])
+@pytest.mark.parametrize("short_side", [5, 30, 100])
+def test_short_side_is_met_exactly_and_the_shape_kept(tmp_path, noise, size, short_side):
+    noise(*size).save(tmp_path / "a.png")
+    height, width, _ = pixels(tmp_path / "a.png", short_side=short_side).shape
+    assert min(width, height) == short_side
+    assert width / height == pytest.approx(size[0] / size[1], rel=0.5 / short_side + 0.01)
+
+
+def test_resizing_does_not_alias(tmp_path):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    np.testing.assert_allclose(pixels(tmp_path / "a.png", short_side=16), 127.5, atol=16)
+
+
+@pytest.fixture
+def drafts(monkeypatch):
+    """Scales at which JPEGs were decoded."""
+    scales, draft = [], JpegImagePlugin.JpegImageFile.draft
+
+    def spy(image, mode, size):
+        before = image.size
+        result = draft(image, mode, size)
+        scales.append(round(before[0] / image.size[0]))
+        return result
+
+    monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy)
+    return scales
+
+
+@pytest.mark.parametrize("size", [(601, 400), (403, 605), (402, 401)])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_draft_decoding_equals_full_decoding(tmp_path, natural, drafts, size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    natural(*size).save(tmp_path / "a.jpg", quality=92, exif=exif)
+    with Image.open(tmp_path / "a.jpg") as full:
+        full.save(tmp_path / "a.png", exif=exif)  # a PNG is always decoded in full
+    for short_side, scale in ((16, 8), (32, 4), (64, 2)):
+        reduced = pixels(tmp_path / "a.jpg", short_side=short_side)
+        assert psnr(reduced, pixels(tmp_path / "a.png", short_side=short_side)) > 45
+        assert drafts.pop() == scale
+
+
+def test_draft_is_not_used_where_it_would_cost_quality(tmp_path, natural, drafts):
+    natural(300, 200).save(tmp_path / "a.jpg", quality=92)
+    with Image.open(tmp_path / "a.jpg") as full:
+        full.save(tmp_path / "a.png")
+    short_side = 200 // (2 * DRAFT_MARGIN) + 1
+    np.testing.assert_array_equal(
+        pixels(tmp_path / "a.jpg", short_side=short_side),
+        pixels(tmp_path / "a.png", short_side=short_side),
+    )
+    assert drafts == [1]
+    assert pixels(tmp_path / "a.jpg").shape == (200, 300, 3)
+    assert drafts == [1]
+
+
+def chunk(kind, content):
+    """A chunk of a PNG file."""
+    length, checksum = (struct.pack(">I", n) for n in (len(content), zlib.crc32(kind + content)))
+    return length + kind + content + checksum
+
+
+@pytest.mark.parametrize("is_late", [False, True])
+@pytest.mark.parametrize("kind", [b"eXIf", b"iTXt", b"tEXt", b"none"])
+def test_size_of_a_turned_png_is_upright_wherever_that_is_said(tmp_path, noise, kind, is_late):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    profile = b"Raw profile type exif\0\nexif\n 26\n" + exif.tobytes().hex().encode() + b"\n"
+    content = {
+        b"eXIf": exif.tobytes()[6:],
+        b"iTXt": b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
+        b"tEXt": profile,
+        b"none": b"",
+    }[kind]
+    path = tmp_path / "a.png"
+    noise(11, 7).save(path)
+    whole = path.read_bytes()
+    place = whole.index(b"IEND" if is_late else b"IDAT") - 4
+    path.write_bytes(whole[:place] + (chunk(kind, content) if content else b"") + whole[place:])
+    assert image_size(str(path)) == ((11, 7) if kind == b"none" else (7, 11))
+    assert image_size(str(path)) == open_rgb(str(path)).size
+
+
+@pytest.mark.parametrize("more", [b"", chunk(b"tEXt", b"date:create\x002026-01-01")])
+def test_size_of_a_png_is_read_without_its_pixels(tmp_path, noise, more, monkeypatch):
+    path = tmp_path / "a.png"
+    noise(11, 7).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-12] + more + whole[-12:])
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: pytest.fail("decoded"))
+    assert image_size(str(path)) == (11, 7)

@@ -1,0 +1,281 @@
+import json
+import pickle
+import random
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from wfimagevae.dataset import NoReadableImage, TrainImageDataset, ValidImageDataset, collate_images
+from wfimagevae.dataset.images.transforms import resized_center_crop
+
+
+def gray(image):
+    """Which image of a `flat_folder` this is."""
+    value = (image.mean() + 1) * 127.5
+    return round((value.item() - 5) / 10)
+
+
+def spoil(folder, *names):
+    for name in names:
+        (folder / name).write_bytes(b"not an image")
+
+
+# Training
+
+
+def test_sample_is_a_crop_in_the_public_form(noise_folder):
+    dataset = TrainImageDataset(noise_folder(3), resolution=12)
+    sample = dataset[0]
+    assert len(dataset) == 3
+    assert sample["image"].shape == (3, 12, 12) and sample["image"].dtype == torch.float32
+    assert sample["position"] == 0 and sample["unreadable"] == []
+    assert -1 <= sample["image"].min() < -0.9 and 0.9 < sample["image"].max() <= 1
+
+
+def test_native_crop_is_a_piece_of_the_image_unscaled(tmp_path):
+    y, x = np.mgrid[:50, :70].astype(np.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.stack([x, y, x], axis=2)).save(tmp_path / "images" / "a.png")
+    dataset, corners = TrainImageDataset(tmp_path / "images", resolution=8), set()
+    for position in range(40):
+        crop = ((dataset[position]["image"] + 1) * 127.5).round().int()
+        assert (crop[0].diff(dim=1).abs() == 1).all() and (crop[1].diff(dim=0) == 1).all()
+        corners.add((crop[0].min().item(), crop[1].min().item()))
+    assert len(corners) > 30
+
+
+def test_resized_crop_shows_the_whole_short_side(tmp_path):
+    ramp = np.repeat(np.linspace(0, 255, 96).astype(np.uint8)[:, None, None], 160, 1)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(np.repeat(ramp, 3, 2)).save(tmp_path / "images" / "a.png")
+    dataset = TrainImageDataset(tmp_path / "images", resolution=16, train_crop="resized")
+    for position in range(5):
+        column = dataset[position]["image"][0, :, 0]
+        assert column[0] < -0.9 and column[-1] > 0.9
+
+
+def test_every_image_is_seen_once_per_epoch(flat_folder):
+    dataset = TrainImageDataset(flat_folder(7), resolution=8)
+    seen = [gray(dataset[position]["image"]) for position in range(21)]
+    assert all(sorted(seen[i : i + 7]) == list(range(7)) for i in (0, 7, 14))
+    assert seen[:7] != seen[7:14]
+
+
+def test_sample_depends_on_seed_and_position_alone(noise_folder):
+    folder = noise_folder(5)
+    one, two, other = (TrainImageDataset(folder, 8, seed=seed) for seed in (1, 1, 2))
+    forward = [one[position]["image"] for position in range(12)]
+    random.seed(5)
+    torch.manual_seed(5)
+    for position in reversed(range(12)):
+        assert torch.equal(two[position]["image"], forward[position])
+    assert not all(torch.equal(other[p]["image"], forward[p]) for p in range(12))
+
+
+def test_crops_differ_between_epochs(noise_folder):
+    dataset = TrainImageDataset(noise_folder(1, 40, 40), resolution=8)
+    crops = [dataset[epoch]["image"] for epoch in range(8)]
+    assert sum(torch.equal(a, b) for a in crops for b in crops) == 8
+
+
+def test_reading_touches_no_global_random_state(noise_folder):
+    folder = noise_folder(2)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+    TrainImageDataset(folder, resolution=8)[0]
+    assert random.getstate() == before[0]
+    assert np.random.get_state()[1].tolist() == before[1]
+    assert torch.equal(torch.get_rng_state(), before[2])
+
+
+def test_unreadable_image_is_replaced_by_the_next_in_the_order(flat_folder):
+    folder = flat_folder(6)
+    whole = TrainImageDataset(folder, resolution=8)
+    order = [gray(whole[position]["image"]) for position in range(12)]
+    spoil(folder, f"{order[2]:02d}.png", f"{order[3]:02d}.png")
+    broken = TrainImageDataset(folder, resolution=8)
+    expected = [*order[:2], order[4], order[4], *order[4:6]]
+    assert [gray(broken[position]["image"]) for position in range(6)] == expected
+
+
+def test_stand_in_is_cropped_with_the_random_numbers_of_the_position(tmp_path, noise, natural):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise(30, 30).save(folder / "0.png")
+    noise(30, 30).save(folder / "1.png")
+    whole = [TrainImageDataset(folder, resolution=8)[p]["image"] for p in range(8)]
+    spoil(folder, "1.png")  # the same picture stands in
+    broken = TrainImageDataset(folder, resolution=8)
+    assert all(torch.equal(broken[p]["image"], whole[p]) for p in range(8))
+
+
+def test_unreadable_files_are_tried_and_told_once(flat_folder, monkeypatch):
+    folder = flat_folder(4)
+    spoil(folder, "01.png")
+    opened, original = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda p, *a, **k: opened.append(p) or original(p, *a, **k))
+    dataset = TrainImageDataset(folder, resolution=8)
+    told = [entry for position in range(20) for entry in dataset[position]["unreadable"]]
+    assert [path for path, _ in told] == [str(folder / "01.png")]
+    assert "not a JPEG" in told[0][1]
+    assert opened.count(str(folder / "01.png")) == 1
+
+
+def test_every_kind_of_bad_file_is_replaced(tmp_path, flat_folder, noise, monkeypatch):
+    folder = flat_folder(2, size=40)
+    (folder / "empty.png").touch()
+    spoil(folder, "corrupt.jpg")
+    noise(64, 64).save(folder / "cut.jpg")
+    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:900])
+    noise(200, 39).save(folder / "small.png")
+    Image.new("RGB", (100, 100)).save(folder / "bomb.png")
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 8000)
+    dataset = TrainImageDataset(folder, resolution=40)
+    samples = [dataset[position] for position in range(16)]
+    assert {gray(sample["image"]) for sample in samples} == {0, 1}
+    reasons = dict(entry for sample in samples for entry in sample["unreadable"])
+    bad = ["bomb.png", "corrupt.jpg", "cut.jpg", "empty.png", "gone.png", "small.png"]
+    assert sorted(path.rsplit("/")[-1] for path in reasons) == bad
+    assert reasons[str(folder / "small.png")] == "too small: 200x39, needs at least 40x40"
+    assert "bomb" in reasons[str(folder / "bomb.png")]
+
+
+def test_missing_manifest_entries_are_replaced(tmp_path, flat_folder):
+    flat_folder(1)
+    lines = [{"path": "images/00.png"}, {"path": "images/gone.png"}, {"path": "images"}]
+    (tmp_path / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    dataset = TrainImageDataset(tmp_path / "list.jsonl", resolution=8, use_manifest=True)
+    told = [entry for position in range(6) for entry in dataset[position]["unreadable"]]
+    assert sorted(r for _, r in told) == ["Is a directory", "No such file or directory"]
+
+
+@pytest.mark.parametrize("position", range(8))
+def test_one_readable_image_is_found_from_anywhere(flat_folder, position):
+    folder = flat_folder(8)
+    spoil(folder, *(f"{i:02d}.png" for i in range(8) if i != 3))
+    assert gray(TrainImageDataset(folder, resolution=8)[position]["image"]) == 3
+
+
+def test_nothing_readable_is_an_error_with_examples(flat_folder):
+    folder = flat_folder(5)
+    dataset = TrainImageDataset(folder, resolution=13)
+    for _ in range(2):  # what failed once is remembered
+        with pytest.raises(
+            NoReadableImage, match=r"none of 5 .*00\.png \(too small: 12x12"
+        ) as error:
+            dataset[3]
+    assert isinstance(error.value, ValueError)
+
+
+def test_search_gives_up_after_a_thousand(tmp_path):
+    (tmp_path / "images").mkdir()
+    for i in range(1500):
+        (tmp_path / "images" / f"{i}.png").touch()
+    with pytest.raises(NoReadableImage, match="none of 1000 images"):
+        TrainImageDataset(tmp_path / "images", resolution=8)[0]
+
+
+@pytest.mark.parametrize("options", [{"resolution": 0}, {"resolution": 8, "train_crop": "centre"}])
+def test_bad_training_options_are_refused(flat_folder, options):
+    with pytest.raises(ValueError, match=r"resolution must|unknown train_crop 'centre'"):
+        TrainImageDataset(flat_folder(1), **options)
+
+
+def test_dataset_can_be_sent_to_a_spawned_worker(noise_folder):
+    dataset = TrainImageDataset(noise_folder(3), resolution=8)
+    copy = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(copy[5]["image"], dataset[5]["image"])
+
+
+# Validation
+
+
+def test_validation_is_sorted_resized_and_centred(tmp_path, natural):
+    folder = tmp_path / "images"
+    (folder / "b").mkdir(parents=True)
+    natural(60, 40).save(folder / "b" / "1.png")
+    natural(40, 60, seed=1).save(folder / "a.png")
+    dataset = ValidImageDataset(folder, resolution=20, crop_size=16)
+    assert dataset.paths == ["a.png", "b/1.png"]
+    sample = dataset[1]
+    expected = natural(60, 40).resize((30, 20), Image.Resampling.BICUBIC).crop((7, 2, 23, 18))
+    pixels = torch.from_numpy(np.array(expected)).permute(2, 0, 1)
+    assert torch.equal(((sample["image"] + 1) * 127.5).round().byte(), pixels)
+    assert (sample["path"], sample["error"]) == ("b/1.png", None)
+
+
+def test_crop_size_defaults_to_the_resolution_and_both_to_the_native_size(tmp_path, noise):
+    noise(30, 22).save(tmp_path / "a.png")
+    assert ValidImageDataset(tmp_path, resolution=10)[0]["image"].shape == (3, 10, 10)
+    assert ValidImageDataset(tmp_path, resolution=40)[0]["image"].shape == (3, 40, 40)
+    assert ValidImageDataset(tmp_path, crop_size=20)[0]["image"].shape == (3, 20, 20)
+    assert ValidImageDataset(tmp_path)[0]["image"].shape == (3, 22, 30)
+    assert "too small" in ValidImageDataset(tmp_path, crop_size=24)[0]["error"]
+
+
+def test_subset_is_evenly_spaced(flat_folder):
+    folder = flat_folder(10)
+    paths = [f"{i:02d}.png" for i in range(10)]
+    assert ValidImageDataset(folder, 8, subset_size=4).paths == [paths[i] for i in (0, 2, 5, 7)]
+    for everything in (0, 10, 99):
+        assert ValidImageDataset(folder, 8, subset_size=everything).paths == paths
+
+
+def test_unreadable_images_are_listed_not_replaced(flat_folder):
+    folder = flat_folder(3)
+    spoil(folder, "01.png")
+    dataset = ValidImageDataset(folder, resolution=8)
+    batch = collate_images([dataset[i] for i in range(3)])
+    assert batch["path"] == ["00.png", "02.png"]
+    assert [gray(image) for image in batch["image"]] == [0, 2]
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    assert [path for path, _ in batch["unreadable"]] == ["01.png"]
+    assert collate_images([dataset[1]])["image"] is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"resolution": 0}, "resolution must"),
+        ({"crop_size": -1}, "crop_size must"),
+        ({"resolution": 8, "crop_size": 9}, "does not fit"),
+        ({"subset_size": -1}, "subset_size must"),
+    ],
+)
+def test_bad_validation_options_are_refused(flat_folder, options, message):
+    with pytest.raises(ValueError, match=message):
+        ValidImageDataset(flat_folder(1), **options)
+
+
+# Crops of class-conditional models, and data held out
+
+
+def test_center_crop_is_the_resized_middle_mirrored_half_of_the_time(tmp_path, noise):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    noise(40, 24).save(folder / "a.png")
+    expected = torch.from_numpy(resized_center_crop(noise(40, 24), 10))
+    dataset = TrainImageDataset(folder, resolution=10, train_crop="center")
+    crops = dataset.read_batch(list(range(100)))["pixels"]
+    plain = [torch.equal(crop, expected) for crop in crops]
+    assert 30 < sum(plain) < 70
+    assert all(p or torch.equal(c, expected.flip(1)) for p, c in zip(plain, crops, strict=True))
+    small = TrainImageDataset(folder, resolution=50, train_crop="center")
+    assert small[0]["image"].shape == (3, 50, 50)  # enlarged
+
+
+@pytest.mark.parametrize("train_crop", ["native", "resized", "center"])
+def test_without_augmentation_an_image_gives_one_crop_its_middle(tmp_path, natural, train_crop):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    natural(40, 20).save(folder / "a.png")
+    dataset = TrainImageDataset(folder, 10, train_crop=train_crop, augment=False)
+    crops = dataset.read_batch(list(range(20)))["pixels"]
+    assert (crops == crops[0]).all()
+    if train_crop == "native":
+        assert np.array_equal(crops[0], np.array(natural(40, 20))[5:15, 15:25])
+    else:
+        whole = np.array(natural(40, 20).resize((20, 10), Image.Resampling.BICUBIC))
+        assert np.abs(crops[0].numpy().astype(int) - whole[:, 5:15]).mean() < 4

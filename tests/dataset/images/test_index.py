@@ -1,0 +1,329 @@
+import json
+import logging
+import os
+import pickle
+import time
+
+import pytest
+
+from wfimagevae.dataset.images import index as sources
+from wfimagevae.dataset.images.index import index_images
+
+
+@pytest.fixture
+def touch(tmp_path):
+    """Maker of empty files below a folder of images (and of that folder)."""
+
+    def make(*names, root="images"):
+        for name in names:
+            path = tmp_path / root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path / root
+
+    return make
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Lets time pass, so that the folders made so far count as settled."""
+    real = time.time_ns
+    monkeypatch.setattr(sources.time, "time_ns", lambda: real() + 10 * 10**9)
+
+
+@pytest.fixture
+def listed(monkeypatch):
+    """Folders that were really listed, by name."""
+    names, scandir = [], os.scandir
+
+    def spy(path):
+        names.append(os.path.basename(os.path.normpath(path)))
+        return scandir(path)
+
+    monkeypatch.setattr(sources.os, "scandir", spy)
+    return names
+
+
+def names(index):
+    return [index.relative(i) for i in range(len(index))]
+
+
+def snapshot(folder):
+    return {p: p.lstat().st_mtime_ns for p in [folder, *folder.rglob("*")]}
+
+
+def test_folder_is_scanned_recursively_for_every_extension_in_any_case(touch):
+    images = ["a.JPG", "b.jpeg", "b/c.PNG", "b/d/e.WebP", "é.bmp", "z.JPEG"]
+    root = touch(*images, "notes.txt", "b/x.gif", "jpg", "README")
+    assert names(index_images(root)) == sorted(images)
+    assert [index_images(root).path(i) for i in range(6)] == [f"{root}/{n}" for n in sorted(images)]
+
+
+def test_order_is_by_bytes_whatever_the_file_system_returns(touch, monkeypatch):
+    root = touch("B.png", "a/1.png", "a.png", "a-b/1.png", "ä.png", "10.png", "9.png")
+    expected = ["10.png", "9.png", "B.png", "a-b/1.png", "a.png", "a/1.png", "ä.png"]
+    assert names(index_images(root)) == expected
+
+
+def test_hidden_files_and_folders_are_skipped(touch):
+    root = touch("a.png", ".b.png", "._a.png", ".hidden/c.png", "d/.e/f.png")
+    assert names(index_images(root)) == ["a.png"]
+
+
+def test_folder_with_an_image_name_is_scanned_as_a_folder(touch):
+    assert names(index_images(touch("x.jpg/a.png"))) == ["x.jpg/a.png"]
+
+
+def test_names_that_are_not_utf8_can_be_opened(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    with open(os.path.join(os.fsencode(root), b"\xff\xfe.png"), "wb") as file:
+        file.write(b"x")
+    for _ in range(2):  # the second time from the cache
+        with open(index_images(root).path(0), "rb") as file:
+            assert file.read() == b"x"
+
+
+def test_links_are_followed_and_loops_are_not(touch, tmp_path):
+    outside = touch("o.png", root="outside")
+    root = touch("a/b/c.png")
+    (root / "out").symlink_to(outside)
+    (root / "file.png").symlink_to(outside / "o.png")
+    (root / "a" / "b" / "up").symlink_to(root)
+    (root / "self").symlink_to(root / "self")
+    assert names(index_images(root)) == ["a/b/c.png", "file.png", "out/o.png"]
+
+
+def test_folder_that_cannot_be_listed_is_named_and_left_out(touch, monkeypatch, caplog):
+    root, scandir = touch("a/1.png", "b/2.png"), os.scandir
+
+    def refuse(path):
+        if os.path.normpath(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sources.os, "scandir", refuse)
+        assert names(index_images(root)) == ["a/1.png"]
+    assert f"{root}/b" in caplog.text
+    assert names(index_images(root)) == ["a/1.png", "b/2.png"]
+
+
+def test_user_folder_and_relative_paths_are_understood(touch, monkeypatch):
+    root = touch("a.png")
+    monkeypatch.chdir(root.parent)
+    assert index_images("images").path(0) == f"{root}/a.png"
+    monkeypatch.setenv("HOME", str(root.parent))
+    assert index_images("~/images").path(0) == f"{root}/a.png"
+
+
+def test_empty_folder_names_the_extensions(touch):
+    with pytest.raises(ValueError, match=r"no images in .*\.jpg, \.jpeg, \.png, \.webp, \.bmp"):
+        index_images(touch("notes.txt"))
+
+
+def test_shards_are_named_where_images_are_asked_for(touch, tmp_path):
+    folder = touch("below/a.tar")
+    with pytest.raises(ValueError, match=r"no images in .*; training reads .*below/a\.tar"):
+        index_images(folder, tmp_path / "cache")
+    with pytest.raises(ValueError, match=r"a\.tar is a shard.*cannot be cached"):
+        index_images(folder / "below" / "a.tar", tmp_path / "cache")
+
+
+def test_missing_path_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="neither a folder nor a manifest"):
+        index_images(tmp_path / "nothing")
+
+
+def test_index_is_compact_and_survives_pickling(touch):
+    index = index_images(touch(*(f"class/{i:04d}.png" for i in range(500))))
+    assert len(pickle.dumps(index)) < 500 * (len("class/0000.png") + 8) + 1000
+    assert names(pickle.loads(pickle.dumps(index))) == names(index)
+    with pytest.raises(IndexError):
+        index.path(500)
+
+
+# Manifests
+
+
+def manifest(tmp_path, *lines):
+    path = tmp_path / "list.jsonl"
+    text = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(text) + "\n", encoding="utf-8")
+    return path
+
+
+def test_manifest_gives_paths_under_any_key_relative_to_its_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir("/")
+    path = manifest(
+        tmp_path,
+        {"image_path": "a/1.png", "caption": "x"},
+        "",
+        {"path": "b é.jpg"},
+        "   ",
+        {"target": f"{tmp_path}/c.png", "image_path": None},
+        {"path": "../elsewhere/d.png"},
+        {"target": "/data/e.png"},
+    )
+    index = index_images(path, use_manifest=True)
+    read = {os.path.normpath(index.path(i)) for i in range(len(index))}
+    below = {f"{tmp_path}/{name}" for name in ("a/1.png", "b é.jpg", "c.png")}
+    assert read == below | {f"{tmp_path.parent}/elsewhere/d.png", "/data/e.png"}
+    outside = f"{tmp_path.parent}/elsewhere/d.png".lstrip("/")
+    assert set(names(index)) == {"a/1.png", "b é.jpg", "c.png", outside, "data/e.png"}
+
+
+def test_byte_order_mark_is_accepted(tmp_path):
+    path = manifest(tmp_path, {"path": "a.png"})
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert names(index_images(path)) == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["a.png", '{"path": "a.png"', '"a.png"', "[1]", '{"file": "a"}', '{"path": ""}', '{"path": 3}'],
+)
+def test_bad_line_is_named_by_file_and_number(tmp_path, line):
+    path = manifest(tmp_path, {"path": "ok.png"}, "", line)
+    with pytest.raises(ValueError, match=r"list\.jsonl:3: "):
+        index_images(path)
+
+
+def test_undecodable_line_is_named_by_file_and_number(tmp_path):
+    path = manifest(tmp_path, {"path": "ok.png"})
+    path.write_bytes(path.read_bytes() + b'{"path": "\xff.png"}\n')
+    with pytest.raises(ValueError, match=r"list\.jsonl:2: "):
+        index_images(path)
+
+
+def test_empty_manifest_and_an_image_in_its_place_are_errors(tmp_path, touch):
+    with pytest.raises(ValueError, match=r"no images in .*list\.jsonl"):
+        index_images(manifest(tmp_path, ""))
+    with pytest.raises(ValueError, match="is an image"):
+        index_images(touch("a.png") / "a.png")
+
+
+def test_insisting_on_a_manifest_refuses_a_folder(touch):
+    with pytest.raises(ValueError, match="is a folder, not a manifest"):
+        index_images(touch("a.png"), use_manifest=True)
+
+
+# Cache
+
+
+def test_unchanged_folders_are_not_listed_again(touch, tmp_path, later, listed):
+    root = touch("a/1.png", "a/2.png", "b/3.png")
+    first = names(index_images(root, tmp_path / "cache"))
+    assert sorted(listed) == ["a", "b", "images"]
+    listed.clear()
+    assert names(index_images(root, tmp_path / "cache")) == first
+    assert listed == []
+
+
+def test_added_and_removed_files_and_folders_are_noticed(touch, tmp_path, later, listed):
+    root, cache = touch("a/1.png", "a/2.png", "b/3.png", "c/4.png", "c/d/5.png"), tmp_path / "cache"
+    index_images(root, cache)
+    listed.clear()
+    touch("a/6.png", "e/7.png")
+    (root / "a" / "1.png").unlink()
+    (root / "c" / "d" / "5.png").rename(root / "c" / "d" / "8.png")
+    assert names(index_images(root, cache)) == [
+        *("a/2.png", "a/6.png", "b/3.png", "c/4.png", "c/d/8.png", "e/7.png")
+    ]
+    assert sorted(listed) == ["a", "d", "e", "images"]
+    (root / "b" / "3.png").unlink()
+    (root / "b").rmdir()
+    assert "b/3.png" not in names(index_images(root, cache))
+
+
+def test_freshly_changed_folder_is_not_trusted(touch, tmp_path, listed):
+    root = touch("1.png")
+    index_images(root, tmp_path / "cache")
+    index_images(root, tmp_path / "cache")
+    assert listed == ["images", "images"]
+
+
+def test_file_added_with_the_old_folder_time_restored_is_noticed(touch, tmp_path, later):
+    root = touch("1.png")
+    before = root.stat()
+    index_images(root, tmp_path / "cache")
+    touch("2.png")
+    os.utime(root, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert names(index_images(root, tmp_path / "cache")) == ["1.png", "2.png"]
+
+
+def test_link_whose_target_appears_later_is_noticed(touch, tmp_path, later):
+    root = touch("a.png")
+    (root / "disk").symlink_to(tmp_path / "disk")
+    assert names(index_images(root, tmp_path / "cache")) == ["a.png"]
+    touch("b.png", root="disk")
+    assert names(index_images(root, tmp_path / "cache")) == ["a.png", "disk/b.png"]
+
+
+def test_image_folder_is_never_written(touch, monkeypatch, later, caplog):
+    root = touch("a/1.png")
+    before = snapshot(root)
+    index_images(root)
+    assert not caplog.records
+    index_images(root, root / "a" / "cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(root))
+    index_images(root)
+    assert snapshot(root) == before
+    assert caplog.text.count("index cache off") == 2
+
+
+def test_default_cache_lies_under_the_users_cache_folder(touch, tmp_path, monkeypatch):
+    root = touch("1.png")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    index_images(root)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    index_images(root)
+    for cache in ("xdg", "home/.cache"):
+        (file,) = (tmp_path / cache / "wfimagevae" / "index").iterdir()
+        assert json.loads(file.read_text())["root"] == str(root)
+
+
+def test_unwritable_cache_folder_costs_one_line(touch, tmp_path, caplog):
+    root = touch("1.png")
+    (tmp_path / "file").touch()
+    assert names(index_images(root, tmp_path / "file" / "cache")) == ["1.png"]
+    assert [r.levelno for r in caplog.records] == [logging.WARNING]
+    assert "index cache off: cannot write" in caplog.text
+
+
+def test_failed_write_leaves_the_old_cache_and_no_litter(
+    touch, tmp_path, later, monkeypatch, caplog
+):
+    root, cache = touch("1.png"), tmp_path / "cache"
+    index_images(root, cache)
+    (file,) = cache.iterdir()
+    before = file.read_bytes()
+    touch("2.png")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sources.os, "replace", full)
+    assert names(index_images(root, cache)) == ["1.png", "2.png"]
+    assert list(cache.iterdir()) == [file] and file.read_bytes() == before
+    assert "No space left" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"version": 1}', '{"version": 0, "root": "/", "folders": {}}', "\x80"]
+)
+def test_damaged_cache_is_replaced(touch, tmp_path, later, text):
+    root, cache = touch("1.png"), tmp_path / "cache"
+    index_images(root, cache)
+    (file,) = cache.iterdir()
+    file.write_bytes(text.encode("latin-1"))
+    assert names(index_images(root, cache)) == ["1.png"]
+    assert json.loads(file.read_text())["root"] == str(root)
+
+
+def test_two_folders_do_not_share_a_cache(touch, tmp_path, later):
+    one, two = touch("1.png", root="one"), touch("2.png", root="two")
+    for _ in range(2):
+        assert names(index_images(one, tmp_path / "cache")) == ["1.png"]
+        assert names(index_images(two, tmp_path / "cache")) == ["2.png"]

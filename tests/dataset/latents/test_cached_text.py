@@ -1,0 +1,115 @@
+"""Embeddings of captions beside latents."""
+
+import json
+
+import pytest
+import torch
+
+from tests.dataset.latent_files import numbered, write_cache
+from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
+from wfimagevae.dataset.latents.cached_text import compact, text_tensors
+
+LENGTH, WIDTH = 6, 4
+ENCODER = {"kind": "t5", "source": "here", "length": LENGTH, "fingerprint": "a" * 64}
+KEYS = {"text_length": LENGTH, "text_width": WIDTH, "pooled_width": 3}
+RECORD = ENCODER | {"config_keys": KEYS}
+CAPTIONS = ["1", ["20", "200", "2000"], None, "30", None]
+
+
+def embedding(texts):
+    """A caption is a number; it has as many tokens as digits, and both are made of it."""
+    mask = torch.tensor([[i < len(text) for i in range(LENGTH)] for text in texts])
+    values = torch.tensor([float(text) for text in texts])
+    tokens = values.view(-1, 1, 1).expand(-1, LENGTH, WIDTH) * mask[..., None]
+    return {"tokens": tokens, "mask": mask, "pooled": values[:, None].repeat(1, 3)}
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """Latents 0 to 4 in two shards, with the captions above."""
+    shards = []
+    for first, count in ((0, 2), (2, 3)):
+        captions = [c if isinstance(c, list) else [c] * (c is not None) for c in CAPTIONS]
+        captions = captions[first : first + count]
+        texts = [text for rows in captions for text in rows]
+        nothing = {name: value[:0] for name, value in embedding(["0"]).items()}
+        parts = [compact(nothing)]
+        parts += [compact(embedding([text])) for text in texts]
+        tensors = text_tensors(parts, [len(c) for c in captions])
+        shards.append({"moments": numbered(first, count)} | tensors)
+    folder = write_cache(tmp_path / "cache", shards, text=RECORD)
+    for i, rows in enumerate((CAPTIONS[:2], CAPTIONS[2:])):
+        lines = [json.dumps({"name": "x.png", "caption": caption}) for caption in rows]
+        (folder / f"latents-{i:05d}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def test_embeddings_are_those_of_the_caption_that_stands_beside_them(cache):
+    dataset = LatentDataset(cache, text="embeddings")
+    batch = dataset.read_batch(list(range(50)))
+    assert batch["tokens"].shape == (50, LENGTH, WIDTH) and batch["tokens"].dtype == torch.float16
+    seen = set()
+    for row, caption in enumerate(batch["caption"]):
+        latent = round(batch["latent"][row, 0, 0, 0].item())
+        known = CAPTIONS[latent]
+        assert caption in (known or "")
+        expected = embedding([caption or "0"])
+        if not caption:
+            expected = {name: torch.zeros_like(value) for name, value in expected.items()}
+        for name, value in expected.items():
+            assert torch.equal(batch[name][row].float(), value[0].float())
+        seen.add(caption)
+    assert seen == {"1", "20", "200", "2000", "30", ""}
+
+
+def test_a_shard_is_as_wide_as_its_longest_caption(cache):
+    shards = LatentDataset(cache, text="embeddings")._shards
+    assert shards[0].map("text_tokens").shape == (4, 4, WIDTH)
+    assert shards[1].map("text_tokens").shape == (1, 2, WIDTH)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_embeddings_reach_the_objective_as_float32(cache, num_workers):
+    loader = TrainLoader(LatentDataset(cache, text="embeddings"), 5, num_workers=num_workers)
+    batch = next(loader)
+    loader.close()
+    assert batch["tokens"].dtype == batch["pooled"].dtype == torch.float32
+    assert batch["mask"].dtype == torch.bool and len(batch["caption"]) == 5
+    digits = torch.tensor([len(caption) for caption in batch["caption"]])
+    assert torch.equal(batch["mask"].sum(1), digits)
+
+
+def test_captions_alone_are_read_without_their_embeddings(cache):
+    dataset = LatentDataset(cache, prefix="no.")
+    batch = dataset.read_batch([0, 1, 2, 3, 4])
+    assert "tokens" not in batch and dataset.has_captions and dataset.text_facts is None
+    without = LatentDataset(cache, text="none")
+    assert not without.has_captions and without.read_batch([0]).keys() == {"latent"}
+    assert sorted(batch["caption"])[2:] in (
+        ["no.. 1", f"no.. {n}", "no.. 30"] for n in (20, 200, 2000)
+    )
+
+
+def test_what_does_not_fit_is_refused(cache, tmp_path):
+    with pytest.raises(DataError, match="no prefix 'x' can be set before"):
+        LatentDataset(cache, prefix="x", text="embeddings")
+    other = write_cache(tmp_path / "other", [{"moments": numbered(0, 2)}], prefix="oil")
+    with pytest.raises(DataError, match="begin with 'oil' already"):
+        LatentDataset(other, prefix="x")
+    with pytest.raises(DataError, match="holds no embeddings"):
+        LatentDataset(other, text="embeddings")
+    like = LatentDataset(cache).record
+    moved = {"text": like["text"] | {"source": "there"}}
+    LatentDataset(cache, like=like | moved, text="embeddings")
+    changed = {"text": like["text"] | {"fingerprint": "b" * 64}}
+    with pytest.raises(DataError, match=r"weights bbbbbbbbbbbb.*: encode both with the same"):
+        LatentDataset(cache, like=like | changed, text="embeddings")
+    (cache / "latents-00001.jsonl").write_text("")
+    with pytest.raises(DataError, match="captions of 2 samples and latents of 5"):
+        LatentDataset(cache)
+
+
+def test_values_beyond_float16_are_refused():
+    part = embedding(["1"])
+    with pytest.raises(ValueError, match="beyond the range of float16"):
+        compact(part | {"pooled": part["pooled"] * 1e6})

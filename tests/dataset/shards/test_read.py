@@ -1,0 +1,229 @@
+import errno
+import io
+import os
+import pickle
+import tarfile
+from collections import Counter
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+import webdataset
+
+from tests.dataset.shard_files import as_json, dataset, jpg, numbers, open_set, png, write_shards
+from wfimagevae.dataset import DataError, ShardOrder, TrainLoader
+from wfimagevae.dataset.images.decode import UnreadableImage
+
+
+def draw(loader, count):
+    batches = list(islice(loader, count))
+    loader.close()
+    return batches
+
+
+def seen(batches):
+    return [number for batch in batches for number in numbers(batch)]
+
+
+def test_samples_are_those_of_the_webdataset_library(tmp_path):
+    write_shards(tmp_path, [3, 1, 4], lambda i: {"json": as_json(n=i), "extra.npy": b"no"})
+    urls = [str(path) for path in sorted(tmp_path.iterdir())]
+    theirs = list(webdataset.WebDataset(urls, shardshuffle=False))
+    found = open_set(str(tmp_path), with_captions=True, with_labels=True, with_records=True)
+    assert len(found) == len(theirs) == 8
+    for i, sample in enumerate(theirs):
+        assert found.images.key(i) == sample["__key__"]
+        assert found.images.content(i) == sample["png"]
+        assert found.captions.all(i) == [sample["txt"].decode()]
+        assert found.labels[0][i] == int(sample["cls"])
+        assert found.record(i) == {"n": i}
+    assert found.images.name(4) == f"{tmp_path / 's-002.tar'}::00004"
+
+
+def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("./x.y/one.SEG.PNG", "./x.y/one.txt", "x/two.jpg", "__meta__/z.png", "noext"):
+            content = png(1) if name.endswith(("PNG", "png", "jpg")) else b"text"
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    theirs = [
+        {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")}
+        for sample in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
+    ]
+    found = open_set(str(tmp_path / "a.tar"), image_key="jpg;seg.png", with_captions=False)
+    assert [found.images.key(i) for i in range(2)] == [s["__key__"] for s in theirs]
+    assert found.images.content(0) == theirs[0]["seg.png"]
+    assert found.images.relative(0) == "a/x.y/one.png"
+
+
+@pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 2)])
+def test_ranks_and_workers_together_read_every_sample_once_an_epoch(tmp_path, ranks, workers):
+    write_shards(tmp_path, [5, 1, 0, 7, 4, 3, 4])  # 24, and an empty shard
+    data = dataset(open_set(str(tmp_path)))
+    loaders = [
+        TrainLoader(data, 2, rank=r, world_size=ranks, num_workers=workers) for r in range(ranks)
+    ]
+    shares = [seen(draw(loader, 2 * 24 // (2 * ranks))) for loader in loaders]
+    epochs = [[], []]
+    for share in shares:  # 24 positions an epoch are a whole number of steps of all ranks
+        epochs[0] += share[: len(share) // 2]
+        epochs[1] += share[len(share) // 2 :]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2
+    assert epochs[0] != epochs[1]
+
+
+def test_order_stays_in_a_few_shards_at_a_time_and_shuffles_inside():
+    files = np.repeat(np.arange(10), 20)
+    order = ShardOrder(files, seed=1, group_size=3)
+    epoch = [order.index(p) for p in range(200)]
+    assert sorted(epoch) == list(range(200))
+    for start, stop in ((0, 60), (60, 120), (120, 180), (180, 200)):
+        group = epoch[start:stop]
+        assert len({files[i] for i in group}) == (stop - start) // 20
+        assert len({files[i] for i in group[:12]}) == (3 if stop <= 180 else 1)
+    assert len({files[i] for i in epoch[180:]}) == 1
+    again = ShardOrder(files, seed=1, group_size=3)
+    assert [again.index(p) for p in (399, 7, 250, 0)] == [order.index(p) for p in (399, 7, 250, 0)]
+    other = ShardOrder(files, seed=2, group_size=3)
+    assert [other.index(p) for p in range(200)] != epoch
+
+
+@pytest.mark.parametrize(("before", "workers"), [(0, 0), (1, 2), (5, 0), (8, 1)])
+def test_resuming_anywhere_equals_never_stopping(tmp_path, before, workers):
+    write_shards(tmp_path, [5, 6, 2])
+    whole = draw(TrainLoader(dataset(open_set(str(tmp_path))), 3, num_workers=0), 10)
+    first = TrainLoader(dataset(open_set(str(tmp_path))), 3, num_workers=workers)
+    head = list(islice(first, before))
+    state = first.state_dict()
+    first.close()
+    second = TrainLoader(dataset(open_set(str(tmp_path))), 3, num_workers=workers)
+    second.load_state_dict(state)
+    images = [batch["image"] for batch in [*head, *draw(second, 10 - before)]]
+    assert torch.equal(torch.cat(images), torch.cat([batch["image"] for batch in whole]))
+
+
+def test_another_size_of_groups_is_refused_on_resume(tmp_path):
+    write_shards(tmp_path, [5, 6, 2])
+    found = open_set(str(tmp_path))
+    state = TrainLoader(dataset(found), 3, num_workers=0).state_dict()
+    with pytest.raises(ValueError, match="wds_shuffle_shards was 2, is 1"):
+        TrainLoader(dataset(found, group_size=1), 3, num_workers=0).load_state_dict(state)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_corrupt_samples_are_replaced_and_counted_and_end_no_worker(tmp_path, workers):
+    broken = {2: b"", 5: b"no image", 9: png(1)[:40]}
+    write_shards(tmp_path, [6, 6], lambda i: {"png": broken[i]} if i in broken else {})
+    loader = TrainLoader(dataset(open_set(str(tmp_path))), 4, num_workers=workers)
+    batches = draw(loader, 9)
+    shown = Counter(seen(batches))
+    assert not shown.keys() & broken.keys() and sum(shown.values()) == 36
+    assert loader.num_unreadable == 3
+    told = [name for batch in batches for name, _ in batch["unreadable"]]
+    assert sorted(name.rpartition("::")[2] for name in told) == ["00002", "00005", "00009"]
+
+
+def test_workers_alone_read_their_shards_after_pickling(tmp_path):
+    write_shards(tmp_path, [3])
+    images = open_set(str(tmp_path)).images
+    images.content(0)
+    assert pickle.loads(pickle.dumps(images)).content(2) == images.content(2)
+
+
+def test_shard_that_changed_under_a_run_is_an_error(tmp_path):
+    (path,) = write_shards(tmp_path, [3])
+    images = open_set(str(tmp_path)).images
+    with path.open("ab") as file:
+        file.write(b"\0" * 512)
+    with pytest.raises(DataError, match="changed since"):
+        images.open(0)
+
+
+def test_image_that_the_file_no_longer_holds_is_unreadable(tmp_path):
+    (path,) = write_shards(tmp_path, [3])
+    images = open_set(str(tmp_path)).images
+    images.open(0)
+    with path.open("r+b") as file:
+        file.truncate(600)
+    with pytest.raises(UnreadableImage, match="cut short"):
+        images.open(2)
+
+
+def test_captions_and_labels_come_from_json_fields(tmp_path):
+    def sample(i):
+        fields = {"prompt": [f"one {i}", f"two {i}"] if i else "one 0", "label": "ab"[i % 2]}
+        return {"json": as_json(**fields), "txt": None, "cls": None}
+
+    write_shards(tmp_path, [4], sample)
+    found = open_set(
+        str(tmp_path),
+        caption_key="json:prompt",
+        label_key="json:label",
+        with_captions=True,
+        with_labels=True,
+        caption_prefix="photo",
+    )
+    assert found.captions.all(0) == ["photo. one 0"]
+    assert found.captions.all(3) == ["photo. one 3", "photo. two 3"]
+    assert found.labels[0].tolist() == [0, 1, 0, 1] and found.labels[1] == ["a", "b"]
+    batch = dataset(found).read_batch([0, 1])
+    assert all(text.startswith("photo. ") for text in batch["caption"])
+    assert batch["label"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_key": "tiff"}, r"image of type tiff: its members are of type cls, png, txt"),
+        ({"caption_key": "json:prompt", "with_captions": True}, "none of 3 images has a caption"),
+        ({"label_key": "json:label", "with_labels": True}, "class under json:label"),
+    ],
+)
+def test_keys_that_no_sample_has_are_errors(tmp_path, options, message):
+    write_shards(tmp_path, [3])
+    with pytest.raises(ValueError, match=message):
+        open_set(str(tmp_path), **options)
+
+
+def test_samples_without_an_image_of_the_types_are_counted_and_their_types_told(tmp_path, caplog):
+    write_shards(tmp_path, [5], lambda i: {"png": None, "bmp": png(1)} if i % 2 else {})
+    assert len(open_set(str(tmp_path))) == 3
+    assert "left out 2 of 5 samples" in caplog.text and "of type bmp, cls, txt" in caplog.text
+    caplog.clear()
+    assert len(open_set(str(tmp_path), image_key="png;bmp")) == 5
+    assert "left out" not in caplog.text
+
+
+def test_negative_label_is_refused_by_the_name_of_its_sample(tmp_path):
+    write_shards(tmp_path, [12], lambda i: {"cls": -1 if i == 5 else i})
+    with pytest.raises(ValueError, match=r"s-000.tar::00005: label -1 is out of range: use 0 to"):
+        open_set(str(tmp_path), with_labels=True)
+
+
+def test_shard_that_cannot_be_opened_ends_training_and_counts_as_no_damage(tmp_path, monkeypatch):
+    write_shards(tmp_path, [3])
+    images = open_set(str(tmp_path)).images
+
+    def full(*_):
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "open", full)
+    with pytest.raises(DataError, match=r"cannot open shard .*s-000.tar: Too many open files"):
+        images.open(0)
+
+
+def test_custom_types_can_be_images_and_captions(tmp_path):
+    write_shards(tmp_path, [2], lambda i: {"png": None, "pic": png(3 * i + 1), "alt": b"words"})
+    found = open_set(str(tmp_path), image_key="pic", caption_key="alt", with_captions=True)
+    assert found.sizes.tolist() == [[12, 12]] * 2 and found.captions.all(1) == ["words"]
+
+
+def test_sizes_are_those_of_the_upright_image(tmp_path):
+    turned = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}
+    write_shards(tmp_path, [1], lambda i: {"png": None, "jpg": jpg(0, 40, 30, **turned)})
+    found = open_set(str(tmp_path))
+    assert found.sizes.tolist() == [[30, 40]]
+    assert found.images.open(0).size == (30, 40)
+    assert found.images.open(0, short_side=(20, 10)).size == (15, 20)

@@ -1,0 +1,370 @@
+import contextlib
+import functools
+import http.server
+import multiprocessing
+import os
+import shutil
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
+from wfimagevae.dataset import DataError, TrainLoader, remote_shards
+from wfimagevae.dataset.shards.remote import RemoteOptions, RemoteShards
+
+
+class Server:
+    """A folder served over HTTP, with failures on demand.
+
+    Args:
+        folder: What to serve.
+    """
+
+    def __init__(self, folder):
+        self.requests = []
+        self.tokens = []
+        self.failures = {}  # path -> how many requests fail first
+        self.cut = {}  # path -> how many answers break off
+        self.token = None
+        self.head_refused = 0
+        handler = functools.partial(_Handler, self, directory=str(folder))
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def count(self, method):
+        return Counter(path for verb, path in self.requests if verb == method)
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def __init__(self, owner, *args, **options):
+        self.owner = owner
+        super().__init__(*args, **options)
+
+    def log_message(self, *_):
+        pass
+
+    def send_head(self):
+        owner, path = self.owner, self.path
+        owner.requests.append((self.command, path))
+        owner.tokens.append(self.headers.get("Authorization"))
+        if self.command == "HEAD" and owner.head_refused:
+            return self.send_error(owner.head_refused)
+        if owner.token and owner.tokens[-1] != f"Bearer {owner.token}":
+            return self.send_error(401)
+        if self.command == "GET" and owner.failures.get(path, 0):
+            owner.failures[path] -= 1
+            return self.send_error(503)
+        return super().send_head()
+
+    def copyfile(self, source, target):
+        if self.owner.cut.get(self.path, 0):
+            self.owner.cut[self.path] -= 1
+            target.write(source.read(700))
+            return
+        super().copyfile(source, target)
+
+
+@pytest.fixture
+def server(tmp_path):
+    (tmp_path / "served").mkdir()
+    running = Server(tmp_path / "served")
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def options(tmp_path):
+    return RemoteOptions(tmp_path / "fetched", retries=3, retry_delay=0.01)
+
+
+def copies(tmp_path):
+    return sorted(path.name for path in (tmp_path / "fetched").glob("*.tar"))
+
+
+def test_failing_server_is_tried_again_and_each_shard_fetched_once(tmp_path, server, options):
+    write_shards(tmp_path / "served", [3, 4])
+    server.failures["/s-000.tar"] = 2
+    server.cut["/s-001.tar"] = 1
+    found = open_set(f"{server.url}/s-{{000..001}}.tar", remote=options, with_captions=True)
+    local = open_set(str(tmp_path / "served"))
+    assert [found.images.content(i) for i in range(7)] == [
+        local.images.content(i) for i in range(7)
+    ]
+    loader = TrainLoader(dataset(found), 2, num_workers=2)
+    for _ in range(7):
+        next(loader)
+    loader.close()
+    assert server.count("GET")["/s-000.tar"] == 3 and server.count("GET")["/s-001.tar"] == 2
+    assert len(copies(tmp_path)) == 2
+    again = open_set(f"{server.url}/s-{{000..001}}.tar", remote=options)
+    again.images.content(6)
+    assert server.count("GET")["/s-000.tar"] == 3  # only asked whether it has changed
+
+
+def test_changed_remote_shard_is_fetched_and_indexed_anew(tmp_path, server, options):
+    (path,) = write_shards(tmp_path / "served", [2])
+    url = f"{server.url}/s-000.tar"
+    assert len(open_set(url, remote=options)) == 2
+    write_shards(tmp_path / "served", [3])
+    os.utime(path, (1, 1))
+    assert len(open_set(url, remote=options)) == 3
+
+
+@pytest.mark.parametrize("code", [403, 405])
+def test_server_that_answers_only_who_takes_the_file_is_enough(tmp_path, server, options, code):
+    write_shards(tmp_path / "served", [2])
+    server.head_refused = code
+    assert len(open_set(f"{server.url}/s-000.tar", remote=options)) == 2
+    assert len(open_set(f"{server.url}/s-000.tar", remote=options)) == 2
+    assert server.count("GET")["/s-000.tar"] == 1
+
+
+def test_hub_files_are_known_by_the_hash_that_the_hub_names(tmp_path, monkeypatch):
+    """The Hub's own answer redirects to an address that changes each time."""
+    answers = []
+
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            answers.append(self.headers.get("Authorization"))
+            self.send_response(302)
+            self.send_header("X-Linked-ETag", '"abc"')
+            self.send_header("Location", f"http://127.0.0.1:1/signed-{'x' * len(answers)}")
+            self.send_header("Content-Length", str(40 + len(answers)))
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    hub = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=hub.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HF_TOKEN", "hub-token")
+    monkeypatch.setattr(remote_shards, "_HF_HOSTS", ("127.0.0.1",))
+    url = f"http://127.0.0.1:{hub.server_port}/a.tar"
+    monkeypatch.setattr(remote_shards, "_hub_url", lambda hf: url)
+    store = RemoteShards(RemoteOptions(tmp_path))
+    stamps = [store.stamp(url), store.stamp(url), store.stamp("hf://datasets/some/one/a.tar")]
+    hub.shutdown()
+    hub.server_close()
+    assert stamps == [['"abc"']] * 3 and answers == ["Bearer hub-token"] * 3
+
+
+def test_each_token_goes_to_its_own_servers(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hub")
+    monkeypatch.setenv("WDS_TOKEN", "other")
+    hosts = {"https://huggingface.co/x": "hub", "https://cdn-lfs.hf.co/x": "hub"}
+    hosts |= {"https://evilhuggingface.co/x": "other", "https://a.b/huggingface.co": "other"}
+    assert {url: remote_shards._token(url) for url in hosts} == hosts
+
+
+def test_what_stays_broken_is_one_clear_line(tmp_path, server, options):
+    write_shards(tmp_path / "served", [2])
+    server.failures["/s-000.tar?signature=secret"] = 9
+    with pytest.raises(DataError, match=r"s-000.tar, tried 4 times: HTTP 503"):
+        open_set(f"{server.url}/s-000.tar?signature=secret", remote=options)
+    server.failures.clear()
+    server.requests.clear()
+    with pytest.raises(DataError, match="HTTP 404") as error:
+        open_set(f"{server.url}/gone.tar?signature=secret", remote=options)
+    assert "secret" not in str(error.value)
+    assert not server.count("GET")  # a shard that does not exist is not asked for again and again
+
+
+def test_token_goes_out_as_a_header_and_is_in_no_process_arguments(
+    tmp_path, server, options, monkeypatch
+):
+    write_shards(tmp_path / "served", [2])
+    server.token = "sesame-4711"
+    with pytest.raises(DataError, match=r"HTTP 401.*WDS_TOKEN"):
+        open_set(f"{server.url}/s-000.tar", remote=options)
+    monkeypatch.setenv("WDS_TOKEN", "sesame-4711")
+    arguments, stop = set(), threading.Event()
+
+    def watch():
+        while not stop.is_set():
+            for place in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    arguments.add(place.read_bytes())
+                except OSError:
+                    continue
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    server.failures["/s-000.tar"] = 2  # so that there is time to look
+    slow = RemoteOptions(tmp_path / "fetched", retries=3, retry_delay=0.2)
+    assert len(open_set(f"{server.url}/s-000.tar", remote=slow)) == 2
+    stop.set()
+    watcher.join()
+    assert "Bearer sesame-4711" in server.tokens
+    assert arguments and not any(b"sesame" in words for words in arguments)
+
+
+def test_token_does_not_follow_a_redirect_to_another_host(tmp_path, server, monkeypatch):
+    class Redirect(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(302)
+            self.send_header("Location", f"{server.url}/s-000.tar")
+            self.end_headers()
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    write_shards(tmp_path / "served", [2])
+    monkeypatch.setenv("WDS_TOKEN", "sesame-4711")
+    other = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Redirect)
+    threading.Thread(target=other.serve_forever, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{other.server_port}/s-000.tar"
+        assert len(open_set(url, remote=RemoteOptions(tmp_path / "fetched"))) == 2
+    finally:
+        other.shutdown()
+        other.server_close()
+    assert server.requests and set(server.tokens) == {None}
+
+
+def test_pipes_go_through_the_webdataset_library(tmp_path, options):
+    (path,) = write_shards(tmp_path / "shards", [3])
+    found = open_set(f"pipe:cat {path}", remote=options, with_labels=True)
+    assert found.images.content(2) == open_set(str(path)).images.content(2)
+    with pytest.raises(DataError, match="tried 4 times"):
+        open_set(f"pipe:cat {path}.gone", remote=options)
+
+
+def test_oldest_copies_make_room_and_are_fetched_again(tmp_path, server):
+    paths = write_shards(tmp_path / "served", [2, 2, 2])
+    room = 2 * paths[0].stat().st_size
+    store = RemoteShards(RemoteOptions(tmp_path / "fetched", max_bytes=room))
+    urls = [f"{server.url}/{path.name}" for path in paths]
+    for url in (urls[0], urls[1], urls[0], urls[2]):
+        os.close(store.open(url, []))
+        time.sleep(0.02)  # file times tell which was used last
+    assert copies(tmp_path) == sorted(store.path(urls[i], []).name for i in (0, 2))
+    os.close(store.open(urls[1], []))
+    assert server.count("GET")["/s-001.tar"] == 2
+
+
+def test_processes_that_want_one_shard_fetch_it_once(tmp_path, server):
+    write_shards(tmp_path / "served", [200])
+    store = RemoteShards(RemoteOptions(tmp_path / "fetched"))
+    fork = multiprocessing.get_context("fork")
+    words = (f"{server.url}/s-000.tar", [])
+    jobs = [fork.Process(target=store.open, args=words) for _ in range(3)]
+    for job in jobs:
+        job.start()
+    for job in jobs:
+        job.join(30)
+    assert [job.exitcode for job in jobs] == [0, 0, 0]
+    assert server.count("GET")["/s-000.tar"] == 1
+    left = {path.suffix for path in (tmp_path / "fetched").iterdir()}
+    assert left <= {".tar", ".lock"}
+
+
+def space_taken(folder):
+    """Bytes of the shards below a folder and of those removed that this process has open."""
+    files = [path.stat() for path in folder.glob("*.tar")]
+    for link in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            if str(folder) in str(link.readlink()):
+                files.append(link.stat())
+    return sum({file.st_ino: file.st_size for file in files}.values())
+
+
+def test_removed_shards_are_not_held_open_beyond_those_that_are_read(tmp_path, server):
+    paths = write_shards(tmp_path / "served", [2] * 8)
+    size = paths[0].stat().st_size
+    remote = RemoteOptions(tmp_path / "fetched", max_bytes=2 * size, read_at_a_time=2)
+    images = open_set(f"{server.url}/s-{{000..007}}.tar", remote=remote).images
+    most = 0
+    for i in range(16):
+        images.content(i)
+        most = max(most, space_taken(tmp_path / "fetched"))
+    assert most <= 3 * size
+
+
+def test_shard_removed_as_soon_as_it_is_fetched_is_read_all_the_same(
+    tmp_path, server, options, monkeypatch
+):
+    """As other processes do where a small cache has no room for what each of them reads."""
+    write_shards(tmp_path / "served", [3, 2])
+    monkeypatch.setattr(RemoteShards, "_make_room", lambda self, newest: newest.unlink())
+    found = open_set(f"{server.url}/s-{{000..001}}.tar", remote=options, with_captions=True)
+    assert [found.captions.all(i) for i in range(5)] == [[f"caption {i}"] for i in range(5)]
+    grays = [found.images.open(i).getpixel((0, 0))[0] for i in range(5)]
+    assert grays == [3 * i + 1 for i in range(5)] and not copies(tmp_path)
+    assert server.count("GET")["/s-000.tar"] == 2  # to index it, and to read it
+
+
+def test_folder_that_cannot_be_written_ends_training_and_counts_as_no_damage(tmp_path, server):
+    write_shards(tmp_path / "served", [2])
+    remote = RemoteOptions(tmp_path / "fetched")
+    loader = TrainLoader(
+        dataset(open_set(f"{server.url}/s-000.tar", remote=remote)), 2, num_workers=0
+    )
+    shutil.rmtree(tmp_path / "fetched")
+    (tmp_path / "fetched").write_text("")
+    with pytest.raises(DataError, match=r"cannot keep shards in .*fetched: .*--wds_cache_dir"):
+        next(loader)
+
+
+def test_what_a_killed_process_left_half_fetched_is_removed(tmp_path, server, options):
+    write_shards(tmp_path / "served", [2])
+    store = RemoteShards(options)
+    path = store.path(f"{server.url}/s-000.tar", [])
+    path.parent.mkdir()
+    (path.parent / f".{path.name}.x7ab").write_bytes(b"half")
+    (path.parent / ".other.tar.x7ab").write_bytes(b"of another")  # which may still be under way
+    os.close(store.open(f"{server.url}/s-000.tar", []))
+    left = sorted(file.name for file in path.parent.iterdir())
+    assert left == sorted([".other.tar.x7ab", f".{path.name}.lock", path.name])
+
+
+def test_names_of_any_alphabet_are_fetched(tmp_path, server, options):
+    write_shards(tmp_path / "served", [2], name="übung ж")
+    assert len(open_set(f"{server.url}/übung ж-000.tar", remote=options)) == 2
+    assert len(open_set(f"{server.url}/%C3%BCbung%20%D0%B6-000.tar", remote=options)) == 2
+
+
+@pytest.mark.parametrize("count", [5, 3])
+def test_shard_replaced_under_an_old_record_gives_no_images_with_other_captions(
+    tmp_path, server, options, count, caplog
+):
+    def captioned(name, first, number):
+        (tmp_path / name).mkdir()
+        for i in range(number):
+            (tmp_path / name / f"{i}.png").write_bytes(png(3 * (first + i) + 1))
+            (tmp_path / name / f"{i}.txt").write_text(f"caption {first + i}")
+        return written_shards(tmp_path / name, tmp_path / f"{name}_shards", captions="sidecar")
+
+    def shown(found):
+        return {
+            (int(found.images.open(i).getpixel((0, 0))[0]) - 1) // 3: found.captions.all(i)[0]
+            for i in range(len(found))
+        }
+
+    old, new = Path(captioned("old", 10, 3)), Path(captioned("new", 20, count))
+    served = tmp_path / "served"
+    for file in ("shards.json", "shard-000000.index.npz"):
+        shutil.copy(old / file, served / file)
+    shutil.copy(new / "shard-000000.tar", served)
+    sizes = {(folder / "shard-000000.tar").stat().st_size for folder in (old, served)}
+    same_size = len(sizes) == 1
+    assert same_size == (count == 3)  # a tar is padded, so that its size says little
+    url = f"{server.url}/shard-000000.tar"
+    words = {"remote": options, "with_captions": True, "index_cache_dir": tmp_path / "index"}
+    if same_size:
+        for _ in range(2):  # also where the index comes from the cache
+            found = open_set(url, **words)
+            with pytest.raises(DataError, match=r"is not the file that the shards.json beside it"):
+                shown(found)
+        (served / "shards.json").unlink()
+    assert shown(open_set(url, **words)) == {20 + i: f"caption {20 + i}" for i in range(count)}
+    assert ("index is left aside" in caplog.text) == (not same_size)

@@ -1,0 +1,180 @@
+import gzip
+import io
+import os
+import tarfile
+
+import pytest
+import webdataset
+
+from tests.dataset.shard_files import as_json, open_set, png, write_shards
+from wfimagevae.dataset import DataError, shard_index, tar_index
+from wfimagevae.dataset.shards.specs import expand_shards, is_shard_spec
+
+
+def keys(found):
+    return [found.images.key(i) for i in range(len(found))]
+
+
+def library_keys(path):
+    """Whole samples that the webdataset library reads before it meets damage."""
+
+    def stop(error):
+        return False
+
+    stream = webdataset.WebDataset(str(path), shardshuffle=False, handler=stop)
+    return [sample["__key__"] for sample in stream]
+
+
+def test_truncated_shard_gives_the_whole_samples_before_the_cut(tmp_path, caplog):
+    (path,) = write_shards(tmp_path, [6])
+    with tarfile.open(path) as tar:
+        cut = next(m for m in tar if m.name == "00004.png").offset_data + 20
+    with path.open("r+b") as file:
+        file.truncate(cut)
+    found = open_set(str(tmp_path), with_captions=True)
+    assert keys(found) == [f"{i:05d}" for i in range(4)]
+    assert set(keys(found)) <= set(library_keys(path))
+    assert f"damaged shard {path}: cut short inside 00004.png" in caplog.text
+    assert "1 of 1 shards are damaged; samples known to be lost: 1" in caplog.text
+
+
+@pytest.mark.parametrize("damage", ["header", "no end mark", "tail of the last member"])
+def test_other_damage_is_named_and_costs_one_sample_only(tmp_path, caplog, damage):
+    (path,) = write_shards(tmp_path, [4])
+    with tarfile.open(path) as tar:
+        members = list(tar)
+    with path.open("r+b") as file:
+        if damage == "header":  # of the first member of the last sample
+            file.seek(next(m for m in members if m.name.startswith("00003")).offset)
+            file.write(b"garbage!" * 64)
+        else:
+            end = members[-1].offset_data + members[-1].size
+            file.truncate(end - 1 if damage[0] == "t" else -(-end // 512) * 512)
+    found = open_set(str(tmp_path))
+    # Behind damage to a header nobody knows what came: the sample in front of it may go on there.
+    assert keys(found) == [f"{i:05d}" for i in range(2 if damage == "header" else 3)]
+    told = {"header": "damaged header at byte", "no end mark": "no end mark"}
+    assert told.get(damage, "cut short inside") in caplog.text
+
+
+def test_empty_and_foreign_files_are_named_while_others_are_read(tmp_path, caplog):
+    write_shards(tmp_path, [2, 0])
+    (tmp_path / "s-002.tar").write_bytes(b"")
+    (tmp_path / "s-003.tar").write_bytes(b"this is no tar file" * 100)
+    assert len(open_set(str(tmp_path))) == 2
+    assert "1 shards without a sample, for example" in caplog.text
+    assert "s-002.tar: no tar file, or damaged" in caplog.text
+    assert "s-003.tar: no tar file, or damaged" in caplog.text
+    with pytest.raises(DataError, match="no sample in 1 shards"):
+        open_set(str(tmp_path / "s-002.tar"))
+
+
+def test_compressed_shard_is_refused(tmp_path):
+    (path,) = write_shards(tmp_path, [1])
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    with pytest.raises(DataError, match=r"compressed \(gzip\)"):
+        open_set(str(path))
+
+
+def test_sample_with_two_members_of_a_type_is_left_out_and_named(tmp_path, caplog):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name in ("a.png", "b.png", "b.PNG", "c.png"):
+            member = tarfile.TarInfo(name)
+            member.size = len(png(1))
+            tar.addfile(member, io.BytesIO(png(1)))
+    assert keys(open_set(str(tmp_path))) == ["a", "c"]
+    assert "sample b: two members of type png" in caplog.text
+
+
+def count_indexed(monkeypatch):
+    calls = []
+    real = tar_index.index_tar
+
+    def counted(path, extra=None):
+        calls.append(os.path.basename(path))
+        return real(path, extra)
+
+    monkeypatch.setattr(shard_index, "index_tar", counted)
+    monkeypatch.setattr(shard_index.os, "sched_getaffinity", lambda _: {0})
+    return calls
+
+
+def test_index_is_kept_and_made_anew_for_what_changed(tmp_path, monkeypatch):
+    paths = write_shards(tmp_path / "shards", [2, 3], lambda i: {"json": as_json(n=i)})
+    calls = count_indexed(monkeypatch)
+    options = {"index_cache_dir": tmp_path / "cache", "with_records": True}
+    first = open_set(str(tmp_path / "shards"), **options)
+    assert sorted(calls) == ["s-000.tar", "s-001.tar"]
+    second = open_set(str(tmp_path / "shards"), **options)
+    assert len(calls) == 2
+    assert keys(second) == keys(first) and second.record(4) == {"n": 4}
+    assert second.sizes.tolist() == first.sizes.tolist()
+    status = paths[1].stat()
+    os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
+    open_set(str(tmp_path / "shards"), **options)
+    assert calls[2:] == ["s-001.tar"]
+    write_shards(tmp_path / "shards", [4, 3])
+    assert len(open_set(str(tmp_path / "shards"), **options)) == 7
+    for file in (tmp_path / "cache" / "shards").glob("*.npz"):
+        file.write_bytes(b"rubbish")
+    assert len(open_set(str(tmp_path / "shards"), **options)) == 7
+
+
+def test_cache_that_cannot_be_written_is_told_and_done_without(tmp_path, caplog):
+    write_shards(tmp_path / "shards", [2])
+    (tmp_path / "file").write_text("")
+    found = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "file")
+    assert len(found) == 2 and "shard index cache off" in caplog.text
+
+
+def test_processes_index_what_one_process_indexes(tmp_path, monkeypatch):
+    write_shards(tmp_path / "shards", [3] * 5)
+    many = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "a")
+    monkeypatch.setattr(shard_index.os, "sched_getaffinity", lambda _: {0})
+    one = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "b")
+    assert keys(many) == keys(one) and len(one) == 15
+    assert [many.images.content(i) for i in range(15)] == [one.images.content(i) for i in range(15)]
+
+
+def test_specifications_expand_as_the_webdataset_library_does(tmp_path, monkeypatch):
+    paths = [str(path) for path in write_shards(tmp_path, [1] * 4)]
+    assert expand_shards(f"{tmp_path}/s-{{000..002}}.tar") == paths[:3]
+    assert expand_shards(f"{tmp_path}/s-00[13].tar") == [paths[1], paths[3]]
+    assert expand_shards(tmp_path) == paths
+    assert expand_shards(f"{paths[2]}::{paths[0]}") == [paths[2], paths[0]]
+    assert expand_shards(f"file:{paths[1]}") == [paths[1]]
+    assert expand_shards("https://a.b/{0..1}.tar") == ["https://a.b/0.tar", "https://a.b/1.tar"]
+    assert expand_shards("pipe:cat {x,y}.tar") == ["pipe:cat x.tar", "pipe:cat y.tar"]
+    monkeypatch.setenv("WDS_place", str(tmp_path))
+    assert expand_shards("${place}/s-000.tar") == paths[:1]
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("gone.tar", "does not exist"),
+        ("s-{000..001}.tar", "does not exist"),
+        ("*.tar", "no shards match"),
+        ("${nothing}/s.tar", "cannot be expanded"),
+    ],
+)
+def test_shards_that_are_not_there_are_errors(tmp_path, spec, message):
+    with pytest.raises(ValueError, match=message):
+        expand_shards(f"{tmp_path}/{spec}" if spec[0] != "$" else spec)
+
+
+def test_folders_of_images_are_not_taken_for_shards(tmp_path):
+    write_shards(tmp_path / "shards", [1])
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(png(1))
+    (tmp_path / "photos" / "backup.tar").write_bytes(b"")
+    assert is_shard_spec(tmp_path / "shards") and not is_shard_spec(tmp_path / "photos")
+    assert is_shard_spec("https://a.b/x.tar") and is_shard_spec("pipe:cat x")
+    assert is_shard_spec("data/{000..009}.tar") and not is_shard_spec("photos.jsonl")
+
+
+def test_index_is_not_kept_inside_the_folder_of_shards(tmp_path, caplog):
+    write_shards(tmp_path / "shards", [2])
+    found = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "shards" / "cache")
+    assert len(found) == 2 and not (tmp_path / "shards" / "cache").exists()
+    assert "shard index cache off" in caplog.text and "inside the image folder" in caplog.text

@@ -1,0 +1,178 @@
+import collections
+import json
+import pickle
+
+import pytest
+import torch
+
+from wfimagevae.dataset import (
+    Captions,
+    IndexedImages,
+    Labels,
+    ShapesDataset,
+    TrainImageDataset,
+    TrainLoader,
+)
+from wfimagevae.dataset.images.index import index_images
+from wfimagevae.dataset.text.captions import CaptionTable, caption_lines, read_captions, with_prefix
+
+
+@pytest.fixture
+def photos(tmp_path, noise):
+    """Four images, of which deep/b.jpg has another format and folder."""
+    folder = tmp_path / "photos"
+    for i, name in enumerate(["a.png", "deep/b.jpg", "deep/c.png", "d.png"]):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        noise(10, 10, seed=i).save(folder / name)
+    return folder
+
+
+def captions_of(source, kind, prefix=""):
+    images = index_images(source)
+    table = read_captions(source, images, Captions(str(kind), prefix))
+    return {images.relative(i): table.all(i) for i in range(len(images))}
+
+
+def test_sidecars_give_a_caption_a_line(photos, caplog):
+    (photos / "a.txt").write_text("\ufeffa cat\n\n  a small cat \r\n", encoding="utf-8")
+    (photos / "deep" / "b.txt").write_text("ein Müller")
+    (photos / "deep" / "c.txt").write_text(" \n\n")
+    assert captions_of(photos, "sidecar") == {
+        "a.png": ["a cat", "a small cat"],
+        "deep/b.jpg": ["ein Müller"],
+        "deep/c.png": [],
+        "d.png": [],
+    }
+    (warning,) = caplog.messages
+    assert "2 of 4 images have no caption" in warning and "d.png" in warning
+
+
+def test_a_list_names_images_with_or_without_extension_and_several_times(photos):
+    lines = ["a\tone", "a.png\ttwo", "./deep/b.jpg\tthree", "deep/c\t", "elsewhere\tfour", ""]
+    (photos / "list.tsv").write_text("\n".join(lines))
+    found = captions_of(photos, photos / "list.tsv")
+    assert sorted(found.pop("a.png")) == ["one", "two"]
+    assert found == {"deep/b.jpg": ["three"], "deep/c.png": [], "d.png": []}
+
+
+def test_a_manifest_gives_one_or_several_and_its_lines_need_no_order(photos):
+    lines = [
+        {"path": "d.png", "caption": ["x", " ", "y\nz"]},
+        {"path": "a.png"},
+        {"path": "deep/b.jpg", "caption": "w"},
+    ]
+    manifest = photos / "list.jsonl"
+    manifest.write_text("\n".join(map(json.dumps, lines)))
+    found = captions_of(manifest, "manifest", prefix="a photo")
+    assert found["d.png"] == ["a photo. x", "a photo. y z"]
+    assert found["a.png"] == [] and found["deep/b.jpg"] == ["a photo. w"]
+    (photos / "a.txt").write_text("beside")
+    assert captions_of(manifest, "sidecar")["a.png"] == ["beside"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a cat", r"list\.tsv:1: expected name<TAB>caption"),
+        ("nothing\tx", r"none of 4 images has a caption.*looked for names relative to"),
+        (b"a\tx\nd\t\xff", r"list\.tsv:2: captions are UTF-8"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_explained(photos, text, message):
+    path = photos / "list.tsv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError, match=message):
+        captions_of(photos, path)
+
+
+def test_captions_of_the_wrong_kind_are_refused(photos):
+    with pytest.raises(ValueError, match="none of 4 images has a caption"):
+        TrainImageDataset(photos, 8, captions="sidecar")
+    with pytest.raises(ValueError, match="it is a folder; use 'sidecar'"):
+        TrainImageDataset(photos, 8, captions="manifest")
+    with pytest.raises(ValueError, match="captions 'sidecars': there is no such file"):
+        Captions("sidecars")
+    (photos / "a.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match=r"a\.txt: captions are UTF-8"):
+        TrainImageDataset(photos, 8, captions="sidecar")
+    (photos / "list.jsonl").write_text('{"path": "a.png", "caption": ["x", 3]}')
+    with pytest.raises(ValueError, match=r"jsonl:1: a caption is text or a list"):
+        TrainImageDataset(photos / "list.jsonl", 8, captions="manifest")
+
+
+def test_which_caption_is_picked_follows_seed_and_position_alone():
+    table = CaptionTable([["a", "b", "c"], [], ["d"]])
+    picks = [table.pick(0, position, seed=1) for position in range(600)]
+    assert picks == [CaptionTable([["a", "b", "c"]]).pick(0, k, seed=1) for k in range(600)]
+    assert picks != [table.pick(0, position, seed=2) for position in range(600)]
+    counts = collections.Counter(picks)
+    assert all(150 < counts[caption] < 250 for caption in "abc")
+    assert table.pick(1, 5, 1) == "" and table.choose(1, 5, 1) is None
+    assert table.pick(2, 5, 1) == "d" and table.without().tolist() == [1]
+
+
+def test_prefixes_and_lines():
+    assert with_prefix("oil", "a cat") == "oil. a cat"
+    assert (with_prefix("", "a cat"), with_prefix("oil", "")) == ("a cat", "oil")
+    assert caption_lines(" a \n\n\tb\r\nc d") == ["a", "b", "c d"]
+
+
+def test_a_table_is_as_small_as_its_text():
+    """Millions of strings would cost each worker its own copy."""
+    table = CaptionTable([f"caption {i % 10}"] for i in range(100_000))
+    assert len(pickle.dumps(table)) < 100_000 * (len("caption 0") + 16) + 1000
+    assert not any(isinstance(value, list | dict) for value in vars(table).values())
+    assert table.all(99_999) == ["caption 9"]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_captions_follow_their_images_into_the_batch(photos, num_workers):
+    for name in ("a", "deep/b", "deep/c"):
+        (photos / f"{name}.txt").write_text(name)
+    dataset = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
+    truth = {dataset[k]["image"].numpy().tobytes(): dataset[k]["caption"] for k in range(4)}
+    assert dataset.has_captions and sorted(truth.values()) == ["", "a", "deep/b", "deep/c"]
+    loader = TrainLoader(dataset, batch_size=8, num_workers=num_workers)
+    batch = next(loader)
+    loader.close()
+    for image, caption in zip(batch["image"], batch["caption"], strict=True):
+        assert truth[image.numpy().tobytes()] == caption
+
+
+def test_a_stand_in_brings_its_own_caption(photos):
+    for name in ("a", "deep/b", "deep/c", "d"):
+        (photos / f"{name}.txt").write_text(name)
+    whole = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
+    truth = {whole[k]["image"].numpy().tobytes(): whole[k]["caption"] for k in range(4)}
+    (photos / "d.png").write_bytes(b"")
+    broken = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
+    batch = broken.read_batch(list(range(12)))
+    images = broken.to_inputs(batch, torch.device("cpu"))["image"]
+    assert "d" not in batch["caption"]
+    for image, caption in zip(images, batch["caption"], strict=True):
+        assert truth[image.numpy().tobytes()] == caption
+
+
+def test_without_captions_a_batch_has_none(photos):
+    dataset = TrainImageDataset(photos, 10)
+    assert not dataset.has_captions and "caption" not in dataset.read_batch([0])
+
+
+def test_indexed_images_keep_all_and_their_fingerprint_follows(photos):
+    (photos / "a.txt").write_text("one\ntwo")
+    (photos / "d.txt").write_text("three")
+    images = IndexedImages(photos, 8, Labels(), Captions("sidecar"))
+    found = {text["name"]: text["caption"] for text in map(images.text, range(4))}
+    expected = {"a.png": ["one", "two"], "d.png": "three", "deep/b.jpg": None, "deep/c.png": None}
+    assert found == expected
+    (photos / "d.txt").write_text("four")
+    assert images.fingerprint() != (
+        IndexedImages(photos, 8, Labels(), Captions("sidecar")).fingerprint()
+    )
+
+
+def test_shapes_bring_captions_of_their_pictures():
+    dataset = ShapesDataset(16, prefix="a drawing")
+    batch = dataset.to_inputs(dataset.read_batch([0, 5]), torch.device("cpu"))
+    captions = [f"a drawing. {dataset.caption(dataset.index(k))}" for k in (0, 5)]
+    assert dataset.has_captions and batch["caption"] == captions

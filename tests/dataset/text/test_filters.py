@@ -1,0 +1,186 @@
+import json
+
+import pytest
+from PIL import Image
+
+from tests.dataset.shard_files import as_json, open_set, png, write_shards
+from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.text.captions import Captions, CaptionTable
+from wfimagevae.dataset.text.filters import (
+    SampleFilters,
+    filtered,
+    read_better_captions,
+    read_words,
+    use_better_captions,
+)
+
+# One field or size of each sample is what a filter looks at.
+FIELDS = [
+    {"similarity": 0.31, "NSFW": "UNLIKELY", "LANGUAGE": "en"},
+    {"similarity": 0.29, "NSFW": "NSFW", "LANGUAGE": "de"},
+    {"similarity": "0.5", "nsfw": True, "LANGUAGE": "EN"},
+    {"NSFW": "UNSURE", "lang": "fr"},
+    {"similarity": 0.4, "punsafe": 0.9},
+    {"similarity": None, "punsafe": 0.1, "lc": "en"},
+]
+SIZES = [(12, 12), (30, 12), (13, 40), (9, 12), (64, 64), (24, 12)]
+
+
+@pytest.fixture
+def found(tmp_path):
+    """Six samples with the sizes and fields above, whose captions are their numbers."""
+
+    def sample(i):
+        return {"png": png(3 * i + 1, *SIZES[i]), "json": as_json(**FIELDS[i])}
+
+    write_shards(tmp_path / "shards", [4, 2], sample)
+    return open_set(
+        str(tmp_path / "shards"), with_captions=True, with_records=True, with_labels=True
+    )
+
+
+def kept(found, **filters):
+    some = filtered(found, SampleFilters(**filters), "test")
+    numbers = [int(some.images.key(i)) for i in range(len(some))]
+    for row, number in enumerate(numbers):  # everything went along
+        assert some.sizes[row].tolist() == list(SIZES[number])
+        assert some.captions.all(row) == [f"caption {number}"]
+        assert some.labels[0][row] == number % 3 and some.record(row) == FIELDS[number]
+        assert some.images.content(row) == png(3 * number + 1, *SIZES[number])
+    return numbers
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({}, [0, 1, 2, 3, 4, 5]),
+        ({"min_image_size": 12}, [0, 1, 2, 4, 5]),
+        ({"min_image_size": 13}, [2, 4]),
+        ({"max_aspect_ratio": 2.0}, [0, 3, 4, 5]),
+        ({"max_aspect_ratio": 1.0}, [0, 4]),
+        ({"min_similarity": 0.3}, [0, 2, 4]),
+        ({"skip_nsfw": True}, [0, 3, 5]),
+        ({"languages": ("en",)}, [0, 2, 5]),
+        ({"languages": ("de", "fr")}, [1, 3]),
+        ({"skip_words": ("caption 3", "5", "apt", "n 4")}, [0, 1, 2, 4]),
+        ({"min_similarity": 0.3, "languages": ("en",), "min_image_size": 13}, [2]),
+    ],
+)
+def test_filters_leave_what_they_should(found, filters, expected):
+    assert kept(found, **filters) == expected
+
+
+def test_each_image_counts_under_the_first_filter_that_drops_it(found, caplog):
+    caplog.set_level("INFO", "wfimagevae")
+    kept(found, min_image_size=12, max_aspect_ratio=2.0, min_similarity=0.3)
+    assert (
+        "left out 4 of 6 images: 1 by min_image_size, 2 by max_aspect_ratio, 1 by min_similarity"
+        in caplog.text
+    )
+
+
+def test_nothing_left_and_fields_that_nobody_has_are_errors(found, tmp_path):
+    with pytest.raises(ValueError, match="leave none of 6 images of test: 6 by min_image_size"):
+        kept(found, min_image_size=100)
+    write_shards(tmp_path / "bare", [2])
+    bare = open_set(str(tmp_path / "bare"), with_records=True)
+    for name, value in (("min_similarity", 0.3), ("skip_nsfw", True), ("languages", ("en",))):
+        with pytest.raises(ValueError, match=f"--{name}: no image of test has a field"):
+            filtered(bare, SampleFilters(**{name: value}), "test")
+    with pytest.raises(ValueError, match=r"at least 1, or 0 for any, got 0\.5"):
+        SampleFilters(max_aspect_ratio=0.5)
+
+
+def test_words_come_from_a_list_or_a_file(tmp_path):
+    (tmp_path / "words.txt").write_text("Blood\n\n two words \nblood\n")
+    assert read_words(str(tmp_path / "words.txt")) == ("blood", "two words")
+    assert read_words("Blood, two words") == ("blood", "two words")
+    assert read_words("") == ()
+    with pytest.raises(ValueError, match="no word"):
+        read_words(" , ")
+
+
+@pytest.mark.parametrize(
+    ("word", "hits", "others"),
+    [
+        ("ass", ["An ASS.", "ass, horse", "a (ass)"], ["glass", "grass", "assembly", "ass_2"]),
+        ("c++", ["a C++ book", "c++", "C++, C"], ["c+", "abc++"]),
+        ("two words", ["Two  words!", "two\twords"], ["two wordsmiths", "cut two wordy"]),
+        ("größe", ["Die GRÖSSE", "Gro\u0308ße"], ["Größen", "Übergröße"]),
+        ("血", ["流血了"], ["流汗了"]),
+    ],
+)
+def test_words_are_skipped_whole_in_any_spelling(found, word, hits, others):
+    texts = hits + others
+    rows = [0] * len(texts)
+    some = found.select(range(1))
+    some.images = some.images.select(rows)
+    some.captions, some.sizes = CaptionTable([[text] for text in texts]), None
+    some.labels, some.shard, some.record = (None, []), None, None
+    left = filtered(some, SampleFilters(skip_words=read_words(word)), "test")
+    assert [left.captions.all(i)[0] for i in range(len(left))] == others
+
+
+def test_phrase_is_not_found_over_the_border_of_two_captions(found):
+    found.captions = CaptionTable([["one two", "words here"]] * 5 + [["two words"]])
+    left = filtered(found, SampleFilters(skip_words=("two words",)), "test")
+    assert len(left) == 5
+
+
+def test_filters_read_sizes_and_fields_of_a_manifest_and_its_captions(tmp_path):
+    lines = []
+    for i, (size, fields) in enumerate(zip(SIZES, FIELDS, strict=True)):
+        Image.new("RGB", size).save(tmp_path / f"{9 - i}.png")  # not in the order of the lines
+        lines.append(json.dumps({"path": f"{9 - i}.png", "caption": f"no {i}"} | fields) + "\n")
+    (tmp_path / "list.jsonl").write_text("".join(lines))
+    options = FolderOptions(captions=Captions("manifest"), with_sizes=True, with_records=True)
+    found = open_folder(tmp_path / "list.jsonl", options)
+    some = filtered(found, SampleFilters(min_image_size=12, min_similarity=0.3), "test")
+    names = [some.images.relative(i) for i in range(len(some))]
+    assert names == ["5.png", "7.png", "9.png"]
+    assert [some.captions.all(i) for i in range(3)] == [["no 4"], ["no 2"], ["no 0"]]
+
+
+def test_better_captions_replace_those_they_name(found, tmp_path, caplog):
+    caplog.set_level("INFO", "wfimagevae")
+    file = tmp_path / "better.jsonl"
+    file.write_text(
+        '{"key": "00001", "caption": "a  better one"}\n\n'
+        '{"name": "00004", "caption": "first"}\n{"key": "00004", "caption": "second"}\n'
+        '{"key": "unknown", "caption": "x"}\n'
+    )
+    assert use_better_captions(found, read_better_captions(file), "photo", "test") == 2
+    better = found.captions
+    assert better.all(1) == ["photo. a better one"]
+    assert better.all(4) == ["photo. first", "photo. second"]
+    assert better.all(0) == ["caption 0"]
+    assert "better captions for 2 of 6 images" in caplog.text
+
+
+def test_better_captions_name_files_with_or_without_extension(tmp_path):
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 4)).save(tmp_path / f"{name}.png")
+    file = tmp_path / "better.jsonl"
+    file.write_text('{"name": "a.png", "caption": "A"}\n{"name": "b", "caption": "B"}\n')
+    found = open_folder(tmp_path, FolderOptions())
+    assert use_better_captions(found, read_better_captions(file), "", "test") == 2
+    assert [found.captions.all(i) for i in range(2)] == [["A"], ["B"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"better.jsonl:1: not a line of JSON"),
+        ('{"key": "a"}', r"better.jsonl:1: expected \{"),
+        ('{"key": "a", "caption": " "}', r"better.jsonl:1: expected \{"),
+    ],
+)
+def test_bad_lists_of_captions_are_errors(tmp_path, line, message):
+    (tmp_path / "better.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=message):
+        read_better_captions(tmp_path / "better.jsonl")
+
+
+def test_list_that_names_none_of_the_images_changes_nothing(found):
+    assert use_better_captions(found, {"other": ["x"]}, "", "test") == 0
+    assert found.captions.all(0) == ["caption 0"]

@@ -1,0 +1,93 @@
+"""Means, CSV and JSON lines."""
+
+import csv
+import json
+
+import pytest
+import torch
+
+from wfimagevae.engine.report.metrics import CsvLog, JsonLines, Means
+
+
+def rows(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_means_weigh_each_name_by_its_own_count():
+    means = Means()
+    means.add({"a": torch.tensor(1.0), "b": torch.tensor(10.0)})
+    means.add({"a": torch.tensor(3.0)})
+    assert means.fetch() == {"a": 2.0, "b": 10.0}
+    assert means.fetch() == {}
+
+
+def test_pairs_are_pooled_and_left_out_without_weight():
+    means = Means()
+    means.add({"bin": torch.tensor([6.0, 3.0]), "empty": torch.tensor([0.0, 0.0])})
+    means.add({"bin": torch.tensor([2.0, 1.0]), "empty": torch.tensor([0.0, 0.0])})
+    assert means.fetch() == {"bin": 2.0}
+
+
+def test_csv_gains_columns_and_leaves_blanks(tmp_path):
+    log = CsvLog(tmp_path / "losses.csv", 0)
+    log.write({"step": 10, "a": 1.0})
+    log.write({"step": 20, "b": 2.0})
+    log.write({"step": 30, "a": 3.0, "b": 4.0})
+    assert rows(log.path) == [
+        {"step": "10", "a": "1.0", "b": ""},
+        {"step": "20", "a": "", "b": "2.0"},
+        {"step": "30", "a": "3.0", "b": "4.0"},
+    ]
+
+
+def test_resuming_drops_rows_that_come_again_and_a_torn_last_line(tmp_path):
+    log = CsvLog(tmp_path / "losses.csv", 0)
+    for step in (10, 20, 30):
+        log.write({"step": step, "a": step})
+    with log.path.open("a") as file:
+        file.write("4")
+    again = CsvLog(log.path, 20)
+    again.write({"step": 30, "a": 31})
+    assert [(r["step"], r["a"]) for r in rows(log.path)] == [
+        ("10", "10"),
+        ("20", "20"),
+        ("30", "31"),
+    ]
+
+
+def test_json_lines_stay_valid_and_resume(tmp_path):
+    log = JsonLines(tmp_path / "metrics.jsonl", 0)
+    log.write({"step": 1, "psnr": float("inf")})
+    log.write({"step": 2, "psnr": 30.0})
+    with log.path.open("a") as file:
+        file.write('{"step": 3, "ps')
+    JsonLines(log.path, 2)
+    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
+    assert lines == [{"step": 1, "psnr": None}, {"step": 2, "psnr": 30.0}]
+
+
+@pytest.mark.parametrize("content", ["", "step,a\n"])
+def test_empty_files_are_continued(tmp_path, content):
+    path = tmp_path / "losses.csv"
+    path.write_text(content)
+    CsvLog(path, 5).write({"step": 6, "a": 1})
+    assert rows(path) == [{"step": "6", "a": "1"}]
+
+
+def test_means_go_on_where_they_were_saved():
+    whole, cut, resumed = Means(), Means(), Means()
+    parts = [{"a": torch.tensor(float(i)), "bin": torch.tensor([i, 2.0])} for i in range(4)]
+    for part in parts:
+        whole.add(part)
+    for part in parts[:3]:
+        cut.add(part)
+    resumed.load_state_dict(cut.state_dict(), torch.device("cpu"))
+    resumed.add(parts[3])
+    assert resumed.fetch() == whole.fetch()
+
+
+def test_nested_numbers_that_json_cannot_hold_become_null(tmp_path):
+    JsonLines(tmp_path / "x.jsonl", 0).write({"step": 1, "metrics": {"a": float("nan"), "b": 1.0}})
+    row = json.loads((tmp_path / "x.jsonl").read_text())
+    assert row["metrics"] == {"a": None, "b": 1.0}

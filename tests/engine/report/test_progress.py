@@ -1,0 +1,110 @@
+"""Speed, wait for data, time left and the bill, by a clock that tests set."""
+
+import logging
+
+import pytest
+import torch
+
+from tests.engine.toy import batches, player
+from wfimagevae.engine.checkpoint import Checkpoint
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.interrupt import Interrupt
+from wfimagevae.engine.loop import Run, Schedule, fit
+from wfimagevae.engine.report import progress as report
+from wfimagevae.engine.report.progress import Reporter, ReportOptions
+from wfimagevae.engine.report.tracker import Tracker
+
+READING, UPDATING, VALIDATING = 4.0, 6.0, 100.0  # seconds
+
+
+class Clock:
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class SlowTask:
+    """Each batch, update and validation takes its time on the clock."""
+
+    best_name = "best.ckpt"
+
+    def __init__(self, clock):
+        self.clock, self.players = clock, [player()]
+
+    def turn(self, step):
+        self.clock.now += UPDATING
+        return self.players
+
+    def validate(self, step):
+        self.clock.now += VALIDATING
+        return {"val/score": 0.0}, 0.0
+
+    def watch(self, step, values):
+        pass
+
+    def counters(self):
+        return {}
+
+    def facts(self):
+        return {}
+
+    def batches(self):
+        for batch in batches(8, 4):
+            self.clock.now += READING
+            yield batch
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch, caplog):
+    """Trains 5 steps, 4 samples each, from a step on; returns the progress lines and the bill."""
+    clock = Clock()
+    monkeypatch.setattr(report, "time", clock)
+    caplog.set_level(logging.INFO, "wfimagevae")
+
+    def run(step=0, **schedule):
+        here = World(0, 1, torch.device("cpu"))
+        options = ReportOptions(tmp_path, None, 0, (), "fp32")
+        reporter = Reporter(options, here, Tracker("none"))
+        task = SlowTask(clock)
+        schedule = Schedule(max_steps=5, batch_size=4, log_steps=2, csv_log_steps=0, **schedule)
+        with Interrupt() as interrupt:
+            run = Run(here, schedule, tmp_path, Checkpoint({}), interrupt, reporter)
+            run.step = step
+            fit(task, task.batches(), run)
+        reporter.summary()
+        lines = [record.getMessage() for record in caplog.records]
+        *progress, bill = [line for line in lines if line.startswith(("step ", "done: "))]
+        return progress, bill
+
+    return run
+
+
+def test_a_dataset_that_is_slow_shows_in_every_line_and_in_the_bill(train):
+    progress, bill = train()
+    assert [line.split(" | ")[0] for line in progress] == ["step 2/5", "step 4/5", "step 5/5"]
+    for line in progress:  # 4 of 10 seconds
+        assert "| 0.4 img/s | data 40 % |" in line
+    assert bill == (
+        "done: 20 images in 0:00:50 (0.4 img/s), 0.0139 cpu hours, 40 % waiting for data"
+    )
+
+
+def test_the_time_left_is_that_of_the_steps_left(train):
+    progress, _ = train()
+    assert [line.split(" | ")[-1] for line in progress] == [
+        *("ETA 0:00:30", "ETA 0:00:10", "ETA 0:00:00")
+    ]
+
+
+def test_a_resumed_run_counts_its_own_steps_alone(train):
+    progress, bill = train(step=3)
+    assert [line.split(" | ")[-1] for line in progress] == ["ETA 0:00:10", "ETA 0:00:00"]
+    assert bill.startswith("done: 8 images in 0:00:20 (0.4 img/s)")
+
+
+def test_validation_is_no_part_of_the_speed_of_training(train):
+    progress, bill = train(eval_steps=2)
+    for line in progress:
+        assert "| 0.4 img/s | data 40 % |" in line
+    assert "20 images in 0:05:50" in bill  # but of the bill

@@ -1,0 +1,123 @@
+"""Trackers: they write where they should, and their failures never reach the training loop."""
+
+import importlib.util
+import logging
+
+import pytest
+from PIL import Image
+
+from wfimagevae.engine.report import tracker
+from wfimagevae.engine.report.tracker import Tracker, open_tracker
+
+
+class Recorder:
+    def __init__(self, failing=()):
+        self.failing, self.calls = failing, []
+
+    def _call(self, name, *args):
+        self.calls.append((name, *args))
+        if name in self.failing:
+            raise RuntimeError(f"{name}: the service is down\nsecond line")
+
+    def log(self, step, values):
+        self._call("log", step, values)
+
+    def log_images(self, step, images):
+        self._call("log_images", step, images)
+
+    def close(self):
+        self._call("close")
+
+
+def test_none_tracks_nothing(tmp_path):
+    quiet = open_tracker("none", tmp_path, "run", {})
+    quiet.log(1, {"a": 1.0})
+    quiet.close()
+    assert not quiet.is_on
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unknown_name_lists_the_known_ones(tmp_path):
+    with pytest.raises(ValueError, match=r"'mlflow'.*wandb, trackio, tensorboard"):
+        open_tracker("mlflow", tmp_path, "run", {})
+
+
+def test_missing_package_is_an_error_that_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracker.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pip install trackio"):
+        open_tracker("trackio", tmp_path, "run", {})
+
+
+@pytest.mark.parametrize("broken", ["log", "log_images", "close"])
+def test_a_failing_backend_is_one_warning_and_then_silence(caplog, broken):
+    backend = Recorder(failing=[broken])
+    guarded = Tracker("wandb", lambda: backend)
+    assert guarded.is_on
+    with caplog.at_level(logging.WARNING):
+        for step in range(3):
+            guarded.log(step, {"a": 1.0})
+            guarded.log_images(step, {"b": "b.png"})
+        guarded.close()
+    assert [record.getMessage() for record in caplog.records] == [
+        "tracker wandb failed and is now off (training and its CSV go on): "
+        f"{broken}: the service is down"
+    ]
+    assert sum(call[0] == broken for call in backend.calls) == 1
+    assert not guarded.is_on
+
+
+def test_a_backend_that_cannot_start_is_off_with_one_warning(caplog):
+    def refuse():
+        raise TimeoutError
+
+    with caplog.at_level(logging.WARNING):
+        guarded = Tracker("wandb", refuse)
+        guarded.log(1, {"a": 1.0})
+    assert len(caplog.records) == 1
+    assert "TimeoutError" in caplog.text
+
+
+def test_a_keyboard_interrupt_is_not_swallowed():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Tracker("wandb", interrupt)
+
+
+def test_the_run_keeps_its_id_when_resumed(tmp_path):
+    first = tracker._kept_id(tmp_path / "wandb_id.txt")
+    assert first == tracker._kept_id(tmp_path / "wandb_id.txt")
+    assert len(first) == 8
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
+def test_tensorboard_holds_what_was_logged(tmp_path):
+    Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
+    board = open_tracker("tensorboard", tmp_path, "run", {"lr": 1e-5})
+    board.log(3, {"train/rec_loss": 0.25})
+    board.log_images(3, {"val/red": tmp_path / "red.png"})
+    assert board.is_on
+    board.close()
+
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    (scalar,) = events.Scalars("train/rec_loss")
+    assert (scalar.step, scalar.value) == (3, 0.25)
+    (image,) = events.Images("val/red")
+    assert (image.step, image.width, image.height) == (3, 8, 6)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="needs wandb")
+def test_wandb_works_offline_and_writes_into_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    wandb = open_tracker("wandb", run_dir, "run", {"lr": 1e-5})
+    assert wandb.is_on
+    wandb.log(1, {"train/rec_loss": 0.5})
+    wandb.close()
+    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))

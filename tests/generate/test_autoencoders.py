@@ -1,0 +1,74 @@
+import torch
+
+from wfimagevae.generate.autoencoders import as_autoencoder, diffusers_autoencoder
+from wfimagevae.model import WFVAE2ImageModel
+from wfimagevae.model.weight_files import weights_fingerprint
+
+CPU = torch.device("cpu")
+
+
+def tiny():
+    return WFVAE2ImageModel(
+        latent_dim=4,
+        base_channels=[8, 8, 16],
+        encoder_energy_flow_size=8,
+        decoder_energy_flow_size=8,
+    ).eval()
+
+
+def diffusers_vae(**config):
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, latent_channels=2, **config)
+
+
+def test_moments_are_in_the_models_own_units():
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    vae = tiny()
+    vae.set_latent_statistics([1.0] * 4, [9.0] * 4)
+    for network, wrap in ((vae, as_autoencoder), (diffusers_vae().eval(), diffusers_autoencoder)):
+        with torch.no_grad():
+            mean, logvar = wrap(network, CPU).moments(images)
+            posterior = network.encode(images).latent_dist
+        torch.testing.assert_close(mean, posterior.mean)
+        torch.testing.assert_close((0.5 * logvar).exp(), posterior.std)
+
+
+def test_model_without_a_posterior_has_no_log_variance():
+    from diffusers import AutoencoderTiny
+
+    network = AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
+    mean, logvar = diffusers_autoencoder(network, CPU).moments(torch.zeros(1, 3, 8, 8))
+    assert logvar is None and mean.shape[1] == 4
+
+
+def test_our_normalisation_counts_once_it_was_measured():
+    vae = tiny()
+    assert as_autoencoder(vae, CPU).normalization is None
+    vae.set_latent_statistics([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
+    assert as_autoencoder(vae, CPU).normalization == ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
+
+
+def test_diffusers_normalisation_is_read_in_either_form():
+    def normalization(**config):
+        return diffusers_autoencoder(diffusers_vae(**config), CPU).normalization
+
+    assert normalization(scaling_factor=0.13) == ([0.0], [0.13])
+    assert normalization(scaling_factor=0.36, shift_factor=0.12) == ([0.12], [0.36])
+    statistics = {"latents_mean": (1.0, 2.0), "latents_std": (4.0, 0.5)}
+    both = normalization(scaling_factor=0.5, **statistics)  # as the SDXL pipeline decodes
+    assert both == ([1.0, 2.0], [0.125, 1.0])
+
+
+def test_fingerprint_tells_weights_apart():
+    network = torch.nn.Linear(2, 2)
+    before = weights_fingerprint(network)
+    assert before == weights_fingerprint(network) and len(before) == 64
+    assert before != weights_fingerprint(network.half())
+    network.float().bias.data[0] += 1
+    assert before != weights_fingerprint(network)

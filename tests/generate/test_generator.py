@@ -1,0 +1,162 @@
+"""What a generator makes of prompts, negative prompts and sizes; the model is known exactly."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.eval.flow_models import BlobModel, WordModel, generator_of
+from wfimagevae.diffusion.guidance import Guidance
+from wfimagevae.engine.distributed import World
+from wfimagevae.eval.sample_sets import GeneratedSamples
+from wfimagevae.generate.generated_files import prompt_sheet, write_again, write_folder
+from wfimagevae.generate.generator import SamplingOptions, draw_subjects
+from wfimagevae.generate.picture_record import read_picture_record
+from wfimagevae.generate.prompts import given_prompts
+from wfimagevae.generate.sample_picture import SamplePicture
+from wfimagevae.generate.subjects import Subject
+
+CPU = torch.device("cpu")
+ALONE = World(0, 1, CPU)
+EULER = SamplingOptions("euler", 3)
+RED, GREEN, BLUE, GRAY = "a", "bb", "ccc", ""
+SOURCE = {"path": "here", "model_name": None, "raw_weights": False}
+SOURCE |= {"vae": None, "text_encoder": None}
+
+
+def colour(images):
+    """Mean of each channel; noise adds a tenth of its own mean."""
+    return images.mean((2, 3))
+
+
+def test_each_sample_shows_its_prompt():
+    generator = generator_of(WordModel())
+    x = draw_subjects(generator, [Subject(i, None, p) for i, p in enumerate((BLUE, RED))], EULER)
+    assert colour(x).argmax(1).tolist() == [2, 0]
+    nothing = draw_subjects(generator, [Subject(0, None, GRAY), Subject(0)], EULER)
+    assert torch.equal(nothing[0], nothing[1])
+    assert colour(nothing).abs().max() < 0.1
+    assert torch.equal(nothing[:1], generator.sample([0], None, EULER))
+
+
+def test_a_prompt_changes_the_picture_and_not_its_noise():
+    generator = generator_of(WordModel())
+    red, blue = (draw_subjects(generator, [Subject(7, None, p)], EULER) for p in (RED, BLUE))
+    difference = (red - blue)[0]
+    assert torch.allclose(difference, difference[:, :1, :1].expand_as(difference), atol=1e-5)
+    assert colour(red - blue).tolist()[0] == pytest.approx([1.4, 0, -1.4], abs=1e-5)
+
+
+def test_a_negative_prompt_stands_in_for_the_null_condition():
+    """v = v_neg + w (v_cond - v_neg), for a model whose data is its colour."""
+    generator = generator_of(WordModel())
+    guided = replace(EULER, guidance=Guidance(3.0), negative_prompt=BLUE)
+    x = draw_subjects(generator, [Subject(0, None, RED)], guided)
+    red, blue = torch.tensor([0.7, -0.7, -0.7]), torch.tensor([-0.7, -0.7, 0.7])
+    base = draw_subjects(generator, [Subject(0, None, RED)], EULER)
+    torch.testing.assert_close(colour(x - base)[0], 2 * (red - blue), atol=1e-4, rtol=0)
+
+
+def test_prompts_are_encoded_one_by_one_and_kept():
+    generator, seen = generator_of(WordModel()), []
+    encode = generator.text
+    generator.text = lambda prompts: seen.append(list(prompts)) or encode(prompts)
+    for _ in range(2):
+        generator.condition(3, prompts=[RED, BLUE, RED])
+    assert seen == [[RED], [BLUE]]
+    for i in range(100):
+        generator._encode(chr(33 + i))
+    assert len(generator._encoded) == 64
+
+
+@pytest.mark.parametrize(
+    ("act", "words"),
+    [
+        (lambda g, b: b.condition(1, prompts=["a"]), "prompt 'a' asked of a model that takes no"),
+        (lambda g, b: b.check(replace(EULER, negative_prompt="x")), "'x' asked of a model without"),
+        (lambda g, b: g.condition(2, prompts=["a"]), "2 prompts are needed, got 1"),
+        (lambda g, b: g.condition(1, torch.tensor([0])), "of a model without classes"),
+        (lambda g, b: g.sample_size(30, None), "30 x 8 pixels .* multiples of 4"),
+        (lambda g, b: b.sample_size(16, 16), "16 x 16 asked of a BlobModel that makes 8 x 8"),
+        (lambda g, b: b.check(replace(EULER, size=(4, 8))), "4 x 8 asked of a BlobModel"),
+    ],
+)
+def test_what_the_model_cannot_do_is_explained(act, words):
+    with pytest.raises(ValueError, match=words):
+        act(generator_of(WordModel()), generator_of(BlobModel()))
+
+
+def test_other_sizes_are_drawn_in_pixels_of_the_image():
+    generator = generator_of(WordModel())
+    assert generator.sample_size(None, None) is None and generator.sample_size(8, 8) == (8, 8)
+    size = generator.sample_size(12, 20)
+    x = draw_subjects(generator, [Subject(0, None, RED)], replace(EULER, size=size))
+    assert x.shape == (1, 3, 12, 20) and colour(x).argmax() == 0
+    generator.downsampling = 8
+    assert generator.sample_size(96, None) == (12, 8)
+    with pytest.raises(ValueError, match="multiples of 32"):
+        generator.sample_size(104, 64)
+
+
+def test_a_picture_has_a_row_a_prompt():
+    generator = generator_of(WordModel())
+    picture = SamplePicture(
+        generator, EULER, 9, 2, [Subject(0, None, p) for p in (BLUE, GREEN, RED, "dddd")]
+    )
+    assert [row.prompt for row in picture.rows] == [BLUE, GREEN, RED] and picture.columns == 3
+    assert colour(picture.content).argmax(1).tolist() == [2] * 3 + [1] * 3 + [0] * 3
+
+
+def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
+    generator, shown = generator_of(WordModel()), [Subject(0, None, p) for p in (RED, BLUE)]
+    samples = GeneratedSamples(generator, EULER, 6, shown=shown)
+    assert [subject.prompt for subject in samples.subjects] == [RED, BLUE] * 3
+    images = next(samples.batches([0, 1, 4], 3)).float()
+    assert colour(images).argmax(1).tolist() == [0, 2, 0]
+    drawn = GeneratedSamples(generator, EULER, 300, "random", shown).subjects
+    assert 100 < sum(subject.prompt == RED for subject in drawn) < 200
+    assert [subject.index for subject in drawn] == list(range(300))
+
+
+def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, monkeypatch):
+    grids = []
+    monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: grids.append(a))
+    generator, prompts = generator_of(WordModel()), given_prompts([RED, BLUE, ""])
+    for per_prompt, scales in ((1, (0.0, 1.0)), (2, (1.0,))):
+        sheet = prompt_sheet(prompts, [], per_prompt, scales)
+        write_folder(tmp_path, generator, sheet, EULER, 4, ALONE)
+    single = prompt_sheet(given_prompts([RED]), [], 5, (1.0,))
+    write_folder(tmp_path, generator, single, EULER, 4, ALONE)
+    (_, scaled, *first), (_, rows, *second), (_, five, *third) = grids
+    titles = [RED, BLUE, "(no prompt)"]
+    assert first == [2, titles, ["guidance 0", "guidance 1"]]
+    assert colour(scaled[0::2]).abs().max() < 0.1  # a guidance of 0 ignores the prompt
+    assert colour(scaled[1::2])[:2].argmax(1).tolist() == [0, 2]
+    assert second == [2, titles, None] and colour(rows)[:4].argmax(1).tolist() == [0, 0, 2, 2]
+    assert third == [2, [RED, "", ""], None] and len(five) == 5
+
+
+def test_pictures_of_prompts_never_replace_a_file_and_can_be_made_again(tmp_path):
+    generator = generator_of(WordModel())
+    generator.source = SOURCE
+    sheet = prompt_sheet(given_prompts([RED, BLUE]), [], 2, (2.0,))
+    options = replace(EULER, seed=5, negative_prompt=GREEN, size=(12, 8))
+    for _ in range(2):
+        write_folder(tmp_path, generator, sheet, options, 3, ALONE)
+    names = {path.stem for path in tmp_path.glob("*.png")}
+    stems = ["a", "a-1", "a-2", "a-3", "ccc", "ccc-1", "ccc-2", "ccc-3"]
+    assert names == {*stems, "grid", "grid-1"}
+    record = read_picture_record(tmp_path / "ccc-3.json")
+    assert (record["prompt"], record["index"], record["seed"]) == (BLUE, 1, 5)
+    assert (record["height"], record["width"]) == (12, 8)
+    path = write_again(tmp_path / "again", generator, record, "ccc-3", ALONE)
+    assert path.read_bytes() == (tmp_path / "ccc-3.png").read_bytes()
+    other = generator_of(WordModel())
+    other.source = SOURCE | {"path": "there"}
+    other.model.gain.data.fill_(0.5)
+    with pytest.raises(ValueError, match=r"was drawn by weights .* those of there are"):
+        write_again(tmp_path, other, record, "x", ALONE)
+    (tmp_path / "x.json").write_text(json.dumps({"prompt": "a"}))
+    with pytest.raises(ValueError, match=r"x\.json is no record of a picture"):
+        read_picture_record(tmp_path / "x.json")

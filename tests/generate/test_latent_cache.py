@@ -1,0 +1,329 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from wfimagevae.dataset import Captions, IndexedImages, Labels, LatentDataset, TrainLoader
+from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
+from wfimagevae.engine.distributed import World
+from wfimagevae.generate.autoencoders import Autoencoder
+from wfimagevae.generate.latent_cache import CacheOptions, LatentCache
+
+CPU = torch.device("cpu")
+SIZE = 8
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Seven random images of different sizes in two classes."""
+    rng = np.random.default_rng(0)
+    for i in range(7):
+        path = tmp_path / "images" / ("ab"[i % 2]) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        pixels = rng.integers(0, 256, (10 + i, 20 - i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+    return tmp_path / "images"
+
+
+class Averaging(torch.nn.Module):
+    """Encodes 2 x 2 blocks as three averages; log-variance -1, -2, -3; counts its images."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(1))
+        self.seen = 0
+
+    def moments(self, images):
+        self.seen += len(images)
+        mean = torch.nn.functional.avg_pool2d(images, 2) * self.weight
+        return mean, torch.zeros_like(mean) - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
+
+
+def autoencoder(**fields):
+    network = Averaging()
+    plain = {"encode": None, "decode": None, "multiple": 2, "moments": network.moments}
+    return Autoencoder(network, **plain | fields)
+
+
+def encode(
+    folder,
+    output,
+    model=None,
+    labels="folder",
+    world=(0, 1),
+    captions="none",
+    text=None,
+    **options,
+):
+    model = model or autoencoder()
+    images = IndexedImages(folder, SIZE, Labels(labels), Captions(captions))
+    options = CacheOptions(**{"shard_size": 3, "batch_size": 2, "dtype": "fp32"} | options)
+    cache = LatentCache(model, "here", images, output, options, text)
+    model.network.seen = 0  # the probe does not count
+    return cache.run(World(*world, CPU)), model.network.seen
+
+
+def expected_means(folder):
+    """Averages of each image's 2 x 2 blocks, in sorted order."""
+    means = []
+    for path in sorted(folder.rglob("*.png")):
+        pixels = torch.from_numpy(resized_center_crop(Image.open(path), SIZE))
+        image = to_signed_unit(pixels)
+        means.append(image.reshape(3, SIZE // 2, 2, SIZE // 2, 2).mean((2, 4)))
+    return torch.stack(means)
+
+
+def contents(output):
+    return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
+
+
+def test_shards_hold_moments_labels_and_names(folder, tmp_path):
+    (record, unreadable), _ = encode(folder, tmp_path / "out", flip=True)
+    shards = [load_file(tmp_path / "out" / f"latents-{i:05d}.safetensors") for i in range(3)]
+    means = expected_means(folder)
+    moments = torch.cat([shard["moments"] for shard in shards])
+    torch.testing.assert_close(moments[:, :3], means)
+    assert (moments[:, 3:] == torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1)).all()
+    flipped = torch.cat([shard["moments_flipped"] for shard in shards])
+    torch.testing.assert_close(flipped[:, :3], means.flip(-1))
+    assert torch.cat([s["labels"] for s in shards]).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    lines = (tmp_path / "out" / "latents-00001.jsonl").read_text().splitlines()
+    names = ["a/6.png", "b/1.png", "b/3.png"]
+    assert [json.loads(line) for line in lines] == [{"name": n, "caption": None} for n in names]
+    assert unreadable == [] and record["samples"] == [3, 3, 1]
+    assert record["latent_shape"] == [3, 4, 4] and record["class_names"] == ["a", "b"]
+    assert record["vae"]["source"] == "here" and record["resolution"] == SIZE
+
+
+def test_statistics_are_those_of_posterior_samples_and_normalise(folder, tmp_path):
+    (record, _), _ = encode(folder, tmp_path / "out")
+    means = expected_means(folder).double()
+    torch.testing.assert_close(
+        torch.tensor(record["mean"]).double(), means.mean((0, 2, 3)), atol=1e-6, rtol=0
+    )
+    variance = means.var((0, 2, 3), correction=0) + torch.tensor([-1.0, -2, -3]).double().exp()
+    torch.testing.assert_close(torch.tensor(record["std"]).double(), variance.sqrt())
+    assert record["normalization"] == "statistics"
+    assert record["shift"] == record["mean"]
+    dataset = LatentDataset(tmp_path / "out")
+    loader = TrainLoader(dataset, batch_size=1400, num_workers=0)  # 200 draws of each image
+    latents = next(loader)["latent"]
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(3), atol=0.03, rtol=0)
+    torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(3), atol=0.03, rtol=0)
+
+
+def test_the_models_own_normalisation_comes_first_unless_told(folder, tmp_path):
+    model = autoencoder(normalization=([0.5], [0.25]))
+    (record, _), _ = encode(folder, tmp_path / "out", model)
+    assert record["normalization"] == "vae"
+    assert (record["shift"], record["scale"]) == ([0.5] * 3, [0.25] * 3)
+    (again, _), seen = encode(folder, tmp_path / "out", model, normalization="statistics")
+    assert again["shift"] == again["mean"] == record["mean"] and seen == 0
+    with pytest.raises(ValueError, match="has no shift and scale"):
+        encode(folder, tmp_path / "other", normalization="vae")
+
+
+def test_mode_stores_means_alone(folder, tmp_path):
+    model = autoencoder(moments=lambda images: (images[..., ::2, ::2], None))
+    with pytest.raises(ValueError, match="no posterior to sample: use --posterior mode"):
+        encode(folder, tmp_path / "out", model)
+    encode(folder, tmp_path / "out", model, posterior="mode", dtype="fp16")
+    shard = load_file(tmp_path / "out" / "latents-00000.safetensors")
+    assert set(shard) == {"latents", "labels"}
+    assert shard["latents"].shape == (3, 3, 4, 4) and shard["latents"].dtype == torch.float16
+    assert LatentDataset(tmp_path / "out").read_batch([0])["latent"].shape == (1, 3, 4, 4)
+
+
+def test_a_finished_cache_is_left_alone(folder, tmp_path):
+    encode(folder, tmp_path / "out")
+    before = contents(tmp_path / "out")
+    _, seen = encode(folder, tmp_path / "out")
+    assert seen == 0 and contents(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("damage", ["gone", "truncated", "no names"])
+def test_what_is_missing_or_cut_short_is_encoded_again(folder, tmp_path, damage, caplog):
+    output = tmp_path / "out"
+    encode(folder, output)
+    before = contents(output)
+    shard = output / "latents-00001.safetensors"
+    if damage == "gone":
+        shard.unlink()
+    elif damage == "truncated":
+        shard.write_bytes(shard.read_bytes()[:-7])
+    else:
+        shard.with_suffix(".jsonl").unlink()
+    (output / ".latents-00001.safetensors.abc.tmp").write_bytes(b"half")
+    _, seen = encode(folder, output)
+    assert seen == 3 and contents(output) == before
+    assert ("truncated" in caplog.text) == (damage == "truncated")
+
+
+def test_a_run_that_stops_midway_leaves_an_unfinished_record(folder, tmp_path):
+    output = tmp_path / "out"
+    model = autoencoder()
+
+    def moments(images):
+        if model.network.seen >= 4:
+            raise KeyboardInterrupt
+        return model.network.moments(images)
+
+    stopping = Autoencoder(model.network, None, None, 2, moments)
+    with pytest.raises(KeyboardInterrupt):
+        encode(folder, output, stopping)
+    with pytest.raises(ValueError, match="has not finished"):
+        LatentDataset(output)
+    _, seen = encode(folder, output)
+    assert seen == 4  # the first shard of three stays
+    encode(folder, tmp_path / "whole")
+    assert contents(output) == contents(tmp_path / "whole")
+
+
+def test_ranks_share_out_the_shards(folder, tmp_path):
+    encode(folder, tmp_path / "one")
+    images = IndexedImages(folder, SIZE, Labels("folder"))
+    options = CacheOptions(shard_size=3, batch_size=2, dtype="fp32")
+    cache = LatentCache(autoencoder(), "here", images, tmp_path / "two", options)
+    missing = cache._prepare()
+    for rank in (1, 0):
+        cache._write_shards(missing[rank::2], World(rank, 2, CPU))
+    cache._finish()
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+
+
+def test_unreadable_images_are_left_out_and_counted(folder, tmp_path):
+    (folder / "a" / "2.png").write_bytes(b"nothing")
+    (record, unreadable), _ = encode(folder, tmp_path / "out")
+    assert [(path.rsplit("/", 1)[-1]) for path, _ in unreadable] == ["2.png"]
+    assert (record["num_samples"], record["num_unreadable"]) == (6, 1)
+    assert record["samples"] == [2, 3, 1]
+    (again, unreadable), _ = encode(folder, tmp_path / "out")
+    assert again == record and unreadable == []
+    names = [text["name"] for text in LatentDataset(tmp_path / "out").texts(0)]
+    assert names == ["a/0.png", "a/4.png"]
+
+
+def test_shard_of_unreadable_images_is_empty_and_none_readable_an_error(folder, tmp_path):
+    for name in ("a/0.png", "a/2.png", "a/4.png"):
+        (folder / name).write_bytes(b"")
+    (record, _), _ = encode(folder, tmp_path / "out")
+    assert record["samples"] == [0, 3, 1] and len(LatentDataset(tmp_path / "out")) == 4
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match="no image could be encoded"):
+        encode(folder, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"posterior": "mode"}, "made with other posterior: give"),
+        ({"flip": True, "dtype": "fp16"}, "made with other flip, dtype: give"),
+        ({"labels": "none"}, "made with other images, class_names: give"),
+    ],
+)
+def test_another_cache_in_the_folder_is_refused(folder, tmp_path, change, message):
+    encode(folder, tmp_path / "out")
+    with pytest.raises(ValueError, match=message):
+        encode(folder, tmp_path / "out", **change)
+
+
+def test_other_weights_or_images_are_another_cache(folder, tmp_path):
+    encode(folder, tmp_path / "out")
+    other = autoencoder()
+    other.network.weight.data += 1
+    with pytest.raises(ValueError, match="made with other vae"):
+        encode(folder, tmp_path / "out", other)
+    (folder / "a" / "0.png").unlink()
+    with pytest.raises(ValueError, match="made with other images"):
+        encode(folder, tmp_path / "out")
+
+
+def test_stray_shard_of_another_cache_is_refused(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    save_file({"moments": torch.zeros(1)}, tmp_path / "out" / "latents-00000.safetensors")
+    with pytest.raises(ValueError, match=r"00000\.safetensors belongs to another cache"):
+        encode(folder, tmp_path / "out")
+
+
+def test_latents_that_are_not_finite_name_the_image(folder, tmp_path):
+    def overflow(images):
+        mean = images[..., ::2, ::2] * 1e9
+        return mean, mean
+
+    model = autoencoder(moments=overflow)
+    with pytest.raises(ValueError, match=r"latents of a/0\.png are not finite, .* as fp16"):
+        encode(folder, tmp_path / "out", model, dtype="fp16")
+
+
+def test_resolution_must_fit_the_model(folder, tmp_path):
+    with pytest.raises(ValueError, match="resolution 8 is no multiple of 16, which here needs"):
+        encode(folder, tmp_path / "out", autoencoder(multiple=16))
+
+
+def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
+    lines = [
+        {"path": "b/1.png", "label": "tree", "caption": "an old tree"},
+        {"path": "a/0.png", "label": "dog"},
+    ]
+    (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    kinds = {"labels": "manifest", "captions": "manifest"}
+    encode(folder / "list.jsonl", tmp_path / "out", **kinds)
+    dataset = LatentDataset(tmp_path / "out")
+    assert dataset.texts(0) == [
+        {"name": "a/0.png", "caption": None},
+        {"name": "b/1.png", "caption": "an old tree"},
+    ]
+    assert dataset.class_names == ["dog", "tree"]
+    shard = load_file(tmp_path / "out" / "latents-00000.safetensors")
+    assert shard["labels"].tolist() == [0, 1]
+    (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"caption": 3}))
+    with pytest.raises(ValueError, match=r"jsonl:1: a caption is text .*, got 3"):
+        encode(folder / "list.jsonl", tmp_path / "out", **kinds)
+
+
+class Lengths:
+    """A text encoder whose tokens all are the length of the text, one token a letter."""
+
+    def __init__(self):
+        self.facts = {"kind": "t5", "source": "here", "length": 8, "fingerprint": "1"}
+        self.config_keys = {"text_length": 8, "text_width": 2, "pooled_width": 1}
+
+    def __call__(self, prompts):
+        lengths = torch.tensor([len(prompt) for prompt in prompts])
+        mask = torch.arange(8) < lengths[:, None]
+        tokens = lengths.view(-1, 1, 1).float() * mask[..., None].expand(-1, -1, 2)
+        return {"tokens": tokens, "mask": mask, "pooled": lengths[:, None].float()}
+
+
+def test_embeddings_of_all_captions_are_kept_and_belong_to_the_cache(folder, tmp_path):
+    (folder / "a" / "0.txt").write_text("a\nbbbb")
+    (folder / "b" / "5.txt").write_text("cc")
+    texted = {"captions": "sidecar", "text": Lengths()}
+    (record, _), _ = encode(folder, tmp_path / "out", **texted)
+    assert record["text"] == Lengths().facts | {"config_keys": Lengths().config_keys}
+    _, seen = encode(folder, tmp_path / "out", **texted)
+    assert seen == 0  # all is there
+    shards = [load_file(tmp_path / "out" / f"latents-{i:05d}.safetensors") for i in range(3)]
+    assert [shard["text_ends"].tolist() for shard in shards] == [[2, 2, 2], [0, 0, 0], [1]]
+    assert shards[0]["text_pooled"].flatten().tolist() == [1, 4]
+    assert shards[0]["text_tokens"].shape == (2, 4, 2)
+    dataset = LatentDataset(tmp_path / "out", text="embeddings")
+    batch = dataset.read_batch(list(range(70)))
+    lengths = torch.tensor([len(caption) for caption in batch["caption"]])
+    assert set(lengths.tolist()) == {0, 1, 2, 4}
+    assert torch.equal(batch["pooled"].flatten().long(), lengths)
+    assert torch.equal(batch["mask"].sum(1), lengths)
+    assert "prefix" not in record
+    with pytest.raises(ValueError, match="made with other text"):
+        encode(folder, tmp_path / "out", captions="sidecar")
+    with pytest.raises(ValueError, match="needs captions"):
+        encode(folder, tmp_path / "new", text=Lengths())

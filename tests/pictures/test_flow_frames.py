@@ -1,0 +1,104 @@
+"""Pictures of flows show what the numbers say."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.colors import rgb_to_hsv
+
+from wfimagevae.pictures.flow_frames import (
+    Plane,
+    direction_colours,
+    evenly,
+    field_frames,
+    path_frames,
+    slerp,
+)
+
+PLANE = Plane(torch.tensor([[1.0, 1.0]]), half_width=3)
+
+
+def hues(picture, square, saturation=0.8):
+    """Hues of the saturated pixels of a part of the plane: (left, right, low, high) in units."""
+    size = picture.width
+    left, right = (int(size * (0.07 + 0.9 * (x + 3) / 6)) for x in square[:2])
+    # The axes are as wide as high after set_aspect, in the middle of their box.
+    middle = size * (1 - 0.05 - 0.44)
+    low, high = (int(middle - y / 6 * 0.88 * size) for y in square[2:])
+    hsv = rgb_to_hsv(np.asarray(picture)[high:low, left:right] / 255)
+    return hsv[hsv[..., 1] > saturation][:, 0]
+
+
+def test_hue_is_the_angle_whatever_the_length():
+    angles = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.9]) * 2 * math.pi
+    vectors = torch.stack([angles.cos(), angles.sin()], 1)
+    expected = [0.0, 0.25, 0.5, 0.75, 0.9]
+    for scale in (1e-3, 1.0, 50.0):
+        assert rgb_to_hsv(direction_colours(scale * vectors))[:, 0] == pytest.approx(
+            expected, abs=1e-5
+        )
+
+
+def test_field_is_drawn_in_the_colours_of_its_directions():
+    """Everything flows to the right in the left half, up in the right half; later, left."""
+
+    def velocity(x, t):
+        early = torch.where(x[:, :1] < 0, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+        return early if t < 0.5 else torch.tensor([-1.0, 0.0]).expand_as(x)
+
+    first, last = field_frames(velocity, [0.0, 1.0], PLANE)
+    left, right, later = (
+        hues(first, (-2.5, -0.5, -2, 2)),
+        hues(first, (0.5, 2.5, -2, 2)),
+        hues(last, (-2.5, 2.5, -2, 2)),
+    )
+    assert min(len(left), len(right), len(later)) > 100
+    for found, hue in ((left, 0.0), (right, 0.25), (later, 0.5)):
+        assert np.median(np.minimum(abs(found - hue), 1 - abs(found - hue))) < 0.02
+
+
+def test_a_field_that_is_not_finite_says_when():
+    with pytest.raises(ValueError, match=r"at t = 0.5"):
+        list(field_frames(lambda x, t: x if t < 0.2 else x / 0, [0.0, 0.5], PLANE))
+
+
+def test_particles_move_from_their_start_to_their_end():
+    start = torch.tensor([[-2.0, -2.0], [-2.0, 2.0]])
+    paths = torch.stack([start, start + torch.tensor([4.0, 0.0])])  # both to the right: red
+    first, last = path_frames(paths, [0.0, 1.0], PLANE)
+    for frame, here, there in ((first, -2, 2), (last, 2, -2)):
+        for y in (-2, 2):
+            assert len(hues(frame, (here - 0.3, here + 0.3, y - 0.3, y + 0.3))) > 8
+        assert len(hues(frame, (there - 0.3, there + 0.3, -0.5, 0.5))) == 0
+    between = (-1.5, 1.5, -2.3, -1.7)
+    assert len(hues(last, between, 0.2)) > 100 and len(hues(first, between, 0.2)) == 0
+
+
+def test_paths_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match=r"\(3, N, 2\).*\(2, 5, 2\)"):
+        list(path_frames(torch.zeros(2, 5, 2), [0, 0.5, 1], PLANE))
+    with pytest.raises(ValueError, match="not finite"):
+        list(path_frames(torch.full((1, 5, 2), torch.nan), [0], PLANE))
+
+
+def test_a_plane_takes_in_data_and_noise():
+    assert Plane(torch.tensor([[7.0, 0.0]])).limit > 7
+    assert Plane(torch.zeros(0, 2)).limit >= 3
+
+
+def test_slerp_meets_both_ends_and_stays_as_long():
+    a, b = torch.randn(2, 4, 3, 16, 16)
+    assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
+    middle = slerp(a, b, 0.5)
+    # Independent normal vectors are at right angles: the mean would be shorter by sqrt(2).
+    assert middle.std() == pytest.approx(1, abs=0.03)
+    right_angle = slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 1 / 3)
+    expected = [[math.cos(math.pi / 6), math.sin(math.pi / 6)]]
+    torch.testing.assert_close(right_angle, torch.tensor(expected))
+    torch.testing.assert_close(slerp(a, a, 0.3), a)
+
+
+def test_evenly_keeps_both_ends():
+    assert evenly(26, 6) == [0, 5, 10, 15, 20, 25]
+    assert evenly(3, 9) == [0, 1, 2]

@@ -1,0 +1,86 @@
+import os
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFont
+
+from wfimagevae.pictures.grid import sample_grid, save_grid, wrap
+
+
+def flat(levels, size=96):
+    return torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, size, size) / 127.5 - 1
+
+
+def array(image):
+    return np.asarray(image.convert("RGB")).astype(int)
+
+
+def test_grid_places_images_row_by_row():
+    pixels = array(sample_grid(flat([10.0, 50, 90, 130, 170]), columns=3))
+    assert pixels.shape == (4 + 2 * 100, 4 + 3 * 100, 3)
+    centres = pixels[52::100, 52::100, 0]
+    assert centres.tolist() == [[10, 50, 90], [130, 170, 255]]
+
+
+def test_tiny_images_are_enlarged_without_blurring():
+    images = torch.zeros(1, 3, 2, 2) - 1
+    images[..., 0, 0] = 1
+    pixels = array(sample_grid(images, columns=1))[4:-4, 4:-4]
+    assert pixels.shape == (96, 96, 3)
+    assert np.unique(pixels).tolist() == [0, 255]
+    assert pixels[47, 47].tolist() == [255] * 3 and pixels[48, 48].tolist() == [0] * 3
+
+
+def test_row_labels_take_room_at_the_left_with_ink_in_every_row():
+    plain = sample_grid(flat([100.0] * 4), columns=2)
+    named = sample_grid(flat([100.0] * 4), 2, row_labels=["red circle", "blue square"])
+    extra = named.width - plain.width
+    assert extra > 40 and named.height == plain.height
+    margin = array(named)[:, :extra]
+    for row in range(2):
+        strip = margin[4 + row * 100 : 100 + row * 100]
+        assert (strip < 100).any() and (strip == 255).any()
+    np.testing.assert_array_equal(array(named)[:, extra:], array(plain))
+
+
+def test_long_names_are_cut_short():
+    named = sample_grid(flat([100.0]), 1, row_labels=["x" * 500], column_labels=["y" * 500])
+    assert named.width < 4 + 100 + 230
+
+
+def test_file_is_the_grid_and_no_leftover_stands_beside_it(tmp_path):
+    images = torch.rand(3, 3, 100, 100) * 2 - 1
+    save_grid(tmp_path / "new" / "grid.png", images, 3, column_labels=["a", "b", "c"])
+    assert os.listdir(tmp_path / "new") == ["grid.png"]
+    with Image.open(tmp_path / "new" / "grid.png") as image:
+        assert image.size == (4 + 3 * 104, 4 + 24 + 104)
+        first = array(image)[28:128, 4:104]
+    expected = ((images[0] + 1) * 127.5).round().permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(first, expected)
+
+
+@pytest.mark.parametrize(
+    ("images", "columns", "labels", "message"),
+    [
+        (torch.zeros(2, 1, 8, 8), 2, None, r"\(2, 1, 8, 8\)"),
+        (torch.zeros(0, 3, 8, 8), 2, None, r"\(0, 3, 8, 8\)"),
+        (torch.full((2, 3, 8, 8), torch.nan), 2, None, "not finite"),
+        (torch.zeros(2, 3, 8, 8), 0, None, "at least 1 column"),
+        (torch.zeros(4, 3, 8, 8), 2, ["one"], "1 row labels for a grid of 2 rows"),
+    ],
+)
+def test_what_makes_no_grid_is_refused(images, columns, labels, message):
+    with pytest.raises(ValueError, match=message):
+        sample_grid(images, columns, labels)
+
+
+def test_long_titles_take_several_lines_and_end_in_an_ellipsis():
+    font = ImageFont.load_default(size=14)
+    text = "a very long prompt about a red circle that lies to the left of a blue square"
+    lines = wrap(text, 120, 5, font)
+    assert " ".join(lines) == text and len(lines) > 3
+    assert all(font.getlength(line) <= 120 for line in lines)
+    cut = wrap(text, 120, 2, font)
+    assert len(cut) == 2 and cut[0] == lines[0] and cut[1].endswith("…")
+    assert wrap("", 120, 2, font) == []

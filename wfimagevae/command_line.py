@@ -1,0 +1,187 @@
+"""Command lines: flags of option classes, YAML under them, how a command ends. No torch here."""
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar, get_args, get_origin
+
+from pydantic_core import PydanticUndefined
+
+from wfimagevae.options import BOTH_WAYS, BadOptions, Options, bare_type, choices_of, nearest
+
+# Of a command with more flags than this, --help alone shows the basic ones.
+_MANY_FLAGS = 45
+_NOT_GIVEN = object()
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Shows a default only where it tells something."""
+
+    def _get_help_string(self, action):
+        if action.default in (None, argparse.SUPPRESS) or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Store(argparse.Action):
+    """Keeps the words of a flag as they are; the option class reads them."""
+
+    def __init__(self, *args, extra: Mapping[str, Any], **kwargs):
+        super().__init__(*args, **kwargs)
+        self.is_basic, self.repeats = extra.get("basic", False), "repeat" in extra
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        if self.nargs == 0:
+            values = not option_string.startswith("--no_")
+        elif self.repeats:
+            before = getattr(namespace, self.dest, _NOT_GIVEN)
+            values = values if isinstance(values, list) else [values]
+            values = values if before is _NOT_GIVEN else [*before, *values]
+        setattr(namespace, self.dest, values)
+
+    def format_usage(self):
+        return " | ".join(self.option_strings)
+
+
+class _Help(argparse.Action):
+    """``--help``, ``--help all``, ``--help GROUP``."""
+
+    def __call__(self, parser, namespace, topic, option_string=None):
+        groups = {group.title: group for group in parser._action_groups if group._group_actions}
+        if topic not in (None, "all", *groups):
+            parser.error(f"--help {topic}: no such group of flags{nearest(topic, groups)}")
+        if topic != "all" and (topic or len(parser._actions) > _MANY_FLAGS):
+            for title, group in groups.items():
+                for action in group._group_actions:
+                    if not (title == topic if topic else getattr(action, "is_basic", True)):
+                        action.help = argparse.SUPPRESS
+                if all(action.help == argparse.SUPPRESS for action in group._group_actions):
+                    group.title = group.description = None
+            parser.usage = f"{parser.prog} [--FLAG VALUE ...]"
+            names = ", ".join(repr(name) if " " in name else name for name in groups)
+            parser.epilog = f"--help all shows all flags, --help GROUP those of one of: {names}"
+        parser.print_help()
+        parser.exit()
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags of an option class, without abbreviations.
+
+    Args:
+        cls: The options.
+        texts: ``description`` and ``epilog`` of the help.
+    """
+
+    def __init__(self, cls: type[Options], **texts: str):
+        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **texts)
+        self.cls = cls
+        self.add_argument(
+            "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
+            help="show this, 'all' flags or those of a GROUP, and exit",
+        )  # fmt: skip
+        for group in cls.groups():
+            title, _, text = " ".join((group.__doc__ or "options").split()).partition(": ")
+            place = self.add_argument_group(title, text or None)
+            for name in group.__annotations__:
+                _declare(place, name, cls.model_fields[name])
+
+    def flags(self) -> dict[str, argparse.Action]:
+        """Every long flag, without dashes, and its action."""
+        named = [(flag, action) for action in self._actions for flag in action.option_strings]
+        return {flag[2:]: action for flag, action in named if flag.startswith("--")}
+
+    def read_words(self, argv: Sequence[str]) -> dict[str, Any]:
+        """The values on a command line by name, unchecked; an unknown flag is an error."""
+        known = self.flags()
+        for token in argv:
+            name = token.removeprefix("--").split("=")[0]
+            if token.startswith("--") and name not in known:
+                self.error(f"unknown flag --{name}{nearest(name, known, '--')}")
+        blank = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in self._actions})
+        found = vars(super().parse_args(list(argv), blank))
+        return {name: value for name, value in found.items() if value is not _NOT_GIVEN}
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")
+
+
+def _declare(group: Any, name: str, field: Any) -> None:
+    """Adds the flag of a field to a group of the help."""
+    kind, extra = bare_type(field.annotation), field.json_schema_extra or {}
+    default = None if field.default is PydanticUndefined else field.default
+    flags, shape = [f"--{name}"], {"metavar": extra.get("unit")}
+    if kind is bool:
+        shape = {"nargs": 0}
+        if field.default is True or BOTH_WAYS in field.metadata:
+            flags.append(f"--no_{name}")
+    elif get_origin(kind) is tuple:
+        shape["nargs"] = len(get_args(kind))
+    elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
+        shape["nargs"] = "+"
+    shape["choices"] = choices_of(field.annotation)
+    group.add_argument(
+        *flags, action=_Store, default=default, help=field.description, extra=extra, **shape
+    )
+
+
+_Class = TypeVar("_Class", bound=Options)
+
+
+def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) -> _Class:
+    """The options on a command line, over those of its ``--config`` file, over the defaults.
+
+    What is wrong ends the process with status 2 and a line that names the flag, or the file.
+
+    Args:
+        cls: The options; with a field ``config``, that names a YAML file of flags and values.
+        argv: Words of the command line; None takes this process's.
+        texts: ``description`` and ``epilog`` of the help.
+    """
+    parser = Parser(cls, **texts)
+    given = parser.read_words(sys.argv[1:] if argv is None else argv)
+    path = given.get("config")
+    in_file = read_config(path, parser) if path else {}
+    try:
+        return cls.read(in_file | given)
+    except BadOptions as error:
+        places = {name: f"--config {path}: {name}: " for name in in_file}
+        places |= {name: f"argument --{name}: " for name in given}
+        for name, text in error.problems:
+            in_the_file = not name and text.startswith("unknown key")
+            place = f"--config {path}: " if in_the_file else places.get(name, "")
+            parser.error(f"{place}{text}")
+        raise
+
+
+def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The flags and values in a YAML file, null ones left out; a bad file is the parser's error."""
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.safe_load(file) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        parser.error(f"--config {path}: {error}")
+    if not isinstance(values, dict):
+        kind = type(values).__name__
+        parser.error(f"--config {path}: expected 'flag: value' lines, got a {kind}")
+    if isinstance(values.get("training"), dict):
+        parser.error(f"--config {path}: that file has sections; give it by --pipeline {path}")
+    return {str(name): value for name, value in values.items() if value is not None}
+
+
+def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:
+    """Runs ``main`` on the command line and returns the exit status.
+
+    A ValueError or OSError is the user's to mend: its message goes to stderr as
+    ``error: ...`` and the status is 2. Anything else is our bug and keeps its traceback.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        return main(None) or 0
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130

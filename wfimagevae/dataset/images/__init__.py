@@ -1,0 +1,1 @@
+"""Images on disk: found, decoded, cropped, sorted into buckets, with their classes."""

@@ -1,0 +1,219 @@
+"""Random crops of any images in any endless order: what all training on images is made of."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from wfimagevae.dataset.images.decode import UnreadableImage
+from wfimagevae.dataset.images.transforms import (
+    center_crop,
+    image_inputs,
+    mirror_half,
+    random_crop,
+    resized_center_crop,
+    to_signed_unit,
+)
+from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
+from wfimagevae.dataset.protocol import DataError, Images
+from wfimagevae.dataset.text.captions import CaptionTable
+
+TRAIN_CROPS = ("native", "resized", "center")
+_MOST_FAILURES = 1000
+
+
+class NoReadableImage(DataError):
+    """So many images failed in a row that training cannot go on."""
+
+
+@dataclass(frozen=True)
+class CropRules:
+    """How an image becomes a sample.
+
+    Attributes:
+        resolution: Height and width of a crop, in pixels, where the order asks for no other size.
+            An image that is smaller counts as unreadable: nothing is enlarged (but by ``center``).
+        train_crop: ``native`` crops at the image's own scale; ``resized`` first shrinks it as far
+            as the crop fits, so that the crop is random along one side only; ``center`` takes the
+            middle after resizing, of squares by `resized_center_crop`.
+        augment: False takes the middle in place of random crops and mirrors nothing, for data
+            held out.
+
+    Raises:
+        ValueError: a bad value.
+    """
+
+    resolution: int
+    train_crop: str = "native"
+    augment: bool = True
+
+    def __post_init__(self):
+        if self.resolution < 1:
+            raise ValueError(f"resolution must be at least 1 pixel, got {self.resolution}")
+        if self.train_crop not in TRAIN_CROPS:
+            raise ValueError(
+                f"unknown train_crop {self.train_crop!r}; use {' or '.join(TRAIN_CROPS)}"
+            )
+
+    def crop(
+        self, images: Images, index: int, size: tuple[int, int], rng: random.Random
+    ) -> np.ndarray:
+        """A crop of an image, uint8 (*size, 3).
+
+        Raises:
+            UnreadableImage: the image is damaged, or too small.
+        """
+        is_square = size[0] == size[1]
+        if self.train_crop == "center":
+            if is_square:
+                pixels = resized_center_crop(images.open(index), size[0])
+            else:
+                pixels = center_crop(images.open(index, short_side=size), size)
+            return mirror_half(pixels, rng) if self.augment else pixels
+        size = size[0] if is_square else size
+        image = images.open(index, size, size if self.train_crop == "resized" else None)
+        return random_crop(image, size, rng) if self.augment else center_crop(image, size)
+
+
+class CropDataset(Dataset):
+    """Crops, half of them mirrored, in an endless order, with labels and captions or without.
+
+    The sample at a position depends on (seed, position) and the files alone, never on the worker
+    or rank that reads it. An unreadable image is replaced by the next readable one that the order
+    names, cropped with the random numbers of the position it stands in for.
+
+    Args:
+        images: What to read.
+        rules: How it is cropped.
+        seed: Of the crops.
+        order: Which image comes when, and in which size; None shuffles them all, every epoch anew.
+        labels: Class of every image, int64, or None, and the names of the classes.
+        captions: Of every image, or None.
+
+    Attributes:
+        sample_shape: (3, resolution, resolution).
+        num_classes: 0 without labels.
+        class_names: One a class, in the order of their numbers.
+        has_captions: Whether samples come with captions.
+        data_key: ``image``.
+        sizes: Height and width of all its samples.
+        order_facts: What the order depends on besides seed and images; must not change in a run.
+    """
+
+    data_key = "image"
+
+    def __init__(
+        self,
+        images: Images,
+        rules: CropRules,
+        seed: int = 1234,
+        order: Order | None = None,
+        labels: tuple[np.ndarray | None, list[str]] = (None, []),
+        captions: CaptionTable | None = None,
+    ):
+        self.images, self.rules, self.seed = images, rules, seed
+        self._labels, self.class_names = labels
+        self.num_classes = len(self.class_names)
+        self._captions = captions
+        self.has_captions = captions is not None
+        self.resolution = rules.resolution
+        self.sample_shape = (3, rules.resolution, rules.resolution)
+        self._order = order or ShuffledOrder(len(images), seed)
+        self.sizes = list(self._order.sizes) or [self.sample_shape[1:]]
+        self.order_facts = self._order.facts
+        self._failed: dict[tuple[int, tuple[int, int]], str] = {}
+
+    def __len__(self) -> int:
+        """The length of an epoch in positions."""
+        return self._order.num_items
+
+    def __getitem__(self, position: int) -> dict:
+        """The sample at a position, any integer from 0 on.
+
+        Returns:
+            ``image`` float32 (3, h, w) in [-1, 1], channels last in memory; ``label``, an integer,
+            if there are labels; ``caption``, a string, if there are captions; ``position``;
+            ``unreadable``, a list of (path, reason) of the files that this process found unreadable
+            just now. Each file is tried once per process and size.
+
+        Raises:
+            NoReadableImage: 1000 images in a row, or all there are, failed.
+        """
+        pixels, index, unreadable = self._read(position, self._size(position))
+        image = to_signed_unit(torch.from_numpy(pixels.copy()))
+        sample = {"image": image, "position": position, "unreadable": unreadable}
+        if self._labels is not None:
+            sample["label"] = int(self._labels[index])
+        if self._captions is not None:
+            sample["caption"] = self._captions.pick(index, position, self.seed)
+        return sample
+
+    def read_batch(self, positions: list[int]) -> dict[str, Any]:
+        """The samples at some positions, compact.
+
+        Returns:
+            ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,), if there are labels; ``caption``,
+            B strings, if there are captions; ``unreadable``, as for `__getitem__`.
+
+        Raises:
+            NoReadableImage: as for `__getitem__`.
+            DataError: the order asks for several sizes at these positions.
+        """
+        sizes = {self._size(position) for position in positions}
+        if len(sizes) > 1:
+            raise DataError(
+                f"positions {positions[0]} to {positions[-1]} belong to images of several sizes; "
+                "batches must be those that the buckets were dealt in"
+            )
+        (size,) = sizes
+        pixels = torch.empty(len(positions), *size, 3, dtype=torch.uint8)
+        indices, unreadable = [], []
+        for slot, position in zip(pixels.numpy(), positions, strict=True):
+            slot[:], index, met = self._read(position, size)
+            indices.append(index)
+            unreadable += met
+        batch = {"pixels": pixels, "unreadable": unreadable}
+        if self._labels is not None:
+            batch["label"] = torch.from_numpy(self._labels[indices])
+        if self._captions is not None:
+            pairs = zip(indices, positions, strict=True)
+            batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
+        return batch
+
+    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """``image`` float32 (B, 3, h, w) in [-1, 1], ``label`` and ``caption``, if any."""
+        return image_inputs(batch, device)
+
+    def _size(self, position: int) -> tuple[int, int]:
+        return self._order.size(position) or (self.resolution, self.resolution)
+
+    def _read(
+        self, position: int, size: tuple[int, int]
+    ) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
+        """A crop, uint8 (*size, 3), the image it is of, and the unreadable files just met."""
+        met: list[tuple[str, str]] = []
+        skipped: set[int] = set()
+        for index in self._order.candidates(position):
+            if (index, size) not in self._failed:
+                try:
+                    rng = random.Random(stable_seed(self.seed, "augment", position))
+                    return self.rules.crop(self.images, index, size, rng), index, met
+                except UnreadableImage as error:
+                    self._failed[index, size] = str(error)
+                    met.append((self.images.name(index), str(error)))
+            skipped.add(index)
+            if len(skipped) == min(len(self.images), _MOST_FAILURES):
+                break
+        raise NoReadableImage(self._failure(skipped, size))
+
+    def _failure(self, indices: set[int], size: tuple[int, int]) -> str:
+        examples = [f"{self.images.name(i)} ({self._failed[i, size]})" for i in sorted(indices)[:3]]
+        shape = size[0] if size[0] == size[1] else f"{size[0]} x {size[1]}"
+        return (
+            f"none of {len(indices)} images in a row can be used at resolution {shape}, "
+            f"for example {'; '.join(examples)}: check the image path and the resolution"
+        )

@@ -1,0 +1,148 @@
+"""Images with what is known of them: sizes, classes, captions, fields of their records."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from wfimagevae.dataset.images.image_sizes import measured_sizes
+from wfimagevae.dataset.images.index import in_index_order, index_images
+from wfimagevae.dataset.images.labels import Labels, read_labels
+from wfimagevae.dataset.protocol import Images
+from wfimagevae.dataset.text.captions import Captions, CaptionTable, read_captions
+
+
+@dataclass
+class ImageSet:
+    """Images and what goes with each, by the same number.
+
+    Attributes:
+        images: The images.
+        sizes: Width and height of each, upright, int32 (N, 2), 0 where unreadable; None where
+            nobody asked.
+        labels: Class of each, int64 (N,), or None, and the classes' names.
+        captions: Of each, or None.
+        record: Gives the fields that a manifest's line or a json member has of an image; None
+            where there are none.
+        shard: Number of the file that each image lies in, increasing; None for one file each.
+    """
+
+    images: Images
+    sizes: np.ndarray | None = None
+    labels: tuple[np.ndarray | None, list[str]] = field(default_factory=lambda: (None, []))
+    captions: CaptionTable | None = None
+    record: Callable[[int], dict[str, Any]] | None = None
+    shard: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def select(self, indices: Sequence[int]) -> "ImageSet":
+        """Some of the images, in increasing order."""
+        rows = np.asarray(indices, np.int64)
+        numbers, class_names = self.labels
+        captions = self.captions and CaptionTable(self.captions.all(i) for i in rows)
+        record = self.record
+        return ImageSet(
+            self.images.select(rows),
+            None if self.sizes is None else self.sizes[rows],
+            (None if numbers is None else numbers[rows], class_names),
+            captions,
+            record and (lambda i: record(int(rows[i]))),
+            None if self.shard is None else self.shard[rows],
+        )
+
+
+class JoinedImages:
+    """Several sources of images, one after another.
+
+    Args:
+        parts: The sources.
+    """
+
+    def __init__(self, parts: Sequence[Images]):
+        self.parts = list(parts)
+        self._starts = np.cumsum([0, *(len(part) for part in parts)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def _place(self, i: int) -> tuple[int, int]:
+        part = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return part, i - int(self._starts[part])
+
+    def name(self, i: int) -> str:
+        """As its source names it."""
+        part, row = self._place(i)
+        return self.parts[part].name(row)
+
+    def aliases(self, i: int) -> list[str]:
+        """As its source gives them."""
+        part, row = self._place(i)
+        return self.parts[part].aliases(row)
+
+    def relative(self, i: int) -> str:
+        """The source's number, then the path in it."""
+        part, row = self._place(i)
+        return f"{part}/{self.parts[part].relative(row)}"
+
+    def open(
+        self,
+        i: int,
+        min_side: int | tuple[int, int] = 1,
+        short_side: int | tuple[int, int] | None = None,
+    ) -> Image.Image:
+        """Image ``i``; see `open_rgb`."""
+        part, row = self._place(i)
+        return self.parts[part].open(row, min_side, short_side)
+
+    def select(self, indices: Sequence[int]) -> "JoinedImages":
+        """Some of these images."""
+        places = [self._place(i) for i in indices]
+        rows = [[row for part, row in places if part == p] for p in range(len(self.parts))]
+        return JoinedImages([part.select(r) for part, r in zip(self.parts, rows, strict=True)])
+
+
+@dataclass(frozen=True)
+class FolderOptions:
+    """What to take from a folder or manifest.
+
+    Attributes:
+        labels: Where the classes come from.
+        captions: Where the captions come from.
+        use_manifest: Insist that the source is a manifest.
+        with_sizes, with_records: Whether sizes and manifest fields are wanted.
+        index_cache_dir: Where lists of images, and their sizes, are kept.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    captions: Captions = field(default_factory=Captions)
+    use_manifest: bool = False
+    with_sizes: bool = False
+    with_records: bool = False
+    index_cache_dir: str | Path | None = None
+
+
+def open_folder(source: str | Path, options: FolderOptions) -> ImageSet:
+    """The images of a folder or manifest.
+
+    Raises:
+        ValueError: as `index_images`, `read_labels` and `read_captions`.
+    """
+    images = index_images(source, options.index_cache_dir, options.use_manifest)
+    found = ImageSet(
+        images,
+        labels=read_labels(source, images, options.labels),
+        captions=read_captions(source, images, options.captions),
+    )
+    path = os.path.abspath(os.path.expanduser(source))
+    if options.with_sizes:
+        image_folder = path if os.path.isdir(path) else None
+        found.sizes = measured_sizes(images, options.index_cache_dir, image_folder)
+    if options.with_records and os.path.isfile(path):
+        found.record = in_index_order(path, lambda record, _: record).__getitem__
+    return found

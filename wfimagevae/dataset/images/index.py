@@ -1,0 +1,286 @@
+"""Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
+
+import hashlib
+import json
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from wfimagevae.dataset.images.decode import open_rgb
+from wfimagevae.dataset.text.packed_texts import PackedTexts
+from wfimagevae.files import cache_folder, may_keep, replacing
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+MANIFEST_KEYS = ("image_path", "path", "target")
+
+_CACHE_VERSION = 1
+_SETTLED_NS = 2 * 10**9
+_Picked = TypeVar("_Picked")
+_log = logging.getLogger("wfimagevae")
+
+
+class ImageIndex:
+    """Paths of images, sorted by their bytes, in two arrays.
+
+    Millions of Python strings would end up once in every forked worker, because counting
+    references writes to their memory pages. Arrays stay shared.
+
+    Args:
+        root: Absolute folder that the entries are relative to.
+        entries: Paths of the images, encoded as the file system does; absolute ones stay so.
+    """
+
+    def __init__(self, root: str, entries: list[bytes]):
+        self.root, self._entries = root, PackedTexts.pack(sorted(entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def entry(self, i: int) -> bytes:
+        """Path of image ``i`` as it was given, encoded."""
+        return self._entries[i]
+
+    def path(self, i: int) -> str:
+        """Absolute path of image ``i``."""
+        return os.path.join(self.root, os.fsdecode(self.entry(i)))
+
+    def name(self, i: int) -> str:
+        """As `path`: what a message calls the image."""
+        return self.path(i)
+
+    def aliases(self, i: int) -> list[str]:
+        """The path below the root, with and without extension."""
+        name = self.relative(i)
+        return [name, os.path.splitext(name)[0]]
+
+    def open(
+        self,
+        i: int,
+        min_side: int | tuple[int, int] = 1,
+        short_side: int | tuple[int, int] | None = None,
+    ) -> Image.Image:
+        """Image ``i``; see `open_rgb`."""
+        return open_rgb(self.path(i), min_side, short_side)
+
+    def select(self, indices: Sequence[int]) -> "ImageIndex":
+        """Some of these images."""
+        return ImageIndex(self.root, [self.entry(i) for i in indices])
+
+    def relative(self, i: int) -> str:
+        """Path of image ``i`` below the root, with forward slashes.
+
+        For a manifest's image outside its folder: the absolute path without its first slash, so
+        that what is written under this name stays inside the output folder.
+        """
+        full, prefix = os.path.normpath(self.path(i)), os.path.join(self.root, "")
+        if full.startswith(prefix):
+            name = full[len(prefix) :]
+        else:
+            name = os.path.splitdrive(full)[1].lstrip(os.sep)
+        return name.replace(os.sep, "/")
+
+
+def index_images(
+    source: str | Path, cache_dir: str | Path | None = None, use_manifest: bool = False
+) -> ImageIndex:
+    """Lists the images of a folder or manifest.
+
+    A folder is scanned recursively, links followed, for the file names in `EXTENSIONS`, in any
+    case; names that start with a dot are skipped. Its listing is kept under ``cache_dir``, and
+    only folders that changed since are read again. Nothing is written into ``source``.
+
+    Args:
+        source: Folder, or file of JSON lines with a path under one of `MANIFEST_KEYS`, absolute or
+            relative to the manifest's folder.
+        cache_dir: None is ``wfimagevae/index`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        use_manifest: Insist that ``source`` is a manifest.
+
+    Raises:
+        ValueError: ``source`` does not exist, is not what was insisted on, has a bad line (named
+            as file:line) or no image.
+    """
+    root = os.path.abspath(os.path.expanduser(source))
+    if os.path.isdir(root):
+        if use_manifest:
+            raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
+        entries = _folder_entries(root, _cache_file(root, cache_dir))
+        folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
+        if not entries and (shard := next(Path(root).rglob("*.tar"), None)):
+            hint += f"; training reads shards such as {shard} if you name the folder they are in"
+    elif root.lower().endswith(".tar"):
+        raise ValueError(
+            f"{root} is a shard, which training reads as it is; here give a folder of images or a "
+            "JSON-lines manifest (shards cannot be cached)"
+        )
+    elif os.path.isfile(root):
+        entries = [os.fsencode(path) for _, path, _ in manifest_records(root)]
+        folder, hint = os.path.dirname(root), "expected a JSON-lines manifest, and it has no lines"
+    else:
+        raise ValueError(f"image path {root} is neither a folder nor a manifest file")
+    if not entries:
+        raise ValueError(f"no images in {root}: {hint}")
+    return ImageIndex(folder, entries)
+
+
+def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
+    """Each line of a manifest: where it is (file:line), its image's path, and the whole object.
+
+    Raises:
+        ValueError: a bad line, named as file:line.
+    """
+    if manifest.lower().endswith(EXTENSIONS):
+        raise ValueError(
+            f"{manifest} is an image; give a folder of images or a JSON-lines manifest"
+        )
+    for where, record, text in json_lines(manifest):
+        yield where, _path_in(record, where, text), record
+
+
+def _path_in(record: Any, where: str, text: str) -> str:
+    keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
+    if isinstance(record, dict):
+        for key in MANIFEST_KEYS:
+            if isinstance(record.get(key), str) and record[key]:
+                return record[key]
+    raise ValueError(f"{where}: expected an object with a path under {keys}, got {text:.80}")
+
+
+def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[_Picked]:
+    """What ``pick(record, where)`` takes of each line of a manifest, in the order of its index.
+
+    Args:
+        manifest: The file.
+        pick: Called with a line's object and where it is (file:line).
+
+    Raises:
+        ValueError: a bad line, named as file:line.
+    """
+    picked = [
+        (os.fsencode(path), pick(record, where))
+        for where, path, record in manifest_records(manifest)
+    ]
+    picked.sort(key=lambda line: line[0])  # stable, as the index is sorted
+    return [value for _, value in picked]
+
+
+def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
+    """The lines of a file that are not blank: where each is (file:line), its value, and its text.
+
+    Raises:
+        ValueError: a line that is not JSON, named as file:line.
+    """
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            where = f"{path}:{number}"
+            try:
+                text = line.decode("utf-8-sig").strip()
+                value = json.loads(text)
+            except ValueError as error:
+                raise ValueError(f"{where}: not a line of JSON ({error})") from None
+            yield where, value, text
+
+
+@dataclass
+class _Folder:
+    """A folder's listing; without a stamp it changed too recently for the stamp to tell."""
+
+    stamp: tuple[int, ...] | None
+    files: list[str]
+    folders: list[str]
+
+
+def _folder_entries(root: str, cache: Path | None) -> list[bytes]:
+    known = _load(cache, root) if cache else {}
+    found = _scan(root, known)
+    if cache and found != known:
+        _save(cache, root, found)
+    return [os.fsencode(place + name) for place, folder in found.items() for name in folder.files]
+
+
+def _scan(root: str, known: dict[str, _Folder]) -> dict[str, _Folder]:
+    """Every folder below root by relative path ("" or "a/b/"), listed anew where it changed."""
+    found: dict[str, _Folder] = {}
+    pending: list[tuple[str, frozenset]] = [("", frozenset())]
+    while pending:
+        place, above = pending.pop()
+        path = os.path.join(root, place)
+        try:
+            status = os.stat(path)
+            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in above:
+                continue  # a link to a file, or back to a folder that contains it
+            stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
+            folder = known.get(place)
+            if folder is None or folder.stamp != stamp:
+                folder = _list(path, stamp)
+        except OSError as error:
+            if not place:
+                raise
+            _log.warning("left out folder %s: %s", path, error.strerror)
+            continue
+        found[place] = folder
+        inside = above | {(status.st_dev, status.st_ino)}
+        pending += [(f"{place}{name}/", inside) for name in folder.folders]
+    return found
+
+
+def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
+    settled = time.time_ns() - max(stamp[1:]) > _SETTLED_NS
+    folder = _Folder(stamp if settled else None, [], [])
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            is_image = entry.name.lower().endswith(EXTENSIONS)
+            if entry.is_symlink():
+                # Where a link leads can change without a trace here: `_scan` looks each time.
+                is_folder = not is_image or os.path.isdir(entry.path)
+            else:
+                is_folder = entry.is_dir()
+            if is_folder:
+                folder.folders.append(entry.name)
+            elif is_image:
+                folder.files.append(entry.name)
+    return folder
+
+
+def _cache_file(root: str, cache_dir: str | Path | None) -> Path | None:
+    folder = cache_folder(cache_dir, "index")
+    if not may_keep(folder, [root], "index cache"):
+        return None
+    return folder / f"{hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()}.json"
+
+
+def _load(cache: Path, root: str) -> dict[str, _Folder]:
+    try:
+        data = json.loads(cache.read_bytes())
+        if (data["version"], data["root"]) != (_CACHE_VERSION, root):
+            return {}
+        return {
+            place: _Folder(stamp and tuple(stamp), files, folders)
+            for place, (stamp, files, folders) in data["folders"].items()
+        }
+    except OSError:  # most often there is none yet; otherwise saving it will fail, and say so
+        return {}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        _log.warning("index cache %s is unusable (%s): scanning anew", cache, error)
+        return {}
+
+
+def _save(cache: Path, root: str, found: dict[str, _Folder]) -> None:
+    listing = {place: (f.stamp, f.files, f.folders) for place, f in found.items()}
+    data = {"version": _CACHE_VERSION, "root": root, "folders": listing}
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(cache) as file:
+            file.write(json.dumps(data).encode())
+    except OSError as error:
+        _log.warning("index cache off: cannot write %s: %s", cache.parent, error.strerror)

@@ -1,0 +1,315 @@
+"""Latents that scripts/cache_latents.py encoded: read by memory map, drawn anew each epoch."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wfimagevae.dataset.images.transforms import to_device
+from wfimagevae.dataset.latents.cached_text import CachedText
+from wfimagevae.dataset.latents.safetensors_map import Shard, open_shard
+from wfimagevae.dataset.order import ShuffledOrder, stable_seed
+from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.text.captions import CaptionTable
+
+RECORD_NAME = "latents.json"
+RECORD_VERSION = 1
+FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
+TEXTS = ("none", "captions", "embeddings")
+LOGVAR_RANGE = (-30.0, 20.0)
+_CHECKED_BYTES = 256 * 2**20
+
+
+def shard_path(folder: Path, number: int) -> Path:
+    """File of a shard's tensors."""
+    return folder / f"latents-{number:05d}.safetensors"
+
+
+def texts_path(folder: Path, number: int) -> Path:
+    """File of a shard's names and captions, one JSON object a sample."""
+    return folder / f"latents-{number:05d}.jsonl"
+
+
+def shard_facts(shard: Shard) -> dict[str, Any]:
+    """What a shard says of itself: ``plan``, ``count``, ...; nothing in a file of another kind."""
+    # One entry: the format keeps several in no order, and equal shards shall be equal files.
+    return json.loads(shard.metadata.get("latents", "{}"))
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record of a finished cache.
+
+    Raises:
+        DataError: there is none, it is of another version, or encoding has not finished.
+    """
+    path = Path(os.path.expanduser(folder)) / RECORD_NAME
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"no {RECORD_NAME} in {path.parent}: make latents with scripts/cache_latents.py"
+        ) from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON ({error})") from None
+    version = record.get("version") if isinstance(record, dict) else None
+    if version != RECORD_VERSION:
+        raise DataError(
+            f"{path} is of version {version!r}, this code reads {RECORD_VERSION}: encode anew"
+        )
+    if not record["complete"]:
+        raise DataError(
+            f"{path}: encoding has not finished; run the same cache_latents.py command again"
+        )
+    return record
+
+
+class LatentDataset:
+    """Normalised latents, (z - shift) * scale, in an endless shuffled order.
+
+    The sample at a position depends on (seed, position) and the cache alone: which item it is,
+    the draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and
+    which of its captions it shows.
+
+    Files are checked at once: that all are there and whole, and, on up to 256 MiB of evenly spaced
+    samples, that values are finite. Each sample is checked again when it is read.
+
+    Args:
+        path: Folder of a finished cache.
+        seed: Of the order, the draws and the flips.
+        augment: Take the mirrored copy half of the time, where the cache has one.
+        like: Record of the training cache, for data held out: latents are normalised as there,
+            and must come from the same VAE at the same resolution, with the same classes.
+        prefix: Set before every caption, as for `Captions`.
+        text: ``none``; ``captions``; or ``embeddings``, which the cache must hold, besides.
+
+    Attributes:
+        record: What latents.json says.
+        shift, scale: Of the normalisation, a number a channel.
+        text_facts: What the cache records of the text encoder; None without embeddings.
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
+
+    Raises:
+        DataError: no finished cache, a shard missing, truncated, not finite or of another cache,
+            or ``like`` does not fit. From `read_batch`: a sample that is not finite.
+    """
+
+    data_key = "latent"
+
+    def __init__(
+        self,
+        path: str | Path,
+        seed: int = 1234,
+        augment: bool = True,
+        like: Mapping[str, Any] | None = None,
+        prefix: str = "",
+        text: str = "captions",
+    ):
+        if text not in TEXTS:
+            raise ValueError(f"unknown text {text!r}; use {', '.join(TEXTS)}")
+        self.folder = Path(os.path.expanduser(path))
+        self.record = read_record(self.folder)
+        if like is not None:
+            self.check_matches(like["vae"]["fingerprint"], like["resolution"])
+            _check_classes(self.folder, self.record["class_names"], like["class_names"])
+        normalization = self.record if like is None else like
+        self.shift, self.scale = list(normalization["shift"]), list(normalization["scale"])
+        self.sample_shape = tuple(self.record["latent_shape"])
+        self.class_names = list(self.record["class_names"])
+        self.num_classes = len(self.class_names)
+        self.seed, self.augment = seed, augment
+        self._shift, self._scale = (
+            np.array(values, np.float32)[:, None, None] for values in (self.shift, self.scale)
+        )
+        self._is_sampled = self.record["posterior"] == "sample"
+        self._tensor = "moments" if self._is_sampled else "latents"
+        self._shards = [self._open(i, n) for i, n in enumerate(self.record["samples"])]
+        self._ends = np.cumsum(self.record["samples"], dtype=np.int64)
+        self._order = ShuffledOrder(int(self._ends[-1]), seed)
+        if prefix and self.record.get("prefix"):
+            raise DataError(
+                f"{self.folder}: its captions begin with {self.record['prefix']!r} already; leave "
+                f"out the prefix {prefix!r}"
+            )
+        self._captions = None if text == "none" else self._read_captions(prefix)
+        self.has_captions = self._captions is not None
+        self._text = self._open_text(prefix) if text == "embeddings" else None
+        self.text_facts = None if self._text is None else self.record["text"]
+        if like is not None and self._text is not None:
+            _check_text(self.folder, self.record["text"], like.get("text"))
+        self._maps: dict[tuple[int, str], np.ndarray] = {}
+        self._check_finite()
+        self._labels = self._read_labels()
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_maps": {}}  # a map would travel as the whole file
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return self._order.num_items
+
+    def check_matches(
+        self, vae_fingerprint: str | None = None, resolution: int | None = None
+    ) -> None:
+        """Raises DataError if the latents are of another VAE or resolution; None: any."""
+        vae = self.record["vae"]
+        if vae_fingerprint not in (None, vae["fingerprint"]):
+            raise DataError(
+                f"{self.folder} holds latents of another VAE: {vae['source']} with weights "
+                f"{vae['fingerprint'][:12]}, expected weights {vae_fingerprint[:12]}"
+            )
+        if resolution not in (None, self.record["resolution"]):
+            raise DataError(
+                f"{self.folder} was encoded at resolution {self.record['resolution']}, "
+                f"expected {resolution}"
+            )
+
+    def read_batch(self, positions: list[int]) -> dict[str, Any]:
+        """``latent`` float32 (B, C, h, w); with classes, ``label`` int64 (B,); with captions,
+        ``caption``, B strings; with their embeddings ``tokens``, ``mask`` and ``pooled``.
+        """
+        latents = np.empty((len(positions), *self.sample_shape), np.float32)
+        indices = [self._order.index(position) for position in positions]
+        for slot, index, position in zip(latents, indices, positions, strict=True):
+            slot[:] = self._draw(index, position)
+        batch = {"latent": torch.from_numpy(latents)}
+        if self._labels is not None:
+            batch["label"] = self._labels[indices]
+        if self._captions is None:
+            return batch
+        pairs = list(zip(indices, positions, strict=True))
+        batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
+        if self._text is None:
+            return batch
+        chosen = [self._captions.choose(i, k, self.seed) for i, k in pairs]
+        places = [(*self._place(i), line) for i, line in zip(indices, chosen, strict=True)]
+        return batch | self._text.read(places)
+
+    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """The tensors of `read_batch` on ``device``, and ``caption``."""
+        tensors = {name: to_device(v, device) for name, v in batch.items() if name != "caption"}
+        tensors |= {name: tensors[name].float() for name in ("tokens", "pooled") if name in tensors}
+        return tensors | ({"caption": batch["caption"]} if "caption" in batch else {})
+
+    def texts(self, number: int) -> list[dict[str, Any]]:
+        """``name`` and ``caption`` (see `IndexedImages.text`) of each sample of a shard."""
+        lines = texts_path(self.folder, number).read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def _draw(self, index: int, position: int) -> np.ndarray:
+        rng = np.random.Generator(np.random.Philox(key=stable_seed(self.seed, "latent", position)))
+        use_flipped = rng.random() < 0.5 and self.augment and self.record["flip"]
+        name = self._tensor + (FLIPPED if use_flipped else "")
+        number, row = self._place(index)
+        values = self._shards[number].as_float32(name, self._map(number, name)[row])
+        if not np.isfinite(values).all():
+            raise _not_finite(self._shards[number], name, row)
+        if self._is_sampled:
+            mean, logvar = np.split(values, 2)
+            std = np.exp(0.5 * logvar.clip(*LOGVAR_RANGE))
+            values = mean + std * rng.standard_normal(mean.shape, np.float32)
+        return (values - self._shift) * self._scale
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The shard that holds a sample, and its row there."""
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - int(self._ends[number]) + self.record["samples"][number]
+
+    def _map(self, number: int, name: str) -> np.ndarray:
+        key = (number, name)
+        if key not in self._maps:
+            self._maps[key] = self._shards[number].map(name)
+        return self._maps[key]
+
+    def _open(self, number: int, count: int) -> Shard:
+        shard = open_shard(shard_path(self.folder, number))
+        if shard_facts(shard).get("plan") != self.record["plan"]:
+            raise DataError(f"{shard.path} belongs to another cache than {RECORD_NAME} beside it")
+        channels, *size = self.sample_shape
+        shape = (count, channels * (2 if self._is_sampled else 1), *size)
+        for name in [self._tensor] + [self._tensor + FLIPPED] * self.record["flip"]:
+            found = shard.tensors.get(name, (None, None))[1]
+            if found != shape:
+                raise DataError(f"{shard.path}: {name} has shape {found}, expected {shape}")
+        return shard
+
+    def _check_finite(self) -> None:
+        for shard in self._shards:
+            for name, (_, shape, _) in shard.tensors.items():
+                if not name.startswith(self._tensor) or not shape[0]:
+                    continue
+                values = shard.map(name)
+                stride = -(-values.nbytes * len(self._shards) // _CHECKED_BYTES)
+                for row in range(0, len(values), stride):
+                    if not np.isfinite(shard.as_float32(name, values[row])).all():
+                        raise _not_finite(shard, name, row)
+
+    def _open_text(self, prefix: str) -> CachedText:
+        if not self.record.get("text"):
+            raise DataError(
+                f"{self.folder} holds no embeddings of its captions: run cache_latents.py with "
+                "--text_encoder"
+            )
+        if prefix:
+            raise DataError(
+                f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
+                "set before now: encode anew with it"
+            )
+        return CachedText(self.record["text"], self._shards, self._map)
+
+    def _read_captions(self, prefix: str) -> CaptionTable | None:
+        texts = (text["caption"] for i in range(len(self._shards)) for text in self.texts(i))
+        lines = ([text] if isinstance(text, str) else text or [] for text in texts)
+        table = CaptionTable(lines, prefix)
+        if len(table) != self._order.num_items:
+            raise DataError(
+                f"{self.folder} has names and captions of {len(table)} samples and latents of "
+                f"{self._order.num_items}: delete the .jsonl files and run cache_latents.py again"
+            )
+        return table if len(table.without()) < len(table) else None
+
+    def _read_labels(self) -> Tensor | None:
+        if not self.num_classes:
+            return None
+        labels = np.concatenate([np.array(shard.map("labels")) for shard in self._shards])
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
+        if len(wrong):
+            raise DataError(
+                f"{self.folder}: label {wrong[0]} is out of range, use 0 to {self.num_classes - 1}"
+            )
+        return torch.from_numpy(labels)
+
+
+def _not_finite(shard: Shard, name: str, row: int) -> DataError:
+    return DataError(
+        f"{shard.path}: sample {row} of {name} is not finite (NaN or infinity); delete the shard "
+        "and run cache_latents.py again"
+    )
+
+
+def _check_classes(folder: Path, found: list[str], expected: list[str]) -> None:
+    if found != expected:
+        raise DataError(
+            f"{folder} has {len(found)} classes ({', '.join(found[:4])} ...), the training latents "
+            f"{len(expected)} ({', '.join(expected[:4])} ...): encode both with the same labels"
+        )
+
+
+def _check_text(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
+    def which(text: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: fact for name, fact in text.items() if name != "source"}
+
+    if expected and which(found) != which(expected):
+        raise DataError(
+            f"{folder} holds embeddings of {_told(found)}, the training latents of "
+            f"{_told(expected)}: encode both with the same --text_encoder"
+        )
+
+
+def _told(text: Mapping[str, Any]) -> str:
+    weights = text["fingerprint"][:12]
+    return f"{text['kind']}:{text['source']} (length {text['length']}, weights {weights})"

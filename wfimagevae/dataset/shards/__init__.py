@@ -1,0 +1,1 @@
+"""WebDataset shards: which are meant, fetched, indexed, read by position, and written."""

@@ -1,0 +1,82 @@
+"""Which tar shards are meant: files, brace patterns, globs, folders, URLs and pipes."""
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from wfimagevae.dataset.images.index import EXTENSIONS
+
+_URL = re.compile(r"^(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
+
+
+def is_remote(spec: str) -> bool:
+    """Whether a shard is a URL or a pipe rather than a file."""
+    return bool(_URL.match(spec)) and not spec.startswith("file:")
+
+
+def is_shard_spec(source: str | Path) -> bool:
+    """Whether a data source means WebDataset shards rather than a folder or manifest of images.
+
+    A folder means shards if it has .tar files, and no image, directly inside.
+    """
+    text = str(source)
+    if _URL.match(text):
+        return True
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        names = [name.lower() for name in os.listdir(path)]
+        has_images = any(name.endswith(EXTENSIONS) for name in names)
+        return any(name.endswith(".tar") for name in names) and not has_images
+    return bool(re.search(r"\.tar(\.\w+)?$|\.tgz$", text.lower()))
+
+
+def expand_shards(spec: str | Path) -> list[str]:
+    """The shards that a specification means, in order: absolute paths, URLs and pipes.
+
+    Args:
+        spec: A tar file, a folder of them, a glob, a URL, or ``pipe:COMMAND``. Braces
+            (``{000..099}``), ``${NAME}`` for the environment variable WDS_NAME, and ``::`` between
+            several are expanded as the webdataset library does.
+
+    Raises:
+        ValueError: nothing is there, or the braces do not match.
+    """
+    text = str(spec)
+    if os.path.exists(os.path.expanduser(text)):
+        return _local_shards(text)
+    from webdataset.shardlists import expand_urls
+
+    try:
+        parts = expand_urls(text)
+    except (AssertionError, ValueError) as error:
+        raise ValueError(f"shards {text}: cannot be expanded ({error})") from None
+    return [shard for part in parts for shard in _local_shards(part)]
+
+
+def _local_shards(text: str) -> list[str]:
+    if is_remote(text):
+        return [text]
+    path = os.path.abspath(os.path.expanduser(text.removeprefix("file://").removeprefix("file:")))
+    if os.path.isdir(path):
+        found = sorted(n for n in os.listdir(path) if n.endswith(".tar") and n[0] != ".")
+        found = [os.path.join(path, name) for name in found]
+    elif os.path.isfile(path):
+        found = [path]
+    elif set(text) & set("*?["):
+        found = sorted(glob.glob(path, recursive=True))
+    else:
+        raise ValueError(f"shard {path} does not exist")
+    if not found:
+        raise ValueError(f"no shards match {path}; expected tar files")
+    return found
+
+
+def expand_all(specs: Sequence[str | Path]) -> list[str]:
+    """The shards of several specifications; each counts once.
+
+    Raises:
+        ValueError: as `expand_shards`.
+    """
+    return list(dict.fromkeys(shard for spec in specs for shard in expand_shards(spec)))

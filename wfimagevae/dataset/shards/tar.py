@@ -1,0 +1,249 @@
+"""What is in one tar shard: which samples, where their members lie, how large the images are."""
+
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from wfimagevae.dataset.images.decode import image_size
+from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.text.packed_texts import PackedTexts
+
+IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
+TEXT_TYPES = ("txt", "json", "cls")
+
+_HEADER_BYTES = 64 * 1024
+_MOST_TEXT_BYTES = 2**20  # a longer text is no caption
+_MOST_TYPES = 64
+_COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library leaves out
+
+
+@dataclass
+class Column:
+    """The members of one type, one a sample; -1 for a sample that has none.
+
+    Attributes:
+        offset, size: In bytes, int64 (N,).
+        width, height: Of an image upright, in pixels, int32 (N,); 0 where the header is damaged.
+            None of other types.
+        text: Content of a text; None of other types.
+    """
+
+    offset: np.ndarray
+    size: np.ndarray
+    width: np.ndarray | None = None
+    height: np.ndarray | None = None
+    text: PackedTexts | None = None
+
+
+@dataclass
+class TarIndex:
+    """The samples of one shard.
+
+    Attributes:
+        keys: Of the samples: their members' names up to the first dot of the file name.
+        columns: By type, which is what follows that dot, in lower case.
+        damage: What is wrong with the file, or with some of its samples; most often nothing.
+        lost: Samples that were left out for it, as far as they can be told.
+        sha256: Of the whole file, where the index was not made from it but came with it.
+    """
+
+    keys: PackedTexts
+    columns: dict[str, Column]
+    damage: list[str] = field(default_factory=list)
+    lost: int = 0
+    sha256: str = ""
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything as arrays, for `from_arrays`."""
+        facts = {"damage": self.damage, "lost": self.lost, "types": list(self.columns)}
+        facts |= {"sha256": self.sha256}
+        arrays = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+        arrays |= {"keys": self.keys.text, "keys.ends": self.keys.ends}
+        for kind, column in self.columns.items():
+            arrays |= {f"offset.{kind}": column.offset, f"size.{kind}": column.size}
+            if column.width is not None:
+                arrays |= {f"width.{kind}": column.width, f"height.{kind}": column.height}
+            if column.text is not None:
+                arrays |= {f"text.{kind}": column.text.text, f"ends.{kind}": column.text.ends}
+        return arrays
+
+    @classmethod
+    def from_arrays(cls, arrays: Any, with_texts: bool = True) -> "TarIndex":
+        """From what `arrays` gave, or a file of it that NumPy opened."""
+        facts = json.loads(arrays["facts"].tobytes())
+        columns = {}
+        for kind in facts["types"]:
+            column = columns[kind] = Column(arrays[f"offset.{kind}"], arrays[f"size.{kind}"])
+            if f"width.{kind}" in arrays:
+                column.width, column.height = arrays[f"width.{kind}"], arrays[f"height.{kind}"]
+            if with_texts and f"text.{kind}" in arrays:
+                column.text = PackedTexts(arrays[f"text.{kind}"], arrays[f"ends.{kind}"])
+        keys = PackedTexts(arrays["keys"], arrays["keys.ends"])
+        return cls(keys, columns, facts["damage"], facts["lost"], facts.get("sha256", ""))
+
+
+@dataclass(frozen=True)
+class ExtraTypes:
+    """Types of members that are indexed besides the usual ones.
+
+    Attributes:
+        images: Types that count as images besides those ending in one of `IMAGE_TYPES`.
+        texts: Types that count as texts besides those ending in one of `TEXT_TYPES`.
+    """
+
+    images: tuple[str, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    def is_image(self, kind: str) -> bool:
+        """Whether members of a type are images."""
+        return kind in self.images or kind.rpartition(".")[2] in IMAGE_TYPES
+
+    def is_text(self, kind: str) -> bool:
+        """Whether members of a type are texts."""
+        return kind in self.texts or kind.rpartition(".")[2] in TEXT_TYPES
+
+
+@dataclass(frozen=True)
+class _Member:
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass
+class _Sample:
+    key: str
+    members: dict[str, _Member] = field(default_factory=dict)
+    fault: str = ""
+
+
+def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = None) -> TarIndex:
+    """Reads the headers of a shard, its texts, and the headers of its images.
+
+    Members are grouped to samples as the webdataset library does. Of a file that is cut short or
+    damaged, the whole samples in front of the damage count.
+
+    Args:
+        path: An uncompressed tar file.
+        extra: Types that count as images and as texts besides the usual ones.
+        handle: Its descriptor where it is open already, which is closed; messages alone need
+            ``path`` then.
+
+    Raises:
+        DataError: the file cannot be opened or is compressed, or its types are too many.
+    """
+    try:
+        with open(path if handle is None else handle, "rb") as file:
+            return _index(file, path, extra or ExtraTypes())
+    except OSError as error:
+        raise DataError(f"cannot read shard {path}: {error.strerror or error}") from None
+
+
+def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
+    cut: list[str] = []
+    samples = _grouped(_members(file, path, cut))
+    if cut and samples:  # the last one may lack members that lay behind
+        samples[-1].fault = "the file is damaged"
+    damage = cut + [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
+    whole = [s for s in samples if not s.fault]
+    found = {kind for sample in whole for kind in sample.members}
+    kinds = sorted(kind for kind in found if extra.is_image(kind) or extra.is_text(kind))
+    if len(kinds) > _MOST_TYPES:
+        raise DataError(
+            f"{path} has {len(kinds)} types of members, such as {', '.join(kinds[:3])}: a type is "
+            "what follows the first dot of a file name, so sample names must not have dots"
+        )
+    columns = {}
+    for kind in kinds:
+        members = [sample.members.get(kind) for sample in whole]
+        columns[kind] = _column(file, members, extra.is_image(kind), extra.is_text(kind))
+    keys = PackedTexts.pack(os.fsencode(sample.key) for sample in whole)
+    return TarIndex(keys, columns, damage, len(samples) - len(whole))
+
+
+def _members(file: BinaryIO, path: str, damage: list[str]) -> Iterator[_Member]:
+    """The whole files in a tar, in order; notes what ended it early."""
+    start = file.read(6)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise DataError(
+                f"shard {path} is compressed ({name}): decompress it, images gain nothing from it"
+            )
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()
+                if member.offset_data + member.size > length:
+                    damage.append(f"cut short inside {member.name}, at byte {length}")
+                    return
+                if member.isreg() and not member.issparse() and not _META.match(member.name):
+                    yield _Member(member.name, member.offset_data, member.size)
+            end = tar.offset
+    except (tarfile.TarError, ValueError, EOFError) as error:
+        damage.append(f"no tar file, or damaged: {error}")
+        return
+    file.seek(end)
+    block = file.read(tarfile.BLOCKSIZE)
+    if block.strip(b"\0"):
+        damage.append(f"damaged header at byte {end} of {length}")
+    elif len(block) < tarfile.BLOCKSIZE:
+        damage.append(f"cut short at byte {length}: no end mark")
+
+
+def _grouped(members: Iterator[_Member]) -> list[_Sample]:
+    """Neighbouring members of one key make a sample."""
+    from webdataset.tariterators import base_plus_ext
+
+    samples: list[_Sample] = []
+    for member in members:
+        key, kind = base_plus_ext(member.name)
+        if key is None:
+            continue
+        if not samples or samples[-1].key != key:
+            samples.append(_Sample(key))
+        if kind.lower() in samples[-1].members:
+            samples[-1].fault = f"two members of type {kind.lower()}"
+        samples[-1].members[kind.lower()] = member
+    return samples
+
+
+def _column(file: BinaryIO, members: list[_Member | None], is_image: bool, is_text: bool) -> Column:
+    column = Column(
+        np.array([m.offset if m else -1 for m in members], np.int64),
+        np.array([m.size if m else -1 for m in members], np.int64),
+    )
+    if is_image:
+        sizes = np.array([_image_size(file, m) if m else (0, 0) for m in members], np.int32)
+        column.width, column.height = sizes.reshape(-1, 2).T.copy()
+    if is_text:
+        column.text = PackedTexts.pack(_text(file, m) if m else b"" for m in members)
+    return column
+
+
+def _image_size(file: BinaryIO, member: _Member) -> tuple[int, int]:
+    file.seek(member.offset)
+    head = file.read(min(member.size, _HEADER_BYTES))
+    size = image_size(io.BytesIO(head))
+    if size == (0, 0) and len(head) < member.size:
+        size = image_size(io.BytesIO(head + file.read(member.size - len(head))))
+    return size
+
+
+def _text(file: BinaryIO, member: _Member) -> bytes:
+    if member.size > _MOST_TEXT_BYTES:
+        return b""
+    file.seek(member.offset)
+    return file.read(member.size)

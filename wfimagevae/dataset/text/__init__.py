@@ -1,0 +1,1 @@
+"""Captions of images, and filters by what they and their records say."""

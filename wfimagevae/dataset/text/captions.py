@@ -1,0 +1,231 @@
+"""Captions of images: text files beside them, a list of names and captions, or a manifest's."""
+
+import logging
+import os
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from wfimagevae.dataset.images.index import ImageIndex, in_index_order
+from wfimagevae.dataset.order import stable_seed
+from wfimagevae.dataset.text.packed_texts import PackedTexts
+
+CAPTION_KINDS = ("none", "sidecar", "manifest")
+_READERS = 16  # sidecar files read at once: over a network each takes its time
+_log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class Captions:
+    """Where the captions of images come from.
+
+    Attributes:
+        kind: ``none``; ``sidecar``: the file of an image's name that ends in .txt, each non-empty
+            line a caption; ``manifest``: the field ``caption`` of its line, a string or a list of
+            them; or the path of a file of lines ``name<TAB>caption``, whose names are relative to
+            the image folder, with or without extension, and may come again.
+        prefix: Set before every caption, ". " between them.
+
+    Raises:
+        ValueError: ``kind`` is neither of these words nor a file.
+    """
+
+    kind: str = "none"
+    prefix: str = ""
+
+    def __post_init__(self):
+        if self.kind not in CAPTION_KINDS and not os.path.isfile(self.file):
+            raise ValueError(
+                f"captions {self.kind!r}: there is no such file; give one, or "
+                f"{', '.join(CAPTION_KINDS)}"
+            )
+
+    @property
+    def file(self) -> str:
+        """The kind as the absolute path of a file."""
+        return os.path.abspath(os.path.expanduser(self.kind))
+
+
+class CaptionTable:
+    """The captions of many images in three arrays, for the reasons of `ImageIndex`.
+
+    Args:
+        captions: Of each image in turn, none or several.
+        prefix: As for `Captions`.
+    """
+
+    def __init__(self, captions: Iterable[Sequence[str]], prefix: str = ""):
+        text, ends, counts = bytearray(), array("q"), array("q")
+        for lines in captions:
+            for line in lines:
+                text += with_prefix(prefix, line).encode("utf-8", "replace")
+                ends.append(len(text))
+            counts.append(len(lines))
+        self._lines = PackedTexts(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64))
+        self._firsts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))])
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._firsts) - 1
+
+    def all(self, index: int) -> list[str]:
+        """Every caption of an image."""
+        return [self._line(line) for line in range(*self._firsts[index : index + 2])]
+
+    def choose(self, index: int, position: int, seed: int) -> int | None:
+        """The number of the caption that image ``index`` has at a data position; None: it has none.
+
+        Which of several it is depends on (seed, position) alone.
+        """
+        first, last = self._firsts[index : index + 2]
+        if first == last:
+            return None
+        return stable_seed(seed, "caption", position) % int(last - first)
+
+    def pick(self, index: int, position: int, seed: int) -> str:
+        """The caption that `choose` chooses; "" of an image that has none."""
+        chosen = self.choose(index, position, seed)
+        return "" if chosen is None else self._line(int(self._firsts[index]) + chosen)
+
+    def without(self) -> np.ndarray:
+        """Indices of the images that have none."""
+        return np.flatnonzero(np.diff(self._firsts) == 0)
+
+    def _line(self, number: int) -> str:
+        return self._lines[number].decode("utf-8")
+
+
+def with_prefix(prefix: str, caption: str) -> str:
+    """``prefix. caption``; either alone where the other is empty."""
+    return f"{prefix}. {caption}" if prefix and caption else prefix or caption
+
+
+def caption_lines(text: str) -> list[str]:
+    """The captions in a text: its lines that are not blank, without the blanks at their ends."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def read_captions(
+    source: str | Path, images: ImageIndex, captions: Captions
+) -> CaptionTable | None:
+    """The captions of every image.
+
+    An image without any counts as one whose caption is empty; how many there are is warned of.
+
+    Args:
+        source: The folder or manifest that was indexed.
+        images: Its images.
+        captions: Where they come from.
+
+    Returns:
+        None for captions ``none``.
+
+    Raises:
+        ValueError: no image has a caption, a manifest's are asked of a folder, or a line (named
+            as file:line) or file that is no text.
+    """
+    if captions.kind == "none":
+        return None
+    source = os.path.abspath(os.path.expanduser(source))
+    if captions.kind == "sidecar":
+        found, where = _sidecars(images), f"{source}: looked for a .txt file beside each image"
+    elif captions.kind == "manifest":
+        if os.path.isdir(source):
+            raise ValueError(
+                f"captions 'manifest' cannot come from {source}: it is a folder; use 'sidecar' "
+                "or a file of name<TAB>caption"
+            )
+        found, where = _manifest_captions(source), f"{source}: looked for a field 'caption'"
+    else:
+        found = _listed(images, captions.file)
+        where = f"{captions.file}: looked for names relative to {images.root}"
+    table = CaptionTable(found, captions.prefix)
+    assert len(table) == len(images)
+    check_captions(table, images.relative, where)
+    return table
+
+
+def check_captions(table: CaptionTable, name: Callable[[int], str], where: str) -> None:
+    """Warns of images without a caption.
+
+    Args:
+        table: The captions of all images.
+        name: Gives the name of an image.
+        where: Where captions were looked for.
+
+    Raises:
+        ValueError: no image has any.
+    """
+    without = table.without()
+    if not len(without):
+        return
+    example = name(int(without[0]))
+    if len(without) == len(table):
+        raise ValueError(
+            f"none of {len(table)} images has a caption, for example {example} ({where})"
+        )
+    _log.warning(
+        "%d of %d images have no caption and are taken without text, for example %s (%s)",
+        len(without),
+        len(table),
+        example,
+        where,
+    )
+
+
+def _sidecars(images: ImageIndex) -> Iterator[list[str]]:
+    paths = (os.path.splitext(images.path(i))[0] + ".txt" for i in range(len(images)))
+    with ThreadPoolExecutor(_READERS) as pool:
+        while batch := [path for _, path in zip(range(4096), paths, strict=False)]:
+            yield from pool.map(_sidecar, batch)
+
+
+def _sidecar(path: str) -> list[str]:
+    try:
+        with open(path, "rb") as file:
+            return caption_lines(_decoded(file.read(), path))
+    except FileNotFoundError:
+        return []
+
+
+def _decoded(content: bytes, where: str) -> str:
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{where}: captions are UTF-8 text ({error})") from None
+
+
+def _manifest_captions(manifest: str) -> Iterator[list[str]]:
+    return iter(
+        in_index_order(manifest, lambda record, where: _texts(record.get("caption"), where))
+    )
+
+
+def _texts(value, where: str) -> list[str]:
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    for text in values:
+        if not isinstance(text, str):
+            raise ValueError(f"{where}: a caption is text or a list of texts, got {value!r:.80}")
+    return [" ".join(text.split()) for text in values if text.strip()]
+
+
+def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
+    known: dict[str, list[str]] = {}
+    with open(path, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            text = _decoded(line, f"{path}:{number}").rstrip("\r\n")
+            name, tab, caption = text.partition("\t")
+            if not tab:
+                raise ValueError(f"{path}:{number}: expected name<TAB>caption, got {text:.80}")
+            name = name.strip().removeprefix("./")
+            known.setdefault(name, [])
+            known[name] += caption_lines(caption)
+    for i in range(len(images)):
+        name = images.relative(i)
+        yield known.get(name, []) + known.get(os.path.splitext(name)[0], [])

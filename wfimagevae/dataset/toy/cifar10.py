@@ -1,0 +1,82 @@
+"""CIFAR-10 as torchvision keeps it on disk."""
+
+import os
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wfimagevae.dataset.images.transforms import image_inputs, mirror_half
+from wfimagevae.dataset.order import ShuffledOrder, stable_seed
+
+SPLITS = ("train", "test")
+CIFAR10_SIZE = 32  # px
+
+
+class Cifar10Dataset:
+    """The 50,000 or 10,000 labelled images of 32 x 32 pixels, held in memory, in shuffled order.
+
+    Nothing is downloaded. (CIFAR-10 as folders of images is read by `TrainImageDataset` with
+    labels ``folder``.)
+
+    Args:
+        root: Folder that contains ``cifar-10-batches-py``.
+        seed: Of the order and of the flips.
+        split: ``train`` or ``test``.
+        augment: Mirror half of the images.
+
+    Attributes:
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
+
+    Raises:
+        ValueError: another split, or the files are not there or damaged.
+    """
+
+    data_key, has_captions = "image", False
+
+    def __init__(
+        self, root: str | Path, seed: int = 1234, split: str = "train", augment: bool = True
+    ):
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; use {' or '.join(SPLITS)}")
+        from torchvision.datasets import CIFAR10
+
+        root = os.path.abspath(os.path.expanduser(root))
+        try:
+            files = CIFAR10(root, train=split == "train", download=False)
+        except RuntimeError as error:
+            raise ValueError(
+                f"no whole CIFAR-10 in {root}: looked for {CIFAR10.base_folder} there. Unpack "
+                f"{CIFAR10.url} in {root}, or give a folder of images with one sub-folder a class"
+            ) from error
+        self._pixels = files.data  # (N, 32, 32, 3) uint8
+        self._labels = np.asarray(files.targets, np.int64)
+        self.class_names = list(files.classes)
+        self.num_classes = len(self.class_names)
+        self.sample_shape = (3, *self._pixels.shape[1:3])
+        self.seed, self.augment = seed, augment
+        self._order = ShuffledOrder(len(self), seed)
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._pixels)
+
+    def read_batch(self, positions: list[int]) -> dict[str, Any]:
+        """``pixels`` uint8 (B, 32, 32, 3) and ``label`` int64 (B,)."""
+        indices = [self._order.index(position) for position in positions]
+        pixels = self._pixels[indices]  # a copy
+        if self.augment:
+            for row, position in zip(pixels, positions, strict=True):
+                rng = random.Random(stable_seed(self.seed, "augment", position))
+                row[:] = mirror_half(row, rng).copy()
+        return {
+            "pixels": torch.from_numpy(pixels),
+            "label": torch.from_numpy(self._labels[indices]),
+        }
+
+    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
+        """``image`` float32 (B, 3, 32, 32) in [-1, 1] and ``label`` on ``device``."""
+        return image_inputs(batch, device)

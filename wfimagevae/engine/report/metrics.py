@@ -1,0 +1,143 @@
+"""Numbers of a run: averaged on the device, written to CSV and JSON lines."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from wfimagevae.engine.distributed import all_reduce_mean
+from wfimagevae.files import write_atomically
+
+
+class Means:
+    """Running means of device scalars, fetched with one transfer.
+
+    A value may also be a pair (sum, weight): then the mean is the pooled one, of all sums over
+    all weights, and it is left out where nothing had weight.
+    """
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Adds detached scalars or pairs; nothing waits for the device."""
+        for key, value in values.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def fetch(self) -> dict[str, float]:
+        """Means since the last call over steps and ranks; waits for the device. Collective."""
+        if not self._sums:
+            return {}
+        means = [_pair(self._sums[key].float() / count) for key, count in self._counts.items()]
+        pairs = all_reduce_mean(torch.stack(means)).tolist()
+        names = list(self._counts)
+        self.__init__()
+        return {n: sum_ / w for n, (sum_, w) in zip(names, pairs, strict=True) if w}
+
+    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
+        """This process's sums and counts since the last fetch, on the CPU."""
+        return {name: (self._sums[name].cpu(), count) for name, count in self._counts.items()}
+
+    def load_state_dict(self, state: dict[str, tuple[Tensor, int]], device: torch.device) -> None:
+        self._sums = {name: total.to(device) for name, (total, _) in state.items()}
+        self._counts = {name: count for name, (_, count) in state.items()}
+
+
+def _pair(value: Tensor) -> Tensor:
+    """A scalar as a sum of weight one."""
+    return torch.stack([value, torch.ones_like(value)]) if value.dim() == 0 else value
+
+
+def check_csv_log(path: Path) -> None:
+    """Raises ValueError where there is something that is no log of losses."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give another --csv_log_path, or --disable_csv_log")
+    with path.open(newline="", encoding="utf-8") as file:
+        columns = csv.DictReader(file).fieldnames
+    if columns and "step" not in columns:
+        raise ValueError(
+            f"{path} is no log of losses: its columns are {', '.join(columns):.80}; give another "
+            "--csv_log_path"
+        )
+
+
+class CsvLog:
+    """A CSV file that grows by rows and, when a new name appears, by columns.
+
+    Args:
+        path: The file; an existing one is continued.
+        resume_step: Rows of later steps are dropped: they come again.
+
+    Raises:
+        ValueError: the file has other columns.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path, self.columns = path, ["step"]
+        check_csv_log(path)
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                reader = csv.DictReader(file)
+                # A kill may have cut the last line short.
+                rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
+                self.columns = list(reader.fieldnames or self.columns)
+            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends a row; ``step`` must be among its keys."""
+        new = [key for key in row if key not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            rows = []
+            if self.path.exists():
+                with self.path.open(newline="", encoding="utf-8") as file:
+                    rows = list(csv.DictReader(file))
+            self._rewrite([*rows, row])
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _rewrite(self, rows: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+
+
+class JsonLines:
+    """A file of one JSON object a line; see `CsvLog` for the arguments."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
+            text = "".join(line + "\n" for line in kept)
+            write_atomically(path, lambda file: file.write(text.encode()))
+
+    def write(self, row: dict) -> None:
+        """Appends a row; numbers that JSON cannot hold become null."""
+        finite = {key: _json_number(value) for key, value in row.items()}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(finite) + "\n")
+
+
+def _json_number(value):
+    if isinstance(value, dict):
+        return {key: _json_number(entry) for key, entry in value.items()}
+    is_bad = isinstance(value, float) and (value != value or value in (float("inf"), -float("inf")))
+    return None if is_bad else value
+
+
+def _step(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):  # cut short by a kill
+        return float("inf")

@@ -1,0 +1,215 @@
+"""What a person sees of a run: progress, files, plots, trackers, and the bill at the end."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from wfimagevae.engine.checkpoint import set_aside
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.report.gpu import GpuMonitor, peak_flops
+from wfimagevae.engine.report.metrics import CsvLog, JsonLines
+from wfimagevae.engine.report.plots import plot_losses
+from wfimagevae.engine.report.tracker import Tracker
+
+log = logging.getLogger("wfimagevae")
+
+
+@contextmanager
+def goes_on_without(what: str) -> Iterator[None]:
+    """A full or failing disk costs ``what``, and is logged, but does not end the training."""
+    try:
+        yield
+    except OSError as error:
+        log.error("%s not written: %s", what, error)
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Where and how a run is reported.
+
+    Attributes:
+        folder: Of the run.
+        csv_path: The losses' CSV file; None writes none.
+        plot_every_steps: Between redraws of the loss plots; 0 none.
+        headline: Names shown in the progress line, where they have a value.
+        precision: For the peak arithmetic rate that MFU refers to.
+        line: Makes the progress line of a step from its values; None writes the usual one.
+    """
+
+    folder: Path
+    csv_path: Path | None
+    plot_every_steps: int
+    headline: tuple[str, ...]
+    precision: str
+    line: Callable[[int, dict[str, float]], str] | None = None
+
+
+class Reporter:
+    """Counts a run's samples, time and arithmetic, and writes what is measured on rank 0.
+
+    Args:
+        options: Where and how.
+        world: This process and the others.
+        tracker: wandb, trackio, tensorboard or none.
+    """
+
+    # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
+    PLOT_TIME_SHARE = 0.02
+
+    def __init__(self, options: ReportOptions, world: World, tracker: Tracker):
+        self.options, self.world, self.tracker = options, world, tracker
+        self.monitor = GpuMonitor(world.device)
+        self.peak = peak_flops(self._device_name(), options.precision)
+        self.csv = self.metrics = self.validations = None
+        self.steps, self.samples, self.flops = 0, 0.0, 0.0
+        self.wait = self.wait_in_all = self.plot_time = 0.0
+        self.started = self.since = time.perf_counter()
+        self.samples_then = self.flops_then = 0.0
+        self.last_plot_step = 0
+        # On a terminal, a bar; in a log file (disable=None), lines.
+        self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
+
+    def begin(self, step: int, max_steps: int) -> None:
+        """Opens the files, without rows after ``step``, which come again; starts the clock.
+
+        Raises:
+            ValueError: the CSV file is no log of losses.
+        """
+        if self.world.is_main:
+            path, folder = self.options.csv_path, self.options.folder
+            if path and path.exists() and not step and path.parent != folder.absolute():
+                log.warning("%s is of another run: it is now %s", path, set_aside(path))
+            self.csv = CsvLog(path, step) if path else None
+            self.metrics = JsonLines(folder / "metrics.jsonl", step)
+            self.validations = JsonLines(folder / "validation.jsonl", step)
+        self.last_plot_step = step
+        self.started = self.since = time.perf_counter()
+        self.bar.total, self.bar.initial = max_steps, step
+        self.bar.reset(max_steps)
+        self.bar.update(step)
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Times the wait for data."""
+        start = time.perf_counter()
+        yield
+        self.wait += time.perf_counter() - start
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens here is left out of the speed of training."""
+        start = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - start
+
+    def count(self, samples: int) -> None:
+        """Counts the samples of a step, over all processes."""
+        self.steps += 1
+        self.bar.update()
+        self.samples += samples
+
+    def worked(self, flops: float) -> None:
+        """Counts the arithmetic of an update, over all processes."""
+        self.flops += flops
+
+    def report(
+        self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
+    ) -> dict[str, float]:
+        """Writes the means of the steps since the last report, as a progress line, to the CSV.
+
+        Returns:
+            The values, with what is measured here beside them.
+        """
+        now = time.perf_counter()
+        elapsed = max(now - self.since, 1e-9)
+        values = values | {
+            "img_per_s": (self.samples - self.samples_then) / elapsed,
+            "data_wait_share": self.wait / elapsed,
+        }
+        if self.peak and self.flops > self.flops_then:
+            rate = (self.flops - self.flops_then) / elapsed / self.world.size
+            values["mfu"] = rate / self.peak
+        self.since, self.samples_then, self.flops_then = now, self.samples, self.flops
+        self.wait_in_all, self.wait = self.wait_in_all + self.wait, 0.0
+        if not self.world.is_main:
+            return values
+        values |= self.monitor.read()
+        if to_log:
+            self._print(step, max_steps, values)
+        row = {"step": step} | values
+        with goes_on_without("logged values and plots"):
+            self.metrics.write(row)
+            if self.csv and to_csv:
+                self.csv.write(row)
+                self._plot_if_due(step)
+        self.tracker.log(step, values)
+        return values
+
+    def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
+        if self.options.line and self.bar.disable:
+            log.info("%s", self.options.line(step, values))
+            return
+        shown = [
+            f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.options.headline if n in values
+        ]
+        skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
+        shown += [f"skipped {skipped:.0f}"] if skipped else []
+        shown += [f"{values['img_per_s']:.3g} img/s"]
+        shown += [f"data {100 * values['data_wait_share']:.0f} %"]
+        if not self.bar.disable:
+            self.bar.set_postfix_str(" | ".join(shown), refresh=False)
+            return
+        left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
+        shown += [f"ETA {timedelta(seconds=round(left))}"]
+        log.info("step %d/%d | %s", step, max_steps, " | ".join(shown))
+
+    def _plot_if_due(self, step: int) -> None:
+        every = self.options.plot_every_steps
+        elapsed = time.perf_counter() - self.started
+        is_due = every and step - self.last_plot_step >= every
+        if is_due and self.plot_time <= self.PLOT_TIME_SHARE * elapsed:
+            self.last_plot_step = step
+            self._plot()
+
+    def _plot(self) -> None:
+        start = time.perf_counter()
+        plot_losses(self.options.csv_path, self.options.folder / "training_losses_live")
+        self.plot_time += time.perf_counter() - start
+
+    def validation(self, step: int, values: dict[str, float]) -> None:
+        """Writes validation figures."""
+        if self.world.is_main:
+            figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
+            log.info("validation at step %d | %s", step, figures)
+            with goes_on_without("validation figures"):
+                self.validations.write({"step": step} | values)
+            self.tracker.log(step, values)
+
+    def summary(self) -> None:
+        """Draws the final plots; prints the bill: images, speed, share of the peak, hours."""
+        self.bar.close()
+        if not self.world.is_main:
+            return
+        if self.options.plot_every_steps and self.csv and self.csv.path.exists():
+            with goes_on_without("loss plots"):
+                self._plot()
+        elapsed = max(time.perf_counter() - self.started, 1e-9)
+        hours = elapsed * self.world.size / 3600
+        line = f"{self.samples:.0f} images in {timedelta(seconds=round(elapsed))}"
+        line += f" ({self.samples / elapsed:.3g} img/s), {hours:.3g} {self.world.device.type} hours"
+        line += f", {100 * self.wait_in_all / elapsed:.0f} % waiting for data"
+        if self.peak and self.flops:
+            mfu = self.flops / elapsed / self.world.size / self.peak
+            line += f", {100 * mfu:.1f} % of the device's peak (MFU)"
+        log.info("done: %s", line)
+
+    def _device_name(self) -> str:
+        device = self.world.device
+        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

@@ -1,0 +1,1 @@
+"""Trained networks as Hugging Face folders."""

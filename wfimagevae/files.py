@@ -1,0 +1,159 @@
+"""Files that are whole or not there: writing, locking, JSON, cache folders. No torch here."""
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+# What reading an .npz that is no longer whole raises; zipfile says so by a RuntimeError where one
+# flipped bit asks for a password, and by NotImplementedError, which is one, for another method.
+DAMAGED_ARRAYS = (
+    ValueError,
+    KeyError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zlib.error,
+    zipfile.BadZipFile,
+)
+_UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
+os.umask(_UMASK)
+_log = logging.getLogger("wfimagevae")
+
+
+@contextlib.contextmanager
+def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
+    """A temporary file, open for writing and reading, that takes the place of ``path`` at the end.
+
+    Args:
+        path: Stays as it was if anything fails, even if the process is killed.
+        is_lasting: Synced to the disk first, for what cannot be made again from what is at hand.
+    """
+    # The whole name could be too long with more around it.
+    handle, temporary = tempfile.mkstemp(
+        dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp"
+    )
+    try:
+        with os.fdopen(handle, "wb+") as file:
+            yield file
+            file.flush()
+            if is_lasting:
+                os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_UMASK)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    if is_lasting:
+        _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: bool = True) -> None:
+    """Calls ``write(file)`` on a temporary file and renames it to ``path``, whose folder is made.
+
+    Raises:
+        OSError: the file could not be written; what stood at ``path`` is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with replacing(path, is_lasting) as file:
+            write(file)
+    except (RuntimeError, OSError) as error:  # torch.save reports a full disk by the first
+        raise OSError(f"could not write {path}: {error}") from error
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file in one step; errors as `write_atomically`."""
+    write_atomically(Path(path), lambda file: file.write(text.encode()))
+
+
+def write_json(path: str | os.PathLike, content: Mapping) -> None:
+    """Writes `json_text` in one step: readers see the old file or the whole new one."""
+    write_text(path, json_text(content))
+
+
+def json_text(content: Mapping) -> str:
+    """An object as indented JSON.
+
+    Infinity and NaN, which JSON has no words for, must have been replaced (ValueError).
+    """
+    return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+
+
+def read_json(path: str | os.PathLike) -> dict:
+    """The object in a JSON file; ValueError, naming the file, if it holds none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:  # bytes that are no text, or text that is no JSON
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return content
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Holds the lock of a file, waiting for whoever has it; a process that dies gives it up.
+
+    Args:
+        path: Made if there is none; its content does not matter.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def cache_folder(folder: str | Path | None, name: str) -> Path:
+    """A folder for what is kept from run to run.
+
+    Args:
+        folder: As the user says; None is ``wfimagevae/NAME`` under ``$XDG_CACHE_HOME`` or
+            ``~/.cache``.
+        name: Of the default.
+    """
+    if folder is None:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+        folder = os.path.join(home, "wfimagevae", name)
+    return Path(folder).expanduser().absolute()
+
+
+def may_keep(folder: Path, image_folders: Iterable[str], what: str) -> bool:
+    """Whether files may be kept in a folder: nothing is written into the images' own.
+
+    Args:
+        folder: Where files would be kept.
+        image_folders: The user's folders of images.
+        what: What the warning calls the files, where they may not.
+    """
+    place = folder.resolve()
+    if not any(place.is_relative_to(Path(images).resolve()) for images in image_folders):
+        return True
+    _log.warning("%s off: %s lies inside the image folder", what, place)
+    return False
+
+
+def file_version(path: str) -> tuple[int, int]:
+    """Size and modification time of a file, in bytes and nanoseconds; -1 where it is missing."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

@@ -1,0 +1,339 @@
+"""Encoding images once: shards of latents, and a record of what they are."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from wfimagevae.dataset import DataError, IndexedImages, batch_loader
+from wfimagevae.dataset.images.transforms import image_inputs
+from wfimagevae.dataset.latents.cached_text import compact, text_tensors
+from wfimagevae.dataset.latents.latent_dataset import (
+    FLIPPED,
+    RECORD_NAME,
+    RECORD_VERSION,
+    shard_facts,
+    shard_path,
+    texts_path,
+)
+from wfimagevae.dataset.latents.safetensors_map import Shard, open_shard
+from wfimagevae.engine.device import autocast
+from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
+from wfimagevae.files import read_json, write_atomically, write_json
+from wfimagevae.generate.autoencoders import Autoencoder
+from wfimagevae.generate.latent_stats import LatentStatistics, mean_and_std, normalization
+from wfimagevae.model.text import TextEncoder
+from wfimagevae.model.weight_files import weights_fingerprint
+
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+POSTERIORS = ("sample", "mode")
+NORMALIZATIONS = ("auto", "vae", "statistics")
+_log = logging.getLogger("wfimagevae")
+
+
+@dataclass(frozen=True)
+class CacheOptions:
+    """What is stored, and how it is computed.
+
+    Attributes:
+        posterior: ``sample`` stores mean and log-variance, so that every epoch draws anew;
+            ``mode`` the mean alone, half the size.
+        flip: Store the mirrored images' latents, too.
+        dtype: Of what is stored: fp32, fp16 or bf16.
+        shard_size: Images a shard; one rank encodes a shard.
+        normalization: Whence shift and scale come: the VAE's own configuration (``vae``), the
+            ``statistics`` of this cache, or (``auto``) the former where there is one.
+        precision: Of the encoder: fp32, bf16 or fp16.
+        batch_size: Images encoded at once.
+        num_workers: Reading processes.
+    """
+
+    posterior: str = "sample"
+    flip: bool = False
+    dtype: str = "fp16"
+    shard_size: int = 4096
+    normalization: str = "auto"
+    precision: str = "fp32"
+    batch_size: int = 32
+    num_workers: int = 0
+
+
+class LatentCache:
+    """Writes a cache of latents, or finishes one that was begun.
+
+    Args:
+        autoencoder: The model, on this process's device.
+        vae_source: Where it came from, for the record.
+        images: What to encode.
+        folder: Where the cache stands, or will.
+        options: What to store.
+        text: A frozen text encoder, whose embeddings of all captions are stored besides.
+
+    Raises:
+        ValueError: a model without a posterior to sample or a configuration to normalise by, a
+            resolution that is no multiple of the model's, or ``folder`` holds another cache.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        vae_source: str,
+        images: IndexedImages,
+        folder: Path,
+        options: CacheOptions,
+        text: TextEncoder | None = None,
+    ):
+        if text is not None and not images.has_captions:
+            raise ValueError("--text_encoder needs captions: give --captions")
+        self.text = text
+        self.autoencoder, self.vae_source, self.images = autoencoder, vae_source, images
+        self.folder, self.options = folder, options
+        if images.resolution % autoencoder.multiple:
+            raise ValueError(
+                f"resolution {images.resolution} is no multiple of {autoencoder.multiple}, "
+                f"which {vae_source} needs"
+            )
+        if options.normalization == "vae" and autoencoder.normalization is None:
+            raise ValueError(
+                f"the configuration of {vae_source} has no shift and scale of its own; "
+                "use --normalization statistics, or run scripts/latent_stats.py --write first"
+            )
+        gray = torch.zeros(1, 3, images.resolution, images.resolution)
+        stored, _ = self._encode(gray, ["a gray image"])
+        channels, *size = stored[self._name].shape[1:]
+        self.latent_shape = (channels // (2 if options.posterior == "sample" else 1), *size)
+        self.plan = self._plan()
+        self.plan_hash = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
+        self.num_shards = -(-len(images) // options.shard_size)
+        self._check_record()
+
+    def run(self, here: World) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+        """Encodes this process's share of the missing shards; the main one writes the record.
+
+        Returns:
+            The record, the same on all processes, and (path, reason) of the unreadable images met
+            by all in this run; those of shards found whole are counted in the record only.
+
+        Raises:
+            ValueError: latents are not finite, or no image is readable.
+            OSError: the disk is full or not writable.
+        """
+        missing = broadcast_object(self._prepare() if here.is_main else None)
+        unreadable = self._write_shards(missing[here.rank :: here.size], here)
+        unreadable = [entry for part in gather_objects(unreadable) for entry in part]
+        barrier()
+        record = broadcast_object(self._finish() if here.is_main else None)
+        return record, unreadable
+
+    @property
+    def _name(self) -> str:
+        return "moments" if self.options.posterior == "sample" else "latents"
+
+    def _plan(self) -> dict[str, Any]:
+        """What makes shards parts of one cache; batches, ranks, workers and paths may differ."""
+        network, options, images = self.autoencoder.network, self.options, self.images
+        text = {} if self.text is None else {"text": self._text_plan()}
+        text |= {"prefix": images.prefix} if images.prefix else {}
+        return {
+            "vae": {
+                "class": type(network).__name__,
+                "fingerprint": weights_fingerprint(network),
+                "multiple": self.autoencoder.multiple,
+            },
+            "images": {"count": len(images), "fingerprint": images.fingerprint()},
+            "resolution": images.resolution,
+            "crop": "center",
+            "posterior": options.posterior,
+            "flip": options.flip,
+            "dtype": options.dtype,
+            "precision": options.precision,
+            "shard_size": options.shard_size,
+            "latent_shape": list(self.latent_shape),
+            "class_names": list(images.class_names),
+        } | text
+
+    def _text_plan(self) -> dict[str, Any]:
+        facts = {name: fact for name, fact in self.text.facts.items() if name != "source"}
+        return facts | {"config_keys": self.text.config_keys}
+
+    def _check_record(self) -> None:
+        path = self.folder / RECORD_NAME
+        if not path.exists():
+            return
+        old = read_json(path)
+        plan = {"text": None} | self.plan | {"version": RECORD_VERSION}
+        if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
+            raise ValueError(
+                f"{self.folder} holds a cache made with other {', '.join(different)}: give another "
+                "--output_dir, or delete that one"
+            )
+
+    def _prepare(self) -> list[int]:
+        """Makes the folder ready; the numbers of the shards that are not there, or not whole."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob(".latents*.tmp"):  # of a run that was killed
+            leftover.unlink()
+        path = self.folder / RECORD_NAME
+        if not path.exists():
+            self._write_record(complete=False)
+        return [number for number in range(self.num_shards) if self._whole(number) is None]
+
+    def _whole(self, number: int) -> Shard | None:
+        """The shard, if a whole one is there and of this cache."""
+        path = shard_path(self.folder, number)
+        if not path.exists():
+            return None
+        try:
+            shard = open_shard(path)
+        except DataError as error:
+            _log.warning("%s: encoding it again", error)
+            return None
+        if shard_facts(shard).get("plan") != self.plan_hash:
+            raise ValueError(f"{path} belongs to another cache: delete it or its folder")
+        return shard if texts_path(self.folder, number).exists() else None
+
+    def _batches(self, number: int) -> list[list[int]]:
+        size, step = self.options.shard_size, self.options.batch_size
+        end = min((number + 1) * size, len(self.images))
+        return [list(range(i, min(i + step, end))) for i in range(number * size, end, step)]
+
+    def _write_shards(self, numbers: list[int], here: World) -> list[tuple[str, str]]:
+        batches = {number: self._batches(number) for number in numbers}
+        flat = [batch for parts in batches.values() for batch in parts]
+        unreadable: list[tuple[str, str]] = []
+        loader = iter(batch_loader(self.images, flat, self.options.num_workers))
+        total = sum(map(len, flat))
+        with tqdm(
+            total=total, unit="img", desc="encode", disable=not (here.is_main and total)
+        ) as bar:
+            for number, parts in batches.items():
+                met = self._write_shard(number, self._read(loader, len(parts), bar))
+                unreadable += met
+        return unreadable
+
+    def _read(self, loader: Iterator[dict], count: int, bar: tqdm) -> Iterator[dict]:
+        for _ in range(count):
+            batch = next(loader)
+            yield batch
+            bar.update(len(batch["position"]))
+
+    def _write_shard(self, number: int, batches: Iterator[dict]) -> list[tuple[str, str]]:
+        from safetensors.torch import save
+
+        channels = self.latent_shape[0]
+        statistics, parts, indices, unreadable = LatentStatistics(channels), [], [], []
+        texts = []
+        for batch in batches:
+            unreadable += batch["unreadable"]
+            if not batch["index"]:
+                continue
+            images = image_inputs(batch, self.autoencoder.device)["image"]
+            names = [self.images.text(index)["name"] for index in batch["index"]]
+            tensors, moments = self._encode(images, names)
+            statistics.update(*moments)
+            parts.append(tensors)
+            indices += batch["index"]
+            if self.text is not None:
+                captions = [text for i in batch["index"] for text in self.images.captions(i)]
+                texts += [compact(self.text(captions))] if captions else []
+        tensors = self._joined(parts)
+        if self.text is not None:
+            counts = [len(self.images.captions(i)) for i in indices]
+            nothing = {name: values[:0] for name, values in self.text([""]).items()}
+            tensors |= text_tensors([compact(nothing), *texts], counts)
+        if self.images.labels is not None:
+            tensors["labels"] = torch.from_numpy(self.images.labels[indices])
+        facts = {
+            "plan": self.plan_hash,
+            "count": len(indices),
+            "unreadable": len(unreadable),
+            "sums": statistics.sums.tolist(),
+        }
+        lines = "".join(
+            json.dumps(self.images.text(i), ensure_ascii=False) + "\n" for i in indices
+        ).encode("utf-8", "backslashreplace")
+        # The tensors come last: where they are, the shard is done.
+        write_atomically(texts_path(self.folder, number), lambda file: file.write(lines))
+        content = save(tensors, {"latents": json.dumps(facts)})
+        write_atomically(shard_path(self.folder, number), lambda file: file.write(content))
+        return unreadable
+
+    def _joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        names = [self._name] + [self._name + FLIPPED] * self.options.flip
+        if parts:
+            return {name: torch.cat([part[name] for part in parts]) for name in names}
+        channels, *size = self.latent_shape
+        channels *= 2 if self._name == "moments" else 1
+        empty = torch.empty(0, channels, *size, dtype=DTYPES[self.options.dtype])
+        return {name: empty.clone() for name in names}
+
+    @torch.inference_mode()
+    def _encode(self, images: Tensor, names: list[str]) -> tuple[dict[str, Tensor], tuple]:
+        """What is stored of some images, on the CPU, and the posterior of the unmirrored ones."""
+        stored, first = {}, None
+        for suffix, pixels in (("", images), (FLIPPED, images.flip(-1)))[: 1 + self.options.flip]:
+            pixels = pixels.to(self.autoencoder.device, memory_format=torch.channels_last)
+            with autocast(pixels.device, self.options.precision):
+                mean, logvar = self.autoencoder.moments(pixels)
+            if self.options.posterior == "mode":
+                logvar = None
+            elif logvar is None:
+                raise ValueError(
+                    f"{type(self.autoencoder.network).__name__} has no posterior to sample: "
+                    "use --posterior mode"
+                )
+            first = first or (mean, logvar)
+            values = mean if logvar is None else torch.cat([mean, logvar], dim=1)
+            values = values.to(DTYPES[self.options.dtype]).cpu().contiguous()
+            bad = (~values.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
+            if bad:
+                raise ValueError(
+                    f"latents of {names[bad[0]]} are not finite, computed in "
+                    f"{self.options.precision} and stored as {self.options.dtype}; try bf16 or fp32"
+                )
+            stored[self._name + suffix] = values
+        return stored, first
+
+    def _finish(self) -> dict[str, Any]:
+        shards = [
+            shard_facts(open_shard(shard_path(self.folder, number)))
+            for number in range(self.num_shards)
+        ]
+        sums = torch.tensor([shard["sums"] for shard in shards], dtype=torch.float64).sum(0)
+        mean, std = mean_and_std(sums)
+        facts = normalization(mean, std)
+        own, used = self.autoencoder.normalization, "statistics"
+        if own and self.options.normalization != "statistics":
+            channels, used = self.latent_shape[0], "vae"
+            facts = {
+                name: list(values) * (channels // len(values))
+                for name, values in zip(("shift", "scale"), own, strict=True)
+            }
+        counts = [shard["count"] for shard in shards]
+        unreadable = sum(shard["unreadable"] for shard in shards)
+        numbers = {"num_samples": sum(counts), "num_unreadable": unreadable, "samples": counts}
+        statistics = {"mean": mean, "std": std, "normalization": used}
+        return self._write_record(complete=True, **numbers, **statistics, **facts)
+
+    def _write_record(self, complete: bool, **facts) -> dict[str, Any]:
+        begun = {"version": RECORD_VERSION, "complete": complete, "plan": self.plan_hash}
+        record = begun | self.plan | facts
+        record["vae"] = {"source": self.vae_source} | self.plan["vae"]
+        record["images"] = {"path": self.images.source} | self.plan["images"]
+        if self.text is not None:
+            record["text"] = self.text.facts | self._text_plan()
+        write_json(self.folder / RECORD_NAME, record)
+        return record
+
+
+def _agrees(old: Any, new: Any) -> bool:
+    if isinstance(new, dict) and isinstance(old, dict):
+        return all(old.get(key) == value for key, value in new.items())
+    return old == new

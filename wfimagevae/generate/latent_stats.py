@@ -1,0 +1,126 @@
+"""Statistics of latents: what turns them into unit-variance inputs of a flow model."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from wfimagevae.engine.device import autocast
+from wfimagevae.engine.distributed import World, all_reduce_sum
+from wfimagevae.files import read_json, write_json
+from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
+
+
+class LatentStatistics:
+    """Mean and standard deviation per channel of the posterior's samples, streamed.
+
+    Of samples, not of means only: Var[z] = Var[mean] + E[var].
+
+    Args:
+        num_channels: Latent channels.
+
+    Attributes:
+        sums: Of z, of z^2, and of positions, per channel, float64 (3, C). Those of parts add up.
+    """
+
+    def __init__(self, num_channels: int):
+        self.sums = torch.zeros(3, num_channels, dtype=torch.float64)
+
+    def update(self, mean: Tensor, logvar: Tensor | None) -> None:
+        """Adds posteriors: ``mean`` and ``logvar``, (B, C, h, w); None: of no variance."""
+        mean = mean.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B h w)
+        self.sums[0] += mean.sum(1)
+        self.sums[1] += mean.square().sum(1)
+        self.sums[2] += mean.shape[1]
+        if logvar is not None:
+            variance = logvar.detach().cpu().double().exp()
+            self.sums[1] += variance.transpose(0, 1).flatten(1).sum(1)
+
+    def compute(self, device: torch.device) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of each channel, over all processes.
+
+        Args:
+            device: Where processes can exchange tensors.
+
+        Raises:
+            ValueError: no latent was seen, some are not finite, or a channel does not vary.
+        """
+        sums = self.sums.to(device) if device.type == "cuda" else self.sums.clone()
+        return mean_and_std(all_reduce_sum(sums).cpu())
+
+
+def mean_and_std(sums: Tensor) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, from `LatentStatistics.sums`.
+
+    Raises:
+        ValueError: no latent was seen, some are not finite, or a channel does not vary.
+    """
+    total, squares, count = sums
+    if not count.all():
+        raise ValueError("no image could be encoded")
+    if not sums.isfinite().all():
+        raise ValueError("latents are not finite; try --mixed_precision bf16 or fp32")
+    mean = total / count
+    variance = squares / count - mean.square()
+    dead = (variance <= 0).nonzero().flatten().tolist()
+    if dead:
+        raise ValueError(f"latent channels {dead} do not vary: their scale would be infinite")
+    return mean.tolist(), variance.sqrt().tolist()
+
+
+@torch.inference_mode()
+def measure_latents(
+    vae: nn.Module, loader: DataLoader, here: World, precision: str = "fp32"
+) -> tuple[list[float], list[float], list[tuple[str, str]]]:
+    """Statistics of a model's latents over the images of all processes.
+
+    Args:
+        vae: One of our models; it is moved to the device.
+        loader: Of `valid_loader`: this process's share of the images.
+        here: This process and the others.
+        precision: Of the encoder: fp32, bf16 or fp16.
+
+    Returns:
+        Mean and standard deviation per channel, the same on all processes, and (path, reason) of
+        this process's unreadable images.
+
+    Raises:
+        ValueError: no image could be encoded, or a channel does not vary.
+    """
+    vae.to(here.device, memory_format=torch.channels_last)
+    statistics, unreadable = LatentStatistics(vae.config.latent_dim), []
+    with tqdm(
+        total=len(loader.dataset), unit="img", desc="encode", disable=not here.is_main
+    ) as bar:
+        for batch in loader:
+            unreadable += batch["unreadable"]
+            bar.update(len(batch["path"]) + len(batch["unreadable"]))
+            if batch["image"] is None:
+                continue
+            images = batch["image"].to(here.device, memory_format=torch.channels_last)
+            images, _ = pad_to_multiple(images, vae.spatial_factor)
+            with autocast(here.device, precision):
+                posterior = vae.encode(images).latent_dist
+            statistics.update(posterior.mean, posterior.logvar)
+    return *statistics.compute(here.device), unreadable
+
+
+def write_normalization(config: Path, mean: list[float], std: list[float]) -> None:
+    """Puts ``shift = mean`` and ``scale = 1 / std`` into a model's config.json, atomically.
+
+    Raises:
+        ValueError: the file is no configuration with as many latent channels.
+    """
+    content = read_json(config)
+    if content.get("latent_dim") != len(mean):
+        raise ValueError(
+            f"{config} has latent_dim {content.get('latent_dim')}, the statistics {len(mean)}"
+        )
+    write_json(config, content | normalization(mean, std))
+
+
+def normalization(mean: list[float], std: list[float]) -> dict[str, list[float]]:
+    """What turns latents into ``(z - shift) * scale``, of mean 0 and variance 1."""
+    return {"shift": mean, "scale": [1 / value for value in std]}

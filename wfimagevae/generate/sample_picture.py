@@ -1,0 +1,76 @@
+"""One picture of what a flow generates: a grid of images, one row a prompt or class; or points."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from wfimagevae.files import write_atomically
+from wfimagevae.generate.generator import FlowGenerator, SamplingOptions, draw_subjects
+from wfimagevae.generate.subjects import Subject
+from wfimagevae.pictures.grid import save_grid
+
+
+class SamplePicture:
+    """Samples that are drawn at once and can be saved later, by one process of several.
+
+    Args:
+        generator: Draws them.
+        options: How.
+        count: About how many; whole rows.
+        batch_size: Samples, and decoded images, at a time.
+        shown: What the rows show, the first where there are more than rows; classes, if nothing.
+
+    Attributes:
+        rows: What each row shows; without prompts and classes all the same.
+        columns: Samples in a row.
+        content: Images in [-1, 1], or points, row by row.
+    """
+
+    def __init__(
+        self,
+        generator: FlowGenerator,
+        options: SamplingOptions,
+        count: int,
+        batch_size: int,
+        shown: Sequence[Subject] = (),
+    ):
+        self.generator = generator
+        num_classes = generator.model.num_classes
+        side = max(round(count**0.5), 1)
+        if shown:
+            self.rows = list(shown[:side])
+        elif num_classes:
+            classes = torch.linspace(0, num_classes - 1, min(num_classes, side)).round().long()
+            self.rows = [Subject(0, label) for label in classes.tolist()]
+        else:
+            self.rows = [Subject(0)] * side
+        self.columns = max(count // len(self.rows), 1)
+        places = [row for row in self.rows for _ in range(self.columns)]
+        subjects = [replace(row, index=i) for i, row in enumerate(places)]
+        parts = []
+        for first in range(0, len(subjects), batch_size):
+            x = draw_subjects(generator, subjects[first : first + batch_size], options)
+            # Low precision may overflow; a picture does not end a training.
+            x = x.nan_to_num(0.0, 0.0, 0.0)
+            is_point = generator.facts["space"] == "point"
+            parts.append((x if is_point else generator.images(x)).cpu())
+        self.content = torch.cat(parts)
+
+    def save(self, path: Path) -> None:
+        """Writes the picture as a PNG."""
+        if self.generator.facts["space"] == "point":
+            self._save_points(path)
+            return
+        titles = [self.generator.title(row) for row in self.rows]
+        save_grid(path, self.content, self.columns, titles if any(titles) else None)
+
+    def _save_points(self, path: Path) -> None:
+        from wfimagevae.dataset.toy.points import PointDataset
+        from wfimagevae.pictures.flow_frames import Plane, path_frames
+
+        real = PointDataset(self.generator.facts["dataset"], split="test")
+        plane = Plane(real.read_batch(list(range(2000)))["point"])
+        (frame,) = path_frames(self.content[None], [1.0], plane)
+        write_atomically(path, lambda file: frame.save(file, format="png"), is_lasting=False)

@@ -1,0 +1,251 @@
+"""Option classes: a field is at once flag, help, default, bounds, YAML key and argument. No torch.
+
+    class ScheduleOptions(Options):
+        '''optimization: the learning rate over a player's updates'''
+
+        warmup_steps: Natural = option(0, "updates of linear warm-up", "N")
+
+`command_line.parse` reads ``--warmup_steps 5``, or that key of a ``--config`` file, and code takes
+the object. The options of a command are one class that inherits those of its parts; code that reads
+one part names that part's class.
+"""
+
+import copy
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    WrapValidator,
+)
+from pydantic_core import PydanticCustomError
+
+
+def _number(kind: type, words: str, **bounds: float) -> Any:
+    """The type of a number within bounds; a value that is none is told so in ``words``."""
+
+    def check(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            if isinstance(value, bool):
+                raise ValueError("a switch is no number")
+            return validate(value)
+        except ValueError:
+            raise PydanticCustomError("number", "{words}", {"words": words}) from None
+
+    limits = Field(**bounds) if kind is int else Field(allow_inf_nan=False, **bounds)
+    return Annotated[kind, limits, WrapValidator(check)]
+
+
+Integer = _number(int, "a whole number")
+Natural = _number(int, "a whole number of at least 0", ge=0)
+Count = _number(int, "a whole number of at least 1", ge=1)
+Number = _number(float, "a number")
+NonNegative = _number(float, "a number of at least 0", ge=0)
+Positive = _number(float, "a number above 0", gt=0)
+Share = _number(float, "a number between 0 and 1", ge=0, le=1)
+
+BOTH_WAYS = object()
+Switch = Annotated[bool, BOTH_WAYS]  # --name and --no_name
+
+
+def _split(value: Any) -> Any:
+    """The numbers of all words: ``a b``, ``a,b`` and ``"a b"`` are the same, and one is a list."""
+    words = value if isinstance(value, list | tuple) else [value]
+    parts = [w.replace(",", " ").split() if isinstance(w, str) else [w] for w in words]
+    return [number for part in parts for number in part]
+
+
+_Item = TypeVar("_Item")
+Several = Annotated[list[_Item], BeforeValidator(_split)]
+
+
+def _check_text(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line need not be text
+        raise ValueError(f"{text!r} is not UTF-8 text") from None
+    return text
+
+
+def _check_output_file(text: str) -> str:
+    path = Path(text)
+    if path.is_dir():
+        raise ValueError(f"{text} is a folder; name a file")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{text} cannot be written: {above} is no writable folder")
+    return text
+
+
+Prompt = Annotated[str, AfterValidator(_check_text)]
+# The path of a file that can be written, said before any work is done for it.
+OutputFile = Annotated[str, AfterValidator(_check_output_file)]
+
+
+def option(
+    default: Any,
+    help: str,
+    unit: str | tuple[str, ...] | None = None,
+    *,
+    basic: bool = False,
+    repeat: Literal["one", "several"] | None = None,
+) -> Any:
+    """A field that is also a flag.
+
+    Args:
+        default: ``...`` makes it required.
+        help: Its help text; the default is shown behind it.
+        unit: What stands for the value in the help.
+        basic: Shown by ``--help`` alone, where a command has many flags.
+        repeat: A list's flag may come again, with one value or several each time.
+    """
+    extra = {"unit": unit, "basic": basic or default is ..., "repeat": repeat}
+    return Field(default, description=help, json_schema_extra={k: v for k, v in extra.items() if v})
+
+
+class BadOptions(ValueError):
+    """Values that options cannot have.
+
+    Attributes:
+        problems: (name of the option, what is wrong); without a name where several options
+            contradict each other.
+    """
+
+    def __init__(self, problems: Sequence[tuple[str, str]]):
+        super().__init__("; ".join(f"{name}: {text}" if name else text for name, text in problems))
+        self.problems = list(problems)
+
+
+class Options(BaseModel):
+    """Base of all option classes: frozen, unknown names refused.
+
+    A class that declares fields is a group of flags; its docstring is the group's title and,
+    behind a colon, what is said of it. ``class Sub(Base, defaults={"lr": 1e-4})`` changes defaults.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init_subclass__(cls, defaults: Mapping[str, Any] | None = None):
+        super().__init_subclass__()  # pydantic passes the defaults on to the next one
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, defaults: Mapping[str, Any] | None = None, **kwargs: Any):
+        for name, value in (defaults or {}).items():
+            cls.model_fields[name] = copy.copy(cls.model_fields[name])
+            cls.model_fields[name].default = value
+        if defaults:
+            cls.model_rebuild(force=True)
+
+    @classmethod
+    def groups(cls) -> list[type["Options"]]:
+        """The classes that declare these options, in the order in which they are inherited."""
+        bases = [
+            base for base in cls.__bases__ if issubclass(base, Options) and base is not Options
+        ]
+        found = [group for base in bases for group in base.groups()]
+        return list(dict.fromkeys([*found, *([cls] if cls.__annotations__ else [])]))
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """An object from values by name, as the words of a command line or as YAML has them.
+
+        Raises:
+            BadOptions: with all that is wrong.
+        """
+        try:
+            return cls(**values)
+        except ValidationError as error:
+            problems = [_explain(cls, entry) for entry in error.errors()]
+            raise BadOptions(list(dict.fromkeys(problems))) from None
+
+    def changed(self, **values: Any) -> Self:
+        """A copy with other values, which are taken as they are."""
+        return self.model_copy(update=values)
+
+
+def _explain(cls: type[Options], entry: Any) -> tuple[str, str]:
+    """One of pydantic's findings: the option, and what is wrong with it in our words."""
+    name, kind, value = str((*entry["loc"], "")[0]), entry["type"], entry["input"]
+    if kind == "missing":
+        return "", f"the following arguments are required: --{name}"
+    if kind == "extra_forbidden":
+        return "", f"unknown key {name!r}{nearest(name, cls.model_fields, '--')}"
+    if kind == "number":
+        shown = value if not isinstance(value, str) or _is_number(value) else repr(value)
+        return name, f"{shown} is not {entry['ctx']['words']}"
+    if kind == "literal_error":
+        choices = [str(choice) for choice in choices_of(cls.model_fields[name].annotation)]
+        near = difflib.get_close_matches(str(value), choices, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return name, f"invalid choice: {value!r} (choose from {', '.join(choices)}){hint}"
+    if kind in ("bool_type", "bool_parsing"):
+        return name, f"is a switch, write true or false, not {value!r}"
+    return name, entry["msg"].removeprefix("Value error, ")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """``; did you mean x?`` for a name that is near to a known one, else where to look."""
+    known = list(known)
+    near = difflib.get_close_matches(str(name), known, n=1)
+    if near:
+        return f"; did you mean {prefix}{near[0]}?"
+    return "; --help lists the flags" if prefix else f"; known: {', '.join(known)}"
+
+
+def overrides_of(group: type[Options]) -> Any:
+    """The type of a flag of ``key=value`` words, or of a mapping in YAML, for options of a group.
+
+    Its value is a dictionary, for `Options.changed`.
+    """
+
+    def check(words: Any) -> dict[str, Any]:
+        if not isinstance(words, Mapping):
+            words = [words] if isinstance(words, str) else words
+            for word in words:
+                if "=" not in word:
+                    raise ValueError(f"{word!r} is not key=value")
+            words = dict(word.split("=", 1) for word in words)
+        for key in words:
+            if key not in group.model_fields:
+                raise ValueError(f"unknown key {key!r}{nearest(key, group.model_fields)}")
+        try:
+            given = group.read(words)
+        except BadOptions as error:
+            raise ValueError(f"--{error}") from None
+        return {key: getattr(given, key) for key in words}
+
+    return Annotated[dict[str, Any], BeforeValidator(check)]
+
+
+def bare_type(annotation: Any) -> Any:
+    """A field's type without None and without what is annotated to it."""
+    if get_origin(annotation) is Annotated:
+        return bare_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return bare_type(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    return annotation
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...] | None:
+    """What a field, or an item of a list, may be; None where that is no choice."""
+    kind = bare_type(annotation)
+    if get_origin(kind) in (list, tuple):
+        kind = bare_type(get_args(kind)[0])
+    return get_args(kind) if get_origin(kind) is Literal else None

@@ -1,0 +1,95 @@
+"""Animations from pictures: GIF by Pillow, MP4 by ffmpeg."""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from wfimagevae.files import write_atomically
+
+FORMATS = (".gif", ".mp4")
+
+
+def check_animation_path(path: str | Path) -> None:
+    """Raises ValueError for a format that cannot be written here; call it before drawing."""
+    suffix = Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        raise ValueError(f"{path}: unknown animation format; end it in {' or '.join(FORMATS)}")
+    if suffix == ".mp4":
+        _find_ffmpeg()
+
+
+def save_animation(
+    path: str | Path, frames: Sequence[Image.Image], fps: float = 12, hold_seconds: float = 1.5
+) -> None:
+    """Writes frames of one size, in one step; a GIF repeats for ever.
+
+    Args:
+        path: Ends in ``.gif`` or ``.mp4``.
+        frames: RGB pictures.
+        fps: Frames a second.
+        hold_seconds: How long the last frame stays.
+
+    Raises:
+        ValueError: no frames, frames of unlike sizes, another format, or no ffmpeg for an MP4.
+    """
+    check_animation_path(path)
+    if not frames or len({frame.size for frame in frames}) > 1:
+        sizes = sorted({frame.size for frame in frames})
+        raise ValueError(f"an animation needs frames of one size, got {sizes}")
+    write = _write_gif if Path(path).suffix.lower() == ".gif" else _write_mp4
+    write_atomically(Path(path), lambda file: write(file, frames, fps, hold_seconds))
+
+
+def _write_gif(file, frames: Sequence[Image.Image], fps: float, hold_seconds: float) -> None:
+    milliseconds = [round(1000 / fps)] * len(frames)
+    milliseconds[-1] += round(1000 * hold_seconds)
+    # Every frame its own palette: one for all would lose colours that come late.
+    palettes = [frame.convert("RGB").quantize(256) for frame in frames]
+    palettes[0].save(
+        file,
+        format="gif",
+        save_all=True,
+        append_images=palettes[1:],
+        duration=milliseconds,
+        loop=0,
+        disposal=1,
+    )
+
+
+def _write_mp4(file, frames: Sequence[Image.Image], fps: float, hold_seconds: float) -> None:
+    width, height = (side + side % 2 for side in frames[0].size)  # yuv420p needs even sides
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "movie.mp4"
+        command = [_find_ffmpeg(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+        command += ["-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
+        command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", str(target)]
+        still = [frames[-1]] * round(fps * hold_seconds)
+        pixels = b"".join(_padded(frame, (width, height)) for frame in [*frames, *still])
+        done = subprocess.run(command, input=pixels, capture_output=True)
+        if done.returncode:
+            raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")
+        file.write(target.read_bytes())
+
+
+def _padded(frame: Image.Image, size: tuple[int, int]) -> bytes:
+    canvas = Image.new("RGB", size, (255, 255, 255))
+    canvas.paste(frame)
+    return np.asarray(canvas).tobytes()
+
+
+def _find_ffmpeg() -> str:
+    if found := shutil.which("ffmpeg"):
+        return found
+    try:
+        import imageio_ffmpeg
+    except ModuleNotFoundError:
+        raise ValueError(
+            "an .mp4 needs ffmpeg: install it, or pip install imageio-ffmpeg; or end the name in "
+            ".gif"
+        ) from None
+    return imageio_ffmpeg.get_ffmpeg_exe()

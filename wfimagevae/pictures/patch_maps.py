@@ -1,0 +1,78 @@
+"""What the discriminator thinks of each patch, drawn over the image."""
+
+import csv
+import io
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wfimagevae.files import write_atomically
+from wfimagevae.pictures.pixels import to_uint8
+from wfimagevae.pictures.writer import save_image
+
+SUMMARY = ("step", "image", "real_mean", "fake_mean", "fake_min", "fake_max")
+
+
+def overlay(image: Tensor, logits: Tensor, limit: float, opacity: float = 0.5) -> Tensor:
+    """Patch logits as colours over an image: blue looks generated, red looks real.
+
+    Args:
+        image: In [-1, 1], (3, H, W).
+        logits: Of its patches, (1, h, w).
+        limit: Logit of the full colour.
+        opacity: Of the colours, 0 to 1.
+
+    Returns:
+        An image in [-1, 1], (3, H, W).
+    """
+    from matplotlib import colormaps
+
+    unit = (logits[None].float() / limit).clamp(-1, 1) * 0.5 + 0.5  # (1, 1, h, w)
+    unit = F.interpolate(unit, image.shape[1:], mode="bilinear")[0, 0]
+    colours = colormaps["coolwarm"](unit.cpu().numpy())[..., :3]  # (H, W, 3)
+    colours = torch.from_numpy(colours).permute(2, 0, 1).float() * 2 - 1
+    return (1 - opacity) * image.float().cpu() + opacity * colours
+
+
+@torch.no_grad()
+def save_patch_scores(
+    path: Path, discriminator: torch.nn.Module, real: Tensor, fake: Tensor
+) -> list[float]:
+    """Draws the scores of an image and its reconstruction side by side.
+
+    Args:
+        path: PNG to write.
+        discriminator: Images in [-1, 1] to patch logits.
+        real: The image, (3, H, W).
+        fake: Its reconstruction, (3, H, W).
+
+    Returns:
+        The image's mean logit; the reconstruction's mean, least and greatest.
+    """
+    scores = discriminator(torch.stack([real, fake])).float()  # (2, 1, h, w)
+    limit = max(scores.abs().max().item(), 1e-6)
+    pair = [overlay(x, s, limit) for x, s in zip((real, fake), scores, strict=True)]
+    save_image(path, to_uint8(torch.cat(pair, dim=2)))
+    fakes = scores[1]
+    return [value.item() for value in (scores[0].mean(), fakes.mean(), fakes.min(), fakes.max())]
+
+
+def append_summary(path: Path, rows: list[list]) -> None:
+    """Adds a step's rows of `SUMMARY` to a CSV file, in place of any of that step or later ones.
+
+    Those are of a run that went back to a checkpoint before them.
+    """
+    step, kept = rows[0][0], []
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            kept = [row for row in csv.reader(file) if _is_before(step, row)]
+    text = io.StringIO(newline="")
+    csv.writer(text).writerows([SUMMARY, *kept, *rows])
+    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
+
+
+def _is_before(step: int, row: list[str]) -> bool:
+    """False for the header and for a last line that a kill cut short, too."""
+    return len(row) == len(SUMMARY) and row[0].isdigit() and int(row[0]) < step

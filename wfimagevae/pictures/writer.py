@@ -1,0 +1,85 @@
+"""Image files written by a few threads, so that encoding them does not hold up the device."""
+
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from torch import Tensor
+
+from wfimagevae.files import write_atomically
+
+EXTENSIONS = {
+    "png": {"compress_level": 4},
+    "jpg": {"quality": 95, "subsampling": 0},
+    "webp": {"lossless": True},
+}
+
+
+class ImageWriter:
+    """Writes images under a folder; leaving the context waits for them and raises what failed.
+
+    Args:
+        folder: Made if need be, with the sub-folders of the names.
+        num_threads: Files encoded at once.
+    """
+
+    def __init__(self, folder: str | Path, num_threads: int = 4):
+        self.folder = Path(folder)
+        self._pool = ThreadPoolExecutor(num_threads)
+        self._pending: deque[Future] = deque()
+        self._max_pending = 8 * num_threads
+
+    def __enter__(self) -> "ImageWriter":
+        return self
+
+    def write(self, name: str, pixels: Tensor) -> None:
+        """Queues an 8-bit RGB image, (3, H, W), for a relative path; waits while too many are."""
+        self._queue(save_image, self.folder / name, pixels.cpu())
+
+    def write_text(self, name: str, text: str) -> None:
+        """Queues a text that goes with an image, likewise."""
+        self._queue(_save_text, self.folder / name, text)
+
+    def _queue(self, save: Callable, path: Path, content: Tensor | str) -> None:
+        while len(self._pending) >= self._max_pending:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(save, path, content))
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        self._pool.shutdown(wait=True, cancel_futures=error_type is not None)
+        if error_type is None:
+            for future in self._pending:
+                future.result()
+
+
+def check_extension(path: str | Path) -> str:
+    """The extension that decides the file's format; ValueError for one that we do not write."""
+    extension = Path(path).suffix.lower().lstrip(".").replace("jpeg", "jpg")
+    if extension not in EXTENSIONS:
+        raise ValueError(f"{path}: unknown extension; write one of {', '.join(EXTENSIONS)}")
+    return extension
+
+
+def _save_text(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def save_image(path: str | Path, pixels: Tensor) -> None:
+    """Writes an 8-bit RGB image, (3, H, W); png and webp are lossless, jpg has quality 95.
+
+    A file of this name is either whole or not there.
+
+    Raises:
+        ValueError: another extension.
+    """
+    from PIL import Image
+
+    path = Path(path)
+    extension = check_extension(path)
+    kind = Image.registered_extensions()[f".{extension}"]
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().cpu().numpy())
+    write_atomically(
+        path, lambda file: image.save(file, kind, **EXTENSIONS[extension]), is_lasting=False
+    )
