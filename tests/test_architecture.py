@@ -47,6 +47,7 @@ DISTRIBUTIONS = {
     "pynvml": "nvidia-ml-py",
     "skimage": "scikit-image",
     "yaml": "pyyaml",
+    "pydantic_core": "pydantic",
 }
 FOLDERS = ("wfimagevae", "scripts", "tests", "examples", "docs", "legacy", ".ci", ".github")
 TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".yml", ".json", ".toml", ".txt", ""}

@@ -13,7 +13,8 @@ from PIL import Image
 from scripts import make_webdataset
 from tests.images import smooth_image
 from tests.scripts.conftest import ROOT
-from wfimagevae.dataset import open_shards, shard_writer
+from wfimagevae.dataset import open_shards
+from wfimagevae.dataset.shards import write as shard_writer
 from wfimagevae.dataset.shards.index import index_shards
 from wfimagevae.dataset.shards.read import ShardOptions
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
-from wfimagevae.dataset import DataError, TrainLoader, remote_shards
+from wfimagevae.dataset import DataError, TrainLoader
+from wfimagevae.dataset.shards import remote as remote_shards
 from wfimagevae.dataset.shards.remote import RemoteOptions, RemoteShards
 
 

@@ -7,7 +7,9 @@ import pytest
 import webdataset
 
 from tests.dataset.shard_files import as_json, open_set, png, write_shards
-from wfimagevae.dataset import DataError, shard_index, tar_index
+from wfimagevae.dataset import DataError
+from wfimagevae.dataset.shards import index as shard_index
+from wfimagevae.dataset.shards import tar as tar_index
 from wfimagevae.dataset.shards.specs import expand_shards, is_shard_spec
 
 
