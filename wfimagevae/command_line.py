@@ -84,7 +84,10 @@ class Parser(argparse.ArgumentParser):
             title, _, text = " ".join((group.__doc__ or "options").split()).partition(": ")
             place = self.add_argument_group(title, text or None)
             for name in group.__annotations__:
-                _declare(place, name, cls.model_fields[name])
+                field = cls.model_fields[name]
+                flag = field.alias or name
+                if flag not in self.flags():  # a class may restate a field that it inherits
+                    _declare(place, flag, field)
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""

@@ -98,6 +98,7 @@ def option(
     *,
     basic: bool = False,
     repeat: Literal["one", "several"] | None = None,
+    flag: str | None = None,
 ) -> Any:
     """A field that is also a flag.
 
@@ -107,9 +108,11 @@ def option(
         unit: What stands for the value in the help.
         basic: Shown by ``--help`` alone, where a command has many flags.
         repeat: A list's flag may come again, with one value or several each time.
+        flag: Name of flag and key where no field can have it: pydantic keeps ``model_config``.
     """
     extra = {"unit": unit, "basic": basic or default is ..., "repeat": repeat}
-    return Field(default, description=help, json_schema_extra={k: v for k, v in extra.items() if v})
+    extra = {key: value for key, value in extra.items() if value}
+    return Field(default, alias=flag, description=help, json_schema_extra=extra)
 
 
 class BadOptions(ValueError):
@@ -132,7 +135,7 @@ class Options(BaseModel):
     behind a colon, what is said of it. ``class Sub(Base, defaults={"lr": 1e-4})`` changes defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
     def __init_subclass__(cls, defaults: Mapping[str, Any] | None = None):
         super().__init_subclass__()  # pydantic passes the defaults on to the next one
@@ -153,6 +156,11 @@ class Options(BaseModel):
         ]
         found = [group for base in bases for group in base.groups()]
         return list(dict.fromkeys([*found, *([cls] if cls.__annotations__ else [])]))
+
+    @classmethod
+    def by_flag(cls) -> dict[str, Any]:
+        """Pydantic's description of each field, by the name of its flag."""
+        return {field.alias or name: field for name, field in cls.model_fields.items()}
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
@@ -178,12 +186,12 @@ def _explain(cls: type[Options], entry: Any) -> tuple[str, str]:
     if kind == "missing":
         return "", f"the following arguments are required: --{name}"
     if kind == "extra_forbidden":
-        return "", f"unknown key {name!r}{nearest(name, cls.model_fields, '--')}"
+        return "", f"unknown key {name!r}{nearest(name, cls.by_flag(), '--')}"
     if kind == "number":
         shown = value if not isinstance(value, str) or _is_number(value) else repr(value)
         return name, f"{shown} is not {entry['ctx']['words']}"
     if kind == "literal_error":
-        choices = [str(choice) for choice in choices_of(cls.model_fields[name].annotation)]
+        choices = [str(choice) for choice in choices_of(cls.by_flag()[name].annotation)]
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return name, f"invalid choice: {value!r} (choose from {', '.join(choices)}){hint}"
