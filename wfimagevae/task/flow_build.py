@@ -9,7 +9,7 @@ from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.timesteps import TimeDistribution
-from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
@@ -21,7 +21,6 @@ from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidan
 from wfimagevae.task.flow_data import FlowSpace
 from wfimagevae.task.flow_text import picture_subjects, warn_of_another_encoder
 from wfimagevae.task.flow_validation import FlowValidator, SampleRules
-from wfimagevae.task.shapes_only import shapes_only
 
 
 def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.Module:

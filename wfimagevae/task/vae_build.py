@@ -9,13 +9,12 @@ from torch import nn
 
 from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.dataset.open import open_images
-from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.evaluator import Evaluator, Networks
 from wfimagevae.model.losses import LossConfig
 from wfimagevae.model.modeling_aebase import autoencoder_class
-from wfimagevae.task.shapes_only import shapes_only
 from wfimagevae.task.vae_sizes import check_training_sizes, check_validation_sizes
 from wfimagevae.task.vae_validation import PictureOptions, Validator
 
