@@ -80,14 +80,16 @@ class Parser(argparse.ArgumentParser):
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
             help="show this, 'all' flags or those of a GROUP, and exit",
         )  # fmt: skip
+        places = {}
         for group in cls.groups():
             title, _, text = " ".join((group.__doc__ or "options").split()).partition(": ")
-            place = self.add_argument_group(title, text or None)
+            if title not in places:
+                places[title] = self.add_argument_group(title, text or None)
             for name in group.__annotations__:
                 field = cls.model_fields[name]
                 flag = field.alias or name
                 if flag not in self.flags():  # a class may restate a field that it inherits
-                    _declare(place, flag, field)
+                    _declare(places[title], flag, field)
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""

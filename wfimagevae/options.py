@@ -135,7 +135,9 @@ class Options(BaseModel):
     behind a colon, what is said of it. ``class Sub(Base, defaults={"lr": 1e-4})`` changes defaults.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+    )
 
     def __init_subclass__(cls, defaults: Mapping[str, Any] | None = None):
         super().__init_subclass__()  # pydantic passes the defaults on to the next one

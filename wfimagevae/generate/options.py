@@ -1,0 +1,166 @@
+"""Options of commands that load, sample, encode or measure trained networks. No torch here."""
+
+import os
+from collections.abc import Sequence
+from typing import Literal, get_args
+
+from wfimagevae.options import (
+    Count,
+    Integer,
+    Natural,
+    NonNegative,
+    Options,
+    Positive,
+    Prompt,
+    Share,
+    option,
+)
+
+Sampler = Literal["euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow"]
+PointSet = Literal["five_gaussians", "moons", "checkerboard", "rings"]
+Metric = Literal["psnr", "ssim", "lpips", "rfid"]
+Precision = Literal["fp32", "bf16", "fp16"]
+SAMPLERS, POINT_SETS, METRICS = get_args(Sampler), get_args(PointSet), get_args(Metric)
+# Exit status where a metric's weights are missing and everything else went well.
+METRIC_UNAVAILABLE = 3
+
+
+class DeviceOptions(Options):
+    """computation"""
+
+    device: str = option(
+        "auto", "auto (CUDA, else Apple's MPS, else CPU), cuda, cuda:N, mps or cpu", "D"
+    )
+
+
+class ComputeOptions(DeviceOptions):
+    """computation"""
+
+    mixed_precision: Precision = option("fp32", "precision of the autoencoder")
+
+
+class FlowComputeOptions(ComputeOptions):
+    """computation"""
+
+    mixed_precision: Precision = option(
+        "fp32", "precision of the flow; an autoencoder decodes in fp32"
+    )
+
+
+class TileOptions(ComputeOptions):
+    """computation"""
+
+    tile_size: Count | None = option(
+        None,
+        "encode and decode in overlapping tiles of this size, for images beyond memory",
+        "PX",
+    )
+
+
+class AutoencoderOptions(Options):
+    """model"""
+
+    model_name: str = option("WFVAE2Image", "registered name", "NAME")
+    from_pretrained: str | None = option(
+        None, "Hugging Face folder or hub name, .ckpt file, or folder with .ckpt files", "PATH"
+    )
+    config_file: str | None = option(
+        None, "configuration, for a .ckpt that embeds none", "JSON", flag="model_config"
+    )
+    ckpt_path: str | None = option(None, ".ckpt file, instead of --from_pretrained", "CKPT")
+    use_raw_weights: bool = option(
+        False, "take a .ckpt's raw weights, not their moving average (EMA)"
+    )
+
+
+class GeneratorOptions(Options):
+    """model"""
+
+    from_pretrained: str = option(
+        ...,
+        "a training checkpoint, a run's folder, an export, a hub name, or a public SiT file",
+        "PATH",
+    )
+    model_name: str | None = option(
+        None, "size of a public SiT file, such as DiT-XL/2; ours say it themselves", "NAME"
+    )
+    vae: str | None = option(
+        None,
+        "autoencoder of a latent flow, WFVAE2Image:PATH or diffusers:PATH_OR_NAME; not given: "
+        "the one that the training recorded",
+        "KIND:PATH",
+    )
+    text_encoder: str | None = option(
+        None,
+        "where the text encoder of a text flow is now: clip:, t5: or bert: and a path or hub "
+        "name; not given: where it was in training",
+        "KIND:PATH",
+    )
+    use_raw_weights: bool = option(
+        False, "take a checkpoint's raw weights, not their moving average (EMA)"
+    )
+
+
+class SamplingOptions(Options):
+    """sampling"""
+
+    sampler: Sampler | None = option(None, "not given: mean_flow for a MeanFlow model, else heun")
+    steps: Count | None = option(
+        None, "not given: 1 for mean_flow, else 25 (dopri5 chooses its own)", "N"
+    )
+    guidance_scale: NonNegative = option(
+        1.0, "classifier-free guidance; 1 is none, 0 ignores the class and the prompt", "W"
+    )
+    negative_prompt: Prompt = option(
+        "", "what guidance leads away from; acts with a guidance scale other than 1", "TEXT"
+    )
+    guidance_interval: tuple[Share, Share] = option(
+        (0.0, 1.0), "times that are guided; 0 is noise, 1 is data", ("LOW", "HIGH")
+    )
+    guidance_rescale: Share = option(
+        0.0, "share by which guidance is brought back to the unguided contrast", "P"
+    )
+    guidance_channels: Count | None = option(
+        None, "guide the first N channels only; public SiT samples: 3", "N"
+    )
+    time_shift: Positive = option(1.0, "above 1 spends more steps near the noise", "S")
+    seed: Integer = option(0, "of all samples", "N")
+
+
+def check_guidance(negative_prompt: str, scales: Sequence[float]) -> None:
+    """Raises ValueError for a negative prompt that would do nothing, or a scale given twice."""
+    if negative_prompt and set(scales) == {1.0}:
+        raise ValueError("--negative_prompt acts through guidance: give a --guidance_scale above 1")
+    names = [f"{scale:g}" for scale in scales]  # as files and tables call them
+    if repeated := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"--guidance_scale {' '.join(names)}: give {repeated[0]} once")
+
+
+class ImageFolderOptions(Options):
+    """images"""
+
+    real_image_dir: str = option(
+        ..., "originals: a folder (searched recursively) or a JSON-lines manifest", "PATH"
+    )
+    resolution: Count | None = option(
+        None, "resize the shorter side to this; not given: native size, one image at a time", "PX"
+    )
+    crop_size: Count | None = option(
+        None, "centre crop after resizing; not given: the resolution", "PX"
+    )
+    subset_size: Natural = option(
+        0, "only N images, evenly spaced over the sorted list; 0: all", "N"
+    )
+    batch_size: Count = option(4, "images at once", "N")
+    num_workers: Natural = option(min(4, os.cpu_count() or 1), "reading processes", "N")
+
+
+class MetricOptions(Options):
+    """metrics"""
+
+    metric: list[Metric] = option(["psnr", "ssim", "lpips"], "what to measure")
+    lpips_net: Literal["vgg", "alex"] = option("vgg", "backbone of LPIPS")
+    lpips_weights: str | None = option(None, "torchvision backbone of LPIPS, if not cached", "FILE")
+    inception_weights: str | None = option(
+        None, "torch-fidelity's Inception, if not cached", "FILE"
+    )
