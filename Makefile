@@ -7,7 +7,13 @@ TEST_WORKERS ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 LAUNCHER = $(BIN)/$(if $(NPROC),torchrun --nproc_per_node $(NPROC),python)
-REQUIREMENTS := setup.py requirements.txt pyproject.toml
+# Versions that passed the tests together; LATEST=1 installs the newest ones that setup.py allows.
+CONSTRAINTS ?= constraints.txt
+LATEST ?=
+PIP_INSTALL = $(BIN)/python -m pip install \
+  $(if $(LATEST),--upgrade --upgrade-strategy eager,-c $(CONSTRAINTS)) -e
+INSTALLED := $(VENV)/.installed$(if $(LATEST),-latest)
+REQUIREMENTS := setup.py requirements.txt pyproject.toml $(if $(LATEST),,$(CONSTRAINTS))
 # A file's tests stay together: they share trained models.
 PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
@@ -16,14 +22,15 @@ PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist load
 help:
 	@echo "make quickstart   install; an autoencoder learns photographs, a flow draws what prompts say"
 	@echo "make train        train what CONFIG=FILE.yaml says: flags of one training, or a pipeline; NPROC=4"
-	@echo "make install      make .venv with the package in it; install-dev adds tests and linters"
+	@echo "make install      make .venv with the package in it; install-dev adds tests and linters;"
+	@echo "                  versions that passed together, or with LATEST=1 the newest"
 	@echo "make test         every test but the slow ones; test-all runs those too; TEST_WORKERS=2"
 	@echo "make lint         check style; format applies it"
 	@echo "make clean        remove caches and what the quick start wrote"
 
-install: $(VENV)/.installed
+install: $(INSTALLED)
 
-install-dev: $(VENV)/.installed-dev
+install-dev: $(INSTALLED)-dev
 
 # A half-made .venv (Debian without python3-venv) must not pass for a whole one.
 $(BIN)/python:
@@ -31,13 +38,13 @@ $(BIN)/python:
 	  echo "error: Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); exit 1; }
 
-$(VENV)/.installed: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install -e ".[eval,nvml]"
-	@touch $@
+$(INSTALLED): $(REQUIREMENTS) | $(BIN)/python
+	$(PIP_INSTALL) ".[eval,nvml]"
+	@rm -f $(VENV)/.installed* && touch $@
 
-$(VENV)/.installed-dev: $(REQUIREMENTS) | $(BIN)/python
-	$(BIN)/python -m pip install -e ".[dev]"
-	@touch $@ $(VENV)/.installed
+$(INSTALLED)-dev: $(REQUIREMENTS) | $(BIN)/python
+	$(PIP_INSTALL) ".[dev]"
+	@rm -f $(VENV)/.installed* && touch $(INSTALLED) $@
 
 quickstart: install
 	$(BIN)/python scripts/quickstart.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))

@@ -41,7 +41,6 @@ def test_macs_of_attention_do_not_depend_on_its_kernel(sizes, dtype, grad, place
         ("flash_attention", ()),
         ("flash_attention_for_cpu", ()),
         ("fused_attention_overrideable", ()),
-        ("attention_math_for_mps", ()),
         ("efficient_attention", (None, False)),
         ("cudnn_attention", (None, False)),
     ],

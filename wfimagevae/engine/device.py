@@ -59,6 +59,18 @@ def enable_fast_kernels(device: torch.device) -> str:
     return "TF32 and cudnn.benchmark are on"
 
 
+def library_versions() -> str:
+    """PyTorch's version, and those of the GPU libraries that it was built with."""
+    gpu = "MPS" if torch.backends.mps.is_built() else "CPU only"
+    if torch.version.hip:
+        gpu = f"HIP {torch.version.hip}"
+    elif torch.version.cuda:
+        cudnn = torch.backends.cudnn.version() or 0  # 92400 is 9.24.0
+        numbers = cudnn // 10000, cudnn // 100 % 100, cudnn % 100
+        gpu = f"CUDA {torch.version.cuda}, cuDNN {'.'.join(map(str, numbers))}"
+    return f"torch {torch.__version__}, {gpu}"
+
+
 def autocast(device: torch.device, precision: str):
     """Mixed-precision context: ``fp32`` runs as is, ``bf16`` and ``fp16`` under autocast."""
     if precision not in PRECISIONS:

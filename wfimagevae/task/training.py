@@ -20,7 +20,7 @@ from wfimagevae.engine.checkpoint import (
     remove_leftovers,
     set_aside_later,
 )
-from wfimagevae.engine.device import enable_fast_kernels
+from wfimagevae.engine.device import enable_fast_kernels, library_versions
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.early_stop import StopRule
 from wfimagevae.engine.interrupt import Interrupt
@@ -316,6 +316,7 @@ def _describe(schedule: Schedule, here: World, kernels: str, options: dict) -> l
         f"device {here.device}, precision {options['mix_precision']}"
         + (", compiled" if options["compile"] else "")
         + (f"; {kernels}" if kernels else ""),
+        library_versions(),
     ]
 
 
