@@ -80,12 +80,12 @@ class Parser(argparse.ArgumentParser):
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
             help="show this, 'all' flags or those of a GROUP, and exit",
         )  # fmt: skip
-        places = {}
-        for group in cls.groups():
+        places: dict[str, Any] = {}
+        for group, names in cls.groups().items():
             title, _, text = " ".join((group.__doc__ or "options").split()).partition(": ")
             if title not in places:
                 places[title] = self.add_argument_group(title, text or None)
-            for name in group.__annotations__:
+            for name in names:
                 field = cls.model_fields[name]
                 flag = field.alias or name
                 if flag not in self.flags():  # a class may restate a field that it inherits

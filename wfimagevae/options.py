@@ -64,7 +64,14 @@ def _split(value: Any) -> Any:
     return [number for part in parts for number in part]
 
 
+def _as_list(value: Any) -> Any:
+    return (
+        value if isinstance(value, list) else list(value) if isinstance(value, tuple) else [value]
+    )
+
+
 _Item = TypeVar("_Item")
+ListOf = Annotated[list[_Item], BeforeValidator(_as_list)]  # one value may stand alone
 Several = Annotated[list[_Item], BeforeValidator(_split)]
 
 
@@ -108,11 +115,11 @@ def option(
         unit: What stands for the value in the help.
         basic: Shown by ``--help`` alone, where a command has many flags.
         repeat: A list's flag may come again, with one value or several each time.
-        flag: Name of flag and key where no field can have it: pydantic keeps ``model_config``.
+        flag: Its name for users, where pydantic keeps the field's own for itself.
     """
     extra = {"unit": unit, "basic": basic or default is ..., "repeat": repeat}
-    extra = {key: value for key, value in extra.items() if value}
-    return Field(default, alias=flag, description=help, json_schema_extra=extra)
+    extra = {name: value for name, value in extra.items() if value}
+    return Field(default, description=help, alias=flag, json_schema_extra=extra)
 
 
 class BadOptions(ValueError):
@@ -136,8 +143,24 @@ class Options(BaseModel):
     """
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", populate_by_name=True, protected_namespaces=()
+        frozen=True,
+        extra="forbid",
+        populate_by_name=True,
+        coerce_numbers_to_str=True,
+        protected_namespaces=(),
     )
+
+    def __init__(self, **values: Any):
+        """Reads values by flag, as the words of a command line or as YAML has them.
+
+        Raises:
+            BadOptions: with all that is wrong.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            problems = [_explain(type(self), entry) for entry in error.errors()]
+            raise BadOptions(list(dict.fromkeys(problems))) from None
 
     def __init_subclass__(cls, defaults: Mapping[str, Any] | None = None):
         super().__init_subclass__()  # pydantic passes the defaults on to the next one
@@ -151,13 +174,14 @@ class Options(BaseModel):
             cls.model_rebuild(force=True)
 
     @classmethod
-    def groups(cls) -> list[type["Options"]]:
-        """The classes that declare these options, in the order in which they are inherited."""
-        bases = [
-            base for base in cls.__bases__ if issubclass(base, Options) and base is not Options
-        ]
-        found = [group for base in bases for group in base.groups()]
-        return list(dict.fromkeys([*found, *([cls] if cls.__annotations__ else [])]))
+    def groups(cls) -> dict[type["Options"], list[str]]:
+        """The classes that declare these options, as they are inherited, and the fields of each."""
+        found: dict[type[Options], list[str]] = {}
+        for base in cls.__bases__:
+            if issubclass(base, Options) and base is not Options:
+                found |= base.groups()
+        fields = [name for name in cls.__annotations__ if name in cls.model_fields]
+        return found | {cls: fields} if fields else found
 
     @classmethod
     def by_flag(cls) -> dict[str, Any]:
@@ -166,16 +190,12 @@ class Options(BaseModel):
 
     @classmethod
     def read(cls, values: Mapping[str, Any]) -> Self:
-        """An object from values by name, as the words of a command line or as YAML has them.
+        """An object from values by flag; raises BadOptions."""
+        return cls(**values)
 
-        Raises:
-            BadOptions: with all that is wrong.
-        """
-        try:
-            return cls(**values)
-        except ValidationError as error:
-            problems = [_explain(cls, entry) for entry in error.errors()]
-            raise BadOptions(list(dict.fromkeys(problems))) from None
+    def values(self) -> dict[str, Any]:
+        """All values by flag, as JSON can hold them."""
+        return self.model_dump(mode="json", by_alias=True)
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, which are taken as they are."""
@@ -185,15 +205,16 @@ class Options(BaseModel):
 def _explain(cls: type[Options], entry: Any) -> tuple[str, str]:
     """One of pydantic's findings: the option, and what is wrong with it in our words."""
     name, kind, value = str((*entry["loc"], "")[0]), entry["type"], entry["input"]
+    fields = cls.by_flag()
     if kind == "missing":
         return "", f"the following arguments are required: --{name}"
     if kind == "extra_forbidden":
-        return "", f"unknown key {name!r}{nearest(name, cls.by_flag(), '--')}"
+        return "", f"unknown key {name!r}{nearest(name, fields, '--')}"
     if kind == "number":
         shown = value if not isinstance(value, str) or _is_number(value) else repr(value)
         return name, f"{shown} is not {entry['ctx']['words']}"
     if kind == "literal_error":
-        choices = [str(choice) for choice in choices_of(cls.by_flag()[name].annotation)]
+        choices = [str(choice) for choice in choices_of(fields[name].annotation)]
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return name, f"invalid choice: {value!r} (choose from {', '.join(choices)}){hint}"
@@ -233,8 +254,8 @@ def overrides_of(group: type[Options]) -> Any:
                     raise ValueError(f"{word!r} is not key=value")
             words = dict(word.split("=", 1) for word in words)
         for key in words:
-            if key not in group.model_fields:
-                raise ValueError(f"unknown key {key!r}{nearest(key, group.model_fields)}")
+            if key not in group.by_flag():
+                raise ValueError(f"unknown key {key!r}{nearest(key, group.by_flag())}")
         try:
             given = group.read(words)
         except BadOptions as error:

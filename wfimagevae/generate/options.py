@@ -4,6 +4,8 @@ import os
 from collections.abc import Sequence
 from typing import Literal, get_args
 
+from wfimagevae.dataset.options import POINT_SETS
+from wfimagevae.engine.options import DeviceOptions
 from wfimagevae.options import (
     Count,
     Integer,
@@ -17,20 +19,12 @@ from wfimagevae.options import (
 )
 
 Sampler = Literal["euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow"]
-PointSet = Literal["five_gaussians", "moons", "checkerboard", "rings"]
+PointSet = Literal[POINT_SETS]
 Metric = Literal["psnr", "ssim", "lpips", "rfid"]
 Precision = Literal["fp32", "bf16", "fp16"]
-SAMPLERS, POINT_SETS, METRICS = get_args(Sampler), get_args(PointSet), get_args(Metric)
+SAMPLERS, METRICS = get_args(Sampler), get_args(Metric)
 # Exit status where a metric's weights are missing and everything else went well.
 METRIC_UNAVAILABLE = 3
-
-
-class DeviceOptions(Options):
-    """computation"""
-
-    device: str = option(
-        "auto", "auto (CUDA, else Apple's MPS, else CPU), cuda, cuda:N, mps or cpu", "D"
-    )
 
 
 class ComputeOptions(DeviceOptions):

@@ -1,7 +1,6 @@
 """The parts of image-VAE training, each built from its options."""
 
 import importlib
-from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -100,9 +99,7 @@ def loss_config(options: dict) -> LossConfig:
     Raises:
         ValueError: weights that contradict each other, or frozen halves.
     """
-    values = {field.name: options[field.name] for field in fields(LossConfig)}
-    if not options["wavelet_loss"]:
-        values["wavelet_weight"] = 0.0
+    values = {name: options[name] for name in LossConfig.model_fields}
     if options["freeze_decoder"] and options["disc_weight"] > 0 and options["adaptive_weight"]:
         raise ValueError(
             "the adaptive weight compares gradients at the decoder's last layer, which "

@@ -12,9 +12,9 @@ from wfimagevae.model.losses.image_statistics import (
     contrast_distance,
     histogram_distance,
 )
-from wfimagevae.model.losses.loss_config import LossConfig
 from wfimagevae.model.losses.lpips_network import load_lpips
 from wfimagevae.model.losses.mmd import latent_mmd
+from wfimagevae.model.losses.options import LossConfig
 
 __all__ = ["LPIPSWithDiscriminator2D", "LossConfig"]
 
@@ -200,7 +200,7 @@ class LPIPSWithDiscriminator2D(nn.Module):
             loss = latent_mmd(output.latent, step, gather) * output.sample[0].numel()
             logs["train/mmd_loss"] = loss.detach()
             yield config.mmd_weight * loss
-        if config.wavelet_weight > 0:
+        if config.wavelet_loss and config.wavelet_weight > 0:
             encoder_coeffs, decoder_coeffs = output.extra_output
             levels = zip(encoder_coeffs, reversed(decoder_coeffs), strict=True)
             difference = sum((_full(a) - _full(b)).abs().sum() for a, b in levels) / batch_size

@@ -1,0 +1,222 @@
+"""Options that every kind of training shares. No torch here."""
+
+from typing import Literal, Self
+
+from pydantic import model_validator
+
+from wfimagevae.options import (
+    Count,
+    Integer,
+    ListOf,
+    Natural,
+    NonNegative,
+    Number,
+    Options,
+    Positive,
+    Several,
+    Share,
+    Switch,
+    option,
+)
+
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lion", "muon")
+SCHEDULES = ("constant", "linear", "cosine", "step", "exponential", "plateau")
+
+
+class DeviceOptions(Options):
+    """computation: where"""
+
+    device: str = option(
+        "auto", "auto (CUDA, else Apple's MPS, else CPU), cuda, cuda:N, mps or cpu", "D", basic=True
+    )
+
+
+class RunOptions(Options):
+    """run: how long, where, how precisely"""
+
+    config: str | None = option(
+        None,
+        "YAML file of flag names and values; flags given on the command line win over it",
+        "FILE",
+        basic=True,
+    )
+    exp_name: str = option("wfvae2-image", "name of the run", "NAME", basic=True)
+    seed: Integer = option(1234, "of all randomness", "N", basic=True)
+    epochs: Count = option(
+        10, "passes over the data, where --max_steps is not given", "N", basic=True
+    )
+    max_steps: Count | None = option(
+        None, "iterations of the training loop; wins over --epochs", "N", basic=True
+    )
+    max_steps_per_epoch: Count | None = option(
+        None,
+        "an epoch ends after this many iterations, however much data there is; the next one goes "
+        "on where it ended",
+        "N",
+    )
+    mix_precision: Literal["bf16", "fp16", "fp32"] = option(
+        "bf16", "arithmetic of the networks; losses and norms stay in float32", basic=True
+    )
+    compile: Switch = option(
+        False, "compile the networks block by block (torch.compile)", basic=True
+    )
+    compile_mode: Literal[
+        "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"
+    ] = option("default", "torch.compile's mode", "MODE")
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in backward: less memory, about a third slower"
+    )
+    find_unused_parameters: bool = option(
+        False, "DDP searches for parameters without gradients; slower, rarely needed"
+    )
+
+
+class StopOptions(Options):
+    """early stop: a run may end by one of its logged values"""
+
+    stop_metric: str | None = option(
+        None, "end early by this logged value, such as train/kl_loss (with --stop_below)", "NAME"
+    )
+    stop_below: Number | None = option(
+        None, "as soon as its mean over the last --stop_window progress lines is below this", "X"
+    )
+    stop_window: Count = option(20, "progress lines", "N")
+
+    @model_validator(mode="after")
+    def _check_pair(self) -> Self:
+        if (self.stop_metric is None) != (self.stop_below is None):
+            raise ValueError("--stop_metric and --stop_below go together: give both or neither")
+        return self
+
+
+class OptimizerOptions(Options):
+    """optimization: the optimizer and its schedule"""
+
+    optimizer: Literal[OPTIMIZERS] = option(
+        "adamw",
+        "lion: pip install pytorch-optimizer, and a third to a tenth of AdamW's --lr; muon: for "
+        "the matrices of hidden layers, AdamW for the rest, at AdamW's --lr",
+    )
+    lr: Positive = option(1e-5, "peak learning rate", "R", basic=True)
+    weight_decay: NonNegative = option(
+        1e-4, "decoupled weight decay; adam, sgd, rmsprop: an L2 penalty", "W"
+    )
+    beta1: Share = option(0.9, "decay of the first moment: adamw, adam, lion, muon's AdamW", "P")
+    beta2: Share | None = option(
+        None, "decay of the second moment; 0.999 if not given, lion: 0.99", "P"
+    )
+    momentum: Share | None = option(None, "if not given: sgd 0.9, rmsprop 0, muon 0.95", "P")
+    lr_schedule: Literal[SCHEDULES] = option(
+        "constant", "after the warm-up, down to --min_lr_ratio"
+    )
+    lr_gamma: Share = option(
+        0.5, "factor of every --lr_step_updates (step; exponential: smoothly) or plateau", "P"
+    )
+    lr_step_updates: Count = option(10_000, "updates between factors of step and exponential", "N")
+    plateau_patience: Count = option(
+        5, "validations without a better score that make a plateau", "N"
+    )
+    warmup_steps: Natural = option(0, "updates of linear warm-up", "N")
+    min_lr_ratio: Share = option(0.0, "share of the peak that the schedule does not go below", "P")
+
+    @model_validator(mode="after")
+    def _check_gamma(self) -> Self:
+        if self.lr_gamma == 0:
+            raise ValueError("--lr_gamma must be above 0: the learning rate would vanish")
+        return self
+
+
+class UpdateOptions(Options):
+    """updates: what one is made of, and averages of the weights"""
+
+    batch_size: Count = option(2, "images of a micro-batch on each process", "N", basic=True)
+    grad_accum_steps: Count = option(8, "micro-batches of an update", "N", basic=True)
+    clip_grad_norm: Positive = option(
+        1e5, "largest gradient norm, in units of the logged loss", "N"
+    )
+    max_bad_updates: Count = option(
+        50, "non-finite updates in a row that stop the run; each is skipped", "N"
+    )
+    ema: Switch = option(False, "keep an average of the weights and validate it too", basic=True)
+    ema_decay: Several[Share] = option(
+        [0.999],
+        "share of the average that an update keeps; several make several averages, of which the "
+        "first is validated and exported",
+        "P",
+    )
+    ema_warmup: bool = option(True, "average over fewer updates at first")
+
+
+class CheckpointOptions(Options):
+    """checkpoints: saving and resuming"""
+
+    ckpt_dir: str = option(
+        "./results/",
+        "folder of runs; this one's is DIR/EXP_NAME-lr..-bs..-ga..-rs..",
+        "DIR",
+        basic=True,
+    )
+    save_ckpt_step: Natural = option(
+        500, "steps between checkpoints; 0 saves the last only", "N", basic=True
+    )
+    save_every_minutes: NonNegative = option(
+        0, "minutes between checkpoints, besides; 0 never", "M"
+    )
+    keep_last: Natural = option(0, "checkpoints to keep besides the best; 0 keeps all", "K")
+    resume_from_checkpoint: str | None = option(
+        None,
+        "a checkpoint, a run's folder, or 'auto': the newest of this --exp_name, or a fresh start "
+        "where there is none",
+        "PATH",
+        basic=True,
+    )
+    weights_from: ListOf[str] | None = option(
+        None,
+        "a fresh run starts from the weights in these checkpoints, raw and averaged, each network "
+        "from the first that trained it; optimizers and data start anew",
+        "CKPT",
+    )
+    not_resume_optimizer: bool = option(
+        False, "resume weights but not optimizers and their schedules"
+    )
+
+
+class LoggingOptions(Options):
+    """logging: what is written while training"""
+
+    log_steps: Count = option(10, "steps between progress lines", "N", basic=True)
+    csv_log_steps: Count = option(10, "steps between rows of the losses' CSV file", "N")
+    csv_log_path: str | None = option(
+        None, "the CSV file; the run's training_losses.csv if not given", "FILE"
+    )
+    disable_csv_log: bool = option(False, "write no CSV and no plots")
+    disable_live_plot: bool = option(False, "write no loss plots")
+    live_plot_every_steps: Count = option(
+        10, "steps between redrawn loss plots (at most 2 %% of the time)", "N"
+    )
+    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = option(
+        "none", "experiment tracker besides the files", basic=True
+    )
+    list_flags: bool = option(False, "print every flag and its kind, for launch scripts, and exit")
+
+
+class ShardingOptions(Options):
+    """sharding: of networks that are too large for one GPU"""
+
+    fsdp: bool = option(
+        False,
+        "shard weights, gradients and optimizer over all processes (FSDP2), for models beyond one "
+        "GPU's memory; checkpoints stay whole",
+    )
+
+
+class TrainingOptions(
+    RunOptions,
+    DeviceOptions,
+    UpdateOptions,
+    OptimizerOptions,
+    StopOptions,
+    CheckpointOptions,
+    LoggingOptions,
+):
+    """What every kind of training shares; each adds its data, ``resolution`` and ``eval_steps``."""

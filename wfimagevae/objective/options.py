@@ -1,0 +1,62 @@
+"""Options of the flows' objectives. No torch here."""
+
+from typing import Literal
+
+from wfimagevae.options import NonNegative, Number, Options, Positive, Share, Switch, option
+
+
+class ObjectiveOptions(Options):
+    """objective: time 0 is noise, time 1 is data"""
+
+    objective: Literal["flow_matching", "mean_flow"] = option(
+        "flow_matching", "velocities, or average velocities that sample in one step", basic=True
+    )
+    time_distribution: Literal["uniform", "logit_normal"] = option(
+        "logit_normal", "times that training draws"
+    )
+    time_mean: Number = option(
+        0.0,
+        "mean of the logit-normal; above 0 leans to the data (papers whose time runs from "
+        "data to noise write it with the other sign)",
+        "M",
+    )
+    time_std: Positive = option(1.0, "and its deviation", "S")
+    time_shift: Positive = option(
+        1.0, "above 1 moves times towards the noise, as larger images need", "S"
+    )
+    direction_weight: NonNegative = option(
+        0.0, "weight of 1 - cosine of predicted and true velocity (flow_matching)", "W"
+    )
+    cfg_dropout_prob: Share = option(
+        0.1,
+        "share of samples that learn without their class and caption, for guidance; where "
+        "there are both, P/2 more learn without the class alone and P/2 without the caption "
+        "alone",
+        "P",
+        basic=True,
+    )
+
+
+class MeanFlowOptions(Options):
+    """mean flow: for --objective mean_flow"""
+
+    meanflow_ratio: Share = option(
+        0.25, "share of samples whose end time differs; the rest is flow matching", "P"
+    )
+    meanflow_power: NonNegative = option(1.0, "p of the adaptive weight 1 / (|error|^2 + c)^p", "P")
+    meanflow_const: Positive = option(0.01, "c of that weight", "C")
+    meanflow_omega: Positive = option(
+        1.0,
+        "guidance inside the target: weight of the sample's velocity; effective scale omega / "
+        "(1 - kappa)",
+        "W",
+    )
+    meanflow_kappa: Share = option(
+        0.0, "and of the network's own conditional velocity, below 1", "K"
+    )
+    meanflow_window: tuple[Share, Share] = option(
+        (0.0, 1.0), "times at which that guidance holds", ("LOW", "HIGH")
+    )
+    meanflow_improved: Switch = option(
+        False, "take the derivative along the network's own velocity (improved MeanFlow)"
+    )

@@ -1,0 +1,94 @@
+"""All options of image-VAE training. No torch here."""
+
+from typing import Literal
+
+from wfimagevae.dataset.options import (
+    EvalImageOptions,
+    LoaderOptions,
+    StreamOptions,
+    VaeDataOptions,
+)
+from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
+from wfimagevae.model.losses.options import LossConfig
+from wfimagevae.options import Count, Natural, Options, Positive, option, overrides_of
+from wfimagevae.task import TASKS
+
+
+class VaeModelOptions(Options):
+    """model: the autoencoder"""
+
+    model_name: str = option(
+        "WFVAE2Image", "registered name of the architecture", "NAME", basic=True
+    )
+    network_config: str | None = option(
+        None,
+        "JSON of the architecture, such as examples/wfvae2-image-1024.json",
+        "FILE",
+        basic=True,
+        flag="model_config",
+    )
+    pretrained_model_name_or_path: str | None = option(
+        None, "start from these weights: a .ckpt, a folder or a hub name", "PATH", basic=True
+    )
+    ignore_mismatched_sizes: bool = option(
+        False, "pretrained weights of another shape start anew, with a warning"
+    )
+    freeze_encoder: bool = option(False, "train the decoder only")
+    freeze_decoder: bool = option(
+        False, "train the encoder only; with a discriminator, add --no_adaptive_weight"
+    )
+
+
+class GameOptions(Options):
+    """players: whose turn it is, and how the discriminator learns"""
+
+    disc_cls: str = option(
+        "wfimagevae.model.losses.LPIPSWithDiscriminator2D", "dotted path of the loss class", "PATH"
+    )
+    gan_schedule: Literal["joint", "alternate"] = option(
+        "joint",
+        "joint: both players on each batch, with one VAE forward; alternate: even steps the "
+        "generator's, odd steps the discriminator's",
+        basic=True,
+    )
+    disc_train_start: Natural | None = option(
+        None, "step from which the discriminator learns; --disc_start if not given", "STEP"
+    )
+    disc_lr_ratio: Positive = option(4.0, "its learning rate, as a multiple of --lr", "R")
+    discriminator_options: overrides_of(OptimizerOptions) = option(
+        {},
+        "what is different for the discriminator: optimizer=... lr=... lr_schedule=... and "
+        "other flags of the optimizer and its schedule",
+        "KEY=VALUE",
+    )
+    freeze_discriminator: bool = option(
+        False, "the adversarial term counts, the discriminator does not learn"
+    )
+    not_resume_discriminator: bool = option(False, "resume with a fresh discriminator")
+
+
+class VaeValidationOptions(Options):
+    """validation: figures and pictures while training"""
+
+    eval_steps: Natural = option(500, "steps between validations; 0 never", "N", basic=True)
+    disable_val_image_dump: bool = option(False, "write no validation images")
+    disable_patch_score_vis: bool = option(
+        False, "write no maps of the discriminator's patch scores"
+    )
+    patch_score_vis_max_samples: Count = option(4, "images to draw those maps for", "N")
+
+
+class VaeOptions(
+    TrainingOptions,
+    VaeDataOptions,
+    LoaderOptions,
+    StreamOptions,
+    VaeModelOptions,
+    LossConfig,
+    GameOptions,
+    EvalImageOptions,
+    VaeValidationOptions,
+):
+    """task: all options of image-VAE training"""
+
+    task: Literal[TASKS] = option("vae", "what to train", basic=True)
