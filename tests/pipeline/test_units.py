@@ -106,6 +106,7 @@ def test_metrics_of_the_file_are_those_that_trainings_log(monkeypatch):
             disc_num_layers=1,
             kl_warmup_steps=10,
             kl_free_bits=0.1,
+            wavelet_loss=True,
         )
     )
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1

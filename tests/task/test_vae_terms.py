@@ -106,8 +106,7 @@ def test_frozen_halves_that_cannot_train_are_refused(workplace, options, words):
 
 def test_every_weight_of_the_losses_is_a_flag_of_the_same_name_and_default():
     options = vars(build_parser("vae").parse_args(["--image_path=a", "--eval_image_path=b"]))
-    assert loss_config(options | {"wavelet_loss": True}) == LossConfig()
-    assert loss_config(options).wavelet_weight == 0
+    assert loss_config(options) == LossConfig()
 
 
 def test_flags_without_effect_are_said(workplace, caplog):

@@ -19,8 +19,8 @@ GOLDEN = Path(__file__).parents[2] / "golden" / "vae_losses_hinge"
 def golden():
     expected = json.loads((GOLDEN / "expected.json").read_text())
     tensors = load_file(GOLDEN / "tensors.safetensors")
-    options = {k: v for k, v in expected["options"].items() if k in LossConfig.__annotations__}
-    loss = LPIPSWithDiscriminator2D(LossConfig(**options))
+    options = {k: v for k, v in expected["options"].items() if k in LossConfig.model_fields}
+    loss = LPIPSWithDiscriminator2D(LossConfig(**options, wavelet_loss=True))
     loss.discriminator.load_state_dict(load_file(GOLDEN / "discriminator.safetensors"))
     return SimpleNamespace(expected=expected, tensors=tensors, loss=loss)
 
