@@ -5,6 +5,7 @@ import fcntl
 import json
 import logging
 import os
+import re
 import tempfile
 import zipfile
 import zlib
@@ -25,6 +26,7 @@ DAMAGED_ARRAYS = (
 )
 _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
 os.umask(_UMASK)
+_WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 _log = logging.getLogger("wfimagevae")
 
 
@@ -104,6 +106,53 @@ def read_json(path: str | os.PathLike) -> dict:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
     return content
+
+
+def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
+    """The dict in a file of `torch.save`, on the CPU; no code in the file is run.
+
+    Args:
+        path: The file.
+        mmap: Read tensors when they are used, from a file that stays as it is until then.
+
+    Raises:
+        ValueError: not such a file, or it holds anything else.
+        OSError: the file cannot be read.
+    """
+    import torch
+
+    mmap = mmap and zipfile.is_zipfile(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    except OSError:
+        raise
+    except Exception as error:  # unpickling a damaged file raises almost anything
+        hint = ""
+        if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
+            hint = (
+                f"it holds a {foreign[1]} beside its weights, and Python objects are not "
+                "unpickled; if you trust it, save its state dict alone to another file: "
+            )
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a readable checkpoint: {hint}{what}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no weights, but a {type(content).__name__}")
+    return content
+
+
+def is_hub_name(path: str | os.PathLike, subfolders: bool = False) -> bool:
+    """Whether a path means a model on the Hugging Face hub, ``user/model``, not a local file.
+
+    A folder called like the user means a mistyped local path.
+
+    Args:
+        path: As a user writes it.
+        subfolders: ``user/model/folder/in/it`` is a name too.
+    """
+    pattern = r"\w[\w.-]*/\w[\w.-]*" + (r"(/[\w.-]+)*" if subfolders else "")
+    if not re.fullmatch(pattern, str(path)) or str(path).endswith(_WEIGHTS):
+        return False
+    return not Path(path).parents[-2].exists()
 
 
 @contextlib.contextmanager

@@ -236,7 +236,7 @@ def test_a_registered_name_serves_as_class_name(model):
 
 def test_broken_json_names_the_file(folder):
     (folder / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         ImageBaseAE.from_pretrained(folder)
 
 

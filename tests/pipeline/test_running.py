@@ -14,7 +14,7 @@ import torch
 from tests.pipeline.files import copied, last_checkpoint, steps_of
 from tests.task.training import ROOT, differences
 from train_ddp import main
-from wfimagevae.model.weight_files import read_torch_file
+from wfimagevae.files import read_torch_file
 
 STEPS = ("warmup", "gan", "flow")
 LINE = re.compile(

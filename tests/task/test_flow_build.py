@@ -22,7 +22,7 @@ def test_a_missing_or_broken_model_config_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"--model_config .*nowhere\.json: no such file"):
         build(tmp_path / "nowhere.json")
     (tmp_path / "broken.json").write_text("{")
-    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+    with pytest.raises(ValueError, match=r"broken\.json is not JSON"):
         build(tmp_path / "broken.json")
 
 

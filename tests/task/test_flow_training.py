@@ -147,7 +147,7 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
         ),
         ({"dataset": "cifar10", "data_path": "nowhere"}, "--resolution 16: .* 32 px"),
         ({"model_name": "FlowDiT-Z/4"}, "unknown model 'FlowDiT-Z/4'"),
-        ({"model_name": "WFVAE2Image", "model_config": None}, "does not suit this data"),
+        ({"model_name": "WFVAE2Image", "model_config": None}, "is no velocity network"),
         ({"model_name": "MLP", "model_config": None}, "does not suit this data"),
         ({"resolution": 18}, "18"),
         ({"eval_steps": 1, "sampler": "mean_flow"}, "--objective mean_flow"),

@@ -123,7 +123,7 @@ def _describe(vae: nn.Module, factor: int, channels: int, parameters: int) -> st
 
 ```python
 import torch
-from wfimagevae.model.vae.modeling_wfvae2_image import {class_name}
+from {type(vae).__module__} import {class_name}
 
 vae = {class_name}.from_pretrained("path/to/this/folder").eval()
 images = torch.zeros(1, 3, 256, 256)  # in [-1, 1], height and width multiples of {factor}

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
-from wfimagevae.model.modeling_aebase import autoencoder_class
-from wfimagevae.model.vae.modeling_wfvae2_image import DEFAULT_SCALE, pad_to_multiple
+from wfimagevae.files import is_hub_name
+from wfimagevae.model.modeling_aebase import DEFAULT_SCALE, autoencoder_class
+from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.model.weight_files import has_config, hub_answers
 
 Moments = tuple[Tensor, Tensor | None]
-_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*(/[\w.-]+)*")
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,10 @@ def _kind_and_path(spec: str) -> tuple[str, str]:
         raise ValueError(
             f"{spec!r} names no autoencoder: write KIND:PATH, such as WFVAE2Image:results/my-vae"
         )
+    # A model of the user's own, package.module:Class:PATH, has a colon in its name.
+    if kind != "diffusers" and kind not in ModelRegistry.names() and ":" in path:
+        class_name, _, path = path.partition(":")
+        kind = f"{kind}:{class_name}"
     return kind, path
 
 
@@ -218,19 +222,18 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
         FileNotFoundError: neither a folder nor a hub name.
     """
     path = os.path.expanduser(path)
-    # A folder of the owner's name here means a mistyped local path.
-    is_hub_name = _HUB_NAME.fullmatch(path) and not Path(path.split("/")[0]).exists()
-    if not Path(path).is_dir() and not is_hub_name:
+    on_hub = not Path(path).is_dir() and is_hub_name(path, subfolders=True)
+    if not Path(path).is_dir() and not on_hub:
         raise FileNotFoundError(f"{path} is neither a folder nor a hub name, owner/name")
     from diffusers import AutoModel
 
     subfolder = None
-    if is_hub_name and not Path(path).is_dir() and path.count("/") > 1:
+    if on_hub and path.count("/") > 1:
         owner, name, subfolder = path.split("/", 2)
         path = f"{owner}/{name}"
     where = ""
     try:
-        is_cut_off = not Path(path).is_dir() and not hub_answers(path)
+        is_cut_off = on_hub and not hub_answers(path)
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
         # Only what is cached, then: diffusers would ask the hub for each file for half a minute.
         network = AutoModel.from_pretrained(path, subfolder=subfolder, local_files_only=is_cut_off)

@@ -1,6 +1,7 @@
 """Base class of all networks: from a config, a checkpoint or a Hugging Face folder to a model."""
 
 import inspect
+import json
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 
+from wfimagevae.files import read_json
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import (
     StateDict,
@@ -20,14 +22,13 @@ from wfimagevae.model.weight_files import (
     listed,
     read_checkpoint_weights,
     read_folder,
-    read_json,
 )
 
 logger = logging.getLogger(__name__)
 
 
 class RegisteredModel(ModelMixin, ConfigMixin):
-    """A registered network that its config.json describes completely.
+    """A network that its config.json describes completely.
 
     Its direct subclasses are the kinds of network; called on one of these, `from_config` and
     `from_pretrained` take the class from the config.
@@ -44,7 +45,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
 
         Args:
             config: The config, or a JSON file of it. Called on a kind of network, its
-                ``_class_name`` (the class's or its registered name) chooses the model.
+                ``_class_name`` chooses the model: a class's name, a registered name, or
+                ``package.module:Class``.
             overrides: Config keys to replace.
 
         Raises:
@@ -56,11 +58,11 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         model_class = cls._resolve(config.get("_class_name"))
         options = {key: value for key, value in config.items() if not key.startswith("_")}
         options |= overrides
-        known = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
-        if unknown := sorted(options.keys() - known):
+        keys = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
+        if unknown := sorted(options.keys() - keys):
             raise ValueError(
                 f"{model_class.__name__} has no config key {', '.join(map(repr, unknown))}; "
-                f"known: {', '.join(sorted(known))}"
+                f"known: {', '.join(sorted(keys))}"
             )
         return model_class(**options)
 
@@ -105,37 +107,65 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         """Weights of a model with the file's ``config``, with fresh parts where this has more."""
         return weights
 
+    def _ready(self, torch_dtype: torch.dtype | None) -> Self:
+        if torch_dtype is not None:
+            torch.nn.Module.to(self, torch_dtype)  # diffusers' own warns about nothing
+        return self.eval()
+
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
-        """Copies weights in; Haar buffers in those of an autoencoder are passed over.
+        """Copies weights in, with or without a leading ``module.`` before their keys.
 
         Args:
-            state_dict: The model's keys, with or without a leading ``module.``.
+            state_dict: The weights; an autoencoder's may hold Haar kernels, which are ignored.
             ignore_mismatched_sizes: Keep this model's weights where shapes differ, and warn.
 
         Raises:
             ValueError: missing or unexpected keys, or shapes that differ; all are listed.
         """
-        given = bare(state_dict)
+        weights, own = bare(state_dict), self.state_dict()
         if self._passed_over:
-            given = {key: v for key, v in given.items() if not self._passed_over.search(key)}
-        own = self.state_dict()
+            weights = {key: v for key, v in weights.items() if not self._passed_over.search(key)}
         shapes = [
-            f"{key}: {tuple(given[key].shape)} in the file, {tuple(own[key].shape)} in the model"
-            for key in sorted(given.keys() & own.keys())
-            if given[key].shape != own[key].shape
+            f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model"
+            for key in sorted(weights.keys() & own.keys())
+            if weights[key].shape != own[key].shape
         ]
         problems = {
-            "missing": sorted(own.keys() - given.keys()),
-            "unexpected": sorted(given.keys() - own.keys()),
+            "missing": sorted(own.keys() - weights.keys()),
+            "unexpected": sorted(weights.keys() - own.keys()),
             "of another shape": [] if ignore_mismatched_sizes else shapes,
         }
         if any(problems.values()):
-            found = "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
-            raise ValueError(f"weights do not fit {type(self).__name__}: {found}")
+            text = "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
+            raise ValueError(f"weights do not fit {type(self).__name__}: {text}")
         if shapes:
             logger.warning("fresh weights kept where shapes differ: %s", listed(shapes))
-            given = {key: v if v.shape == own[key].shape else own[key] for key, v in given.items()}
-        self.load_state_dict(given)
+            weights = {k: v if v.shape == own[k].shape else own[k] for k, v in weights.items()}
+        self.load_state_dict(weights)
+
+    @classmethod
+    def class_name(cls) -> str:
+        """What config.json calls the class: its name; ``module:Class`` if it is a user's own."""
+        # FSDP2 puts a class of its own in front.
+        own = next(base for base in cls.__mro__ if not base.__module__.startswith("torch."))
+        if own.__module__.startswith("wfimagevae."):
+            return own.__name__
+        return f"{own.__module__}:{own.__name__}"
+
+    def to_json_string(self) -> str:
+        """The config as it is saved."""
+        config = json.loads(super().to_json_string()) | {"_class_name": self.class_name()}
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    @classmethod
+    def check_own_config(cls, name: str) -> None:
+        """Raises ValueError for a class whose config would say nothing of its arguments."""
+        if not hasattr(cls.__init__, "__wrapped__"):
+            raise ValueError(
+                f"model {name!r}: decorate its __init__ with "
+                "diffusers.configuration_utils.register_to_config, so that config.json holds its "
+                "arguments"
+            )
 
     @classmethod
     def _resolve(cls, name: str | None) -> type[Self]:
@@ -151,21 +181,16 @@ class RegisteredModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def _config_for(
-        cls, source: Path, embedded: dict | None, given: str | os.PathLike | None
+        cls, source: Path, embedded: dict | None, model_config: str | os.PathLike | None
     ) -> dict:
-        """The config of a checkpoint: given, else embedded, else config.json beside it."""
-        if given is None:
+        """The config of a checkpoint: ``model_config``, else embedded, else beside it."""
+        if model_config is None:
             return config_beside(source) if embedded is None else embedded
         if source.is_dir():
             raise ValueError(
-                f"model_config {given} is of no use to {source}: a Hugging Face folder's own "
-                "config.json counts; leave model_config out"
+                f"model_config {model_config} is of no use to {source}: a Hugging Face folder's "
+                "own config.json counts; leave model_config out"
             )
         if embedded and "_class_name" in embedded:
             cls._resolve(embedded["_class_name"])  # no config makes another kind of network fit
-        return read_json(given)
-
-    def _ready(self, torch_dtype: torch.dtype | None) -> Self:
-        if torch_dtype is not None:
-            torch.nn.Module.to(self, torch_dtype)  # diffusers' own warns about nothing
-        return self.eval()
+        return read_json(model_config)

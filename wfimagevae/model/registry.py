@@ -1,7 +1,9 @@
-"""Models by name, so that flags and config files can choose one."""
+"""Models by name, so that flags and config files can choose one: ours, and a user's own."""
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -22,16 +24,12 @@ class ModelRegistry:
 
     @classmethod
     def register(cls, name: str) -> Callable[[Callable], Callable]:
-        """Decorator that registers a class or a function under ``name``.
-
-        Raises:
-            ValueError: another builder has that name.
-        """
+        """Decorator that registers a class or a function; ValueError if the name is taken."""
 
         def add(builder: Callable) -> Callable:
-            known = cls._builders.get(name)
-            if known is not None and known.__qualname__ != builder.__qualname__:
-                raise ValueError(f"model name {name!r} is taken by {known.__qualname__}")
+            first = cls._builders.get(name)
+            if first is not None and first.__qualname__ != builder.__qualname__:
+                raise ValueError(f"model name {name!r} is taken by {first.__qualname__}")
             cls._builders[name] = builder
             return builder
 
@@ -41,9 +39,15 @@ class ModelRegistry:
     def get_model(cls, name: str) -> Callable:
         """The builder registered as ``name``, or the registered class that is called ``name``.
 
+        Args:
+            name: Or ``package.module:Class``, a model outside of this package, which is imported
+                from the working directory or wherever Python finds modules.
+
         Raises:
             ValueError: no such model; the message suggests the nearest name and lists all.
         """
+        if ":" in str(name):
+            return _import_model(name)
         builders = cls._load()
         if name in builders:
             return builders[name]
@@ -64,3 +68,28 @@ class ModelRegistry:
         for module in _BUILT_IN:
             importlib.import_module(module)
         return cls._builders
+
+
+def _import_model(path: str) -> Callable:
+    """The class or function that ``package.module:Class`` names."""
+    module_name, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # last: files that lie there replace no installed module
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if not f"{module_name}.".startswith(f"{error.name}."):
+            raise ValueError(f"model {path!r}: importing {module_name}: {error}") from error
+        raise ValueError(
+            f"model {path!r}: there is no module {error.name}; write package.module:Class, with "
+            f"the package in {os.getcwd()} or on PYTHONPATH"
+        ) from None
+    except (ImportError, ValueError, TypeError) as error:
+        raise ValueError(f"model {path!r}: importing {module_name}: {error}") from error
+    builder = getattr(module, name, None)
+    if not callable(builder):
+        classes = [key for key, value in vars(module).items() if isinstance(value, type)]
+        near = difflib.get_close_matches(name, classes, n=1)
+        hint = f"; did you mean {module_name}:{near[0]}?" if near else ""
+        raise ValueError(f"model {path!r}: {module.__file__} has no class {name!r}{hint}")
+    return builder

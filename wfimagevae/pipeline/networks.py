@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from wfimagevae.engine.cost import count_parameters
-from wfimagevae.files import write_atomically
+from wfimagevae.files import read_json, write_atomically
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import config_beside, find_weights, read_facts, read_json
+from wfimagevae.model.weight_files import config_beside, find_weights, read_facts
 from wfimagevae.pipeline.flags import config_file
 from wfimagevae.pipeline.schema import PipelineFile
 from wfimagevae.pipeline.units import Units

@@ -3,11 +3,10 @@
 import re
 from pathlib import Path
 
+from wfimagevae.files import is_hub_name
 from wfimagevae.pipeline.document import Document, Place
 from wfimagevae.pipeline.schema import PipelineFile
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-_FILE = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 _PATTERN = re.compile(r"[*?\[{]")
 _SCHEME = re.compile(r"(\w+://|pipe:)")
 _BYTES, _TEXT_FAMILIES = "bytes", ("clip", "t5", "bert")
@@ -21,7 +20,7 @@ def check_paths(document: Document, content: PipelineFile) -> None:
         section = getattr(content.model, name)
         if isinstance(section.config, str):
             _check(document, ("model", name, "config"), section.config)
-        if section.pretrained and not _is_hub_name(section.pretrained):
+        if section.pretrained and not is_hub_name(section.pretrained):
             _check(document, ("model", name, "pretrained"), section.pretrained)
     _check_text_encoder(document, content.model.text_encoder)
     data = content.data
@@ -70,7 +69,7 @@ def _check_text_encoder(document: Document, spec: str | None) -> None:
     if kind not in _TEXT_FAMILIES or not path:
         families = ", ".join(f"{family}:PATH_OR_NAME" for family in _TEXT_FAMILIES)
         document.report(place, f"text_encoder {spec!r}: write {_BYTES}, or one of {families}")
-    elif not _is_hub_name(path):
+    elif not is_hub_name(path):
         _check(document, place, path)
 
 
@@ -90,8 +89,3 @@ def _check(document: Document, place: Place, path: str) -> None:
     if not Path(path).expanduser().exists():
         key = next(part for part in reversed(place) if isinstance(part, str))
         document.report(place, f"{key} {path} does not exist")
-
-
-def _is_hub_name(path: str) -> bool:
-    is_name = _HUB_NAME.fullmatch(path) and not path.endswith(_FILE)
-    return bool(is_name) and not Path(path.split("/")[0]).exists()

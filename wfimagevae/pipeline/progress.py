@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from wfimagevae.engine.checkpoint import list_checkpoints
-from wfimagevae.files import write_atomically
-from wfimagevae.model.weight_files import read_torch_file
+from wfimagevae.files import read_torch_file, write_atomically
 from wfimagevae.pipeline.document import PipelineError
 
 # Options that may change without another result; those of validation may, besides.

@@ -12,10 +12,9 @@ from wfimagevae.diffusion.timesteps import TimeDistribution
 from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
-from wfimagevae.model.flow.velocity_model import VelocityModel
-from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import read_json
+from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
 from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
 from wfimagevae.task.flow_data import FlowSpace
@@ -63,18 +62,14 @@ def build_network(options: dict, space: FlowSpace, device: torch.device) -> nn.M
 
 
 def _fresh(name: str, keys: dict) -> VelocityModel:
-    builder = ModelRegistry.get_model(name)
     try:
-        network = builder(**keys)
+        return build_velocity_model(name, **keys)
     except TypeError as error:  # a key that this network does not have
         hint = "; of our networks FlowTransformer and its presets (FlowDiT-S/2, ...) take text"
         raise ValueError(
             f"--model_name {name} does not suit this data or config: {error}"
             + (hint if "'text_" in str(error) else "")
         ) from None
-    if not isinstance(network, VelocityModel):
-        raise ValueError(f"--model_name {name} is no velocity network")
-    return network
 
 
 def _keys_of(space: FlowSpace, text_attention: str | None) -> dict:

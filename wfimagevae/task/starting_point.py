@@ -7,7 +7,7 @@ from pathlib import Path
 from wfimagevae.engine.checkpoint import Stateful, checkpoint_path
 from wfimagevae.engine.ema import EMA, OtherAverages
 from wfimagevae.engine.loop import Run
-from wfimagevae.model.weight_files import read_torch_file
+from wfimagevae.files import read_torch_file
 
 log = logging.getLogger("wfimagevae")
 

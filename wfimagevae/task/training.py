@@ -275,9 +275,7 @@ def _schedule_options(options: dict, updates: int) -> ScheduleOptions:
 def plain_config(network: nn.Module) -> dict:
     """The model's configuration as a checkpoint can hold it and `from_config` takes it."""
     config = {key: value for key, value in network.config.items() if not key.startswith("_")}
-    # Sharding puts a class of its own in front.
-    own = next(c for c in type(network).__mro__ if c.__module__.startswith("wfimagevae."))
-    return {"_class_name": own.__name__} | json.loads(json.dumps(config))
+    return {"_class_name": network.class_name()} | json.loads(json.dumps(config))
 
 
 class NetworkWeights:

@@ -134,7 +134,7 @@ def test_a_public_file_needs_the_name_of_its_size(public, tmp_path):
         VelocityModel.from_pretrained(tmp_path / "sit.pt")
     with pytest.raises(ValueError, match="patches of \\[2, 2\\], the model for 4"):
         VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name="DiT-S/4")
-    with pytest.raises(ValueError, match="WFVAE2Image is no VelocityModel"):
+    with pytest.raises(ValueError, match="'WFVAE2Image' is no velocity network"):
         VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name="WFVAE2Image")
     with pytest.raises(ValueError, match="unknown model 'SiT'"):
         VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name="SiT")

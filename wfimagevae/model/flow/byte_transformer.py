@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from wfimagevae.model.flow.embed import line_rotation_table
 from wfimagevae.model.flow.normalize import RMSNorm
+from wfimagevae.model.flow.text_condition import masked_mean
 from wfimagevae.model.flow.transformer_blocks import Attention, GeluMlp
-from wfimagevae.model.text.masked_mean import masked_mean
 
 HEAD_WIDTH = 32
 BYTES_A_TOKEN = 4

@@ -7,9 +7,8 @@ Sources: Chen et al. 2023 (PixArt-alpha), arXiv:2310.00426, for cross-attention;
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.attend import attend
 from wfimagevae.model.flow.normalize import RMSNorm
-from wfimagevae.model.flow.transformer_blocks import TransformerBlock, modulate, split_heads
+from wfimagevae.model.flow.transformer_blocks import TransformerBlock, attend, modulate, split_heads
 
 
 class TextEmbedder(nn.Module):

@@ -59,6 +59,12 @@ def check_text_config(config: Mapping) -> None:
             raise ValueError(f"text_encoder {encoder!r} needs {key} above 0, got {config[key]}")
 
 
+def masked_mean(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, D) with zeros outside the mask, bool (B, L), and the mean (B, D) inside."""
+    tokens = tokens.masked_fill(~mask[..., None], 0)
+    return tokens, tokens.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)  # zero without a text
+
+
 def is_text_weight(name: str) -> bool:
     """Whether a parameter of the flow transformer is there for texts alone."""
     return any(part.startswith("text_") for part in name.split("."))

@@ -3,10 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wfimagevae.model.flow.attend import attend
 from wfimagevae.model.flow.embed import rotate
 from wfimagevae.model.flow.normalize import TOKEN_NORMS, RMSNorm
+
+_FEW_TOKENS = 1024
 
 
 class PatchEmbedder(nn.Module):
@@ -141,6 +143,21 @@ class FinalLayer(nn.Module):
 def split_heads(x: Tensor, count: int, num_heads: int) -> tuple[Tensor, ...]:
     """``count`` projections side by side, (B, N, count * width), to (B, heads, N, d) each."""
     return x.unflatten(2, (count, num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`scaled_dot_product_attention` of queries, keys and values, (B, heads, N, d).
+
+    The mask, bool (B, keys), says which keys count; each sample has at least one.
+    """
+    if mask is not None:
+        mask = mask[:, None, None, :]  # (B, 1, 1, keys)
+    # The fused CPU kernel takes two to ten times as long in backward, in bfloat16.
+    is_slow = q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[-2] <= _FEW_TOKENS
+    if is_slow and not torch.compiler.is_compiling():
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.attend import attend
 from wfimagevae.model.flow.normalize import GroupNorm
+from wfimagevae.model.flow.transformer_blocks import attend, split_heads
 from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 
@@ -66,8 +66,7 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, channels, height, width = x.shape
         h = self.norm(x).permute(0, 2, 3, 1).reshape(batch, height * width, channels)
-        qkv = self.qkv(h).view(batch, height * width, 3, self.num_heads, -1)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, H W, d) each
+        q, k, v = split_heads(self.qkv(h), 3, self.num_heads)  # (B, heads, H W, d) each
         h = attend(q, k, v).transpose(1, 2)
         h = self.proj(h.reshape(batch, height, width, channels))
         return x + h.permute(0, 3, 1, 2)

@@ -3,7 +3,6 @@
 import logging
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Self
 
 import torch
@@ -35,7 +34,10 @@ class VelocityModel(RegisteredModel):
     one it means s = t, where u is the velocity. Shapes are checked; that labels are in range is
     not, as it would wait for the device.
 
-    A subclass sets `sample_shape`, calls `add_embedders`, and has `predict` and `blocks_to_shard`.
+    A subclass, here or in a user's own module, sets `sample_shape`, calls `add_embedders`, and has
+    `predict` and `blocks_to_shard`. Its ``__init__`` is decorated with ``register_to_config`` and
+    takes ``num_classes``, ``average_velocity``, and ``in_channels`` and ``input_size`` (of points:
+    ``num_dims``).
     """
 
     sample_shape: tuple[int, ...]
@@ -72,10 +74,7 @@ class VelocityModel(RegisteredModel):
         return self.config.get("prediction", "velocity")
 
     def null_condition(self, batch_size: int, device: torch.device | str) -> Condition | None:
-        """The condition that says nothing; None for an unconditional model.
-
-        Of labels these are `num_classes`, int64 (B,).
-        """
+        """No class, which is the label `num_classes`, int64 (B,); None if unconditional."""
         if not self.num_classes:
             return None
         return torch.full((batch_size,), self.num_classes, dtype=torch.int64, device=device)
@@ -83,12 +82,12 @@ class VelocityModel(RegisteredModel):
     def add_embedders(
         self, width: int, time_scale: float = 1.0, init_std: float | None = None
     ) -> None:
-        """Creates the embedders that the config asks for.
+        """Creates the embedders of times and classes that the config asks for.
 
         Args:
-            width: Of what they give.
+            width: Size of the vectors that they give.
             time_scale: As for `TimeEmbedder`.
-            init_std: Of the initial weights; None keeps PyTorch's.
+            init_std: Standard deviation of the initial weights; None keeps PyTorch's.
         """
         embedders = {"t_embedder": TimeEmbedder(width, time_scale)}
         if self.has_average_velocity:
@@ -122,12 +121,12 @@ class VelocityModel(RegisteredModel):
         return self.predict(x, t, self.embed(t, condition, t_end))
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """What the layers make of inputs that are checked.
+        """Velocity at ``x``, (B, *sample_shape), from inputs that are checked.
 
         Args:
             x: State, (B, *sample_shape).
             t: Its time, (B,).
-            c: Times and labels as `embed` gives them, (B, width).
+            c: What `embed` makes of times and labels, (B, width).
         """
         raise NotImplementedError
 
@@ -141,7 +140,7 @@ class VelocityModel(RegisteredModel):
     def check_inputs(
         self, x: Tensor, t: Tensor, condition: Condition | None, t_end: Tensor | None
     ) -> None:
-        """Raises ValueError for inputs of another shape, or that this model knows nothing of."""
+        """Raises ValueError for inputs of another shape, or that this model does not take."""
         if tuple(x.shape[1:]) != self.sample_shape:
             raise ValueError(
                 f"this {type(self).__name__} takes samples of {self.sample_shape}, "
@@ -181,10 +180,8 @@ class VelocityModel(RegisteredModel):
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles block by block, in place; names in the state dict stay as they are.
 
-        Under `torch.func.jvp` they run eagerly, unless that is compiled around them.
-
-        Args:
-            mode: As for `torch.compile`.
+        Under `torch.func.jvp` they run eagerly, unless that is compiled around them. ``mode`` is
+        that of `torch.compile`.
         """
         for block in self.blocks_to_shard():
             block.compile(mode=mode, dynamic=False)
@@ -201,12 +198,12 @@ class VelocityModel(RegisteredModel):
         overrides: dict | None = None,
         **hub_options,
     ) -> Self:
-        """A model with trained weights, in eval mode.
+        """A model with trained weights, in eval mode; see `RegisteredModel.from_pretrained`.
 
         Args:
-            path: What `RegisteredModel.from_pretrained` takes, or a public SiT or DiT file: a
-                state dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
-            model_config: As there.
+            path: Also a public SiT or DiT file: a state dict, or one as ``ema`` or ``model``, in
+                .pt, .pth or .safetensors.
+            model_config: JSON file with the config of a checkpoint that has none.
             ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either
                 side alone has classes, and warn.
             torch_dtype: Type of the parameters; None keeps float32.
@@ -218,17 +215,22 @@ class VelocityModel(RegisteredModel):
                 without it adds a fresh embedder of the end time, and ``text_encoder`` fresh
                 parameters that read texts; neither changes anything at first, but for
                 ``text_attention="joint"``.
-            hub_options: As there.
-
-        Raises:
-            ValueError: not a checkpoint or model, no config, or weights that do not fit it.
-            FileNotFoundError: a local path that does not exist.
+            hub_options: For `huggingface_hub.snapshot_download`.
         """
         source = find_weights(path, subfolder, hub_options)
         state_dict, config = (read_folder if source.is_dir() else read_weights)(source)
         overrides = overrides or {}
         if config is None and model_config is None and model_name:
-            model = cls._sized(model_name, source, state_dict, overrides)
+            # A public file: the name tells its size, its shapes tell the rest.
+            with torch.device("meta"):
+                sketch = build_velocity_model(model_name)
+            options = sketch.options_of_weights(state_dict, sketch.config)
+            if "prediction" in sketch.config:
+                is_dit = source.name.lower().startswith("dit")
+                options["prediction"] = "epsilon" if is_dit else "velocity"
+            options |= overrides
+            logger.info("%s read as %s with %s", source, model_name, options)
+            model = build_velocity_model(model_name, **options)
         elif config or model_config or (source.parent / cls.config_name).is_file():
             model = cls.from_config(cls._config_for(source, config, model_config), **overrides)
         else:
@@ -237,6 +239,7 @@ class VelocityModel(RegisteredModel):
                 "model_name must name their size (--model_name DiT-XL/2, for example), or put "
                 "their config.json there"
             )
+        # Parts that the weights do not have start fresh.
         if overrides.get("average_velocity"):
             state_dict = model._with_fresh(state_dict, _is_end_time_weight, "embedder of end times")
         if overrides.get("text_encoder"):
@@ -250,21 +253,6 @@ class VelocityModel(RegisteredModel):
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
         """Config keys that the shapes of a state dict reveal, given the rest of the config."""
         return {}
-
-    @classmethod
-    def _sized(cls, model_name: str, source: Path, weights: StateDict, overrides: dict) -> Self:
-        builder: Callable[..., VelocityModel] = ModelRegistry.get_model(model_name)
-        with torch.device("meta"):
-            sketch = builder()
-        if not isinstance(sketch, cls):
-            raise ValueError(f"{model_name} is no {cls.__name__}")
-        options = sketch.options_of_weights(weights, sketch.config)
-        if "prediction" in sketch.config:
-            is_dit = source.name.lower().startswith("dit")
-            options["prediction"] = "epsilon" if is_dit else "velocity"
-        options |= overrides
-        logger.info("%s read as %s with %s", source, model_name, options)
-        return builder(**options)
 
     def _with_fresh(
         self, weights: StateDict, is_part: Callable[[str], bool], what: str
@@ -290,3 +278,26 @@ class VelocityModel(RegisteredModel):
 
 def _is_end_time_weight(name: str) -> bool:
     return name.startswith("t_end_embedder.")
+
+
+def build_velocity_model(name: str, **config) -> VelocityModel:
+    """A velocity network with fresh weights.
+
+    Args:
+        name: Registered name, or a user's ``package.module:Class``.
+        config: Keys of its config.json.
+
+    Raises:
+        ValueError: no such model, one of another kind, or one that its config does not describe.
+        TypeError: a key that the network does not have.
+    """
+    builder: Callable[..., VelocityModel] = ModelRegistry.get_model(name)
+    is_other = isinstance(builder, type) and not issubclass(builder, VelocityModel)
+    network = None if is_other else builder(**config)
+    if not isinstance(network, VelocityModel):
+        raise ValueError(
+            f"model {name!r} is no velocity network; use another, such as DiT-S/2, or a class of "
+            "your own below wfimagevae.model.VelocityModel"
+        )
+    network.check_own_config(name)
+    return network

@@ -202,6 +202,11 @@ class LPIPSWithDiscriminator2D(nn.Module):
             yield config.mmd_weight * loss
         if config.wavelet_loss and config.wavelet_weight > 0:
             encoder_coeffs, decoder_coeffs = output.extra_output
+            if encoder_coeffs is None or decoder_coeffs is None:
+                raise ValueError(
+                    "wavelet_weight compares wavelet coefficients, but this model gives none "
+                    "(extra_output); leave out --wavelet_loss"
+                )
             levels = zip(encoder_coeffs, reversed(decoder_coeffs), strict=True)
             difference = sum((_full(a) - _full(b)).abs().sum() for a, b in levels) / batch_size
             logs["train/wl_loss"] = difference.detach()

@@ -10,13 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.model.text.masked_mean import masked_mean
-from wfimagevae.model.weight_files import (
-    hub_answers,
-    listed,
-    may_be_hub_name,
-    weights_fingerprint,
-)
+from wfimagevae.files import is_hub_name
+from wfimagevae.model.flow.text_condition import masked_mean
+from wfimagevae.model.weight_files import hub_answers, listed, weights_fingerprint
 
 DEFAULT_TOKENS = 128
 SHOWN_OF_PROMPT = 60  # characters that a warning quotes
@@ -166,7 +162,7 @@ def _located(kind: str, source: str) -> tuple[str, dict, str]:
     if local.is_dir():
         return str(local), {"local_files_only": True}, ""
     # The hub's oldest models, such as bert-base-uncased, have no user in front.
-    if not (may_be_hub_name(source) or re.fullmatch(r"\w[\w.-]*", source)):
+    if not (is_hub_name(source) or re.fullmatch(r"\w[\w.-]*", source)):
         raise ValueError(
             f"--text_encoder {kind}:{source}: no such folder (and no hub name, user/model)"
         )

@@ -4,16 +4,13 @@ Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with im
 """
 
 import logging
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import register_to_config
-from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from wfimagevae.model.modeling_aebase import ImageBaseAE
+from wfimagevae.model.modeling_aebase import DecoderOutput, EncoderOutput, ImageBaseAE
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.encoder_decoder import DecoderImage, EncoderImage
@@ -30,35 +27,7 @@ __all__ = [
     "pad_to_multiple",
 ]
 
-DEFAULT_SCALE = 0.18215
-
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class EncoderOutput(BaseOutput):
-    """Posterior, and the down blocks' Haar coefficients, finest first (None when tiled)."""
-
-    latent_dist: DiagonalGaussian
-    extra_output: list[Tensor] | None = None
-
-
-@dataclass
-class DecoderOutput(BaseOutput):
-    """Image (B, 3, H, W), and the up blocks' coefficients, coarsest first (None when tiled)."""
-
-    sample: Tensor
-    extra_output: list[Tensor] | None = None
-
-
-@dataclass
-class AutoencoderOutput(BaseOutput):
-    """Reconstruction (B, 3, H, W), posterior, (encoder, decoder) coefficients, decoded latent."""
-
-    sample: Tensor
-    latent_dist: DiagonalGaussian
-    extra_output: tuple[list[Tensor] | None, list[Tensor] | None]
-    latent: Tensor
 
 
 @ModelRegistry.register("WFVAE2Image")
@@ -129,10 +98,7 @@ class WFVAE2ImageModel(ImageBaseAE):
             spade,
         )
         self.register_to_config(decoder_base_channels=decoder_base_channels)
-        self.set_latent_statistics(
-            shift=[0.0] * latent_dim if shift is None else shift,
-            scale=[DEFAULT_SCALE] * latent_dim if scale is None else scale,
-        )
+        self.set_latent_statistics(shift, scale)
         self.tiling: Tiling | None = None
         self.to(memory_format=torch.channels_last)
 
@@ -188,63 +154,6 @@ class WFVAE2ImageModel(ImageBaseAE):
             factors = (1, self.spatial_factor)
             return DecoderOutput(self.tiling.run(lambda tile: self.decoder(tile)[0], z, factors))
         return DecoderOutput(*self.decoder(z))
-
-    def forward(
-        self,
-        x: Tensor,
-        sample_posterior: bool = True,
-        noise: Tensor | None = None,
-        generator: torch.Generator | None = None,
-    ) -> AutoencoderOutput:
-        """Encodes and decodes.
-
-        Args:
-            x: As for `encode`.
-            sample_posterior: Decode a sample of the posterior; False decodes its mode.
-            noise: The sample's standard normal noise, (B, C, H/8, W/8).
-            generator: Source of that noise otherwise.
-        """
-        encoded = self.encode(x)
-        posterior = encoded.latent_dist
-        z = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
-        decoded = self.decode(z)
-        coeffs = (encoded.extra_output, decoded.extra_output)
-        return AutoencoderOutput(decoded.sample, posterior, coeffs, z)
-
-    def normalize_latents(self, z: Tensor) -> Tensor:
-        """Latents (B, C, h, w) as a generative model sees them: (z - shift) * scale."""
-        return (z - self._per_channel("shift", z)) * self._per_channel("scale", z)
-
-    def denormalize_latents(self, z: Tensor) -> Tensor:
-        """Inverse of `normalize_latents`; to be called before `decode`."""
-        return z / self._per_channel("scale", z) + self._per_channel("shift", z)
-
-    def _per_channel(self, key: str, z: Tensor) -> Tensor:
-        return torch.tensor(self.config[key], dtype=z.dtype, device=z.device).view(1, -1, 1, 1)
-
-    def set_latent_statistics(self, shift: Sequence[float], scale: Sequence[float]) -> None:
-        """Writes the latents' mean and 1 / standard deviation, per channel, into the config.
-
-        Raises:
-            ValueError: not one finite number per channel, or a scale that is not positive.
-        """
-        statistics = {"shift": [float(v) for v in shift], "scale": [float(v) for v in scale]}
-        for name, values in statistics.items():
-            if len(values) != self.config.latent_dim or not all(map(math.isfinite, values)):
-                raise ValueError(
-                    f"{name} needs {self.config.latent_dim} finite numbers, got {values}"
-                )
-        if min(statistics["scale"]) <= 0:
-            raise ValueError(f"scale must be positive, got {statistics['scale']}")
-        self.register_to_config(**statistics)
-
-    def freeze_encoder(self) -> None:
-        """Trains the decoder alone from here on."""
-        self.encoder.requires_grad_(False)
-
-    def freeze_decoder(self) -> None:
-        """Trains the encoder alone from here on."""
-        self.decoder.requires_grad_(False)
 
     def _completed(self, weights: StateDict, config: dict | None) -> StateDict:
         """The weights, with this model's fresh modulation if their model had none."""
