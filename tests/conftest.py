@@ -3,6 +3,8 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "OMP_WAIT_POLICY" not in os.environ:  # as in every command; see run_cli
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import pytest
 import torch

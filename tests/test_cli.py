@@ -18,11 +18,12 @@ HALF_A_SECOND = 0.5
 
 # Runs a command's --help, but prints what a person would be told, as JSON.
 PROBE = """
-import argparse, json, runpy, sys
+import argparse, json, os, runpy, sys
 
 def dump(parser, file=None):
     actions = [[action.option_strings, action.help] for action in parser._actions]
-    print(json.dumps({"actions": actions, "modules": sorted(sys.modules)}))
+    answer = {"actions": actions, "modules": sorted(sys.modules)}
+    print(json.dumps(answer | {"spins": os.environ.get("GOMP_SPINCOUNT")}))
 
 argparse.ArgumentParser.print_help = dump
 sys.path.insert(0, sys.argv[2])
@@ -35,13 +36,20 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
-def environment():
-    return os.environ | {"PYTHONPATH": str(ROOT)}
+def run(*words, cwd=ROOT, **variables):
+    """Runs a command as a user does who has set nothing but these variables."""
+    left = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    return subprocess.run(
+        [sys.executable, *map(str, words)],
+        cwd=cwd,
+        env=left | {"PYTHONPATH": str(ROOT)} | variables,
+        capture_output=True,
+        text=True,
+    )
 
 
-def probe(command, cwd):
-    arguments = [sys.executable, "-c", PROBE, str(command), str(command.parent)]
-    done = subprocess.run(arguments, cwd=cwd, env=environment(), capture_output=True, text=True)
+def probe(command, cwd, **variables):
+    done = run("-c", PROBE, command, command.parent, cwd=cwd, **variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -59,6 +67,15 @@ def test_help_explains_every_flag_and_imports_nothing_heavy(command, tmp_path):
     unexplained = [names for names, text in answer["actions"] if not text]
     assert unexplained == []
     assert HEAVY & set(answer["modules"]) == set()
+    assert answer["spins"] == "1000"  # before torch is loaded, so that its threads follow it
+
+
+@pytest.mark.parametrize(
+    ("variables", "spins"),
+    [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+)
+def test_how_long_threads_spin_is_the_users_to_say(tmp_path, variables, spins):
+    assert probe(ROOT / "train_ddp.py", tmp_path, **variables)["spins"] == spins
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=relative)
@@ -67,13 +84,7 @@ def test_help_takes_less_than_half_a_second(command, tmp_path):
     seconds = []
     for _ in range(3):
         before = child_cpu_seconds()
-        done = subprocess.run(
-            [sys.executable, str(command), "--help"],
-            cwd=tmp_path,
-            env=environment(),
-            capture_output=True,
-            text=True,
-        )
+        done = run(command, "--help", cwd=tmp_path)
         seconds.append(child_cpu_seconds() - before)
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("usage: ")
@@ -84,22 +95,13 @@ def test_help_takes_less_than_half_a_second(command, tmp_path):
 
 @pytest.mark.parametrize("command", COMMANDS, ids=relative)
 def test_an_unknown_flag_is_refused_with_a_hint(command, tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(command), "--hepl"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
+    done = run(command, "--hepl", cwd=tmp_path)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
 
 
 def test_importing_the_package_imports_nothing_heavy():
-    code = "import sys, wfimagevae; print(*sorted(sys.modules))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    done = run("-c", "import sys, wfimagevae; print(*sorted(sys.modules))")
     assert HEAVY & set(done.stdout.split()) == set()
 
 

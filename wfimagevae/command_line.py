@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, get_args, get_origin
@@ -182,6 +183,10 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:
     A ValueError or OSError is the user's to mend: its message goes to stderr as
     ``error: ...`` and the status is 2. Anything else is our bug and keeps its traceback.
     """
+    # OpenMP's threads spin for long before they sleep, and take turns with all other work on a
+    # busy machine. The library reads this when torch loads it, which no command has done yet.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         return main(None) or 0
