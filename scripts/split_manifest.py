@@ -7,57 +7,47 @@ python scripts/split_manifest.py --manifest photos/ --output_dir splits/
 import json
 import os
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, probability
-from wfimagevae.engine.cli import run_cli
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.options import Integer, Options, Share, option
 
 
-def build_parser() -> Parser:
-    """Flags of the split."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--manifest",
-        required=True,
-        metavar="PATH",
-        help="JSON lines with a path under image_path, path or target, whose other fields are "
-        "kept; or a folder of images",
+class SplitOptions(Options):
+    """options"""
+
+    manifest: str = option(
+        ...,
+        "JSON lines with a path under image_path, path or target, whose other fields are kept; "
+        "or a folder of images",
+        "PATH",
     )
-    parser.add_argument(
-        "--train_ratio",
-        type=probability,
-        default=0.9,
-        metavar="P",
-        help="share of the images that goes into train.jsonl",
-    )
-    parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of the shuffle")
-    parser.add_argument("--output_dir", required=True, metavar="DIR", help="where to write both")
-    return parser
+    train_ratio: Share = option(0.9, "share of the images that goes into train.jsonl", "P")
+    seed: Integer = option(1234, "of the shuffle", "N")
+    output_dir: str = option(..., "where to write both", "DIR")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the two manifests; each image is on one side only, with all its lines."""
-    args = build_parser().parse_args(argv)
-    from wfimagevae.files import write_atomically
+    options = parse(SplitOptions, argv, description=__doc__.splitlines()[0])
+    from wfimagevae.files import write_text
 
     images: dict[str, list[dict]] = {}
-    for record in read_records(args.manifest):
+    for record in read_records(options.manifest):
         images.setdefault(os.path.realpath(record["image_path"]), []).append(record)
     names = sorted(images)
-    random.Random(args.seed).shuffle(names)
-    cut = round(len(names) * args.train_ratio)
+    random.Random(options.seed).shuffle(names)
+    cut = round(len(names) * options.train_ratio)
     if not 0 < cut < len(names):
         raise ValueError(
-            f"{args.manifest}: {len(names)} images split by {args.train_ratio} leave one side "
-            "empty; change --train_ratio or add images"
+            f"{options.manifest}: {len(names)} images split by {options.train_ratio} leave one "
+            "side empty; change --train_ratio or add images"
         )
     for side, part in (("train", names[:cut]), ("eval", names[cut:])):
-        target = Path(args.output_dir) / f"{side}.jsonl"
+        target = Path(options.output_dir) / f"{side}.jsonl"
         records = (record for name in sorted(part) for record in images[name])
-        text = "".join(json.dumps(record) + "\n" for record in records)
-        write_atomically(target, lambda file, text=text: file.write(text.encode()))
+        write_text(target, "".join(json.dumps(record) + "\n" for record in records))
         print(f"{len(part)} images in {target}")
 
 
@@ -76,4 +66,4 @@ def read_records(source: str) -> Iterator[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    raise SystemExit(run_cli(main))

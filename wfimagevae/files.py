@@ -1,15 +1,13 @@
-"""Files that are whole or not there: writing, locking, JSON, cache folders. No torch here."""
+"""Files that are whole or not there: writing, JSON, checkpoints, cache folders. No torch here."""
 
 import contextlib
-import fcntl
 import json
-import logging
 import os
 import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,7 +25,6 @@ DAMAGED_ARRAYS = (
 _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
 os.umask(_UMASK)
 _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
-_log = logging.getLogger("wfimagevae")
 
 
 @contextlib.contextmanager
@@ -155,21 +152,6 @@ def is_hub_name(path: str | os.PathLike, subfolders: bool = False) -> bool:
     return not Path(path).parents[-2].exists()
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Holds the lock of a file, waiting for whoever has it; a process that dies gives it up.
-
-    Args:
-        path: Made if there is none; its content does not matter.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def cache_folder(folder: str | Path | None, name: str) -> Path:
     """A folder for what is kept from run to run.
 
@@ -182,21 +164,6 @@ def cache_folder(folder: str | Path | None, name: str) -> Path:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
         folder = os.path.join(home, "wfimagevae", name)
     return Path(folder).expanduser().absolute()
-
-
-def may_keep(folder: Path, image_folders: Iterable[str], what: str) -> bool:
-    """Whether files may be kept in a folder: nothing is written into the images' own.
-
-    Args:
-        folder: Where files would be kept.
-        image_folders: The user's folders of images.
-        what: What the warning calls the files, where they may not.
-    """
-    place = folder.resolve()
-    if not any(place.is_relative_to(Path(images).resolve()) for images in image_folders):
-        return True
-    _log.warning("%s off: %s lies inside the image folder", what, place)
-    return False
 
 
 def file_version(path: str) -> tuple[int, int]:

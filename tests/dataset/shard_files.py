@@ -10,8 +10,9 @@ from PIL import Image
 from wfimagevae.dataset import CropDataset, CropRules, ShardOrder, open_shards
 from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
 from wfimagevae.dataset.images.labels import Labels
+from wfimagevae.dataset.shards.options import WriteOptions
 from wfimagevae.dataset.shards.read import ShardOptions
-from wfimagevae.dataset.shards.write import ShardWriter, WriteOptions
+from wfimagevae.dataset.shards.write import ShardWriter
 from wfimagevae.dataset.text.captions import Captions
 
 
@@ -50,8 +51,8 @@ def write_shards(folder, counts, sample=None, name="s"):
 
 def written_shards(source, folder, labels="none", captions="none"):
     """Shards that make_webdataset.py writes of a folder or manifest; their folder, as text."""
-    found = open_folder(source, FolderOptions(Labels(labels), Captions(captions)))
-    writer = ShardWriter(found, folder, WriteOptions())
+    samples = open_folder(source, FolderOptions(Labels(labels), Captions(captions)))
+    writer = ShardWriter(samples, WriteOptions(output_dir=str(folder)))
     for number in range(writer.num_shards):
         writer.write(number)
     writer.write_record()

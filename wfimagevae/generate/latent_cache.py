@@ -19,11 +19,11 @@ from wfimagevae.dataset.latents.latent_dataset import (
     FLIPPED,
     RECORD_NAME,
     RECORD_VERSION,
+    open_shard,
     shard_facts,
     shard_path,
     texts_path,
 )
-from wfimagevae.dataset.latents.safetensors_map import Shard, open_shard
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
 from wfimagevae.files import read_json, write_atomically, write_json
@@ -185,7 +185,7 @@ class LatentCache:
             self._write_record(complete=False)
         return [number for number in range(self.num_shards) if self._whole(number) is None]
 
-    def _whole(self, number: int) -> Shard | None:
+    def _whole(self, number: int) -> Any | None:
         """The shard, if a whole one is there and of this cache."""
         path = shard_path(self.folder, number)
         if not path.exists():

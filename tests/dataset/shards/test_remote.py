@@ -31,6 +31,7 @@ class Server:
         self.cut = {}  # path -> how many answers break off
         self.token = None
         self.head_refused = 0
+        self.retry_after = "0"  # seconds that a failure asks to wait
         handler = functools.partial(_Handler, self, directory=str(folder))
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
@@ -62,7 +63,10 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
             return self.send_error(401)
         if self.command == "GET" and owner.failures.get(path, 0):
             owner.failures[path] -= 1
-            return self.send_error(503)
+            self.send_response(503)
+            self.send_header("Retry-After", owner.retry_after)
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
         return super().send_head()
 
     def copyfile(self, source, target):
@@ -108,6 +112,15 @@ def test_failing_server_is_tried_again_and_each_shard_fetched_once(tmp_path, ser
     again = open_set(f"{server.url}/s-{{000..001}}.tar", remote=options)
     again.images.content(6)
     assert server.count("GET")["/s-000.tar"] == 3  # only asked whether it has changed
+
+
+def test_server_says_how_long_to_wait(tmp_path, server, options, monkeypatch):
+    write_shards(tmp_path / "served", [2])
+    server.failures["/s-000.tar"], server.retry_after = 2, "7"
+    waits = []
+    monkeypatch.setattr(remote_shards.time, "sleep", waits.append)
+    assert len(open_set(f"{server.url}/s-000.tar", remote=options)) == 2
+    assert waits == [7, 7]
 
 
 def test_changed_remote_shard_is_fetched_and_indexed_anew(tmp_path, server, options):
@@ -170,6 +183,10 @@ def test_what_stays_broken_is_one_clear_line(tmp_path, server, options):
     server.failures["/s-000.tar?signature=secret"] = 9
     with pytest.raises(DataError, match=r"s-000.tar, tried 4 times: HTTP 503"):
         open_set(f"{server.url}/s-000.tar?signature=secret", remote=options)
+    dead = "http://127.0.0.1:9/s-000.tar?signature=secret"
+    with pytest.raises(DataError, match=r"127.0.0.1:9/s-000.tar, .*: .*refused") as error:
+        open_set(dead, remote=options)
+    assert "secret" not in str(error.value)
     server.failures.clear()
     server.requests.clear()
     with pytest.raises(DataError, match="HTTP 404") as error:

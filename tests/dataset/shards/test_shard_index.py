@@ -117,16 +117,9 @@ def test_index_is_kept_and_made_anew_for_what_changed(tmp_path, monkeypatch):
     assert calls[2:] == ["s-001.tar"]
     write_shards(tmp_path / "shards", [4, 3])
     assert len(open_set(str(tmp_path / "shards"), **options)) == 7
-    for file in (tmp_path / "cache" / "shards").glob("*.npz"):
+    for file in (tmp_path / "cache" / "shard_indices").glob("*.npz"):
         file.write_bytes(b"rubbish")
     assert len(open_set(str(tmp_path / "shards"), **options)) == 7
-
-
-def test_cache_that_cannot_be_written_is_told_and_done_without(tmp_path, caplog):
-    write_shards(tmp_path / "shards", [2])
-    (tmp_path / "file").write_text("")
-    found = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "file")
-    assert len(found) == 2 and "shard index cache off" in caplog.text
 
 
 def test_processes_index_what_one_process_indexes(tmp_path, monkeypatch):
@@ -173,10 +166,3 @@ def test_folders_of_images_are_not_taken_for_shards(tmp_path):
     assert is_shard_spec(tmp_path / "shards") and not is_shard_spec(tmp_path / "photos")
     assert is_shard_spec("https://a.b/x.tar") and is_shard_spec("pipe:cat x")
     assert is_shard_spec("data/{000..009}.tar") and not is_shard_spec("photos.jsonl")
-
-
-def test_index_is_not_kept_inside_the_folder_of_shards(tmp_path, caplog):
-    write_shards(tmp_path / "shards", [2])
-    found = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "shards" / "cache")
-    assert len(found) == 2 and not (tmp_path / "shards" / "cache").exists()
-    assert "shard index cache off" in caplog.text and "inside the image folder" in caplog.text

@@ -1,26 +1,26 @@
 """Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
 
-import hashlib
 import json
 import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from wfimagevae.dataset.images.decode import open_rgb
+from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
 from wfimagevae.dataset.text.packed_texts import PackedTexts
-from wfimagevae.files import cache_folder, may_keep, replacing
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MANIFEST_KEYS = ("image_path", "path", "target")
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _SETTLED_NS = 2 * 10**9
 _Picked = TypeVar("_Picked")
 _log = logging.getLogger("wfimagevae")
@@ -110,7 +110,7 @@ def index_images(
     if os.path.isdir(root):
         if use_manifest:
             raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
-        entries = _folder_entries(root, _cache_file(root, cache_dir))
+        entries = _folder_entries(root, cache_dir)
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
         if not entries and (shard := next(Path(root).rglob("*.tar"), None)):
             hint += f"; training reads shards such as {shard} if you name the folder they are in"
@@ -198,11 +198,18 @@ class _Folder:
     folders: list[str]
 
 
-def _folder_entries(root: str, cache: Path | None) -> list[bytes]:
-    known = _load(cache, root) if cache else {}
+def _folder_entries(root: str, cache_dir: str | Path | None) -> list[bytes]:
+    cache = IndexCache(cache_dir, "image lists", [root])
+
+    def read(arrays: Mapping[str, np.ndarray]) -> dict[str, _Folder]:
+        listing = from_json_array(arrays["folders"]).items()
+        return {p: _Folder(s and tuple(s), files, folders) for p, (s, files, folders) in listing}
+
+    known = cache.load(root, _CACHE_VERSION, read) or {}
     found = _scan(root, known)
-    if cache and found != known:
-        _save(cache, root, found)
+    if found != known:
+        listing = {place: (f.stamp, f.files, f.folders) for place, f in found.items()}
+        cache.save(root, _CACHE_VERSION, {"folders": json_array(listing)})
     return [os.fsencode(place + name) for place, folder in found.items() for name in folder.files]
 
 
@@ -250,37 +257,3 @@ def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
             elif is_image:
                 folder.files.append(entry.name)
     return folder
-
-
-def _cache_file(root: str, cache_dir: str | Path | None) -> Path | None:
-    folder = cache_folder(cache_dir, "index")
-    if not may_keep(folder, [root], "index cache"):
-        return None
-    return folder / f"{hashlib.blake2b(os.fsencode(root), digest_size=16).hexdigest()}.json"
-
-
-def _load(cache: Path, root: str) -> dict[str, _Folder]:
-    try:
-        data = json.loads(cache.read_bytes())
-        if (data["version"], data["root"]) != (_CACHE_VERSION, root):
-            return {}
-        return {
-            place: _Folder(stamp and tuple(stamp), files, folders)
-            for place, (stamp, files, folders) in data["folders"].items()
-        }
-    except OSError:  # most often there is none yet; otherwise saving it will fail, and say so
-        return {}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        _log.warning("index cache %s is unusable (%s): scanning anew", cache, error)
-        return {}
-
-
-def _save(cache: Path, root: str, found: dict[str, _Folder]) -> None:
-    listing = {place: (f.stamp, f.files, f.folders) for place, f in found.items()}
-    data = {"version": _CACHE_VERSION, "root": root, "folders": listing}
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(cache) as file:
-            file.write(json.dumps(data).encode())
-    except OSError as error:
-        _log.warning("index cache off: cannot write %s: %s", cache.parent, error.strerror)

@@ -1,15 +1,11 @@
 """What a frozen text encoder made of captions, as shards of latents keep it."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from wfimagevae.dataset.latents.safetensors_map import Shard
-from wfimagevae.dataset.protocol import DataError
 
 # Parts of an embedding -> their tensors in a shard: (M, l, D), (M, l) and (M, P) for M captions,
 # whose longest has l tokens. The captions of sample i are those before ENDS[i].
@@ -63,27 +59,15 @@ class CachedText:
 
     Args:
         record: ``text`` of a cache's record.
-        shards: Of the cache.
-        open_map: Gives a tensor, by number of the shard and name.
-
-    Raises:
-        DataError: a shard without embeddings.
+        stored: Gives a tensor, by number of the shard and name.
     """
 
-    def __init__(
-        self,
-        record: dict[str, Any],
-        shards: Sequence[Shard],
-        open_map: Callable[[int, str], np.ndarray],
-    ):
+    def __init__(self, record: dict[str, Any], stored: Callable[[int, str], Tensor]):
         keys = record["config_keys"]
         self._length, self._width = keys["text_length"], keys["text_width"]
-        self._pooled_width, self._open_map = keys["pooled_width"], open_map
-        for shard in shards:
-            if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():
-                raise DataError(f"{shard.path} has no {', '.join(sorted(missing))}: encode anew")
+        self._pooled_width, self._stored = keys["pooled_width"], stored
 
-    def read(self, places: Iterable[tuple[int, int, int | None]]) -> dict[str, Tensor]:
+    def read(self, places: Sequence[tuple[int, int, int | None]]) -> dict[str, Tensor]:
         """Embeddings of captions.
 
         Args:
@@ -93,18 +77,16 @@ class CachedText:
         Returns:
             ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).
         """
-        places = list(places)
-        tokens = np.zeros((len(places), self._length, self._width), np.float16)
-        mask = np.zeros((len(places), self._length), bool)
-        pooled = np.zeros((len(places), self._pooled_width), np.float16)
+        tokens = torch.zeros(len(places), self._length, self._width, dtype=torch.float16)
+        mask = torch.zeros(len(places), self._length, dtype=torch.bool)
+        pooled = torch.zeros(len(places), self._pooled_width, dtype=torch.float16)
         for slot, (number, row, line) in enumerate(places):
             if line is None:
                 continue
-            ends = self._open_map(number, ENDS)
+            ends = self._stored(number, ENDS)
             caption = (int(ends[row - 1]) if row else 0) + line
-            known = self._open_map(number, PARTS["mask"])[caption]
-            mask[slot, : len(known)] = known
-            tokens[slot, : len(known)] = self._open_map(number, PARTS["tokens"])[caption]
-            pooled[slot] = self._open_map(number, PARTS["pooled"])[caption]
-        arrays = {"tokens": tokens, "mask": mask, "pooled": pooled}
-        return {name: torch.from_numpy(array) for name, array in arrays.items()}
+            used = self._stored(number, PARTS["mask"])[caption]
+            mask[slot, : len(used)] = used
+            tokens[slot, : len(used)] = self._stored(number, PARTS["tokens"])[caption]
+            pooled[slot] = self._stored(number, PARTS["pooled"])[caption]
+        return {"tokens": tokens, "mask": mask, "pooled": pooled}

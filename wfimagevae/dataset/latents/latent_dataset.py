@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wfimagevae.dataset.images.transforms import to_device
-from wfimagevae.dataset.latents.cached_text import CachedText
-from wfimagevae.dataset.latents.safetensors_map import Shard, open_shard
+from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, CachedText
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.text.captions import CaptionTable
@@ -35,10 +35,24 @@ def texts_path(folder: Path, number: int) -> Path:
     return folder / f"latents-{number:05d}.jsonl"
 
 
-def shard_facts(shard: Shard) -> dict[str, Any]:
+def open_shard(path: Path) -> Any:
+    """A safetensors file, whose tensors are read when they are used.
+
+    Raises:
+        DataError: the file is missing, cut short, or no such file; its path is named.
+    """
+    try:
+        return safe_open(path, "pt")
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise DataError(f"{path} is truncated or no safetensors file ({error})") from None
+
+
+def shard_facts(shard: Any) -> dict[str, Any]:
     """What a shard says of itself: ``plan``, ``count``, ...; nothing in a file of another kind."""
     # One entry: the format keeps several in no order, and equal shards shall be equal files.
-    return json.loads(shard.metadata.get("latents", "{}"))
+    return json.loads((shard.metadata() or {}).get("latents", "{}"))
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
@@ -127,7 +141,9 @@ class LatentDataset:
         )
         self._is_sampled = self.record["posterior"] == "sample"
         self._tensor = "moments" if self._is_sampled else "latents"
-        self._shards = [self._open(i, n) for i, n in enumerate(self.record["samples"])]
+        self._mapped: dict[tuple[int, str], Tensor] = {}
+        for number, count in enumerate(self.record["samples"]):
+            self._check_shard(number, count)
         self._ends = np.cumsum(self.record["samples"], dtype=np.int64)
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
         if prefix and self.record.get("prefix"):
@@ -141,12 +157,10 @@ class LatentDataset:
         self.text_facts = None if self._text is None else self.record["text"]
         if like is not None and self._text is not None:
             _check_text(self.folder, self.record["text"], like.get("text"))
-        self._maps: dict[tuple[int, str], np.ndarray] = {}
-        self._check_finite()
         self._labels = self._read_labels()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_maps": {}}  # a map would travel as the whole file
+        return self.__dict__ | {"_mapped": {}}  # each would travel as its whole file
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -205,9 +219,9 @@ class LatentDataset:
         use_flipped = rng.random() < 0.5 and self.augment and self.record["flip"]
         name = self._tensor + (FLIPPED if use_flipped else "")
         number, row = self._place(index)
-        values = self._shards[number].as_float32(name, self._map(number, name)[row])
+        values = self._stored(number, name)[row].float().numpy()
         if not np.isfinite(values).all():
-            raise _not_finite(self._shards[number], name, row)
+            raise _not_finite(shard_path(self.folder, number), name, row)
         if self._is_sampled:
             mean, logvar = np.split(values, 2)
             std = np.exp(0.5 * logvar.clip(*LOGVAR_RANGE))
@@ -219,34 +233,30 @@ class LatentDataset:
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - int(self._ends[number]) + self.record["samples"][number]
 
-    def _map(self, number: int, name: str) -> np.ndarray:
+    def _stored(self, number: int, name: str) -> Tensor:
+        """A tensor of a shard, mapped into memory; each process opens the files that it reads."""
         key = (number, name)
-        if key not in self._maps:
-            self._maps[key] = self._shards[number].map(name)
-        return self._maps[key]
+        if key not in self._mapped:
+            self._mapped[key] = open_shard(shard_path(self.folder, number)).get_tensor(name)
+        return self._mapped[key]
 
-    def _open(self, number: int, count: int) -> Shard:
-        shard = open_shard(shard_path(self.folder, number))
+    def _check_shard(self, number: int, count: int) -> None:
+        path = shard_path(self.folder, number)
+        shard = open_shard(path)
         if shard_facts(shard).get("plan") != self.record["plan"]:
-            raise DataError(f"{shard.path} belongs to another cache than {RECORD_NAME} beside it")
+            raise DataError(f"{path} belongs to another cache than {RECORD_NAME} beside it")
         channels, *size = self.sample_shape
-        shape = (count, channels * (2 if self._is_sampled else 1), *size)
+        expected = (count, channels * (2 if self._is_sampled else 1), *size)
         for name in [self._tensor] + [self._tensor + FLIPPED] * self.record["flip"]:
-            found = shard.tensors.get(name, (None, None))[1]
-            if found != shape:
-                raise DataError(f"{shard.path}: {name} has shape {found}, expected {shape}")
-        return shard
-
-    def _check_finite(self) -> None:
-        for shard in self._shards:
-            for name, (_, shape, _) in shard.tensors.items():
-                if not name.startswith(self._tensor) or not shape[0]:
-                    continue
-                values = shard.map(name)
-                stride = -(-values.nbytes * len(self._shards) // _CHECKED_BYTES)
-                for row in range(0, len(values), stride):
-                    if not np.isfinite(shard.as_float32(name, values[row])).all():
-                        raise _not_finite(shard, name, row)
+            is_there = name in shard.keys()  # noqa: SIM118 - no mapping
+            shape = tuple(shard.get_slice(name).get_shape()) if is_there else None
+            if shape != expected:
+                raise DataError(f"{path}: {name} has shape {shape}, expected {expected}")
+            values = shard.get_tensor(name)
+            stride = -(-values.nbytes * len(self.record["samples"]) // _CHECKED_BYTES)
+            for row in range(0, count, max(stride, 1)):
+                if not values[row].isfinite().all():
+                    raise _not_finite(path, name, row)
 
     def _open_text(self, prefix: str) -> CachedText:
         if not self.record.get("text"):
@@ -259,10 +269,15 @@ class LatentDataset:
                 f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
                 "set before now: encode anew with it"
             )
-        return CachedText(self.record["text"], self._shards, self._map)
+        for number in range(len(self.record["samples"])):
+            path = shard_path(self.folder, number)
+            if missing := {*PARTS.values(), ENDS} - set(open_shard(path).keys()):
+                raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
+        return CachedText(self.record["text"], self._stored)
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
-        texts = (text["caption"] for i in range(len(self._shards)) for text in self.texts(i))
+        shards = range(len(self.record["samples"]))
+        texts = (text["caption"] for number in shards for text in self.texts(number))
         lines = ([text] if isinstance(text, str) else text or [] for text in texts)
         table = CaptionTable(lines, prefix)
         if len(table) != self._order.num_items:
@@ -275,18 +290,19 @@ class LatentDataset:
     def _read_labels(self) -> Tensor | None:
         if not self.num_classes:
             return None
-        labels = np.concatenate([np.array(shard.map("labels")) for shard in self._shards])
+        shards = range(len(self.record["samples"]))
+        labels = torch.cat([self._stored(number, "labels") for number in shards])
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             raise DataError(
                 f"{self.folder}: label {wrong[0]} is out of range, use 0 to {self.num_classes - 1}"
             )
-        return torch.from_numpy(labels)
+        return labels
 
 
-def _not_finite(shard: Shard, name: str, row: int) -> DataError:
+def _not_finite(path: Path, name: str, row: int) -> DataError:
     return DataError(
-        f"{shard.path}: sample {row} of {name} is not finite (NaN or infinity); delete the shard "
+        f"{path}: sample {row} of {name} is not finite (NaN or infinity); delete the shard "
         "and run cache_latents.py again"
     )
 

@@ -1,27 +1,27 @@
 """Shards from servers: fetched whole, once a machine, into a folder, and read from there."""
 
 import contextlib
-import email.message
 import hashlib
-import http.client
 import logging
 import os
+import re
 import shutil
-import string
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
+
+import requests
+from filelock import FileLock
+from urllib3.util import Retry
 
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.files import cache_folder, locked, replacing
+from wfimagevae.files import cache_folder, replacing
 
 TOKEN_VARIABLE = "WDS_TOKEN"
-_TIMEOUT = 60.0
+_TIMEOUT = 60.0  # seconds without a byte
 _STAMP_HEADERS = ("ETag", "Content-Length", "Last-Modified")
 _HUB_HASH = "X-Linked-ETag"  # of the file that the Hub redirects to
 _CHUNK = 2**20
@@ -44,7 +44,8 @@ class RemoteOptions:
         read_at_a_time: Shards that a process keeps open where there is a limit: the space of a
             removed shard is free only when nobody has it open any more.
         retries: Further attempts after one that failed.
-        retry_delay: Seconds before the first of them; each time twice as long.
+        retry_delay: Seconds before the first of them; each time twice as long, or as long as the
+            server says.
     """
 
     cache_dir: str | Path | None = None
@@ -67,9 +68,6 @@ class RemoteShards:
     after a redirect to another, and never in the arguments of a process, where others would see
     them (which is why the webdataset library's own hf:// and http:// commands are not used). Every
     other scheme and ``pipe:`` goes through the library's ``gopen``.
-
-    Args:
-        options: Where to and how.
     """
 
     def __init__(self, options: RemoteOptions):
@@ -81,17 +79,22 @@ class RemoteShards:
         Raises:
             DataError: the server cannot be reached, or refuses.
         """
-        if not _is_http(url):
-            return []
 
         def ask() -> list[Any]:
-            headers = _headers(url)
-            linked = headers.get(_HUB_HASH)  # what else a redirect says is about itself
-            if linked:
-                return [linked]
+            try:
+                # The Hub redirects to an address that is new each time, and names the file's hash.
+                answer = _request("HEAD", url, allow_redirects=False)
+                if _HUB_HASH in answer.headers:
+                    return [answer.headers[_HUB_HASH]]
+                headers = (_request("HEAD", url) if answer.is_redirect else answer).headers
+            except requests.HTTPError as error:
+                # The server may still answer a GET; a signed address is for that alone.
+                if error.response.status_code in (403, 405, 501):
+                    return []
+                raise
             return [headers[name] for name in _STAMP_HEADERS if name in headers]
 
-        return self._retried(ask, url)
+        return self._retried(ask, url) if _is_http(url) else []
 
     def open(self, url: str, stamp: list[Any], sha256: str = "") -> int:
         """A descriptor of a shard's copy, fetched first if there is none of this version.
@@ -111,7 +114,7 @@ class RemoteShards:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle = _open_copy(target)
             if handle is None:
-                with locked(target.with_name(f".{target.name}.lock")):
+                with FileLock(target.with_name(f".{target.name}.lock")):
                     handle = _open_copy(target)  # another process fetched it meanwhile
                     if handle is None:
                         _remove_leftovers(target)
@@ -135,25 +138,32 @@ class RemoteShards:
         Raises:
             DataError: the server cannot be reached.
         """
-        if not _is_http(url):
-            return None
 
         def read() -> bytes | None:
             try:
-                with _request(url, "GET") as answer:
-                    return _whole(answer.read(), answer.headers)
-            except urllib.error.HTTPError as error:
-                if error.code in (403, 404, 410):  # some storage refuses what does not exist
+                return _request("GET", url).content
+            except requests.HTTPError as error:
+                if error.response.status_code in (403, 404, 410):  # 403: some storage's "not here"
                     return None
                 raise
 
-        return self._retried(read, url)
+        return self._retried(read, url) if _is_http(url) else None
 
     def _fetch(self, url: str, target: Path, sha256: str) -> int:
         """Writes the copy; its descriptor, had before another process can remove it."""
         with contextlib.ExitStack() as undo:
             with replacing(target, is_lasting=True) as file:
-                self._copy(url, file)
+                if _is_http(url):
+                    with _request("GET", url, stream=True) as answer:
+                        for chunk in answer.iter_content(_CHUNK):
+                            file.write(chunk)
+                else:
+                    from webdataset.gopen import gopen
+
+                    with gopen(url, "rb") as stream:
+                        shutil.copyfileobj(stream, file, _CHUNK)
+                    if not file.tell():
+                        raise OSError("it gave no bytes")
                 file.seek(0)
                 if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
                     raise DataError(
@@ -166,29 +176,19 @@ class RemoteShards:
         os.lseek(handle, 0, os.SEEK_SET)  # both read at one place of the file
         return handle
 
-    def _copy(self, url: str, file) -> None:
-        if not _is_http(url):
-            from webdataset.gopen import gopen
-
-            with gopen(url, "rb") as stream:
-                shutil.copyfileobj(stream, file, _CHUNK)
-            if not file.tell():
-                raise OSError("it gave no bytes")
-            return
-        with _request(url, "GET") as answer:
-            shutil.copyfileobj(answer, file, _CHUNK)
-            _check_length(file.tell(), answer.headers)
-
     def _retried(self, work: Callable[[], _Value], url: str) -> _Value:
+        # Not by an adapter of requests: pipes and answers that break off are tried again, too.
         for attempt in range(self.options.retries + 1):
             try:
                 return work()
-            except (OSError, http.client.HTTPException) as error:
-                reason = _reason(error)
-                if isinstance(error, urllib.error.HTTPError) and error.code not in _WORTH_RETRYING:
-                    raise DataError(f"cannot fetch {shown_url(url)}: {reason}") from None
+            except OSError as error:  # those of requests are such
+                reason, answer = _reason(error), getattr(error, "response", None)
+            delay = self.options.retry_delay * 2**attempt
+            if answer is not None:
+                if answer.status_code not in _WORTH_RETRYING:
+                    raise DataError(f"cannot fetch {shown_url(url)}: {reason}")
+                delay = max(delay, Retry().get_retry_after(answer) or 0)
             if attempt < self.options.retries:
-                delay = self.options.retry_delay * 2**attempt
                 _log.warning("%s: %s; again in %.0f s", shown_url(url), reason, delay)
                 time.sleep(delay)
         tries = self.options.retries + 1
@@ -233,49 +233,27 @@ def _is_http(url: str) -> bool:
     return url.startswith(("http://", "https://", "hf://"))
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *_):
-        return None
-
-
-def _headers(url: str) -> email.message.Message:
-    """What a server says of a file; nothing if it answers only those who take it."""
-    try:
-        with _request(url, "HEAD", urllib.request.build_opener(_NoRedirect).open) as answer:
-            return answer.headers
-    except urllib.error.HTTPError as error:
-        if error.code < 400 and _HUB_HASH in error.headers:
-            return error.headers
-        if error.code >= 400:
-            return _refused(error)
-    try:
-        with _request(url, "HEAD") as answer:
-            return answer.headers
-    except urllib.error.HTTPError as error:
-        return _refused(error)
-
-
-def _refused(error: urllib.error.HTTPError) -> email.message.Message:
-    """Nothing, where a server may still answer a GET; a signed address is for that alone."""
-    if error.code in (403, 405, 501):
-        return email.message.Message()
-    raise error
-
-
-def _request(url: str, method: str, open_url=urllib.request.urlopen):
+def _request(method: str, url: str, allow_redirects: bool = True, **options) -> requests.Response:
+    """A server's answer; requests.HTTPError where it refuses."""
     if url.startswith("hf://"):
         url = _hub_url(url)
-    request = urllib.request.Request(_quoted(url), method=method)
-    if token := _token(url):
-        request.add_unredirected_header("Authorization", f"Bearer {token}")
-    return open_url(request, timeout=_TIMEOUT)
+    token = _token(url)
 
+    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {token}"
+        return request
 
-def _quoted(url: str) -> str:
-    """A URL whose path and query are ASCII; what is quoted already stays."""
-    parts = urlsplit(url)
-    path, query = (quote(part, string.punctuation) for part in (parts.path, parts.query))
-    return parts._replace(path=path, query=query).geturl()
+    answer = requests.request(
+        method,
+        url,
+        auth=authorize if token else None,  # not a plain header, which a .netrc would overrule
+        headers={"Accept-Encoding": "identity"},  # lengths and bytes are the file's own
+        timeout=_TIMEOUT,
+        allow_redirects=allow_redirects,
+        **options,
+    )
+    answer.raise_for_status()
+    return answer
 
 
 def _hub_url(url: str) -> str:
@@ -296,25 +274,19 @@ def _token(url: str) -> str | None:
     return os.environ.get(TOKEN_VARIABLE)
 
 
-def _whole(content: bytes, headers: email.message.Message) -> bytes:
-    _check_length(len(content), headers)
-    return content
-
-
-def _check_length(count: int, headers: email.message.Message) -> None:
-    expected = headers.get("Content-Length")
-    if expected is not None and int(expected) != count:
-        raise OSError(f"the connection broke after {count} of {expected} bytes")
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        told = f"HTTP {error.code} {error.reason}"
-        if error.code in (401, 403):
-            told += f"; a token goes into {TOKEN_VARIABLE}, or HF_TOKEN for the Hugging Face Hub"
-        return told
-    reason = getattr(error, "reason", None)
-    return str(reason or error or type(error).__name__)
+def _reason(error: OSError) -> str:
+    """Why a request failed, in words that have no query, which may be a secret."""
+    answer = getattr(error, "response", None)
+    if answer is not None:
+        is_token = answer.status_code in (401, 403)
+        hint = f"; a token goes into {TOKEN_VARIABLE}, or HF_TOKEN for the Hugging Face Hub"
+        return f"HTTP {answer.status_code} {answer.reason}{hint if is_token else ''}"
+    if error.strerror:
+        return error.strerror
+    cause = error.args[0] if error.args else type(error).__name__
+    cause = getattr(cause, "reason", cause)  # what urllib3 wraps, besides the address
+    text = cause.args[0] if isinstance(cause, Exception) and cause.args else cause
+    return re.sub(r"\?\S+", "", str(text))
 
 
 def shown_url(url: str) -> str:

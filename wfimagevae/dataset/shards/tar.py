@@ -1,17 +1,17 @@
 """What is in one tar shard: which samples, where their members lie, how large the images are."""
 
 import io
-import json
 import os
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from wfimagevae.dataset.images.decode import image_size
+from wfimagevae.dataset.index_cache import from_json_array, json_array
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 
@@ -48,11 +48,11 @@ class TarIndex:
     """The samples of one shard.
 
     Attributes:
-        keys: Of the samples: their members' names up to the first dot of the file name.
+        keys: Names of the samples' members up to the first dot of the file name.
         columns: By type, which is what follows that dot, in lower case.
-        damage: What is wrong with the file, or with some of its samples; most often nothing.
-        lost: Samples that were left out for it, as far as they can be told.
-        sha256: Of the whole file, where the index was not made from it but came with it.
+        damage: What is wrong with the file or some of its samples; mostly nothing.
+        lost: Number of samples that were left out for it, as far as they can be told.
+        sha256: Hash of the whole file, where the index was not made from it but came with it.
     """
 
     keys: PackedTexts
@@ -67,8 +67,7 @@ class TarIndex:
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything as arrays, for `from_arrays`."""
         facts = {"damage": self.damage, "lost": self.lost, "types": list(self.columns)}
-        facts |= {"sha256": self.sha256}
-        arrays = {"facts": np.frombuffer(json.dumps(facts).encode(), np.uint8)}
+        arrays = {"facts": json_array(facts | {"sha256": self.sha256})}
         arrays |= {"keys": self.keys.text, "keys.ends": self.keys.ends}
         for kind, column in self.columns.items():
             arrays |= {f"offset.{kind}": column.offset, f"size.{kind}": column.size}
@@ -79,9 +78,9 @@ class TarIndex:
         return arrays
 
     @classmethod
-    def from_arrays(cls, arrays: Any, with_texts: bool = True) -> "TarIndex":
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray], with_texts: bool = True) -> "TarIndex":
         """From what `arrays` gave, or a file of it that NumPy opened."""
-        facts = json.loads(arrays["facts"].tobytes())
+        facts = from_json_array(arrays["facts"])
         columns = {}
         for kind in facts["types"]:
             column = columns[kind] = Column(arrays[f"offset.{kind}"], arrays[f"size.{kind}"])
@@ -114,8 +113,7 @@ class ExtraTypes:
         return kind in self.texts or kind.rpartition(".")[2] in TEXT_TYPES
 
 
-@dataclass(frozen=True)
-class _Member:
+class _Member(NamedTuple):
     name: str
     offset: int
     size: int
@@ -151,14 +149,14 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
 
 
 def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
-    cut: list[str] = []
-    samples = _grouped(_members(file, path, cut))
-    if cut and samples:  # the last one may lack members that lay behind
+    faults: list[str] = []
+    samples = _grouped(_members(file, path, faults))
+    if faults and samples:  # the last one may lack members that lay behind
         samples[-1].fault = "the file is damaged"
-    damage = cut + [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
+    damage = faults + [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
     whole = [s for s in samples if not s.fault]
-    found = {kind for sample in whole for kind in sample.members}
-    kinds = sorted(kind for kind in found if extra.is_image(kind) or extra.is_text(kind))
+    kinds = {kind for sample in whole for kind in sample.members}
+    kinds = sorted(kind for kind in kinds if extra.is_image(kind) or extra.is_text(kind))
     if len(kinds) > _MOST_TYPES:
         raise DataError(
             f"{path} has {len(kinds)} types of members, such as {', '.join(kinds[:3])}: a type is "
@@ -167,13 +165,21 @@ def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
     columns = {}
     for kind in kinds:
         members = [sample.members.get(kind) for sample in whole]
-        columns[kind] = _column(file, members, extra.is_image(kind), extra.is_text(kind))
+        column = columns[kind] = Column(
+            np.array([m.offset if m else -1 for m in members], np.int64),
+            np.array([m.size if m else -1 for m in members], np.int64),
+        )
+        if extra.is_image(kind):
+            sizes = np.array([_image_size(file, m) if m else (0, 0) for m in members], np.int32)
+            column.width, column.height = sizes.reshape(-1, 2).T.copy()
+        if extra.is_text(kind):
+            column.text = PackedTexts.pack(_text(file, m) if m else b"" for m in members)
     keys = PackedTexts.pack(os.fsencode(sample.key) for sample in whole)
     return TarIndex(keys, columns, damage, len(samples) - len(whole))
 
 
-def _members(file: BinaryIO, path: str, damage: list[str]) -> Iterator[_Member]:
-    """The whole files in a tar, in order; notes what ended it early."""
+def _members(file: BinaryIO, path: str, faults: list[str]) -> Iterator[_Member]:
+    """The whole files in a tar, in order; adds what ended it early to ``faults``."""
     start = file.read(6)
     for magic, name in _COMPRESSED.items():
         if start.startswith(magic):
@@ -187,20 +193,21 @@ def _members(file: BinaryIO, path: str, damage: list[str]) -> Iterator[_Member]:
             while (member := tar.next()) is not None:
                 tar.members.clear()
                 if member.offset_data + member.size > length:
-                    damage.append(f"cut short inside {member.name}, at byte {length}")
+                    faults.append(f"cut short inside {member.name}, at byte {length}")
                     return
                 if member.isreg() and not member.issparse() and not _META.match(member.name):
                     yield _Member(member.name, member.offset_data, member.size)
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
-        damage.append(f"no tar file, or damaged: {error}")
+        faults.append(f"no tar file, or damaged: {error}")
         return
+    # The tarfile module takes damage behind a whole member for the end: that is a block of zeros.
     file.seek(end)
     block = file.read(tarfile.BLOCKSIZE)
     if block.strip(b"\0"):
-        damage.append(f"damaged header at byte {end} of {length}")
+        faults.append(f"damaged header at byte {end} of {length}")
     elif len(block) < tarfile.BLOCKSIZE:
-        damage.append(f"cut short at byte {length}: no end mark")
+        faults.append(f"cut short at byte {length}: no end mark")
 
 
 def _grouped(members: Iterator[_Member]) -> list[_Sample]:
@@ -220,30 +227,15 @@ def _grouped(members: Iterator[_Member]) -> list[_Sample]:
     return samples
 
 
-def _column(file: BinaryIO, members: list[_Member | None], is_image: bool, is_text: bool) -> Column:
-    column = Column(
-        np.array([m.offset if m else -1 for m in members], np.int64),
-        np.array([m.size if m else -1 for m in members], np.int64),
-    )
-    if is_image:
-        sizes = np.array([_image_size(file, m) if m else (0, 0) for m in members], np.int32)
-        column.width, column.height = sizes.reshape(-1, 2).T.copy()
-    if is_text:
-        column.text = PackedTexts.pack(_text(file, m) if m else b"" for m in members)
-    return column
-
-
 def _image_size(file: BinaryIO, member: _Member) -> tuple[int, int]:
     file.seek(member.offset)
     head = file.read(min(member.size, _HEADER_BYTES))
     size = image_size(io.BytesIO(head))
-    if size == (0, 0) and len(head) < member.size:
+    if size == (0, 0) and len(head) < member.size:  # a long profile in front of it
         size = image_size(io.BytesIO(head + file.read(member.size - len(head))))
     return size
 
 
 def _text(file: BinaryIO, member: _Member) -> bytes:
-    if member.size > _MOST_TEXT_BYTES:
-        return b""
     file.seek(member.offset)
-    return file.read(member.size)
+    return file.read(member.size) if member.size <= _MOST_TEXT_BYTES else b""

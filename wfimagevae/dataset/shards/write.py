@@ -1,14 +1,12 @@
 """Writes images, classes and captions as WebDataset shards, with an index beside each."""
 
-import contextlib
 import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,49 +14,18 @@ from PIL import Image
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageSet
 from wfimagevae.dataset.images.index import MANIFEST_KEYS
+from wfimagevae.dataset.index_cache import from_json_array
 from wfimagevae.dataset.order import shuffled
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.shards.index import INDEX_SUFFIX, RECORD_NAME, write_index
+from wfimagevae.dataset.shards.options import WriteOptions
 from wfimagevae.dataset.shards.tar import index_tar
 from wfimagevae.files import DAMAGED_ARRAYS, file_version, replacing
 
-FORMATS = ("keep", "jpg", "png", "webp")
 RECORD_VERSION = 1
 # MPO is what many cameras write: a JPEG with more pictures behind it.
 _TYPES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODERS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
-
-
-@dataclass(frozen=True)
-class WriteOptions:
-    """How shards are written.
-
-    Attributes:
-        samples_per_shard: Samples a shard, but for the last.
-        resize: Images whose short side is longer are shrunk to this many pixels; 0 keeps all.
-        image_format: ``keep`` copies files as they are (BMP and GIF become PNG); another one
-            encodes every image anew.
-        quality: Of JPEG and WebP files that are encoded anew, 1 to 100.
-        seed: Of the order of samples; None keeps the sorted order.
-
-    Raises:
-        ValueError: a bad value.
-    """
-
-    samples_per_shard: int = 4096
-    resize: int = 0
-    image_format: str = "keep"
-    quality: int = 95
-    seed: int | None = 1234
-
-    def __post_init__(self):
-        if self.image_format not in FORMATS:
-            raise ValueError(f"unknown format {self.image_format!r}; use {', '.join(FORMATS)}")
-        if self.samples_per_shard < 1 or not 1 <= self.quality <= 100:
-            raise ValueError(
-                "a shard has at least 1 sample and a quality is 1 to 100, got "
-                f"{self.samples_per_shard} and {self.quality}"
-            )
 
 
 class ShardWriter:
@@ -66,37 +33,43 @@ class ShardWriter:
 
     A sample has its image, ``txt`` (captions, one a line), ``cls`` (the class's number), and
     ``json``: ``name``, ``width``, ``height``, the class's name, and the fields of the manifest's
-    line. Unreadable images are left out.
-
-    Args:
-        found: The images.
-        folder: Where shards go; anything else in it is left alone.
-        options: How they are written.
+    line. Unreadable images are left out. BMP and GIF files become PNG. Anything else in the output
+    folder is left alone.
 
     Raises:
         DataError: the folder has shards of other images or options, or of files, captions or
             manifest lines that have changed since.
     """
 
-    def __init__(self, found: ImageSet, folder: Path, options: WriteOptions):
-        self.found, self.folder, self.options = found, folder, options
-        count = len(found)
-        seed = options.seed
+    def __init__(self, samples: ImageSet, options: WriteOptions):
+        self.samples, self.options = samples, options
+        self.folder = Path(options.output_dir).expanduser()
+        seed = options.seed if options.shuffle else None
+        count = len(samples)
         self._order = np.arange(count) if seed is None else shuffled(count, seed, "shards")
         self.num_shards = -(-count // options.samples_per_shard)
+        # What the shards depend on, under the names and in the order that shards.json has.
+        self._settings = {
+            "samples_per_shard": options.samples_per_shard,
+            "resize": options.resize,
+            "image_format": options.format,
+            "quality": options.quality,
+            "seed": seed,
+        }
         self.plan = self._plan()
-        folder.mkdir(parents=True, exist_ok=True)
-        for path in sorted(folder.glob(f"*{INDEX_SUFFIX}")):
-            if self._facts(path).get("plan") != self.plan:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in sorted(self.folder.glob(f"*{INDEX_SUFFIX}")):
+            if _written_facts(path).get("plan") != self.plan:
                 name = path.name.removesuffix(INDEX_SUFFIX)
                 raise DataError(
-                    f"{folder} has shards of other images or options, or of images that have "
+                    f"{self.folder} has shards of other images or options, or of images that have "
                     f"changed since, such as {name}.tar: choose another folder, or empty it"
                 )
 
-    def stem(self, number: int) -> str:
-        """Name of a shard without its extension."""
-        return f"shard-{number:06d}"
+    def _paths(self, number: int) -> tuple[Path, Path]:
+        """The tar file of a shard, and its index."""
+        stem = self.folder / f"shard-{number:06d}"
+        return stem.with_suffix(".tar"), stem.with_suffix(INDEX_SUFFIX)
 
     def remove_leftovers(self) -> None:
         """Removes what a process that was killed left half written; nobody may be writing."""
@@ -105,53 +78,42 @@ class ShardWriter:
 
     def is_done(self, number: int) -> bool:
         """Whether a shard is there, whole."""
-        facts = self._facts(self.folder / f"{self.stem(number)}{INDEX_SUFFIX}")
-        tar = self.folder / f"{self.stem(number)}.tar"
+        tar, index = self._paths(number)
+        facts = _written_facts(index)
         return bool(facts) and tar.exists() and tar.stat().st_size == facts["bytes"]
 
     def write(self, number: int, tick: Callable[[], Any] = lambda: None) -> None:
-        """Writes one shard and its index, each whole or not at all.
-
-        Args:
-            number: Of the shard.
-            tick: Called after every image.
-        """
-        tar = self.folder / f"{self.stem(number)}.tar"
+        """Writes one shard and its index, each whole or not at all; ticks after every image."""
+        (tar, index_file), size = self._paths(number), self.options.samples_per_shard
         unreadable: list[list[str]] = []
         with replacing(tar, is_lasting=True) as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:
-                for i in self._images(number):
+                for i in map(int, self._order[number * size : (number + 1) * size]):
                     try:
                         for name, content in self._members(i):
-                            _add(archive, name, content)
+                            member = tarfile.TarInfo(name)  # without owner and time: equal samples
+                            member.size = len(content)  # make equal files
+                            archive.addfile(member, io.BytesIO(content))
                     except UnreadableImage as error:
-                        unreadable.append([self.found.images.name(i), str(error)])
+                        unreadable.append([self.samples.images.name(i), str(error)])
                     tick()
             file.flush()
             file.seek(0)
             sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         index = index_tar(str(tar))
-        facts = {
-            "plan": self.plan,
-            "samples": len(index),
-            "bytes": tar.stat().st_size,
-            "sha256": sha256,
-            "unreadable": unreadable,
-        }
-        with replacing(
-            tar.with_name(f"{self.stem(number)}{INDEX_SUFFIX}"), is_lasting=True
-        ) as file:
+        facts = {"plan": self.plan, "samples": len(index), "bytes": tar.stat().st_size}
+        facts |= {"sha256": sha256, "unreadable": unreadable}
+        with replacing(index_file, is_lasting=True) as file:
             write_index(file, index, written=facts)
 
     def write_record(self) -> dict[str, Any]:
         """Writes shards.json, once all shards are there, and returns its content."""
         shards, unreadable = [], []
-        for number in range(self.num_shards):
-            index = self.folder / f"{self.stem(number)}{INDEX_SUFFIX}"
-            facts = self._facts(index)
+        for tar, index in map(self._paths, range(self.num_shards)):
+            facts = _written_facts(index)
             unreadable += facts["unreadable"]
             shards.append(
-                {"name": f"{self.stem(number)}.tar"}
+                {"name": tar.name}
                 | {key: facts[key] for key in ("samples", "bytes", "sha256")}
                 | {"index": index.name}
                 | {"index_sha256": hashlib.sha256(index.read_bytes()).hexdigest()}
@@ -159,8 +121,8 @@ class ShardWriter:
         record = {
             "version": RECORD_VERSION,
             "plan": self.plan,
-            "options": asdict(self.options),
-            "class_names": self.found.labels[1],
+            "options": self._settings,
+            "class_names": self.samples.labels[1],
             "num_samples": sum(shard["samples"] for shard in shards),
             "unreadable": unreadable,
             "shards": shards,
@@ -169,25 +131,25 @@ class ShardWriter:
             file.write(json.dumps(record, indent=1).encode())
         return record
 
-    def _images(self, number: int) -> Iterator[int]:
-        size = self.options.samples_per_shard
-        return (int(i) for i in self._order[number * size : (number + 1) * size])
-
     def _members(self, i: int) -> list[tuple[str, bytes]]:
-        found = self.found
-        with open_bytes(found.images.path(i)) as file:
-            kind, content, size = self._encoded(file.read())
-        labels, class_names = found.labels
-        record = dict(found.record(i)) if found.record else {}
+        """Names and contents of the files that sample ``i`` consists of."""
+        samples = self.samples
+        try:
+            content = Path(samples.images.path(i)).read_bytes()
+        except OSError as error:
+            raise UnreadableImage(error.strerror or str(error)) from error
+        kind, content, size = self._encoded(content)
+        labels, class_names = samples.labels
+        record = samples.record(i) if samples.record else {}
         record = {key: value for key, value in record.items() if key not in MANIFEST_KEYS}
-        record |= {"name": found.images.relative(i), "width": size[0], "height": size[1]}
+        record |= {"name": samples.images.relative(i), "width": size[0], "height": size[1]}
         key = f"{i:09d}"
         members = [(f"{key}.{kind}", content)]
         if labels is not None:
             members.append((f"{key}.cls", str(labels[i]).encode()))
             record["class"] = class_names[labels[i]]
-        if found.captions is not None:
-            members.append((f"{key}.txt", "\n".join(found.captions.all(i)).encode()))
+        if samples.captions is not None:
+            members.append((f"{key}.txt", "\n".join(samples.captions.all(i)).encode()))
         # A name that is no UTF-8, or half an emoji, becomes an escape, which JSON reads.
         content = json.dumps(record, ensure_ascii=False).encode("utf-8", "backslashreplace")
         members.append((f"{key}.json", content))
@@ -195,65 +157,44 @@ class ShardWriter:
 
     def _encoded(self, content: bytes) -> tuple[str, bytes, tuple[int, int]]:
         """Type, content, and width and height of an image as it is kept."""
-        options = self.options
+        resize, format = self.options.resize, self.options.format
         # Decoded in any case: what is damaged must not come to light in training.
         image = open_rgb(io.BytesIO(content))
-        own = _TYPES.get(_format(content))
-        must_shrink = 0 < options.resize < min(image.size)
-        if options.image_format == "keep" and own and not must_shrink:
-            return own, content, image.size
-        kind = (own or "png") if options.image_format == "keep" else options.image_format
+        with Image.open(io.BytesIO(content)) as original:
+            kind = _TYPES.get(original.format)
+        must_shrink = 0 < resize < min(image.size)
+        if format == "keep" and kind and not must_shrink:
+            return kind, content, image.size
+        kind = (kind or "png") if format == "keep" else format
         if must_shrink:
-            image = open_rgb(io.BytesIO(content), short_side=options.resize)
+            image = open_rgb(io.BytesIO(content), short_side=resize)
         file = io.BytesIO()
-        how = {} if kind == "png" else {"quality": options.quality}
-        image.save(file, _ENCODERS[kind], **how)
+        quality = {} if kind == "png" else {"quality": self.options.quality}
+        image.save(file, _ENCODERS[kind], **quality)
         return kind, file.getvalue(), image.size
 
     def _plan(self) -> str:
         """A hash of what the shards are made from; of files, of their sizes and times."""
-        digest = hashlib.sha256(repr(self.options).encode())
-        labels = self.found.labels[0]
-        for i in range(len(self.found)):
-            captions = self.found.captions.all(i) if self.found.captions else None
+        # Shards of former versions go on: the text is that of the class they had for the options.
+        text = ", ".join(f"{name}={value!r}" for name, value in self._settings.items())
+        digest = hashlib.sha256(f"WriteOptions({text})".encode())
+        samples, labels = self.samples, self.samples.labels[0]
+        for i in range(len(samples)):
+            captions = samples.captions.all(i) if samples.captions else None
             label = None if labels is None else int(labels[i])
-            record = self.found.record(i) if self.found.record else None
-            version = file_version(self.found.images.path(i))
-            told = (self.found.images.relative(i), version, label, captions, record)
-            digest.update(repr(told).encode())
+            record = samples.record(i) if samples.record else None
+            version = file_version(samples.images.path(i))
+            facts = (samples.images.relative(i), version, label, captions, record)
+            digest.update(repr(facts).encode())
         return digest.hexdigest()
 
-    def _facts(self, index: Path) -> dict[str, Any]:
-        """What the index of a finished shard says of it; nothing where there is none."""
-        try:
-            with open(index, "rb") as file, np.load(file) as arrays:
-                return json.loads(arrays["written"].tobytes())
-        except FileNotFoundError:
-            return {}
-        except DAMAGED_ARRAYS as error:
-            raise DataError(f"{index} is no index of a shard ({error}); remove it") from None
 
-
-@contextlib.contextmanager
-def open_bytes(path: str) -> Iterator[BinaryIO]:
-    """An open file.
-
-    Raises:
-        UnreadableImage: it cannot be opened or read.
-    """
+def _written_facts(index: Path) -> dict[str, Any]:
+    """What the index of a finished shard says of it; nothing where there is none."""
     try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise UnreadableImage(error.strerror or str(error)) from error
-
-
-def _format(content: bytes) -> str | None:
-    with Image.open(io.BytesIO(content)) as image:
-        return image.format
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
-    member = tarfile.TarInfo(name)  # of no owner and time: equal samples make equal files
-    member.size = len(content)
-    archive.addfile(member, io.BytesIO(content))
+        with open(index, "rb") as file, np.load(file) as arrays:
+            return from_json_array(arrays["written"])
+    except FileNotFoundError:
+        return {}
+    except DAMAGED_ARRAYS as error:
+        raise DataError(f"{index} is no index of a shard ({error}); remove it") from None

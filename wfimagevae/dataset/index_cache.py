@@ -1,0 +1,116 @@
+"""What was found out about images and shards: by all cores at once, and kept on this machine."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from filelock import FileLock
+from tqdm import tqdm
+
+from wfimagevae.files import DAMAGED_ARRAYS, cache_folder, replacing
+
+_BAR_FROM = 8  # fewer things need no progress bar
+_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_log = logging.getLogger("wfimagevae")
+
+
+class IndexCache:
+    """Arrays by key, a file each, that hold for one version of what they were made from.
+
+    A cache that cannot be used is warned of once and done without.
+
+    Args:
+        cache_dir: The user's choice; None is ``wfimagevae/index`` under ``$XDG_CACHE_HOME`` or
+            ``~/.cache``.
+        what: Kind of its arrays: the name of a sub-folder, and for messages.
+        sources: The user's folders of images or shards, into which nothing is written.
+    """
+
+    def __init__(self, cache_dir: str | Path | None, what: str, sources: Iterable[str] = ()):
+        self.folder = cache_folder(cache_dir, "index") / what.replace(" ", "_")
+        self._what, self._is_on = what, True
+        place = self.folder.resolve()
+        if any(place.is_relative_to(Path(source).resolve()) for source in sources):
+            self._turn_off(f"{place} lies inside the image folder")
+
+    @contextlib.contextmanager
+    def locked(self, key: str = "") -> Iterator[None]:
+        """Holds a key, or the whole cache, while one process of the machine does the work."""
+        with contextlib.ExitStack() as stack:
+            if self._is_on:
+                try:
+                    self.folder.mkdir(parents=True, exist_ok=True)
+                    stack.enter_context(FileLock(self._path(key).with_suffix(".lock")))
+                except OSError as error:
+                    self._turn_off(f"cannot write {self.folder}: {error.strerror}")
+            yield
+
+    def load(self, key: str, version: Any, read: Callable[[Mapping], _Result]) -> _Result | None:
+        """``read(arrays)`` of what was kept under a key; None if nothing of this version was."""
+        path = self._path(key)
+        try:
+            with open(path, "rb") as file, np.load(file) as arrays:
+                return read(arrays) if from_json_array(arrays["version"]) == version else None
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (*DAMAGED_ARRAYS, TypeError, AttributeError) as error:
+            _log.warning("cached %s in %s are unusable (%s): made anew", self._what, path, error)
+            return None
+
+    def save(self, key: str, version: Any, arrays: Mapping[str, np.ndarray]) -> None:
+        """Keeps arrays under a key, as of a version: any JSON value."""
+        if not self._is_on:
+            return
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self._path(key)) as file:
+                np.savez_compressed(file, version=json_array(version), **arrays)
+        except OSError as error:
+            self._turn_off(f"cannot write {self.folder}: {error.strerror}")
+
+    def _turn_off(self, reason: str) -> None:
+        _log.warning("cache of %s off: %s", self._what, reason)
+        self._is_on = False
+
+    def _path(self, key: str) -> Path:
+        digest = hashlib.blake2b(key.encode("utf-8", "surrogateescape"), digest_size=16)
+        return self.folder / f"{digest.hexdigest()}.npz"
+
+
+def json_array(value: Any) -> np.ndarray:
+    """A JSON value as an array, uint8, so that it can stand in a file of arrays."""
+    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+
+
+def from_json_array(array: np.ndarray) -> Any:
+    """The value that `json_array` was given."""
+    return json.loads(array.tobytes())
+
+
+def in_processes(
+    work: Callable[[_Item], _Result], items: Sequence[_Item], description: str, **bar
+) -> Iterator[_Result]:
+    """``work(item)`` of each item, in order, by as many processes as there are cores.
+
+    Args:
+        work: A function that can be pickled.
+        items: Its arguments.
+        description: In front of the progress bar, which only a terminal gets.
+        **bar: Options of the bar, such as ``unit``.
+    """
+    can_tell = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if can_tell else os.cpu_count() or 1
+    with contextlib.ExitStack() as stack:
+        results = map(work, items)
+        if min(len(items), cores) > 1:  # the pool comes first: it forks, and a bar starts a thread
+            pool = stack.enter_context(ProcessPoolExecutor(min(len(items), cores)))
+            results = pool.map(work, items)
+        is_quiet = True if len(items) < _BAR_FROM else None
+        yield from tqdm(results, description, len(items), disable=is_quiet, **bar)
