@@ -13,7 +13,7 @@ BYTES_A_TOKEN = 4
 
 
 class ByteBlock(nn.Module):
-    """Attention and MLP, each behind a norm."""
+    """Attention and MLP, each behind a norm, of tokens (B, L, width)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -22,13 +22,12 @@ class ByteBlock(nn.Module):
         self.mlp = GeluMlp(width, 4.0)
 
     def forward(self, x: Tensor, rotation: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, width) tokens, of which the mask, bool (B, L), are attended to."""
         x = x + self.attn(self.attn_norm(x), rotation, mask)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class ByteTransformer(nn.Module):
-    """Tokens, one for four bytes, and their mean.
+    """A token for every four bytes of a text, and the mean of the tokens.
 
     Positions are rotations (RoPE): no parameter depends on the length.
 
@@ -36,9 +35,6 @@ class ByteTransformer(nn.Module):
         width: Of the tokens, a multiple of 32.
         depth: Number of blocks.
         length: Bytes of a text.
-
-    Raises:
-        ValueError: another width.
 
     Source: Clark et al. 2022 (CANINE), arXiv:2103.06874, for a token for four characters.
     """
@@ -59,7 +55,7 @@ class ByteTransformer(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bytes plus one, 0 behind the text's end, int64 (B, L).
+        """Reads bytes plus one, 0 behind the text's end, int64 (B, L).
 
         Returns:
             Tokens (B, N, width), N a quarter of L, the mask of the text, bool (B, N), and the mean

@@ -13,7 +13,7 @@ class TimeEmbedder(nn.Module):
     """A time to a vector: cosines and sines, then an MLP.
 
     Args:
-        width: Of the vector.
+        width: Size of the vector.
         scale: The highest frequency, in radians per unit of time; the lowest is 1 / 10000 of it.
 
     Source: Peebles and Xie 2023 (DiT), arXiv:2212.09748; SiT leaves times in [0, 1].
@@ -57,9 +57,6 @@ def position_table(width: int, side: int) -> Tensor:
 
     The first half codes the column, the second the row, each by sines, then cosines.
 
-    Raises:
-        ValueError: ``width`` is no multiple of 4.
-
     Source: He et al. 2022 (MAE), arXiv:2111.06377; as in DiT's checkpoints.
     """
     if width % 4:
@@ -71,15 +68,10 @@ def position_table(width: int, side: int) -> Tensor:
 
 
 def rotation_table(head_width: int, height: int, width: int) -> Tensor:
-    """Cosines and sines of the angles that queries and keys are turned by, for `rotate`.
+    """Cosines and sines of the angles by which `rotate` turns queries and keys.
 
-    Half of the pairs turn with the row, half with the column.
-
-    Returns:
-        float32, (2, height * width, head_width / 2).
-
-    Raises:
-        ValueError: ``head_width`` is no multiple of 4.
+    Half of the pairs turn with the row, half with the column. Gives float32
+    (2, height * width, head_width / 2).
 
     Source: Su et al. 2021 (RoPE), arXiv:2104.09864, along two axes.
     """

@@ -60,7 +60,7 @@ class FlowTransformer(VelocityModel):
         in_channels: Channels of a sample.
         hidden_size: Width of the tokens.
         depth: Number of blocks.
-        num_heads: Of the attention.
+        num_heads: Heads of the attention.
         mlp_ratio: Hidden width of the MLPs, relative to ``hidden_size``.
         num_classes: 0 is an unconditional model.
         learn_sigma: The output has twice the channels, of which the second half is dropped.
@@ -74,15 +74,12 @@ class FlowTransformer(VelocityModel):
         qk_norm: Normalize queries and keys.
         text_encoder: ``bytes``, a small transformer of its own; ``external``; or ``none``.
         text_length: Bytes or tokens of a text, L.
-        text_width: Of the tokens from outside, D.
-        pooled_width: Of the pooled vector from outside, P.
+        text_width: Size of the tokens from outside, D.
+        pooled_width: Size of the pooled vector from outside, P.
         text_attention: ``cross``, after which a pretrained model starts unchanged; or ``joint``,
             which gives the text a stream of its own (MMDiT).
-        byte_width: Of the byte transformer, a multiple of 32.
+        byte_width: Width of the byte transformer, a multiple of 32.
         byte_depth: Its number of blocks.
-
-    Raises:
-        ValueError: sizes that do not divide, or an unknown part.
     """
 
     @register_to_config
@@ -114,6 +111,7 @@ class FlowTransformer(VelocityModel):
         super().__init__()
         _check_config(self.config)
         self.sample_shape = (in_channels, input_size, input_size)
+        # Patches and their places.
         side = input_size // patch_size
         self.x_embedder = PatchEmbedder(patch_size, in_channels, hidden_size)
         if position == "absolute":
@@ -121,6 +119,7 @@ class FlowTransformer(VelocityModel):
         else:
             table = rotation_table(hidden_size // num_heads, side, side)
             self.register_buffer("rotation", table, persistent=False)
+        # Blocks, and the way back to patches.
         sizes = (hidden_size, num_heads, mlp_ratio, norm, mlp, qk_norm)
         if self.takes_text:
             self.blocks = nn.ModuleList(text_blocks(text_attention, depth, *sizes))
@@ -129,8 +128,14 @@ class FlowTransformer(VelocityModel):
         out_channels = in_channels * (2 if learn_sigma else 1)
         self.final_layer = FinalLayer(hidden_size, patch_size**2 * out_channels, norm)
         self._initialize()
+        # What comes after the initialisation has one of its own.
         self.add_embedders(hidden_size, init_std=0.02)
-        self._add_text()
+        if self.takes_text:
+            widths = (text_width, pooled_width)
+            if text_encoder == "bytes":
+                widths = (byte_width, byte_width)
+                self.text_encoder = ByteTransformer(byte_width, byte_depth, text_length)
+            self.text_embedder = TextEmbedder(*widths, hidden_size)
 
     @property
     def takes_text(self) -> bool:
@@ -177,7 +182,7 @@ class FlowTransformer(VelocityModel):
     def predict(
         self, x: Tensor, t: Tensor, c: Tensor, text: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W).
+        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`.
 
         Args:
             x: State, (B, C, H, W).
@@ -190,15 +195,22 @@ class FlowTransformer(VelocityModel):
         rotation = None
         if self.config.position == "absolute":
             h = h + self.pos_embed
-        else:
-            rotation = self._rotation(height, width)
+        elif height == width == self.config.input_size // self.config.patch_size:
+            rotation = self.rotation
+        else:  # a sample of another size than the model's
+            head_width = self.config.hidden_size // self.config.num_heads
+            rotation = rotation_table(head_width, height, width).to(self.rotation)
         tokens, mask = text or (None, None)
         for block in self.blocks:
             if text is None:
                 h = self.run(block, h, c, rotation)
             else:
                 h, tokens = self.run(block, h, c, rotation, tokens, mask)
-        output = self._join(self.final_layer(h, c), height, width)
+        # (B, N, p p C_out) to (B, C, H, W); learn_sigma's second half of the channels is dropped.
+        p, channels = self.config.patch_size, self.config.in_channels
+        h = self.final_layer(h, c).view(len(h), height, width, p, p, -1)[..., :channels]
+        h = h.permute(0, 5, 1, 3, 2, 4)
+        output = h.reshape(len(h), channels, height * p, width * p)
         if self.config.prediction != "data":
             return output
         time_left = (1 - t).clamp_min(_LEAST_TIME_LEFT).view(-1, 1, 1, 1)
@@ -209,10 +221,14 @@ class FlowTransformer(VelocityModel):
     ) -> None:
         """As `VelocityModel.check_inputs`; rotations take samples of other sizes too."""
         if self.config.position == "absolute":
-            super().check_inputs(x, t, condition, t_end)
-        else:
-            self._check_patches(x)
-            self.check_conditions(len(x), t, condition, t_end)
+            return super().check_inputs(x, t, condition, t_end)
+        channels, patch_size = self.config.in_channels, self.config.patch_size
+        if x.dim() != 4 or x.shape[1] != channels or any(n % patch_size for n in x.shape[2:]):
+            raise ValueError(
+                f"samples must be (B, {channels}, H, W) with H and W multiples of {patch_size}, "
+                f"got {tuple(x.shape)}"
+            )
+        return self.check_conditions(len(x), t, condition, t_end)
 
     def check_conditions(
         self, batch_size: int, t: Tensor, condition: Condition | None, t_end: Tensor | None
@@ -223,17 +239,9 @@ class FlowTransformer(VelocityModel):
             condition = condition.get("label")
         super().check_conditions(batch_size, t, condition, t_end)
 
-    def blocks_to_shard(self) -> list[nn.Module]:
-        """The transformer blocks."""
-        return list(self.blocks)
-
     @classmethod
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
-        """Input size, channels, classes, texts and learn_sigma of a file without a config.
-
-        Raises:
-            ValueError: the file is of no such network, or of another patch size.
-        """
+        """Input size, channels, classes, texts and learn_sigma of a public SiT or DiT file."""
         patch_size = config["patch_size"]
         try:
             channels, *patch = state_dict["x_embedder.proj.weight"].shape[1:]
@@ -242,6 +250,7 @@ class FlowTransformer(VelocityModel):
             raise ValueError(f"the weights are of no SiT or DiT: {error}") from error
         if patch != [patch_size] * 2:
             raise ValueError(f"the weights are for patches of {patch}, the model for {patch_size}")
+        # What the shapes tell of a file that has no config.
         options = {
             "in_channels": channels,
             "learn_sigma": num_outputs == 2 * channels * patch_size**2,
@@ -253,26 +262,6 @@ class FlowTransformer(VelocityModel):
         if "y_embedder.embedding_table.weight" in state_dict:
             options["num_classes"] = len(state_dict["y_embedder.embedding_table.weight"]) - 1
         return options | text_options(state_dict)
-
-    def _check_patches(self, x: Tensor) -> None:
-        channels, patch_size = self.config.in_channels, self.config.patch_size
-        if x.dim() != 4 or x.shape[1] != channels or any(n % patch_size for n in x.shape[2:]):
-            raise ValueError(
-                f"samples must be (B, {channels}, H, W) with H and W multiples of {patch_size}, "
-                f"got {tuple(x.shape)}"
-            )
-
-    def _rotation(self, height: int, width: int) -> Tensor:
-        if height == width == self.config.input_size // self.config.patch_size:
-            return self.rotation
-        table = rotation_table(self.config.hidden_size // self.config.num_heads, height, width)
-        return table.to(self.rotation)
-
-    def _join(self, h: Tensor, height: int, width: int) -> Tensor:
-        """Values of patches (B, N, p p C_out) to (B, C, H, W), without the second half."""
-        p, channels = self.config.patch_size, self.config.in_channels
-        h = h.view(len(h), height, width, p, p, -1)[..., :channels]
-        return h.permute(0, 5, 1, 3, 2, 4).reshape(len(h), channels, height * p, width * p)
 
     def _initialize(self) -> None:
         """DiT's: Xavier; zero where a block or the output begins, so that blocks do nothing."""
@@ -287,19 +276,6 @@ class FlowTransformer(VelocityModel):
             if "adaLN_modulation" in name or name.endswith("text_attn.proj.weight"):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.final_layer.linear.weight)
-
-    def _add_text(self) -> None:
-        """Creates what reads texts, if the config says so."""
-        config = self.config
-        if not self.takes_text:
-            return
-        widths = (config.text_width, config.pooled_width)
-        if config.text_encoder == "bytes":
-            widths = (config.byte_width, config.byte_width)
-            self.text_encoder = ByteTransformer(
-                config.byte_width, config.byte_depth, config.text_length
-            )
-        self.text_embedder = TextEmbedder(*widths, config.hidden_size)
 
 
 def _check_config(config: dict) -> None:

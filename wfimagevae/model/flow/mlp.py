@@ -11,7 +11,7 @@ from wfimagevae.model.registry import ModelRegistry
 
 
 class MlpBlock(nn.Module):
-    """Two layers, between which the condition scales and shifts, plus the input."""
+    """Two layers, between which the condition scales and shifts, plus the input, (B, width)."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -19,7 +19,6 @@ class MlpBlock(nn.Module):
         self.modulation = nn.Linear(width, 2 * width)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(B, width) and condition (B, width) to (B, width)."""
         scale, shift = self.modulation(F.silu(c)).chunk(2, dim=1)
         h = torch.addcmul(shift, self.fc1(F.silu(x)), 1 + scale)
         return x + self.fc2(F.silu(h))
@@ -32,9 +31,9 @@ class MLP(VelocityModel):
     Every part is smooth, as average velocities are learned from derivatives.
 
     Args:
-        num_dims: Of a point.
-        hidden_size: Width.
-        depth: Residual blocks.
+        num_dims: Coordinates of a point.
+        hidden_size: Width of the layers.
+        depth: Number of residual blocks.
         num_classes: 0 is an unconditional model.
         average_velocity: Take an end time.
     """
@@ -56,12 +55,7 @@ class MLP(VelocityModel):
         self.add_embedders(hidden_size, TIME_SCALE)
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Velocity at ``x``, (B, num_dims); see `VelocityModel.predict`."""
         h = self.layer_in(x.to(self.layer_in.weight.dtype))
         for block in self.blocks:
             h = self.run(block, h, c)
         return self.layer_out(F.silu(h))
-
-    def blocks_to_shard(self) -> list[nn.Module]:
-        """The residual blocks."""
-        return list(self.blocks)

@@ -51,14 +51,7 @@ class RMSNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of (B, C, H, W), affine; at most 32 groups of at least 4 channels.
-
-    Args:
-        channels: A multiple of 4.
-
-    Raises:
-        ValueError: another number of channels.
-    """
+    """GroupNorm of (B, C, H, W), affine; at most 32 groups of at least 4 channels."""
 
     def __init__(self, channels: int):
         if channels % 4:

@@ -21,7 +21,7 @@ class SmallCNN(VelocityModel):
         input_size: Height and width of a sample.
         in_channels: Channels of a sample.
         base_channels: Width, a multiple of 4.
-        depth: Residual blocks; their dilations are 1, 2, 4, 1, 2, ...
+        depth: Number of residual blocks; their dilations are 1, 2, 4, 1, 2, ...
         num_classes: 0 is an unconditional model.
         average_velocity: Take an end time.
     """
@@ -39,14 +39,9 @@ class SmallCNN(VelocityModel):
         super().__init__()
         self.sample_shape = (in_channels, input_size, input_size)
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
+        dilations = [_DILATIONS[i % len(_DILATIONS)] for i in range(depth)]
         self.blocks = nn.ModuleList(
-            ResidualBlock(
-                base_channels,
-                base_channels,
-                base_channels,
-                dilation=_DILATIONS[i % len(_DILATIONS)],
-            )
-            for i in range(depth)
+            ResidualBlock(*[base_channels] * 3, dilation=dilation) for dilation in dilations
         )
         self.norm_out = GroupNorm(base_channels)
         self.conv_out = zeroed(nn.Conv2d(base_channels, in_channels, 3, padding=1))
@@ -54,12 +49,7 @@ class SmallCNN(VelocityModel):
         self.to(memory_format=torch.channels_last)
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`."""
         h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
         for block in self.blocks:
             h = self.run(block, h, c)
         return self.conv_out(F.silu(self.norm_out(h)))
-
-    def blocks_to_shard(self) -> list[nn.Module]:
-        """The residual blocks."""
-        return list(self.blocks)

@@ -1,5 +1,7 @@
 """Blocks of the flow transformer that also attend to the tokens of a text.
 
+All take the sizes of a `TransformerBlock`, and give tokens (B, N, width) and text (B, L, width).
+
 Sources: Chen et al. 2023 (PixArt-alpha), arXiv:2310.00426, for cross-attention; Esser et al. 2024
 (MMDiT), arXiv:2403.03206, for joint attention.
 """
@@ -12,14 +14,14 @@ from wfimagevae.model.flow.transformer_blocks import TransformerBlock, attend, m
 
 
 class TextEmbedder(nn.Module):
-    """What the blocks are told of a text: tokens behind a learned first one, and a vector.
+    """What the blocks read of a text: tokens behind a learned first one, and a vector.
 
     The vector starts as zeros, so that a pretrained model starts unchanged.
 
     Args:
-        text_width: Of the text's tokens.
-        pooled_width: Of its pooled vector.
-        width: Of what this gives.
+        text_width: Size of the text's tokens.
+        pooled_width: Size of its pooled vector.
+        width: Size of the blocks' tokens.
     """
 
     def __init__(self, text_width: int, pooled_width: int, width: int):
@@ -37,7 +39,7 @@ class TextEmbedder(nn.Module):
     def forward(
         self, tokens: Tensor, mask: Tensor, pooled: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, L, text_width), bool (B, L) and (B, pooled_width) to those of the blocks.
+        """Tokens (B, L, text_width), their mask, bool (B, L), and (B, pooled_width) to the blocks'.
 
         Returns:
             Tokens (B, 1 + L, width), their mask, bool (B, 1 + L), and the vector, (B, width).
@@ -50,7 +52,7 @@ class TextEmbedder(nn.Module):
 
 
 class KeysValues(nn.Module):
-    """Keys and values of a text, for queries that come from elsewhere."""
+    """Keys and values, (B, heads, L, d), of a text (B, L, width), for queries from elsewhere."""
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool):
         super().__init__()
@@ -59,7 +61,6 @@ class KeysValues(nn.Module):
         self.k_norm = RMSNorm(width // num_heads) if qk_norm else nn.Identity()
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, L, width) to (B, heads, L, d) each."""
         k, v = split_heads(self.kv(text), 2, self.num_heads)
         return self.k_norm(k), v
 
@@ -83,18 +84,16 @@ class CrossAttention(nn.Module):
 
 
 class CrossTextBlock(TransformerBlock):
-    """A block that attends to the text between attention and MLP; arguments as of its base."""
+    """A block that attends to the text between attention and MLP."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, norm: str, mlp: str, qk_norm: bool
-    ):
-        super().__init__(width, num_heads, mlp_ratio, norm, mlp, qk_norm)
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        width, num_heads, *_, qk_norm = sizes
         self.text_attn = CrossAttention(width, num_heads, qk_norm)
 
     def forward(
         self, x: Tensor, c: Tensor, rotation: Tensor | None, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `JointTextBlock`; the text comes back as it was."""
         (shift, scale, gate), of_mlp = self.modulations(c)
         x = x + gate * self.attn(modulate(self.norm(x), shift, scale), rotation)
         x = x + self.text_attn(self.norm(x), text, mask)
@@ -102,13 +101,11 @@ class CrossTextBlock(TransformerBlock):
 
 
 class JointTextBlock(TransformerBlock):
-    """A block with a second stream, of the text: each attends to both; arguments as of its base."""
+    """A block with a second stream, of the text: each attends to both."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, norm: str, mlp: str, qk_norm: bool
-    ):
-        super().__init__(width, num_heads, mlp_ratio, norm, mlp, qk_norm)
-        self.text_stream = TransformerBlock(width, num_heads, mlp_ratio, norm, mlp, qk_norm)
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.text_stream = TransformerBlock(*sizes)
 
     def forward(
         self, x: Tensor, c: Tensor, rotation: Tensor | None, text: Tensor, mask: Tensor
@@ -117,6 +114,7 @@ class JointTextBlock(TransformerBlock):
         stream = self.text_stream
         (shift, scale, gate), of_mlp = self.modulations(c)
         (text_shift, text_scale, text_gate), of_text_mlp = stream.modulations(c)
+        # Queries, keys and values of both streams, one behind the other.
         own = self.attn.project(modulate(self.norm(x), shift, scale), rotation)
         other = stream.attn.project(modulate(stream.norm(text), text_shift, text_scale))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, other, strict=True))
@@ -129,17 +127,15 @@ class JointTextBlock(TransformerBlock):
 class LastJointTextBlock(TransformerBlock):
     """The last of the joint blocks: its text is only attended to, and goes nowhere after that."""
 
-    def __init__(
-        self, width: int, num_heads: int, mlp_ratio: float, norm: str, mlp: str, qk_norm: bool
-    ):
-        super().__init__(width, num_heads, mlp_ratio, norm, mlp, qk_norm)
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        width, num_heads, *_, qk_norm = sizes
         self.text_attn = KeysValues(width, num_heads, qk_norm)
         self.text_adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(
         self, x: Tensor, c: Tensor, rotation: Tensor | None, text: Tensor, mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `JointTextBlock`; the text comes back as it was."""
         (shift, scale, gate), of_mlp = self.modulations(c)
         q, k, v = self.attn.project(modulate(self.norm(x), shift, scale), rotation)
         shift, scale = self.text_adaLN_modulation(c)[:, None].chunk(2, dim=-1)
@@ -150,13 +146,7 @@ class LastJointTextBlock(TransformerBlock):
 
 
 def text_blocks(kind: str, depth: int, *sizes) -> list[TransformerBlock]:
-    """The blocks of a transformer that reads a text.
-
-    Args:
-        kind: ``cross`` or ``joint``.
-        depth: How many.
-        sizes: Arguments of each.
-    """
+    """``depth`` blocks that read a text by ``cross`` or ``joint`` attention."""
     if kind == "cross":
         return [CrossTextBlock(*sizes) for _ in range(depth)]
     inner = [JointTextBlock(*sizes) for _ in range(depth - 1)]

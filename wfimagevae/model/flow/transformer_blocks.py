@@ -25,10 +25,7 @@ class PatchEmbedder(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention of (B, N, width); ``qk_norm`` normalizes each head's queries and keys.
-
-    A mask, bool (B, N), says which tokens are attended to.
-    """
+    """Self-attention of (B, N, width); a mask, bool (B, N), says which tokens are attended to."""
 
     def __init__(self, width: int, num_heads: int, qk_norm: bool):
         super().__init__()
@@ -93,12 +90,12 @@ class TransformerBlock(nn.Module):
     """Attention and MLP, each behind a norm that the condition shifts and scales (adaLN-Zero).
 
     Args:
-        width: Of the tokens.
-        num_heads: Of the attention.
+        width: Size of the tokens.
+        num_heads: Heads of the attention.
         mlp_ratio: Hidden width of the MLP, relative to ``width``.
         norm: ``layernorm`` or ``rmsnorm``.
         mlp: ``gelu`` or ``swiglu``.
-        qk_norm: Normalize queries and keys.
+        qk_norm: Normalize each head's queries and keys.
     """
 
     def __init__(

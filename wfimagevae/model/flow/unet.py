@@ -20,11 +20,11 @@ class ResidualBlock(nn.Module):
     """norm, swish, 3x3, norm that the condition scales and shifts, swish, 3x3, plus the input.
 
     Args:
-        in_channels: Width of the input.
+        in_channels: Width of the input, (B, C, H, W).
         out_channels: Width of the output.
-        cond_width: Width of the condition.
+        cond_width: Width of the condition, (B, cond_width).
         dropout: Probability of dropping a value before the second convolution.
-        dilation: Of the first convolution.
+        dilation: Dilation of the first convolution.
     """
 
     def __init__(
@@ -46,7 +46,6 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if is_same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        """(B, C, H, W) and (B, cond_width) to (B, C_out, H, W)."""
         h = self.norm2(self.conv1(F.silu(self.norm1(x))))
         scale, shift = self.modulation(F.silu(c))[..., None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, h, 1 + scale))
@@ -114,13 +113,10 @@ class UNet(VelocityModel):
         channel_mult: Width at each level, relative to that; each level halves the size.
         num_res_blocks: Residual blocks in a level of the way down; one more on the way up.
         attention_resolutions: Sizes, in pixels, of the levels that have attention.
-        num_heads: Of the attention.
+        num_heads: Heads of the attention.
         dropout: Inside the residual blocks.
         num_classes: 0 is an unconditional model.
         average_velocity: Take an end time.
-
-    Raises:
-        ValueError: a size that cannot be halved so often, or widths that do not divide.
     """
 
     @register_to_config
@@ -152,6 +148,7 @@ class UNet(VelocityModel):
         def stage(in_width: int, out_width: int, stage_heads: int) -> Stage:
             return Stage(in_width, out_width, cond_width, dropout, stage_heads)
 
+        # Down: each block's output is kept for the way up.
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
         self.down_blocks, skips = nn.ModuleList(), [base_channels]
         for level, width in enumerate(widths):
@@ -161,8 +158,10 @@ class UNet(VelocityModel):
             if level < len(widths) - 1:
                 self.down_blocks.append(Downsample(width))
                 skips.append(width)
+        # The coarsest level.
         width = widths[-1]
         self.mid_blocks = nn.ModuleList([stage(width, width, num_heads), stage(width, width, 0)])
+        # Up: each block reads one of the outputs that were kept, the latest first.
         self.up_blocks = nn.ModuleList()
         for level in reversed(range(len(widths))):
             for _ in range(num_res_blocks + 1):
@@ -176,9 +175,7 @@ class UNet(VelocityModel):
         self.to(memory_format=torch.channels_last)
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`."""
-        x = x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last)
-        h = self.conv_in(x)
+        h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
         skips = [h]
         for block in self.down_blocks:
             h = block(h) if isinstance(block, Downsample) else self.run(block, h, c)
@@ -198,13 +195,7 @@ class UNet(VelocityModel):
         return [block for block in blocks if isinstance(block, Stage)]
 
     def compile_blocks(self, mode: str | None = None) -> None:
-        """Compiles the network as a whole, in place; names in the state dict stay as they are.
-
-        Its blocks are of more shapes than Dynamo compiles one function for.
-
-        Args:
-            mode: As for `torch.compile`.
-        """
+        """Compiles the network as a whole: its blocks have more shapes than Dynamo compiles."""
         self.compile(mode=mode, dynamic=False)
 
 

@@ -35,9 +35,9 @@ class VelocityModel(RegisteredModel):
     not, as it would wait for the device.
 
     A subclass, here or in a user's own module, sets `sample_shape`, calls `add_embedders`, and has
-    `predict` and `blocks_to_shard`. Its ``__init__`` is decorated with ``register_to_config`` and
-    takes ``num_classes``, ``average_velocity``, and ``in_channels`` and ``input_size`` (of points:
-    ``num_dims``).
+    `predict`, and ``blocks`` or `blocks_to_shard`. Its ``__init__`` is decorated with
+    ``register_to_config`` and takes ``num_classes``, ``average_velocity``, and ``in_channels`` and
+    ``input_size`` (of points: ``num_dims``).
     """
 
     sample_shape: tuple[int, ...]
@@ -175,7 +175,7 @@ class VelocityModel(RegisteredModel):
 
     def blocks_to_shard(self) -> list[nn.Module]:
         """The blocks that FSDP2 shards, and `compile_blocks` as a rule compiles, one by one."""
-        raise NotImplementedError
+        return list(self.blocks)
 
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles block by block, in place; names in the state dict stay as they are.

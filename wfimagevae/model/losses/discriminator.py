@@ -47,7 +47,7 @@ class NLayerDiscriminator(nn.Module):
     """Scores overlapping patches of an image as real (high) or generated (low).
 
     Args:
-        num_layers: Convolutions with stride 2.
+        num_layers: Number of convolutions with stride 2.
         base_channels: Width of the first; it doubles up to eightfold.
 
     Source: Isola et al. 2017, arXiv:1611.07004.

@@ -1,7 +1,7 @@
 """Distances of image pairs in colour, histogram and contrast: differentiable, of any size.
 
-All are in units of pixel values, so that at equal weights they compare with the absolute error.
-They compute in the images' own type, which is to be float32 at least.
+All take a target and an image, (B, C, H, W) in float32 at least, and give (B,), in units of pixel
+values, so that at equal weights they compare with the absolute error.
 """
 
 import torch
@@ -16,12 +16,7 @@ CONTRAST_FLOOR = 1e-4
 def color_distance(target: Tensor, image: Tensor) -> Tensor:
     """Mean absolute difference of each channel's mean and of its standard deviation.
 
-    Args:
-        target: Images, (B, C, H, W).
-        image: The same shape.
-
-    Returns:
-        Distances, (B,). At a constant channel, the deviation's gradient is zero.
+    At a constant channel, the deviation's gradient is zero.
     """
     means, deviations = zip(_moments(target), _moments(image), strict=True)
     return 0.5 * ((means[0] - means[1]).abs() + (deviations[0] - deviations[1]).abs()).mean(1)
@@ -40,13 +35,6 @@ def histogram_distance(target: Tensor, image: Tensor) -> Tensor:
 
     It is the mean absolute difference of the sorted values: histograms of unlimited resolution,
     and a gradient for every pixel, which tells it where its rank belongs.
-
-    Args:
-        target: Images, (B, C, H, W).
-        image: The same shape.
-
-    Returns:
-        Distances, (B,).
     """
     ordered = torch.sort(image.flatten(2), dim=2, stable=True).values  # (B, C, H W)
     wanted = torch.sort(target.flatten(2), dim=2).values
@@ -54,15 +42,7 @@ def histogram_distance(target: Tensor, image: Tensor) -> Tensor:
 
 
 def contrast_distance(target: Tensor, image: Tensor) -> Tensor:
-    """Mean absolute difference of local standard deviations, in 8x8 windows at every 4th pixel.
-
-    Args:
-        target: Images, (B, C, H, W).
-        image: The same shape.
-
-    Returns:
-        Distances, (B,).
-    """
+    """Mean absolute difference of local standard deviations, in 8x8 windows at every 4th pixel."""
     return (_local_deviation(target) - _local_deviation(image)).abs().mean((1, 2, 3))
 
 

@@ -28,11 +28,7 @@ class LPIPS(nn.Module):
     Args:
         net: ``vgg`` (training) or ``alex``.
         weights: File with the torchvision backbone's state dict; None takes the cached or
-            downloaded one.
-
-    Raises:
-        MissingWeights: the backbone cannot be had; the message says how to get it.
-        ValueError: unknown ``net``, or a file with other weights.
+            downloaded one, and raises `MissingWeights` where there is neither.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """
@@ -77,14 +73,9 @@ class LPIPS(nn.Module):
         return [_unit_channels(h.float()) for h in self.net(self.scaling_layer(images))]
 
     def forward(self, reference: Tensor, images: Tensor) -> Tensor:
-        """Distance of each pair.
+        """Distance of each pair of images in [-1, 1], (B, 3, H, W): float32, (B, 1, 1, 1).
 
-        Args:
-            reference: Images in [-1, 1], (B, 3, H, W); no gradient flows into them.
-            images: The same shape and range.
-
-        Returns:
-            Distances, float32, (B, 1, 1, 1).
+        No gradient flows into the reference.
         """
         with torch.no_grad():
             targets = self.features(reference)

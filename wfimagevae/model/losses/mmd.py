@@ -26,8 +26,8 @@ def normal_mmd(vectors: Tensor, weights: Tensor, gather: Callable[[Tensor], Tens
         gather: Joins a tensor's rows over processes; no gradient is needed through it.
 
     Returns:
-        A scalar. Its value is this process's share times the number of processes: their mean
-        is the MMD, and the mean of their gradients is its gradient.
+        This process's share times the number of processes: their mean is the MMD, and the mean
+        of their gradients is its gradient.
 
     Source: Gretton et al. 2012, JMLR 13, lemma 6; exact expectations: Rustamov 2019,
     arXiv:1901.03227; as a regulariser: Tolstikhin et al. 2018, arXiv:1711.01558.
@@ -58,12 +58,9 @@ def _shrink(width: float, added: float, dim: int) -> float:
 
 
 def latent_mmd(latent: Tensor, step: int, gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """`normal_mmd` of latent pixels: 128 an image, on a grid that moves from step to step.
+    """`normal_mmd` of latents (B, C, h, w): 128 pixels an image, on a grid that ``step`` moves.
 
-    Args:
-        latent: (B, C, h, w); B may not differ between processes, h and w may.
-        step: Iteration of the training loop; decides which pixels.
-        gather: As for `normal_mmd`.
+    B may not differ between processes, h and w may.
     """
     pixels = latent.to(torch.promote_types(latent.dtype, torch.float32)).flatten(2)  # (B, C, h w)
     count = pixels.shape[2]

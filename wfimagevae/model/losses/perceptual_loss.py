@@ -88,11 +88,13 @@ class LPIPSWithDiscriminator2D(nn.Module):
             A scalar whose gradient is that of the summed loss divided by the values per
             image, and detached logs.
         """
+        # Likelihood: its gradient in the image, and from there on no graph of LPIPS.
         reconstruction = output.sample
         target, image = _full(images), _full(reconstruction.detach()).requires_grad_()
         nll, logs = self._reconstruction(target, image)
         total = nll.detach()
         gradient = _image_gradient(nll, image, _SUM_SCALE)
+        # Adversarial term, weighted by the ratio of both gradients at the last layer.
         factor = self.config.disc_factor(step)
         if factor > 0:
             g_loss, g_gradient = self._adversarial(image, noise)
@@ -104,6 +106,7 @@ class LPIPSWithDiscriminator2D(nn.Module):
             total = total + weight * factor * g_loss
             gradient = gradient + weight * factor * g_gradient
             logs |= {"train/d_weight": weight, "train/g_loss": g_loss}
+        # Terms of one number an image; then, in one backward pass with all of these, the latents'.
         for term in self._statistics(target, image, logs):
             total = total + term.detach()
             gradient = gradient + _image_gradient(term, image, 1.0)
@@ -124,11 +127,11 @@ class LPIPSWithDiscriminator2D(nn.Module):
         update: int = 0,
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Logs]:
-        """The discriminator's loss on real images and detached reconstructions.
+        """The discriminator's loss on real images and detached reconstructions, (B, 3, H, W).
 
         Args:
-            images: In [-1, 1], (B, 3, H, W).
-            reconstruction: Of them, the same shape.
+            images: Real ones, in [-1, 1].
+            reconstruction: The VAE's, of the same images.
             update: How many updates the discriminator has had, which says whether the gradient
                 penalty is due.
             noise: Added to both before the discriminator sees them.

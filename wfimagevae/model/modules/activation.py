@@ -10,16 +10,10 @@ NUM_VALUES = 5  # t and the four control points
 
 
 def cubic_bezier(values: Tensor) -> Tensor:
-    """Each channel's own cubic, at its own place.
+    """Each channel's own cubic Bezier curve, at its own place.
 
-    Args:
-        values: t before its sigmoid, then p0, p1, p2, p3, C channels each, (B, 5 C, H, W).
-
-    Returns:
-        ``(1-t)^3 p0 + 3 (1-t)^2 t p1 + 3 (1-t) t^2 p2 + t^3 p3``, (B, C, H, W).
-
-    Raises:
-        ValueError: the channels are not a multiple of 5.
+    Takes t before its sigmoid, then the control points p0, p1, p2, p3, C channels each,
+    (B, 5 C, H, W), to ``(1-t)^3 p0 + 3 (1-t)^2 t p1 + 3 (1-t) t^2 p2 + t^3 p3``, (B, C, H, W).
     """
     if values.shape[1] % NUM_VALUES:
         raise ValueError(f"five values a channel expected, got {values.shape[1]} channels")
@@ -33,10 +27,7 @@ def cubic_bezier(values: Tensor) -> Tensor:
 class BezierActivation(nn.Module):
     """Cubic Bezier whose place and control points a 1x1 convolution reads off the input.
 
-    That projection has 5 C^2 + 5 C parameters, where SiLU and ReLU have none.
-
-    Args:
-        channels: Width of input and output, C.
+    That projection has 5 C^2 + 5 C parameters for C channels, where SiLU and ReLU have none.
     """
 
     def __init__(self, channels: int):
@@ -55,11 +46,7 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "relu": F.relu}
 
 
 def build_activation(name: str, channels: int) -> Callable[..., Tensor]:
-    """The activation that a config calls ``silu``, ``relu`` or ``bezier``.
-
-    Raises:
-        ValueError: unknown name.
-    """
+    """The activation that a config calls ``silu``, ``relu`` or ``bezier``."""
     if name == "bezier":
         return BezierActivation(channels)
     if name not in ELEMENTWISE:

@@ -8,15 +8,9 @@ from wfimagevae.model.modules.spade import Spade
 
 
 class AttnBlock2D(nn.Module):
-    """One head of self-attention over all H W positions, with a residual connection.
+    """One head of self-attention over all H W positions, plus the input.
 
-    `scaled_dot_product_attention` never holds the matrix of position pairs; memory grows with
-    H W, not with its square.
-
-    Args:
-        channels: Width of input and output.
-        norm_type: ``layernorm`` or ``groupnorm``.
-        latent_dim: Channels of the latent that modulates the norm; 0 takes none.
+    With ``latent_dim``, a latent of so many channels modulates the norm.
     """
 
     def __init__(self, channels: int, norm_type: str = "layernorm", latent_dim: int = 0):

@@ -56,7 +56,6 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The norm as a function of the input and its two parameters, (C,)."""
         weight, bias = _match(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             y = F.group_norm(x, NUM_GROUPS, weight, bias, EPS)
@@ -77,11 +76,7 @@ _NORMS = {"layernorm": ChannelLayerNorm, "groupnorm": ChannelGroupNorm}
 
 
 def build_norm(norm_type: str, channels: int) -> ChannelLayerNorm | ChannelGroupNorm:
-    """The norm that a config calls ``layernorm`` or ``groupnorm``.
-
-    Raises:
-        ValueError: unknown name, or a width that 32 groups do not divide.
-    """
+    """The norm that a config calls ``layernorm`` or ``groupnorm``."""
     if norm_type not in _NORMS:
         raise ValueError(f"unknown norm_type {norm_type!r}; use one of {', '.join(_NORMS)}")
     return _NORMS[norm_type](channels)
@@ -102,9 +97,6 @@ def norm_activation_conv(
         activation: A module, or a function of one tensor that takes ``inplace``.
         conv: Stride 1, any kernel size and padding.
         x: (B, C, H, W), channels_last.
-
-    Returns:
-        (B, C_out, H, W), in autocast's type if it is on.
     """
     if torch.compiler.is_compiling() or isinstance(activation, nn.Module):
         return conv(activation(norm(x)))
@@ -119,7 +111,7 @@ def norm_activation_conv(
 
 
 class _NormActivationConv(torch.autograd.Function):
-    """First derivatives only."""
+    """Convolution of a norm and an activation that are computed again in backward."""
 
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, weight, bias, functions, padding):

@@ -10,11 +10,7 @@ class DiagonalGaussian:
     """Independent normal distribution for each latent value, computed in float32.
 
     Args:
-        moments: Means and log-variances, concatenated, (B, 2 C, H, W).
-
-    Attributes:
-        mean: (B, C, H, W).
-        logvar: Clamped to [-30, 20], (B, C, H, W).
+        moments: Means and log-variances, the latter clamped to [-30, 20], (B, 2 C, H, W).
     """
 
     def __init__(self, moments: Tensor):
@@ -25,12 +21,10 @@ class DiagonalGaussian:
 
     @property
     def std(self) -> Tensor:
-        """Standard deviation, (B, C, H, W)."""
         return (0.5 * self.logvar).exp()
 
     @property
     def var(self) -> Tensor:
-        """Variance, (B, C, H, W)."""
         return self.logvar.exp()
 
     def mode(self) -> Tensor:
@@ -40,15 +34,11 @@ class DiagonalGaussian:
     def sample(
         self, generator: torch.Generator | None = None, noise: Tensor | None = None
     ) -> Tensor:
-        """A draw, differentiable in the moments.
+        """A draw, differentiable in the moments, (B, C, H, W).
 
         Args:
             generator: Source of the noise, on any device; None takes the global one.
-            noise: Standard normal values to use instead, (B, C, H, W); this way each sample's
-                noise can have its own seed.
-
-        Raises:
-            ValueError: ``noise`` has another shape.
+            noise: Standard normal values to use instead, so that each sample can have its own seed.
         """
         if noise is None:
             source = generator.device if generator is not None else self.mean.device

@@ -12,8 +12,7 @@ class ResnetBlock2D(nn.Module):
 
     Args:
         in_channels: Width of the input.
-        out_channels: Width of the output; where it differs, a 1x1 convolution takes the input
-            there.
+        out_channels: Width of the output; a 1x1 convolution takes another input there.
         dropout: Probability of dropping a value before the second convolution.
         norm_type: ``layernorm`` or ``groupnorm``.
         activation: ``silu``, ``relu`` or ``bezier``.
@@ -45,6 +44,7 @@ class ResnetBlock2D(nn.Module):
             self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, latent: Tensor | None = None) -> Tensor:
+        # Norm, activation and convolution are one function where nothing stands between them.
         drops = self.training and self.dropout.p > 0
         if self.spade1 is None:
             h = norm_activation_conv(self.norm1, self.activation1, self.conv1, x)

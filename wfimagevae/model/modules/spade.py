@@ -12,10 +12,6 @@ class Spade(nn.Module):
 
     The last of them starts at zero, so a fresh one changes nothing.
 
-    Args:
-        latent_dim: Channels of the latent.
-        channels: Channels of the features.
-
     Source: Park et al. 2019, arXiv:1903.07291, with the latent in place of a segmentation map.
     """
 
@@ -27,12 +23,7 @@ class Spade(nn.Module):
         nn.init.zeros_(self.conv_out.bias)
 
     def forward(self, x: Tensor, latent: Tensor) -> Tensor:
-        """``x * (1 + scale) + shift``.
-
-        Args:
-            x: Normalised features, (B, C, H, W).
-            latent: (B, latent_dim, h, w), of any smaller or equal size.
-        """
+        """``x * (1 + scale) + shift`` of x (B, C, H, W), to whose size the latent is brought."""
         if latent.shape[2:] != x.shape[2:]:
             latent = F.interpolate(latent, size=x.shape[2:], mode="bilinear")
             latent = latent.contiguous(memory_format=torch.channels_last)

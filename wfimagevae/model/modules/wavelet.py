@@ -16,16 +16,9 @@ from torch import Tensor, nn
 
 
 def haar(x: Tensor) -> Tensor:
-    """Splits images into four half-size bands.
+    """Splits images (B, C, H, W), H and W even, into four half-size bands.
 
-    Args:
-        x: Floating point (B, C, H, W) with even H and W.
-
-    Returns:
-        (B, 4 C, H/2, W/2), band-major (LL, LH, HL, HH), channels_last.
-
-    Raises:
-        ValueError: H or W is odd.
+    Gives (B, 4 C, H/2, W/2), band-major (LL, LH, HL, HH), channels_last.
     """
     if x.shape[-2] % 2 or x.shape[-1] % 2:
         raise ValueError(f"Haar needs an even height and width, got {tuple(x.shape[-2:])}")
@@ -43,17 +36,7 @@ def haar(x: Tensor) -> Tensor:
 
 
 def inverse_haar(coeffs: Tensor) -> Tensor:
-    """Inverse of `haar`, which is also its transpose.
-
-    Args:
-        coeffs: Floating point (B, 4 C, H, W), band-major.
-
-    Returns:
-        (B, C, 2 H, 2 W), channels_last.
-
-    Raises:
-        ValueError: the channels are not a multiple of 4.
-    """
+    """Inverse of `haar`, which is also its transpose: (B, 4 C, H, W) to (B, C, 2 H, 2 W)."""
     if coeffs.shape[1] % 4:
         raise ValueError(f"four bands expected, got {coeffs.shape[1]} channels")
     ll, lh, hl, hh = (coeffs * 0.5).permute(0, 2, 3, 1).chunk(4, dim=3)  # (B, H, W, C) each

@@ -26,15 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_frozen_encoder(facts: Mapping, device: torch.device) -> "FrozenEncoder":
-    """A pretrained encoder, as `open_text_encoder` describes it.
+    """A pretrained encoder, on the device, as `open_text_encoder` describes it.
 
     Args:
         facts: ``kind`` and ``source``; ``length`` or None; ``fingerprint``, checked if there.
         device: Where it computes.
-
-    Raises:
-        ValueError: a model that cannot be had, is of another family, lacks weights or has others
-            than the recorded ones; or a length that it cannot take.
     """
     kind, source = facts["kind"], facts["source"]
     tokenizer, network = _load(kind, source)
@@ -67,8 +63,8 @@ class FrozenEncoder:
     to (Reimers and Gurevych 2019, arXiv:1908.10084).
 
     Args:
-        tokenizer: Of transformers.
-        network: Of transformers, on the device where it computes.
+        tokenizer: Tokenizer of transformers.
+        network: Model of transformers, on the device where it computes.
         facts: As for `TextEncoder`.
     """
 

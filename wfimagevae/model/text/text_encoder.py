@@ -22,7 +22,7 @@ class TextEncoder(Protocol):
     Attributes:
         facts: What opens it again with `open_text_encoder`: ``kind``, ``source``, ``length`` and
             ``fingerprint`` of the weights, the latter None of bytes.
-        config_keys: Those of a `FlowTransformer` that reads what this gives.
+        config_keys: Config keys of a `FlowTransformer` that reads what this gives.
     """
 
     facts: dict
@@ -43,10 +43,6 @@ def open_text_encoder(
         device: Where it computes, and where its results are.
         length: Tokens, or bytes, of a text. None takes the recorded one; otherwise 128, or what
             the model can take if that is less.
-
-    Raises:
-        ValueError: an unknown kind, a length that does not fit, a model that cannot be had, or
-            weights other than the recorded ones.
     """
     if isinstance(spec, str):
         kind, _, source = spec.partition(":")
@@ -76,9 +72,7 @@ def open_text_encoder(
 class ByteEncoder:
     """UTF-8 bytes plus one, and 0 behind the end; the network learns to read them.
 
-    Args:
-        length: Bytes of a text. Longer ones are cut between characters.
-        device: Where results are.
+    Texts of more than ``length`` bytes are cut between characters.
     """
 
     def __init__(self, length: int, device: torch.device):

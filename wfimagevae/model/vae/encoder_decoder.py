@@ -33,10 +33,7 @@ class _CheckpointedBlocks(nn.Module):
 
 
 class EncoderImage(_CheckpointedBlocks):
-    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first.
-
-    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
-    """
+    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first."""
 
     def __init__(
         self,
@@ -75,10 +72,7 @@ class EncoderImage(_CheckpointedBlocks):
 
 
 class DecoderImage(_CheckpointedBlocks):
-    """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first.
-
-    The arguments are `WFVAE2ImageModel`'s of that name, for this half.
-    """
+    """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first."""
 
     def __init__(  # noqa: PLR0913 - the model's own list
         self,

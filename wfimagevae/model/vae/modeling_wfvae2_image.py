@@ -53,9 +53,6 @@ class WFVAE2ImageModel(ImageBaseAE):
             many (0.99) at those of examples/wfvae2-image-1024-bezier.json.
         spade: Modulate the decoder's norms by the latent, bilinearly resized to each level. A
             fresh modulation changes nothing; weights without one get it from `from_pretrained`.
-
-    Raises:
-        ValueError: widths, block counts or statistics that do not fit together.
     """
 
     @register_to_config
@@ -104,22 +101,16 @@ class WFVAE2ImageModel(ImageBaseAE):
 
     @property
     def spatial_factor(self) -> int:
-        """Image pixels per latent pixel, along one side."""
         return 2 ** len(self.config.base_channels)
 
     @property
     def last_layer(self) -> Tensor:
-        """Weight of the decoder's last convolution, for the adaptive adversarial weight."""
         return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor) -> EncoderOutput:
-        """Posterior over latents of images.
+        """Posterior over latents of images in [-1, 1], (B, 3, H, W).
 
-        Args:
-            x: Images in [-1, 1], (B, 3, H, W); H and W multiples of `spatial_factor`.
-
-        Raises:
-            ValueError: another shape.
+        Height and width are multiples of `spatial_factor`; ValueError otherwise.
         """
         factor = self.spatial_factor
         if x.dim() != 4 or x.shape[1] != 3:
@@ -137,14 +128,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         return EncoderOutput(DiagonalGaussian(moments), levels)
 
     def decode(self, z: Tensor) -> DecoderOutput:
-        """Images of latents, not clamped.
-
-        Args:
-            z: Latents as `encode` gives them (not normalized), (B, C, h, w).
-
-        Raises:
-            ValueError: another shape.
-        """
+        """Images, not clamped, of latents (B, C, h, w) as `encode` gives them (not normalized)."""
         if z.dim() != 4 or z.shape[1] != self.config.latent_dim:
             raise ValueError(
                 f"latents must be (B, {self.config.latent_dim}, h, w), got {tuple(z.shape)}"
@@ -169,10 +153,7 @@ class WFVAE2ImageModel(ImageBaseAE):
 
         The decoder's tail stays eager, so that the last layer's gradient, which the adaptive
         adversarial weight needs, runs no other layer's backward pass. Each new image or batch
-        size compiles anew.
-
-        Args:
-            mode: As for `torch.compile`.
+        size compiles anew. ``mode`` is that of `torch.compile`.
         """
         encoder, decoder = self.encoder, self.decoder
         for block in (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks):
@@ -189,9 +170,6 @@ class WFVAE2ImageModel(ImageBaseAE):
         Args:
             tile_size: Side of a tile, in image pixels.
             overlap: Least number of image pixels that neighbours share.
-
-        Raises:
-            ValueError: not multiples of `spatial_factor`, or an overlap of over half a tile.
         """
         self.tiling = Tiling.from_pixels(tile_size, overlap, self.spatial_factor)
 

@@ -23,11 +23,7 @@ class Tiling:
 
     @classmethod
     def from_pixels(cls, tile_size: int, overlap: int, factor: int) -> "Tiling":
-        """Tiling of images whose latents are ``factor`` times smaller.
-
-        Raises:
-            ValueError: not multiples of ``factor``, or an overlap of more than half a tile.
-        """
+        """Tiling of images whose latents are ``factor`` times smaller; sizes in pixels."""
         if tile_size % factor or overlap % factor:
             raise ValueError(
                 f"tile_size and overlap must be multiples of {factor}, got {tile_size}, {overlap}"
@@ -43,22 +39,20 @@ class Tiling:
         return max(height, width) > self.size
 
     def run(self, function: Callable[[Tensor], Tensor], x: Tensor, factors: tuple) -> Tensor:
-        """Applies ``function`` to each tile of ``x`` and blends the results.
+        """Applies ``function`` to each tile of ``x``, (B, C, H, W), and blends the results.
 
         Args:
             function: (B, C, h, w) to (B, C', h s, w s), with one s for all tiles.
-            x: (B, C, H, W).
+            x: Images or latents.
             factors: Pixels per latent pixel of input and of output: (8, 1) encodes, (1, 8)
                 decodes.
-
-        Returns:
-            (B, C', H s, W s); at each pixel the tiles' weights sum to one.
         """
         before, after = factors
         height, width = x.shape[2] // before, x.shape[3] // before
         rows, columns = self._starts(height), self._starts(width)
         row_weights = self._weights(rows, height, after).to(x.device)
         column_weights = self._weights(columns, width, after).to(x.device)
+        # Each tile is added with its weight; at each pixel the tiles' weights sum to one.
         result = None
         for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
             tile = function(x[(..., *self._window(top, left, before))])
@@ -105,14 +99,9 @@ class Tiling:
 
 
 def pad_to_multiple(x: Tensor, multiple: int = 8) -> tuple[Tensor, tuple[int, int]]:
-    """Reflects images at the bottom and right until their sides are multiples.
+    """Reflects images (B, C, H, W) at the bottom and right until their sides are multiples.
 
-    Args:
-        x: (B, C, H, W), of any size.
-        multiple: What the sides must be multiples of.
-
-    Returns:
-        The padded images, and (H, W) to crop results back to.
+    Gives the padded images, and (H, W) to crop results back to.
     """
     height, width = x.shape[-2:]
     rows = _reflected(height, -height % multiple).to(x.device)

@@ -29,9 +29,7 @@ class WFDownBlockImage(nn.Module):
         out_channels: Width of the output.
         energy_flow_size: Width that the bands are taken to.
         num_resblocks: Residual blocks, the one after the join counted.
-        dropout: Inside the residual blocks.
-        norm_type: ``layernorm`` or ``groupnorm``.
-        activation: ``silu``, ``relu`` or ``bezier``.
+        dropout: Of the residual blocks, as are norm_type and activation.
     """
 
     def __init__(
@@ -65,17 +63,8 @@ class WFUpBlockImage(nn.Module):
     """Doubles a feature map and branches off the Haar bands of its level.
 
     Bands add up over the levels to the image, so under autocast they leave in the parameters'
-    type.
-
-    Args:
-        in_channels: Width of the input.
-        out_channels: Width of the output.
-        energy_flow_size: Width that the bands come from.
-        num_resblocks: Residual blocks, those before the branch and at the end counted.
-        dropout: Inside the residual blocks.
-        norm_type: ``layernorm`` or ``groupnorm``.
-        activation: ``silu``, ``relu`` or ``bezier``.
-        latent_dim: Channels of the latent that modulates the norms; 0 takes none.
+    type. ``num_resblocks`` counts those before the branch and at the end, ``latent_dim`` the
+    channels of the latent that modulates the norms; the rest is as for `WFDownBlockImage`.
     """
 
     def __init__(
@@ -107,6 +96,7 @@ class WFUpBlockImage(nn.Module):
     def forward(
         self, x: Tensor, low: Tensor | None = None, latent: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
+        # Split the bands off, and complete them with those of the coarser level.
         x = self.branch_conv(x, latent)
         x, flow = x.split(self.widths, dim=1)  # (B, C, H, W), (B, E, H, W)
         flow_block, flow_conv = self.out_flow_conv
@@ -115,6 +105,7 @@ class WFUpBlockImage(nn.Module):
         if low is not None:
             coeffs[:, :3] += low
         low = self.inverse_wavelet_transform(coeffs)  # (B, 3, 2 H, 2 W)
+        # Go on with the rest, at twice the size.
         x = packed(x)
         for block in self.res_block:
             x = block(x, latent)
