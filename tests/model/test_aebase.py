@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.model.test_wfvae2_image import tiny_model
-from wfimagevae.model.modeling_aebase import ImageBaseAE, read_checkpoint_weights
+from wfimagevae.model import ImageBaseAE, read_checkpoint_weights
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "wfvae2_image_layernorm"

@@ -13,18 +13,6 @@ from torch import Tensor
 from wfimagevae.model.modeling_base import RegisteredModel
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import bare, latest_checkpoint, read_checkpoint_weights
-
-__all__ = [
-    "AutoencoderOutput",
-    "DecoderOutput",
-    "EncoderOutput",
-    "ImageBaseAE",
-    "autoencoder_class",
-    "bare",
-    "latest_checkpoint",
-    "read_checkpoint_weights",
-]
 
 DEFAULT_SCALE = 0.18215
 _CONFIG_KEYS = ("latent_dim", "scale", "shift")

@@ -38,6 +38,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     # Keys that some files hold and the model does not.
     _passed_over: ClassVar[re.Pattern | None] = None
+    _read_file = staticmethod(read_checkpoint_weights)
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | str | os.PathLike, **overrides) -> Self:
@@ -74,6 +75,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         ignore_mismatched_sizes: bool = False,
         torch_dtype: torch.dtype | None = None,
         subfolder: str | None = None,
+        model_name: str | None = None,
+        overrides: dict | None = None,
         **hub_options,
     ) -> Self:
         """A model with trained weights, in eval mode.
@@ -82,12 +85,21 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             path: A training checkpoint (.ckpt); a folder of them, of which the one with the
                 highest step is taken; a Hugging Face folder; or a hub name, ``user/model``.
                 Checkpoints give their EMA weights, unless the environment has
-                NOT_USE_EMA_MODEL=1.
+                NOT_USE_EMA_MODEL=1. Of velocity networks also a public SiT or DiT file: a state
+                dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
             model_config: JSON file with the config of a checkpoint that embeds none and has no
                 config.json beside it; given, it wins over those.
-            ignore_mismatched_sizes: Keep fresh weights where shapes differ, and warn.
+            ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either
+                side alone has classes, and warn.
             torch_dtype: Type of the parameters; None keeps float32.
             subfolder: Folder inside ``path`` that holds config.json.
+            model_name: Registered name of the size of a public file, which has no config; passed
+                over where there is one. The rest is read off the shapes; a file called DiT...
+                predicts ``epsilon``, any other ``velocity``.
+            overrides: Config keys that win over all that. Of a velocity network,
+                ``average_velocity=True`` for weights without it adds a fresh embedder of the end
+                time, and ``text_encoder`` fresh parameters that read texts; neither changes
+                anything at first, but for ``text_attention="joint"``.
             hub_options: For `huggingface_hub.snapshot_download`: revision, token, cache_dir,
                 local_files_only.
 
@@ -97,20 +109,24 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             FileNotFoundError: a local path that does not exist.
         """
         source = find_weights(path, subfolder, hub_options)
-        read = read_folder if source.is_dir() else read_checkpoint_weights
-        state_dict, config = read(source)
-        model = cls.from_config(cls._config_for(source, config, model_config))
-        model.load_weights(model._completed(state_dict, config), ignore_mismatched_sizes)
-        return model._ready(torch_dtype)
+        weights, config = (read_folder if source.is_dir() else cls._read_file)(source)
+        overrides = overrides or {}
+        if config is None and model_config is None and model_name:
+            model = cls._sized_by_name(model_name, source, weights, overrides)
+        else:
+            model = cls.from_config(cls._config_for(source, config, model_config), **overrides)
+        model.load_weights(model._completed(weights, config, overrides), ignore_mismatched_sizes)
+        if torch_dtype is not None:
+            torch.nn.Module.to(model, torch_dtype)  # diffusers' own warns about nothing
+        return model.eval()
 
-    def _completed(self, weights: StateDict, config: dict | None) -> StateDict:
+    @classmethod
+    def _sized_by_name(cls, name: str, source: Path, weights: StateDict, overrides: dict) -> Self:
+        raise ValueError(f"{source} has no config; model_name is for public SiT and DiT files")
+
+    def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
         """Weights of a model with the file's ``config``, with fresh parts where this has more."""
         return weights
-
-    def _ready(self, torch_dtype: torch.dtype | None) -> Self:
-        if torch_dtype is not None:
-            torch.nn.Module.to(self, torch_dtype)  # diffusers' own warns about nothing
-        return self.eval()
 
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """Copies weights in, with or without a leading ``module.`` before their keys.

@@ -34,12 +34,7 @@ def opened(folder, name, length=None):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_results_are_those_of_transformers_for_each_prompt_alone(folder, name):
-    from transformers import (
-        AutoModel,
-        AutoTokenizer,
-        CLIPTextModel,
-        T5EncoderModel,
-    )
+    from transformers import AutoModel, AutoTokenizer, CLIPTextModel, T5EncoderModel
 
     classes = {"clip": CLIPTextModel, "t5": T5EncoderModel, "bert": AutoModel}
     kind = spec_of(folder, name).partition(":")[0]

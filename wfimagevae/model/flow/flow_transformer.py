@@ -161,11 +161,7 @@ class FlowTransformer(VelocityModel):
         return text if labels is None else {"label": labels} | text
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Condition | None = None,
-        t_end: Tensor | None = None,
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, t_end: Tensor | None = None
     ) -> Tensor:
         """Velocity at ``x``, (B, C, H, W); see `VelocityModel.forward`."""
         if not self.takes_text:

@@ -1,8 +1,8 @@
 """Base class of the networks that predict velocities."""
 
 import logging
-import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -12,7 +12,7 @@ from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
 from wfimagevae.model.flow.text_condition import is_text_weight
 from wfimagevae.model.modeling_base import RegisteredModel
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import StateDict, find_weights, read_folder, read_weights
+from wfimagevae.model.weight_files import StateDict, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class VelocityModel(RegisteredModel):
 
     sample_shape: tuple[int, ...]
     gradient_checkpointing = False
+    _read_file = staticmethod(read_weights)
 
     @property
     def num_classes(self) -> int:
@@ -106,11 +107,7 @@ class VelocityModel(RegisteredModel):
             nn.init.zeros_(self.t_end_embedder.mlp[2].bias)
 
     def forward(
-        self,
-        x: Tensor,
-        t: Tensor,
-        condition: Condition | None = None,
-        t_end: Tensor | None = None,
+        self, x: Tensor, t: Tensor, condition: Condition | None = None, t_end: Tensor | None = None
     ) -> Tensor:
         """Velocity at ``x``, (B, *sample_shape), as the class says.
 
@@ -187,72 +184,48 @@ class VelocityModel(RegisteredModel):
             block.compile(mode=mode, dynamic=False)
 
     @classmethod
-    def from_pretrained(
-        cls,
-        path: str | os.PathLike,
-        model_config: str | os.PathLike | None = None,
-        ignore_mismatched_sizes: bool = False,
-        torch_dtype: torch.dtype | None = None,
-        subfolder: str | None = None,
-        model_name: str | None = None,
-        overrides: dict | None = None,
-        **hub_options,
-    ) -> Self:
-        """A model with trained weights, in eval mode; see `RegisteredModel.from_pretrained`.
+    def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
+        """Config keys that the shapes of a state dict reveal, given the rest of the config."""
+        return {}
 
-        Args:
-            path: Also a public SiT or DiT file: a state dict, or one as ``ema`` or ``model``, in
-                .pt, .pth or .safetensors.
-            model_config: JSON file with the config of a checkpoint that has none.
-            ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either
-                side alone has classes, and warn.
-            torch_dtype: Type of the parameters; None keeps float32.
-            subfolder: Folder inside ``path`` that holds config.json.
-            model_name: Registered name of the size of a file that has no config; passed over
-                where there is one. The rest is read off the shapes; a file called DiT... predicts
-                ``epsilon``, any other ``velocity``.
-            overrides: Config keys that win over all that. ``average_velocity=True`` for weights
-                without it adds a fresh embedder of the end time, and ``text_encoder`` fresh
-                parameters that read texts; neither changes anything at first, but for
-                ``text_attention="joint"``.
-            hub_options: For `huggingface_hub.snapshot_download`.
-        """
-        source = find_weights(path, subfolder, hub_options)
-        state_dict, config = (read_folder if source.is_dir() else read_weights)(source)
-        overrides = overrides or {}
-        if config is None and model_config is None and model_name:
-            # A public file: the name tells its size, its shapes tell the rest.
-            with torch.device("meta"):
-                sketch = build_velocity_model(model_name)
-            options = sketch.options_of_weights(state_dict, sketch.config)
-            if "prediction" in sketch.config:
-                is_dit = source.name.lower().startswith("dit")
-                options["prediction"] = "epsilon" if is_dit else "velocity"
-            options |= overrides
-            logger.info("%s read as %s with %s", source, model_name, options)
-            model = build_velocity_model(model_name, **options)
-        elif config or model_config or (source.parent / cls.config_name).is_file():
-            model = cls.from_config(cls._config_for(source, config, model_config), **overrides)
-        else:
+    @classmethod
+    def _config_for(cls, source: Path, embedded: dict | None, model_config: str | None) -> dict:
+        if not (embedded or model_config or (source.parent / cls.config_name).is_file()):
             raise ValueError(
                 f"{source} holds weights without a config, and has no config.json beside it; "
                 "model_name must name their size (--model_name DiT-XL/2, for example), or put "
                 "their config.json there"
             )
-        # Parts that the weights do not have start fresh.
-        if overrides.get("average_velocity"):
-            state_dict = model._with_fresh(state_dict, _is_end_time_weight, "embedder of end times")
-        if overrides.get("text_encoder"):
-            state_dict = model._with_fresh(state_dict, is_text_weight, "reader of texts")
-        if ignore_mismatched_sizes:
-            state_dict = model._with_own_classes(state_dict)
-        model.load_weights(state_dict, ignore_mismatched_sizes)
-        return model._ready(torch_dtype)
+        return super()._config_for(source, embedded, model_config)
 
     @classmethod
-    def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
-        """Config keys that the shapes of a state dict reveal, given the rest of the config."""
-        return {}
+    def _sized_by_name(cls, name: str, source: Path, weights: StateDict, overrides: dict) -> Self:
+        """A model for a public file: the name tells its size, its shapes tell the rest."""
+        with torch.device("meta"):
+            sketch = build_velocity_model(name)
+        options = sketch.options_of_weights(weights, sketch.config)
+        if "prediction" in sketch.config:
+            is_dit = source.name.lower().startswith("dit")
+            options["prediction"] = "epsilon" if is_dit else "velocity"
+        options |= overrides
+        logger.info("%s read as %s with %s", source, name, options)
+        return build_velocity_model(name, **options)
+
+    def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
+        if overrides.get("average_velocity"):
+            weights = self._with_fresh(weights, _is_end_time_weight, "embedder of end times")
+        if overrides.get("text_encoder"):
+            weights = self._with_fresh(weights, is_text_weight, "reader of texts")
+        return weights
+
+    def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
+        """As `RegisteredModel.load_weights`; mismatched sizes include classes on one side alone."""
+        own, key = self.state_dict(), "y_embedder.embedding_table.weight"
+        if ignore_mismatched_sizes and (key in own) != (key in state_dict):
+            logger.warning("weights and model differ in having classes; not taken: %s", key)
+            state_dict = {name: value for name, value in state_dict.items() if name != key}
+            state_dict |= {key: own[key]} if key in own else {}
+        super().load_weights(state_dict, ignore_mismatched_sizes)
 
     def _with_fresh(
         self, weights: StateDict, is_part: Callable[[str], bool], what: str
@@ -265,15 +238,6 @@ class VelocityModel(RegisteredModel):
         effect = "changes every result until it is trained" if is_joint else "changes nothing"
         logger.info("no %s in the weights; a fresh one %s", what, effect)
         return weights | fresh
-
-    def _with_own_classes(self, weights: StateDict) -> StateDict:
-        """The weights, with this model's classes, or none, where one side alone has any."""
-        own, key = self.state_dict(), "y_embedder.embedding_table.weight"
-        if (key in own) == (key in weights):
-            return weights
-        logger.warning("weights and model differ in having classes; not taken: %s", key)
-        weights = {name: value for name, value in weights.items() if name != key}
-        return weights | ({key: own[key]} if key in own else {})
 
 
 def _is_end_time_weight(name: str) -> bool:

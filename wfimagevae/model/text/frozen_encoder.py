@@ -83,11 +83,7 @@ class FrozenEncoder:
         self._warn_of_long(prompts)
         device = self.network.device
         inputs = self.tokenizer(
-            prompts,
-            padding=True,
-            truncation=True,
-            max_length=self.length,
-            return_tensors="pt",
+            prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
         ).to(device)
         attended = inputs["attention_mask"]
         # Conditions are as precise as their training knew them, whatever precision is around.

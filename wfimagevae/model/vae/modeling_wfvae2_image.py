@@ -13,9 +13,14 @@ from torch import Tensor
 from wfimagevae.model.modeling_aebase import DecoderOutput, EncoderOutput, ImageBaseAE
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.vae.encoder_decoder import DecoderImage, EncoderImage
+from wfimagevae.model.vae.encoder_decoder import (
+    DecoderImage,
+    EncoderImage,
+    WFDownBlockImage,
+    WFUpBlockImage,
+    packed,
+)
 from wfimagevae.model.vae.tiling import Tiling, pad_to_multiple
-from wfimagevae.model.vae.wavelet_blocks import WFDownBlockImage, WFUpBlockImage, packed
 from wfimagevae.model.weight_files import StateDict
 
 __all__ = [
@@ -139,7 +144,7 @@ class WFVAE2ImageModel(ImageBaseAE):
             return DecoderOutput(self.tiling.run(lambda tile: self.decoder(tile)[0], z, factors))
         return DecoderOutput(*self.decoder(z))
 
-    def _completed(self, weights: StateDict, config: dict | None) -> StateDict:
+    def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
         """The weights, with this model's fresh modulation if their model had none."""
         known = (config or {}).get("spade") or any(".spade" in key for key in weights)
         if known or not self.config.spade:
