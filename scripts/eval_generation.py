@@ -33,7 +33,6 @@ from wfimagevae.generate.generation_args import (
     POINT_SETS,
     add_generator_args,
     check_guidance,
-    sampling_values,
 )
 
 # Shapes that training does not draw, whatever its --num_shapes.
@@ -177,8 +176,6 @@ def _reference(args: Namespace, num_generated: int):
 
 def _candidates(args: Namespace, device):
     """(how they were sampled, samples) of every set to measure; checked, not yet drawn."""
-    from dataclasses import asdict
-
     from wfimagevae.eval.sample_sets import GeneratedSamples, open_images
 
     if args.generated_image_dir:
@@ -186,16 +183,13 @@ def _candidates(args: Namespace, device):
         yield {}, open_images(args.generated_image_dir, num_workers=args.num_workers)
         return
 
-    from wfimagevae.generate.generator_files import load_generator, sampling_options
+    from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
 
-    generator = load_generator(
-        args.from_pretrained,
-        device,
-        args.model_name,
-        args.vae,
-        args.use_raw_weights,
-        args.text_encoder,
+    where = GeneratorOptions(
+        **{name: getattr(args, name) for name in GeneratorOptions.model_fields}
     )
+    generator = load_generator(where, device, args.mixed_precision)
     space = generator.facts["space"]
     if (space == "point") != (args.dataset in POINT_SETS):
         needed = f"one of {', '.join(POINT_SETS)}" if space == "point" else "a set of images"
@@ -214,9 +208,10 @@ def _candidates(args: Namespace, device):
     )
     for sampler, steps, scale in combinations:
         values = {"sampler": sampler, "steps": steps, "guidance_scale": scale}
-        options = sampling_options(generator, **sampling_values(args) | values)
+        shared = {name: getattr(args, name) for name in SamplingOptions.model_fields}
+        options = generator.resolve(SamplingOptions(**shared | values))
         samples = GeneratedSamples(generator, options, args.num_images, args.label_sampling, shown)
-        yield source | asdict(options), samples
+        yield source | generator.describe(options), samples
 
 
 def _check_no_captions(args: Namespace, why: str) -> None:

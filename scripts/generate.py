@@ -11,168 +11,157 @@ python scripts/generate.py --from_pretrained SiT-XL-2-256.pt --model_name DiT-XL
 torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz samples.npz
 """
 
-from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, output_file, positive_int
-from wfimagevae.engine.cli import run_cli
-from wfimagevae.generate.autoencoder_args import add_compute_args
-from wfimagevae.generate.generation_args import (
-    add_generator_args,
-    add_sampling_args,
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.generate.options import (
+    FlowComputeOptions,
+    GeneratorOptions,
+    SamplingOptions,
     check_guidance,
-    prompt_text,
-    sampling_values,
 )
+from wfimagevae.options import Count, NonNegative, Options, OutputFile, Prompt, option
 
 # What goes with --from_json: where from, where to, and where to compute.
 _WITH_JSON = {"from_json", "from_pretrained", "vae", "text_encoder", "output_dir", "device"}
 _DEFAULT_COUNT = 16
 
 
-def build_parser() -> Parser:
-    """The flags."""
-    parser = Parser(
-        description="Generate images with a trained flow; each depends on its prompt or class, its "
-        "number and the seed alone, whatever the batch size or the number of processes."
+class ScaleOptions(SamplingOptions):
+    """sampling"""
+
+    guidance_scale: list[NonNegative] = option(
+        [1.0],
+        "classifier-free guidance; 1 is none, 0 ignores the class and the prompt; of several, each "
+        "is a column of the grid, from the same noise",
+        "W",
     )
-    add_generator_args(parser)
-    parser.make_optional("from_pretrained")
-    add_sampling_args(parser)
-    scale = parser.flags()["guidance_scale"]
-    scale.nargs = "+"
-    scale.help += "; of several, each is a column of the grid, from the same noise"
-    parser.set_defaults(guidance_scale=[1.0])
-    _add_subject_args(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--output_dir",
-        metavar="DIR",
-        help="folder for one PNG an image, with a JSON of the same name that --from_json takes, a "
-        "grid, and samples.json. Pictures of prompts never replace a file: a name that is taken "
-        "gets a number behind it",
-    )
-    group.add_argument(
-        "--npz",
-        type=output_file,
-        metavar="FILE",
-        help="write all images to one file instead, as public FID code reads them: arr_0, uint8 "
-        "(N, H, W, 3)",
-    )
-    group.add_argument(
-        "--from_json",
-        metavar="FILE",
-        help="make the very picture again that this JSON lies beside; --from_pretrained, --vae and "
-        "--text_encoder say where the models are now, if they were moved",
-    )
-    group.add_argument(
-        "--batch_size", type=positive_int, default=16, metavar="N", help="images at a time"
-    )
-    add_compute_args(parser, "the flow; an autoencoder decodes in fp32")
-    return parser
 
 
-def _add_subject_args(parser: Parser) -> None:
-    group = parser.add_argument_group("what to draw")
-    group.add_argument(
-        "--prompt",
-        type=prompt_text,
-        nargs="+",
-        action="extend",
-        metavar="TEXT",
-        help='one or several; may come again; "" draws without',
+class SubjectOptions(Options):
+    """what to draw"""
+
+    prompt: list[Prompt] | None = option(
+        None, 'one or several; may come again; "" draws without', "TEXT", repeat="several"
     )
-    group.add_argument(
-        "--prompts_path",
-        metavar="PATH",
-        help="folder of .txt files, one prompt each, whose pictures get their names; or one file "
+    prompts_path: str | None = option(
+        None,
+        "folder of .txt files, one prompt each, whose pictures get their names; or one file "
         "with a prompt a line. A file without text is an error",
+        "PATH",
     )
-    group.add_argument(
-        "--num_images",
-        type=positive_int,
-        metavar="N",
-        help="with prompts: images of each, at each guidance scale (default: 1), and image i of "
+    num_images: Count | None = option(
+        None,
+        "with prompts: images of each, at each guidance scale (default: 1), and image i of "
         "every prompt starts from the same noise; without: images over all processes "
         f"(default: {_DEFAULT_COUNT})",
+        "N",
     )
-    group.add_argument(
-        "--class_labels",
-        nargs="+",
-        metavar="CLASS",
-        help="numbers or names, taken in turn; if not given: all classes in turn, beside prompts "
+    class_labels: list[str] | None = option(
+        None,
+        "numbers or names, taken in turn; if not given: all classes in turn, beside prompts "
         "none (a flow that learned classes and captions together draws best with both)",
+        "CLASS",
     )
-    group.add_argument(
-        "--height",
-        type=positive_int,
-        metavar="PX",
-        help="of the images, for models with position 'rope' (default: the model's own)",
+    height: Count | None = option(
+        None, "of the images, for models with position 'rope' (default: the model's own)", "PX"
     )
-    group.add_argument("--width", type=positive_int, metavar="PX", help="likewise")
+    width: Count | None = option(None, "likewise", "PX")
+
+
+class OutputOptions(Options):
+    """output"""
+
+    output_dir: str | None = option(
+        None,
+        "folder for one PNG an image, with a JSON of the same name that --from_json takes, a "
+        "grid, and samples.json. Pictures of prompts never replace a file: a name that is taken "
+        "gets a number behind it",
+        "DIR",
+    )
+    npz: OutputFile | None = option(
+        None,
+        "write all images to one file instead, as public FID code reads them: arr_0, uint8 "
+        "(N, H, W, 3)",
+        "FILE",
+    )
+    from_json: str | None = option(
+        None,
+        "make the very picture again that this JSON lies beside; --from_pretrained, --vae and "
+        "--text_encoder say where the models are now, if they were moved",
+        "FILE",
+    )
+    batch_size: Count = option(16, "images at a time", "N")
+
+
+class GenerateOptions(
+    GeneratorOptions,
+    ScaleOptions,
+    SubjectOptions,
+    OutputOptions,
+    FlowComputeOptions,
+    defaults={"from_pretrained": None},
+):
+    """All flags of this command."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.from_json:
-        _check_alone(args, parser)
-    elif not args.from_pretrained:
+    options = parse(
+        GenerateOptions,
+        argv,
+        description="Generate images with a trained flow; each depends on its prompt or class, its "
+        "number and the seed alone, whatever the batch size or the number of processes.",
+    )
+    if options.from_json:
+        if extra := [
+            n for n in GenerateOptions.model_fields if n in options.model_fields_set - _WITH_JSON
+        ]:
+            raise ValueError(
+                f"--from_json brings all that decides the picture: leave out --{', --'.join(extra)}"
+            )
+    elif not options.from_pretrained:
         raise ValueError("give --from_pretrained, or --from_json")
-    if bool(args.output_dir) == bool(args.npz):
+    if bool(options.output_dir) == bool(options.npz):
         raise ValueError("give either --output_dir or --npz")
-    if args.from_json and args.npz:
+    if options.from_json and options.npz:
         raise ValueError("--from_json makes one picture: give --output_dir")
-    check_guidance(args.negative_prompt, args.guidance_scale)
+    check_guidance(options.negative_prompt, options.guidance_scale)
 
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
 
-    with world(args.device) as here:
-        enable_fast_kernels(here.device)
-        done = _draw_again(args, here) if args.from_json else _draw(args, here)
-        if here.is_main:
-            print(done)
+    with world(options.device) as processes:
+        enable_fast_kernels(processes.device)
+        report = (_draw_again if options.from_json else _draw)(options, processes)
+        if processes.is_main:
+            print(report)
 
 
-def _draw(args: Namespace, here) -> str:
+def _draw(options: GenerateOptions, world) -> str:
     """Draws what the flags say; a line about it."""
-    from wfimagevae.generate.generated_files import write_folder, write_npz
-    from wfimagevae.generate.generator_files import load_generator, sampling_options
-
-    generator = load_generator(
-        args.from_pretrained,
-        here.device,
-        args.model_name,
-        args.vae,
-        args.use_raw_weights,
-        args.text_encoder,
+    from wfimagevae.generate.generated_files import (
+        class_sheet,
+        prompt_sheet,
+        write_folder,
+        write_npz,
     )
+    from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.generate.subjects import named_prompts, read_prompts, subjects_in_turn
+
+    generator = load_generator(options, world.device, options.mixed_precision)
     if generator.facts["space"] == "point":
         raise ValueError("this flow makes points: see them with scripts/visualize_flow.py")
-    size = generator.sample_size(args.height, args.width)
-    values = sampling_values(args)
-    for scale in args.guidance_scale:  # all of them are checked before the first is drawn
-        options = sampling_options(generator, **values | {"guidance_scale": scale, "size": size})
-    sheet = _sheet(args, generator)
-    write = write_folder if args.output_dir else write_npz
-    target = args.output_dir or args.npz
-    write(Path(target), generator, sheet, options, args.batch_size, here)
-    return f"{target}: {sheet.count} images, {options.sampler}, {options.steps} steps"
+    size = generator.sample_size(options.height, options.width)
+    # All guidance scales are checked before the first is drawn.
+    columns = [
+        generator.resolve(options.changed(guidance_scale=scale)) for scale in options.guidance_scale
+    ]
 
-
-def _sheet(args: Namespace, generator):
-    """The pictures to draw."""
-    from wfimagevae.generate.generated_files import class_sheet, prompt_sheet
-    from wfimagevae.generate.generator import class_numbers
-    from wfimagevae.generate.prompts import given_prompts, read_prompts
-    from wfimagevae.generate.subjects import subjects_in_turn
-
-    prompts = given_prompts(args.prompt or ())
-    prompts += read_prompts(args.prompts_path) if args.prompts_path else []
-    takes_text = generator.model.takes_text
+    prompts = named_prompts(options.prompt or ())
+    prompts += read_prompts(options.prompts_path) if options.prompts_path else []
+    takes_text, count = generator.model.takes_text, options.num_images
     if prompts and not takes_text:
         raise ValueError(f"prompt {prompts[0].text!r} asked of a flow that takes no text")
     if not prompts and takes_text and not generator.model.num_classes:
@@ -180,47 +169,42 @@ def _sheet(args: Namespace, generator):
             'this flow draws what a text says: give --prompt or --prompts_path (--prompt "" draws '
             "without)"
         )
-    if not prompts:
-        classes = class_numbers(generator, args.class_labels)
-        subjects = subjects_in_turn(args.num_images or _DEFAULT_COUNT, classes)
-        return class_sheet(generator, subjects, args.guidance_scale)
-    classes = class_numbers(generator, args.class_labels) if args.class_labels else []
-    return prompt_sheet(prompts, classes, args.num_images or 1, args.guidance_scale)
+    has_classes = options.class_labels or not prompts
+    classes = generator.class_numbers(options.class_labels) if has_classes else []
+    if prompts:
+        sheet = prompt_sheet(prompts, classes, count or 1, columns, size)
+    else:
+        subjects = subjects_in_turn(count or _DEFAULT_COUNT, classes)
+        sheet = class_sheet(generator, subjects, columns, size)
+    write, target = (
+        write_folder if options.output_dir else write_npz,
+        options.output_dir or options.npz,
+    )
+    write(Path(target), generator, sheet, options.batch_size, world)
+    return f"{target}: {sheet.count} images, {columns[0].sampler}, {columns[0].steps} steps"
 
 
-def _draw_again(args: Namespace, here) -> str:
+def _draw_again(options: GenerateOptions, world) -> str:
     """Draws the picture of a record; a line about it."""
     from wfimagevae.generate.generated_files import write_again
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.generate.picture_record import read_picture_record
 
-    record = read_picture_record(args.from_json)
+    record = read_picture_record(options.from_json)
     model = record["model"]
-    others = {"vae": args.vae, "text_encoder": args.text_encoder}
-    if not args.from_pretrained:  # a model that was moved knows where its parts are now
-        others = {name: given or model[name] for name, given in others.items()}
-    generator = load_generator(
-        args.from_pretrained or model["path"],
-        here.device,
-        model["model_name"],
+    parts = {"vae": options.vae, "text_encoder": options.text_encoder}
+    if not options.from_pretrained:  # a model that was moved knows where its parts are now
+        parts = {name: place or model[name] for name, place in parts.items()}
+    source = GeneratorOptions(
+        from_pretrained=options.from_pretrained or model["path"],
+        model_name=model["model_name"],
         use_raw_weights=model["raw_weights"],
-        **others,
+        **parts,
     )
-    path = write_again(Path(args.output_dir), generator, record, Path(args.from_json).stem, here)
-    return f"{path}: as {args.from_json} says"
-
-
-def _check_alone(args: Namespace, parser: Parser) -> None:
-    """Raises ValueError for flags whose values the JSON brings."""
-    given = [
-        name
-        for name, value in vars(args).items()
-        if name not in _WITH_JSON and value != parser.get_default(name)
-    ]
-    if given:
-        raise ValueError(
-            f"--from_json brings all that decides the picture: leave out --{', --'.join(given)}"
-        )
+    generator = load_generator(source, world.device, record["precision"])
+    name = Path(options.from_json).stem
+    path = write_again(Path(options.output_dir), generator, record, name, world)
+    return f"{path}: as {options.from_json} says"
 
 
 if __name__ == "__main__":

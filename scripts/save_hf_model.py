@@ -78,16 +78,17 @@ def export_flow(args: Namespace, source: str, folder: Path) -> None:
 
     from wfimagevae.export.flow import flow_card, save_flow
     from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.generate.options import GeneratorOptions
 
     if args.metrics_json:
         raise ValueError("--metrics_json quotes reconstructions; a flow has none")
-    generator = load_generator(
-        source,
-        torch.device("cpu"),
+    where = GeneratorOptions(
+        from_pretrained=source,
         vae=args.vae,
         use_raw_weights=args.use_raw_weights,
         text_encoder=args.text_encoder,
     )
+    generator = load_generator(where, torch.device("cpu"))
     name = args.name or folder.resolve().name
     save_flow(generator, folder, flow_card(generator, name, training_options(source)))
 

@@ -7,13 +7,12 @@ from PIL import Image
 
 from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
 from wfimagevae.dataset.toy.points import PointDataset
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.eval.features import FeatureNetwork
 from wfimagevae.eval.generation_evaluator import GenerationEvaluator
 from wfimagevae.eval.sample_sets import DrawnSamples, FolderImages, GeneratedSamples, open_images
-from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.options import SamplingOptions
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -93,14 +92,17 @@ def test_an_unreadable_image_names_its_file(tmp_path):
     ("sampler", "scale", "nfe"), [("euler", 1.0, 4), ("heun", 1.0, 8), ("euler", 2.0, 8)]
 )
 def test_evaluations_of_the_network_are_counted(sampler, scale, nfe):
-    options = SamplingOptions(sampler, 4, Guidance(scale))
+    options = SamplingOptions(sampler=sampler, steps=4, guidance_scale=scale)
     samples = GeneratedSamples(generator_of(BlobModel()), options, 7)
     all_of(samples)
     assert samples.nfe == nfe
 
 
 def test_labels_are_balanced_or_random_and_follow_the_number():
-    generator, options = generator_of(BlobModel()), SamplingOptions("euler", 1, seed=3)
+    generator, options = (
+        generator_of(BlobModel()),
+        SamplingOptions(sampler="euler", steps=1, seed=3),
+    )
     balanced = GeneratedSamples(generator, options, 12)
     assert [subject.label for subject in balanced.subjects] == [0, 1, 2] * 4
     random = GeneratedSamples(generator, options, 600, "random").subjects
@@ -114,7 +116,9 @@ def test_labels_are_balanced_or_random_and_follow_the_number():
 
 def test_points_of_a_flow_are_compared_with_fresh_ones():
     points = DrawnSamples(PointDataset("five_gaussians", split="test"), 1000, "five_gaussians")
-    samples = GeneratedSamples(generator_of(GaussianFlow()), SamplingOptions("heun", 20), 1000)
+    samples = GeneratedSamples(
+        generator_of(GaussianFlow()), SamplingOptions(sampler="heun", steps=20), 1000
+    )
     evaluator = GenerationEvaluator(["energy_distance"], ALONE)
     real, generated = evaluator.collect(points, 300), evaluator.collect(samples, 300)
     assert generated.raw.std(0) == pytest.approx(torch.tensor([0.5, 0.5]), abs=0.05)
@@ -186,7 +190,7 @@ def test_too_few_samples_are_refused_before_anything_is_drawn(tmp_path):
 def test_samples_that_are_not_finite_are_an_error():
     model = BlobModel()
     model.gain.data.fill_(torch.inf)
-    samples = GeneratedSamples(generator_of(model), SamplingOptions("euler", 2), 4)
+    samples = GeneratedSamples(generator_of(model), SamplingOptions(sampler="euler", steps=2), 4)
     with pytest.raises(ValueError, match="samples are not finite with euler in fp32"):
         all_of(samples)
 

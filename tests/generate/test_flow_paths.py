@@ -1,22 +1,24 @@
 """States and predictions of flows whose velocity is known."""
 
+import math
+
 import pytest
 import torch
 
 from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.generate.flow_paths import (
     draw_states,
     field_velocity,
     interpolate,
     predicted_ends,
+    slerp,
 )
-from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import subjects_in_turn
 
 
 def test_states_lead_from_noise_to_the_generators_samples():
-    generator, options = generator_of(BlobModel()), SamplingOptions("heun", 6, seed=5)
+    generator, options = generator_of(BlobModel()), SamplingOptions(sampler="heun", steps=6, seed=5)
     times, states, _ = draw_states(generator, subjects_in_turn(4, [2, 0]), options)
     assert states.shape == (7, 4, 3, 8, 8) and times[0] == 0 and times[-1] == 1
     assert torch.equal(states[0], generator.noise(range(4), 5))
@@ -26,7 +28,7 @@ def test_states_lead_from_noise_to_the_generators_samples():
 
 def test_states_of_an_exact_flow_follow_its_map():
     """x_t = sd_t x_0 with sd_t^2 = (1 - t)^2 + t^2 std^2."""
-    options = SamplingOptions("rk4", 20)
+    options = SamplingOptions(sampler="rk4", steps=20)
     times, states, _ = draw_states(generator_of(GaussianFlow()), subjects_in_turn(9), options)
     for t, x in zip(times.tolist(), states, strict=True):
         deviation = ((1 - t) ** 2 + (t * 0.5) ** 2) ** 0.5
@@ -34,7 +36,7 @@ def test_states_of_an_exact_flow_follow_its_map():
 
 
 def test_predicted_ends_of_straight_lines_are_their_ends():
-    generator, options = generator_of(BlobModel()), SamplingOptions("euler", 5)
+    generator, options = generator_of(BlobModel()), SamplingOptions(sampler="euler", steps=5)
     times, states, velocity = draw_states(generator, subjects_in_turn(3, [0, 1, 2]), options)
     ends = predicted_ends(velocity, times, states)
     torch.testing.assert_close(ends, states[-1:].expand_as(ends), atol=1e-5, rtol=1e-4)
@@ -56,7 +58,7 @@ def test_predicted_ends_by_the_average_velocity_ask_for_it():
 
 
 def test_interpolations_stay_in_their_class_and_meet_the_samples():
-    generator, options = generator_of(BlobModel()), SamplingOptions("euler", 4)
+    generator, options = generator_of(BlobModel()), SamplingOptions(sampler="euler", steps=4)
     places = interpolate(generator, subjects_in_turn(2, [0, 1]), options, 5)
     assert places.shape == (5, 2, 3, 8, 8)
     assert (places.mean((3, 4)).argmax(2) == torch.tensor([0, 1])).all()
@@ -68,13 +70,16 @@ def test_interpolations_stay_in_their_class_and_meet_the_samples():
 
 
 def test_a_stochastic_sampler_interpolates_with_one_noise():
-    generator, options = generator_of(BlobModel()), SamplingOptions("euler_maruyama", 8)
+    generator, options = (
+        generator_of(BlobModel()),
+        SamplingOptions(sampler="euler_maruyama", steps=8),
+    )
     places = interpolate(generator, subjects_in_turn(1, [0]), options, 3)
     assert torch.equal(places, interpolate(generator, subjects_in_turn(1, [0]), options, 3))
 
 
 def test_the_field_is_that_of_a_class_or_of_none():
-    generator, options = generator_of(BlobModel()), SamplingOptions(guidance=Guidance(1.0))
+    generator, options = generator_of(BlobModel()), SamplingOptions(guidance_scale=1.0)
     x, t = torch.zeros(2, 3, 8, 8), torch.tensor(0.0)
     red = field_velocity(generator, 0, options)(x, t)
     none = field_velocity(generator, None, options)(x, t)
@@ -83,6 +88,18 @@ def test_the_field_is_that_of_a_class_or_of_none():
 
 
 def test_guidance_of_an_unconditional_model_is_refused():
-    options = SamplingOptions("euler", 2, Guidance(2.0))
+    options = SamplingOptions(sampler="euler", steps=2, guidance_scale=2.0)
     with pytest.raises(ValueError, match="unconditional"):
         draw_states(generator_of(GaussianFlow()), subjects_in_turn(3), options)
+
+
+def test_slerp_meets_both_ends_and_stays_as_long():
+    a, b = torch.randn(2, 4, 3, 16, 16)
+    assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
+    middle = slerp(a, b, 0.5)
+    # Independent normal vectors are at right angles: the mean would be shorter by sqrt(2).
+    assert middle.std() == pytest.approx(1, abs=0.03)
+    right_angle = slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 1 / 3)
+    expected = [[math.cos(math.pi / 6), math.sin(math.pi / 6)]]
+    torch.testing.assert_close(right_angle, torch.tensor(expected))
+    torch.testing.assert_close(slerp(a, a, 0.3), a)

@@ -10,12 +10,12 @@ from PIL import Image
 from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.generated_files import class_sheet, write_folder
-from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import subjects_in_turn
 
 ALONE = World(0, 1, torch.device("cpu"))
-EULER = SamplingOptions("euler", 2)
+EULER = SamplingOptions(sampler="euler", steps=2)
 
 
 def test_a_row_holds_one_class_whatever_the_batch_size():
@@ -35,8 +35,8 @@ def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
     SamplePicture(generator, EULER, 4, 4).save(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").exists()
     with pytest.raises(ValueError, match="samples are not finite"):
-        sheet = class_sheet(generator, subjects_in_turn(2, [0, 1]))
-        write_folder(tmp_path / "out", generator, sheet, EULER, 2, ALONE)
+        sheet = class_sheet(generator, subjects_in_turn(2, [0, 1]), [EULER])
+        write_folder(tmp_path / "out", generator, sheet, 2, ALONE)
 
 
 def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -66,8 +66,8 @@ def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, monkeypatch):
     monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: grids.append(a))
     for count in (3, 9):
         generator = generator_of(BlobModel())
-        sheet = class_sheet(generator, subjects_in_turn(count, [0, 1, 2]))
-        write_folder(tmp_path, generator, sheet, EULER, 4, ALONE)
+        sheet = class_sheet(generator, subjects_in_turn(count, [0, 1, 2]), [EULER])
+        write_folder(tmp_path, generator, sheet, 4, ALONE)
     (_, _, columns, names, _), (_, images, wide, rows, _) = grids
     assert (columns, names) == (2, None)
     assert (wide, rows) == (3, ["red", "green", "blue"])

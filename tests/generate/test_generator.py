@@ -1,25 +1,22 @@
 """What a generator makes of prompts, negative prompts and sizes; the model is known exactly."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.eval.flow_models import BlobModel, WordModel, generator_of
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.sample_sets import GeneratedSamples
 from wfimagevae.generate.generated_files import prompt_sheet, write_again, write_folder
-from wfimagevae.generate.generator import SamplingOptions, draw_subjects
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.picture_record import read_picture_record
-from wfimagevae.generate.prompts import given_prompts
 from wfimagevae.generate.sample_picture import SamplePicture
-from wfimagevae.generate.subjects import Subject
+from wfimagevae.generate.subjects import Subject, named_prompts
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
-EULER = SamplingOptions("euler", 3)
+EULER = SamplingOptions(sampler="euler", steps=3)
 RED, GREEN, BLUE, GRAY = "a", "bb", "ccc", ""
 SOURCE = {"path": "here", "model_name": None, "raw_weights": False}
 SOURCE |= {"vae": None, "text_encoder": None}
@@ -32,9 +29,9 @@ def colour(images):
 
 def test_each_sample_shows_its_prompt():
     generator = generator_of(WordModel())
-    x = draw_subjects(generator, [Subject(i, None, p) for i, p in enumerate((BLUE, RED))], EULER)
+    x = generator.draw([Subject(i, None, p) for i, p in enumerate((BLUE, RED))], EULER)
     assert colour(x).argmax(1).tolist() == [2, 0]
-    nothing = draw_subjects(generator, [Subject(0, None, GRAY), Subject(0)], EULER)
+    nothing = generator.draw([Subject(0, None, GRAY), Subject(0)], EULER)
     assert torch.equal(nothing[0], nothing[1])
     assert colour(nothing).abs().max() < 0.1
     assert torch.equal(nothing[:1], generator.sample([0], None, EULER))
@@ -42,7 +39,7 @@ def test_each_sample_shows_its_prompt():
 
 def test_a_prompt_changes_the_picture_and_not_its_noise():
     generator = generator_of(WordModel())
-    red, blue = (draw_subjects(generator, [Subject(7, None, p)], EULER) for p in (RED, BLUE))
+    red, blue = (generator.draw([Subject(7, None, p)], EULER) for p in (RED, BLUE))
     difference = (red - blue)[0]
     assert torch.allclose(difference, difference[:, :1, :1].expand_as(difference), atol=1e-5)
     assert colour(red - blue).tolist()[0] == pytest.approx([1.4, 0, -1.4], abs=1e-5)
@@ -51,10 +48,10 @@ def test_a_prompt_changes_the_picture_and_not_its_noise():
 def test_a_negative_prompt_stands_in_for_the_null_condition():
     """v = v_neg + w (v_cond - v_neg), for a model whose data is its colour."""
     generator = generator_of(WordModel())
-    guided = replace(EULER, guidance=Guidance(3.0), negative_prompt=BLUE)
-    x = draw_subjects(generator, [Subject(0, None, RED)], guided)
+    guided = EULER.changed(guidance_scale=3.0, negative_prompt=BLUE)
+    x = generator.draw([Subject(0, None, RED)], guided)
     red, blue = torch.tensor([0.7, -0.7, -0.7]), torch.tensor([-0.7, -0.7, 0.7])
-    base = draw_subjects(generator, [Subject(0, None, RED)], EULER)
+    base = generator.draw([Subject(0, None, RED)], EULER)
     torch.testing.assert_close(colour(x - base)[0], 2 * (red - blue), atol=1e-4, rtol=0)
 
 
@@ -74,12 +71,15 @@ def test_prompts_are_encoded_one_by_one_and_kept():
     ("act", "words"),
     [
         (lambda g, b: b.condition(1, prompts=["a"]), "prompt 'a' asked of a model that takes no"),
-        (lambda g, b: b.check(replace(EULER, negative_prompt="x")), "'x' asked of a model without"),
+        (
+            lambda g, b: b.resolve(EULER.changed(negative_prompt="x")),
+            "'x' asked of a model without",
+        ),
         (lambda g, b: g.condition(2, prompts=["a"]), "2 prompts are needed, got 1"),
         (lambda g, b: g.condition(1, torch.tensor([0])), "of a model without classes"),
         (lambda g, b: g.sample_size(30, None), "30 x 8 pixels .* multiples of 4"),
         (lambda g, b: b.sample_size(16, 16), "16 x 16 asked of a BlobModel that makes 8 x 8"),
-        (lambda g, b: b.check(replace(EULER, size=(4, 8))), "4 x 8 asked of a BlobModel"),
+        (lambda g, b: b.sample([0], None, EULER, size=(4, 8)), "4 x 8 asked of a BlobModel"),
     ],
 )
 def test_what_the_model_cannot_do_is_explained(act, words):
@@ -91,7 +91,7 @@ def test_other_sizes_are_drawn_in_pixels_of_the_image():
     generator = generator_of(WordModel())
     assert generator.sample_size(None, None) is None and generator.sample_size(8, 8) == (8, 8)
     size = generator.sample_size(12, 20)
-    x = draw_subjects(generator, [Subject(0, None, RED)], replace(EULER, size=size))
+    x = generator.draw([Subject(0, None, RED)], EULER, size)
     assert x.shape == (1, 3, 12, 20) and colour(x).argmax() == 0
     generator.downsampling = 8
     assert generator.sample_size(96, None) == (12, 8)
@@ -122,12 +122,13 @@ def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
 def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, monkeypatch):
     grids = []
     monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: grids.append(a))
-    generator, prompts = generator_of(WordModel()), given_prompts([RED, BLUE, ""])
+    generator, prompts = generator_of(WordModel()), named_prompts([RED, BLUE, ""])
     for per_prompt, scales in ((1, (0.0, 1.0)), (2, (1.0,))):
-        sheet = prompt_sheet(prompts, [], per_prompt, scales)
-        write_folder(tmp_path, generator, sheet, EULER, 4, ALONE)
-    single = prompt_sheet(given_prompts([RED]), [], 5, (1.0,))
-    write_folder(tmp_path, generator, single, EULER, 4, ALONE)
+        columns = [EULER.changed(guidance_scale=scale) for scale in scales]
+        sheet = prompt_sheet(prompts, [], per_prompt, columns)
+        write_folder(tmp_path, generator, sheet, 4, ALONE)
+    single = prompt_sheet(named_prompts([RED]), [], 5, [EULER])
+    write_folder(tmp_path, generator, single, 4, ALONE)
     (_, scaled, *first), (_, rows, *second), (_, five, *third) = grids
     titles = [RED, BLUE, "(no prompt)"]
     assert first == [2, titles, ["guidance 0", "guidance 1"]]
@@ -140,10 +141,10 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, monkeypatch):
 def test_pictures_of_prompts_never_replace_a_file_and_can_be_made_again(tmp_path):
     generator = generator_of(WordModel())
     generator.source = SOURCE
-    sheet = prompt_sheet(given_prompts([RED, BLUE]), [], 2, (2.0,))
-    options = replace(EULER, seed=5, negative_prompt=GREEN, size=(12, 8))
+    options = EULER.changed(seed=5, negative_prompt=GREEN, guidance_scale=2.0)
+    sheet = prompt_sheet(named_prompts([RED, BLUE]), [], 2, [options], (12, 8))
     for _ in range(2):
-        write_folder(tmp_path, generator, sheet, options, 3, ALONE)
+        write_folder(tmp_path, generator, sheet, 3, ALONE)
     names = {path.stem for path in tmp_path.glob("*.png")}
     stems = ["a", "a-1", "a-2", "a-3", "ccc", "ccc-1", "ccc-2", "ccc-3"]
     assert names == {*stems, "grid", "grid-1"}

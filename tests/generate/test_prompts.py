@@ -1,6 +1,6 @@
 import pytest
 
-from wfimagevae.generate.prompts import Prompt, free_names, given_prompts, read_prompts, slug
+from wfimagevae.generate.subjects import Prompt, free_names, named_prompts, read_prompts, slug
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_folder_gives_its_files_names_and_a_file_its_lines(tmp_path):
     ]
     lines = tmp_path / "all.list"
     lines.write_text("a cat\n\na dog \n")
-    assert read_prompts(lines) == given_prompts(["a cat", "a dog"])
+    assert read_prompts(lines) == named_prompts(["a cat", "a dog"])
 
 
 def test_paths_without_prompts_are_explained(tmp_path):

@@ -13,7 +13,6 @@ from wfimagevae.pictures.flow_frames import (
     evenly,
     field_frames,
     path_frames,
-    slerp,
 )
 
 PLANE = Plane(torch.tensor([[1.0, 1.0]]), half_width=3)
@@ -85,18 +84,6 @@ def test_paths_that_do_not_fit_are_refused():
 def test_a_plane_takes_in_data_and_noise():
     assert Plane(torch.tensor([[7.0, 0.0]])).limit > 7
     assert Plane(torch.zeros(0, 2)).limit >= 3
-
-
-def test_slerp_meets_both_ends_and_stays_as_long():
-    a, b = torch.randn(2, 4, 3, 16, 16)
-    assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
-    middle = slerp(a, b, 0.5)
-    # Independent normal vectors are at right angles: the mean would be shorter by sqrt(2).
-    assert middle.std() == pytest.approx(1, abs=0.03)
-    right_angle = slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 1 / 3)
-    expected = [[math.cos(math.pi / 6), math.sin(math.pi / 6)]]
-    torch.testing.assert_close(right_angle, torch.tensor(expected))
-    torch.testing.assert_close(slerp(a, a, 0.3), a)
 
 
 def test_evenly_keeps_both_ends():

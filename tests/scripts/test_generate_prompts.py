@@ -13,7 +13,7 @@ from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
 from tests.scripts.flow_exports import export, export_pixels
 from wfimagevae.dataset.toy.shapes import SHAPES
-from wfimagevae.eval import sample_sets
+from wfimagevae.generate.generator import FlowGenerator
 
 FACTS = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}
 PROMPTS = ("a red circle", "A Blue star?")
@@ -244,13 +244,12 @@ def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypat
     facts = {"space": "pixel", "text": FACTS, "class_names": shapes}
     flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=8, **SIZES)
     drawn = []
-    monkeypatch.setattr(
-        sample_sets,
-        "draw_subjects",
-        lambda generator, subjects, _: (
-            drawn.extend(subjects) or torch.zeros(len(subjects), 3, 8, 8)
-        ),
-    )
+
+    def draw(self, subjects, options):
+        drawn.extend(subjects)
+        return torch.zeros(len(subjects), 3, 8, 8)
+
+    monkeypatch.setattr(FlowGenerator, "draw", draw)
     words = ["--from_pretrained", flow, "--metric", "energy_distance", "--num_images", 70]
     words += ["--dataset", "shapes", "--resolution", 8, "--device", "cpu"]
     assert eval_generation.main(list(map(str, words))) == 0

@@ -10,8 +10,8 @@ from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, load
-from wfimagevae.generate.generator import SamplingOptions, draw_subjects
 from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.task.flags import build_parser
 from wfimagevae.task.flow_build import build_network, build_objective
@@ -19,7 +19,7 @@ from wfimagevae.task.flow_data import build_datasets, open_space
 
 CPU = torch.device("cpu")
 BYTES = {"text_encoder": "bytes", "text_length": 24}
-EULER = SamplingOptions("euler", 2)
+EULER = SamplingOptions(sampler="euler", steps=2)
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def test_a_flow_learns_from_captions_resumes_exactly_and_draws_prompts(place, ob
     for parameter in raw.parameters():  # four steps from zero leave nothing to see
         torch.nn.init.normal_(parameter, std=0.1)
     circle, star, again = (
-        draw_subjects(generator, [Subject(3, None, prompt)], EULER)
+        generator.draw([Subject(3, None, prompt)], EULER)
         for prompt in ("a red circle", "a blue star", "a red circle")
     )
     assert torch.equal(circle, again) and (circle - star).abs().max() > 1e-3
@@ -126,12 +126,12 @@ def test_a_frozen_encoder_gives_tokens_and_keeps_its_weights(place, captioned, t
     assert content["generator"]["text"]["length"] == 12
     assert not any("shared" in name for name in content["state_dict"]["gen_model"])
     generator = load_generator(str(run), CPU)
-    assert draw_subjects(generator, [Subject(0, None, "a red circle")], EULER).isfinite().all()
+    assert generator.draw([Subject(0, None, "a red circle")], EULER).isfinite().all()
     moved = (tmp_path / "t5").rename(tmp_path / "moved")
     told = f"of this flow cannot be read: t5:{tmp_path / 't5'}: no such folder.* --text_encoder t5:"
     with pytest.raises(ValueError, match=told):
         load_generator(str(run), CPU)
-    load_generator(str(run), CPU, text_encoder=f"t5:{moved}")
+    load_generator(GeneratorOptions(from_pretrained=str(run), text_encoder=f"t5:{moved}"), CPU)
     export = ["--from_pretrained", str(run), "--save_dir", str(tmp_path / "export")]
     with pytest.raises(ValueError, match="--text_encoder t5:PATH"):
         save_hf_model.main(export)
@@ -141,7 +141,9 @@ def test_a_frozen_encoder_gives_tokens_and_keeps_its_weights(place, captioned, t
     card = (tmp_path / "export" / "README.md").read_text()
     assert "tags: [flow-matching]" in card
     with pytest.raises(ValueError, match="was trained with the text encoder t5"):
-        load_generator(str(run), CPU, text_encoder=f"clip:{moved}")
+        load_generator(
+            GeneratorOptions(from_pretrained=str(run), text_encoder=f"clip:{moved}"), CPU
+        )
     assert len(content["generator"]["text"]["fingerprint"]) == 64
 
 
@@ -151,7 +153,7 @@ def test_a_class_conditional_flow_learns_captions_besides(place):
     second = place.train("second", 1, pretrained_model_name_or_path=first, **unchanged, **BYTES)
     before, after = (load_generator(str(run), CPU) for run in (first, second))
     subjects = [Subject(0, 1), Subject(1, 5)]
-    old, new = (draw_subjects(generator, subjects, EULER) for generator in (before, after))
+    old, new = (generator.draw(subjects, EULER) for generator in (before, after))
     torch.testing.assert_close(old, new, atol=1e-4, rtol=0)
 
 

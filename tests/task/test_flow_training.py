@@ -11,8 +11,8 @@ from tests.task.training import differences, largest_difference, load
 from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.generation_args import SAMPLERS
-from wfimagevae.generate.generator import SamplingOptions
 from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
 from wfimagevae.task.flags import build_parser
 from wfimagevae.task.flow import GeneratorFacts
 from wfimagevae.task.flow_build import (
@@ -100,9 +100,9 @@ def test_a_checkpoint_alone_generates(place):
     generator = load_generator(str(run), CPU)
     assert generator.facts["space"] == "pixel"
     assert generator.facts["class_names"][0] == "circle"
-    x = generator.sample([0, 5], torch.tensor([1, 2]), SamplingOptions("euler", 2))
+    x = generator.sample([0, 5], torch.tensor([1, 2]), SamplingOptions(sampler="euler", steps=2))
     assert x.shape == (2, 3, 16, 16)
-    raw = load_generator(str(run), CPU, use_raw_weights=True)
+    raw = load_generator(GeneratorOptions(from_pretrained=str(run), use_raw_weights=True), CPU)
     assert largest_difference(raw.model.state_dict(), generator.model.state_dict()) > 0
 
 

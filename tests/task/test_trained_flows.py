@@ -7,12 +7,11 @@ from tests.diffusion.gaussian_flow import average_velocity, velocity
 from tests.task.flow_training import FlowPlace
 from tests.task.training import ROOT
 from wfimagevae.dataset import PointDataset, ShapesDataset
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.engine.player import Player, UpdateRule
 from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.generate.generator import SamplingOptions
 from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules
@@ -46,7 +45,7 @@ def test_five_modes_are_learned(tmp_path, objective, steps, sampler, num_steps, 
         log_steps=500,
         csv_log_steps=500,
     )
-    options = SamplingOptions(sampler, num_steps)
+    options = SamplingOptions(sampler=sampler, steps=num_steps)
     samples = load_generator(str(run), CPU).sample(list(range(4000)), None, options)
     fresh = PointDataset("five_gaussians", seed=99).read_batch(list(range(4000)))["point"]
     assert energy_distance(samples, fresh) <= most
@@ -111,7 +110,7 @@ def test_shapes_are_those_of_their_class(tmp_path, two_threads):
     )
     classifier, labels = train_classifier(), torch.arange(320) % 8
     generator = load_generator(str(run), CPU)
-    options = SamplingOptions("euler", 20, Guidance(3.0))
+    options = SamplingOptions(sampler="euler", steps=20, guidance_scale=3.0)
     parts = [
         generator.sample(list(range(i, i + 64)), labels[i : i + 64], options)
         for i in range(0, 320, 64)

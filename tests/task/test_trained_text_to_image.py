@@ -10,9 +10,8 @@ from tests.task.test_trained_flows import train_classifier
 from tests.task.training import ROOT
 from wfimagevae.dataset import ShapesDataset
 from wfimagevae.dataset.toy.shapes import COLOURS, SHAPES
-from wfimagevae.diffusion.guidance import Guidance
-from wfimagevae.generate.generator import SamplingOptions, draw_subjects
 from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 
 CPU = torch.device("cpu")
@@ -83,10 +82,10 @@ def swapped_pictures(generator, classifier, scale):
 
 def draw(generator, numbered_prompts, scale, batch_size=64):
     """Images of prompts, each from the noise of its number."""
-    options = SamplingOptions("euler", STEPS, Guidance(scale))
+    options = SamplingOptions(sampler="euler", steps=STEPS, guidance_scale=scale)
     subjects = [Subject(index, None, prompt) for index, prompt in numbered_prompts]
     parts = [subjects[i : i + batch_size] for i in range(0, len(subjects), batch_size)]
-    x = torch.cat([draw_subjects(generator, part, options) for part in parts])
+    x = torch.cat([generator.draw(part, options) for part in parts])
     return generator.images(x)
 
 

@@ -17,7 +17,8 @@ from wfimagevae.dataset import Captions, DataError, ValidImageDataset, batch_loa
 from wfimagevae.dataset.text.captions import read_captions
 from wfimagevae.engine.seeding import stable_hash
 from wfimagevae.files import read_json
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions, draw_subjects
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import to_uint8
 
@@ -243,8 +244,8 @@ class GeneratedSamples:
     ):
         if label_sampling not in LABEL_SAMPLING:
             raise ValueError(f"unknown label sampling {label_sampling!r}: {LABEL_SAMPLING}")
-        generator.check(options)
-        self.generator, self.options, self.count, self.nfe = generator, options, count, 0.0
+        self.generator, self.options = generator, generator.resolve(options)
+        self.count, self.nfe = count, 0.0
         num_classes = generator.model.num_classes
         shown = shown or [Subject(0, label) for label in range(num_classes)] or [Subject(0)]
         order = range(count)
@@ -278,11 +279,11 @@ class GeneratedSamples:
             for i in range(0, len(numbers), batch_size):
                 chosen = numbers[i : i + batch_size]
                 subjects = [self.subjects[number] for number in chosen]
-                x = draw_subjects(self.generator, subjects, self.options)
+                x = self.generator.draw(subjects, self.options)
                 if not x.isfinite().all():
                     raise ValueError(
                         f"samples are not finite with {self.options.sampler} in "
-                        f"{self.options.precision}; try fp32 or bf16, or more steps"
+                        f"{self.generator.precision}; try fp32 or bf16, or more steps"
                     )
                 self.nfe = rows / (i + len(chosen))
                 yield x.float() if is_points else to_uint8(self.generator.images(x))

@@ -8,8 +8,9 @@ import torch
 from wfimagevae.export.autoencoder import option_table, write_weights
 from wfimagevae.files import write_json
 from wfimagevae.generate.autoencoders import load_autoencoder
-from wfimagevae.generate.generator import FlowGenerator, draw_subjects
-from wfimagevae.generate.generator_files import FACTS_NAME, load_generator, sampling_options
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.generator_files import FACTS_NAME, load_generator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 
 VAE_FOLDER = "vae"
@@ -57,10 +58,10 @@ def _save_vae(vae: dict, folder: Path) -> dict:
 
 def _check_reload(generator: FlowGenerator, folder: Path) -> None:
     reloaded = load_generator(str(folder), torch.device("cpu"))
-    options = sampling_options(generator, None, 1)
+    options = SamplingOptions(steps=1)
     label = 0 if generator.model.num_classes else None
     shown = [Subject(i, label, prompt) for i, prompt in enumerate(("a prompt", ""))]
-    samples = [draw_subjects(g, shown, options) for g in (generator, reloaded)]
+    samples = [g.draw(shown, options) for g in (generator, reloaded)]
     if generator.facts["space"] != "point":
         samples = [g.images(x) for g, x in zip((generator, reloaded), samples, strict=True)]
     if not torch.equal(*samples):

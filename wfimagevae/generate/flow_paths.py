@@ -8,53 +8,56 @@ from torch import Tensor
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
-from wfimagevae.pictures.flow_frames import slerp
 
 # velocity(x, t, t_end=None): x (B, ...), times scalars or (B,).
 Velocity = Callable[..., Tensor]
 
 
-def sampling_velocity(
+def _sampling_velocity(
     generator: FlowGenerator, condition: Condition | None, options: SamplingOptions, count: int
 ) -> Velocity:
-    """The velocity that a generator's samples follow, without gradients.
-
-    Args:
-        generator: The model; it is put into evaluation mode.
-        condition: What each state is to become, as for `FlowGenerator.sample`.
-        options: Guidance and precision.
-        count: States in a batch.
-
-    Raises:
-        ValueError: options that do not fit the model.
-    """
+    """The velocity that samples follow, without gradients; the model is put into evaluation."""
     generator.model.eval()
     guided = generator.velocity(condition, options, count)
 
     @torch.no_grad()
     def velocity(x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
-        with autocast(generator.device, options.precision):
+        with autocast(generator.device, generator.precision):
             return guided(x.to(generator.device), t, t_end)
 
     return velocity
 
 
-def sampling_states(
-    generator: FlowGenerator, condition: Condition | None, options: SamplingOptions, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Every state of a sampler on its way.
+def field_velocity(
+    generator: FlowGenerator, label: int | None, options: SamplingOptions
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The velocity at any number of places, (N, ...), of one class; None: of no class."""
 
-    Args:
-        generator: The model.
-        condition: As for `sampling_velocity`.
-        options: How to sample.
-        noise: First states, (B, ...).
+    def velocity(x: Tensor, t: Tensor) -> Tensor:
+        labels = None if label is None else torch.full((len(x),), label)
+        return _sampling_velocity(generator, labels, options, len(x))(x, t)
+
+    return velocity
+
+
+def draw_states(
+    generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
+) -> tuple[Tensor, Tensor, Velocity]:
+    """Every state of some samples on their way.
 
     Returns:
-        Times (T,), float64, from 0 to 1, and states (T, B, ...) on the CPU; T = steps + 1.
+        Times (T,), float64, from 0 to 1, states (T, B, ...) on the CPU, T = steps + 1, and the
+        velocity that they followed.
+
+    Raises:
+        ValueError: options that do not fit the model.
     """
+    options, condition = generator.resolve(options), generator.condition_of(subjects)
+    velocity = _sampling_velocity(generator, condition, options, len(subjects))
+    noise = generator.noise([subject.index for subject in subjects], options.seed)
     states = [noise.cpu()]
     generator.sample(
         list(range(len(noise))),
@@ -63,7 +66,7 @@ def sampling_states(
         progress=lambda step, num_steps, x: states.append(x.cpu()),
         noise=noise,
     )
-    return time_grid(options.steps, options.shift), torch.stack(states)
+    return time_grid(options.steps, options.time_shift), torch.stack(states), velocity
 
 
 def predicted_ends(
@@ -73,7 +76,7 @@ def predicted_ends(
 
     Args:
         velocity: As samplers call it.
-        times: Of the states, (T,), in [0, 1].
+        times: Times of the states, (T,), in [0, 1].
         states: (T, B, ...).
         is_average: Go by the average velocity from t to 1, as one step of MeanFlow does.
 
@@ -89,32 +92,6 @@ def predicted_ends(
     return torch.stack(ends)
 
 
-def field_velocity(
-    generator: FlowGenerator, label: int | None, options: SamplingOptions
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity at any number of places, (N, ...), of one class; None: of no class."""
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        labels = None if label is None else torch.full((len(x),), label)
-        return sampling_velocity(generator, labels, options, len(x))(x, t)
-
-    return velocity
-
-
-def draw_states(
-    generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
-) -> tuple[Tensor, Tensor, Velocity]:
-    """States of some samples.
-
-    Returns:
-        Times (T,), states (T, B, ...) on the CPU, and the velocity that they followed.
-    """
-    condition = generator.condition_of(subjects)
-    velocity = sampling_velocity(generator, condition, options, len(subjects))
-    noise = generator.noise([subject.index for subject in subjects], options.seed)
-    return *sampling_states(generator, condition, options, noise), velocity
-
-
 def interpolate(
     generator: FlowGenerator,
     subjects: Sequence[Subject],
@@ -124,9 +101,9 @@ def interpolate(
     """Samples of noises between those of samples i and B + i, which show the same.
 
     Args:
-        generator: The model.
+        generator: Draws the samples.
         subjects: What the B pairs show.
-        options: How to sample.
+        options: Sampler, steps, guidance and seed.
         num_places: From the first noise to the second, both included.
 
     Returns:
@@ -144,3 +121,27 @@ def interpolate(
     return torch.stack(
         [generator.sample(list(range(count)), condition, options, noise=x).cpu() for x in between]
     )
+
+
+def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """Between two noises on the great circle, sample by sample: normal numbers stay normal.
+
+    Args:
+        a: Noise at ``share`` 0, (B, ...).
+        b: Noise at ``share`` 1, the same shape.
+        share: In [0, 1].
+
+    Source: Shoemake 1985, doi:10.1145/325334.325242; the lengths are interpolated linearly.
+    """
+    if share in (0, 1):
+        return (a, b)[int(share)].clone()
+    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
+    length_a, length_b = (flat.norm(dim=1, keepdim=True) for flat in (flat_a, flat_b))
+    unit_a, unit_b = flat_a / length_a, flat_b / length_b
+    angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()  # (B, 1)
+    weight_a, weight_b = ((part * angle).sin() for part in (1 - share, share))
+    direction = weight_a * unit_a + weight_b * unit_b
+    straight = (1 - share) * unit_a + share * unit_b  # of nearly parallel ones, no division by 0
+    direction = torch.where(angle.sin() > 1e-6, direction / angle.sin(), straight)
+    length = (1 - share) * length_a + share * length_b
+    return (length * direction).to(a.dtype).view_as(a)

@@ -1,6 +1,6 @@
 """Flags that choose a trained flow and how to sample from it. No torch here."""
 
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 
 from wfimagevae.engine.args import (
@@ -58,7 +58,7 @@ def add_generator_args(parser: Parser) -> None:
 
 
 def add_sampling_args(parser: Parser) -> None:
-    """Declares sampler, steps and guidance; `sampling_values` collects them."""
+    """Declares sampler, steps and guidance."""
     group = parser.add_argument_group("sampling")
     group.add_argument(
         "--sampler",
@@ -123,19 +123,3 @@ def check_guidance(negative_prompt: str, scales: Sequence[float]) -> None:
     shown = [f"{scale:g}" for scale in scales]  # as files and tables call them
     if twice := [scale for scale in shown if shown.count(scale) > 1]:
         raise ValueError(f"--guidance_scale {' '.join(shown)}: give {twice[0]} once")
-
-
-def sampling_values(args: Namespace) -> dict:
-    """The values of `add_sampling_args`, and the precision, as arguments of `sampling_options`."""
-    return {
-        "sampler": args.sampler,
-        "steps": args.steps,
-        "guidance_scale": args.guidance_scale,
-        "guidance_interval": tuple(args.guidance_interval),
-        "guidance_rescale": args.guidance_rescale,
-        "guidance_channels": args.guidance_channels,
-        "negative_prompt": args.negative_prompt,
-        "shift": args.time_shift,
-        "seed": args.seed,
-        "precision": args.mixed_precision,
-    }

@@ -1,48 +1,22 @@
 """From a trained flow to samples: each depends on its own seed alone."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from wfimagevae.diffusion.guidance import Condition, Guidance, GuidedVelocity, guided_velocity
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
-from wfimagevae.engine.distributed import World
 from wfimagevae.engine.seeding import sample_noise, stable_hash
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 
-_KEPT_PROMPTS = 64
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How samples are drawn.
-
-    Attributes:
-        sampler: A name of `SAMPLERS`.
-        steps: Of the sampler.
-        guidance: Classifier-free guidance.
-        shift: Above 1 spends more steps near the noise.
-        seed: Of all samples; sample i's noise follows (seed, i).
-        precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic of the network.
-        negative_prompt: Takes the null condition's place in guidance; "" leaves it.
-        size: Height and width of samples in the model's space, for models that take others than
-            their own, which is None; `FlowGenerator.sample_size` finds it for images.
-    """
-
-    sampler: str = "heun"
-    steps: int = 25
-    guidance: Guidance = field(default_factory=Guidance)
-    shift: float = 1.0
-    seed: int = 0
-    precision: str = "fp32"
-    negative_prompt: str = ""
-    size: tuple[int, int] | None = None
+_MAX_KEPT_PROMPTS = 64
+Size = tuple[int, int]
 
 
 class FlowGenerator:
@@ -56,6 +30,7 @@ class FlowGenerator:
         decode: From the model's space to images in [-1, 1]; None where it works on pixels.
         text: The encoder of a model that takes text: prompts to a dict of tensors, batch first.
         downsampling: Pixels of an image along the side of one value of a sample.
+        precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic of the network.
 
     Attributes:
         source: Where it was read from, for records: ``path``, ``step``, ...
@@ -69,9 +44,10 @@ class FlowGenerator:
         decode: Callable[[Tensor], Tensor] | None = None,
         text: Callable[[Sequence[str]], dict[str, Tensor]] | None = None,
         downsampling: int = 1,
+        precision: str = "fp32",
     ):
         self.model, self.device, self.facts, self.decode = model, device, facts, decode
-        self.text, self.downsampling = text, downsampling
+        self.text, self.downsampling, self.precision = text, downsampling, precision
         self.source: dict = {}
         self._encoded: dict[str, dict[str, Tensor]] = {}
 
@@ -85,44 +61,93 @@ class FlowGenerator:
         names = self.facts.get("class_names") or []
         return names[number] if number < len(names) else str(number)
 
+    def class_numbers(self, labels: Sequence[str] | None) -> list[int]:
+        """Numbers of classes given by number or name; None is all of them, if there are any.
+
+        Raises:
+            ValueError: an unknown class, or one asked of a model without classes.
+        """
+        num_classes, names = self.model.num_classes, self.facts.get("class_names") or []
+        if labels is None:
+            return list(range(num_classes))
+        if not num_classes:
+            raise ValueError(f"classes {', '.join(labels)} asked of a model without classes")
+        numbers = []
+        for text in labels:
+            number = names.index(text) if text in names else int(text) if text.isdecimal() else -1
+            if not 0 <= number < num_classes:
+                choices = f": {', '.join(names[:20])}" if names else ""
+                last = num_classes - 1
+                raise ValueError(
+                    f"no class {text!r}; this model has {num_classes}, 0 to {last}{choices}"
+                )
+            numbers.append(number)
+        return numbers
+
     def title(self, subject: Subject) -> str:
-        """A sample's prompt or the name of its class; nothing of what shows neither."""
+        """A sample's prompt or the name of its class; empty where it has neither."""
         if subject.prompt is not None:
             return subject.prompt or "(no prompt)"
         return "" if subject.label is None else self.class_name(subject.label)
 
-    def check(self, options: SamplingOptions) -> None:
-        """Raises ValueError for options that this model cannot meet."""
-        model, sampler = self.model, get_sampler(options.sampler)
-        time_grid(options.steps, options.shift)
+    def resolve(self, options: SamplingOptions) -> SamplingOptions:
+        """The options with what suits the model where none is given.
+
+        Raises:
+            ValueError: options that this model cannot meet.
+        """
+        sampler, steps, model = options.sampler, options.steps, self.model
+        if sampler is None:
+            sampler = "mean_flow" if self.facts["objective"] == "mean_flow" else "heun"
+        if steps is None:
+            steps = 1 if sampler == "mean_flow" else 25
+        time_grid(steps, options.time_shift)
+        _guidance(options)
         if model.prediction == "epsilon":
             raise ValueError(
                 "this model predicts epsilon on 1000 discrete steps, as public DiT "
                 "files do; these samplers integrate a velocity. Train on from it "
                 "(--pretrained_model_name_or_path), or use a SiT file"
             )
-        if sampler.needs_average_velocity and not model.has_average_velocity:
+        if get_sampler(sampler).needs_average_velocity and not model.has_average_velocity:
             raise ValueError(
-                f"sampler {options.sampler!r} needs a model trained with --objective mean_flow; "
+                f"sampler {sampler!r} needs a model trained with --objective mean_flow; "
                 "this one knows no end time. Use heun, euler or dpmpp"
             )
-        if options.guidance.scale != 1 and not model.is_conditional:
+        if options.guidance_scale != 1 and not model.is_conditional:
             raise ValueError(
-                f"guidance scale {options.guidance.scale} asked of an unconditional model; use 1"
+                f"guidance scale {options.guidance_scale} asked of an unconditional model; use 1"
             )
-        if options.guidance.scale != 1 and self.facts.get("cfg_dropout_prob") == 0:
+        if options.guidance_scale != 1 and self.facts.get("cfg_dropout_prob") == 0:
             raise ValueError(
-                f"guidance scale {options.guidance.scale} asked of a model that never learned the "
+                f"guidance scale {options.guidance_scale} asked of a model that never learned the "
                 "null condition (--cfg_dropout_prob 0); use 1"
             )
         if options.negative_prompt and not model.takes_text:
             raise ValueError(
                 f"negative prompt {options.negative_prompt!r} asked of a model without text"
             )
-        if options.size is not None and options.size != tuple(model.sample_shape[1:]):
-            self._check_size(options.size)
-        if sampler.name == "dopri5":
+        if sampler == "dopri5":
             load_odeint()
+        return options.changed(sampler=sampler, steps=steps)
+
+    def describe(self, options: SamplingOptions, size: Size | None = None) -> dict[str, Any]:
+        """How samples are drawn, for records."""
+        return {
+            "sampler": options.sampler,
+            "steps": options.steps,
+            "guidance": {
+                "scale": options.guidance_scale,
+                "interval": options.guidance_interval,
+                "rescale": options.guidance_rescale,
+                "channels": options.guidance_channels,
+            },
+            "shift": options.time_shift,
+            "seed": options.seed,
+            "precision": self.precision,
+            "negative_prompt": options.negative_prompt,
+            "size": size,
+        }
 
     @torch.no_grad()
     def sample(
@@ -132,6 +157,7 @@ class FlowGenerator:
         options: SamplingOptions,
         progress: Callable[[int, int, Tensor], None] | None = None,
         noise: Tensor | None = None,
+        size: Size | None = None,
     ) -> Tensor:
         """Samples in the model's space.
 
@@ -140,33 +166,32 @@ class FlowGenerator:
                 any rank.
             condition: What they show, as `condition` gives it, or classes alone, int64 (B,); None
                 for an unconditional model, or for the null condition.
-            options: How.
+            options: Sampler, steps, guidance and seed.
             progress: Called as ``progress(step, num_steps, x)`` after each step.
             noise: Where to start, (B, *model.sample_shape); None is each sample's own.
+            size: Height and width in the model's space, as `sample_size` finds them for images;
+                None is the model's own.
 
         Returns:
-            float32, (B, *model.sample_shape), or of ``options.size``.
+            float32, (B, *model.sample_shape), or of ``size``.
 
         Raises:
-            ValueError: options or a condition that do not fit the model.
+            ValueError: options, a condition or a size that do not fit the model.
         """
+        options = self.resolve(options)
         velocity = self.velocity(condition, options, len(indices))
+        if size is not None and size != tuple(self.model.sample_shape[1:]):
+            self._check_size(size)
 
         def draw(step: int) -> Tensor:
-            return self.noise(indices, options.seed, step, options.size)
+            return self.noise(indices, options.seed, step, size)
 
         noise = draw(0) if noise is None else noise
-
         was_training = self.model.training
         self.model.eval()
-        with autocast(self.device, options.precision):
-            x = get_sampler(options.sampler).function(
-                velocity,
-                noise,
-                time_grid(options.steps, options.shift),
-                draw=draw,
-                progress=progress,
-            )
+        times, sampler = time_grid(options.steps, options.time_shift), get_sampler(options.sampler)
+        with autocast(self.device, self.precision):
+            x = sampler.function(velocity, noise, times, draw=draw, progress=progress)
         self.model.train(was_training)
         return x
 
@@ -178,14 +203,14 @@ class FlowGenerator:
         Raises:
             ValueError: options or a condition that do not fit the model.
         """
-        self.check(options)
+        self.resolve(options)
         if isinstance(condition, Tensor):
             condition = self.condition(count, condition)
         null = self.condition(count)
         condition = null if condition is None else condition
         if options.negative_prompt:
             null = self.condition(count, prompts=[options.negative_prompt] * count)
-        return guided_velocity(self.model, condition, null, options.guidance)
+        return guided_velocity(self.model, condition, null, _guidance(options))
 
     def condition(
         self, count: int, labels: Tensor | None = None, prompts: Sequence[str] | None = None
@@ -203,8 +228,17 @@ class FlowGenerator:
             ValueError: labels or prompts that do not fit the model.
         """
         condition = self.model.null_condition(count, self.device)
+        num_classes = self.model.num_classes
         if labels is not None:
-            labels = self._checked(labels, count)
+            if not num_classes:
+                raise ValueError("class labels asked of a model without classes")
+            if labels.shape != (count,):
+                raise ValueError(f"{count} labels are needed, got {tuple(labels.shape)}")
+            if bad := [label for label in labels.tolist() if not 0 <= label < num_classes]:
+                raise ValueError(
+                    f"label {bad[0]} is out of range: this model has {num_classes} classes"
+                )
+            labels = labels.to(self.device)
             condition = condition | {"label": labels} if self.model.takes_text else labels
         if prompts is None:
             return condition
@@ -221,33 +255,36 @@ class FlowGenerator:
         prompts = [subject.prompt or "" for subject in subjects] if self.model.takes_text else None
         return self.condition(len(subjects), torch.tensor(labels) if labels else None, prompts)
 
-    def sample_size(self, height: int | None, width: int | None) -> tuple[int, int] | None:
-        """Height and width of samples for images of so many pixels; None is the model's own size.
+    def draw(
+        self, subjects: Sequence[Subject], options: SamplingOptions, size: Size | None = None
+    ) -> Tensor:
+        """Samples of some subjects, in one batch; see `sample`."""
+        indices = [subject.index for subject in subjects]
+        return self.sample(indices, self.condition_of(subjects), options, size=size)
 
-        Args:
-            height: In pixels; None is the model's own.
-            width: Likewise.
+    def sample_size(self, height: int | None, width: int | None) -> Size | None:
+        """Height and width of samples for images of so many pixels; None is the model's own size.
 
         Raises:
             ValueError: a size that the model cannot make.
         """
         if height is None and width is None:
             return None
-        own = [side * self.downsampling for side in self.model.sample_shape[1:]]
-        wanted = [own[0] if height is None else height, own[1] if width is None else width]
+        usual = [side * self.downsampling for side in self.model.sample_shape[1:]]
+        sides = [usual[0] if height is None else height, usual[1] if width is None else width]
         step = self.downsampling * (self.model.size_multiple or 1)
-        if any(side % step or side < step for side in wanted):
+        if any(side % step or side < step for side in sides):
             raise ValueError(
-                f"images of {wanted[0]} x {wanted[1]} pixels asked of a model whose sides are "
+                f"images of {sides[0]} x {sides[1]} pixels asked of a model whose sides are "
                 f"multiples of {step}"
             )
-        size = wanted[0] // self.downsampling, wanted[1] // self.downsampling
-        if wanted != own:
+        size = sides[0] // self.downsampling, sides[1] // self.downsampling
+        if sides != usual:
             self._check_size(size)
         return size
 
     def noise(
-        self, indices: Sequence[int], seed: int, step: int = 0, size: tuple[int, int] | None = None
+        self, indices: Sequence[int], seed: int, step: int = 0, size: Size | None = None
     ) -> Tensor:
         """Each sample's standard normal noise, (B, *model.sample_shape), for a step's draw.
 
@@ -255,9 +292,8 @@ class FlowGenerator:
         """
         shape, cpu = self.model.sample_shape, torch.device("cpu")
         shape = shape if size is None else (shape[0], *size)
-        return sample_noise(stable_hash("sample", seed, step), list(indices), shape, cpu).to(
-            self.device
-        )
+        noise = sample_noise(stable_hash("sample", seed, step), list(indices), shape, cpu)
+        return noise.to(self.device)
 
     @torch.no_grad()
     def images(self, x: Tensor) -> Tensor:
@@ -274,87 +310,26 @@ class FlowGenerator:
     def _encode(self, prompt: str) -> dict[str, Tensor]:
         """What the text encoder makes of one prompt, batch first; the latest are kept."""
         if prompt not in self._encoded:
-            while len(self._encoded) >= _KEPT_PROMPTS:
+            while len(self._encoded) >= _MAX_KEPT_PROMPTS:
                 del self._encoded[next(iter(self._encoded))]
             self._encoded[prompt] = self.text([prompt])
         return self._encoded[prompt]
 
-    def _check_size(self, size: tuple[int, int]) -> None:
+    def _check_size(self, size: Size) -> None:
         multiple = self.model.size_multiple
         if multiple is None or any(side % multiple for side in size):
-            own = " x ".join(str(side) for side in self.model.sample_shape[1:])
-            told = "no others" if multiple is None else f"multiples of {multiple}"
+            usual = " x ".join(str(side) for side in self.model.sample_shape[1:])
+            others = "no others" if multiple is None else f"multiples of {multiple}"
             raise ValueError(
                 f"samples of {size[0]} x {size[1]} asked of a {type(self.model).__name__} that "
-                f"makes {own} and {told}; models with position 'rope' take other sizes"
+                f"makes {usual} and {others}; models with position 'rope' take other sizes"
             )
 
-    def _checked(self, labels: Tensor, count: int) -> Tensor:
-        num_classes = self.model.num_classes
-        if not num_classes:
-            raise ValueError("class labels asked of a model without classes")
-        if labels.shape != (count,):
-            raise ValueError(f"{count} labels are needed, got {tuple(labels.shape)}")
-        low, high = labels.min().item(), labels.max().item()
-        if low < 0 or high >= num_classes:
-            bad = low if low < 0 else high
-            raise ValueError(f"label {bad} is out of range: this model has {num_classes} classes")
-        return labels.to(self.device)
 
-
-def sample_batches(
-    generator: FlowGenerator,
-    subjects: Sequence[Subject],
-    options: SamplingOptions,
-    batch_size: int,
-    here: World,
-) -> Iterator[tuple[list[int], Tensor]]:
-    """This process's share of some samples, with a progress bar on the main one.
-
-    Args:
-        generator: Draws them.
-        subjects: The samples of all processes.
-        options: How.
-        batch_size: Samples at a time.
-        here: This process and the others.
-
-    Yields:
-        Places in ``subjects``, and the samples in the model's space.
-    """
-    mine = range(here.rank, len(subjects), here.size)
-    with tqdm(total=len(mine), unit="img", desc="sample", disable=not here.is_main) as bar:
-        for first in range(0, len(mine), batch_size):
-            places = list(mine[first : first + batch_size])
-            yield places, draw_subjects(generator, [subjects[i] for i in places], options)
-            bar.update(len(places))
-
-
-def draw_subjects(
-    generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
-) -> Tensor:
-    """Samples in the model's space, float32 (B, ...), in one batch."""
-    indices = [subject.index for subject in subjects]
-    return generator.sample(indices, generator.condition_of(subjects), options)
-
-
-def class_numbers(generator: FlowGenerator, wanted: Sequence[str] | None) -> list[int]:
-    """Numbers of classes given by number or name; all of them for None; none if there are none.
-
-    Raises:
-        ValueError: an unknown class, or one asked of a model without classes.
-    """
-    num_classes, names = generator.model.num_classes, generator.facts.get("class_names") or []
-    if wanted is None:
-        return list(range(num_classes))
-    if not num_classes:
-        raise ValueError(f"classes {', '.join(wanted)} asked of a model without classes")
-    numbers = []
-    for text in wanted:
-        number = names.index(text) if text in names else int(text) if text.isdecimal() else -1
-        if not 0 <= number < num_classes:
-            told = f": {', '.join(names[:20])}" if names else ""
-            raise ValueError(
-                f"no class {text!r}; this model has {num_classes}, 0 to {num_classes - 1}{told}"
-            )
-        numbers.append(number)
-    return numbers
+def _guidance(options: SamplingOptions) -> Guidance:
+    return Guidance(
+        options.guidance_scale,
+        options.guidance_interval,
+        options.guidance_rescale,
+        options.guidance_channels,
+    )

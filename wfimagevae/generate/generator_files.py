@@ -1,16 +1,14 @@
 """Trained flows from disk: a checkpoint, an export or a public file, with its autoencoder."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.files import read_json
 from wfimagevae.generate.autoencoders import load_autoencoder, raw_weights
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
+from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.latent_space import LatentSpace
+from wfimagevae.generate.options import GeneratorOptions
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.text import TextEncoder, open_text_encoder
 from wfimagevae.model.weight_files import find_weights, read_facts
@@ -19,87 +17,75 @@ FACTS_NAME = "generator.json"
 
 
 def load_generator(
-    path: str,
-    device: torch.device,
-    model_name: str | None = None,
-    vae: str | None = None,
-    use_raw_weights: bool = False,
-    text_encoder: str | None = None,
+    options: GeneratorOptions | str, device: torch.device, precision: str = "fp32"
 ) -> FlowGenerator:
     """A trained flow, ready to draw from.
 
     Args:
-        path: A training checkpoint, a folder of them, an export, a hub name, or a public SiT
-            file.
+        options: Which flow, and where its autoencoder and text encoder are, if not where they
+            were; a string is the path alone.
         device: Where it will run.
-        model_name: Size of a public file.
-        vae: ``KIND:PATH`` of the autoencoder, if not the recorded one.
-        use_raw_weights: A checkpoint's raw weights instead of its average.
-        text_encoder: ``KIND:PATH`` of the text encoder, if it is not where it was in training.
+        precision: ``fp32``, ``bf16`` or ``fp16``, of the flow.
 
     Raises:
         ValueError: weights, an autoencoder or a text encoder that are missing or do not fit.
         FileNotFoundError: a local path that does not exist.
     """
+    if isinstance(options, str):
+        options = GeneratorOptions(from_pretrained=options)
+    path, vae, text_encoder = options.from_pretrained, options.vae, options.text_encoder
     source = find_weights(path)  # once: a name on the hub is asked for over the network
-    with raw_weights(use_raw_weights):
-        model = VelocityModel.from_pretrained(source, model_name=model_name)
+    with raw_weights(options.use_raw_weights):
+        model = VelocityModel.from_pretrained(source, model_name=options.model_name)
+
+    # What training recorded, but for parts that stand elsewhere now.
     facts = find_generator_facts(source)
     if facts is None:  # a public file, of an ImageNet model in a latent space
         facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
     if vae and facts["space"] != "latent":
         raise ValueError(f"--vae {vae}: this flow makes {facts['space']}s, which need none")
-    if vae:
-        facts = facts | {"vae": facts["vae"] | {"source": vae}}
-    elif facts["space"] == "latent":
-        facts = facts | {"vae": _beside(facts["vae"], source)}
+    if facts["space"] == "latent":
+        moved = facts["vae"] | {"source": vae} if vae else _beside(facts["vae"], source)
+        facts = facts | {"vae": moved}
     if text_encoder:
         facts = facts | {"text": _moved_text_encoder(facts.get("text"), text_encoder)}
-    generator = build_generator(model.to(device), device, facts)
+
+    model, space, text = model.to(device), None, facts.get("text")
+    if facts["space"] == "latent":
+        space = open_latent_space(facts, device)
+    if model.takes_text and not text:
+        raise ValueError("this model takes text, but its file does not say from which encoder")
+    encoder = _open_text_encoder(text, device) if model.takes_text else None
+    generator = FlowGenerator(
+        model,
+        device,
+        facts,
+        space and space.decode,
+        encoder,
+        space.autoencoder.multiple if space else 1,
+        precision,
+    )
     is_local = Path(path).expanduser().exists()
     generator.source = {
         "path": str(source.expanduser().absolute()) if is_local else path,
         "step": None if source.is_dir() else read_facts(source, "current_step"),
-        "raw_weights": use_raw_weights,
-        "model_name": model_name,
+        "raw_weights": options.use_raw_weights,
+        "model_name": options.model_name,
         "vae": facts.get("vae", {}).get("source"),
-        "text_encoder": _spec(facts.get("text")),
+        "text_encoder": text and ":".join(filter(None, (text["kind"], text["source"]))),
     }
     return generator
-
-
-def build_generator(model: nn.Module, device: torch.device, facts: dict) -> FlowGenerator:
-    """The generator of a network on its device, with what its facts say belongs to it.
-
-    Raises:
-        ValueError: an autoencoder or text encoder that is missing or not the recorded one.
-    """
-    space = open_latent_space(facts, device) if facts["space"] == "latent" else None
-    if not model.takes_text:
-        text = None
-    elif facts.get("text"):
-        text = _open_text_encoder(facts["text"], device)
-    else:
-        raise ValueError("this model takes text, but its file does not say from which encoder")
-    if space is None:
-        return FlowGenerator(model, device, facts, text=text)
-    return FlowGenerator(model, device, facts, space.decode, text, space.autoencoder.multiple)
 
 
 def _open_text_encoder(recorded: dict, device: torch.device) -> TextEncoder:
     try:
         return open_text_encoder(recorded, device)
     except ValueError as error:
-        reason = str(error).removeprefix("--text_encoder ")  # which nobody may have given
+        reason = str(error).removeprefix("--text_encoder ")  # a flag that may not be there
         raise ValueError(
             f"the text encoder of this flow cannot be read: {reason}; say where it is with "
             f"--text_encoder {recorded['kind']}:PATH"
         ) from error
-
-
-def _spec(text: dict | None) -> str | None:
-    """A text encoder's record as ``--text_encoder`` takes it."""
-    return text and ":".join(filter(None, (text["kind"], text["source"])))
 
 
 def _moved_text_encoder(recorded: dict | None, spec: str) -> dict:
@@ -173,38 +159,3 @@ def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
     if autoencoder.normalization is None:
         raise ValueError(f"{source} does not say how its latents are normalised")
     return LatentSpace(autoencoder, *autoencoder.normalization)
-
-
-def sampling_options(
-    generator: FlowGenerator,
-    sampler: str | None,
-    steps: int | None,
-    guidance_scale: float = 1.0,
-    guidance_interval: tuple[float, float] = (0.0, 1.0),
-    guidance_rescale: float = 0.0,
-    guidance_channels: int | None = None,
-    **others,
-) -> SamplingOptions:
-    """Options with what suits the model where nothing is asked for, checked against it.
-
-    Args:
-        generator: The model and its facts.
-        sampler: None is ``mean_flow`` for a MeanFlow model, else ``heun``.
-        steps: None is 1 for ``mean_flow``, else 25.
-        guidance_scale: As for `Guidance`, like the next three.
-        guidance_interval: As there.
-        guidance_rescale: As there.
-        guidance_channels: As there.
-        others: Further fields of `SamplingOptions`.
-
-    Raises:
-        ValueError: options that the model cannot meet.
-    """
-    if sampler is None:
-        sampler = "mean_flow" if generator.facts["objective"] == "mean_flow" else "heun"
-    if steps is None:
-        steps = 1 if sampler == "mean_flow" else 25
-    guidance = Guidance(guidance_scale, guidance_interval, guidance_rescale, guidance_channels)
-    options = replace(SamplingOptions(sampler, steps, guidance), **others)
-    generator.check(options)
-    return options

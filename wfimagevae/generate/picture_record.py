@@ -9,24 +9,26 @@ from typing import Any
 
 from torch import Tensor
 
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.files import read_json
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions, draw_subjects
+from wfimagevae.generate.generator import FlowGenerator, Size
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.model.weight_files import weights_fingerprint
 
 _log = logging.getLogger("wfimagevae")
+_SUBJECT = tuple(field.name for field in fields(Subject))
+_VALUES = ("sampler", "steps", "shift", "seed", "precision", "negative_prompt", "size", "device")
 # What a record holds besides single values, and what is in it.
 _PARTS = {
     "batch": ("size", "row"),
-    "guidance": tuple(field.name for field in fields(Guidance)),
+    "guidance": ("scale", "interval", "rescale", "channels"),
     "model": ("path", "model_name", "raw_weights", "vae", "text_encoder", "fingerprint"),
 }
 _PACKAGES = ("wfimagevae", "torch", "diffusers", "transformers")
 
 
 def describe_model(generator: FlowGenerator) -> dict[str, Any]:
-    """Which model it is: where it was read from, and the fingerprint of its weights."""
+    """Where the model was read from, and the fingerprint of its weights."""
     return generator.source | {"fingerprint": weights_fingerprint(generator.model)}
 
 
@@ -35,30 +37,37 @@ def picture_record(
     model: Mapping[str, Any],
     subject: Subject,
     options: SamplingOptions,
+    size: Size | None,
     batch: tuple[int, int],
 ) -> dict[str, Any]:
     """All that is needed to draw a picture again.
 
     Args:
-        generator: Drew it.
+        generator: What drew it.
         model: What `describe_model` says of it.
         subject: What it shows.
         options: How it was drawn.
+        size: Height and width in the model's space; None is the model's own.
         batch: Samples that were drawn at once, and which of them it is: arithmetic rounds
             differently in batches of another size.
     """
-    height, width = options.size or generator.model.sample_shape[1:]
-    size, row = batch
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # not installed, or run from its folder
+            continue
+    height, width = size or generator.model.sample_shape[1:]
     return {
         **asdict(subject),
         "class_name": None if subject.label is None else generator.class_name(subject.label),
         "height": height * generator.downsampling,
         "width": width * generator.downsampling,
-        **asdict(options),
-        "batch": {"size": size, "row": row},
+        **generator.describe(options, size),
+        "batch": {"size": batch[0], "row": batch[1]},
         "device": generator.device.type,
         "model": dict(model),
-        "versions": _versions(),
+        "versions": versions,
     }
 
 
@@ -69,13 +78,11 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
         ValueError: it is no such file.
     """
     record = read_json(path)
-    needed = {field.name for field in fields(SamplingOptions) + fields(Subject)}
-    missing = (needed | {"device"} | _PARTS.keys()) - record.keys()
-    for name, keys in _PARTS.items():
-        part = record.get(name, dict.fromkeys(keys))
-        missing |= {
-            f"{name}.{key}" for key in keys if not isinstance(part, dict) or key not in part
-        }
+    missing = {*_SUBJECT, *_VALUES, *_PARTS} - record.keys()
+    for part, keys in _PARTS.items():
+        values = record.get(part, dict.fromkeys(keys))
+        values = values if isinstance(values, dict) else {}
+        missing |= {f"{part}.{key}" for key in keys if key not in values}
     if missing:
         raise ValueError(
             f"{path} is no record of a picture of generate.py: no {', '.join(sorted(missing))}"
@@ -84,7 +91,7 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
     if not (isinstance(size, int) and isinstance(row, int) and 0 <= row < size):
         raise ValueError(f"{path}: there is no sample {row!r} in a batch of {size!r}")
     try:
-        _options(record)
+        _read_sampling(record)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not say how to sample: {error}") from None
     return record
@@ -96,37 +103,25 @@ def draw_again(generator: FlowGenerator, record: Mapping[str, Any]) -> Tensor:
     Raises:
         ValueError: the generator's weights are not those that drew it.
     """
-    expected, found = record["model"]["fingerprint"], weights_fingerprint(generator.model)
-    if found != expected:
+    expected, fingerprint = record["model"]["fingerprint"], weights_fingerprint(generator.model)
+    if fingerprint != expected:
         raise ValueError(
             f"the picture was drawn by weights {expected[:12]}, those of "
-            f"{generator.source['path']} are {found[:12]}"
+            f"{generator.source['path']} are {fingerprint[:12]}"
         )
-    if generator.device.type != record["device"]:
+    place = generator.device.type
+    if place != record["device"]:
         _log.warning(
-            "drawn on %s, now on %s: pixels may differ by rounding",
-            record["device"],
-            generator.device.type,
+            "drawn on %s, now on %s: pixels may differ by rounding", record["device"], place
         )
-    options = _options(record)
-    subject = Subject(**{field.name: record[field.name] for field in fields(Subject)})
-    copies = [subject] * record["batch"]["size"]
-    images = generator.images(draw_subjects(generator, copies, options))
-    return images[record["batch"]["row"]]
+    options, size = _read_sampling(record)
+    subject = Subject(**{name: record[name] for name in _SUBJECT})
+    samples = generator.draw([subject] * record["batch"]["size"], options, size)
+    return generator.images(samples)[record["batch"]["row"]]
 
 
-def _options(record: Mapping[str, Any]) -> SamplingOptions:
-    values = {field.name: record[field.name] for field in fields(SamplingOptions)}
-    guidance = record["guidance"] | {"interval": tuple(record["guidance"]["interval"])}
-    size = record["size"] and tuple(record["size"])
-    return SamplingOptions(**values | {"guidance": Guidance(**guidance), "size": size})
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:  # not installed, or run from its folder
-            continue
-    return found
+def _read_sampling(record: Mapping[str, Any]) -> tuple[SamplingOptions, Size | None]:
+    values = {f"guidance_{name}": value for name, value in record["guidance"].items()}
+    values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
+    options = SamplingOptions.read(values | {"time_shift": record["shift"]})
+    return options, record["size"] and tuple(record["size"])

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from wfimagevae.files import write_atomically
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions, draw_subjects
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.grid import save_grid
 
@@ -51,7 +52,7 @@ class SamplePicture:
         subjects = [replace(row, index=i) for i, row in enumerate(places)]
         parts = []
         for first in range(0, len(subjects), batch_size):
-            x = draw_subjects(generator, subjects[first : first + batch_size], options)
+            x = generator.draw(subjects[first : first + batch_size], options)
             # Low precision may overflow; a picture does not end a training.
             x = x.nan_to_num(0.0, 0.0, 0.0)
             is_point = generator.facts["space"] == "point"
@@ -67,10 +68,8 @@ class SamplePicture:
         save_grid(path, self.content, self.columns, titles if any(titles) else None)
 
     def _save_points(self, path: Path) -> None:
-        from wfimagevae.dataset.toy.points import PointDataset
         from wfimagevae.pictures.flow_frames import Plane, path_frames
 
-        real = PointDataset(self.generator.facts["dataset"], split="test")
-        plane = Plane(real.read_batch(list(range(2000)))["point"])
+        plane = Plane.of(self.generator.facts["dataset"])
         (frame,) = path_frames(self.content[None], [1.0], plane)
         write_atomically(path, lambda file: frame.save(file, format="png"), is_lasting=False)

@@ -1,7 +1,12 @@
-"""What samples show: classes, prompts, or neither."""
+"""What samples show, classes and prompts, and how the files of their pictures are called."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+_LONGEST_NAME = 60
+_RESERVED = re.compile(r"grid(-\d+)?|samples")  # what generate.py calls its other files
 
 
 @dataclass(frozen=True)
@@ -31,3 +36,79 @@ def subjects_in_turn(
         )
         for i in range(count)
     ]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What to draw, and the name of its picture's file without extension."""
+
+    text: str
+    stem: str
+
+
+def named_prompts(texts: Iterable[str]) -> list[Prompt]:
+    """Prompts named by their own words."""
+    return [Prompt(text, slug(text)) for text in texts]
+
+
+def read_prompts(path: str | Path) -> list[Prompt]:
+    """The prompts of a folder, one in each of its .txt files; or of a file, one a line.
+
+    Those of a folder have their files' names; of several lines in one, all belong to the prompt.
+
+    Raises:
+        ValueError: nothing there, or no text.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt")
+        prompts = [Prompt(" ".join(_read(file).split()), file.stem) for file in files]
+        if empty := [prompt.stem for prompt in prompts if not prompt.text]:
+            raise ValueError(
+                f"--prompts_path {path}: {empty[0]}.txt holds no text; remove it, or draw without "
+                'a prompt by --prompt ""'
+            )
+    elif path.is_file():
+        lines = [line.strip() for line in _read(path).splitlines()]
+        prompts = named_prompts(line for line in lines if line)
+    else:
+        raise ValueError(f"--prompts_path {path}: no such folder or file")
+    if not prompts:
+        content = ".txt files" if path.is_dir() else "a prompt a line"
+        raise ValueError(f"--prompts_path {path}: no prompts; looked for {content}")
+    return prompts
+
+
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file}: prompts are UTF-8 text ({error})") from None
+
+
+def slug(text: str) -> str:
+    """The words of a text as a file's name: "A red circle!" is ``a-red-circle``."""
+    words = "-".join(re.findall(r"\w+", text.lower()))
+    return words[:_LONGEST_NAME].strip("-_") or "no-prompt"
+
+
+def free_names(folder: Path, stems: Sequence[str]) -> list[str]:
+    """A name for each stem that neither a picture or record in the folder nor another has.
+
+    The first is the stem itself, the next ``stem-1``, ``stem-2``, ..., unless that is another
+    stem.
+    """
+    files = folder.iterdir() if folder.is_dir() else ()
+    taken = {file.stem for file in files if file.suffix in (".png", ".json")}
+    stems = [f"{stem}_" if _RESERVED.fullmatch(stem) else stem for stem in stems]
+    numbers, names = dict.fromkeys(stems, 0), []
+    for stem in stems:
+        number = numbers[stem]
+        while (name := f"{stem}-{number}" if number else stem) in taken or (
+            number and name in numbers
+        ):
+            number += 1
+        taken.add(name)
+        numbers[stem] = number + 1
+        names.append(name)
+    return names

@@ -9,8 +9,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wfimagevae.dataset.toy.points import PointDataset
+
 _DATA_COLOUR, _START_COLOUR = "#d1d5db", "#6b7280"
 _PIXELS, _DPI = 560, 80
+_NUM_DATA = 2000  # points in the background
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,12 @@ class Plane:
 
     data: Tensor
     half_width: float | None = None
+
+    @classmethod
+    def of(cls, name: str) -> "Plane":
+        """A plane with held-out points of a toy data set."""
+        points = PointDataset(name, split="test").read_batch(list(range(_NUM_DATA)))
+        return cls(points["point"])
 
     @property
     def limit(self) -> float:
@@ -163,30 +172,6 @@ def _draw_wheel(figure) -> None:
     colours = direction_colours(torch.stack([middles.cos(), middles.sin()], 1))
     axes.bar(middles.numpy(), np.ones(48), width=2.1 * math.pi / 48, color=colours)
     axes.set_axis_off()
-
-
-def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Between two noises on the great circle, sample by sample: normal numbers stay normal.
-
-    Args:
-        a: Noise at ``share`` 0, (B, ...).
-        b: Noise at ``share`` 1, the same shape.
-        share: In [0, 1].
-
-    Source: Shoemake 1985, doi:10.1145/325334.325242; the lengths are interpolated linearly.
-    """
-    if share in (0, 1):
-        return (a, b)[int(share)].clone()
-    flat_a, flat_b = a.flatten(1).double(), b.flatten(1).double()
-    length_a, length_b = (flat.norm(dim=1, keepdim=True) for flat in (flat_a, flat_b))
-    unit_a, unit_b = flat_a / length_a, flat_b / length_b
-    angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()  # (B, 1)
-    weight_a, weight_b = ((part * angle).sin() for part in (1 - share, share))
-    direction = weight_a * unit_a + weight_b * unit_b
-    straight = (1 - share) * unit_a + share * unit_b  # of nearly parallel ones, no division by 0
-    direction = torch.where(angle.sin() > 1e-6, direction / angle.sin(), straight)
-    length = (1 - share) * length_a + share * length_b
-    return (length * direction).to(a.dtype).view_as(a)
 
 
 def evenly(count: int, wanted: int) -> list[int]:

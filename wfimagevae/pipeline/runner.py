@@ -6,7 +6,7 @@ import logging
 import time
 
 from wfimagevae.engine.distributed import World, broadcast_object, world
-from wfimagevae.generate.generator import SamplingOptions
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags, step_folder
 from wfimagevae.pipeline.inheritance import step_options, vae_source

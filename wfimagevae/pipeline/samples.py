@@ -4,7 +4,7 @@ import hashlib
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -19,8 +19,8 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.report.progress import goes_on_without
 from wfimagevae.engine.seeding import sample_noise, stable_hash
-from wfimagevae.generate.generator import SamplingOptions
 from wfimagevae.generate.generator_files import open_latent_space
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.pictures.writer import save_image
 from wfimagevae.pipeline.metrics import Position
@@ -141,9 +141,8 @@ class FlowSamples:
 
     def _draw(self, where: Position, size: tuple[int, int], index: int, prompt: str | None) -> None:
         sides = self.generator.sample_size(*reversed(size))
-        sampling = replace(self.sampling, size=sides)
         condition = self.generator.condition(1, prompts=None if prompt is None else [prompt])
-        x = self.generator.sample([index], condition, sampling)
+        x = self.generator.sample([index], condition, self.sampling, size=sides)
         if self.world.is_main:
             subject, suffix = prompt or "", slug(prompt) if prompt else "sample"
             with goes_on_without(f"the sample of {subject!r}"):

@@ -6,14 +6,14 @@ import torch
 from torch import nn
 
 from wfimagevae.dataset.protocol import FlowData
-from wfimagevae.diffusion.guidance import Guidance
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.timesteps import TimeDistribution
 from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.files import read_json
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
 from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
 from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
@@ -149,16 +149,17 @@ def build_generator(
     facts = space.facts | objective_facts(options)
     downsampling = options["resolution"] // space.shape[-1] if facts["space"] == "latent" else 1
     network, decode = objective.network, space.decode
-    return FlowGenerator(network, device, facts, decode, space.text, downsampling)
+    return FlowGenerator(
+        network, device, facts, decode, space.text, downsampling, options["mix_precision"]
+    )
 
 
 def sampling_options(options: dict) -> SamplingOptions:
     """How samples are drawn while training."""
     return SamplingOptions(
-        options["sampler"],
-        options["sampling_steps"],
-        Guidance(options["guidance_scale"]),
-        precision=options["mix_precision"],
+        sampler=options["sampler"],
+        steps=options["sampling_steps"],
+        guidance_scale=options["guidance_scale"],
         seed=options["seed"],
     )
 
@@ -180,7 +181,7 @@ def build_validator(
     if held_out is None or not options["eval_steps"]:
         return None
     sampling = sampling_options(options)
-    generator.check(sampling)
+    generator.resolve(sampling)
     if options["fsdp"] and not get_sampler(sampling.sampler).evaluations:
         raise ValueError(
             f"--sampler {sampling.sampler} calls the network as often as each sample needs, a "

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,7 +20,8 @@ from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.report.progress import goes_on_without
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.generate.generator import FlowGenerator, SamplingOptions
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import Subject
 
@@ -93,7 +94,7 @@ class FlowValidator:
             sampling, held_out = self.rules.sampling, self._held_out_data()
             values["energy_distance"] = self._distance(sampling, *held_out)
             if network.has_average_velocity:
-                one = replace(sampling, sampler="mean_flow", steps=1)
+                one = sampling.changed(sampler="mean_flow", steps=1)
                 values["energy_distance_one_step"] = self._distance(one, *held_out)
                 self._draw(one, step, "one-step")
             self._draw(sampling, step, sampling.sampler)
@@ -106,7 +107,7 @@ class FlowValidator:
         totals = torch.zeros(2, dtype=torch.float32, device=device)
         for positions in self._shares:
             batch = self.read(positions)
-            with autocast(device, self.rules.sampling.precision):
+            with autocast(device, self.generator.precision):
                 loss, logs = self.objective(batch, step)
             name = "error" if "train/error" in logs else "loss"
             loss = logs.get("train/error", loss)
