@@ -105,6 +105,15 @@ def read_json(path: str | os.PathLike) -> dict:
     return content
 
 
+def read_json_lines(path: str | os.PathLike) -> list[dict]:
+    """The objects in a file of one a line, but a line cut short by a kill; none without a file."""
+    rows, path = [], Path(path)
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        with contextlib.suppress(json.JSONDecodeError):
+            rows.append(json.loads(line))
+    return rows
+
+
 def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
     """The dict in a file of `torch.save`, on the CPU; no code in the file is run.
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from wfimagevae.engine.report.plots import Panel, Series, draw_page, read_json_lines
-from wfimagevae.files import write_atomically
+from wfimagevae.engine.report.plots import Panel, Series, draw_page
+from wfimagevae.files import read_json_lines, write_atomically
 
 _LOSSES = (
     Panel("VAE: reconstruction, per pixel value", ("vae_loss",)),

@@ -17,7 +17,7 @@ from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task
-from wfimagevae.engine.report.progress import goes_on_without
+from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.generator_files import open_latent_space
 from wfimagevae.generate.options import SamplingOptions
@@ -92,7 +92,7 @@ class VaeSamples:
             return
         with _drawing(self.vae, self.ema):
             for subject in self.plan.subjects:
-                with goes_on_without(f"samples of {subject}"):
+                with log_write_errors(f"samples of {subject}"):
                     for size in self.plan.sizes:
                         self._draw(where, subject, size)
 
@@ -145,7 +145,7 @@ class FlowSamples:
         x = self.generator.sample([index], condition, self.sampling, size=sides)
         if self.world.is_main:
             subject, suffix = prompt or "", slug(prompt) if prompt else "sample"
-            with goes_on_without(f"the sample of {subject!r}"):
+            with log_write_errors(f"the sample of {subject!r}"):
                 image = self.generator.images(x)[0]
                 _save(self.plan.path(where, size, subject, suffix), image)
 

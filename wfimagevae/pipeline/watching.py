@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wfimagevae.engine.loop import Run, Task
-from wfimagevae.engine.report.progress import goes_on_without
+from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.pipeline.graphs import draw_graphs, metrics_path, write_summary
 from wfimagevae.pipeline.metrics import Position, StepMetrics, console_line, named_metrics
 from wfimagevae.pipeline.samples import SampleDrawer
@@ -77,7 +77,7 @@ class StepWatcher:
             return
         rates = {n.removeprefix("lr/"): v for n, v in values.items() if n.startswith("lr/")}
         metrics = self.watched.constants | named_metrics(values, self.watched.latents)
-        with goes_on_without("metrics"):
+        with log_write_errors("metrics"):
             self.rows.write(self._at(step), metrics, rates, self._seconds(values))
 
     def saving(self, step: int) -> None:
@@ -93,7 +93,7 @@ class StepWatcher:
         """Writes the summary and draws plots of the metrics so far, on the main process."""
         watched = self.watched
         start = time.perf_counter()
-        with goes_on_without("summary and plots"):
+        with log_write_errors("summary and plots"):
             write_summary(watched.output, watched.names)
             if watched.draws_graphs and metrics_path(watched.output, watched.name).exists():
                 draw_graphs(watched.output, watched.name)

@@ -17,7 +17,7 @@ from wfimagevae.engine.distributed import (
     gather_objects,
 )
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.report.progress import goes_on_without
+from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.generate.generator import FlowGenerator
@@ -151,7 +151,7 @@ class FlowValidator:
         if not self.world.is_main:
             return
         path = rules.folder / "val_samples" / f"step-{step:08d}-{name}.png"
-        with goes_on_without(f"sample picture {path.name}"):
+        with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
             self.tracker.log_images(step, {f"samples/{name}": path})
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.report.progress import goes_on_without
+from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.model.vae.tiling import pad_to_multiple
@@ -90,7 +90,7 @@ class Validator:
             for path, real, fake in zip(batch["path"], images, output, strict=True):
                 if draw and index < self.pictures.num_images:
                     name = f"{index:04d}-{Path(path).stem}.png"
-                    with goes_on_without(f"validation picture {name}"):
+                    with log_write_errors(f"validation picture {name}"):
                         written[f"reconstruction/{name}"] = self._save_pair(name, real, fake, step)
                         if discriminator is not None and index < self.pictures.num_patch_scores:
                             rows.append(self._save_scores(name, discriminator, real, fake, step))
@@ -127,7 +127,7 @@ class Validator:
             return
         rows = sorted((row for part in gathered for row in part), key=lambda row: row[1])
         if rows:
-            with goes_on_without("the summary of patch scores"):
+            with log_write_errors("the summary of patch scores"):
                 append_summary(self.pictures.folder / "val_patch_scores" / "summary.csv", rows)
         self.tracker.log_images(step, written)
 

@@ -1,7 +1,4 @@
-"""GPU figures: units, the right GPU, silence where there is none; the peak table."""
-
-import sys
-from types import SimpleNamespace
+"""GPU figures: units, silence where there is none; the peak table."""
 
 import pytest
 import torch
@@ -9,90 +6,64 @@ import torch
 from wfimagevae.engine.report.gpu import GpuMonitor, peak_flops
 
 
-class FakeNvml:
-    """Stands in for pynvml: two GPUs of which CUDA sees the second; no power sensor."""
-
-    NVML_TEMPERATURE_GPU = 0
-
-    class NVMLError(Exception):
-        pass
-
-    def __init__(self, handles):
-        self.handles, self.is_open = handles, False
-
-    def nvmlInit(self):
-        self.is_open = True
-
-    def nvmlShutdown(self):
-        self.is_open = False
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):
-        if uuid not in self.handles:
-            raise self.NVMLError(f"{uuid} not found")
-        return self.handles[uuid]
-
-    def nvmlDeviceGetMemoryInfo(self, handle):
-        return SimpleNamespace(used=handle * 2**30)
-
-    def nvmlDeviceGetUtilizationRates(self, handle):
-        return SimpleNamespace(gpu=40 + handle)
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        raise self.NVMLError("not supported")
-
-    def nvmlDeviceGetTemperature(self, handle, sensor):
-        return 60 + handle
-
-
 @pytest.fixture
-def cuda_shows_the_second(monkeypatch):
-    def install(handles):
-        nvml = FakeNvml(handles)
-        monkeypatch.setitem(sys.modules, "pynvml", nvml)
-        properties = SimpleNamespace(uuid="bbbb")
-        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-        return nvml
+def gpu(monkeypatch):
+    """A GPU with 8 of 10 GiB free, whose sensors give these readings or raise these errors."""
+
+    def install(utilization=42, power_draw=300_000, temperature=62):
+        def sensor(reading):
+            def read(device):
+                if isinstance(reading, Exception):
+                    raise reading
+                return reading
+
+            return read
+
+        readings = {
+            "utilization": utilization,
+            "power_draw": power_draw,
+            "temperature": temperature,
+        }
+        for name, reading in readings.items():
+            monkeypatch.setattr(torch.cuda, name, sensor(reading))
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 10 * 2**30))
+        return GpuMonitor(torch.device("cuda", 0))
 
     return install
 
 
 def test_a_cpu_has_no_figures():
-    monitor = GpuMonitor(torch.device("cpu"))
-    assert monitor.read() == {}
-    monitor.close()
+    assert GpuMonitor(torch.device("cpu")).read() == {}
 
 
-def test_figures_are_those_of_the_visible_gpu_in_the_stated_units(cuda_shows_the_second):
-    nvml = cuda_shows_the_second({"GPU-aaaa": 1, "GPU-bbbb": 2})
-    monitor = GpuMonitor(torch.device("cuda", 0))
-    assert monitor.read() == {
+def test_figures_have_the_stated_units(gpu):
+    assert gpu().read() == {
         "gpu/memory_used_mib": 2048.0,
         "gpu/utilisation": 0.42,
+        "gpu/power_w": 300.0,
         "gpu/temperature_c": 62.0,
     }
-    monitor.close()
-    assert not nvml.is_open
-    assert monitor.read() == {}
 
 
-def test_a_mig_slice_is_found_by_its_own_id(cuda_shows_the_second):
-    cuda_shows_the_second({"MIG-bbbb": 3})
-    assert GpuMonitor(torch.device("cuda", 0)).read()["gpu/memory_used_mib"] == 3072.0
+def test_a_sensor_that_the_gpu_does_not_have_is_left_out(gpu, caplog):
+    monitor = gpu(power_draw=RuntimeError("not supported"))
+    assert monitor.read().keys() == {"gpu/memory_used_mib", "gpu/utilisation", "gpu/temperature_c"}
+    assert not caplog.records
 
 
-def test_an_unreachable_driver_is_one_line_and_no_figures(cuda_shows_the_second, caplog):
-    cuda_shows_the_second({})
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ModuleNotFoundError("nvidia-ml-py"), "pip install nvidia-ml-py"),
+        (OSError("no driver"), "no driver"),
+    ],
+)
+def test_without_sensors_one_line_says_why(gpu, caplog, error, words):
+    monitor = gpu(error, error, error)
     with caplog.at_level("INFO"):
-        monitor = GpuMonitor(torch.device("cuda", 0))
-    assert monitor.read() == {}
-    assert caplog.text.count("no GPU figures") == 1
-
-
-def test_without_the_package_one_line_says_how_to_get_it(monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "pynvml", None)
-    with caplog.at_level("INFO"):
-        assert GpuMonitor(torch.device("cuda", 0)).read() == {}
-    assert "pip install nvidia-ml-py" in caplog.text
+        for _ in range(2):
+            assert monitor.read() == {"gpu/memory_used_mib": 2048.0}
+    assert words in caplog.text and len(caplog.records) == 1
 
 
 @pytest.mark.gpu

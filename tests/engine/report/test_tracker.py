@@ -85,12 +85,6 @@ def test_a_keyboard_interrupt_is_not_swallowed():
         Tracker("wandb", interrupt)
 
 
-def test_the_run_keeps_its_id_when_resumed(tmp_path):
-    first = tracker._kept_id(tmp_path / "wandb_id.txt")
-    assert first == tracker._kept_id(tmp_path / "wandb_id.txt")
-    assert len(first) == 8
-
-
 @pytest.mark.skipif(importlib.util.find_spec("tensorboard") is None, reason="needs tensorboard")
 def test_tensorboard_holds_what_was_logged(tmp_path):
     Image.new("RGB", (8, 6), "red").save(tmp_path / "red.png")
@@ -116,8 +110,10 @@ def test_wandb_works_offline_and_writes_into_the_run(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_dir = tmp_path / "run"
     run_dir.mkdir()
-    wandb = open_tracker("wandb", run_dir, "run", {"lr": 1e-5})
-    assert wandb.is_on
-    wandb.log(1, {"train/rec_loss": 0.5})
-    wandb.close()
-    assert list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    for _ in range(2):  # the second goes on in the same record
+        wandb = open_tracker("wandb", run_dir, "run", {"lr": 1e-5})
+        assert wandb.is_on
+        wandb.log(1, {"train/rec_loss": 0.5})
+        wandb.close()
+    files = list(run_dir.glob("wandb/offline-run-*/*.wandb"))
+    assert {file.stem for file in files} == {f"run-{(run_dir / 'wandb_id.txt').read_text()}"}

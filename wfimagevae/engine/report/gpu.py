@@ -1,4 +1,4 @@
-"""What the GPU is doing (NVML), and what it could do at best (for MFU)."""
+"""What the GPU is doing, and what it could do at best (for MFU)."""
 
 import logging
 import re
@@ -6,8 +6,6 @@ import re
 import torch
 
 _log = logging.getLogger(__name__)
-
-_MIB, _TERA = 2**20, 1e12
 
 # Name as the driver gives it, without maker and memory size -> (bf16, fp16, TF32), TFLOP/s.
 _PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
@@ -72,74 +70,48 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     for pattern, peaks in _PEAKS.items():
         if re.fullmatch(rf"{pattern}(?:[ -]\d+GB)?(?: PCIe| HBM\d\w?)?", name):
             peak = peaks[_COLUMNS[precision]]
-            return None if peak is None else peak * _TERA
+            return None if peak is None else peak * 1e12
     return None
 
 
 class GpuMonitor:
-    """Reads memory, utilisation, power and temperature of this process's GPU through NVML.
+    """Reads memory, utilisation, power and temperature of this process's GPU.
 
-    Without CUDA there is nothing to read; without nvidia-ml-py, or where the driver refuses,
-    one line says so and the readings stay empty.
+    The sensors are read through nvidia-ml-py (AMD's through amdsmi). Where it is missing or the
+    driver refuses, one line says so and only the memory is left.
 
     Args:
-        device: The device that this process computes on.
+        device: The device that this process computes on; without CUDA there is nothing to read.
     """
 
     def __init__(self, device: torch.device):
-        self._nvml = self._handle = None
-        if device.type != "cuda":
-            return
-        try:
-            import pynvml
-        except ImportError:
-            _log.info("no GPU figures in the log: pip install nvidia-ml-py")
-            return
-        try:
-            pynvml.nvmlInit()
-            self._nvml = pynvml
-            self._handle = _find_handle(pynvml, device)
-        except pynvml.NVMLError as error:
-            _log.info("no GPU figures in the log: NVML says %s", error)
+        self._device, self._has_complained = device, False
 
     def read(self) -> dict[str, float]:
         """Current figures of the whole GPU, other processes included.
 
         Returns:
             ``gpu/memory_used_mib``, ``gpu/utilisation`` (0 to 1, share of time with a kernel
-            running), ``gpu/power_w``, ``gpu/temperature_c``; those that the GPU does not report
-            are left out, and all of them without CUDA or nvidia-ml-py.
+            running), ``gpu/power_w``, ``gpu/temperature_c``, but those that it does not report.
         """
-        if self._handle is None:
+        if self._device.type != "cuda":
             return {}
-        nvml, handle = self._nvml, self._handle
-        readings = {
-            "gpu/memory_used_mib": lambda: nvml.nvmlDeviceGetMemoryInfo(handle).used / _MIB,
-            "gpu/utilisation": lambda: nvml.nvmlDeviceGetUtilizationRates(handle).gpu / 100,
-            "gpu/power_w": lambda: nvml.nvmlDeviceGetPowerUsage(handle) / 1000,
-            "gpu/temperature_c": lambda: float(
-                nvml.nvmlDeviceGetTemperature(handle, nvml.NVML_TEMPERATURE_GPU)
-            ),
+        free, total = torch.cuda.mem_get_info(self._device)
+        figures = {"gpu/memory_used_mib": (total - free) / 2**20}
+        sensors = {
+            "gpu/utilisation": (torch.cuda.utilization, 100),
+            "gpu/power_w": (torch.cuda.power_draw, 1 if torch.version.hip else 1000),
+            "gpu/temperature_c": (torch.cuda.temperature, 1),
         }
-        figures = {}
-        for name, reading in readings.items():
+        problems = []
+        for name, (sensor, unit) in sensors.items():
             try:
-                figures[name] = reading()
-            except nvml.NVMLError:  # not every GPU has every sensor
-                continue
+                figures[name] = sensor(self._device) / unit
+            except Exception as error:  # each library has its own; none is worth a training run
+                problems.append(error)
+        if len(problems) == len(sensors) and not self._has_complained:
+            self._has_complained = True
+            missing = isinstance(problems[0], ImportError) and not torch.version.hip
+            how = "pip install nvidia-ml-py" if missing else problems[0]
+            _log.info("only the memory of GPU figures is in the log: %s", how)
         return figures
-
-    def close(self) -> None:
-        """Lets go of NVML; later readings are empty."""
-        if self._nvml is not None:
-            self._nvml.nvmlShutdown()
-        self._nvml = self._handle = None
-
-
-def _find_handle(nvml, device: torch.device):
-    # By UUID: NVML counts all GPUs of the machine, CUDA those that CUDA_VISIBLE_DEVICES shows.
-    uuid = str(torch.cuda.get_device_properties(device).uuid).removeprefix("GPU-")
-    try:
-        return nvml.nvmlDeviceGetHandleByUUID(f"GPU-{uuid}")
-    except nvml.NVMLError:
-        return nvml.nvmlDeviceGetHandleByUUID(f"MIG-{uuid}")

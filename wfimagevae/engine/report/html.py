@@ -4,12 +4,13 @@ import base64
 import html
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from wfimagevae.engine.report.plots import plot_losses, read_json_lines, read_losses
+from wfimagevae.engine.report.plots import plot_losses, read_losses
+from wfimagevae.files import read_json, read_json_lines
 
 log = logging.getLogger("wfimagevae")
 
@@ -51,57 +52,18 @@ def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8)
         ValueError: the folder holds nothing of a run, or its options.json is broken.
     """
     run_dir, output = Path(run_dir), Path(output)
-    options = _options(run_dir)
-    csv_paths = _csv_paths(run_dir, options)
+    options_path = run_dir / "options.json"
+    options = read_json(options_path) if options_path.exists() else {}
+    # What --csv_log_path said, as typed and in the run's folder.
+    csv_paths, path = [run_dir / "training_losses.csv"], options.get("csv_log_path")
+    csv_paths = list(
+        dict.fromkeys([Path(path), run_dir / Path(path).name, *csv_paths] if path else csv_paths)
+    )
     csv_path = next((path for path in csv_paths if path.is_file()), None)
     if not options and not csv_path:
         raise ValueError(
             f"{run_dir} is no run's folder: neither options.json nor training_losses.csv is in it"
         )
-    validations = read_json_lines(run_dir / "validation.jsonl")
-    metrics = read_json_lines(run_dir / "metrics.jsonl")
-    sections = [_tiles(csv_path, validations)]
-    sections += [
-        _section("Training curves", _curves(run_dir, csv_path, csv_paths, options)),
-        _section("Validation", _validation_table(validations)),
-        _section("Held-out images: original and reconstruction", _pairs(run_dir, max_pictures)),
-        _section("Discriminator's patch scores", _patch_scores(run_dir, max_pictures)),
-        _section("GPU", _gpu_table(metrics)),
-        _section("Options", _table(("option", "value"), sorted(options.items()))),
-    ]
-    title = html.escape(run_dir.resolve().name)
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title}</title><style>{_STYLE}</style></head>"
-        f"<body><main><h1>{title}</h1>{''.join(sections)}</main></body></html>\n"
-    )
-    output.write_text(page, encoding="utf-8")
-    return output
-
-
-def _options(run_dir: Path) -> dict:
-    path = run_dir / "options.json"
-    if not path.exists():
-        return {}
-    try:
-        options = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are no text, or text that is no JSON
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(options, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return options
-
-
-def _csv_paths(run_dir: Path, options: dict) -> list[Path]:
-    """Where the losses may be: what --csv_log_path said, as typed and in the run's folder."""
-    default, given = run_dir / "training_losses.csv", options.get("csv_log_path")
-    paths = [Path(given), run_dir / Path(given).name, default] if given else [default]
-    return list(dict.fromkeys(paths))
-
-
-def _curves(run_dir: Path, csv_path: Path | None, csv_paths: list[Path], options: dict) -> str:
-    """The two pages of plots, and a word where the CSV is not where the options say."""
     note = ""
     if csv_path is None and not options.get("disable_csv_log"):
         note = f"no losses to draw; looked for {', '.join(map(str, csv_paths))}"
@@ -111,11 +73,33 @@ def _curves(run_dir: Path, csv_path: Path | None, csv_paths: list[Path], options
         log.warning("%s", note)
         note = f"<p>{html.escape(note)}</p>"
     pages = plot_losses(csv_path, run_dir / "training_losses_live") if csv_path else []
-    return note + "".join(_plot(page) for page in pages)
+    plots = [f'<div class="plot">{_image(page, page.stem)}</div>' for page in pages]
 
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{html.escape(title)}</h2>{body}</section>" if body else ""
+    validations = read_json_lines(run_dir / "validation.jsonl")
+    columns = list(dict.fromkeys(name for row in validations for name in row))
+    sections = {
+        "Training curves": note + "".join(plots),
+        "Validation": _table(columns, [[row.get(n) for n in columns] for row in validations[-20:]]),
+        "Held-out images: original and reconstruction": _pairs(run_dir, max_pictures),
+        "Discriminator's patch scores": _patch_scores(run_dir, max_pictures),
+        "GPU": _gpu_table(read_json_lines(run_dir / "metrics.jsonl")),
+        "Options": _table(("option", "value"), sorted(options.items())),
+    }
+    title = html.escape(run_dir.resolve().name)
+    body = [f"<h1>{title}</h1>", _tiles(csv_path, validations)]
+    body += [
+        f"<section><h2>{html.escape(name)}</h2>{text}</section>"
+        for name, text in sections.items()
+        if text
+    ]
+    page = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{title}</title><style>{_STYLE}</style></head>"
+        f"<body><main>{''.join(body)}</main></body></html>\n"
+    )
+    output.write_text(page, encoding="utf-8")
+    return output
 
 
 def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
@@ -127,9 +111,8 @@ def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
     for name in ("train/rec_loss_per_pixel", "img_per_s"):
         if name in series:
             latest[name] = f"{series[name][1][-1]:.4g}"
-    for name in validations[-1] if validations else ():
-        if name != "step":
-            latest[name] = _cell(validations[-1][name])
+    if validations:
+        latest |= {n: _cell(value) for n, value in validations[-1].items() if n != "step"}
     psnrs = [v for row in validations for n, v in row.items() if n.endswith("/psnr") and v]
     if psnrs:
         latest["best PSNR, dB"] = f"{max(psnrs):.2f}"
@@ -138,12 +121,6 @@ def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
         for name, value in latest.items()
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _validation_table(validations: list[dict]) -> str:
-    """The last twenty validations."""
-    names = list(dict.fromkeys(name for row in validations for name in row))
-    return _table(names, ([row.get(name) for name in names] for row in validations[-20:]))
 
 
 def _gpu_table(metrics: list[dict]) -> str:
@@ -156,55 +133,45 @@ def _gpu_table(metrics: list[dict]) -> str:
 
 
 def _pairs(run_dir: Path, max_pictures: int) -> str:
-    folder = run_dir / "val_images"
-    step = _latest_step(folder / "reconstructed")
-    if step is None:
-        return ""
-    body = ""
-    for reconstruction in sorted(step.glob("*.png"))[:max_pictures]:
+    folder, body = run_dir / "val_images", ""
+    for reconstruction in _latest_pictures(folder / "reconstructed")[:max_pictures]:
         original = folder / "original" / reconstruction.name
         if original.exists():
             left = _figure(original, f"{reconstruction.stem}: original")
-            right = _figure(reconstruction, f"reconstruction, {step.name}")
+            right = _figure(reconstruction, f"reconstruction, {reconstruction.parent.name}")
             body += f'<div class="pair">{left}{right}</div>'
     return body
 
 
 def _patch_scores(run_dir: Path, max_pictures: int) -> str:
-    step = _latest_step(run_dir / "val_patch_scores")
-    if step is None:
-        return ""
+    pictures = _latest_pictures(run_dir / "val_patch_scores")[:max_pictures]
     note = "<p>Left the image, right its reconstruction; red looks real, blue generated.</p>"
-    pictures = sorted(step.glob("*.png"))[:max_pictures]
-    return note + "".join(_figure(path, f"{path.stem}, {step.name}") for path in pictures)
+    figures = [_figure(path, f"{path.stem}, {path.parent.name}") for path in pictures]
+    return note + "".join(figures) if figures else ""
 
 
-def _latest_step(folder: Path) -> Path | None:
+def _latest_pictures(folder: Path) -> list[Path]:
+    """Pictures of the last step that left some."""
     steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
-    return steps[-1] if steps else None
-
-
-def _plot(path: Path) -> str:
-    return f'<div class="plot"><img alt="{path.stem}" src="{_data_url(path)}"></div>'
+    return sorted(steps[-1].glob("*.png")) if steps else []
 
 
 def _figure(path: Path, caption: str) -> str:
-    text = html.escape(caption)
-    image = f'<img alt="{text}" src="{_data_url(path)}">'
-    return f"<figure>{image}<figcaption>{text}</figcaption></figure>"
-
-
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
-
-
-def _table(header: Iterable[str], rows: Iterable[Iterable]) -> str:
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(_cell(value))}</td>" for value in row) + "</tr>"
-        for row in rows
+    return (
+        f"<figure>{_image(path, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
     )
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in header)
-    return f"<table><tr>{head}</tr>{body}</table>" if body else ""
+
+
+def _image(path: Path, text: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    return f'<img alt="{html.escape(text)}" src="data:image/png;base64,{data}">'
+
+
+def _table(header: Sequence[str], rows: Sequence[Iterable]) -> str:
+    lines = [[f"<th>{html.escape(name)}</th>" for name in header]]
+    lines += [[f"<td>{html.escape(_cell(value))}</td>" for value in row] for row in rows]
+    body = "".join(f"<tr>{''.join(cells)}</tr>" for cells in lines)
+    return f"<table>{body}</table>" if rows else ""
 
 
 def _cell(value) -> str:

@@ -3,20 +3,21 @@
 import csv
 import io
 import json
+import math
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from wfimagevae.engine.distributed import all_reduce_mean
-from wfimagevae.files import write_atomically
+from wfimagevae.files import read_json_lines, write_text
 
 
 class Means:
     """Running means of device scalars, fetched with one transfer.
 
-    A value may also be a pair (sum, weight): then the mean is the pooled one, of all sums over
-    all weights, and it is left out where nothing had weight.
+    A value may also be a pair (sum, weight): its mean is that of all sums over all weights, left
+    out where nothing had weight. A scalar is a sum of weight one.
     """
 
     def __init__(self):
@@ -33,7 +34,8 @@ class Means:
         """Means since the last call over steps and ranks; waits for the device. Collective."""
         if not self._sums:
             return {}
-        means = [_pair(self._sums[key].float() / count) for key, count in self._counts.items()]
+        means = [self._sums[key].float() / count for key, count in self._counts.items()]
+        means = [torch.stack([m, torch.ones_like(m)]) if m.dim() == 0 else m for m in means]
         pairs = all_reduce_mean(torch.stack(means)).tolist()
         names = list(self._counts)
         self.__init__()
@@ -46,11 +48,6 @@ class Means:
     def load_state_dict(self, state: dict[str, tuple[Tensor, int]], device: torch.device) -> None:
         self._sums = {name: total.to(device) for name, (total, _) in state.items()}
         self._counts = {name: count for name, (_, count) in state.items()}
-
-
-def _pair(value: Tensor) -> Tensor:
-    """A scalar as a sum of weight one."""
-    return torch.stack([value, torch.ones_like(value)]) if value.dim() == 0 else value
 
 
 def check_csv_log(path: Path) -> None:
@@ -83,11 +80,10 @@ class CsvLog:
         self.path, self.columns = path, ["step"]
         check_csv_log(path)
         if path.exists():
-            with path.open(newline="", encoding="utf-8") as file:
-                reader = csv.DictReader(file)
-                # A kill may have cut the last line short.
-                rows = [row for row in reader if None not in row.values() and row["step"].isdigit()]
-                self.columns = list(reader.fieldnames or self.columns)
+            columns, rows = self._read()
+            self.columns = columns or self.columns
+            # A kill may have cut the last line short.
+            rows = [row for row in rows if None not in row.values() and row["step"].isdigit()]
             self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
 
     def write(self, row: dict[str, float]) -> None:
@@ -95,21 +91,22 @@ class CsvLog:
         new = [key for key in row if key not in self.columns]
         if new or not self.path.exists():
             self.columns += new
-            rows = []
-            if self.path.exists():
-                with self.path.open(newline="", encoding="utf-8") as file:
-                    rows = list(csv.DictReader(file))
-            self._rewrite([*rows, row])
+            self._rewrite([*(self._read()[1] if self.path.exists() else ()), row])
             return
         with self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _read(self) -> tuple[list[str], list[dict]]:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
 
     def _rewrite(self, rows: list[dict]) -> None:
         text = io.StringIO(newline="")
         writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-        write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        write_text(self.path, text.getvalue())
 
 
 class JsonLines:
@@ -118,26 +115,22 @@ class JsonLines:
     def __init__(self, path: Path, resume_step: int):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step(line) <= resume_step]
-            text = "".join(line + "\n" for line in kept)
-            write_atomically(path, lambda file: file.write(text.encode()))
+            rows = [
+                row for row in read_json_lines(path) if row.get("step", math.inf) <= resume_step
+            ]
+            write_text(path, "".join(map(_json_line, rows)))
 
     def write(self, row: dict) -> None:
         """Appends a row; numbers that JSON cannot hold become null."""
-        finite = {key: _json_number(value) for key, value in row.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(finite) + "\n")
+            file.write(_json_line(row))
 
 
-def _json_number(value):
+def _json_line(row: dict) -> str:
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(value):
     if isinstance(value, dict):
-        return {key: _json_number(entry) for key, entry in value.items()}
-    is_bad = isinstance(value, float) and (value != value or value in (float("inf"), -float("inf")))
-    return None if is_bad else value
-
-
-def _step(line: str) -> float:
-    try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):  # cut short by a kill
-        return float("inf")
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

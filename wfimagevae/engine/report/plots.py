@@ -1,13 +1,13 @@
 """Live plots of training_losses.csv: two pages of curves, drawn without pyplot's global state."""
 
 import csv
-import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from wfimagevae.files import read_json_lines, replacing
 
 Series = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -58,17 +58,15 @@ ADVERSARIAL = (
     Panel("share of the adversarial weight that counts", ("train/disc_factor",), log=False),
     Panel("skipped updates", tuple(f"skipped/{name}" for name in _PLAYERS), log=False),
 )
-# Told by another column.
+# Another column says the same.
 _REDUNDANT = ("train/rec_loss", *(f"skipped_in_a_row/{name}" for name in _PLAYERS))
 
 
 def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     """Draws the training curves as two pages: losses, and the adversarial game with the rest.
 
-    Any set of columns will do: a panel without data is left out, a column that belongs to no
-    panel gets its own on page 2, blank and non-finite cells are gaps, and a column that is zero
-    throughout is not drawn. Long runs are thinned to about 1500 rows, so that the cost stays
-    flat.
+    A panel without data is left out, and a column that belongs to no panel gets its own on page
+    2. Long runs are thinned to about 1500 rows, so that the cost stays flat.
 
     Args:
         csv_path: ``training_losses.csv``.
@@ -82,7 +80,7 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
         OSError: the CSV cannot be read, or the folder cannot be written.
     """
     output_prefix = Path(output_prefix)
-    series = read_losses(csv_path) | read_validation(output_prefix.with_name("validation.jsonl"))
+    series = read_losses(csv_path) | _read_validation(output_prefix.with_name("validation.jsonl"))
     shown = {name for panel in RECONSTRUCTION + FLOW + ADVERSARIAL for name in panel.columns}
     shown.update(_REDUNDANT)
     others = tuple(Panel(name, (name,)) for name in series if name not in shown)
@@ -99,15 +97,10 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
 
 
 def read_losses(csv_path: str | Path) -> Series:
-    """Numeric columns of a training CSV.
+    """Numeric columns of a training CSV by name: (steps, values), both float64 (n,).
 
-    Args:
-        csv_path: A CSV with a header that has a ``step`` column (else rows are counted).
-
-    Returns:
-        Column name -> (steps, values), both float64 (n,), finite entries only. Columns without
-        any or of zeros only, and the positions themselves (step, epoch, samples_seen), are left
-        out.
+    Only finite entries are kept; columns without any or of zeros only, and the positions (step,
+    epoch, samples_seen), are left out. Without a ``step`` column, rows are counted.
     """
     with open(csv_path, newline="", encoding="utf-8") as file:
         lines = file.readlines()
@@ -120,25 +113,10 @@ def read_losses(csv_path: str | Path) -> Series:
         for i, name in enumerate(names)
     }
     steps = columns.get("step", np.arange(len(rows), dtype=float))
-    return _finite(
-        {n: (steps, values) for n, values in columns.items() if n not in _POSITIONS},
-    )
+    return _finite({n: (steps, values) for n, values in columns.items() if n not in _POSITIONS})
 
 
-def read_json_lines(path: str | Path) -> list[dict]:
-    """The rows of a run's .jsonl file; none where there is no file."""
-    path = Path(path)
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:  # cut short by a kill; resuming rewrites it
-            continue
-    return rows
-
-
-def read_validation(path: str | Path) -> Series:
-    """Numeric entries of validation.jsonl, as `read_losses`; nothing where there is no file."""
+def _read_validation(path: Path) -> Series:
     rows = read_json_lines(path)
     names = dict.fromkeys(name for row in rows for name in row if name not in _POSITIONS)
     steps = np.array([float(row["step"]) for row in rows])
@@ -181,13 +159,13 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
-    """Draws panels of one page, those without data left out, and replaces the file in one move.
+    """Draws the panels that have data on one page, and replaces the PNG file in one move.
 
     Args:
-        title: Of the page.
+        title: Heading of the page.
         panels: Which series to show together.
-        series: Name -> (steps, values).
-        path: A .png file.
+        series: Steps and values by name.
+        path: The file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -208,9 +186,8 @@ def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -
         figure.text(0.5, 0.4, "nothing logged yet", ha="center", color="#6b7280")
     for i, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, 2, i + 1), panel, series)
-    partial = path.with_name(path.name + ".tmp")
-    figure.savefig(partial, format="png", pil_kwargs={"compress_level": 3})
-    os.replace(partial, path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png", pil_kwargs={"compress_level": 3})
 
 
 def _draw_panel(axes, panel: Panel, series: Series) -> None:
@@ -222,16 +199,8 @@ def _draw_panel(axes, panel: Panel, series: Series) -> None:
         smooth = _smooth(values)
         if smooth is not values:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
-        marker = "o" if len(values) < 30 else None
-        axes.plot(
-            steps,
-            smooth,
-            color=color,
-            linewidth=1.6,
-            label=name.removeprefix("train/"),
-            marker=marker,
-            ms=3,
-        )
+        style = {"linewidth": 1.6, "marker": "o" if len(values) < 30 else None, "ms": 3}
+        axes.plot(steps, smooth, color=color, label=name.removeprefix("train/"), **style)
     _scale_y(axes, panel, np.concatenate([series[name][1] for name in present]))
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.tick_params(labelsize=8, which="both")
@@ -239,9 +208,8 @@ def _draw_panel(axes, panel: Panel, series: Series) -> None:
     axes.grid(True, color="#e5e7eb", linewidth=0.7)
     axes.spines[["top", "right"]].set_visible(False)
     if len(present) > 1:
-        axes.legend(
-            fontsize=8, frameon=False, loc="lower right", bbox_to_anchor=(1.01, 0.97), ncols=2
-        )
+        place = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.97), "ncols": 2}
+        axes.legend(fontsize=8, frameon=False, **place)
 
 
 def _scale_y(axes, panel: Panel, values: np.ndarray) -> None:

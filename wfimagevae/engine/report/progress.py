@@ -22,7 +22,7 @@ log = logging.getLogger("wfimagevae")
 
 
 @contextmanager
-def goes_on_without(what: str) -> Iterator[None]:
+def log_write_errors(what: str) -> Iterator[None]:
     """A full or failing disk costs ``what``, and is logged, but does not end the training."""
     try:
         yield
@@ -35,11 +35,11 @@ class ReportOptions:
     """Where and how a run is reported.
 
     Attributes:
-        folder: Of the run.
+        folder: The run's folder.
         csv_path: The losses' CSV file; None writes none.
-        plot_every_steps: Between redraws of the loss plots; 0 none.
+        plot_every_steps: Steps between redraws of the loss plots; 0 draws none.
         headline: Names shown in the progress line, where they have a value.
-        precision: For the peak arithmetic rate that MFU refers to.
+        precision: Decides which peak arithmetic rate MFU refers to.
         line: Makes the progress line of a step from its values; None writes the usual one.
     """
 
@@ -65,13 +65,14 @@ class Reporter:
 
     def __init__(self, options: ReportOptions, world: World, tracker: Tracker):
         self.options, self.world, self.tracker = options, world, tracker
-        self.monitor = GpuMonitor(world.device)
-        self.peak = peak_flops(self._device_name(), options.precision)
+        self.monitor, device = GpuMonitor(world.device), world.device
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        self.peak = peak_flops(name, options.precision)
         self.csv = self.metrics = self.validations = None
         self.steps, self.samples, self.flops = 0, 0.0, 0.0
-        self.wait = self.wait_in_all = self.plot_time = 0.0
+        self.wait = self.total_wait = self.plot_time = 0.0
         self.started = self.since = time.perf_counter()
-        self.samples_then = self.flops_then = 0.0
+        self.reported_samples = self.reported_flops = 0.0
         self.last_plot_step = 0
         # On a terminal, a bar; in a log file (disable=None), lines.
         self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
@@ -104,7 +105,7 @@ class Reporter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What happens here is left out of the speed of training."""
+        """Leaves what happens inside out of the speed of training."""
         start = time.perf_counter()
         yield
         self.since += time.perf_counter() - start
@@ -127,24 +128,25 @@ class Reporter:
         Returns:
             The values, with what is measured here beside them.
         """
+        # Speed, wait and share of the peak since the last report.
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
         values = values | {
-            "img_per_s": (self.samples - self.samples_then) / elapsed,
+            "img_per_s": (self.samples - self.reported_samples) / elapsed,
             "data_wait_share": self.wait / elapsed,
         }
-        if self.peak and self.flops > self.flops_then:
-            rate = (self.flops - self.flops_then) / elapsed / self.world.size
+        if self.peak and self.flops > self.reported_flops:
+            rate = (self.flops - self.reported_flops) / elapsed / self.world.size
             values["mfu"] = rate / self.peak
-        self.since, self.samples_then, self.flops_then = now, self.samples, self.flops
-        self.wait_in_all, self.wait = self.wait_in_all + self.wait, 0.0
+        self.since, self.reported_samples, self.reported_flops = now, self.samples, self.flops
+        self.total_wait, self.wait = self.total_wait + self.wait, 0.0
         if not self.world.is_main:
             return values
         values |= self.monitor.read()
         if to_log:
             self._print(step, max_steps, values)
-        row = {"step": step} | values
-        with goes_on_without("logged values and plots"):
+        with log_write_errors("logged values and plots"):
+            row = {"step": step} | values
             self.metrics.write(row)
             if self.csv and to_csv:
                 self.csv.write(row)
@@ -156,23 +158,22 @@ class Reporter:
         if self.options.line and self.bar.disable:
             log.info("%s", self.options.line(step, values))
             return
-        shown = [
+        parts = [
             f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.options.headline if n in values
         ]
         skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
-        shown += [f"skipped {skipped:.0f}"] if skipped else []
-        shown += [f"{values['img_per_s']:.3g} img/s"]
-        shown += [f"data {100 * values['data_wait_share']:.0f} %"]
+        parts += [f"skipped {skipped:.0f}"] if skipped else []
+        parts += [f"{values['img_per_s']:.3g} img/s"]
+        parts += [f"data {100 * values['data_wait_share']:.0f} %"]
         if not self.bar.disable:
-            self.bar.set_postfix_str(" | ".join(shown), refresh=False)
+            self.bar.set_postfix_str(" | ".join(parts), refresh=False)
             return
         left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
-        shown += [f"ETA {timedelta(seconds=round(left))}"]
-        log.info("step %d/%d | %s", step, max_steps, " | ".join(shown))
+        parts += [f"ETA {timedelta(seconds=round(left))}"]
+        log.info("step %d/%d | %s", step, max_steps, " | ".join(parts))
 
     def _plot_if_due(self, step: int) -> None:
-        every = self.options.plot_every_steps
-        elapsed = time.perf_counter() - self.started
+        every, elapsed = self.options.plot_every_steps, time.perf_counter() - self.started
         is_due = every and step - self.last_plot_step >= every
         if is_due and self.plot_time <= self.PLOT_TIME_SHARE * elapsed:
             self.last_plot_step = step
@@ -188,7 +189,7 @@ class Reporter:
         if self.world.is_main:
             figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
             log.info("validation at step %d | %s", step, figures)
-            with goes_on_without("validation figures"):
+            with log_write_errors("validation figures"):
                 self.validations.write({"step": step} | values)
             self.tracker.log(step, values)
 
@@ -198,18 +199,14 @@ class Reporter:
         if not self.world.is_main:
             return
         if self.options.plot_every_steps and self.csv and self.csv.path.exists():
-            with goes_on_without("loss plots"):
+            with log_write_errors("loss plots"):
                 self._plot()
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         hours = elapsed * self.world.size / 3600
         line = f"{self.samples:.0f} images in {timedelta(seconds=round(elapsed))}"
         line += f" ({self.samples / elapsed:.3g} img/s), {hours:.3g} {self.world.device.type} hours"
-        line += f", {100 * self.wait_in_all / elapsed:.0f} % waiting for data"
+        line += f", {100 * self.total_wait / elapsed:.0f} % waiting for data"
         if self.peak and self.flops:
             mfu = self.flops / elapsed / self.world.size / self.peak
             line += f", {100 * mfu:.1f} % of the device's peak (MFU)"
         log.info("done: %s", line)
-
-    def _device_name(self) -> str:
-        device = self.world.device
-        return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type

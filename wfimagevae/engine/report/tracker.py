@@ -6,7 +6,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 TRACKERS = ("none", "wandb", "trackio", "tensorboard")
 PROJECT = "wfimagevae"
@@ -14,30 +14,18 @@ PROJECT = "wfimagevae"
 _log = logging.getLogger(__name__)
 
 
-class Backend(Protocol):
-    """What a tracking service has to do for us."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers of one step."""
-
-    def log_images(self, step: int, images: Mapping[str, Path]) -> None:
-        """Records image files of one step."""
-
-    def close(self) -> None:
-        """Sends what is pending."""
-
-
 class Tracker:
-    """A backend behind a fence: its first failure is one warning, and then it is off.
+    """A tracking service behind a fence: its first failure is one warning, and then it is off.
 
     Args:
-        kind: Name for the warning.
-        connect: Makes the backend; None tracks nothing.
+        kind: The service's name, for the warning.
+        connect: Makes its backend, which has the methods ``log``, ``log_images`` and ``close``
+            of this class; None tracks nothing.
     """
 
-    def __init__(self, kind: str, connect: Callable[[], Backend] | None = None):
+    def __init__(self, kind: str, connect: Callable[[], Any] | None = None):
         self._kind = kind
-        self._backend: Backend | None = None
+        self._backend = None
         if connect is not None:
             self._backend = self._guard(connect)
 
@@ -69,12 +57,9 @@ class Tracker:
             return call(*args)
         except Exception as error:
             self._backend = None
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            _log.warning(
-                "tracker %s failed and is now off (training and its CSV go on): %s",
-                self._kind,
-                reason[0],
-            )
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            off = f"tracker {self._kind} failed and is now off"
+            _log.warning("%s (training and its CSV go on): %s", off, reason)
             return None
 
 
@@ -86,8 +71,8 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, options: Mapping[str
 
     Args:
         kind: One of `TRACKERS`.
-        run_dir: Folder of the run.
-        name: Name of the run.
+        run_dir: The run's folder.
+        name: The run's name.
         options: Resolved options, kept beside the numbers.
 
     Returns:
@@ -110,10 +95,13 @@ class _Wandb:
     def __init__(self, run_dir: Path, name: str, options: dict):
         import wandb
 
+        id_path = run_dir / "wandb_id.txt"
+        if not id_path.exists():
+            id_path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
         self._image = wandb.Image
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
-            id=_kept_id(run_dir / "wandb_id.txt"),
+            id=id_path.read_text(encoding="utf-8").strip(),
             resume="allow",
             name=name,
             dir=str(run_dir),
@@ -137,12 +125,8 @@ class _Trackio:
         import trackio
 
         self._trackio = trackio
-        trackio.init(
-            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-            name=name,
-            resume="allow",
-            config=options,
-        )
+        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
+        trackio.init(project=project, name=name, resume="allow", config=options)
         _log.info("to look at it: TRACKIO_DIR=%s trackio show", os.environ["TRACKIO_DIR"])
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -179,9 +163,3 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-def _kept_id(path: Path) -> str:
-    if not path.exists():
-        path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-    return path.read_text(encoding="utf-8").strip()
