@@ -2,8 +2,8 @@ from itertools import chain, islice
 
 import pytest
 
+from wfimagevae.dataset import PositionSampler
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
-from wfimagevae.dataset.sampler import PositionSampler
 
 
 def test_every_epoch_shows_every_item_once_in_a_new_order():

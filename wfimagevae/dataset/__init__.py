@@ -3,10 +3,10 @@
 import importlib
 
 _EXPORTS = {
-    "TrainImageDataset": "images.image_dataset",
-    "ValidImageDataset": "images.image_dataset",
+    "TrainImageDataset": "images.crop_dataset",
+    "ValidImageDataset": "images.held_out",
     "NoReadableImage": "images.crop_dataset",
-    "collate_images": "images.image_dataset",
+    "collate_images": "images.held_out",
     "CropDataset": "images.crop_dataset",
     "CropRules": "images.crop_dataset",
     "Labels": "images.labels",
@@ -15,7 +15,7 @@ _EXPORTS = {
     "ShapesDataset": "toy.shapes",
     "PointDataset": "toy.points",
     "LatentDataset": "latents.latent_dataset",
-    "IndexedImages": "images.indexed_images",
+    "IndexedImages": "images.held_out",
     "Mixture": "mixture",
     "BucketOrder": "images.buckets",
     "ShardImages": "shards.read",
@@ -26,7 +26,7 @@ _EXPORTS = {
     "TrainLoader": "loader",
     "batch_loader": "loader",
     "valid_loader": "loader",
-    "PositionSampler": "sampler",
+    "PositionSampler": "loader",
     "ShuffledOrder": "order",
     "ShardOrder": "order",
 }

@@ -5,17 +5,40 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
-from wfimagevae.dataset.images.image_dataset import ValidImageDataset, collate_images
+from wfimagevae.dataset.images.held_out import ValidImageDataset, collate_images
 from wfimagevae.dataset.protocol import DataError, TrainData
-from wfimagevae.dataset.sampler import PositionSampler
 
 _log = logging.getLogger("wfimagevae")
+
+
+class PositionSampler(Sampler[list[int]]):
+    """Endless batches of data positions, shared out among ranks without gaps or repeats.
+
+    From p on, rank r of W takes ``p + r B ... p + (r + 1) B``, then p grows by ``W B``. So at
+    every step the ranks together read the next ``W B`` positions, whatever W is.
+    """
+
+    def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
+        if start < 0:
+            raise ValueError(f"the first position must be 0 or more, got {start}")
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[int]]:
+        first = self.start + self.rank * self.batch_size
+        while True:
+            yield list(range(first, first + self.batch_size))
+            first += self.world_size * self.batch_size
 
 
 class TrainLoader:

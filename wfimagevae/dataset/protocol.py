@@ -1,32 +1,43 @@
-"""What `TrainLoader` asks of a training dataset, and what flow training asks besides."""
+"""What `TrainLoader` asks of a training dataset, what flow training asks besides, and images."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import torch
 from PIL import Image
+
+from wfimagevae.dataset.images.decode import open_rgb
 
 
 class DataError(ValueError):
     """Training data that cannot be used; the message tells the user which, and why."""
 
 
-class Images(Protocol):
+class Images:
     """Images by number, wherever they are kept."""
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        raise NotImplementedError
 
     def name(self, i: int) -> str:
         """What a message calls image ``i``."""
-        ...
+        raise NotImplementedError
 
     def relative(self, i: int) -> str:
         """A relative path for image ``i``, with forward slashes, to write something under."""
-        ...
+        raise NotImplementedError
 
     def aliases(self, i: int) -> list[str]:
         """Names by which a list of captions may call image ``i``."""
-        ...
+        raise NotImplementedError
+
+    def file(self, i: int) -> str | BinaryIO:
+        """The path or the content of image ``i``; `UnreadableImage` if it cannot be read."""
+        raise NotImplementedError
+
+    def select(self, indices: Sequence[int]) -> "Images":
+        """Some of these images, in increasing order of their numbers."""
+        raise NotImplementedError
 
     def open(
         self,
@@ -34,16 +45,8 @@ class Images(Protocol):
         min_side: int | tuple[int, int] = 1,
         short_side: int | tuple[int, int] | None = None,
     ) -> Image.Image:
-        """Image ``i``, as `decode.open_rgb` gives it.
-
-        Raises:
-            UnreadableImage: it is damaged, or too small.
-        """
-        ...
-
-    def select(self, indices: Sequence[int]) -> "Images":
-        """Some of these images, in increasing order of their numbers."""
-        ...
+        """Image ``i``, as `open_rgb` gives it; `UnreadableImage` if it is damaged or too small."""
+        return open_rgb(self.file(i), min_side, short_side)
 
 
 class TrainData(Protocol):
@@ -53,7 +56,7 @@ class TrainData(Protocol):
     is resumed with the same ones only.
 
     Attributes:
-        seed: Of the order and of all random numbers.
+        seed: Seed of the order and of all random numbers.
     """
 
     seed: int
@@ -84,7 +87,7 @@ class FlowData(TrainData, Protocol):
     (B,); where there are captions, ``caption``, a list of B strings, "" of a sample without one.
 
     Attributes:
-        sample_shape: Of one sample: (C, H, W), or (2,).
+        sample_shape: Shape of one sample: (C, H, W), or (2,).
         num_classes: 0 without labels.
         class_names: One a class, or none.
         has_captions: Whether samples come with captions.

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,17 +11,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from wfimagevae.dataset.images.decode import UnreadableImage
+from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.images.transforms import (
     center_crop,
     image_inputs,
     mirror_half,
     random_crop,
     resized_center_crop,
-    to_signed_unit,
 )
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, Images
-from wfimagevae.dataset.text.captions import CaptionTable
+from wfimagevae.dataset.text.captions import Captions, CaptionTable
 
 TRAIN_CROPS = ("native", "resized", "center")
 _MOST_FAILURES = 1000
@@ -89,17 +91,13 @@ class CropDataset(Dataset):
     Args:
         images: What to read.
         rules: How it is cropped.
-        seed: Of the crops.
+        seed: Seed of the crops.
         order: Which image comes when, and in which size; None shuffles them all, every epoch anew.
         labels: Class of every image, int64, or None, and the names of the classes.
-        captions: Of every image, or None.
+        captions: Captions of every image, or None.
 
     Attributes:
-        sample_shape: (3, resolution, resolution).
-        num_classes: 0 without labels.
-        class_names: One a class, in the order of their numbers.
-        has_captions: Whether samples come with captions.
-        data_key: ``image``.
+        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
         sizes: Height and width of all its samples.
         order_facts: What the order depends on besides seed and images; must not change in a run.
     """
@@ -143,17 +141,15 @@ class CropDataset(Dataset):
         Raises:
             NoReadableImage: 1000 images in a row, or all there are, failed.
         """
-        pixels, index, unreadable = self._read(position, self._size(position))
-        image = to_signed_unit(torch.from_numpy(pixels.copy()))
-        sample = {"image": image, "position": position, "unreadable": unreadable}
-        if self._labels is not None:
-            sample["label"] = int(self._labels[index])
-        if self._captions is not None:
-            sample["caption"] = self._captions.pick(index, position, self.seed)
-        return sample
+        batch = self.read_batch([position])
+        inputs = self.to_inputs(batch, torch.device("cpu"))
+        sample = {name: values[0] for name, values in inputs.items()}
+        if "label" in sample:
+            sample["label"] = int(sample["label"])
+        return sample | {"position": position, "unreadable": batch["unreadable"]}
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """The samples at some positions, compact.
+        """The samples at some positions, compact, as they travel.
 
         Returns:
             ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,), if there are labels; ``caption``,
@@ -216,4 +212,43 @@ class CropDataset(Dataset):
         return (
             f"none of {len(indices)} images in a row can be used at resolution {shape}, "
             f"for example {'; '.join(examples)}: check the image path and the resolution"
+        )
+
+
+class TrainImageDataset(CropDataset):
+    """Square crops of the images of a folder or manifest, in an endless shuffled order.
+
+    Args:
+        source: Folder of images, scanned recursively, or JSON-lines manifest.
+        resolution, train_crop, augment: See `CropRules`.
+        seed: Seed of the order and of the crops.
+        cache_dir: Where the list of images is kept between runs; None for the default.
+        use_manifest: Insist that ``source`` is a manifest.
+        labels: Where the classes come from; a bare kind of `Labels` will do.
+        captions: Where the captions come from; a bare kind of `Captions` will do.
+
+    Raises:
+        ValueError: a bad option, ``source`` has no images, or labels or captions are missing.
+    """
+
+    def __init__(  # noqa: PLR0913 - each is independent of the others
+        self,
+        source: str | Path,
+        resolution: int,
+        seed: int = 1234,
+        cache_dir: str | Path | None = None,
+        train_crop: str = "native",
+        use_manifest: bool = False,
+        labels: str | Labels = "none",
+        captions: str | Captions = "none",
+        augment: bool = True,
+    ):
+        rules = CropRules(resolution, train_crop, augment)
+        labels = Labels(labels) if isinstance(labels, str) else labels
+        captions = Captions(captions) if isinstance(captions, str) else captions
+        samples = open_folder(
+            source, FolderOptions(labels, captions, use_manifest, index_cache_dir=cache_dir)
+        )
+        super().__init__(
+            samples.images, rules, seed, labels=samples.labels, captions=samples.captions
         )

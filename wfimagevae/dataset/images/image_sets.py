@@ -4,10 +4,9 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
 from wfimagevae.dataset.images.image_sizes import measured_sizes
 from wfimagevae.dataset.images.index import in_index_order, index_images
@@ -25,7 +24,7 @@ class ImageSet:
         sizes: Width and height of each, upright, int32 (N, 2), 0 where unreadable; None where
             nobody asked.
         labels: Class of each, int64 (N,), or None, and the classes' names.
-        captions: Of each, or None.
+        captions: Captions of each, or None.
         record: Gives the fields that a manifest's line or a json member has of an image; None
             where there are none.
         shard: Number of the file that each image lies in, increasing; None for one file each.
@@ -45,24 +44,19 @@ class ImageSet:
         """Some of the images, in increasing order."""
         rows = np.asarray(indices, np.int64)
         numbers, class_names = self.labels
-        captions = self.captions and CaptionTable(self.captions.all(i) for i in rows)
         record = self.record
         return ImageSet(
             self.images.select(rows),
             None if self.sizes is None else self.sizes[rows],
             (None if numbers is None else numbers[rows], class_names),
-            captions,
+            self.captions and CaptionTable(self.captions.all(i) for i in rows),
             record and (lambda i: record(int(rows[i]))),
             None if self.shard is None else self.shard[rows],
         )
 
 
-class JoinedImages:
-    """Several sources of images, one after another.
-
-    Args:
-        parts: The sources.
-    """
+class JoinedImages(Images):
+    """Several sources of images, one after another."""
 
     def __init__(self, parts: Sequence[Images]):
         self.parts = list(parts)
@@ -71,39 +65,37 @@ class JoinedImages:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, i: int) -> tuple[int, int]:
-        part = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return part, i - int(self._starts[part])
+    def _place(self, i: int) -> tuple[int, Images, int]:
+        """The source of image ``i``, by number and itself, and the image's number there."""
+        number = int(np.searchsorted(self._starts, i, side="right")) - 1
+        return number, self.parts[number], i - int(self._starts[number])
 
     def name(self, i: int) -> str:
         """As its source names it."""
-        part, row = self._place(i)
-        return self.parts[part].name(row)
+        _, part, row = self._place(i)
+        return part.name(row)
 
     def aliases(self, i: int) -> list[str]:
         """As its source gives them."""
-        part, row = self._place(i)
-        return self.parts[part].aliases(row)
+        _, part, row = self._place(i)
+        return part.aliases(row)
 
     def relative(self, i: int) -> str:
         """The source's number, then the path in it."""
-        part, row = self._place(i)
-        return f"{part}/{self.parts[part].relative(row)}"
+        number, part, row = self._place(i)
+        return f"{number}/{part.relative(row)}"
 
-    def open(
-        self,
-        i: int,
-        min_side: int | tuple[int, int] = 1,
-        short_side: int | tuple[int, int] | None = None,
-    ) -> Image.Image:
-        """Image ``i``; see `open_rgb`."""
-        part, row = self._place(i)
-        return self.parts[part].open(row, min_side, short_side)
+    def file(self, i: int) -> str | BinaryIO:
+        """As its source has it."""
+        _, part, row = self._place(i)
+        return part.file(row)
 
     def select(self, indices: Sequence[int]) -> "JoinedImages":
-        """Some of these images."""
-        places = [self._place(i) for i in indices]
-        rows = [[row for part, row in places if part == p] for p in range(len(self.parts))]
+        """Some of these images, in increasing order."""
+        rows = [[] for _ in self.parts]
+        for i in indices:
+            number, _, row = self._place(i)
+            rows[number].append(row)
         return JoinedImages([part.select(r) for part, r in zip(self.parts, rows, strict=True)])
 
 
@@ -134,7 +126,7 @@ def open_folder(source: str | Path, options: FolderOptions) -> ImageSet:
         ValueError: as `index_images`, `read_labels` and `read_captions`.
     """
     images = index_images(source, options.index_cache_dir, options.use_manifest)
-    found = ImageSet(
+    samples = ImageSet(
         images,
         labels=read_labels(source, images, options.labels),
         captions=read_captions(source, images, options.captions),
@@ -142,7 +134,7 @@ def open_folder(source: str | Path, options: FolderOptions) -> ImageSet:
     path = os.path.abspath(os.path.expanduser(source))
     if options.with_sizes:
         image_folder = path if os.path.isdir(path) else None
-        found.sizes = measured_sizes(images, options.index_cache_dir, image_folder)
+        samples.sizes = measured_sizes(images, options.index_cache_dir, image_folder)
     if options.with_records and os.path.isfile(path):
-        found.record = in_index_order(path, lambda record, _: record).__getitem__
-    return found
+        samples.record = in_index_order(path, lambda record, _: record).__getitem__
+    return samples

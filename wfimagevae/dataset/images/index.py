@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
 
-from wfimagevae.dataset.images.decode import open_rgb
 from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
+from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -26,7 +25,7 @@ _Picked = TypeVar("_Picked")
 _log = logging.getLogger("wfimagevae")
 
 
-class ImageIndex:
+class ImageIndex(Images):
     """Paths of images, sorted by their bytes, in two arrays.
 
     Millions of Python strings would end up once in every forked worker, because counting
@@ -60,14 +59,9 @@ class ImageIndex:
         name = self.relative(i)
         return [name, os.path.splitext(name)[0]]
 
-    def open(
-        self,
-        i: int,
-        min_side: int | tuple[int, int] = 1,
-        short_side: int | tuple[int, int] | None = None,
-    ) -> Image.Image:
-        """Image ``i``; see `open_rgb`."""
-        return open_rgb(self.path(i), min_side, short_side)
+    def file(self, i: int) -> str:
+        """As `path`."""
+        return self.path(i)
 
     def select(self, indices: Sequence[int]) -> "ImageIndex":
         """Some of these images."""

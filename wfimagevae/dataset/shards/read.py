@@ -10,15 +10,14 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from PIL import Image
 
-from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.images.decode import UnreadableImage
 from wfimagevae.dataset.images.image_sets import ImageSet
 from wfimagevae.dataset.images.labels import number_labels
-from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.protocol import DataError, Images
 from wfimagevae.dataset.shards.index import ShardFile, file_stamp, index_shards
 from wfimagevae.dataset.shards.remote import RemoteOptions, RemoteShards
 from wfimagevae.dataset.shards.specs import expand_all, is_remote
@@ -71,7 +70,7 @@ class ShardOptions:
         return [kind.strip().lower() for kind in self.image_key.split(";") if kind.strip()]
 
 
-class ShardImages:
+class ShardImages(Images):
     """Images in tar files, in the order in which they lie there.
 
     Args:
@@ -126,14 +125,9 @@ class ShardImages:
         parts = [part for part in self.key(i).split("/") if part not in ("", ".", "..")]
         return "/".join([self.shards[self.shard[i]].stem, *parts]) + ".png"
 
-    def open(
-        self,
-        i: int,
-        min_side: int | tuple[int, int] = 1,
-        short_side: int | tuple[int, int] | None = None,
-    ) -> Image.Image:
-        """Image ``i``; see `open_rgb`."""
-        return open_rgb(io.BytesIO(self.content(i)), min_side, short_side)
+    def file(self, i: int) -> BinaryIO:
+        """Its content in memory."""
+        return io.BytesIO(self.content(i))
 
     def content(self, i: int) -> bytes:
         """The file of image ``i``.

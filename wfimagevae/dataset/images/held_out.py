@@ -1,0 +1,187 @@
+"""Images in their own order, middle crops without chance: to measure on, and to encode once."""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from wfimagevae.dataset.images.decode import UnreadableImage
+from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.index import index_images
+from wfimagevae.dataset.images.labels import Labels
+from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop, to_signed_unit
+from wfimagevae.dataset.protocol import Images
+from wfimagevae.dataset.text.captions import Captions
+
+
+class ValidImageDataset(Dataset):
+    """Images in sorted order, resized and centre-cropped: the same on every machine and run.
+
+    Args:
+        source: Folder of images, scanned recursively, JSON-lines manifest, or images already
+            listed.
+        resolution: The short side is resized to this many pixels (enlarged too) by
+            `decode.INTERPOLATION`; None keeps the native size.
+        crop_size: Height and width of the centre crop. None is ``resolution``; where that is None
+            as well, the whole image.
+        subset_size: Use this many images, evenly spaced over the sorted list; 0 uses all.
+        cache_dir: Where the list of images is kept between runs; None for the default.
+
+    Raises:
+        ValueError: a bad option, or ``source`` has no images.
+    """
+
+    def __init__(
+        self,
+        source: str | Path | Images,
+        resolution: int | None = None,
+        crop_size: int | None = None,
+        subset_size: int = 0,
+        cache_dir: str | Path | None = None,
+    ):
+        crop_size = resolution if crop_size is None else crop_size
+        for name, value in (("resolution", resolution), ("crop_size", crop_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1 pixel, got {value}")
+        if resolution is not None and crop_size > resolution:
+            raise ValueError(
+                f"crop_size {crop_size} does not fit into images resized to {resolution}; "
+                "lower the crop size or raise the resolution"
+            )
+        if subset_size < 0:
+            raise ValueError(f"subset_size must be 0 (all images) or more, got {subset_size}")
+        is_path = isinstance(source, str | Path)
+        self.images = index_images(source, cache_dir) if is_path else source
+        self.resolution, self.crop_size = resolution, crop_size
+        total = len(self.images)
+        count = min(subset_size, total) or total
+        self._indices = [i * total // count for i in range(count)]
+
+    @property
+    def paths(self) -> list[str]:
+        """Relative path of each image, with forward slashes."""
+        return [self.images.relative(i) for i in self._indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def index(self, i: int) -> int:
+        """The number of image ``i`` of these among all images of the source."""
+        return self._indices[i]
+
+    def __getitem__(self, i: int) -> dict:
+        """Image ``i``.
+
+        Returns:
+            ``image`` float32 (3, h, w) in [-1, 1], channels last in memory, or None if the file is
+            unreadable; ``path``, relative, with forward slashes; ``error``, the reason or None.
+        """
+        index = self._indices[i]
+        sample = {"image": None, "path": self.images.relative(index), "error": None}
+        min_side = self.crop_size if self.resolution is None and self.crop_size else 1
+        try:
+            image = self.images.open(index, min_side, self.resolution)
+        except UnreadableImage as error:
+            return sample | {"error": str(error)}
+        pixels = torch.from_numpy(center_crop(image, self.crop_size))
+        return sample | {"image": to_signed_unit(pixels)}
+
+
+def collate_images(samples: list[dict]) -> dict:
+    """Stacks the readable samples of a `ValidImageDataset` and lists the others.
+
+    Returns:
+        ``image`` (n, 3, h, w), channels last in memory, or None if n is 0; ``path``, a list of n;
+        ``unreadable``, a list of (path, reason).
+    """
+    readable = [sample for sample in samples if sample["error"] is None]
+    images = [sample["image"].movedim(0, -1) for sample in readable]
+    return {
+        "image": torch.stack(images).movedim(-1, 1) if images else None,
+        "path": [sample["path"] for sample in readable],
+        "unreadable": [(s["path"], s["error"]) for s in samples if s["error"] is not None],
+    }
+
+
+class IndexedImages:
+    """Images of a folder or manifest in sorted order, cut by `resized_center_crop`.
+
+    Args:
+        source: Folder of images, scanned recursively, or JSON-lines manifest.
+        resolution: Height and width of a crop, in pixels.
+        labels: Where the classes come from.
+        captions: Where the captions come from, all of which are kept.
+        cache_dir: Where the list of images is kept between runs; None for the default.
+
+    Attributes:
+        class_names: One a class, or none.
+        labels: int64 (N,), or None.
+        prefix: What stands before every caption.
+
+    Raises:
+        ValueError: as `open_folder`.
+    """
+
+    def __init__(
+        self,
+        source: str | Path,
+        resolution: int,
+        labels: Labels,
+        captions: Captions | None = None,
+        cache_dir: str | Path | None = None,
+    ):
+        captions = captions or Captions()
+        samples = open_folder(source, FolderOptions(labels, captions, index_cache_dir=cache_dir))
+        self.source = os.path.abspath(os.path.expanduser(source))
+        self.resolution, self.prefix = resolution, captions.prefix
+        self.images, (self.labels, self.class_names) = samples.images, samples.labels
+        self._captions = samples.captions
+        self.has_captions = samples.captions is not None
+
+    def __len__(self) -> int:
+        """Number of images, unreadable ones included."""
+        return len(self.images)
+
+    def text(self, index: int) -> dict[str, Any]:
+        """``name``, the relative path, and ``caption``: a string, a list of several, or None."""
+        captions = self.captions(index)
+        caption = captions if len(captions) > 1 else captions[0] if captions else None
+        return {"name": self.images.relative(index), "caption": caption}
+
+    def captions(self, index: int) -> list[str]:
+        """Every caption of an image; none without captions."""
+        return [] if self._captions is None else self._captions.all(index)
+
+    def fingerprint(self) -> str:
+        """A hash of paths, labels and captions, in order; not of what is in the files."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(self.images.entry(index) + b"\0")
+        if self.labels is not None:
+            digest.update(self.labels.tobytes())
+        captions = map(self.captions, range(len(self))) if self.has_captions else [None]
+        for lines in captions:
+            digest.update(repr(lines).encode())
+        return digest.hexdigest()
+
+    def read_batch(self, indices: list[int]) -> dict[str, Any]:
+        """The readable ones of some images.
+
+        Returns:
+            ``pixels`` uint8 (n, R, R, 3); ``index``, of these n; ``unreadable``, a list of
+            (path, reason).
+        """
+        pixels, readable, unreadable = [], [], []
+        for index in indices:
+            try:
+                pixels.append(resized_center_crop(self.images.open(index), self.resolution))
+                readable.append(index)
+            except UnreadableImage as error:
+                unreadable.append((self.images.path(index), str(error)))
+        shape = (-1, self.resolution, self.resolution, 3)
+        stacked = torch.from_numpy(np.array(pixels, np.uint8).reshape(shape))
+        return {"pixels": stacked, "index": readable, "unreadable": unreadable}
