@@ -11,7 +11,7 @@ REQUIREMENTS = [
     if line.strip() and not line.startswith("#")
 ]
 EXTRAS = {
-    "eval": ["torchmetrics>=1.8", "torch-fidelity>=0.4"],
+    "eval": ["torch-fidelity>=0.4"],
     "flow": ["torchdiffeq>=0.2"],
     "optim": ["pytorch-optimizer>=3.5"],
     "text": ["transformers[sentencepiece]>=5.0"],

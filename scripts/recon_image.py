@@ -7,92 +7,117 @@ torchrun --nproc_per_node 8 scripts/recon_image.py ...
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
-from wfimagevae.engine.args import Parser
-from wfimagevae.engine.cli import run_cli
-from wfimagevae.generate.autoencoder_args import (
-    add_compute_args,
-    add_image_args,
-    add_model_args,
-    add_tile_arg,
-    model_source,
-)
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.generate.options import AutoencoderOptions, ImageFolderOptions, TileOptions
+from wfimagevae.options import option
 
 
-def build_parser() -> Parser:
-    """The flags."""
-    parser = Parser(
-        description="Reconstruct the images of a folder, keeping relative paths and names.",
-        epilog="Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; "
-        "2 an error.",
+class ReconstructionOptions(AutoencoderOptions, ImageFolderOptions, TileOptions):
+    """output"""
+
+    generated_image_dir: str = option(..., "where reconstructions go", "DIR")
+    format: Literal["png", "jpg", "webp"] = option("png", "of the files; png and webp are lossless")
+    output_origin: bool = option(
+        False, "also write the originals, as the model saw them, under DIR/origin"
     )
-    add_model_args(parser)
-    add_image_args(parser)
-    group = parser.add_argument_group("output")
-    group.add_argument(
-        "--generated_image_dir", required=True, metavar="DIR", help="where reconstructions go"
-    )
-    group.add_argument(
-        "--format",
-        choices=("png", "jpg", "webp"),
-        default="png",
-        help="of the files; png and webp are lossless",
-    )
-    group.add_argument(
-        "--output_origin",
-        action="store_true",
-        help="also write the originals, as the model saw them, under DIR/origin",
-    )
-    add_tile_arg(group)
-    add_compute_args(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    args = build_parser().parse_args(argv)
+    options = parse(
+        ReconstructionOptions,
+        argv,
+        description="Reconstruct the images of a folder, keeping relative paths and names.",
+        epilog="Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; "
+        "2 an error.",
+    )
+
+    from tqdm import tqdm
 
     from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import gather_objects, world
-    from wfimagevae.eval.folders import check_output_folder, reconstruct_folder
-    from wfimagevae.eval.pairs import output_names
+    from wfimagevae.eval.pairs import ORIGIN_FOLDER, output_names
     from wfimagevae.generate.autoencoders import as_autoencoder, load_vae
+    from wfimagevae.pictures.pixels import to_uint8
     from wfimagevae.pictures.writer import ImageWriter
 
     dataset = ValidImageDataset(
-        args.real_image_dir, args.resolution, args.crop_size, args.subset_size
+        options.real_image_dir, options.resolution, options.crop_size, options.subset_size
     )
-    check_output_folder(dataset, args.real_image_dir, args.generated_image_dir)
-    names = output_names(dataset.paths, args.format)
-    batch_size = args.batch_size if dataset.crop_size else 1
-    with world(args.device) as here:
+    check_output_folder(dataset, options.real_image_dir, options.generated_image_dir)
+    names = output_names(dataset.paths, options.format)
+    batch_size = options.batch_size if dataset.crop_size else 1
+    unreadable: list[tuple[str, str]] = []
+    with world(options.device) as here:
         note = enable_fast_kernels(here.device)
         if note and here.is_main:
             print(note)
-        vae = load_vae(**model_source(args))
-        loader = valid_loader(dataset, batch_size, args.num_workers, here.rank, here.size)
-        with ImageWriter(args.generated_image_dir) as writer:
-            unreadable = reconstruct_folder(
-                as_autoencoder(vae, here.device, args.tile_size),
-                loader,
-                names,
-                writer,
-                args.mixed_precision,
-                with_origin=args.output_origin,
-                show_progress=here.is_main,
-            )
+        vae = load_vae(
+            options.model_name,
+            options.from_pretrained,
+            options.config_file,
+            options.ckpt_path,
+            options.use_raw_weights,
+        )
+        autoencoder = as_autoencoder(vae, here.device, options.tile_size)
+        loader = valid_loader(dataset, batch_size, options.num_workers, here.rank, here.size)
+        bar = tqdm(
+            total=len(loader.dataset), unit="img", desc="reconstruct", disable=not here.is_main
+        )
+        with ImageWriter(options.generated_image_dir) as writer, bar:
+            for batch in loader:
+                unreadable += batch["unreadable"]
+                bar.update(len(batch["unreadable"]) + len(batch["path"]))
+                if batch["image"] is None:
+                    continue
+                decoded = autoencoder.reconstruct(batch["image"], options.mixed_precision)
+                for path, pixels in zip(batch["path"], to_uint8(decoded).cpu(), strict=True):
+                    writer.write(names[path], pixels)
+                if options.output_origin:
+                    for path, pixels in zip(batch["path"], to_uint8(batch["image"]), strict=True):
+                        writer.write(f"{ORIGIN_FOLDER}/{names[path]}", pixels)
         unreadable = [entry for part in gather_objects(unreadable) for entry in part]
         if here.is_main:
-            report(len(dataset), unreadable, args.generated_image_dir)
+            count = len(dataset) - len(unreadable)
+            print(
+                f"reconstructed {count} of {len(dataset)} images into {options.generated_image_dir}"
+            )
+            for path, reason in sorted(unreadable):
+                print(f"unreadable: {path}: {reason}", file=sys.stderr)
     return 1 if unreadable else 0
 
 
-def report(count: int, unreadable: Sequence[tuple[str, str]], folder: str) -> None:
-    """Says what was written and what could not be read."""
-    print(f"reconstructed {count - len(unreadable)} of {count} images into {folder}")
-    for path, reason in sorted(unreadable):
-        print(f"unreadable: {path}: {reason}", file=sys.stderr)
+def check_output_folder(images, source: str, folder: str) -> None:
+    """Refuses a folder where reconstructions would mix with originals, or overwrite them.
+
+    Args:
+        images: The originals, a `ValidImageDataset`.
+        source: Folder or manifest that they come from.
+        folder: Where reconstructions are to go.
+
+    Raises:
+        ValueError: it is a file, lies inside a folder of originals, or holds an original.
+    """
+    root, target = Path(source).resolve(), Path(folder).resolve()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--generated_image_dir {folder} is a file; name a folder")
+    if root.is_dir() and root in (target, *target.parents):
+        raise ValueError(
+            f"--generated_image_dir {folder} lies inside --real_image_dir {source}; "
+            "choose a folder outside"
+        )
+    homes = {Path(images.images.path(i)).parent for i in range(len(images.images))}
+    for home in sorted(homes):
+        place = home.resolve()
+        if target in (place, *place.parents):
+            raise ValueError(
+                f"--generated_image_dir {folder} holds originals, in {home}: they could be "
+                "overwritten; choose another folder"
+            )
 
 
 if __name__ == "__main__":

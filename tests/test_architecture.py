@@ -37,7 +37,6 @@ MODULE_NAME = re.compile(r"wfimagevae(\.\w+)+")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"} | {
-    "torchmetrics",
     "torch_fidelity",
     "torchdiffeq",
     "transformers",

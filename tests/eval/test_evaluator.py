@@ -5,10 +5,11 @@ import math
 import pytest
 import torch
 
-from wfimagevae.eval.evaluator import Evaluator, Networks
-from wfimagevae.eval.fid import FrechetDistance
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.options import MetricOptions
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.report import evaluation_json, evaluation_table
+from wfimagevae.eval.set_metrics import FrechetDistance
 from wfimagevae.eval.ssim import ssim
 from wfimagevae.files import write_json
 
@@ -100,16 +101,14 @@ def test_local_weights_make_all_metrics_available(alexnet_weights, inception_wei
     narrow = functools.partial(FrechetDistance, num_features=64)  # 2048 take 20 s to compare
     monkeypatch.setattr("wfimagevae.eval.evaluator.FrechetDistance", narrow)
     real, generated = pairs(3, size=32)
-    networks = Networks("alex", str(alexnet_weights), str(inception_weights))
-    networks.check_files()
-    evaluator = Evaluator(("rfid", "lpips", "ssim", "psnr"), CPU, networks)
+    options = MetricOptions(
+        lpips_net="alex",
+        lpips_weights=str(alexnet_weights),
+        inception_weights=str(inception_weights),
+    )
+    evaluator = Evaluator(("rfid", "lpips", "ssim", "psnr"), CPU, options)
     evaluator.update(real, generated)
     values = evaluator.compute()
     assert list(values) == ["psnr", "ssim", "lpips", "rfid"]
     assert values["lpips"] > 0 and values["rfid"] > 0
-    assert "fewer than the 2048 features" in evaluator.notes["rfid"]
-
-
-def test_a_named_file_that_does_not_exist_is_an_error():
-    with pytest.raises(ValueError, match=r"--inception_weights nowhere\.pth"):
-        Networks(inception_weights="nowhere.pth").check_files()
+    assert "fewer than the 64 features" in evaluator.notes["rfid"]

@@ -1,9 +1,10 @@
+from urllib.error import URLError
+
 import pytest
 import torch
 
-from wfimagevae.eval.features import FeatureNetwork, load_features
-from wfimagevae.eval.fid import FrechetDistance
-from wfimagevae.eval.generation_metrics import frechet_distance
+from wfimagevae.eval.features import describe_features, file_digest, load_features, load_inception
+from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.model.losses.lpips_network import MissingWeights
 
 CPU = torch.device("cpu")
@@ -17,83 +18,74 @@ def dinov2_vitl14(pretrained=True):
 """
 
 
-def pictures(count=6, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8, generator=generator)
-
-
 @pytest.fixture
 def dinov2(tmp_path):
-    """A stand-in for the repository and its weights, with a tiny network."""
+    """Options of a stand-in for the repository and its weights, and its tiny network."""
     (tmp_path / "hubconf.py").write_text(HUBCONF)
     network = torch.nn.Sequential(
         torch.nn.AvgPool2d(56), torch.nn.Flatten(), torch.nn.Linear(48, 7)
     )
-    torch.save(network.state_dict(), tmp_path / "weights.pth")
-    return tmp_path, network
-
-
-def test_fid_of_inception_features_is_that_of_torchmetrics(inception_weights):
-    real, generated = pictures(), pictures(seed=1) // 2
-    network = FeatureNetwork(inception_weights=str(inception_weights), inception_layer=64)
-    extract = load_features(network, CPU)
-    distance = FrechetDistance(CPU, str(inception_weights), num_features=64)
-    distance.update(real / 255, generated / 255)
-    ours = frechet_distance(extract(real), extract(generated))
-    assert ours == pytest.approx(distance.compute(), rel=1e-4)
-    assert ours > 0.01
+    weights = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), weights)
+    options = SetMetricOptions(
+        features="dinov2", dinov2_repo=str(tmp_path), dinov2_weights=str(weights)
+    )
+    return options, network
 
 
 def test_dinov2_of_local_files_sees_normalised_224_px_images(dinov2):
-    folder, network = dinov2
-    options = FeatureNetwork(
-        "dinov2", dinov2_repo=str(folder), dinov2_weights=str(folder / "weights.pth")
-    )
+    options, network = dinov2
     features = load_features(options, CPU)(torch.full((2, 3, 20, 30), 128, dtype=torch.uint8))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     grey = ((128 / 255 - mean) / std).view(1, 3, 1, 1).expand(2, 3, 224, 224)
     torch.testing.assert_close(features, network(grey).detach())
-    assert options.describe()["resize"].startswith("TensorFlow 1 bilinear to 224x224")
+    description = describe_features(options, 1024)
+    assert description["resize"].startswith("TensorFlow 1 bilinear to 224x224")
+    assert description["weights"] == file_digest(options.dinov2_weights)
 
 
 def test_dinov2_weights_of_another_model_are_refused(dinov2):
-    folder, _ = dinov2
-    torch.save({"other": torch.zeros(1)}, folder / "weights.pth")
-    options = FeatureNetwork(
-        "dinov2", dinov2_repo=str(folder), dinov2_weights=str(folder / "weights.pth")
-    )
+    options, _ = dinov2
+    torch.save({"other": torch.zeros(1)}, options.dinov2_weights)
     with pytest.raises(ValueError, match="does not fit dinov2_vitl14"):
         load_features(options, CPU)
 
 
 @pytest.mark.parametrize(
-    ("kind", "word"), [("inception", "--inception_weights"), ("dinov2", "--dinov2_repo")]
+    ("kind", "words"),
+    [
+        ("inception", "https://github.com/toshas/torch-fidelity/releases.*--inception_weights"),
+        ("dinov2", "--dinov2_repo"),
+    ],
 )
-def test_missing_weights_say_how_to_get_them(kind, word, no_downloads, monkeypatch):
-    from urllib.error import URLError
-
+def test_weights_that_cannot_be_downloaded_say_how_to_get_them(
+    kind, words, no_downloads, monkeypatch
+):
     def refuse(*args, **options):
         raise URLError("no network in tests")
 
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    with pytest.raises(MissingWeights, match=word):
-        load_features(FeatureNetwork(kind), CPU)
+    with pytest.raises(MissingWeights, match=words):
+        load_features(SetMetricOptions(features=kind), CPU)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"kind": "vgg"}, "inception or dinov2"),
-        ({"kind": "dinov2", "dinov2_repo": "here"}, "together"),
-        ({"inception_weights": "none.pth"}, "--inception_weights none.pth: no such file"),
-    ],
-)
-def test_bad_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        FeatureNetwork(**options)
+def test_missing_and_wrong_weight_files_are_told_apart(tmp_path):
+    with pytest.raises(MissingWeights, match=r"/weights-inception-2015-12-05-6726825d\.pth"):
+        load_inception(CPU, str(tmp_path / "none.pth"))
+    torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
+    for name, text in (("a", "not weights"), ("b", "hello" * 100), ("c", "")):
+        (tmp_path / f"{name}.pth").write_text(text)  # each fails in its own way
+    for name in ("other", "a", "b", "c"):
+        with pytest.raises(ValueError, match="does not hold") as caught:
+            load_inception(CPU, str(tmp_path / f"{name}.pth"))
+        assert not isinstance(caught.value, MissingWeights)
 
 
 def test_float_images_are_refused(inception_weights):
-    network = FeatureNetwork(inception_weights=str(inception_weights), inception_layer=64)
     with pytest.raises(ValueError, match="8-bit"):
-        load_features(network, CPU)(torch.zeros(1, 3, 8, 8))
+        load_inception(CPU, str(inception_weights), 64)(torch.zeros(1, 3, 8, 8))
+
+
+def test_digest_is_the_start_of_sha256(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert file_digest(tmp_path / "file") == "ba7816bf"

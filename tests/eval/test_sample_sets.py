@@ -9,12 +9,18 @@ from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
 from wfimagevae.dataset.toy.points import PointDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.eval.features import FeatureNetwork
-from wfimagevae.eval.generation_evaluator import GenerationEvaluator
+from wfimagevae.eval.evaluator import SetEvaluator
+from wfimagevae.eval.features import load_inception
+from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.eval.sample_sets import DrawnSamples, FolderImages, GeneratedSamples, open_images
 from wfimagevae.generate.options import SamplingOptions
 
-ALONE = World(0, 1, torch.device("cpu"))
+CPU = torch.device("cpu")
+
+
+def set_evaluator(*metrics, **options):
+    options = SetMetricOptions(metric=metrics or ["energy_distance"], **options)
+    return SetEvaluator(options, World(0, 1, CPU))
 
 
 def pixels(count=8, size=12, seed=0):
@@ -119,7 +125,7 @@ def test_points_of_a_flow_are_compared_with_fresh_ones():
     samples = GeneratedSamples(
         generator_of(GaussianFlow()), SamplingOptions(sampler="heun", steps=20), 1000
     )
-    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    evaluator = set_evaluator()
     real, generated = evaluator.collect(points, 300), evaluator.collect(samples, 300)
     assert generated.raw.std(0) == pytest.approx(torch.tensor([0.5, 0.5]), abs=0.05)
     expected = energy_distance(real.raw, generated.raw)
@@ -132,7 +138,7 @@ def test_pixels_are_compared_in_minus_one_to_one(tmp_path):
     a, b = pixels(6), pixels(5, seed=1) // 2
     write(tmp_path / "a", a)
     write(tmp_path / "b", b)
-    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    evaluator = set_evaluator()
     sets = [evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab"]
     expected = energy_distance(*(torch.from_numpy(x) / 127.5 - 1 for x in (a, b)))
     assert evaluator.measure(*sets)["energy_distance"] == pytest.approx(expected, rel=1e-5)
@@ -141,7 +147,7 @@ def test_pixels_are_compared_in_minus_one_to_one(tmp_path):
 
 def test_the_energy_distance_may_compare_a_random_part(tmp_path):
     write(tmp_path, pixels(20))
-    evaluator = GenerationEvaluator(["energy_distance"], ALONE, energy_samples=6)
+    evaluator = set_evaluator(energy_samples=6)
     one, other = (evaluator.collect(FolderImages(tmp_path), 3, seed) for seed in (0, 1))
     assert one.count == 20 and len(one.raw) == 6
     assert not torch.equal(one.raw, other.raw)
@@ -149,11 +155,11 @@ def test_the_energy_distance_may_compare_a_random_part(tmp_path):
     assert torch.equal(one.raw, again.raw)
 
 
-def test_all_metrics_of_a_set_with_itself(tmp_path, inception_weights):
+def test_all_metrics_of_a_set_with_itself(tmp_path, inception_weights, monkeypatch):
     write(tmp_path, pixels())
-    network = FeatureNetwork(inception_weights=str(inception_weights), inception_layer=64)
-    names = ["fid", "kid", "precision_recall", "energy_distance"]
-    evaluator = GenerationEvaluator(names, ALONE, network)
+    narrow = load_inception(CPU, str(inception_weights), 64)
+    monkeypatch.setattr("wfimagevae.eval.evaluator.load_features", lambda *_: narrow)
+    evaluator = set_evaluator("fid", "kid", "precision_recall", "energy_distance")
     real = evaluator.collect(FolderImages(tmp_path), 4)
     values = evaluator.measure(real, real)
     assert abs(values["fid"]) < 1e-6 and values["precision"] == values["recall"] == 1
@@ -166,7 +172,7 @@ def test_all_metrics_of_a_set_with_itself(tmp_path, inception_weights):
 def test_sets_of_unlike_size_are_refused(tmp_path):
     write(tmp_path / "a", pixels(size=12))
     write(tmp_path / "b", pixels(size=16))
-    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    evaluator = set_evaluator()
     real, generated = (evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab")
     with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
         evaluator.measure(real, generated)
@@ -182,7 +188,7 @@ def test_sets_of_unlike_size_are_refused(tmp_path):
 
 def test_too_few_samples_are_refused_before_anything_is_drawn(tmp_path):
     write(tmp_path, pixels(3))
-    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    evaluator = set_evaluator()
     with pytest.raises(ValueError, match="reference: 3 samples are too few"):
         evaluator.collect(FolderImages(tmp_path), 4, title="reference")
 
@@ -198,6 +204,6 @@ def test_samples_that_are_not_finite_are_an_error():
 def test_images_of_unlike_size_in_one_folder_are_told_across_batches(tmp_path):
     write(tmp_path, pixels(4))
     write(tmp_path / "z", pixels(4, size=16))
-    evaluator = GenerationEvaluator(["energy_distance"], ALONE)
+    evaluator = set_evaluator()
     with pytest.raises(ValueError, match="samples differ in size, 12x12 and 16x16"):
         evaluator.collect(FolderImages(tmp_path), 4)

@@ -153,7 +153,6 @@ def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
         ("--from_pretrained {points} --dataset moons --guidance_scale 1 2", "unconditional"),
         ("--from_pretrained {pixels} --dataset cifar10", "--data_path"),
         ("--from_pretrained {pixels} --dataset shapes --num_images 3", "too few"),
-        ("--from_pretrained {pixels} --dataset shapes --dinov2_repo x", "given together"),
         ("--from_pretrained {pixels} --dataset shapes --fixed_prompt_prefix x", "takes no text"),
         ("--generated_image_dir {pixels} --dataset shapes --captions sidecar", "as they are"),
     ],
@@ -162,3 +161,9 @@ def test_bad_combinations_are_told_before_anything_is_drawn(arguments, message, 
     words = arguments.format(points=points, pixels=pixels).split()
     with pytest.raises(ValueError, match=message):
         evaluate(*words)
+
+
+def test_code_and_weights_of_dinov2_are_given_together(pixels, capsys):
+    with pytest.raises(SystemExit) as ended:
+        evaluate("--from_pretrained", pixels, "--dataset", "shapes", "--dinov2_repo", "x")
+    assert ended.value.code == 2 and "given together" in capsys.readouterr().err

@@ -15,7 +15,7 @@ from scripts import eval_image
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.folders import PairDataset, evaluate_pairs
+from wfimagevae.eval.pairs import PairDataset, evaluate_pairs
 
 SIZE = ("--resolution", 48)
 
@@ -197,6 +197,8 @@ def test_perfect_reconstructions_have_no_decreed_psnr(square_pair, tmp_path, cap
     assert "inf" in capsys.readouterr().out
 
 
-def test_a_named_weight_file_must_exist(photos, blurred):
-    with pytest.raises(ValueError, match="--inception_weights"):
+def test_a_named_weight_file_must_exist(photos, blurred, capsys):
+    with pytest.raises(SystemExit) as ended:
         evaluate(photos, blurred, *SIZE, "--inception_weights", "none.pth")
+    assert ended.value.code == 2
+    assert "--inception_weights: none.pth: no such file" in capsys.readouterr().err

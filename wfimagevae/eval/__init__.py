@@ -3,7 +3,7 @@
 # psnr and ssim are the names of modules here: import those functions from them.
 _EXPORTS = {
     "PerceptualDistance": "lpips",
-    "FrechetDistance": "fid",
+    "FrechetDistance": "set_metrics",
     "Evaluator": "evaluator",
 }
 

@@ -1,6 +1,6 @@
 """Several autoencoders on the same images by the same protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -11,11 +11,12 @@ from tqdm import tqdm
 from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.engine.device import autocast
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.protocol import protocol_hash
-from wfimagevae.eval.report import format_value, markdown_table
+from wfimagevae.eval.report import format_value, markdown_table, protocol_hash, remarks
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
+
+_MEMORY = "peak memory (MiB)"
 
 
 @dataclass(frozen=True)
@@ -23,26 +24,16 @@ class Measurement:
     """What one autoencoder achieved, and at which cost.
 
     Attributes:
-        name: As given by the user.
         latent: Spatial factor and channels, such as ``f8 c16``.
-        values: Metrics.
-        encode_rate: Images per second.
-        decode_rate: Images per second.
-        num_parameters: Of encoder and decoder.
-        macs: Multiply-accumulates of encoding and decoding one image.
-        peak_bytes: Most memory that tensors held, weights included; None but on CUDA.
+        values: Metric -> figure.
         notes: Metric -> what its value hides.
+        cost: Column of the table -> speed, size or memory, as it stands there.
     """
 
-    name: str
     latent: str
     values: Mapping[str, float]
-    encode_rate: float
-    decode_rate: float
-    num_parameters: int
-    macs: int
-    peak_bytes: int | None
     notes: Mapping[str, str]
+    cost: Mapping[str, str]
 
 
 def measure(
@@ -58,7 +49,7 @@ def measure(
     Reconstructions are rounded to 8 bits, so that the figures are those of files.
 
     Args:
-        name: What the table calls it.
+        name: What the progress bar calls the model.
         autoencoder: The model.
         loader: Images; see `valid_loader`.
         evaluator: The metrics; it is reset.
@@ -81,78 +72,60 @@ def measure(
             decoded = autoencoder.reconstruct(images, precision)
             evaluator.update(images, from_uint8(to_uint8(decoded)))
     values = evaluator.compute()
-    cost = _cost(autoencoder, first, precision, min_seconds)
-    left_out = {"left out": ", ".join(unreadable)} if unreadable else {}
-    return Measurement(name, values=values, notes=evaluator.notes | left_out, **cost)
+    notes = evaluator.notes | ({"left out": ", ".join(unreadable)} if unreadable else {})
+    latent, cost = _cost(autoencoder, first, precision, min_seconds)
+    return Measurement(latent, values, notes, cost)
 
 
 @torch.inference_mode()
-def _cost(autoencoder: Autoencoder, images: Tensor, precision: str, min_seconds: float) -> dict:
-    """The fields of `Measurement` that need one batch only."""
+def _cost(
+    autoencoder: Autoencoder, images: Tensor, precision: str, min_seconds: float
+) -> tuple[str, dict[str, str]]:
     device = autoencoder.device
     images = images.to(device, memory_format=torch.channels_last)
     images, _ = pad_to_multiple(images, autoencoder.multiple)
     with autocast(device, precision):
         latents = autoencoder.encode(images)
-
-        def encode():
-            return autoencoder.encode(images)
-
-        def decode():
-            return autoencoder.decode(latents)
-
-        times = [seconds_per_call(call, device, min_seconds) for call in (encode, decode)]
-        peaks = [peak_memory(call, device) for call in (encode, decode)]
+        calls = [lambda: autoencoder.encode(images), lambda: autoencoder.decode(latents)]
+        seconds = [seconds_per_call(call, device, min_seconds) for call in calls]
+        peaks = [peak_memory(call, device) for call in calls]
         macs = count_macs(lambda: autoencoder.decode(autoencoder.encode(images[:1])))
-    return {
-        "latent": f"f{images.shape[-1] // latents.shape[-1]} c{latents.shape[1]}",
-        "encode_rate": len(images) / times[0],
-        "decode_rate": len(images) / times[1],
-        "num_parameters": count_parameters(autoencoder.network),
-        "macs": macs,
-        "peak_bytes": None if None in peaks else max(peaks),
+    cost = {
+        "encode img/s": f"{len(images) / seconds[0]:.3g}",
+        "decode img/s": f"{len(images) / seconds[1]:.3g}",
+        "parameters (M)": f"{count_parameters(autoencoder.network) / 1e6:.2f}",
+        "GMAC": f"{macs / 1e9:.4g}",
+        _MEMORY: "n/a" if None in peaks else f"{max(peaks) / 2**20:.0f}",
     }
+    return f"f{images.shape[-1] // latents.shape[-1]} c{latents.shape[1]}", cost
 
 
 def report(
-    measurements: Sequence[Measurement], evaluator: Evaluator, protocol: dict, how: str
+    measurements: Mapping[str, Measurement], evaluator: Evaluator, protocol: dict, conditions: str
 ) -> str:
     """A Markdown table and, below it, how it was measured and what could not be.
 
     Args:
-        measurements: One a model.
+        measurements: Name of each model -> what was measured.
         evaluator: What measured them.
         protocol: See `describe_protocol`.
-        how: Precision, batch size and device, in words.
+        conditions: Precision, batch size and device, in words.
     """
+    header = ["model", "latent", *(n.upper().replace("RFID", "rFID") for n in evaluator.names)]
+    rows = []
+    for model, m in measurements.items():
+        figures = [format_value(name, m.values.get(name)) for name in evaluator.names]
+        rows.append([model, m.latent, *figures, *m.cost.values()])
+    costs = [m.cost for m in measurements.values()]
     size = protocol["size"].replace("native", "native size")
     lines = [
-        _table(measurements, evaluator.names),
+        markdown_table([*header, *costs[0]], rows),
         "",
-        f"{protocol['count']} images of {size}, protocol {protocol_hash(protocol)}; {how}. "
+        f"{protocol['count']} images of {size}, protocol {protocol_hash(protocol)}; {conditions}. "
         "GMAC: one image there and back.",
     ]
-    if None in [m.peak_bytes for m in measurements]:
+    if "n/a" in [cost[_MEMORY] for cost in costs]:
         lines.append("Peak memory is measured on CUDA only.")
-    lines += [f"{m.name}: {name}: {note}" for m in measurements for name, note in m.notes.items()]
-    lines += [f"{name} is unavailable: {how}" for name, how in evaluator.unavailable.items()]
-    return "\n".join(lines)
-
-
-def _table(measurements: Sequence[Measurement], metrics: Sequence[str]) -> str:
-    header = [
-        *("model", "latent"),
-        *(name.upper().replace("RFID", "rFID") for name in metrics),
-        *("encode img/s", "decode img/s", "parameters (M)", "GMAC", "peak memory (MiB)"),
-    ]
-    rows = [
-        [
-            *(m.name, m.latent),
-            *(format_value(name, m.values.get(name)) for name in metrics),
-            *(f"{m.encode_rate:.3g}", f"{m.decode_rate:.3g}"),
-            *(f"{m.num_parameters / 1e6:.2f}", f"{m.macs / 1e9:.4g}"),
-            "n/a" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.0f}",
-        ]
-        for m in measurements
-    ]
-    return markdown_table(header, rows)
+    for model, m in measurements.items():
+        lines += [f"{model}: {name}: {note}" for name, note in m.notes.items()]
+    return "\n".join([*lines, *remarks({}, evaluator.unavailable)])

@@ -1,52 +1,59 @@
-"""Several metrics over pairs of images, in one pass, on any number of processes."""
+"""Metrics of images against references: of pairs, and of whole sets, on any number of processes."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from tqdm import tqdm
 
-from wfimagevae.engine.distributed import all_reduce_sum, barrier, is_distributed
-from wfimagevae.eval.fid import NUM_FEATURES, FrechetDistance
+from wfimagevae.engine.distributed import (
+    World,
+    all_reduce_sum,
+    barrier,
+    gather_objects,
+    is_distributed,
+)
+from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval.features import describe_features, load_features
 from wfimagevae.eval.lpips import PerceptualDistance
+from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
 from wfimagevae.eval.psnr import psnr
+from wfimagevae.eval.sample_sets import SampleSet
+from wfimagevae.eval.set_metrics import (
+    KID_SEED,
+    NEIGHBOURS,
+    FrechetDistance,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
 from wfimagevae.eval.ssim import ssim
-from wfimagevae.generate.autoencoder_args import METRICS
 from wfimagevae.model.losses.lpips_network import MissingWeights
 from wfimagevae.pictures.pixels import to_unit
 
+_FEATURE_METRICS = ("fid", "kid", "precision_recall")
 
-@dataclass(frozen=True)
-class Networks:
-    """Which networks the learned metrics use.
 
-    Attributes:
-        lpips_net: ``vgg`` or ``alex``.
-        lpips_weights: Backbone file of LPIPS; None takes the cached or downloaded one.
-        inception_weights: Inception file of rFID; None takes the cached or downloaded one.
-    """
-
-    lpips_net: str = "vgg"
-    lpips_weights: str | None = None
-    inception_weights: str | None = None
-
-    def check_files(self) -> None:
-        """Raises ValueError if a file is named that does not exist."""
-        for flag in ("lpips_weights", "inception_weights"):
-            path = getattr(self, flag)
-            if path and not Path(path).is_file():
-                raise ValueError(f"--{flag} {path}: no such file")
+def _load_in_turn(load: Callable[[], None]) -> None:
+    """Loads networks on rank 0 first: it downloads what the others then find in the cache."""
+    is_main = not is_distributed() or dist.get_rank() == 0
+    for my_turn in (is_main, not is_main):
+        if my_turn:
+            load()
+        barrier()
 
 
 class Evaluator:
-    """Accumulates metrics over batches; every image weighs the same.
+    """Metrics of pairs, accumulated over batches; every image weighs the same.
 
     Args:
         metrics: Any of psnr, ssim, lpips and rfid.
         device: Where the metrics are computed.
-        networks: Networks of lpips and rfid.
+        options: Networks of lpips and rfid; None takes the default ones.
 
     Attributes:
         unavailable: Metric -> the way to get its weights, for those that are missing.
@@ -61,7 +68,7 @@ class Evaluator:
         self,
         metrics: Sequence[str],
         device: torch.device,
-        networks: Networks = Networks(),
+        options: MetricOptions | None = None,
     ):
         unknown = [name for name in metrics if name not in METRICS]
         if unknown:
@@ -71,25 +78,20 @@ class Evaluator:
         self.unavailable: dict[str, str] = {}
         self._per_image: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
         self._rfid: FrechetDistance | None = None
-        # Rank 0 first: it downloads what is missing, the others find it in the cache.
-        is_main = not is_distributed() or dist.get_rank() == 0
-        for my_turn in (is_main, not is_main):
-            if my_turn:
-                self._build(networks)
-            barrier()
+        _load_in_turn(partial(self._load, options or MetricOptions()))
         self.reset()
 
-    def _build(self, networks: Networks) -> None:
+    def _load(self, options: MetricOptions) -> None:
         for name in self.names:
             try:
                 if name == "rfid":
-                    self._rfid = FrechetDistance(self.device, networks.inception_weights)
+                    self._rfid = FrechetDistance(self.device, options.inception_weights)
                 elif name == "lpips":
                     self._per_image[name] = PerceptualDistance(
-                        self.device, networks.lpips_net, networks.lpips_weights
+                        self.device, options.lpips_net, options.lpips_weights
                     )
                 else:
-                    self._per_image[name] = {"psnr": psnr, "ssim": ssim}[name]
+                    self._per_image[name] = psnr if name == "psnr" else ssim
             except MissingWeights as error:
                 self.unavailable[name] = str(error)
 
@@ -149,10 +151,10 @@ class Evaluator:
                 self.notes[name] = _identical_note(name, total, int(infinite), self.count)
         if self._rfid:
             values["rfid"] = self._rfid.compute()
-            if self.count < NUM_FEATURES:
+            if self.count < self._rfid.num_features:
                 self.notes["rfid"] = (
-                    f"{self.count} images are fewer than the {NUM_FEATURES} features: compare "
-                    "only with figures from the same images"
+                    f"{self.count} images are fewer than the {self._rfid.num_features} features: "
+                    "compare only with figures from the same images"
                 )
         return {name: values[name] for name in self.names if name in values}
 
@@ -162,3 +164,196 @@ def _identical_note(name: str, total: float, infinite: int, count: int) -> str:
     if infinite == count:
         return note
     return f"{note}; the mean {name} of the others is {total / (count - infinite):.4f}"
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What is kept of a set of samples.
+
+    Attributes:
+        count: Samples in the set.
+        shape: Shape of one sample.
+        features: (count, F) float32; None without a feature metric.
+        raw: The samples that the energy distance compares, (n, ...): 8-bit images or points.
+    """
+
+    count: int
+    shape: tuple[int, ...]
+    features: Tensor | None
+    raw: Tensor | None
+
+
+class SetEvaluator:
+    """Metrics of sets of samples against a reference set, which is collected once.
+
+    Args:
+        options: The metrics, and what defines them.
+        world: This process and the others.
+
+    Attributes:
+        unavailable: Metric -> the way to get its weights, for those that are missing.
+
+    Raises:
+        ValueError: a weight file that holds something else.
+    """
+
+    def __init__(self, options: SetMetricOptions, world: World):
+        metrics = options.metric or SET_METRICS
+        self.names = [name for name in SET_METRICS if name in metrics]
+        self.options, self.world = options, world
+        # float64 statistics; a single Mac's GPU has none.
+        self.device = torch.device("cpu") if world.device.type == "mps" else world.device
+        self.unavailable: dict[str, str] = {}
+        self._extract = None
+        _load_in_turn(self._load)
+
+    def _load(self) -> None:
+        names = [name for name in self.names if name in _FEATURE_METRICS]
+        if names:
+            try:
+                self._extract = load_features(self.options, self.device)
+            except MissingWeights as error:
+                self.unavailable = dict.fromkeys(names, str(error))
+
+    def collect(
+        self,
+        samples: SampleSet,
+        batch_size: int,
+        seed: int = 0,
+        title: str = "samples",
+        reference: Collected | None = None,
+    ) -> Collected:
+        """Features and raw samples of a set, each process its share; all return the same.
+
+        Args:
+            samples: The set.
+            batch_size: Samples at a time.
+            seed: Seed of the choice of those that the energy distance compares.
+            title: Name of the set, for progress and errors.
+            reference: What they will be compared with: another size is an error at once.
+
+        Raises:
+            ValueError: too few samples, or of unlike sizes.
+        """
+        count, world = len(samples), self.world
+        if count <= NEIGHBOURS:
+            raise ValueError(
+                f"{title}: {count} samples are too few to compare distributions; use thousands"
+            )
+        kept = torch.zeros(count, dtype=torch.bool)
+        if "energy_distance" in self.names:  # a random choice, since folders are sorted
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            kept[order[: self.options.energy_samples]] = True
+        numbers = list(range(world.rank, count, world.size))
+        features, raw, done = [], [], 0
+        shapes = {reference.shape} if reference else set()
+        with tqdm(total=len(numbers), desc=title, disable=not world.is_main) as bar:
+            for batch in samples.batches(numbers, batch_size):
+                shapes.add(tuple(batch.shape[1:]))
+                if len(shapes) > 1:
+                    break  # an error below, on every process
+                if self._extract:
+                    features.append(self._extract(batch).cpu())
+                raw.append(batch[kept[numbers[done : done + len(batch)]]].cpu())
+                done += len(batch)
+                bar.update(len(batch))
+        shapes = set().union(*gather_objects(shapes))
+        for shape in shapes if reference else ():
+            _check_sizes(reference.shape, shape)
+        if len(shapes) > 1:
+            sizes = " and ".join(sorted(map(_size, shapes)))
+            raise ValueError(
+                f"{title} differ in size, {sizes}; give --resolution, or remove what is no sample"
+            )
+        return Collected(
+            count,
+            shapes.pop(),
+            _pool(features, numbers) if self._extract else None,
+            _pool(raw, [n for n in numbers if kept[n]]) if kept.any() else None,
+        )
+
+    def measure(self, real: Collected, generated: Collected) -> dict[str, float]:
+        """The figures; unavailable metrics are left out.
+
+        Returns:
+            ``fid``, ``kid`` and ``kid_std``, ``precision`` and ``recall``, ``energy_distance``.
+
+        Raises:
+            ValueError: samples of unlike sizes, or features that are not finite.
+        """
+        _check_sizes(real.shape, generated.shape)
+        values, options = {}, self.options
+        if self._extract:
+            a, b = real.features.to(self.device), generated.features.to(self.device)
+        names = [name for name in self.names if name not in self.unavailable]
+        if "fid" in names:
+            values["fid"] = frechet_distance(Moments(a), Moments(b))
+        if "kid" in names:
+            values["kid"], values["kid_std"] = kernel_distance(
+                a, b, options.kid_subset_size, options.kid_num_subsets
+            )
+        if "precision_recall" in names:
+            values["precision"], values["recall"] = precision_recall(a, b)
+        if "energy_distance" in names:
+            # Of images in [-1, 1]: distances of 8-bit values, rescaled, without a copy in floats.
+            scale = 1 / 127.5 if real.raw.dtype == torch.uint8 else 1.0
+            distance = energy_distance(real.raw.to(self.device), generated.raw.to(self.device))
+            values["energy_distance"] = scale * distance
+        return values
+
+    def notes(self, real: Collected, generated: Collected) -> dict[str, str]:
+        """Metric -> what a person should know when reading its figure."""
+        count = min(real.count, generated.count)
+        if real.features is None or "fid" not in self.names or count >= real.features.shape[1]:
+            return {}
+        return {
+            "fid": f"{count} samples are fewer than the {real.features.shape[1]} features: compare "
+            "only with figures of as many samples"
+        }
+
+    def describe(self, real: Collected, generated: Collected) -> dict:
+        """How the metrics were measured, for a protocol."""
+        protocol = {"real_count": real.count, "generated_count": generated.count}
+        protocol["size"] = _size(real.shape)
+        if real.features is not None:
+            protocol["features"] = describe_features(self.options, real.features.shape[1])
+            settings = {
+                "fid": "float64 moments, trace by eigenvalues",
+                "kid": {
+                    "kernel": "(x y / F + 1)^3, unbiased",
+                    "subset_size": min(self.options.kid_subset_size, real.count, generated.count),
+                    "num_subsets": self.options.kid_num_subsets,
+                    "seed": KID_SEED,
+                },
+                "precision_recall": f"k = {NEIGHBOURS}",
+            }
+            protocol |= {name: settings[name] for name in self.names if name in settings}
+        if "energy_distance" in self.names:
+            is_image = real.raw.dtype == torch.uint8
+            protocol["energy_distance"] = {
+                "vectors": "raw pixels in [-1, 1], Euclidean" if is_image else "points, Euclidean",
+                "estimator": "unbiased (U-statistic), float64",
+                "real_samples": len(real.raw),
+                "generated_samples": len(generated.raw),
+            }
+        return protocol
+
+
+def _pool(parts: list[Tensor], numbers: list[int]) -> Tensor:
+    """Rows of all processes in the order of their numbers."""
+    mine = torch.cat(parts) if parts else None
+    gathered = [part for part in gather_objects((numbers, mine)) if part[1] is not None]
+    order = torch.tensor([n for part, _ in gathered for n in part]).argsort()
+    return torch.cat([rows for _, rows in gathered])[order]
+
+
+def _check_sizes(real: tuple[int, ...], generated: tuple[int, ...]) -> None:
+    if real != generated:
+        raise ValueError(
+            f"reference samples are {_size(real)}, generated ones {_size(generated)}: give "
+            "--resolution, which resizes the reference"
+        )
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[2]}x{shape[1]}" if len(shape) == 3 else f"{shape[0]}-D"

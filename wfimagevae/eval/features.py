@@ -1,109 +1,118 @@
 """Networks whose features tell sets of images apart: Inception and DINOv2."""
 
+import hashlib
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.eval.fid import INCEPTION_URL, NUM_FEATURES, inception_weights, weights_digest
+from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.model.losses.lpips_network import MissingWeights
 
+NUM_FEATURES = 2048
+INCEPTION_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/"
+    "weights-inception-2015-12-05-6726825d.pth"
+)
 DINOV2_MODEL = "dinov2_vitl14"
 DINOV2_REPO = "https://github.com/facebookresearch/dinov2"
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
+_RESIZE = "TensorFlow 1 bilinear to {0}x{0}, no antialiasing"
 
 # Maps 8-bit images, (B, 3, H, W), to features, (B, F), float32.
 Extractor = Callable[[Tensor], Tensor]
 
 
-@dataclass(frozen=True)
-class FeatureNetwork:
-    """Which network, and where its weights are.
-
-    Attributes:
-        kind: ``inception`` (torch-fidelity's port of the network of published FIDs, 2048
-            features) or ``dinov2`` (ViT-L/14, 1024 features).
-        inception_weights: torch-fidelity's weight file; None takes the cached or downloaded one.
-        dinov2_repo: Folder with a clone of the DINOv2 code; None takes torch.hub's copy.
-        dinov2_weights: Weight file for that code, needed with it.
-        inception_layer: Width of the Inception layer: 64, 192, 768 or 2048.
-    """
-
-    kind: str = "inception"
-    inception_weights: str | None = None
-    dinov2_repo: str | None = None
-    dinov2_weights: str | None = None
-    inception_layer: int = NUM_FEATURES
-
-    def __post_init__(self):
-        if self.kind not in ("inception", "dinov2"):
-            raise ValueError(f"unknown features {self.kind!r}: inception or dinov2")
-        if bool(self.dinov2_repo) != bool(self.dinov2_weights):
-            raise ValueError("--dinov2_repo and --dinov2_weights are given together or not at all")
-        for flag in ("inception_weights", "dinov2_weights"):
-            path = getattr(self, flag)
-            if path and not Path(path).is_file():
-                raise ValueError(f"--{flag} {path}: no such file")
-
-    def describe(self) -> dict[str, str]:
-        """Network, weights and preprocessing, for a protocol."""
-        if self.kind == "inception":
-            path, url = self.inception_weights, INCEPTION_URL
-            digest = weights_digest(path) if path else url.removesuffix(".pth").rsplit("-", 1)[1]
-            name, size = f"torch-fidelity InceptionV3, {self.inception_layer}", 299
-        else:
-            path = self.dinov2_weights
-            digest = weights_digest(path) if path else Path(DINOV2_URL).name
-            name, size = f"{DINOV2_MODEL}, class token", 224
-        resize = f"TensorFlow 1 bilinear to {size}x{size}, no antialiasing"
-        return {"features": name, "weights": digest, "resize": resize}
+def load_features(options: SetMetricOptions, device: torch.device) -> Extractor:
+    """The network that the options name; see `load_inception` for errors."""
+    if options.features == "inception":
+        return load_inception(device, options.inception_weights)
+    return load_dinov2(device, options.dinov2_repo, options.dinov2_weights)
 
 
-def load_features(network: FeatureNetwork, device: torch.device) -> Extractor:
-    """The network, ready to be called, on a device.
+def describe_features(options: SetMetricOptions, width: int) -> dict[str, str]:
+    """Network, weights and preprocessing, for a protocol; ``width`` is that of the features."""
+    if options.features == "inception":
+        return describe_inception(options.inception_weights, width)
+    path = options.dinov2_weights
+    return {
+        "features": f"{DINOV2_MODEL}, class token",
+        "weights": file_digest(path) if path else Path(DINOV2_URL).name,
+        "resize": _RESIZE.format(224),
+    }
+
+
+def describe_inception(weights: str | None, width: int = NUM_FEATURES) -> dict[str, str]:
+    """The same for the Inception network."""
+    return {
+        "features": f"torch-fidelity InceptionV3, {width}",
+        "weights": weights_digest(weights, INCEPTION_URL),
+        "resize": _RESIZE.format(299),
+    }
+
+
+def weights_digest(path: str | None, url: str) -> str:
+    """Start of the SHA-256 of a weight file; without a file, that in the name of the download."""
+    return file_digest(path) if path else url.removesuffix(".pth").rsplit("-", 1)[1]
+
+
+def file_digest(path: str | Path) -> str:
+    """First 8 hexadecimal digits of a file's SHA-256, as download names carry them."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:8]
+
+
+def load_inception(
+    device: torch.device, weights: str | None = None, num_features: int = NUM_FEATURES
+) -> Extractor:
+    """torch-fidelity's port of the TensorFlow Inception network of published FIDs.
+
+    Args:
+        device: Where it runs (on Apple's MPS, which lacks float64: the CPU).
+        weights: torch-fidelity's weight file; None takes the cached or downloaded one.
+        num_features: Width of the layer that is read: 64, 192, 768 or 2048.
 
     Raises:
-        MissingWeights: weights cannot be had; the message says how to get them.
-        ValueError: a file holds something else, or torch-fidelity is not installed.
+        MissingWeights: the weights cannot be had; the message says how to get them.
+        ValueError: the file holds something else, or torch-fidelity is not installed.
     """
+    with _torch_fidelity("Inception"):
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    if weights:
+        _check_inception(weights)
     try:
-        import torch_fidelity  # noqa: F401, for the message
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{network.kind} needs {error.name}: pip install torch-fidelity") from None
-    load = _load_inception if network.kind == "inception" else _load_dinov2
-    extractor = load(network).requires_grad_(False).eval().to(device)
-
-    @torch.inference_mode()
-    def extract(images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"features are taken of 8-bit images (B, 3, H, W), got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
-        return extractor(images.to(device).contiguous())[0]  # (B, F)
-
-    return extract
+        network = FeatureExtractorInceptionV3("inception-v3-compat", [str(num_features)], weights)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        cache = Path(torch.hub.get_dir()) / "checkpoints"
+        raise MissingWeights(
+            f"torch-fidelity's Inception weights are not in {cache} and cannot be downloaded "
+            f"({error}). Fetch {INCEPTION_URL} on a machine with a network, then copy it there "
+            "or name it with --inception_weights"
+        ) from None
+    return _extractor(network, device)
 
 
-def _load_inception(network: FeatureNetwork) -> nn.Module:
-    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+def load_dinov2(
+    device: torch.device, repo: str | None = None, weights: str | None = None
+) -> Extractor:
+    """DINOv2's class token by its own code, after torch-fidelity's preprocessing.
 
-    with inception_weights(network.inception_weights):
-        return FeatureExtractorInceptionV3(
-            "inception-v3-compat", [str(network.inception_layer)], network.inception_weights
-        )
+    Args:
+        device: Where it runs.
+        repo: Folder with a clone of the DINOv2 code; None takes torch.hub's copy.
+        weights: Weight file for that code, needed with it.
 
-
-def _load_dinov2(network: FeatureNetwork) -> nn.Module:
-    """torch-fidelity's preprocessing around DINOv2's own code."""
-    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+    Raises:
+        MissingWeights, ValueError: as of `load_inception`.
+    """
+    with _torch_fidelity("DINOv2"):
+        from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+        from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
     class FeatureExtractorOfModel(FeatureExtractorDinoV2):
         # The library's constructor takes downloaded weights only.
@@ -112,46 +121,74 @@ def _load_dinov2(network: FeatureNetwork) -> nn.Module:
             self.feature_extractor_internal_dtype = torch.float32
             self.model = model
 
-    return FeatureExtractorOfModel(_dinov2_model(network).float())
-
-
-def _dinov2_model(network: FeatureNetwork) -> nn.Module:
-    if not network.dinov2_repo:
-        with _quiet_hub(), _missing_dinov2():
-            # With the branch named, a cached copy is used without asking the network.
-            return torch.hub.load("facebookresearch/dinov2:main", DINOV2_MODEL)
-    if not (Path(network.dinov2_repo) / "hubconf.py").is_file():
-        raise ValueError(
-            f"--dinov2_repo {network.dinov2_repo} has no hubconf.py; clone {DINOV2_REPO}"
-        )
-    with _quiet_hub():
-        model = torch.hub.load(network.dinov2_repo, DINOV2_MODEL, source="local", pretrained=False)
-    state = torch.load(network.dinov2_weights, map_location="cpu", weights_only=True)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{network.dinov2_weights} does not fit {DINOV2_MODEL}; get {DINOV2_URL} "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    return model
-
-
-@contextmanager
-def _quiet_hub():
-    """Keeps torch.hub's words off standard output, and DINOv2's about xFormers away."""
+    # torch.hub's words stay off standard output, and DINOv2's about xFormers away.
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="xFormers")
-        yield
+        model = _local_dinov2(repo, weights) if repo else _downloaded_dinov2()
+    return _extractor(FeatureExtractorOfModel(model.float()), device)
+
+
+def _extractor(network: nn.Module, device: torch.device) -> Extractor:
+    device = torch.device("cpu") if device.type == "mps" else device
+    network = network.requires_grad_(False).eval().to(device)
+
+    @torch.inference_mode()
+    def extract(images: Tensor) -> Tensor:
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(
+                f"features are taken of 8-bit images (B, 3, H, W), got {images.dtype} "
+                f"{tuple(images.shape)}"
+            )
+        return network(images.to(device).contiguous())[0]  # (B, F)
+
+    return extract
 
 
 @contextmanager
-def _missing_dinov2():
+def _torch_fidelity(name: str) -> Iterator[None]:
     try:
         yield
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{name} features need {error.name}: pip install torch-fidelity") from None
+
+
+def _check_inception(weights: str) -> None:
+    """Refuses a file that is no plain state dict, before torch-fidelity unpickles it."""
+    if not Path(weights).is_file():
+        raise MissingWeights(f"Inception weights {weights} do not exist; get {INCEPTION_URL}")
+    cause = None
+    try:
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # unpickling a damaged file raises almost anything
+        state, cause = None, error
+    if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
+        raise ValueError(
+            f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}"
+        ) from cause
+
+
+def _downloaded_dinov2() -> nn.Module:
+    try:
+        # With the branch named, a cached copy is used without asking the network.
+        return torch.hub.load("facebookresearch/dinov2:main", DINOV2_MODEL)
     except (URLError, TimeoutError, ConnectionError) as error:
         raise MissingWeights(
             f"DINOv2 is not in {torch.hub.get_dir()} and cannot be downloaded ({error}). On a "
             f"machine with a network, clone {DINOV2_REPO} and fetch {DINOV2_URL}, then name the "
             "copies with --dinov2_repo and --dinov2_weights"
         ) from None
+
+
+def _local_dinov2(repo: str, weights: str) -> nn.Module:
+    if not (Path(repo) / "hubconf.py").is_file():
+        raise ValueError(f"--dinov2_repo {repo} has no hubconf.py; clone {DINOV2_REPO}")
+    model = torch.hub.load(repo, DINOV2_MODEL, source="local", pretrained=False)
+    state = torch.load(weights, map_location="cpu", weights_only=True)
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{weights} does not fit {DINOV2_MODEL}; get {DINOV2_URL} "
+            f"({str(error).splitlines()[0]})"
+        ) from None
+    return model

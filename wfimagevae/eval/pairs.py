@@ -1,8 +1,16 @@
-"""Originals and reconstructions, matched by relative path."""
+"""Originals and reconstructions: matched by relative path, read and measured in pairs."""
 
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import PurePosixPath
+
+import torch
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from wfimagevae.dataset import ValidImageDataset, valid_loader
+from wfimagevae.engine.distributed import World
+from wfimagevae.eval.evaluator import Evaluator
 
 # Under a folder of reconstructions, the originals as the model saw them: no samples.
 ORIGIN_FOLDER = "origin"
@@ -21,7 +29,7 @@ def output_names(paths: Sequence[str], extension: str) -> dict[str, str]:
 
     Args:
         paths: Relative POSIX paths of the images.
-        extension: Of the files to write, without the dot.
+        extension: Extension of the files to write, without the dot.
 
     Returns:
         Path -> relative path to write.
@@ -94,3 +102,79 @@ def _listing(what: str, paths: list[str]) -> str:
         return ""
     more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
     return f"{len(paths)} {what}: {', '.join(paths[:_MAX_LISTED])}{more}"
+
+
+class PairDataset(Dataset):
+    """Originals, resized and cropped, beside their reconstructions as they stand in files.
+
+    `valid_loader` takes it: a sample is like that of a `ValidImageDataset`, with six channels.
+
+    Args:
+        real: The originals.
+        generated: The reconstructions, at their native size.
+        is_subset: ``real`` is a part of what was reconstructed.
+
+    Raises:
+        ValueError: partners are missing; see `match_pairs`.
+    """
+
+    def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
+        self.real, self.generated, self.crop_size = real, generated, real.crop_size
+        position = {path: i for i, path in enumerate(generated.paths)}
+        pairs = match_pairs(real.paths, generated.paths, is_subset)
+        self._partners = [position[partner] for _, partner in pairs]
+
+    def __len__(self) -> int:
+        return len(self._partners)
+
+    def __getitem__(self, i: int) -> dict:
+        """``image``, original and reconstruction, (3 + 3, h, w) in [-1, 1]; ``path``; ``error``."""
+        real, generated = self.real[i], self.generated[self._partners[i]]
+        problem = _problem(real, generated)
+        both = None if problem else torch.cat([real["image"], generated["image"]])
+        return {"image": both, "path": real["path"], "error": problem}
+
+
+def _problem(real: dict, generated: dict) -> str | None:
+    for what, sample in (("original", real), ("generated image", generated)):
+        if sample["error"]:
+            return f"{what} {sample['path']}: {sample['error']}"
+    (height, width), (gen_height, gen_width) = real["image"].shape[1:], generated["image"].shape[1:]
+    if (height, width) != (gen_height, gen_width):
+        return (
+            f"generated image {generated['path']} has {gen_width}x{gen_height} pixels, its "
+            f"original {width}x{height}: give --resolution and --crop_size as in the reconstruction"
+        )
+    return None
+
+
+def evaluate_pairs(
+    pairs: PairDataset, evaluator: Evaluator, batch_size: int, num_workers: int, world: World
+) -> dict[str, float]:
+    """Measures all pairs, each process its share; all processes return the same.
+
+    Args:
+        pairs: The pairs.
+        evaluator: The metrics.
+        batch_size: Pairs at once, where all have one size.
+        num_workers: Reading processes.
+        world: This process and the others.
+
+    Returns:
+        As `Evaluator.compute`.
+
+    Raises:
+        ValueError: an image is unreadable, or the sizes of a pair differ.
+    """
+    batch_size = batch_size if pairs.crop_size else 1
+    loader = valid_loader(pairs, batch_size, num_workers, world.rank, world.size)
+    total = len(loader.dataset)
+    with tqdm(total=total, unit="img", desc="evaluate", disable=not world.is_main) as bar:
+        for batch in loader:
+            if batch["unreadable"]:
+                _, problem = batch["unreadable"][0]
+                raise ValueError(problem)
+            real, generated = batch["image"].chunk(2, dim=1)  # (B, 3, h, w) each
+            evaluator.update(real, generated)
+            bar.update(len(real))
+    return evaluator.compute()

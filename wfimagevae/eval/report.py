@@ -1,10 +1,76 @@
-"""What an evaluation hands back: a table for people, JSON for programs."""
+"""What an evaluation hands back: tables for people, JSON for programs, each with its protocol.
 
+A protocol says how figures were measured; figures of unlike protocols do not compare.
+"""
+
+import hashlib
+import json
 import math
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 
+from wfimagevae.dataset.images.decode import INTERPOLATION
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.protocol import protocol_hash
+from wfimagevae.eval.features import describe_inception, weights_digest
+from wfimagevae.eval.options import PairOptions
+from wfimagevae.eval.ssim import SIGMA, TAPS
+from wfimagevae.model.losses.lpips_network import BACKBONES
+
+_SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance")
+
+
+def describe_protocol(metrics: Sequence[str], options: PairOptions, count: int) -> dict:
+    """What defines a measurement of pairs, ready for JSON.
+
+    Args:
+        metrics: Those that were measured.
+        options: Sizes, and networks of the learned metrics.
+        count: Number of images.
+    """
+    resolution = options.resolution
+    crop = options.crop_size or resolution
+    protocol = {
+        "count": count,
+        "size": f"{crop}x{crop}" if crop else "native",
+        "resize": f"shorter side to {resolution}" if resolution else "none",
+        "interpolation": f"{INTERPOLATION}, Pillow, antialiased, 8 bits" if resolution else "none",
+        "crop": f"centre {crop}x{crop}" if crop else "none",
+        "data_range": "[0, 1], RGB, from 8 bits per channel",
+        "average": "mean of per-image values",
+    }
+    packages = ["torch", "pillow", "numpy"]
+    if "ssim" in metrics:
+        protocol["ssim"] = {
+            "window": f"Gaussian, {TAPS} taps, sigma {SIGMA}, inside the image",
+            "sample_covariance": False,
+            "channels": "mean over RGB",
+        }
+    if "lpips" in metrics:
+        protocol["lpips"] = {
+            "net": options.lpips_net,
+            "version": "0.1",
+            "backbone": weights_digest(options.lpips_weights, BACKBONES[options.lpips_net]),
+        }
+        packages += ["torchvision", "lpips"]
+    if "rfid" in metrics:
+        features = describe_inception(options.inception_weights)
+        protocol["rfid"] = features | {"statistics": "float64"}
+        packages += ["torch-fidelity"]
+    return protocol | {"versions": _versions(packages)}
+
+
+def protocol_hash(protocol: Mapping) -> str:
+    """Twelve digits, equal where as many images were measured in the same way.
+
+    Library versions are left out: they are recorded, but seldom change a figure.
+    """
+    defining = {key: value for key, value in protocol.items() if key != "versions"}
+    text = json.dumps(defining, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    return {name: version(name) for name in packages}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -26,14 +92,21 @@ def format_value(name: str, value: float | None) -> str:
     return f"{value:.2f}" if name == "psnr" else f"{value:.4f}"
 
 
+def remarks(notes: Mapping[str, str], unavailable: Mapping[str, str]) -> list[str]:
+    """The lines below a table of metrics."""
+    lines = [f"{name}: {note}" for name, note in notes.items()]
+    return lines + [f"{name} is unavailable: {remedy}" for name, remedy in unavailable.items()]
+
+
 def evaluation_json(evaluator: Evaluator, values: Mapping[str, float], protocol: dict) -> dict:
-    """What an evaluation's JSON file holds.
+    """What the JSON file of measured pairs holds.
 
     A metric is null where its value is infinite (``notes`` says why) or its weights are missing
     (``unavailable`` says how to get them).
     """
+    finite = {name: value for name, value in values.items() if math.isfinite(value)}
     return {
-        **{name: _finite_or_none(values.get(name)) for name in evaluator.names},
+        **{name: finite.get(name) for name in evaluator.names},
         "unavailable": evaluator.unavailable,
         "notes": evaluator.notes,
         "protocol": protocol,
@@ -42,13 +115,58 @@ def evaluation_json(evaluator: Evaluator, values: Mapping[str, float], protocol:
 
 
 def evaluation_table(evaluator: Evaluator, values: Mapping[str, float]) -> str:
-    """The same for a person: a table, and below it what needs saying."""
+    """The figures of measured pairs for a person, and below them what needs saying."""
     rows = [[name, format_value(name, values.get(name))] for name in evaluator.names]
-    lines = [markdown_table(["metric", f"{evaluator.count} images"], rows)]
-    lines += [f"{name}: {note}" for name, note in evaluator.notes.items()]
-    lines += [f"{name} is unavailable: {how}" for name, how in evaluator.unavailable.items()]
-    return "\n".join(lines)
+    table = markdown_table(["metric", f"{evaluator.count} images"], rows)
+    return "\n".join([table, *remarks(evaluator.notes, evaluator.unavailable)])
 
 
-def _finite_or_none(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+def set_result(
+    values: Mapping[str, float], sampling: Mapping, protocol: Mapping, notes: Mapping
+) -> dict:
+    """One measured set of samples, for JSON and `sets_table`.
+
+    Args:
+        values: Metric -> figure, unavailable metrics left out.
+        sampling: How the samples came about: sampler, steps, NFE, guidance, labels, seed, ...
+        protocol: Against what and how they were measured; figures of one hash compare.
+        notes: Metric -> what a reader should know.
+    """
+    packages = ["torch", "numpy", "pillow"]
+    packages += ["torch-fidelity"] if "features" in protocol else []
+    protocol = {**protocol, "versions": _versions(packages)}
+    return {
+        **values,
+        "sampling": dict(sampling),
+        "notes": dict(notes),
+        "protocol": protocol,
+        "protocol_hash": protocol_hash(protocol),
+    }
+
+
+def sets_table(results: Sequence[Mapping], unavailable: Mapping[str, str]) -> str:
+    """Measured sets for a person, a row each, and below them what needs saying."""
+    columns = [name for name in _SET_COLUMNS if any(name in result for result in results)]
+    header, rows = ["generated"], []
+    for result in results:
+        sampling = result["sampling"]
+        if "sampler" in sampling:
+            header = ["sampler", "steps", "NFE", "guidance"]
+            scale = sampling["guidance"]["scale"]
+            row = [
+                sampling["sampler"],
+                str(sampling["steps"]),
+                f"{sampling['nfe']:g}",
+                f"{scale:g}",
+            ]
+        else:
+            row = [f"{result['protocol']['generated_count']} samples"]
+        for name in columns:
+            figure = format_value(name, result.get(name))
+            if name == "kid" and name in result:
+                figure = f"{result['kid']:.5f} ± {result['kid_std']:.5f}"
+            row.append(figure)
+        rows.append(row)
+    notes = {name: note for result in results for name, note in result["notes"].items()}
+    header += [name.replace("_", " ") for name in columns]
+    return "\n".join([markdown_table(header, rows), *remarks(notes, unavailable)])

@@ -7,37 +7,41 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from wfimagevae.dataset import Captions, DataError, ValidImageDataset, batch_loader
+from wfimagevae.dataset import (
+    Captions,
+    Cifar10Dataset,
+    DataError,
+    PointDataset,
+    ShapesDataset,
+    ValidImageDataset,
+    batch_loader,
+)
 from wfimagevae.dataset.text.captions import read_captions
 from wfimagevae.engine.seeding import stable_hash
+from wfimagevae.eval.options import LabelSampling, ReferenceOptions
 from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import to_uint8
 
-LABEL_SAMPLING = ("balanced", "random")
 _GRID = re.compile(r"grid(-\d+)?\.png")
+# Shapes that training does not draw, whatever its --num_shapes.
+_FIRST_FRESH_SHAPE = 10**9
 
 
 class SampleSet(Protocol):
-    """Samples by number.
-
-    Attributes:
-        description: What they are, for a protocol.
-    """
+    """Samples by number, and a description of them for a protocol."""
 
     description: dict
 
-    def __len__(self) -> int:
-        """How many."""
-        ...
+    def __len__(self) -> int: ...
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
         """Samples in this order: 8-bit images (B, 3, H, W), or points, float32 (B, 2)."""
@@ -51,7 +55,7 @@ class FolderImages:
         path: Folder, searched recursively, or JSON-lines manifest.
         resolution: Shorter side after resizing; None keeps the native size.
         crop_size: Centre crop; None is the resolution.
-        subset_size: Only so many, evenly spaced over the sorted list; 0 all.
+        subset_size: Number of images, evenly spaced over the sorted list; 0 takes all.
         num_workers: Reading processes.
 
     Raises:
@@ -72,11 +76,11 @@ class FolderImages:
         if record.is_file():  # what scripts/generate.py adds is no sample
             paths = self.dataset.paths
             self._numbers = [i for i in self._numbers if not _GRID.fullmatch(paths[i])]
-            told = read_json(record).get("num_images")
-            if told and len(self._numbers) > told:
+            written = read_json(record).get("num_images")
+            if written and len(self._numbers) > written:
                 raise ValueError(
                     f"{path} holds {len(self._numbers)} images, of which generate.py's last run "
-                    f"wrote {told}: empty the folder and generate again"
+                    f"wrote {written}: empty the folder and generate again"
                 )
         self.path, self.num_workers = path, num_workers
         crop = crop_size or resolution
@@ -195,8 +199,8 @@ class DrawnSamples:
 
     Args:
         dataset: A `FlowData` of pixels or points, which does not augment.
-        count: How many.
-        name: Of the data set, for the protocol.
+        count: Number of samples.
+        name: Name of the data set, for the protocol.
     """
 
     def __init__(self, dataset, count: int, name: str):
@@ -215,14 +219,41 @@ class DrawnSamples:
             yield to_uint8(samples) if key == "image" else samples
 
 
+def open_reference(
+    options: ReferenceOptions, num_generated: int, num_workers: int = 0
+) -> SampleSet:
+    """The reference set that the options name; what is drawn has ``num_generated`` samples.
+
+    Raises:
+        ValueError: there is none, or options that do not fit it.
+    """
+    name = options.dataset
+    if options.real_image_dir:
+        sizes = options.resolution, options.crop_size, options.subset_size
+        return open_images(options.real_image_dir, *sizes, num_workers)
+    count = options.num_real or num_generated
+    if name == "cifar10":
+        if not options.data_path:
+            raise ValueError("--dataset cifar10 needs --data_path, the folder that holds it")
+        dataset = Cifar10Dataset(options.data_path, augment=False)
+        return DrawnSamples(dataset, min(options.num_real or len(dataset), len(dataset)), name)
+    if name == "shapes":
+        dataset = ShapesDataset(
+            options.resolution or 32, num_items=count, first_index=_FIRST_FRESH_SHAPE, augment=False
+        )
+        return DrawnSamples(dataset, count, f"shapes, {dataset.resolution} px")
+    return DrawnSamples(PointDataset(name, split="test"), count, name)
+
+
 class GeneratedSamples:
     """What a generator draws, sample by sample the same in any batch and on any rank.
 
     Args:
         generator: The model.
         options: Sampler, steps, guidance, seed.
-        count: How many.
-        label_sampling: ``balanced``: what is shown in turn; ``random``: drawn anew for each sample.
+        count: Number of samples.
+        label_sampling: ``balanced`` takes what is shown in turn; ``random`` draws it anew for each
+            sample.
         shown: What is drawn, by its class, its prompt or both; by default each class, or nothing.
 
     Attributes:
@@ -239,11 +270,13 @@ class GeneratedSamples:
         generator: FlowGenerator,
         options: SamplingOptions,
         count: int,
-        label_sampling: str = "balanced",
+        label_sampling: LabelSampling = "balanced",
         shown: Sequence[Subject] = (),
     ):
-        if label_sampling not in LABEL_SAMPLING:
-            raise ValueError(f"unknown label sampling {label_sampling!r}: {LABEL_SAMPLING}")
+        if label_sampling not in get_args(LabelSampling):
+            raise ValueError(
+                f"unknown label sampling {label_sampling!r}: {get_args(LabelSampling)}"
+            )
         self.generator, self.options = generator, generator.resolve(options)
         self.count, self.nfe = count, 0.0
         num_classes = generator.model.num_classes
@@ -252,16 +285,16 @@ class GeneratedSamples:
         if label_sampling == "random":
             order = [stable_hash("label", options.seed, i) for i in range(count)]
         self.subjects = [replace(shown[n % len(shown)], index=i) for i, n in enumerate(order)]
-        labels = [subject.label for subject in shown if subject.label is not None]
         prompts = [subject.prompt for subject in shown if subject.prompt is not None]
+        has_labels = any(subject.label is not None for subject in shown)
         self.description = {
             "source": "generated",
-            "labels": label_sampling if labels else "none",
+            "labels": label_sampling if has_labels else "none",
             "model": generator.record,
         }
         if prompts:
-            told = {"prompts": f"{label_sampling}, {len(prompts)}"}
-            self.description |= told | {"prompts_hash": f"{stable_hash(*prompts):016x}"}
+            self.description["prompts"] = f"{label_sampling}, {len(prompts)}"
+            self.description["prompts_hash"] = f"{stable_hash(*prompts):016x}"
 
     def __len__(self) -> int:
         return self.count

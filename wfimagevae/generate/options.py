@@ -20,11 +20,8 @@ from wfimagevae.options import (
 
 Sampler = Literal["euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow"]
 PointSet = Literal[POINT_SETS]
-Metric = Literal["psnr", "ssim", "lpips", "rfid"]
 Precision = Literal["fp32", "bf16", "fp16"]
-SAMPLERS, METRICS = get_args(Sampler), get_args(Metric)
-# Exit status where a metric's weights are missing and everything else went well.
-METRIC_UNAVAILABLE = 3
+SAMPLERS = get_args(Sampler)
 
 
 class ComputeOptions(DeviceOptions):
@@ -147,14 +144,3 @@ class ImageFolderOptions(Options):
     )
     batch_size: Count = option(4, "images at once", "N")
     num_workers: Natural = option(min(4, os.cpu_count() or 1), "reading processes", "N")
-
-
-class MetricOptions(Options):
-    """metrics"""
-
-    metric: list[Metric] = option(["psnr", "ssim", "lpips"], "what to measure")
-    lpips_net: Literal["vgg", "alex"] = option("vgg", "backbone of LPIPS")
-    lpips_weights: str | None = option(None, "torchvision backbone of LPIPS, if not cached", "FILE")
-    inception_weights: str | None = option(
-        None, "torch-fidelity's Inception, if not cached", "FILE"
-    )

@@ -11,7 +11,8 @@ from wfimagevae.dataset.open import open_images
 from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.report.tracker import Tracker
-from wfimagevae.eval.evaluator import Evaluator, Networks
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.options import MetricOptions
 from wfimagevae.model.losses import LossConfig
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.task.vae_sizes import check_training_sizes, check_validation_sizes
@@ -160,7 +161,7 @@ def build_validator(
     workers = min(options["dataset_num_worker"], 4)
     loader = valid_loader(held_out, options["eval_batch_size"], workers, here.rank, here.size)
     metrics = ["psnr", "ssim"] + (["lpips"] if options["perceptual_weight"] > 0 else [])
-    networks = Networks(lpips_weights=options["lpips_weights"])
+    networks = MetricOptions().changed(lpips_weights=options["lpips_weights"])
     evaluator = Evaluator(metrics, here.device, networks)
     pictures = _picture_options(options, folder)
     return Validator(loader, evaluator, here, options["mix_precision"], pictures, tracker)

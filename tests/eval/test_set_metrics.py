@@ -1,0 +1,177 @@
+import numpy as np
+import pytest
+import torch
+
+from wfimagevae.eval.set_metrics import (
+    FrechetDistance,
+    Moments,
+    frechet_distance,
+    kernel_distance,
+    precision_recall,
+)
+
+CPU = torch.device("cpu")
+
+
+def normal(count, width, seed=0):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed))
+
+
+def fid(real, generated):
+    return frechet_distance(Moments(real), Moments(generated))
+
+
+def with_moments(mean, covariance, count=200):
+    """Features whose sample mean and covariance are exactly these."""
+    raw = normal(count, len(mean)).double()
+    raw -= raw.mean(0)
+    root = torch.linalg.cholesky(raw.T.cov())
+    white = torch.linalg.solve_triangular(root, raw.T, upper=False).T
+    return white @ torch.linalg.cholesky(covariance).T + mean
+
+
+def fid_of_few(a, b):
+    """tr sqrt(C1 C2) is the nuclear norm of the product of the centred features."""
+    a, b = a.double().numpy(), b.double().numpy()
+    root = np.linalg.norm((a - a.mean(0)) @ (b - b.mean(0)).T, "nuc")
+    root /= np.sqrt((len(a) - 1) * (len(b) - 1))
+    spread = np.var(a, 0, ddof=1).sum() + np.var(b, 0, ddof=1).sum()
+    return np.sum((a.mean(0) - b.mean(0)) ** 2) + spread - 2 * root
+
+
+def test_fid_of_gaussians_with_one_eigenbasis_is_the_closed_form():
+    """There it is |m1 - m2|^2 + sum (s1 - s2)^2 over the principal axes."""
+    basis, _ = torch.linalg.qr(normal(4, 4).double())
+    s1, s2 = torch.tensor([1.0, 2, 0.5, 3]).double(), torch.tensor([2.0, 1, 0.5, 1]).double()
+    m1, m2 = torch.zeros(4).double(), torch.tensor([0.5, 0, -1, 0]).double()
+    real = with_moments(m1, basis @ (s1**2).diag() @ basis.T)
+    generated = with_moments(m2, basis @ (s2**2).diag() @ basis.T)
+    expected = float((m1 - m2).square().sum() + (s1 - s2).square().sum())
+    assert fid(real, generated) == pytest.approx(expected, rel=1e-9)
+
+
+def test_fid_is_that_of_torch_fidelity():
+    from torch_fidelity import metric_fid
+
+    real, generated = normal(300, 64), 0.7 * normal(200, 64, seed=1) + 0.3
+    moments = [metric_fid.fid_features_to_statistics(x.double()) for x in (real, generated)]
+    expected = metric_fid.fid_statistics_to_metric(*moments, verbose=False)
+    assert fid(real, generated) == pytest.approx(expected[metric_fid.KEY_METRIC_FID], rel=1e-9)
+
+
+def test_fid_with_fewer_samples_than_features_is_right():
+    real, generated = normal(20, 64), 0.7 * normal(30, 64, seed=1) + 0.3
+    assert fid(real, generated) == pytest.approx(fid_of_few(real, generated), rel=1e-5)
+
+
+def test_moments_do_not_depend_on_batches_and_lose_no_digits():
+    features = normal(30, 5).double() + 1e6
+    moments = Moments()
+    for part in features.split([8, 1, 20, 1]):
+        moments.update(part)
+    assert moments.count == 30
+    torch.testing.assert_close(moments.mean, features.mean(0), rtol=1e-14, atol=0)
+    torch.testing.assert_close(moments.squares / 29, features.T.cov(), rtol=1e-8, atol=1e-8)
+
+
+def test_identical_sets_have_fid_zero_and_full_precision_and_recall():
+    features = normal(50, 32)
+    shuffled = features[torch.randperm(50)]
+    assert abs(fid(features, shuffled)) < 1e-4
+    assert precision_recall(features, shuffled) == (1.0, 1.0)
+
+
+def test_kid_of_whole_sets_is_the_unbiased_mmd():
+    real, generated = normal(12, 5), normal(12, 5, seed=1) + 0.5
+    k = lambda a, b: (a @ b.T / 5 + 1) ** 3  # noqa: E731
+    x, y = real.double(), generated.double()
+    kxx, kyy = k(x, x).fill_diagonal_(0), k(y, y).fill_diagonal_(0)
+    expected = (kxx.sum() + kyy.sum()) / (12 * 11) - 2 * k(x, y).mean()
+    mean, std = kernel_distance(real, generated, subset_size=1000)
+    assert mean == pytest.approx(float(expected), rel=1e-9)
+    assert std == pytest.approx(0, abs=1e-12)
+
+
+def test_kid_depends_on_its_own_seed_alone(monkeypatch):
+    real, generated = normal(60, 5), normal(40, 5, seed=1)
+    first = kernel_distance(real, generated, 20, 10)
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert kernel_distance(real, generated, 20, 10) == first
+    monkeypatch.setattr("wfimagevae.eval.set_metrics.KID_SEED", 1)
+    assert kernel_distance(real, generated, 20, 10) != first
+
+
+def test_precision_and_recall_of_a_line_are_as_counted_by_hand():
+    real = torch.tensor([[0.0], [1], [2], [3], [100], [101], [102], [103]])
+    generated = torch.tensor([[0.5], [1.5], [2.5], [3.5], [50]])
+    # Among the real a third neighbour is 2 or 3 away: 50 is near none. Among the generated it is 3
+    # or 2 away, but 48.5 from 50 (1.5 to 98.5), so 100 to 103 are near none, 0 to 3 near some.
+    assert precision_recall(real, generated) == (pytest.approx(4 / 5), 0.5)
+
+
+def test_dropped_modes_cost_recall_and_invented_ones_precision():
+    left, right = normal(40, 8), normal(40, 8, seed=1) + 30
+    both = torch.cat([left, right])
+    assert precision_recall(both, normal(40, 8, seed=2))[1] <= 0.5
+    precision, recall = precision_recall(left, torch.cat([normal(40, 8, seed=2), right]))
+    assert precision <= 0.5 < recall
+
+
+@pytest.mark.parametrize("measure", [fid, kernel_distance, precision_recall])
+@pytest.mark.parametrize(
+    ("real", "generated", "message"),
+    [
+        (torch.zeros(1, 4), torch.zeros(5, 4), "real set has"),
+        (torch.zeros(5, 4), torch.zeros(5, 3), "one width"),
+        (torch.zeros(5, 4), torch.full((5, 4), torch.inf), "generated set are not finite"),
+    ],
+)
+def test_unusable_features_are_refused(measure, real, generated, message):
+    with pytest.raises(ValueError, match=message):
+        measure(real, generated)
+
+
+@pytest.fixture(scope="module")
+def rfid(inception_weights):
+    return FrechetDistance(CPU, str(inception_weights), num_features=64)
+
+
+def image_sets(count=6, size=32):
+    generator = torch.Generator().manual_seed(0)
+    real = torch.rand(count, 3, size, size, generator=generator)
+    noise = torch.randn(real.shape, generator=generator)
+    return real, (0.6 * real + 0.1 * noise).clamp(0, 1)
+
+
+def test_rfid_agrees_with_the_formula_on_torch_fidelity_features(rfid, inception_weights):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    real, generated = image_sets(count=20)
+    rfid.reset()
+    for start in range(0, 20, 8):  # unequal batches
+        rfid.update(real[start : start + 8], generated[start : start + 8])
+    extract = FeatureExtractorInceptionV3("inception-v3-compat", ["64"], str(inception_weights))
+    features = [extract((x * 255).round().to(torch.uint8))[0] for x in (real, generated)]
+    expected = fid_of_few(*features)
+    assert expected > 0.01 and rfid.compute() == pytest.approx(expected, rel=1e-4)
+
+
+def test_rfid_of_a_set_with_itself_in_another_order_is_zero(rfid):
+    real, generated = image_sets()
+    rfid.reset()
+    rfid.update(real, generated)
+    unlike = rfid.compute()
+    rfid.reset()
+    rfid.update(real, real.flip(0))
+    assert abs(rfid.compute()) < 1e-3 * unlike
+
+
+def test_rfid_needs_two_images_in_zero_to_one(rfid):
+    real, generated = image_sets(count=1)
+    rfid.reset()
+    rfid.update(real, generated)
+    with pytest.raises(ValueError, match="at least two images"):
+        rfid.compute()
+    with pytest.raises(ValueError, match="must lie in"):
+        rfid.update(real * 2 - 1, generated)

@@ -1,0 +1,199 @@
+"""Distances between sets of features: FID, rFID, KID, precision and recall."""
+
+import torch
+from torch import Tensor
+
+from wfimagevae.engine.distributed import gather_objects
+from wfimagevae.eval.features import NUM_FEATURES, load_inception
+from wfimagevae.pictures.pixels import check_unit_pair
+
+# KID's subsets are drawn by this seed; precision and recall look at so many neighbours.
+KID_SEED = 2020
+NEIGHBOURS = 3
+
+
+class Moments:
+    """Number, mean and centred sum of squares of features that come in batches, in float64.
+
+    Source: Chan, Golub and LeVeque 1979, equations 2.1, for vectors.
+    """
+
+    def __init__(self, features: Tensor | None = None):
+        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
+        if features is not None:
+            self.update(features)
+
+    def update(self, features: Tensor) -> None:
+        """Adds the rows of features, (N, F)."""
+        mean = features.double().mean(0)
+        centred = features.double() - mean
+        self._merge(len(features), mean, centred.T @ centred)
+
+    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
+        total = self.count + count
+        step = mean - self.mean.to(mean)  # (F,)
+        between = step.outer(step) * (self.count * count / total)
+        self.squares = self.squares.to(squares) + squares + between
+        self.mean, self.count = self.mean.to(mean) + step * (count / total), total
+
+    def over_processes(self) -> "Moments":
+        """The moments of the samples of all processes; each must call it."""
+        pooled = Moments()
+        for count, mean, squares in gather_objects(
+            (self.count, self.mean.cpu(), self.squares.cpu())
+        ):
+            if count:
+                pooled._merge(count, mean, squares)
+        return pooled
+
+
+def frechet_distance(real: Moments, generated: Moments) -> float:
+    """FID: squared distance between the Gaussians that have the moments of two sets.
+
+    The trace of the root of the product of the covariances is the sum of the roots of the
+    product's eigenvalues, so no matrix root is taken, which may fail to converge for singular
+    matrices.
+
+    Raises:
+        ValueError: fewer than two samples, unlike widths, or features that were not finite.
+
+    Source: Heusel et al. 2017, arXiv:1706.08500, equation 6.
+    """
+    for name, moments in (("real", real), ("generated", generated)):
+        if moments.count < 2:
+            raise ValueError(
+                f"a Frechet distance needs at least two images, the {name} set has {moments.count}"
+            )
+        _check_finite(name, moments.squares)
+    _check_widths(len(real.mean), len(generated.mean))
+    covariances = [(m.squares / (m.count - 1)).cpu() for m in (real, generated)]
+    roots = torch.linalg.eigvals(covariances[0] @ covariances[1]).sqrt().real
+    means = (real.mean.cpu() - generated.mean.cpu()).square().sum()
+    return float(means + sum(c.trace() for c in covariances) - 2 * roots.sum())
+
+
+class FrechetDistance:
+    """FID between originals and their reconstructions (rFID), accumulated over batches.
+
+    Images are rounded to 8 bits and resized to 299 px by torch-fidelity's bilinear filter,
+    without antialiasing, as published FIDs are.
+
+    Args:
+        device: Where the network runs (on Apple's MPS, which lacks float64: the CPU).
+        weights: torch-fidelity's weight file; None takes the cached or downloaded one.
+        num_features: Width of the feature layer: 64, 192, 768 or 2048 (the FID of papers).
+
+    Raises:
+        MissingWeights: the weights cannot be had; the message says how to get them.
+        ValueError: the file holds something else, or torch-fidelity is not installed.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        weights: str | None = None,
+        num_features: int = NUM_FEATURES,
+    ):
+        self.num_features = num_features
+        self._extract = load_inception(device, weights, num_features)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forgets the images seen."""
+        self._moments = Moments(), Moments()
+
+    def update(self, real: Tensor, generated: Tensor) -> None:
+        """Adds pairs of images in [0, 1], (B, 3, H, W)."""
+        check_unit_pair(real, generated)
+        for images, moments in zip((real, generated), self._moments, strict=True):
+            moments.update(self._extract(images.mul(255).round().to(torch.uint8)))
+
+    def compute(self) -> float:
+        """The distance over all processes; ValueError for fewer than two images."""
+        return frechet_distance(*(moments.over_processes() for moments in self._moments))
+
+
+def kernel_distance(
+    real: Tensor, generated: Tensor, subset_size: int = 1000, num_subsets: int = 100
+) -> tuple[float, float]:
+    """KID: unbiased squared MMD of the cubic kernel (x y / F + 1)^3, over random subsets.
+
+    Args:
+        real: Features, (N, F).
+        generated: Features, (M, F).
+        subset_size: Features in each subset; at most N and M.
+        num_subsets: How many subsets are drawn.
+
+    Returns:
+        Mean and standard deviation over the subsets; the mean may be negative.
+
+    Raises:
+        ValueError: fewer than two samples, unlike widths, or values that are not finite.
+
+    Source: Binkowski et al. 2018, arXiv:1801.01401, by torch-fidelity.
+    """
+    from torch_fidelity import metric_kid
+
+    _check_features(real, generated, at_least=2)
+    result = metric_kid.kid_features_to_metric(
+        generated.double(),
+        real.double(),
+        kid_subsets=num_subsets,
+        kid_subset_size=min(subset_size, len(real), len(generated)),
+        rng_seed=KID_SEED,
+        verbose=False,
+    )
+    return result[metric_kid.KEY_METRIC_KID_MEAN], result[metric_kid.KEY_METRIC_KID_STD]
+
+
+def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
+    """Share of generated samples near real ones (precision), and of real ones near generated.
+
+    Near means within the distance that a sample of the other set has from its own third
+    neighbour there.
+
+    Args:
+        real: Features, (N, F).
+        generated: Features, (M, F).
+
+    Returns:
+        Precision and recall, in [0, 1].
+
+    Raises:
+        ValueError: fewer than four samples, unlike widths, or values that are not finite.
+
+    Source: Kynkaanniemi et al. 2019, arXiv:1904.06991, by torch-fidelity.
+    """
+    from torch_fidelity import metric_prc
+
+    _check_features(real, generated, at_least=NEIGHBOURS + 1)
+    result = metric_prc.prc_features_to_metric(
+        generated.double(),
+        real.double(),
+        prc_neighborhood=NEIGHBOURS,
+        prc_batch_size=1000,
+        save_cpu_ram=True,  # a strip of the distances at a time
+        verbose=False,
+    )
+    return result[metric_prc.KEY_METRIC_PRECISION], result[metric_prc.KEY_METRIC_RECALL]
+
+
+def _check_features(real: Tensor, generated: Tensor, at_least: int) -> None:
+    for name, features in (("real", real), ("generated", generated)):
+        if features.ndim != 2 or len(features) < at_least:
+            raise ValueError(
+                f"at least {at_least} samples of features (N, F) are needed, the {name} set has "
+                f"shape {tuple(features.shape)}"
+            )
+        _check_finite(name, features)
+    _check_widths(real.shape[1], generated.shape[1])
+
+
+def _check_finite(name: str, values: Tensor) -> None:
+    if not values.isfinite().all():
+        raise ValueError(f"the features of the {name} set are not finite")
+
+
+def _check_widths(real: int, generated: int) -> None:
+    if real != generated:
+        raise ValueError(f"features of one width are compared, got {real} and {generated}")
