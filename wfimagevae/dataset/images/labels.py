@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +39,7 @@ class Labels:
 def read_labels(
     source: str | Path, images: ImageIndex, labels: Labels
 ) -> tuple[np.ndarray | None, list[str]]:
-    """The class of every image, and the classes' names.
-
-    Args:
-        source: The folder or manifest that was indexed.
-        images: Its images.
-        labels: Where the classes come from.
+    """The class of every image of a folder or manifest, and the classes' names.
 
     Returns:
         int64 (len(images),), or None without labels; the names in the order of their numbers.
@@ -62,8 +57,12 @@ def read_labels(
         raise ValueError(
             f"labels {labels.kind!r} cannot come from {source}: it is a {right}; use {right!r}"
         )
-    read = _folder_labels if is_folder else _manifest_labels
-    return read(source, images, labels.class_names)
+    if is_folder:
+        return _folder_labels(source, images, labels.class_names)
+    lines = in_index_order(source, lambda record, where: (where, record.get("label")))
+    assert len(lines) == len(images)
+    places, values = [where for where, _ in lines], [label for _, label in lines]
+    return number_labels(values, places.__getitem__, source, labels.class_names)
 
 
 def _folder_labels(
@@ -77,33 +76,23 @@ def _folder_labels(
             f"{os.fsdecode(outside[0])}; labels need one sub-folder a class"
         )
     names = [os.fsdecode(first) for first, _, _ in firsts]
-    found = sorted(set(names))
     with os.scandir(root) as entries:
         folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
-    if empty := sorted(folders - set(found)):
+    if empty := sorted(folders - set(names)):
         raise ValueError(
             f"{root}: no image in class folder {_some(empty)}; fill or remove what is empty"
         )
-    if class_names is not None and set(class_names) != set(found):
-        missing, extra = set(class_names) - set(found), set(found) - set(class_names)
-        told = [f"lacks {_some(sorted(missing))}"] if missing else []
-        told += [f"has besides {_some(sorted(extra))}"] if extra else []
+    order = list(sorted(set(names)) if class_names is None else class_names)
+    missing, extra = sorted(set(order) - set(names)), sorted(set(names) - set(order))
+    if missing or extra:
+        faults = [f"lacks {_some(missing)}"] if missing else []
+        faults += [f"has besides {_some(extra)}"] if extra else []
         raise ValueError(
-            f"{root} must have the {len(class_names)} class folders of the training data: it "
-            + " and ".join(told)
+            f"{root} must have the {len(order)} class folders of the training data: it "
+            + " and ".join(faults)
         )
-    order = list(found if class_names is None else class_names)
     number = {name: i for i, name in enumerate(order)}
     return np.array([number[name] for name in names], np.int64), order
-
-
-def _manifest_labels(
-    manifest: str, images: ImageIndex, class_names: Sequence[str] | None
-) -> tuple[np.ndarray, list[str]]:
-    lines = in_index_order(manifest, lambda record, where: (where, record.get("label")))
-    assert len(lines) == len(images)
-    places, values = [where for where, _ in lines], [label for _, label in lines]
-    return number_labels(values, places.__getitem__, manifest, class_names)
 
 
 def number_labels(
@@ -118,7 +107,7 @@ def number_labels(
         values: The class of every image, as its source gives it.
         where: Tells the place that ``values[i]`` comes from.
         source: What a message calls them all.
-        class_names: As for `Labels`.
+        class_names: The classes to number by, as for `Labels`.
 
     Returns:
         int64 (len(values),); the names in the order of their numbers.
@@ -138,28 +127,23 @@ def number_labels(
                 f"{where(i)}: label {label!r} is a {'number' if by_name else 'name'}, "
                 f"that of {where(0)} is not; use one kind throughout"
             )
-    if class_names is None:
-        highest = 0 if by_name else min(max(values), _HIGHEST_LABEL)
-        order = sorted(set(values)) if by_name else [str(i) for i in range(highest + 1)]
-    else:
+    if class_names is not None:
         order = list(class_names)
+    elif by_name:
+        order = sorted(set(values))
+    else:
+        order = [str(i) for i in range(max(0, min(max(values), _HIGHEST_LABEL)) + 1)]
     number = {name: i for i, name in enumerate(order)} if by_name else range(len(order))
     for i, label in enumerate(values):
         if label not in number:
-            raise ValueError(
-                f"{where(i)}: label {label!r} is out of range: {_known(order, by_name)}"
-            )
+            classes = f"the classes are {_some(order)}" if by_name else f"use 0 to {len(order) - 1}"
+            raise ValueError(f"{where(i)}: label {label!r} is out of range: {classes}")
     numbers = np.array([number[label] for label in values], np.int64)
     if unused := sorted(set(range(len(order))) - set(numbers.tolist())):
         _log.warning("%s: no image of class %s", source, _some([order[i] for i in unused]))
     return numbers, order
 
 
-def _known(names: Sequence[str], by_name: bool) -> str:
-    return f"the classes are {_some(names)}" if by_name else f"use 0 to {max(len(names) - 1, 0)}"
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
+def _some(names: Sequence[str]) -> str:
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     return ", ".join(names[:8]) + more

@@ -1,5 +1,6 @@
 """Captions of images: text files beside them, a list of names and captions, or a manifest's."""
 
+import itertools
 import logging
 import os
 from array import array
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,8 +56,8 @@ class CaptionTable:
     """The captions of many images in three arrays, for the reasons of `ImageIndex`.
 
     Args:
-        captions: Of each image in turn, none or several.
-        prefix: As for `Captions`.
+        captions: Captions of each image in turn, none or several.
+        prefix: Set before every caption, as by `with_prefix`.
     """
 
     def __init__(self, captions: Iterable[Sequence[str]], prefix: str = ""):
@@ -74,7 +76,8 @@ class CaptionTable:
 
     def all(self, index: int) -> list[str]:
         """Every caption of an image."""
-        return [self._line(line) for line in range(*self._firsts[index : index + 2])]
+        lines = range(*self._firsts[index : index + 2])
+        return [self._lines[line].decode("utf-8") for line in lines]
 
     def choose(self, index: int, position: int, seed: int) -> int | None:
         """The number of the caption that image ``index`` has at a data position; None: it has none.
@@ -89,14 +92,11 @@ class CaptionTable:
     def pick(self, index: int, position: int, seed: int) -> str:
         """The caption that `choose` chooses; "" of an image that has none."""
         chosen = self.choose(index, position, seed)
-        return "" if chosen is None else self._line(int(self._firsts[index]) + chosen)
+        return "" if chosen is None else self.all(index)[chosen]
 
     def without(self) -> np.ndarray:
         """Indices of the images that have none."""
         return np.flatnonzero(np.diff(self._firsts) == 0)
-
-    def _line(self, number: int) -> str:
-        return self._lines[number].decode("utf-8")
 
 
 def with_prefix(prefix: str, caption: str) -> str:
@@ -112,17 +112,9 @@ def caption_lines(text: str) -> list[str]:
 def read_captions(
     source: str | Path, images: ImageIndex, captions: Captions
 ) -> CaptionTable | None:
-    """The captions of every image.
+    """The captions of every image of a folder or manifest; None for captions ``none``.
 
     An image without any counts as one whose caption is empty; how many there are is warned of.
-
-    Args:
-        source: The folder or manifest that was indexed.
-        images: Its images.
-        captions: Where they come from.
-
-    Returns:
-        None for captions ``none``.
 
     Raises:
         ValueError: no image has a caption, a manifest's are asked of a folder, or a line (named
@@ -132,30 +124,31 @@ def read_captions(
         return None
     source = os.path.abspath(os.path.expanduser(source))
     if captions.kind == "sidecar":
-        found, where = _sidecars(images), f"{source}: looked for a .txt file beside each image"
+        lines, place = _sidecars(images), f"{source}: looked for a .txt file beside each image"
     elif captions.kind == "manifest":
         if os.path.isdir(source):
             raise ValueError(
                 f"captions 'manifest' cannot come from {source}: it is a folder; use 'sidecar' "
                 "or a file of name<TAB>caption"
             )
-        found, where = _manifest_captions(source), f"{source}: looked for a field 'caption'"
+        lines = in_index_order(source, lambda record, where: _texts(record.get("caption"), where))
+        place = f"{source}: looked for a field 'caption'"
     else:
-        found = _listed(images, captions.file)
-        where = f"{captions.file}: looked for names relative to {images.root}"
-    table = CaptionTable(found, captions.prefix)
+        lines = _listed(images, captions.file)
+        place = f"{captions.file}: looked for names relative to {images.root}"
+    table = CaptionTable(lines, captions.prefix)
     assert len(table) == len(images)
-    check_captions(table, images.relative, where)
+    check_captions(table, images.relative, place)
     return table
 
 
-def check_captions(table: CaptionTable, name: Callable[[int], str], where: str) -> None:
+def check_captions(table: CaptionTable, name: Callable[[int], str], place: str) -> None:
     """Warns of images without a caption.
 
     Args:
         table: The captions of all images.
         name: Gives the name of an image.
-        where: Where captions were looked for.
+        place: Where captions were looked for.
 
     Raises:
         ValueError: no image has any.
@@ -163,24 +156,19 @@ def check_captions(table: CaptionTable, name: Callable[[int], str], where: str) 
     without = table.without()
     if not len(without):
         return
-    example = name(int(without[0]))
+    example = f"for example {name(int(without[0]))} ({place})"
     if len(without) == len(table):
-        raise ValueError(
-            f"none of {len(table)} images has a caption, for example {example} ({where})"
-        )
+        raise ValueError(f"none of {len(table)} images has a caption, {example}")
     _log.warning(
-        "%d of %d images have no caption and are taken without text, for example %s (%s)",
-        len(without),
-        len(table),
-        example,
-        where,
+        "%d of %d images have no caption and are taken without text, %s",
+        *(len(without), len(table), example),
     )
 
 
 def _sidecars(images: ImageIndex) -> Iterator[list[str]]:
     paths = (os.path.splitext(images.path(i))[0] + ".txt" for i in range(len(images)))
     with ThreadPoolExecutor(_READERS) as pool:
-        while batch := [path for _, path in zip(range(4096), paths, strict=False)]:
+        while batch := list(itertools.islice(paths, 4096)):
             yield from pool.map(_sidecar, batch)
 
 
@@ -199,13 +187,7 @@ def _decoded(content: bytes, where: str) -> str:
         raise ValueError(f"{where}: captions are UTF-8 text ({error})") from None
 
 
-def _manifest_captions(manifest: str) -> Iterator[list[str]]:
-    return iter(
-        in_index_order(manifest, lambda record, where: _texts(record.get("caption"), where))
-    )
-
-
-def _texts(value, where: str) -> list[str]:
+def _texts(value: Any, where: str) -> list[str]:
     values = value if isinstance(value, list) else [] if value is None else [value]
     for text in values:
         if not isinstance(text, str):
@@ -214,7 +196,8 @@ def _texts(value, where: str) -> list[str]:
 
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
-    known: dict[str, list[str]] = {}
+    """The captions that a file of lines ``name<TAB>caption`` has of each image."""
+    by_name: dict[str, list[str]] = {}
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -224,8 +207,7 @@ def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
             if not tab:
                 raise ValueError(f"{path}:{number}: expected name<TAB>caption, got {text:.80}")
             name = name.strip().removeprefix("./")
-            known.setdefault(name, [])
-            known[name] += caption_lines(caption)
+            by_name.setdefault(name, []).extend(caption_lines(caption))
     for i in range(len(images)):
-        name = images.relative(i)
-        yield known.get(name, []) + known.get(os.path.splitext(name)[0], [])
+        name, bare_name = images.aliases(i)
+        yield by_name.get(name, []) + by_name.get(bare_name, [])
