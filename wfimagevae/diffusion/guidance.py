@@ -40,9 +40,7 @@ class Guidance:
             raise ValueError(f"the guidance scale must be at least 0 and finite, got {self.scale}")
         low, high = self.interval
         if not 0 <= low <= high <= 1:
-            raise ValueError(
-                f"the guidance interval must lie in [0, 1], low first, got {low, high}"
-            )
+            raise ValueError(f"the guidance interval must be in [0, 1], low first, got {low, high}")
         if not 0 <= self.rescale <= 1:
             raise ValueError(f"the guidance rescaling must be in [0, 1], got {self.rescale}")
         if self.channels is not None and self.channels < 1:
@@ -92,9 +90,6 @@ def guided_velocity(
             None where the scale is 1.
         guidance: None is no guidance.
         count: Called at each evaluation with the number of samples that the network saw.
-
-    Raises:
-        ValueError: a scale other than 1 without a condition or a null condition.
     """
     guidance = guidance or Guidance()
     if guidance.scale != 1 and (condition is None or null_condition is None):
@@ -118,34 +113,26 @@ class GuidedVelocity:
 
     def rows(self, rows: slice) -> "GuidedVelocity":
         """The velocity of those samples alone."""
-        return GuidedVelocity(
-            self.model,
-            map_tensors(lambda leaf: leaf[rows], self.condition),
-            map_tensors(lambda leaf: leaf[rows], self.null_condition),
-            self.guidance,
-            self.count,
-        )
+        conditions = (self.condition, self.null_condition)
+        some = [map_tensors(lambda leaf: leaf[rows], condition) for condition in conditions]
+        return GuidedVelocity(self.model, *some, self.guidance, self.count)
 
     def __call__(self, x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
-        """The guided velocity.
+        """The guided velocity, (B, ...), of the type of ``x``.
 
         Args:
             x: State, (B, ...).
             t: Its time in [0, 1], a scalar or (B,), on any device.
             t_end: End of an average velocity, likewise; None asks for the velocity at t.
-
-        Returns:
-            (B, ...), of the type of ``x``.
-
-        Raises:
-            ValueError: a condition of another batch size, more guided channels than there are.
         """
         channels = self.guidance.channels
         if channels is not None and (x.dim() < 2 or channels > x.shape[1]):
             raise ValueError(f"cannot guide {channels} channels of x, {tuple(x.shape)}")
+        # Whether a time is guided is asked on the CPU, where samplers keep their times.
         active = self.guidance.is_active(t)
         if not active.any():
             return self._evaluate(x, t, t_end, self.condition)
+        # One call for both halves, the conditional one first.
         both = map_tensors(lambda *leaves: torch.cat(leaves), self.condition, self.null_condition)
         times = (None if time is None else _repeat(time) for time in (t, t_end))
         v = self._evaluate(_repeat(x), *times, both)
@@ -153,6 +140,7 @@ class GuidedVelocity:
         guided = self.guidance.combine(conditional, null)
         if active.all():
             return guided
+        # Some times of the batch lie outside the interval.
         return torch.where(expand_times(active.to(x.device), x), guided, conditional)
 
     def _evaluate(self, x, t, t_end, condition) -> Tensor:
@@ -177,11 +165,7 @@ def _repeat(x: Tensor) -> Tensor:
 
 
 def map_tensors(function: Callable, tree, *others):
-    """Applies a function to the tensors at the same place of one or several conditions.
-
-    Raises:
-        ValueError: the conditions differ in structure, or hold something else.
-    """
+    """Applies a function to the tensors at the same place of one or several conditions."""
     if any(type(other) is not type(tree) for other in others):
         raise ValueError(f"conditions differ in structure: {[type(o) for o in (tree, *others)]}")
     if tree is None:
@@ -191,10 +175,8 @@ def map_tensors(function: Callable, tree, *others):
     if isinstance(tree, dict):
         if any(other.keys() != tree.keys() for other in others):
             raise ValueError(f"conditions differ in keys: {[list(o) for o in (tree, *others)]}")
-        return {
-            key: map_tensors(function, value, *(other[key] for other in others))
-            for key, value in tree.items()
-        }
+        leaves = {key: (value, *(other[key] for other in others)) for key, value in tree.items()}
+        return {key: map_tensors(function, *values) for key, values in leaves.items()}
     if isinstance(tree, tuple | list):
         if any(len(other) != len(tree) for other in others):
             raise ValueError(f"conditions differ in length: {[len(o) for o in (tree, *others)]}")

@@ -10,12 +10,7 @@ from torch import Tensor
 def shift_times(t: Tensor, shift: float) -> Tensor:
     """Moves times towards the noise, as larger images need: t / (1 + (shift - 1) (1 - t)).
 
-    Args:
-        t: Times in [0, 1], any shape.
-        shift: 1 leaves them; above 1 there are more of them near the noise, t = 0.
-
-    Raises:
-        ValueError: ``shift`` is not positive.
+    A shift of 1 leaves them; above 1 there are more of them near the noise, t = 0.
 
     Source: Esser et al. 2024, arXiv:2403.03206, equation 23, in our direction of time.
     """
@@ -25,11 +20,7 @@ def shift_times(t: Tensor, shift: float) -> Tensor:
 
 
 def time_grid(num_steps: int, shift: float = 1.0) -> Tensor:
-    """The times that a sampler of ``num_steps`` visits, (num_steps + 1,) float64, 0 to 1 exactly.
-
-    Raises:
-        ValueError: no step.
-    """
+    """The times that a sampler of ``num_steps`` visits: (num_steps + 1,) float64, 0 to 1."""
     if num_steps < 1:
         raise ValueError(f"a sampler needs at least 1 step, got {num_steps}")
     return shift_times(torch.linspace(0, 1, num_steps + 1, dtype=torch.float64), shift)
@@ -41,8 +32,8 @@ class TimeDistribution:
 
     Attributes:
         kind: ``uniform`` or ``logit_normal``: sigmoid(mean + std z), z standard normal.
-        mean: Of the logit; above 0 leans towards the data.
-        std: Of the logit.
+        mean: Mean of the logit; above 0 leans towards the data.
+        std: Standard deviation of the logit.
         shift: As for `shift_times`, applied last.
     """
 
@@ -60,14 +51,7 @@ class TimeDistribution:
             raise ValueError(f"the standard deviation of the logit must be above 0, got {self.std}")
 
     def __call__(self, uniform: Tensor) -> Tensor:
-        """Times in [0, 1] by the inverse distribution function.
-
-        Args:
-            uniform: Numbers in (0, 1), (B,), float64.
-
-        Returns:
-            Times, (B,), of the same type.
-        """
+        """Times in [0, 1] from uniform numbers, (B,) float64, by the inverse distribution."""
         if self.kind == "logit_normal":
             uniform = torch.sigmoid(self.mean + self.std * torch.special.ndtri(uniform))
         return shift_times(uniform, self.shift)

@@ -1,7 +1,6 @@
 """Samplers by name: each integrates a velocity from noise, t = 0, to data, t = 1.
 
-All are called alike, ``function(velocity, noise, times, *, draw=None, progress=None)``; none of
-them turns gradients off, which is left to the caller.
+All are called as `sample_euler` is; none of them turns gradients off, which is left to the caller.
 """
 
 import difflib
@@ -25,9 +24,9 @@ class Sampler:
     """One sampler and what a caller must know of it.
 
     Attributes:
-        name: As flags say it.
+        name: Its name in flags.
         function: ``function(velocity, noise, times, *, draw=None, progress=None) -> samples``.
-        evaluations: Of the velocity, per step; 0 if the sampler adapts.
+        evaluations: Evaluations of the velocity in a step; 0 if the sampler adapts.
         is_stochastic: It needs ``draw``.
         needs_average_velocity: It calls ``velocity(x, t, t_end)``.
     """
@@ -39,28 +38,20 @@ class Sampler:
     needs_average_velocity: bool = False
 
 
-SAMPLERS = MappingProxyType(
-    {
-        sampler.name: sampler
-        for sampler in (
-            Sampler("euler", sample_euler, evaluations=1),
-            Sampler("heun", sample_heun, evaluations=2),
-            Sampler("rk4", sample_rk4, evaluations=4),
-            Sampler("dopri5", sample_dopri5, evaluations=0),
-            Sampler("dpmpp", sample_dpmpp, evaluations=1),
-            Sampler("euler_maruyama", sample_euler_maruyama, evaluations=1, is_stochastic=True),
-            Sampler("mean_flow", sample_mean_flow, evaluations=1, needs_average_velocity=True),
-        )
-    }
+_ALL = (
+    Sampler("euler", sample_euler, evaluations=1),
+    Sampler("heun", sample_heun, evaluations=2),
+    Sampler("rk4", sample_rk4, evaluations=4),
+    Sampler("dopri5", sample_dopri5, evaluations=0),
+    Sampler("dpmpp", sample_dpmpp, evaluations=1),
+    Sampler("euler_maruyama", sample_euler_maruyama, evaluations=1, is_stochastic=True),
+    Sampler("mean_flow", sample_mean_flow, evaluations=1, needs_average_velocity=True),
 )
+SAMPLERS = MappingProxyType({sampler.name: sampler for sampler in _ALL})
 
 
 def get_sampler(name: str) -> Sampler:
-    """The sampler of that name.
-
-    Raises:
-        ValueError: no such sampler; the message suggests the nearest name and lists all.
-    """
+    """The sampler of that name; ValueError suggests the nearest one."""
     if name in SAMPLERS:
         return SAMPLERS[name]
     near = difflib.get_close_matches(str(name), SAMPLERS, n=1)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Progress, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 
 def sample_dopri5(
@@ -15,8 +15,8 @@ def sample_dopri5(
     noise: Tensor,
     times: Tensor,
     *,
-    draw: Draw | None = None,
-    progress: Progress | None = None,
+    draw: Draw = None,
+    progress: Report = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_evaluations: int = 10_000,
@@ -29,19 +29,13 @@ def sample_dopri5(
     Args:
         velocity: ``velocity(x, t)``, x (1, ...), t a scalar. If it belongs to this batch, by its
             labels, it must have ``rows``, as `guided_velocity` gives.
-        noise: Standard normal, (B, ...).
-        times: Increasing from 0 to 1, (num_steps + 1,); the steps taken do not depend on them.
-        draw: Not used: this sampler is deterministic.
-        progress: As in `sample_euler`, but all its calls come at the end.
+        noise: As for `sample_euler`.
+        times: Likewise, but the steps taken do not depend on them.
+        draw: Not used.
+        progress: As for `sample_euler`, but all its calls come at the end.
         rtol: Relative error that a step may make, root mean square over a sample.
         atol: Absolute error, likewise, in units of x.
         max_evaluations: For one sample; a velocity in low precision may never meet a tolerance.
-
-    Returns:
-        Samples, (B, ...), float32, or float64 if the noise is.
-
-    Raises:
-        ValueError: no torchdiffeq, a wrong tolerance, a velocity that is not finite or too rough.
 
     Source: Dormand and Prince 1980, J. Comput. Appl. Math. 6(1), 19-26.
     """
@@ -50,11 +44,15 @@ def sample_dopri5(
     x, steps = start(noise, times)
     ends = [s for _, s in steps] if progress else [1.0]
     grid = torch.tensor([0.0, *ends], dtype=torch.float64, device=x.device)
-    solve = _solver(rtol, atol)
+    # The library would otherwise step past the last time and interpolate back to it, and choose
+    # its first step by a probe that may lie beyond 1 too: models know times up to 1 only.
+    options = {"first_step": 0.01, "step_t": torch.tensor([1.0])}
+    solve = partial(load_odeint(), rtol=rtol, atol=atol, method="dopri5", options=options)
     paths = []
     for row in (slice(i, i + 1) for i in range(len(x))):
-        slope = _slope(_of_rows(velocity, row), max_evaluations)
-        paths.append(solve(slope, x[row], grid))
+        # A velocity without rows is the same for all samples.
+        of_row = velocity.rows(row) if hasattr(velocity, "rows") else velocity
+        paths.append(solve(_slope(of_row, max_evaluations), x[row], grid))
     path = torch.cat(paths, dim=1)  # (len(grid), B, ...)
     if progress:
         for step in range(1, len(grid)):
@@ -69,19 +67,6 @@ def load_odeint() -> Callable[..., Tensor]:
     except ModuleNotFoundError:
         raise ValueError("the sampler dopri5 needs a package: pip install torchdiffeq") from None
     return odeint
-
-
-def _solver(rtol: float, atol: float) -> Callable[..., Tensor]:
-    """``solve(slope, x, grid)`` -> the state at each time of the grid."""
-    # The library would otherwise step past the last time and interpolate back to it, and choose
-    # its first step by a probe that may lie beyond 1 too: models know times up to 1 only.
-    options = {"first_step": 0.01, "step_t": torch.tensor([1.0])}
-    return partial(load_odeint(), rtol=rtol, atol=atol, method="dopri5", options=options)
-
-
-def _of_rows(velocity: Velocity, rows: slice) -> Velocity:
-    """The velocity of some samples; one without ``rows`` is the same for all."""
-    return velocity.rows(rows) if hasattr(velocity, "rows") else velocity
 
 
 def _slope(velocity: Velocity, max_evaluations: int) -> Callable[[Tensor, Tensor], Tensor]:

@@ -4,16 +4,11 @@ import math
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Progress, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 
 def sample_dpmpp(
-    velocity: Velocity,
-    noise: Tensor,
-    times: Tensor,
-    *,
-    draw: Draw | None = None,
-    progress: Progress | None = None,
+    velocity: Velocity, noise: Tensor, times: Tensor, *, draw: Draw = None, progress: Report = None
 ) -> Tensor:
     """Integrates the linear part exactly and extrapolates the predicted data in log-SNR.
 

@@ -2,16 +2,11 @@
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Progress, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 
 def sample_euler(
-    velocity: Velocity,
-    noise: Tensor,
-    times: Tensor,
-    *,
-    draw: Draw | None = None,
-    progress: Progress | None = None,
+    velocity: Velocity, noise: Tensor, times: Tensor, *, draw: Draw = None, progress: Report = None
 ) -> Tensor:
     """Integrates dx/dt = v(x, t) from noise to data by straight steps.
 

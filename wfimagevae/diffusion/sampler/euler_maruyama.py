@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Progress, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 # w(t) up to its norm; none of them is infinite, and each of them keeps the marginals.
 DIFFUSIONS = MappingProxyType(
@@ -22,8 +22,8 @@ def sample_euler_maruyama(
     noise: Tensor,
     times: Tensor,
     *,
-    draw: Draw | None = None,
-    progress: Progress | None = None,
+    draw: Draw = None,
+    progress: Report = None,
     diffusion: str = "sigma",
     norm: float = 2.0,
 ) -> Tensor:
@@ -34,25 +34,23 @@ def sample_euler_maruyama(
     "Euler", 0.04 long; its default keeps the score's drift in that step.
 
     Args:
-        velocity: ``velocity(x, t)``, x (B, ...), t a scalar.
-        noise: Standard normal, (B, ...).
-        times: Increasing from 0 to 1, (num_steps + 1,).
+        velocity: As for `sample_euler`.
+        noise: Likewise.
+        times: Likewise.
         draw: ``draw(step)``, standard normal noise like x, for the steps 1 ... num_steps - 1.
-        progress: As in `sample_euler`.
+        progress: As for `sample_euler`.
         diffusion: Shape of w: ``sigma`` is 1 - t, ``sine`` is sin(pi t)^2, ``constant`` is 1.
         norm: Factor of w; 0 is Euler's method. SiT's code calls w / 2 the diffusion: its norm of
             1, with which public samples were drawn, is 2 here.
 
-    Returns:
-        Samples, (B, ...), float32, or float64 if the noise is.
-
-    Raises:
-        ValueError: no ``draw``, an unknown ``diffusion``, a negative ``norm``, wrong ``times``,
-            or a velocity or drawn noise of another shape than x.
-
     Source: Ma et al. 2024, arXiv:2401.08740, the reverse-time equation with coefficient w.
     """
-    _check_options(draw, diffusion, norm)
+    if draw is None:
+        raise ValueError("a stochastic sampler needs draw(step), noise from each sample's seed")
+    if diffusion not in DIFFUSIONS:
+        raise ValueError(f"unknown diffusion {diffusion!r}; choose from {', '.join(DIFFUSIONS)}")
+    if not 0 <= norm < math.inf:
+        raise ValueError(f"the norm of the diffusion must be at least 0 and finite, got {norm}")
     x, steps = start(noise, times)
     for step, (t, s) in enumerate(steps, 1):
         h = s - t
@@ -62,23 +60,10 @@ def sample_euler_maruyama(
         else:
             w = norm * DIFFUSIONS[diffusion](t)
             score = (t * v - x) / (1 - t)
-            x = x + h * (v + w / 2 * score) + math.sqrt(w * h) * _drawn(draw, step, x)
+            eps = draw(step)
+            if eps.shape != x.shape:  # it would broadcast, and samples would share it
+                raise ValueError(f"draw({step}) gave {tuple(eps.shape)} for x of {tuple(x.shape)}")
+            x = x + h * (v + w / 2 * score) + math.sqrt(w * h) * eps.to(x)
         if progress:
             progress(step, len(steps), x)
     return x
-
-
-def _check_options(draw: Draw | None, diffusion: str, norm: float) -> None:
-    if draw is None:
-        raise ValueError("a stochastic sampler needs draw(step), noise from each sample's seed")
-    if diffusion not in DIFFUSIONS:
-        raise ValueError(f"unknown diffusion {diffusion!r}; choose from {', '.join(DIFFUSIONS)}")
-    if not 0 <= norm < math.inf:
-        raise ValueError(f"the norm of the diffusion must be at least 0 and finite, got {norm}")
-
-
-def _drawn(draw: Draw, step: int, x: Tensor) -> Tensor:
-    noise = draw(step)
-    if noise.shape != x.shape:  # it would broadcast, and samples would share it
-        raise ValueError(f"draw({step}) gave {tuple(noise.shape)} for x of {tuple(x.shape)}")
-    return noise.to(x)

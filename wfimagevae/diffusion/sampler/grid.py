@@ -11,24 +11,16 @@ from torch import Tensor
 # by their labels for instance, has rows(slice): the velocity of those samples alone.
 Velocity = Callable[..., Tensor]
 # draw(step): standard normal noise like x, drawn for each sample from its own seed.
-Draw = Callable[[int], Tensor]
+Draw = Callable[[int], Tensor] | None
 # progress(step, num_steps, x), after each step, counted from 1.
-Progress = Callable[[int, int, Tensor], None]
+Report = Callable[[int, int, Tensor], None] | None
 
 
 def start(noise: Tensor, times: Tensor) -> tuple[Tensor, list[tuple[float, float]]]:
-    """The state at t = 0 and the steps to t = 1.
+    """The state at t = 0 and the start and end of each step to t = 1.
 
-    Args:
-        noise: Standard normal, (B, ...), any floating type.
-        times: Strictly increasing from 0 to 1, (num_steps + 1,).
-
-    Returns:
-        The state, float64 if the noise is and float32 otherwise, and the start and end of each
-        step. Those are Python numbers, so that the grid ends at 1 exactly in any state type.
-
-    Raises:
-        ValueError: ``times`` is no such grid, or the noise is not floating.
+    The state is float64 if the noise, (B, ...), is, else float32. Steps are Python numbers, so that
+    the grid ends at 1 exactly in any state type. ``times`` are (num_steps + 1,).
     """
     if not noise.is_floating_point() or noise.dim() < 1:
         raise ValueError(f"noise must be a floating batch, got {noise.dtype} {tuple(noise.shape)}")
@@ -45,11 +37,7 @@ def start(noise: Tensor, times: Tensor) -> tuple[Tensor, list[tuple[float, float
 
 
 def evaluate(velocity: Velocity, x: Tensor, t: float, t_end: float | None = None) -> Tensor:
-    """The velocity at a time, or the average velocity to ``t_end``, in the type of the state.
-
-    Raises:
-        ValueError: the velocity has another shape than ``x``.
-    """
+    """The velocity at a time, or the average velocity to ``t_end``, in the type of the state."""
     # On the CPU, so that asking whether a time lies in an interval need not wait for a GPU.
     times = [torch.tensor(time, dtype=torch.float64) for time in (t, t_end) if time is not None]
     v = velocity(x, *times)
