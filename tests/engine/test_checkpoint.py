@@ -19,6 +19,7 @@ from wfimagevae.engine.checkpoint import (
     prune_checkpoints,
     read_checkpoint,
     remove_leftovers,
+    write_checkpoint,
 )
 from wfimagevae.files import write_atomically
 
@@ -29,9 +30,13 @@ def linear(value: float) -> nn.Linear:
     return network
 
 
+def save(path: Path, name: str, network: nn.Module, **facts) -> None:
+    write_checkpoint(path, Checkpoint({f"state_dict.{name}": network}).collect(**facts))
+
+
 def test_parts_come_back_under_their_paths(tmp_path):
     path = tmp_path / "checkpoint-3.ckpt"
-    Checkpoint({"state_dict.gen_model": linear(3.0)}).save(path, current_step=3, config={"a": [1]})
+    save(path, "gen_model", linear(3.0), current_step=3, config={"a": [1]})
     content = read_checkpoint(path)
     assert content["current_step"] == 3
     assert set(content["state_dict"]["gen_model"]) == {"weight", "bias"}
@@ -42,7 +47,7 @@ def test_parts_come_back_under_their_paths(tmp_path):
 
 def test_missing_and_misshapen_parts_are_named(tmp_path):
     path = tmp_path / "checkpoint-1.ckpt"
-    Checkpoint({"state_dict.gen_model": linear(1.0)}).save(path)
+    save(path, "gen_model", linear(1.0))
     content = read_checkpoint(path)
     with pytest.raises(ValueError, match=r"has no 'state_dict.disc_model'"):
         Checkpoint({"state_dict.disc_model": linear(1.0)}).load(content)
@@ -59,7 +64,7 @@ def test_files_that_hold_code_or_are_cut_short_are_refused(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
     with pytest.raises(ValueError, match="not a readable checkpoint"):
         read_checkpoint(tmp_path / "evil.ckpt")
-    Checkpoint({"state_dict.x": linear(1.0)}).save(tmp_path / "whole.ckpt")
+    save(tmp_path / "whole.ckpt", "x", linear(1.0))
     data = (tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="not a readable checkpoint"):
@@ -71,7 +76,7 @@ def test_files_that_hold_code_or_are_cut_short_are_refused(tmp_path):
 
 def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint-1.ckpt"
-    Checkpoint({"state_dict.x": linear(1.0)}).save(path)
+    save(path, "x", linear(1.0))
     before = path.read_bytes()
 
     def full(descriptor):
@@ -79,7 +84,7 @@ def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module.os, "fsync", full)
     with pytest.raises(OSError, match=r"could not write .*checkpoint-1.ckpt: .*No space left"):
-        Checkpoint({"state_dict.x": linear(2.0)}).save(path)
+        save(path, "x", linear(2.0))
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == [path.name]
 
@@ -103,9 +108,9 @@ from pathlib import Path
 from torch import nn
 from wfimagevae.engine import checkpoint
 network = nn.Linear(300, 300)
-path = Path(sys.argv[1])
+parts, path = checkpoint.Checkpoint({"state_dict.x": network}), Path(sys.argv[1])
 nn.init.constant_(network.weight, 1.0)
-checkpoint.Checkpoint({"state_dict.x": network}).save(path, value=1.0)
+checkpoint.write_checkpoint(path, parts.collect(value=1.0))
 save = torch.save
 
 def killed_halfway(content, file):
@@ -116,7 +121,7 @@ def killed_halfway(content, file):
 
 torch.save = killed_halfway
 nn.init.constant_(network.weight, 2.0)
-checkpoint.Checkpoint({"state_dict.x": network}).save(path, value=2.0)
+checkpoint.write_checkpoint(path, parts.collect(value=2.0))
 """
 
 

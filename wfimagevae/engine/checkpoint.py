@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from wfimagevae.engine.sharding import whole_state
-from wfimagevae.files import write_atomically
+from wfimagevae.files import read_torch_file, write_atomically
 
 log = logging.getLogger("wfimagevae")
 
@@ -19,15 +19,13 @@ _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
 
 class Stateful(Protocol):
-    """Anything with a state."""
-
     def state_dict(self) -> dict: ...
 
     def load_state_dict(self, state: dict) -> Any: ...
 
 
 class Checkpoint:
-    """Saves and restores named parts in one file.
+    """Collects and restores named parts of one file.
 
     Args:
         parts: Dotted path inside the file -> what has the state, such as
@@ -38,11 +36,9 @@ class Checkpoint:
         self.parts = parts
 
     def collect(self, keep: bool = True, **facts) -> dict[str, Any]:
-        """All parts, and ``facts`` beside them, without shards. Collective.
+        """All parts, and plain ``facts`` beside them, without shards. Collective.
 
-        Args:
-            keep: False on a process that does not write them: what was sharded is left out.
-            facts: Plain values.
+        A process that does not write them has no need to ``keep`` what was sharded.
         """
         content: dict[str, Any] = dict(facts)
         for name, part in self.parts.items():
@@ -52,14 +48,6 @@ class Checkpoint:
                 node = node.setdefault(parent, {})
             node[leaf] = whole_state(part.state_dict(), keep)
         return content
-
-    def save(self, path: Path, **facts) -> None:
-        """Collects and writes, on the one process that there is.
-
-        Raises:
-            OSError: the file could not be written; an earlier one at ``path`` is untouched.
-        """
-        write_checkpoint(path, self.collect(**facts))
 
     def load(self, content: dict, skip: tuple[str, ...] = ()) -> None:
         """Restores every part from what `read_checkpoint` gave, but those in ``skip``.
@@ -82,28 +70,16 @@ class Checkpoint:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The content of a checkpoint file, on the CPU, without running any code in it.
-
-    Raises:
-        ValueError: the file is not a whole checkpoint.
-    """
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # unpickling a damaged file raises almost anything
-        raise ValueError(f"{path} is not a readable checkpoint: {error}") from error
-    if not isinstance(content, dict) or "state_dict" not in content:
+    """The content of a checkpoint file, on the CPU; ValueError if it is not a whole one."""
+    # Not memory-mapped: a run goes on for days with what it read, whatever becomes of the file.
+    content = read_torch_file(path, mmap=False)
+    if "state_dict" not in content:
         raise ValueError(f"{path} is not a training checkpoint: it has no 'state_dict'")
     return content
 
 
 def write_checkpoint(path: Path, content: dict) -> None:
-    """Writes what `Checkpoint.collect` gave, atomically.
-
-    Raises:
-        OSError: the file could not be written; an earlier one at ``path`` is untouched.
-    """
+    """Writes what `Checkpoint.collect` gave; if that fails, an earlier file stays as it was."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -126,8 +102,8 @@ def set_aside_later(folder: Path, step: int, best_name: str) -> list[Path]:
     """Renames what a run that goes back to ``step`` had saved after it: it is no longer its newest.
 
     Args:
-        folder: Of the run.
-        step: Where it goes on.
+        folder: The run's folder.
+        step: The step that the run goes on from.
         best_name: File name of its best checkpoint, which may be later too.
 
     Returns:

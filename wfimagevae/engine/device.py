@@ -8,44 +8,32 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device for ``auto``, ``cuda``, ``cuda:N``, ``mps`` or ``cpu``.
+    """The device for ``auto``, ``cuda``, ``cuda:N``, ``mps`` or ``cpu``; ValueError if absent.
 
-    Args:
-        name: ``auto`` takes CUDA, else Apple's MPS, else the CPU. A bare ``cuda`` becomes
-            ``cuda:<local_rank>``.
-        local_rank: This process's number on its machine.
-
-    Raises:
-        ValueError: the device is unknown or not present.
+    ``auto`` takes CUDA, else Apple's MPS, else the CPU. A bare ``cuda`` is that of this process's
+    number on its machine, ``local_rank``.
     """
+    has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "mps" if has_mps else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}; use auto, cuda, cuda:N, mps or cpu") from None
     if device.type == "cuda":
-        return _cuda_device(device, local_rank)
-    if device.type == "mps" and not _has_mps():
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        index = local_rank if device.index is None else device.index
+        if index >= count:
+            raise ValueError(
+                f"device cuda:{index} asked for, but {count} CUDA devices are visible; "
+                "start fewer processes, or use --device cpu"
+            )
+        return torch.device("cuda", index)
+    if device.type == "mps" and not has_mps:
         raise ValueError("device 'mps' asked for, but this PyTorch has no MPS; use --device cpu")
     if device.type not in ("cpu", "mps"):
         raise ValueError(f"unsupported device {name!r}; use auto, cuda, cuda:N, mps or cpu")
     return device
-
-
-def _cuda_device(device: torch.device, local_rank: int) -> torch.device:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = local_rank if device.index is None else device.index
-    if index >= count:
-        raise ValueError(
-            f"device cuda:{index} asked for, but {count} CUDA devices are visible; "
-            "start fewer processes, or use --device cpu"
-        )
-    return torch.device("cuda", index)
-
-
-def _has_mps() -> bool:
-    return torch.backends.mps.is_available()
 
 
 def enable_fast_kernels(device: torch.device) -> str:

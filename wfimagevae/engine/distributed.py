@@ -14,13 +14,7 @@ from wfimagevae.engine.device import resolve_device
 
 @dataclass(frozen=True)
 class World:
-    """This process's place among all of them.
-
-    Attributes:
-        rank: Number of this process, 0 to size - 1.
-        size: Number of processes.
-        device: The device that this process computes on.
-    """
+    """This process's place among all of them: its rank, 0 to size - 1, and its device."""
 
     rank: int
     size: int
@@ -36,14 +30,8 @@ class World:
 def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
     """Joins the process group that torchrun announced, if any, and leaves it at the end.
 
-    Inside another ``world`` the group is the outer one's, and is left by that one.
-
-    Args:
-        device: As for `resolve_device`.
-        timeout_minutes: How long a collective waits for the other processes.
-
-    Raises:
-        ValueError: the device is not present.
+    Inside another ``world`` the group is the outer one's, and is left by that one. A collective
+    waits ``timeout_minutes`` for the other processes.
     """
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))

@@ -16,7 +16,7 @@ class EMA:
     """Average of a network's weights over its updates, at least float32, under bare names.
 
     Args:
-        network: Whose parameters and floating-point buffers to average.
+        network: The network whose parameters and floating-point buffers are averaged.
         decay: Share of the average that an update keeps.
         warmup: Lower the decay at first to (1 + n) / (10 + n), n the updates so far, so
             that the initial weights are soon forgotten.
@@ -34,16 +34,15 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average towards the network's weights of now."""
+        """Moves the average towards the network's present weights."""
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
         self.num_updates += 1
+        # All weights in one call: one kernel a dtype instead of one a tensor.
         averages = [local(value) for value in self.average.values()]
-        live = [
-            local(value).to(averages[i].dtype)
-            for i, value in enumerate(_weights(self.network).values())
-        ]
+        weights = zip(_weights(self.network).values(), averages, strict=True)
+        live = [local(value).to(average.dtype) for value, average in weights]
         torch._foreach_lerp_(averages, live, 1 - decay)
 
     @contextmanager
@@ -64,7 +63,7 @@ class EMA:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Starts anew from the network's weights of now."""
+        """Starts anew from the network's present weights."""
         self.num_updates = 0
         for name, live in _weights(self.network).items():
             self.average[name].copy_(live)
@@ -75,21 +74,16 @@ class EMA:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes an average with or without ``module.`` before its names."""
         state = {name.removeprefix("module."): value for name, value in state.items()}
-        wrong = sorted(self.average.keys() - state.keys())
-        if wrong:
-            raise ValueError(f"EMA of the checkpoint lacks {len(wrong)} weights, first {wrong[0]}")
+        if missing := sorted(self.average.keys() - state.keys()):
+            raise ValueError(
+                f"EMA of the checkpoint lacks {len(missing)} weights, first {missing[0]}"
+            )
         for name, value in self.average.items():
             value.copy_(placed_like(state[name], value))
 
 
 class Averages(EMA):
-    """Averages of one network with several decays; the first is the one to validate and export.
-
-    Args:
-        network: As for `EMA`.
-        decays: Distinct, at least one.
-        warmup: As for `EMA`, of each.
-    """
+    """Averages of one network with several decays; the first is the one to validate and export."""
 
     def __init__(self, network: nn.Module, decays: Sequence[float], warmup: bool = True):
         if not decays or len(set(decays)) < len(decays):
@@ -115,7 +109,7 @@ class OtherAverages:
         self.averages = averages
 
     def restart(self) -> None:
-        """Starts all anew from the network's weights of now."""
+        """Starts all anew from the network's present weights."""
         for ema in self.averages:
             ema.restart()
 
@@ -126,7 +120,7 @@ class OtherAverages:
         }
 
     def load_state_dict(self, state: dict[str, dict]) -> None:
-        """Averages that the checkpoint lacks start from the network's weights of now."""
+        """Averages that the checkpoint lacks start from the network's present weights."""
         self.restart()
         for ema in self.averages:
             if str(ema.decay) in state:

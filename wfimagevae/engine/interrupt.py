@@ -13,10 +13,8 @@ class Interrupt:
     """Turns SIGTERM, SIGINT and the clock into decisions that every rank takes at one step.
 
     Each step reduces the ranks' wishes over a CPU group while the step computes, and the next
-    step reads the outcome: no rank stops alone, none waits.
-
-    Args:
-        save_every_minutes: Ask for a save this often, by rank 0's clock; 0 never.
+    step reads the outcome: no rank stops alone, none waits. A save is wished for every
+    ``save_every_minutes`` by rank 0's clock; 0 is never.
     """
 
     def __init__(self, save_every_minutes: float = 0):
@@ -51,6 +49,7 @@ class Interrupt:
         """Whether to stop, and whether to save, as all ranks agreed; call once a step."""
         if self.group is None:
             return self.signal is not None, self._save_due()
+        # What was agreed on while the last step computed.
         agreed = (False, False)
         if self._pending is not None:
             self._pending.wait()
@@ -58,9 +57,9 @@ class Interrupt:
             agreed = bool(stop), bool(save)
             if save:  # or this step would wish for it once more
                 self.saved()
-        main = dist.get_rank() == 0
+        # The wishes of now, to be known by the next step.
         self._wishes[0] = self.signal is not None
-        self._wishes[1] = main and self._save_due()
+        self._wishes[1] = dist.get_rank() == 0 and self._save_due()
         self._pending = dist.all_reduce(
             self._wishes, dist.ReduceOp.MAX, group=self.group, async_op=True
         )

@@ -10,7 +10,7 @@ from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.optim import load_optimizer_state
 from wfimagevae.engine.schedules import LrSchedule
-from wfimagevae.engine.sharding import averaging, data_parallel, local, whole
+from wfimagevae.engine.sharding import data_parallel, local, sync_gradients, whole
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class Player:
         self.objective.begin_update()
         logs = []
         for i, batch in enumerate(micro_batches):
-            with averaging(self.module, wanted=i == len(micro_batches) - 1):
+            with sync_gradients(self.module, enabled=i == len(micro_batches) - 1):
                 with autocast(self.device, self.rule.precision):
                     loss, entry = self.module(batch, step)
                 # A non-finite loss may have finite gradients, on one rank only: poison them.

@@ -28,13 +28,13 @@ def sample_noise(
     """Standard normal noise that follows each sample, whatever its rank, batch or worker.
 
     Args:
-        seed: Of the run.
+        seed: Seed of the run.
         positions: Data position of each sample; no two below 2**32 have the same noise.
-        shape: Of one sample's noise.
+        shape: Shape of one sample's noise.
         device: Where to draw; CUDA and CPU draw different numbers.
 
     Returns:
-        Noise, (len(positions), *shape), float32.
+        (len(positions), *shape), float32.
     """
     noise = torch.empty(len(positions), *shape, device=device)
     generator = torch.Generator(device)
@@ -57,15 +57,9 @@ def _noise_seed(seed: int, position: int) -> int:
 
 
 def sample_uniforms(seed: int, purpose: str, positions: list[int]) -> Tensor:
-    """One number in (0, 1) for each sample, whatever its rank, batch or device.
+    """One number in (0, 1) for each data position, whatever its rank, batch or device.
 
-    Args:
-        seed: Of the run.
-        purpose: What the numbers are for; numbers for different purposes are independent.
-        positions: Data position of each sample.
-
-    Returns:
-        float64, (len(positions),), on the CPU.
+    Numbers for different purposes are independent. Gives (len(positions),) float64 on the CPU.
     """
     words = [stable_hash(purpose, seed, position) >> 10 for position in positions]  # 53 bits
     return (torch.tensor(words, dtype=torch.float64) + 0.5) / 2**53

@@ -27,10 +27,7 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device)
     Args:
         network: With the same weights on every process.
         blocks: Its repeated parts, each gathered for its own computation alone.
-        device: Of this process.
-
-    Raises:
-        ValueError: there is no process group, so nothing to shard over.
+        device: Device of this process.
     """
     if not dist.is_initialized():
         raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node N ...")
@@ -60,12 +57,7 @@ def is_sharded(module: nn.Module) -> bool:
 
 
 def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
-    """The objective as one that averages gradients over all processes.
-
-    Args:
-        objective: Owns what it trains; sharded already, or not.
-        find_unused_parameters: DDP's flag.
-    """
+    """The objective, sharded already or not, as one that averages gradients over all processes."""
     if not is_distributed() or is_sharded(objective):
         return objective
     # PyTorch 2.15 renamed it, and warns of the old name.
@@ -78,14 +70,14 @@ def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) ->
     )
 
 
-def averaging(module: nn.Module, wanted: bool):
-    """Context in which forward and backward average gradients, or keep them to themselves."""
-    if isinstance(module, DistributedDataParallel):
-        return contextlib.nullcontext() if wanted else module.no_sync()
+def sync_gradients(module: nn.Module, enabled: bool):
+    """Context in which forward and backward average gradients over processes, or do not."""
+    if isinstance(module, DistributedDataParallel) and not enabled:
+        return module.no_sync()
     if is_distributed():
         for part in module.modules():
             if isinstance(part, FSDPModule):
-                part.set_requires_gradient_sync(wanted, recurse=False)
+                part.set_requires_gradient_sync(enabled, recurse=False)
     return contextlib.nullcontext()
 
 
@@ -107,11 +99,9 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole_state(state: Any, keep: bool = True) -> Any:
-    """A state of nested dicts and lists without shards. Collective where it has some.
+    """A copy of nested dicts and lists without shards. Collective where it has some.
 
-    Args:
-        state: Left as it is.
-        keep: False drops tensors once they are whole: another process writes them.
+    On a process that does not ``keep`` them, what was sharded becomes None.
     """
     if isinstance(state, DTensor):
         gathered = state.full_tensor()
