@@ -33,6 +33,14 @@ launch() {
       flags+=("--no_$flag")
     fi
   done <<<"$listed"
+  # Variables that the recipe or this file names are theirs; LANGUAGE is of every desktop.
+  "$python" -c '
+import difflib, os, re, sys
+flags = re.findall("^[A-Z0-9_]+", sys.argv[1], re.MULTILINE)
+for name in set(os.environ) - {*flags, "LANGUAGE", *re.findall("[A-Z0-9_]+", sys.argv[2])}:
+    for near in difflib.get_close_matches(name, flags, n=1, cutoff=0.88):
+        print(f"warning: {name} is no variable of this training; did you mean {near}?")
+' "$listed" "$(cat "${BASH_SOURCE[@]}")" >&2
 
   if [[ -n "${GPU:-}" ]]; then
     export CUDA_VISIBLE_DEVICES="$GPU"

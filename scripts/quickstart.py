@@ -7,15 +7,19 @@ python scripts/quickstart.py --steps 20    the same path in short, for a check
 import itertools
 import json
 import os
+import shlex
 import shutil
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
-from wfimagevae.engine.args import Parser, add_device_arg, positive_float, positive_int
-from wfimagevae.engine.cli import run_cli
-from wfimagevae.engine.commands import make_folder, run_command, run_script, say
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.engine.options import DeviceOptions
+from wfimagevae.options import Count, Positive, option
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_CONFIG = ROOT / "examples" / "wfvae2-image-small.json"
@@ -34,6 +38,7 @@ HELD_OUT = ("chelsea.png", "coffee.png")
 
 RESOLUTION, BATCH_SIZE, LEARNING_RATE = 64, 8, 1.5e-3
 LARGEST_SIDE = 768
+MARKER = ".made-by-quickstart"
 MOST_STEPS, FEWEST_STEPS = 4000, 1000
 # Optimizer, average, reading, validation and the discriminator's turns, measured on two cores.
 OVERHEAD = 1.4
@@ -41,43 +46,33 @@ OVERHEAD = 1.4
 DISCRIMINATOR_SHARE = 0.05
 
 
-def build_parser() -> Parser:
-    """Flags of the quick start."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        help="training steps, for a short check of the path that need not beat the baseline; "
+class QuickstartOptions(DeviceOptions):
+    """quick start: the first half"""
+
+    steps: Count | None = option(
+        None,
+        "training steps, for a short check of the path that need not beat the baseline; "
         "not given: as many as fit into --minutes",
+        "N",
     )
-    parser.add_argument(
-        "--minutes",
-        type=positive_float,
-        default=7.0,
-        metavar="M",
-        help="time for training; what comes before and after takes about one more",
+    minutes: Positive = option(
+        7.0, "time for training; what comes before and after takes about one more", "M"
     )
-    parser.add_argument(
-        "--output",
-        default="quickstart",
-        metavar="DIR",
-        help="folder for everything that is written; made anew each time",
+    output: str = option(
+        "quickstart", "folder for everything that is written; made anew each time", "DIR"
     )
-    add_device_arg(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    args = parse(QuickstartOptions, argv, description=__doc__.splitlines()[0])
     started = time.perf_counter()
     output = Path(os.path.relpath(args.output, ROOT))
     os.chdir(ROOT)  # the commands below are those of a user in the repository's folder
     make_folder(output)
     say("Photographs from scikit-image become manifests")
     copy_photographs(output)
-    plan = make_plan(args.device, args.minutes, args.steps)
+    plan = plan_training(args, build_loss, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
 
     say(f"Training a small WFVAE2Image for {plan.steps} steps in {plan.precision}")
     print("without the perceptual loss: LPIPS needs VGG weights, which would be a download")
@@ -93,10 +88,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, args.device)
     say("Report")
-    sheet = draw_contact_sheet(output)
+    from wfimagevae.pictures.contact_sheet import save_contact_sheet
+
+    sheet = output / "contact_sheet.png"
+    names = {"bicubic 8x": "bicubic", "reconstruction": "reconstructed"}
+    columns = [(title, held_out(output, name)) for title, name in names.items()]
+    save_contact_sheet(sheet, held_out(output, "."), columns)
     run_script("scripts/plot_training.py", run_dir, "--output", output / "report.html")
     print_results(output, run_dir, scores, sheet, time.perf_counter() - started)
     return check(scores, short=args.steps is not None)
+
+
+def say(title: str) -> None:
+    """Announces a part."""
+    print(f"\n== {title}", flush=True)
+
+
+def run_script(script: str, *arguments) -> None:
+    """Runs one of this repository's scripts with this interpreter."""
+    run_command([sys.executable, script, *map(str, arguments)])
+
+
+def run_command(words: Sequence[str], settings: dict[str, object] | None = None) -> None:
+    """Shows and runs a command with these environment variables; ValueError where it fails."""
+    values = {name: str(value) for name, value in (settings or {}).items()}
+    command = shlex.join("python" if word == sys.executable else word for word in words)
+    assignments = [f"{name}={shlex.quote(value)}" for name, value in values.items()]
+    print(" ".join(["$", *assignments, command]), flush=True)
+    environment = os.environ | {"PYTHON": sys.executable} | values
+    status = subprocess.run(words, env=environment).returncode
+    if status:
+        raise ValueError(f"{command} ended with status {status}; see above")
+
+
+def make_folder(folder: Path) -> None:
+    """Makes an empty folder; of what is in it, only what an earlier quick start left is removed.
+
+    Raises:
+        ValueError: the folder holds something else.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / MARKER).exists():
+            raise ValueError(
+                f"{folder} was not made by the quick start; choose another folder by --output"
+            )
+        print(f"removing what an earlier quick start left in {folder}")
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / MARKER).touch()
 
 
 def copy_photographs(output: Path) -> None:
@@ -129,35 +168,65 @@ def copy_photographs(output: Path) -> None:
     print(f"{output / 'val.jsonl'}: {', '.join(HELD_OUT)}")
 
 
-def make_plan(device: str, minutes: float, steps: int | None):
-    """How to train here: as many steps as fit into the time, unless their number is given."""
-    from wfimagevae.engine.planning import plan_training
+class Plan(NamedTuple):
+    """How to train on this machine."""
 
-    plan = plan_training(device, time_step, minutes, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
-    return plan._replace(steps=steps) if steps else plan
+    precision: str
+    threads: int
+    steps: int
 
 
-def time_step(device, precision: str) -> float:
-    """Seconds of a forward and backward pass of the small model on one batch."""
+def plan_training(args, build_loss: Callable, overhead: float, bounds: tuple[int, int]) -> Plan:
+    """The fastest precision and number of threads, and the steps that fit into the time.
+
+    Args:
+        args: Device, minutes, and the steps if they are not to be planned.
+        build_loss: ``build_loss(device)`` makes a network and gives a function that computes its
+            loss on one batch.
+        overhead: Time of a whole training step over that of a forward and backward pass.
+        bounds: Fewest and most steps.
+    """
     import torch
 
-    from wfimagevae.engine.device import autocast, synchronize
+    from wfimagevae.engine.device import autocast, resolve_device, synchronize
+
+    device = resolve_device(args.device)
+    torch.manual_seed(0)
+    loss = build_loss(device)
+    # Threads wait for each other hundreds of times a step: on a busy machine one is faster.
+    cores = torch.get_num_threads()
+    seconds = {}
+    for threads in sorted({1, min(8, cores), cores}) if device.type == "cpu" else [cores]:
+        torch.set_num_threads(threads)
+        for precision in ("fp32", "bf16"):
+            times = []
+            for _ in range(7):
+                start = time.perf_counter()
+                with autocast(device, precision):
+                    value = loss()
+                value.backward()
+                synchronize(device)
+                times.append(time.perf_counter() - start)
+            seconds[precision, threads] = statistics.median(times[2:])
+    torch.set_num_threads(cores)
+    precision, threads = min(seconds, key=seconds.get)
+    listed = [f"{1000 * s:.0f} ms ({name}, threads: {n})" for (name, n), s in seconds.items()]
+    print(f"device {device}; a training step takes {', '.join(listed)}")
+    fitting = int(60 * args.minutes / (seconds[precision, threads] * overhead)) // 50 * 50
+    return Plan(precision, threads, args.steps or min(max(fitting, bounds[0]), bounds[1]))
+
+
+def build_loss(device) -> Callable:
+    """The reconstruction error of the small model on one batch."""
+    import torch
+
     from wfimagevae.model.registry import ModelRegistry
 
-    torch.manual_seed(0)
     config = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
     model = ModelRegistry.get_model("WFVAE2Image").from_config(config).to(device)
     images = torch.rand(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device) * 2 - 1
     images = images.to(memory_format=torch.channels_last)
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        with autocast(device, precision):
-            loss = (model(images).sample - images).abs().mean()
-        loss.backward()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    return lambda: (model(images).sample - images).abs().mean()
 
 
 def train(output: Path, plan, device: str) -> Path:
@@ -247,19 +316,6 @@ def export(run_dir: Path, output: Path, device: str) -> None:
         if first.read_bytes() != second.read_bytes():
             raise ValueError(f"{first} and {second} differ: the export changed the model")
     print("the exported model reconstructs the same pixels")
-
-
-def draw_contact_sheet(output: Path) -> Path:
-    """Original, baseline, reconstruction and its error, amplified."""
-    from wfimagevae.pictures.contact_sheet import save_contact_sheet
-
-    sheet = output / "contact_sheet.png"
-    columns = [
-        ("bicubic 8x", held_out(output, "bicubic")),
-        ("reconstruction", held_out(output, "reconstructed")),
-    ]
-    save_contact_sheet(sheet, held_out(output, "."), columns)
-    return sheet
 
 
 def print_results(output: Path, run_dir: Path, scores: dict, sheet: Path, seconds: float) -> None:

@@ -6,14 +6,15 @@ python scripts/quickstart_flow.py --steps 20  the same path in short, for a chec
 
 import json
 import os
-import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, add_device_arg, positive_float, positive_int
-from wfimagevae.engine.cli import run_cli
-from wfimagevae.engine.commands import make_folder, run_command, run_script, say
+from quickstart import make_folder, plan_training, run_command, run_script, say
+
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.engine.options import DeviceOptions
+from wfimagevae.options import Count, Positive, option
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-text-small.json"
@@ -36,42 +37,33 @@ GUIDANCE = 4
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
 
-def build_parser() -> Parser:
-    """Flags of this half."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        help="training steps, for a short check of the path; not given: as many as fit into "
-        "--minutes",
+class FlowQuickstartOptions(DeviceOptions):
+    """quick start: the second half"""
+
+    steps: Count | None = option(
+        None,
+        "training steps, for a short check of the path; not given: as many as fit into --minutes",
+        "N",
     )
-    parser.add_argument(
-        "--minutes",
-        type=positive_float,
-        default=6.5,
-        metavar="M",
-        help="time for training; what comes before and after takes less than one more",
+    minutes: Positive = option(
+        6.5, "time for training; what comes before and after takes less than one more", "M"
     )
-    parser.add_argument(
-        "--output",
-        default="quickstart",
-        metavar="DIR",
-        help="folder of the quick start; this half writes DIR/flow, made anew each time",
+    output: str = option(
+        "quickstart",
+        "folder of the quick start; this half writes DIR/flow, made anew each time",
+        "DIR",
     )
-    add_device_arg(parser)
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    args = parse(FlowQuickstartOptions, argv, description=__doc__.splitlines()[0])
     started = time.perf_counter()
     quickstart = Path(os.path.relpath(args.output, ROOT))
     os.chdir(ROOT)  # the commands below are those of a user in the repository's folder
     output = quickstart / "flow"
     make_folder(output)
-    steps, run_dir = train(output, args.device, args.minutes, args.steps)
+    steps, run_dir = train(output, args)
 
     say("Generating: a row a prompt")
     model, device = ("--from_pretrained", run_dir), ("--device", args.device)
@@ -99,15 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple[int, Path]:
+def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
     """Trains by examples/train_flow.sh; returns the number of steps and the run's folder."""
     import torch
 
-    from wfimagevae.engine.planning import plan_training
-
     say("A flow learns captioned shapes, drawn as they are needed")
-    plan = plan_training(device, time_step, minutes, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
-    steps = steps or plan.steps
+    plan = plan_training(args, build_loss, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
+    steps = plan.steps
     settings = {
         "OMP_NUM_THREADS": plan.threads,
         "DATASET": "shapes",
@@ -119,7 +109,7 @@ def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple
         "TEXT_ENCODER": "bytes",
         "TEXT_LENGTH": TEXT_LENGTH,
         "CLASS_CONDITIONAL": 0,
-        "DEVICE": device,
+        "DEVICE": args.device,
         "MIX_PRECISION": plan.precision,
         "MAX_STEPS": steps,
         "BATCH_SIZE": BATCH_SIZE,
@@ -145,31 +135,21 @@ def train(output: Path, device: str, minutes: float, steps: int | None) -> tuple
     return steps, run_dir
 
 
-def time_step(device, precision: str) -> float:
-    """Seconds of a forward and backward pass of the small network on one batch."""
+def build_loss(device) -> Callable:
+    """A loss of the small network on one batch."""
     import torch
 
-    from wfimagevae.engine.device import autocast, synchronize
     from wfimagevae.model.registry import ModelRegistry
     from wfimagevae.model.text import open_text_encoder
 
-    torch.manual_seed(0)
     keys = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
-    build = ModelRegistry.get_model(MODEL_NAME)
     text = open_text_encoder("bytes", device, TEXT_LENGTH)
+    build = ModelRegistry.get_model(MODEL_NAME)
     model = build(input_size=RESOLUTION, in_channels=3, **keys, **text.config_keys).to(device)
     x = torch.randn(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device)
     t = torch.rand(BATCH_SIZE, device=device)
     condition = text(PROMPTS * (BATCH_SIZE // len(PROMPTS)))
-    times = []
-    for _ in range(7):
-        start = time.perf_counter()
-        with autocast(device, precision):
-            loss = model(x, t, condition).float().square().mean()
-        loss.backward()
-        synchronize(device)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+    return lambda: model(x, t, condition).float().square().mean()
 
 
 def export(run_dir: Path, output: Path, samples: Path, device: tuple[str, str]) -> None:

@@ -164,6 +164,32 @@ def test_bad_variables_are_explained(tmp_path, variables, words):
     assert words in result.stderr
 
 
+@pytest.mark.parametrize("script", ["train_wfimagevae.sh", "examples/train_flow.sh"])
+def test_a_variable_that_is_nearly_one_of_a_flag_is_warned_of(tmp_path, script):
+    result = launch(tmp_path, script=script, NPROC="1", BATCHSIZE="4", EPOCH="2")
+    warnings = "warning: {} is no variable of this training; did you mean {}?"
+    assert sorted(result.stderr.splitlines()) == [
+        warnings.format(*names) for names in (("BATCHSIZE", "BATCH_SIZE"), ("EPOCH", "EPOCHS"))
+    ]
+    assert result.returncode == 0
+
+
+USUAL = """HOME USER SHELL LANG LANGUAGE LC_ALL TERM LOGNAME MAIL EDITOR DISPLAY HOSTNAME TMPDIR
+SHLVL TZ DEBUG VIRTUAL_ENV CONDA_PREFIX CUDA_HOME CUDA_PATH CUDA_DEVICE_ORDER CUDA_VISIBLE_DEVICES
+NVIDIA_VISIBLE_DEVICES OMP_NUM_THREADS OMP_WAIT_POLICY MKL_NUM_THREADS GOMP_SPINCOUNT NCCL_DEBUG
+SLURM_JOB_ID SLURM_JOB_NODELIST SLURM_NNODES SLURM_NTASKS SLURM_PROCID SLURM_LOCALID WANDB_MODE
+WANDB_PROJECT HF_HOME HF_TOKEN TORCH_HOME XDG_CACHE_HOME PYTHONUNBUFFERED LD_LIBRARY_PATH RANK
+WORLD_SIZE LOCAL_RANK NODE_NAME POD_NAME CACHE_DIR LS_COLORS SSH_AUTH_SOCK HTTP_PROXY NO_PROXY
+MAKEFLAGS MODULEPATH OPTIONS DATA_DIR MODEL_DIR JOB_ID TASK_ID LOG_LEVEL TOKENIZERS_PARALLELISM
+EVAL_IMAGE_DIR OUTPUT_DIR RESUME_CKPT PRETRAINED_MODEL LATENTS EVAL_LATENTS DATA EVAL_DATA"""
+
+
+@pytest.mark.parametrize("script", ["train_wfimagevae.sh", "examples/train_flow.sh"])
+def test_usual_variables_and_those_of_the_recipe_are_no_misspelt_flags(tmp_path, script):
+    variables = dict.fromkeys(USUAL.split(), "") | {"EVAL_IMAGE_DIR": "held", "NPROC": "1"}
+    assert launch(tmp_path, script=script, **variables).stderr == ""
+
+
 def test_trains_on_a_split_manifest_with_two_processes_until_told_to_stop(tmp_path):
     workplace = Workplace(tmp_path)
     paths = sorted((tmp_path / "train").iterdir())

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts import quickstart, quickstart_flow
-from wfimagevae.engine.commands import MARKER, make_folder, run_command
+from scripts import quickstart
+from scripts.quickstart import MARKER, make_folder, run_command
 
 
 def photographs_of(manifest):
@@ -60,14 +60,3 @@ def test_a_full_run_must_beat_the_baseline_in_both_figures(psnr, ssim, short, st
 def test_a_command_that_fails_stops_the_quick_start():
     with pytest.raises(ValueError, match="ended with status 3"):
         run_command(["bash", "-c", "exit 3"])
-
-
-def test_the_second_half_leaves_a_folder_of_the_user_alone_too(tmp_path):
-    quickstart_flow.make_folder(tmp_path / "flow")
-    (tmp_path / "flow" / "old.txt").touch()
-    quickstart_flow.make_folder(tmp_path / "flow")
-    assert not (tmp_path / "flow" / "old.txt").exists()
-    (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="not made by the quick start"):
-        quickstart_flow.make_folder(tmp_path)
-    assert (tmp_path / "thesis.tex").exists()
