@@ -1,7 +1,7 @@
 """Live plots of training_losses.csv: two pages of curves, drawn without pyplot's global state."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -80,55 +80,44 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
         OSError: the CSV cannot be read, or the folder cannot be written.
     """
     output_prefix = Path(output_prefix)
-    series = read_losses(csv_path) | _read_validation(output_prefix.with_name("validation.jsonl"))
-    shown = {name for panel in RECONSTRUCTION + FLOW + ADVERSARIAL for name in panel.columns}
-    shown.update(_REDUNDANT)
-    others = tuple(Panel(name, (name,)) for name in series if name not in shown)
-    pages = (
-        ("Losses", RECONSTRUCTION + FLOW),
-        ("Progress, and the adversarial game if there is one", ADVERSARIAL + others),
-    )
-    written = []
-    for number, (title, panels) in enumerate(pages, 1):
-        path = output_prefix.with_name(f"{output_prefix.name}_page{number}.png")
+    validations = read_json_lines(output_prefix.with_name("validation.jsonl"))
+    series = read_losses(csv_path) | _series(validations)
+    in_panels = {name for panel in RECONSTRUCTION + FLOW + ADVERSARIAL for name in panel.columns}
+    others = [Panel(n, (n,)) for n in series if n not in in_panels and n not in _REDUNDANT]
+    pages = {
+        "Losses": RECONSTRUCTION + FLOW,
+        "Progress, and the adversarial game if there is one": (*ADVERSARIAL, *others),
+    }
+    paths = [output_prefix.with_name(f"{output_prefix.name}_page{n}.png") for n in (1, 2)]
+    for path, (title, panels) in zip(paths, pages.items(), strict=True):
         draw_page(title, panels, series, path)
-        written.append(path)
-    return written
+    return paths
 
 
 def read_losses(csv_path: str | Path) -> Series:
-    """Numeric columns of a training CSV by name: (steps, values), both float64 (n,).
-
-    Only finite entries are kept; columns without any or of zeros only, and the positions (step,
-    epoch, samples_seen), are left out. Without a ``step`` column, rows are counted.
-    """
+    """Numeric columns of a training CSV, as `_series` gives them; long ones are thinned."""
     with open(csv_path, newline="", encoding="utf-8") as file:
-        lines = file.readlines()
-    if not lines:
-        return {}
-    names = next(csv.reader(lines[:1]))
-    rows = list(csv.reader(_thin(lines[1:])))
-    columns = {
-        name: np.array([_number(row[i]) if i < len(row) else np.nan for row in rows])
-        for i, name in enumerate(names)
-    }
-    steps = columns.get("step", np.arange(len(rows), dtype=float))
-    return _finite({n: (steps, values) for n, values in columns.items() if n not in _POSITIONS})
+        header, *lines = file.readlines() or [""]
+    if len(lines) > _MAX_ROWS:  # at random: a fixed stride would hit one player's rows
+        chosen = np.random.default_rng(0).choice(len(lines) - 1, _MAX_ROWS - 1, replace=False)
+        lines = [lines[i] for i in sorted(chosen)] + lines[-1:]
+    return _series(list(csv.DictReader([header, *lines])))
 
 
-def _read_validation(path: Path) -> Series:
-    rows = read_json_lines(path)
-    names = dict.fromkeys(name for row in rows for name in row if name not in _POSITIONS)
-    steps = np.array([float(row["step"]) for row in rows])
-    return _finite({n: (steps, np.array([_number(row.get(n)) for row in rows])) for n in names})
+def _series(rows: Sequence[Mapping]) -> Series:
+    """Numbers of the rows by name: (steps, values), both float64 (n,), finite ones only.
 
-
-def _thin(lines: list[str]) -> list[str]:
-    """About _MAX_ROWS of the lines, drawn at random: a fixed stride would hit one player's rows."""
-    if len(lines) <= _MAX_ROWS:
-        return lines
-    chosen = np.random.default_rng(0).choice(len(lines) - 1, _MAX_ROWS - 1, replace=False)
-    return [lines[i] for i in sorted(chosen)] + lines[-1:]
+    Names without any or of zeros only, and the positions (step, epoch, samples_seen), are left
+    out. Rows without a ``step`` are counted.
+    """
+    steps = np.array([_number(row.get("step", i)) for i, row in enumerate(rows)])
+    series = {}
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = np.array([_number(row.get(name)) for row in rows])
+        mask = np.isfinite(values) & np.isfinite(steps)
+        if name not in _POSITIONS and np.any(values[mask]):
+            series[name] = (steps[mask], values[mask])
+    return series
 
 
 def _number(cell) -> float:
@@ -136,15 +125,6 @@ def _number(cell) -> float:
         return float(cell)
     except (TypeError, ValueError):
         return np.nan
-
-
-def _finite(series: Series) -> Series:
-    kept = {}
-    for name, (steps, values) in series.items():
-        mask = np.isfinite(values) & np.isfinite(steps)
-        if np.any(values[mask]):
-            kept[name] = (steps[mask], values[mask])
-    return kept
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:

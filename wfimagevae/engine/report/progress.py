@@ -150,7 +150,11 @@ class Reporter:
             self.metrics.write(row)
             if self.csv and to_csv:
                 self.csv.write(row)
-                self._plot_if_due(step)
+                every = self.options.plot_every_steps
+                is_due = every and step - self.last_plot_step >= every
+                if is_due and self.plot_time <= self.PLOT_TIME_SHARE * (now - self.started):
+                    self.last_plot_step = step
+                    self._plot()
         self.tracker.log(step, values)
         return values
 
@@ -171,13 +175,6 @@ class Reporter:
         left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
         parts += [f"ETA {timedelta(seconds=round(left))}"]
         log.info("step %d/%d | %s", step, max_steps, " | ".join(parts))
-
-    def _plot_if_due(self, step: int) -> None:
-        every, elapsed = self.options.plot_every_steps, time.perf_counter() - self.started
-        is_due = every and step - self.last_plot_step >= every
-        if is_due and self.plot_time <= self.PLOT_TIME_SHARE * elapsed:
-            self.last_plot_step = step
-            self._plot()
 
     def _plot(self) -> None:
         start = time.perf_counter()

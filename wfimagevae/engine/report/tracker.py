@@ -24,10 +24,8 @@ class Tracker:
     """
 
     def __init__(self, kind: str, connect: Callable[[], Any] | None = None):
-        self._kind = kind
-        self._backend = None
-        if connect is not None:
-            self._backend = self._guard(connect)
+        self._kind, self._backend = kind, None
+        self._backend = self._guard(connect) if connect else None
 
     @property
     def is_on(self) -> bool:
@@ -36,19 +34,19 @@ class Tracker:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Records numbers under their names at ``step``."""
-        if self._backend is not None:
+        if self.is_on:
             self._guard(self._backend.log, step, values)
 
     def log_images(self, step: int, images: Mapping[str, str | Path]) -> None:
         """Records image files (paths, PNG or JPEG) under their names at ``step``."""
-        if self._backend is not None:
+        if self.is_on:
             self._guard(self._backend.log_images, step, {n: Path(p) for n, p in images.items()})
 
     def close(self) -> None:
         """Sends what is pending; nothing is recorded afterwards."""
-        if self._backend is not None:
+        if self.is_on:
             self._guard(self._backend.close)
-            self._backend = None
+        self._backend = None
 
     def _guard(self, call: Callable, *args) -> Any:
         # A service, its network and its library can fail in ways that no list of exceptions
