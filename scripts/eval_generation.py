@@ -82,17 +82,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         # All are opened and checked before any is drawn.
         candidates = list(_candidates(options, here.device))
         reference = open_reference(options, len(candidates[0][1]), options.num_workers)
-        evaluator = SetEvaluator(options, here)
-        real = evaluator.collect(reference, options.batch_size, title="reference")
+        evaluator = SetEvaluator(options, here, reference, options.batch_size)
         results = []
         for sampling, samples in candidates:
-            generated = evaluator.collect(samples, options.batch_size, 0, "generated", real)
-            values = evaluator.measure(real, generated)
+            values, notes, protocol = evaluator.measure(samples)
             sampling = samples.description | sampling
             if options.from_pretrained:
                 sampling["nfe"] = samples.nfe
-            protocol = {"reference": reference.description} | evaluator.describe(real, generated)
-            notes = evaluator.notes(real, generated)
+            protocol = {"reference": reference.description} | protocol
             results.append(set_result(values, sampling, protocol, notes))
             if here.is_main and options.output_json:
                 content = {"results": results, "unavailable": evaluator.unavailable}

@@ -81,9 +81,14 @@ def test_missing_and_wrong_weight_files_are_told_apart(tmp_path):
         assert not isinstance(caught.value, MissingWeights)
 
 
-def test_float_images_are_refused(inception_weights):
+def test_float_images_and_features_that_are_not_finite_are_refused(inception_weights, tmp_path):
     with pytest.raises(ValueError, match="8-bit"):
         load_inception(CPU, str(inception_weights), 64)(torch.zeros(1, 3, 8, 8))
+    state = torch.load(inception_weights)
+    state["Conv2d_1a_3x3.conv.weight"].fill_(torch.nan)
+    torch.save(state, tmp_path / "nan.pth")
+    with pytest.raises(ValueError, match="not finite"):
+        load_inception(CPU, str(tmp_path / "nan.pth"), 64)(torch.zeros(1, 3, 8, 8).byte())
 
 
 def test_digest_is_the_start_of_sha256(tmp_path):

@@ -18,9 +18,11 @@ from wfimagevae.generate.options import SamplingOptions
 CPU = torch.device("cpu")
 
 
-def set_evaluator(*metrics, **options):
+def evaluate(reference, samples=(), *metrics, batch_size=4, **options):
+    """What an evaluator on one process measures of some sets."""
     options = SetMetricOptions(metric=metrics or ["energy_distance"], **options)
-    return SetEvaluator(options, World(0, 1, CPU))
+    evaluator = SetEvaluator(options, World(0, 1, CPU), reference, batch_size)
+    return [evaluator.measure(entry) for entry in samples]
 
 
 def pixels(count=8, size=12, seed=0):
@@ -122,75 +124,69 @@ def test_labels_are_balanced_or_random_and_follow_the_number():
 
 def test_points_of_a_flow_are_compared_with_fresh_ones():
     points = DrawnSamples(PointDataset("five_gaussians", split="test"), 1000, "five_gaussians")
-    samples = GeneratedSamples(
-        generator_of(GaussianFlow()), SamplingOptions(sampler="heun", steps=20), 1000
-    )
-    evaluator = set_evaluator()
-    real, generated = evaluator.collect(points, 300), evaluator.collect(samples, 300)
-    assert generated.raw.std(0) == pytest.approx(torch.tensor([0.5, 0.5]), abs=0.05)
-    expected = energy_distance(real.raw, generated.raw)
-    assert evaluator.measure(real, generated) == {"energy_distance": expected}
-    assert expected > 0.3
-    assert evaluator.describe(real, generated)["size"] == "2-D"
+    options = SamplingOptions(sampler="heun", steps=20)
+    samples = GeneratedSamples(generator_of(GaussianFlow()), options, 1000)
+    drawn = all_of(samples, 300)
+    assert drawn.std(0) == pytest.approx(torch.tensor([0.5, 0.5]), abs=0.05)
+    expected = energy_distance(all_of(points, 300), drawn)
+    ((values, _, protocol),) = evaluate(points, [samples], batch_size=300)
+    assert values == {"energy_distance": expected} and expected > 0.3
+    assert protocol["size"] == "2-D"
 
 
 def test_pixels_are_compared_in_minus_one_to_one(tmp_path):
     a, b = pixels(6), pixels(5, seed=1) // 2
-    write(tmp_path / "a", a)
-    write(tmp_path / "b", b)
-    evaluator = set_evaluator()
-    sets = [evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab"]
+    real, fake = (FolderImages(write(tmp_path / n, x)) for n, x in (("a", a), ("b", b)))
+    ((values, _, protocol),) = evaluate(real, [fake])
     expected = energy_distance(*(torch.from_numpy(x) / 127.5 - 1 for x in (a, b)))
-    assert evaluator.measure(*sets)["energy_distance"] == pytest.approx(expected, rel=1e-5)
-    assert evaluator.describe(*sets)["energy_distance"]["generated_samples"] == 5
+    assert values["energy_distance"] == pytest.approx(expected, rel=1e-5)
+    assert protocol["energy_distance"]["generated_samples"] == 5
 
 
 def test_the_energy_distance_may_compare_a_random_part(tmp_path):
-    write(tmp_path, pixels(20))
-    evaluator = set_evaluator(energy_samples=6)
-    one, other = (evaluator.collect(FolderImages(tmp_path), 3, seed) for seed in (0, 1))
-    assert one.count == 20 and len(one.raw) == 6
-    assert not torch.equal(one.raw, other.raw)
-    again = evaluator.collect(FolderImages(tmp_path), 7, 0)
-    assert torch.equal(one.raw, again.raw)
+    real = FolderImages(write(tmp_path / "a", pixels(20)))
+    fake = FolderImages(write(tmp_path / "b", pixels(20, seed=1) // 2))
+    (whole,) = evaluate(real, [fake])
+    (part,) = evaluate(real, [fake], energy_samples=6)
+    assert part[0] != whole[0] and part[2]["generated_count"] == 20
+    assert part[2]["energy_distance"]["generated_samples"] == 6
+    assert evaluate(real, [fake], batch_size=7, energy_samples=6) == [part]
 
 
 def test_all_metrics_of_a_set_with_itself(tmp_path, inception_weights, monkeypatch):
-    write(tmp_path, pixels())
     narrow = load_inception(CPU, str(inception_weights), 64)
     monkeypatch.setattr("wfimagevae.eval.evaluator.load_features", lambda *_: narrow)
-    evaluator = set_evaluator("fid", "kid", "precision_recall", "energy_distance")
-    real = evaluator.collect(FolderImages(tmp_path), 4)
-    values = evaluator.measure(real, real)
+    images = FolderImages(write(tmp_path, pixels()))
+    metrics = ("fid", "kid", "precision_recall", "energy_distance")
+    ((values, notes, protocol),) = evaluate(images, [images], *metrics)
     assert abs(values["fid"]) < 1e-6 and values["precision"] == values["recall"] == 1
     assert values["kid"] <= 0 and values["energy_distance"] < 0
-    assert "8 samples are fewer than the 64 features" in evaluator.notes(real, real)["fid"]
-    protocol = evaluator.describe(real, real)
+    assert "8 samples are fewer than the 64 features" in notes["fid"]
     assert protocol["kid"]["subset_size"] == 8 and protocol["precision_recall"] == "k = 3"
 
 
 def test_sets_of_unlike_size_are_refused(tmp_path):
-    write(tmp_path / "a", pixels(size=12))
-    write(tmp_path / "b", pixels(size=16))
-    evaluator = set_evaluator()
-    real, generated = (evaluator.collect(FolderImages(tmp_path / n), 4) for n in "ab")
+    real = FolderImages(write(tmp_path / "a", pixels(size=12)))
+    fake = FolderImages(write(tmp_path / "b", pixels(size=16)))
+    read, batches = [], fake.batches
+    fake.batches = lambda *args: (read.append(1) or batch for batch in batches(*args))
     with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
-        evaluator.measure(real, generated)
-    many = FolderImages(tmp_path / "b")
-    read, batches = [], many.batches
-    many.batches = lambda *args: (read.append(1) or batch for batch in batches(*args))
-    with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
-        evaluator.collect(many, 2, reference=real)
+        evaluate(real, [fake], batch_size=2)
     assert len(read) == 1  # before the rest is drawn
-    smaller = evaluator.collect(FolderImages(tmp_path / "b", 12), 4)
-    assert "energy_distance" in evaluator.measure(real, smaller)
+    ((values, _, _),) = evaluate(real, [FolderImages(tmp_path / "b", 12)])
+    assert "energy_distance" in values
 
 
 def test_too_few_samples_are_refused_before_anything_is_drawn(tmp_path):
-    write(tmp_path, pixels(3))
-    evaluator = set_evaluator()
     with pytest.raises(ValueError, match="reference: 3 samples are too few"):
-        evaluator.collect(FolderImages(tmp_path), 4, title="reference")
+        evaluate(FolderImages(write(tmp_path, pixels(3))))
+
+
+def test_images_of_unlike_size_in_one_folder_are_told_across_batches(tmp_path):
+    write(tmp_path, pixels(4))
+    write(tmp_path / "z", pixels(4, size=16))
+    with pytest.raises(ValueError, match="samples differ in size, 12x12 and 16x16"):
+        evaluate(FolderImages(tmp_path))
 
 
 def test_samples_that_are_not_finite_are_an_error():
@@ -199,11 +195,3 @@ def test_samples_that_are_not_finite_are_an_error():
     samples = GeneratedSamples(generator_of(model), SamplingOptions(sampler="euler", steps=2), 4)
     with pytest.raises(ValueError, match="samples are not finite with euler in fp32"):
         all_of(samples)
-
-
-def test_images_of_unlike_size_in_one_folder_are_told_across_batches(tmp_path):
-    write(tmp_path, pixels(4))
-    write(tmp_path / "z", pixels(4, size=16))
-    evaluator = set_evaluator()
-    with pytest.raises(ValueError, match="samples differ in size, 12x12 and 16x16"):
-        evaluator.collect(FolderImages(tmp_path), 4)

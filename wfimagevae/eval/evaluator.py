@@ -17,7 +17,7 @@ from wfimagevae.engine.distributed import (
     is_distributed,
 )
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.eval.features import describe_features, load_features
+from wfimagevae.eval.features import Extractor, describe_features, load_features
 from wfimagevae.eval.lpips import PerceptualDistance
 from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
 from wfimagevae.eval.psnr import psnr
@@ -34,8 +34,6 @@ from wfimagevae.eval.set_metrics import (
 from wfimagevae.eval.ssim import ssim
 from wfimagevae.model.losses.lpips_network import MissingWeights
 from wfimagevae.pictures.pixels import to_unit
-
-_FEATURE_METRICS = ("fid", "kid", "precision_recall")
 
 
 def _load_in_turn(load: Callable[[], None]) -> None:
@@ -167,15 +165,8 @@ def _identical_note(name: str, total: float, infinite: int, count: int) -> str:
 
 
 @dataclass(frozen=True)
-class Collected:
-    """What is kept of a set of samples.
-
-    Attributes:
-        count: Samples in the set.
-        shape: Shape of one sample.
-        features: (count, F) float32; None without a feature metric.
-        raw: The samples that the energy distance compares, (n, ...): 8-bit images or points.
-    """
+class _Collected:
+    """What is kept of a set: features (N, F) float32, and raw samples for the energy distance."""
 
     count: int
     shape: tuple[int, ...]
@@ -184,57 +175,101 @@ class Collected:
 
 
 class SetEvaluator:
-    """Metrics of sets of samples against a reference set, which is collected once.
+    """Metrics of sets of samples against a reference set, on any number of processes.
 
     Args:
         options: The metrics, and what defines them.
         world: This process and the others.
+        reference: The set that others are compared with; it is read at once.
+        batch_size: Samples at a time.
 
     Attributes:
         unavailable: Metric -> the way to get its weights, for those that are missing.
 
     Raises:
-        ValueError: a weight file that holds something else.
+        ValueError: a weight file that holds something else, too few samples, or of unlike sizes.
     """
 
-    def __init__(self, options: SetMetricOptions, world: World):
+    def __init__(
+        self, options: SetMetricOptions, world: World, reference: SampleSet, batch_size: int
+    ):
         metrics = options.metric or SET_METRICS
         self.names = [name for name in SET_METRICS if name in metrics]
-        self.options, self.world = options, world
+        self.options, self.world, self.batch_size = options, world, batch_size
         # float64 statistics; a single Mac's GPU has none.
         self.device = torch.device("cpu") if world.device.type == "mps" else world.device
         self.unavailable: dict[str, str] = {}
-        self._extract = None
+        self._extract: Extractor | None = None
         _load_in_turn(self._load)
+        self._real: _Collected | None = None
+        self._real = self._collect("reference", reference)
 
     def _load(self) -> None:
-        names = [name for name in self.names if name in _FEATURE_METRICS]
+        names = [name for name in self.names if name != "energy_distance"]
         if names:
             try:
                 self._extract = load_features(self.options, self.device)
             except MissingWeights as error:
                 self.unavailable = dict.fromkeys(names, str(error))
 
-    def collect(
-        self,
-        samples: SampleSet,
-        batch_size: int,
-        seed: int = 0,
-        title: str = "samples",
-        reference: Collected | None = None,
-    ) -> Collected:
-        """Features and raw samples of a set, each process its share; all return the same.
+    def measure(self, samples: SampleSet) -> tuple[dict[str, float], dict[str, str], dict]:
+        """Compares a set with the reference; every process must call it, all return the same.
 
-        Args:
-            samples: The set.
-            batch_size: Samples at a time.
-            seed: Seed of the choice of those that the energy distance compares.
-            title: Name of the set, for progress and errors.
-            reference: What they will be compared with: another size is an error at once.
+        Returns:
+            The figures, unavailable ones left out: ``fid``, ``kid`` and ``kid_std``, ``precision``
+            and ``recall``, ``energy_distance``; metric -> what a reader of its figure should know;
+            and how it was measured, for a protocol.
 
         Raises:
             ValueError: too few samples, or of unlike sizes.
         """
+        real, generated = self._real, self._collect("generated", samples)
+        count = min(real.count, generated.count)
+        values, notes = {}, {}
+        protocol = {
+            "real_count": real.count,
+            "generated_count": generated.count,
+            "size": _size(real.shape),
+        }
+        names, options = [name for name in self.names if name not in self.unavailable], self.options
+        if self._extract:
+            a, b = real.features.to(self.device), generated.features.to(self.device)
+            protocol["features"] = describe_features(options, a.shape[1])
+        if "fid" in names:
+            values["fid"] = frechet_distance(Moments(a), Moments(b))
+            protocol["fid"] = "float64 moments, trace by eigenvalues"
+            if count < a.shape[1]:
+                notes["fid"] = (
+                    f"{count} samples are fewer than the {a.shape[1]} features: compare only with "
+                    "figures of as many samples"
+                )
+        if "kid" in names:
+            size, number = min(options.kid_subset_size, count), options.kid_num_subsets
+            values["kid"], values["kid_std"] = kernel_distance(a, b, size, number)
+            protocol["kid"] = {
+                "kernel": "(x y / F + 1)^3, unbiased",
+                "subset_size": size,
+                "num_subsets": number,
+                "seed": KID_SEED,
+            }
+        if "precision_recall" in names:
+            values["precision"], values["recall"] = precision_recall(a, b)
+            protocol["precision_recall"] = f"k = {NEIGHBOURS}"
+        if "energy_distance" in names:
+            # Of images in [-1, 1]: distances of 8-bit values, rescaled, without a copy in floats.
+            is_image = real.raw.dtype == torch.uint8
+            distance = energy_distance(real.raw.to(self.device), generated.raw.to(self.device))
+            values["energy_distance"] = distance * (1 / 127.5) if is_image else distance
+            protocol["energy_distance"] = {
+                "vectors": "raw pixels in [-1, 1], Euclidean" if is_image else "points, Euclidean",
+                "estimator": "unbiased (U-statistic), float64",
+                "real_samples": len(real.raw),
+                "generated_samples": len(generated.raw),
+            }
+        return values, notes, protocol
+
+    def _collect(self, title: str, samples: SampleSet) -> _Collected:
+        """Features and raw samples of a set, each process its share; all return the same."""
         count, world = len(samples), self.world
         if count <= NEIGHBOURS:
             raise ValueError(
@@ -242,101 +277,40 @@ class SetEvaluator:
             )
         kept = torch.zeros(count, dtype=torch.bool)
         if "energy_distance" in self.names:  # a random choice, since folders are sorted
-            order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+            order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
             kept[order[: self.options.energy_samples]] = True
         numbers = list(range(world.rank, count, world.size))
         features, raw, done = [], [], 0
-        shapes = {reference.shape} if reference else set()
+        shapes = {self._real.shape} if self._real else set()
         with tqdm(total=len(numbers), desc=title, disable=not world.is_main) as bar:
-            for batch in samples.batches(numbers, batch_size):
+            for batch in samples.batches(numbers, self.batch_size):
                 shapes.add(tuple(batch.shape[1:]))
                 if len(shapes) > 1:
-                    break  # an error below, on every process
+                    break  # an error below, on every process, before the rest is drawn
                 if self._extract:
                     features.append(self._extract(batch).cpu())
                 raw.append(batch[kept[numbers[done : done + len(batch)]]].cpu())
                 done += len(batch)
                 bar.update(len(batch))
         shapes = set().union(*gather_objects(shapes))
-        for shape in shapes if reference else ():
-            _check_sizes(reference.shape, shape)
+        if len(shapes) > 1 and self._real:
+            others = " and ".join(sorted(map(_size, shapes - {self._real.shape})))
+            raise ValueError(
+                f"reference samples are {_size(self._real.shape)}, generated ones {others}: give "
+                "--resolution, which resizes the reference"
+            )
         if len(shapes) > 1:
             sizes = " and ".join(sorted(map(_size, shapes)))
             raise ValueError(
-                f"{title} differ in size, {sizes}; give --resolution, or remove what is no sample"
+                f"{title} samples differ in size, {sizes}; give --resolution, or remove what is no "
+                "sample"
             )
-        return Collected(
+        return _Collected(
             count,
             shapes.pop(),
             _pool(features, numbers) if self._extract else None,
             _pool(raw, [n for n in numbers if kept[n]]) if kept.any() else None,
         )
-
-    def measure(self, real: Collected, generated: Collected) -> dict[str, float]:
-        """The figures; unavailable metrics are left out.
-
-        Returns:
-            ``fid``, ``kid`` and ``kid_std``, ``precision`` and ``recall``, ``energy_distance``.
-
-        Raises:
-            ValueError: samples of unlike sizes, or features that are not finite.
-        """
-        _check_sizes(real.shape, generated.shape)
-        values, options = {}, self.options
-        if self._extract:
-            a, b = real.features.to(self.device), generated.features.to(self.device)
-        names = [name for name in self.names if name not in self.unavailable]
-        if "fid" in names:
-            values["fid"] = frechet_distance(Moments(a), Moments(b))
-        if "kid" in names:
-            values["kid"], values["kid_std"] = kernel_distance(
-                a, b, options.kid_subset_size, options.kid_num_subsets
-            )
-        if "precision_recall" in names:
-            values["precision"], values["recall"] = precision_recall(a, b)
-        if "energy_distance" in names:
-            # Of images in [-1, 1]: distances of 8-bit values, rescaled, without a copy in floats.
-            scale = 1 / 127.5 if real.raw.dtype == torch.uint8 else 1.0
-            distance = energy_distance(real.raw.to(self.device), generated.raw.to(self.device))
-            values["energy_distance"] = scale * distance
-        return values
-
-    def notes(self, real: Collected, generated: Collected) -> dict[str, str]:
-        """Metric -> what a person should know when reading its figure."""
-        count = min(real.count, generated.count)
-        if real.features is None or "fid" not in self.names or count >= real.features.shape[1]:
-            return {}
-        return {
-            "fid": f"{count} samples are fewer than the {real.features.shape[1]} features: compare "
-            "only with figures of as many samples"
-        }
-
-    def describe(self, real: Collected, generated: Collected) -> dict:
-        """How the metrics were measured, for a protocol."""
-        protocol = {"real_count": real.count, "generated_count": generated.count}
-        protocol["size"] = _size(real.shape)
-        if real.features is not None:
-            protocol["features"] = describe_features(self.options, real.features.shape[1])
-            settings = {
-                "fid": "float64 moments, trace by eigenvalues",
-                "kid": {
-                    "kernel": "(x y / F + 1)^3, unbiased",
-                    "subset_size": min(self.options.kid_subset_size, real.count, generated.count),
-                    "num_subsets": self.options.kid_num_subsets,
-                    "seed": KID_SEED,
-                },
-                "precision_recall": f"k = {NEIGHBOURS}",
-            }
-            protocol |= {name: settings[name] for name in self.names if name in settings}
-        if "energy_distance" in self.names:
-            is_image = real.raw.dtype == torch.uint8
-            protocol["energy_distance"] = {
-                "vectors": "raw pixels in [-1, 1], Euclidean" if is_image else "points, Euclidean",
-                "estimator": "unbiased (U-statistic), float64",
-                "real_samples": len(real.raw),
-                "generated_samples": len(generated.raw),
-            }
-        return protocol
 
 
 def _pool(parts: list[Tensor], numbers: list[int]) -> Tensor:
@@ -345,14 +319,6 @@ def _pool(parts: list[Tensor], numbers: list[int]) -> Tensor:
     gathered = [part for part in gather_objects((numbers, mine)) if part[1] is not None]
     order = torch.tensor([n for part, _ in gathered for n in part]).argsort()
     return torch.cat([rows for _, rows in gathered])[order]
-
-
-def _check_sizes(real: tuple[int, ...], generated: tuple[int, ...]) -> None:
-    if real != generated:
-        raise ValueError(
-            f"reference samples are {_size(real)}, generated ones {_size(generated)}: give "
-            "--resolution, which resizes the reference"
-        )
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -139,7 +139,10 @@ def _extractor(network: nn.Module, device: torch.device) -> Extractor:
                 f"features are taken of 8-bit images (B, 3, H, W), got {images.dtype} "
                 f"{tuple(images.shape)}"
             )
-        return network(images.to(device).contiguous())[0]  # (B, F)
+        features = network(images.to(device).contiguous())[0]  # (B, F)
+        if not features.isfinite().all():
+            raise ValueError(f"features of {type(network).__name__} are not finite: its weights?")
+        return features
 
     return extract
 

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -94,11 +94,7 @@ class FolderImages:
         return len(self._numbers)
 
     def prompts(self, captions: Captions) -> list[str]:
-        """A caption of each image that has one.
-
-        Raises:
-            ValueError: none has; see `read_captions`.
-        """
+        """A caption of each image that has one; ValueError if none has."""
         table = read_captions(self.path, self.dataset.images, captions)
         picked = [table.pick(self.dataset.index(number), number, 0) for number in self._numbers]
         return [caption for caption in picked if caption]
@@ -114,26 +110,21 @@ class FolderImages:
     def read_batch(self, numbers: list[int]) -> dict[str, Tensor]:
         """``image``, (B, 3, H, W) in [-1, 1]; in a worker. DataError as `batches` says."""
         samples = [self.dataset[self._numbers[i]] for i in numbers]
-        source = self.description["source"]
         for sample in samples:
             if sample["error"]:
-                raise DataError(f"{source}: {sample['path']}: {sample['error']}")
+                raise DataError(f"{self.path}: {sample['path']}: {sample['error']}")
         shapes = {tuple(sample["image"].shape[1:]): sample["path"] for sample in samples}
         if len(shapes) > 1:
             sizes = " and ".join(f"{path} ({w}x{h})" for (h, w), path in shapes.items())
             raise DataError(
-                f"{source}: images differ in size: {sizes}; give --resolution, or remove what is "
-                "no sample"
+                f"{self.path}: images differ in size: {sizes}; give --resolution, or remove what "
+                "is no sample"
             )
         return {"image": torch.stack([sample["image"] for sample in samples])}
 
 
 class NpzImages:
-    """Images of an .npz file as public FID code reads them: ``arr_0``, uint8 (N, H, W, 3).
-
-    Raises:
-        ValueError: the file holds something else.
-    """
+    """Images of an .npz file as public FID code reads them: ``arr_0``, uint8 (N, H, W, 3)."""
 
     def __init__(self, path: str | Path):
         if not Path(path).is_file():
@@ -175,27 +166,8 @@ def _read_array(path: str | Path, name: str) -> np.ndarray:
         return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
 
 
-def open_images(
-    path: str,
-    resolution: int | None = None,
-    crop_size: int | None = None,
-    subset_size: int = 0,
-    num_workers: int = 0,
-) -> FolderImages | NpzImages:
-    """The images of an .npz file, or else of a folder or manifest, as for `FolderImages`.
-
-    Raises:
-        ValueError: nothing there, or resizing asked of an .npz file.
-    """
-    if Path(path).suffix != ".npz":
-        return FolderImages(path, resolution, crop_size, subset_size, num_workers)
-    if resolution or crop_size or subset_size:
-        raise ValueError(f"{path}: images of an .npz file are taken as they are, all of them")
-    return NpzImages(path)
-
-
 class DrawnSamples:
-    """The first samples of a training data set's stream: points or images, without labels.
+    """The first ``count`` samples of a toy data set's stream, without labels and augmentation.
 
     Args:
         dataset: A `FlowData` of pixels or points, which does not augment.
@@ -219,19 +191,31 @@ class DrawnSamples:
             yield to_uint8(samples) if key == "image" else samples
 
 
+def open_images(path: str, *sizes: int | None, num_workers: int = 0) -> FolderImages | NpzImages:
+    """The images of an .npz file, or else of a folder or manifest, as for `FolderImages`.
+
+    Raises:
+        ValueError: nothing there, or resizing asked of an .npz file.
+    """
+    if Path(path).suffix != ".npz":
+        return FolderImages(path, *sizes, num_workers=num_workers)
+    if any(sizes):
+        raise ValueError(f"{path}: images of an .npz file are taken as they are, all of them")
+    return NpzImages(path)
+
+
 def open_reference(
     options: ReferenceOptions, num_generated: int, num_workers: int = 0
 ) -> SampleSet:
-    """The reference set that the options name; what is drawn has ``num_generated`` samples.
+    """The reference set that the options name; drawn ones have ``num_generated`` samples.
 
     Raises:
         ValueError: there is none, or options that do not fit it.
     """
-    name = options.dataset
     if options.real_image_dir:
         sizes = options.resolution, options.crop_size, options.subset_size
-        return open_images(options.real_image_dir, *sizes, num_workers)
-    count = options.num_real or num_generated
+        return open_images(options.real_image_dir, *sizes, num_workers=num_workers)
+    name, count = options.dataset, options.num_real or num_generated
     if name == "cifar10":
         if not options.data_path:
             raise ValueError("--dataset cifar10 needs --data_path, the folder that holds it")
@@ -273,10 +257,6 @@ class GeneratedSamples:
         label_sampling: LabelSampling = "balanced",
         shown: Sequence[Subject] = (),
     ):
-        if label_sampling not in get_args(LabelSampling):
-            raise ValueError(
-                f"unknown label sampling {label_sampling!r}: {get_args(LabelSampling)}"
-            )
         self.generator, self.options = generator, generator.resolve(options)
         self.count, self.nfe = count, 0.0
         num_classes = generator.model.num_classes
