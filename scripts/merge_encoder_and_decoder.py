@@ -7,70 +7,59 @@ python scripts/merge_encoder_and_decoder.py --encoder_from exported/first \
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser
-from wfimagevae.engine.cli import run_cli
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.generate.options import AutoencoderOptions
+from wfimagevae.options import Options, option
+
+_PLACES = "Hugging Face folder, .ckpt or folder of .ckpt files"
 
 
-def build_parser() -> Parser:
-    """The flags."""
-    parser = Parser(
-        description="Merge the encoder of one model with the decoder of another, for example one "
-        "that was trained further with --freeze_encoder."
+class MergeOptions(Options):
+    """options"""
+
+    model_name: str = option("WFVAE2Image", "registered name", "NAME")
+    encoder_from: str = option(..., f"model whose encoder to take: {_PLACES}", "PATH")
+    decoder_from: str = option(..., f"model whose decoder to take: {_PLACES}", "PATH")
+    config_file: str | None = option(
+        None,
+        "configuration, for a .ckpt with none in it or beside it; the other model keeps its own",
+        "JSON",
+        flag="model_config",
     )
-    parser.add_argument(
-        "--model_name", default="WFVAE2Image", metavar="NAME", help="registered name"
+    save_dir: str = option(..., "Hugging Face folder to write", "DIR")
+    use_raw_weights: bool = option(
+        False, "take a .ckpt's raw weights, not their moving average (EMA)"
     )
-    for half in ("encoder", "decoder"):
-        parser.add_argument(
-            f"--{half}_from",
-            required=True,
-            metavar="PATH",
-            help=f"model whose {half} to take: Hugging Face folder, .ckpt or folder of .ckpt files",
-        )
-    parser.add_argument(
-        "--model_config",
-        metavar="JSON",
-        help="configuration, for a .ckpt with none in it or beside it; the other model keeps its "
-        "own",
-    )
-    parser.add_argument(
-        "--save_dir", required=True, metavar="DIR", help="Hugging Face folder to write"
-    )
-    parser.add_argument(
-        "--use_raw_weights",
-        action="store_true",
-        help="take a .ckpt's raw weights, not their moving average (EMA)",
-    )
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = build_parser().parse_args(argv)
+    options = parse(
+        MergeOptions,
+        argv,
+        description="Merge the encoder of one model with the decoder of another, for example one "
+        "that was trained further with --freeze_encoder.",
+    )
 
-    from wfimagevae.export.autoencoder import check_target, model_card, save_model
-    from wfimagevae.export.merging import merge
-    from wfimagevae.generate.autoencoders import load_vae
-    from wfimagevae.model.weight_files import has_config
+    from wfimagevae.export.autoencoder import export_vae, merge, vae_card
+    from wfimagevae.export.folder import check_target
+    from wfimagevae.generate.autoencoders import load_vae, spread_config
 
-    folder, sources = Path(args.save_dir), (args.encoder_from, args.decoder_from)
+    folder, sources = Path(options.save_dir), (options.encoder_from, options.decoder_from)
     check_target(folder, *sources)
-    bare = [path for path in sources if args.model_config and not has_config(path)]
-    if args.model_config and not bare:
-        raise ValueError(
-            f"--model_config {args.model_config}: both models have their own; leave it out"
-        )
     halves = [
         load_vae(
-            args.model_name,
-            path,
-            args.model_config if path in bare else None,
-            use_raw_weights=args.use_raw_weights,
+            AutoencoderOptions(
+                model_name=options.model_name,
+                from_pretrained=source,
+                config_file=config,
+                use_raw_weights=options.use_raw_weights,
+            )
         )
-        for path in sources
+        for source, config in zip(sources, spread_config(options.config_file, sources), strict=True)
     ]
     merged = merge(*halves)
-    save_model(merged, folder, model_card(merged, folder.resolve().name))
+    export_vae(merged, folder, vae_card(merged, folder.resolve().name))
     print(f"{folder}: merged, and identical when read back")
 
 

@@ -56,13 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = enable_fast_kernels(here.device)
         if note and here.is_main:
             print(note)
-        vae = load_vae(
-            options.model_name,
-            options.from_pretrained,
-            options.config_file,
-            options.ckpt_path,
-            options.use_raw_weights,
-        )
+        vae = load_vae(options)
         autoencoder = as_autoencoder(vae, here.device, options.tile_size)
         loader = valid_loader(dataset, batch_size, options.num_workers, here.rank, here.size)
         bar = tqdm(

@@ -57,13 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UnreadableImage as error:
         raise ValueError(f"--image_path {options.image_path}: {error}") from None
     real = to_signed_unit(torch.from_numpy(center_crop(image, options.resolution)))[None]
-    vae = load_vae(
-        options.model_name,
-        options.from_pretrained,
-        options.config_file,
-        options.ckpt_path,
-        options.use_raw_weights,
-    )
+    vae = load_vae(options)
     autoencoder = as_autoencoder(vae, device, options.tile_size)
     pixels = to_uint8(autoencoder.reconstruct(real, options.mixed_precision)).cpu()
     save_image(target, pixels[0])

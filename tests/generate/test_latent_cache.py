@@ -10,10 +10,12 @@ from wfimagevae.dataset import Captions, IndexedImages, Labels, LatentDataset, T
 from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.autoencoders import Autoencoder
-from wfimagevae.generate.latent_cache import CacheOptions, LatentCache
+from wfimagevae.generate.latent_cache import LatentCache
+from wfimagevae.generate.options import CacheOptions
 
 CPU = torch.device("cpu")
 SIZE = 8
+PLAIN = {"shard_size": 3, "batch_size": 2, "latent_dtype": "fp32", "num_workers": 0}
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,7 @@ def encode(
 ):
     model = model or autoencoder()
     images = IndexedImages(folder, SIZE, Labels(labels), Captions(captions))
-    options = CacheOptions(**{"shard_size": 3, "batch_size": 2, "dtype": "fp32"} | options)
+    options = CacheOptions(**PLAIN | options)
     cache = LatentCache(model, "here", images, output, options, text)
     model.network.seen = 0  # the probe does not count
     return cache.run(World(*world, CPU)), model.network.seen
@@ -135,7 +137,7 @@ def test_mode_stores_means_alone(folder, tmp_path):
     model = autoencoder(moments=lambda images: (images[..., ::2, ::2], None))
     with pytest.raises(ValueError, match="no posterior to sample: use --posterior mode"):
         encode(folder, tmp_path / "out", model)
-    encode(folder, tmp_path / "out", model, posterior="mode", dtype="fp16")
+    encode(folder, tmp_path / "out", model, posterior="mode", latent_dtype="fp16")
     shard = load_file(tmp_path / "out" / "latents-00000.safetensors")
     assert set(shard) == {"latents", "labels"}
     assert shard["latents"].shape == (3, 3, 4, 4) and shard["latents"].dtype == torch.float16
@@ -190,8 +192,7 @@ def test_a_run_that_stops_midway_leaves_an_unfinished_record(folder, tmp_path):
 def test_ranks_share_out_the_shards(folder, tmp_path):
     encode(folder, tmp_path / "one")
     images = IndexedImages(folder, SIZE, Labels("folder"))
-    options = CacheOptions(shard_size=3, batch_size=2, dtype="fp32")
-    cache = LatentCache(autoencoder(), "here", images, tmp_path / "two", options)
+    cache = LatentCache(autoencoder(), "here", images, tmp_path / "two", CacheOptions(**PLAIN))
     missing = cache._prepare()
     for rank in (1, 0):
         cache._write_shards(missing[rank::2], World(rank, 2, CPU))
@@ -226,7 +227,7 @@ def test_shard_of_unreadable_images_is_empty_and_none_readable_an_error(folder, 
     ("change", "message"),
     [
         ({"posterior": "mode"}, "made with other posterior: give"),
-        ({"flip": True, "dtype": "fp16"}, "made with other flip, dtype: give"),
+        ({"flip": True, "latent_dtype": "fp16"}, "made with other flip, dtype: give"),
         ({"labels": "none"}, "made with other images, class_names: give"),
     ],
 )
@@ -261,7 +262,7 @@ def test_latents_that_are_not_finite_name_the_image(folder, tmp_path):
 
     model = autoencoder(moments=overflow)
     with pytest.raises(ValueError, match=r"latents of a/0\.png are not finite, .* as fp16"):
-        encode(folder, tmp_path / "out", model, dtype="fp16")
+        encode(folder, tmp_path / "out", model, latent_dtype="fp16")
 
 
 def test_resolution_must_fit_the_model(folder, tmp_path):

@@ -72,9 +72,9 @@ def test_the_flow_learns_normalised_latents_of_the_last_vae(done):
     folder = output / "steps" / "03_flow" / "autoencoder"
     config = json.loads((folder / "config.json").read_text())
     assert (facts["shift"], facts["scale"]) == (config["shift"], config["scale"])
-    from wfimagevae.generate.autoencoders import load_vae
+    from wfimagevae.generate.autoencoders import load_autoencoder
 
-    vae = load_vae("WFVAE2Image", str(folder))
+    vae = load_autoencoder(f"WFVAE2Image:{folder}").network
     average = last_checkpoint(output, "gan")["ema_state_dict"]
     assert not differences(dict(vae.state_dict()), average)
 

@@ -81,7 +81,7 @@ def test_a_bare_checkpoint_takes_the_config_given_and_the_other_model_its_own(tm
     config = ["--model_config", str(second / "config.json")]
     merged = merge(first, bare, tmp_path / "merged", config)
     assert torch.equal(merged.decoder.conv_in.weight, model.decoder.conv_in.weight)
-    with pytest.raises(ValueError, match="both models have their own"):
+    with pytest.raises(ValueError, match="every model has its own"):
         merge(first, second, tmp_path / "again", config)
     with pytest.raises(ValueError, match=r"--model_config nowhere\.json: no such file"):
         merge(first, bare, tmp_path / "again", ["--model_config", "nowhere.json"])

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from scripts import save_hf_model
-from wfimagevae.export.autoencoder import check_reload, option_table
+from wfimagevae.export.autoencoder import check_reload
+from wfimagevae.export.folder import option_table
 from wfimagevae.generate.latent_stats import write_normalization
 from wfimagevae.model import WFVAE2ImageModel
 

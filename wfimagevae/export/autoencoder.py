@@ -1,66 +1,34 @@
-"""Models as Hugging Face folders: configuration, weights and a card, read back before use."""
+"""Autoencoders as Hugging Face folders, read back before use; one from the halves of two."""
 
-import contextlib
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from wfimagevae.files import read_json, write_json
+from wfimagevae.export.folder import option_table, write_card, write_model
 
-# Training options worth telling; paths stay private.
-_TOLD_OPTIONS = (
+# Training options that the card names; paths stay private.
+_CARD_OPTIONS = (
     *("resolution", "train_crop", "max_steps", "epochs", "batch_size", "grad_accum_steps", "lr"),
     *("mix_precision", "ema", "ema_decay", "loss_type", "perceptual_weight", "kl_weight"),
     *("wavelet_loss", "wavelet_weight", "gan_schedule", "disc_start", "disc_weight"),
     *("adaptive_weight", "seed"),
 )
-_log = logging.getLogger("wfimagevae")
+# Settings that do not change what the halves say to each other.
+_FREE = {"shift", "scale", "dropout"}
+_OF_DECODER = ("decoder_", "spade")
 
 
-def check_target(folder: Path, *sources: str) -> None:
-    """Raises ValueError if an export would overwrite its source, or never be read again."""
-    if any(Path(source).resolve() == folder.resolve() for source in sources):
-        raise ValueError(f"--save_dir {folder} is where the model comes from; choose another")
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--save_dir {folder} is a file; name a folder")
-    if any(folder.glob("*.ckpt")):
-        raise ValueError(
-            f"--save_dir {folder} holds .ckpt files, which would be loaded instead of the export; "
-            "choose another"
-        )
-
-
-def save_model(vae: nn.Module, folder: Path, card: str) -> None:
+def export_vae(vae: nn.Module, folder: Path, card: str) -> None:
     """Writes config.json, safetensors and README.md, and reads them back.
-
-    Args:
-        vae: The model.
-        folder: Where to; files of an earlier export are replaced.
-        card: Text of README.md.
 
     Raises:
         ValueError: what was written does not give the same model.
     """
     vae = vae.cpu().eval()
-    write_weights(vae, folder)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_model(vae, folder, card)
     check_reload(vae, folder)
-
-
-def write_weights(network: nn.Module, folder: Path) -> None:
-    """Writes config.json, without the path of this machine that it would name, and safetensors."""
-    path, replaced = folder / "config.json", {}
-    with contextlib.suppress(FileNotFoundError, ValueError):  # a first export, a broken file
-        replaced = read_json(path)
-    network.save_pretrained(folder)
-    config = read_json(path)
-    config.pop("_name_or_path", None)
-    write_json(path, config)
-    if any(key in replaced and replaced[key] != config.get(key) for key in ("shift", "scale")):
-        _log.warning("%s had another shift and scale: run latent_stats.py --write again", path)
 
 
 @torch.inference_mode()
@@ -80,10 +48,10 @@ def check_reload(vae: nn.Module, folder: Path) -> None:
         raise ValueError(f"{folder}: the reloaded model's output differs")
 
 
-def model_card(
+def vae_card(
     vae: nn.Module, name: str, options: Mapping | None = None, evaluation: Mapping | None = None
 ) -> str:
-    """Text of a Hugging Face model card.
+    """Text of a model card.
 
     Args:
         vae: The model.
@@ -91,39 +59,15 @@ def model_card(
         options: Resolved training options, if known.
         evaluation: What eval_image.py wrote, if measured.
     """
-    factor, channels = vae.spatial_factor, vae.config.latent_dim
+    factor, class_name = vae.spatial_factor, type(vae).__name__
     parameters = sum(parameter.numel() for parameter in vae.parameters())
-    sections = [_FRONT_MATTER, f"# {name}\n", _describe(vae, factor, channels, parameters)]
-    if evaluation:
-        sections.append(_evaluation_section(evaluation))
-    if options:
-        sections.append(option_table(options, _TOLD_OPTIONS))
-    return "\n".join(sections)
-
-
-def option_table(options: Mapping, names: Sequence[str]) -> str:
-    """Section of a model card: those of the options that are there and counted."""
-    idle = "epochs" if options.get("max_steps") else "max_steps"  # the one wins over the other
-    told = [f"| {n} | {options[n]} |" for n in names if n in options and n != idle]
-    return "\n".join(["## Training\n", "| option | value |", "|---|---|", *told, ""])
-
-
-_FRONT_MATTER = """---
-library_name: wfimagevae
-pipeline_tag: image-to-image
-tags: [autoencoder, vae, wavelet]
----
-"""
-
-
-def _describe(vae: nn.Module, factor: int, channels: int, parameters: int) -> str:
-    class_name = type(vae).__name__
-    return f"""A wavelet image autoencoder: {factor}x downsampling, {channels} latent channels, \
-{parameters:,} parameters.
+    sections = [
+        f"""A wavelet image autoencoder: {factor}x downsampling, {vae.config.latent_dim} latent \
+channels, {parameters:,} parameters.
 
 ```python
 import torch
-from {type(vae).__module__} import {class_name}
+from wfimagevae.model.vae.modeling_wfvae2_image import {class_name}
 
 vae = {class_name}.from_pretrained("path/to/this/folder").eval()
 images = torch.zeros(1, 3, 256, 256)  # in [-1, 1], height and width multiples of {factor}
@@ -134,14 +78,52 @@ with torch.no_grad():
     normalized = vae.normalize_latents(latents)
 ```
 """
+    ]
+    if evaluation:
+        protocol = evaluation.get("protocol", {})
+        lines = ["## Evaluation\n", "| metric | value |", "|---|---|"]
+        for metric in ("psnr", "ssim", "lpips", "rfid"):
+            if evaluation.get(metric) is not None:
+                lines.append(f"| {metric} | {evaluation[metric]:.4f} |")
+        count, size = protocol.get("count", "?"), protocol.get("size", "?")
+        code = evaluation.get("protocol_hash", "?")
+        lines.append(f"\n{count} images, {size}, protocol {code}.\n")
+        sections.append("\n".join(lines))
+    if options:
+        sections.append(option_table(options, _CARD_OPTIONS))
+    return write_card(name, "image-to-image", ("autoencoder", "vae", "wavelet"), sections)
 
 
-def _evaluation_section(evaluation: Mapping) -> str:
-    protocol = evaluation.get("protocol", {})
-    lines = ["## Evaluation\n", "| metric | value |", "|---|---|"]
-    for metric in ("psnr", "ssim", "lpips", "rfid"):
-        if evaluation.get(metric) is not None:
-            lines.append(f"| {metric} | {evaluation[metric]:.4f} |")
-    count, size = protocol.get("count", "?"), protocol.get("size", "?")
-    lines.append(f"\n{count} images, {size}, protocol {evaluation.get('protocol_hash', '?')}.\n")
-    return "\n".join(lines)
+def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
+    """A model with one's encoder, latent statistics included, and the other's decoder.
+
+    Args:
+        encoder_from: Gives the encoder, ``shift`` and ``scale``.
+        decoder_from: Gives the decoder; its latents must mean the same, which no configuration
+            tells: usually it was trained further with the first one's encoder frozen.
+
+    Raises:
+        ValueError: classes differ, or settings that both halves share; all are listed.
+    """
+    if type(encoder_from) is not type(decoder_from):
+        raise ValueError(
+            f"cannot merge a {type(encoder_from).__name__} with a {type(decoder_from).__name__}"
+        )
+    first, second = (
+        {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
+        for config in (encoder_from.config, decoder_from.config)
+    )
+    unlike = [
+        f"{key} ({first[key]} and {second.get(key)})"
+        for key in first
+        if not key.startswith(("_", "encoder_", "base_", *_OF_DECODER))
+        and key not in _FREE
+        and first[key] != second.get(key)
+    ]
+    if unlike:
+        raise ValueError(f"encoder and decoder do not fit: they differ in {', '.join(unlike)}")
+    decoder = {key: value for key, value in second.items() if key.startswith(_OF_DECODER)}
+    merged = type(encoder_from).from_config(first | decoder)
+    merged.encoder.load_state_dict(encoder_from.encoder.state_dict())
+    merged.decoder.load_state_dict(decoder_from.decoder.state_dict())
+    return merged.eval()

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.files import is_hub_name
+from wfimagevae.generate.options import AutoencoderOptions
 from wfimagevae.model.modeling_aebase import DEFAULT_SCALE, autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.tiling import pad_to_multiple
@@ -71,48 +72,62 @@ class Autoencoder:
         return decoded.clamp(-1, 1)
 
 
-def load_autoencoder(spec: str, model_config: str | None = None) -> Autoencoder:
-    """The autoencoder of ``KIND:PATH``, on the CPU.
+def load_autoencoder(
+    spec: str, device: torch.device | str = "cpu", model_config: str | None = None
+) -> Autoencoder:
+    """The autoencoder of ``KIND:PATH``.
 
     Args:
         spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
-        model_config: As for `load_vae`.
+        device: Where it will run.
+        model_config: JSON file for one of our checkpoints that embeds no configuration.
 
     Raises:
         ValueError: the form is another, or nothing can be loaded from there.
     """
-    kind, path = _kind_and_path(spec)
+    kind, path = split_spec(spec)
     if kind == "diffusers":
-        return load_diffusers(path, torch.device("cpu"))
-    return as_autoencoder(load_vae(kind, path, model_config), torch.device("cpu"))
+        return load_diffusers(path, device)
+    options = AutoencoderOptions(model_name=kind, from_pretrained=path, config_file=model_config)
+    return as_autoencoder(load_vae(options), device)
 
 
 def load_autoencoders(
     specs: Sequence[str], model_config: str | None = None
 ) -> dict[str, Autoencoder]:
-    """`load_autoencoder` of each of ``specs``.
-
-    Args:
-        specs: KIND:PATH each.
-        model_config: JSON file for the checkpoints among them that have no configuration in them
-            or beside them; the others keep their own.
+    """`load_autoencoder` of each of ``specs``, on the CPU.
 
     Raises:
         ValueError: a model cannot be loaded, or none needs ``model_config``.
     """
-    bare = [spec for spec in specs if model_config and _lacks_config(*_kind_and_path(spec))]
-    if model_config and not bare:
+    places = [split_spec(spec) for spec in specs]
+    configs = spread_config(
+        model_config, [None if kind == "diffusers" else path for kind, path in places]
+    )
+    pairs = zip(specs, configs, strict=True)
+    return {spec: load_autoencoder(spec, model_config=config) for spec, config in pairs}
+
+
+def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list[str | None]:
+    """A configuration for the checkpoints that have none in them or beside them; None for others.
+
+    Args:
+        model_config: JSON file, or None.
+        paths: Models; None is one that takes no such file.
+
+    Raises:
+        ValueError: no model needs it.
+    """
+    bare = [bool(model_config) and path is not None and not has_config(path) for path in paths]
+    if model_config and not any(bare):
         raise ValueError(
             f"--model_config {model_config}: every model has its own configuration; leave it out"
         )
-    return {spec: load_autoencoder(spec, model_config if spec in bare else None) for spec in specs}
+    return [model_config if is_bare else None for is_bare in bare]
 
 
-def _lacks_config(kind: str, path: str) -> bool:
-    return kind != "diffusers" and not has_config(path)
-
-
-def _kind_and_path(spec: str) -> tuple[str, str]:
+def split_spec(spec: str) -> tuple[str, str]:
+    """Kind and path of ``KIND:PATH``; ValueError for another form."""
     kind, separator, path = spec.partition(":")
     if not (kind and separator and path):
         raise ValueError(
@@ -125,53 +140,36 @@ def _kind_and_path(spec: str) -> tuple[str, str]:
     return kind, path
 
 
-def load_vae(
-    model_name: str,
-    from_pretrained: str | None = None,
-    model_config: str | None = None,
-    ckpt_path: str | None = None,
-    use_raw_weights: bool = False,
-) -> nn.Module:
-    """Loads one of our autoencoders as the flags of `add_model_args` say, on the CPU.
-
-    Args:
-        model_name: Registered name.
-        from_pretrained: Hugging Face folder or hub name, .ckpt, or folder of .ckpt files.
-        model_config: JSON file for a checkpoint that embeds no configuration.
-        ckpt_path: .ckpt file, in place of ``from_pretrained``.
-        use_raw_weights: Raw weights instead of a checkpoint's EMA.
+def load_vae(options: AutoencoderOptions) -> nn.Module:
+    """One of our autoencoders, on the CPU.
 
     Raises:
         ValueError: none or both sources are given, or what they hold does not fit the model.
     """
-    if bool(from_pretrained) == bool(ckpt_path):
+    path, config = options.from_pretrained or options.ckpt_path, options.config_file
+    if bool(options.from_pretrained) == bool(options.ckpt_path):
         raise ValueError("give either --from_pretrained or --ckpt_path")
-    if ckpt_path and not Path(ckpt_path).is_file():
-        raise ValueError(f"--ckpt_path {ckpt_path}: no such file")
-    if model_config and not Path(model_config).is_file():
-        raise ValueError(f"--model_config {model_config}: no such file")
-    model_class = autoencoder_class(model_name)
-    with raw_weights(use_raw_weights):
-        return model_class.from_pretrained(from_pretrained or ckpt_path, model_config)
+    if options.ckpt_path and not Path(path).is_file():
+        raise ValueError(f"--ckpt_path {path}: no such file")
+    if config and not Path(config).is_file():
+        raise ValueError(f"--model_config {config}: no such file")
+    with raw_weights(options.use_raw_weights):
+        return autoencoder_class(options.model_name).from_pretrained(path, config)
 
 
 @contextlib.contextmanager
-def raw_weights(wanted: bool):
+def raw_weights(wanted: bool) -> Iterator[None]:
     """While it lasts, and if wanted, `from_pretrained` leaves a checkpoint's EMA aside."""
-    before = os.environ.get("NOT_USE_EMA_MODEL")
-    if wanted:
-        os.environ["NOT_USE_EMA_MODEL"] = "1"
+    before = os.environ.get("NOT_USE_EMA_MODEL", "0")
+    os.environ["NOT_USE_EMA_MODEL"] = "1" if wanted else before
     try:
         yield
     finally:
-        if wanted:
-            del os.environ["NOT_USE_EMA_MODEL"]
-            if before is not None:
-                os.environ["NOT_USE_EMA_MODEL"] = before
+        os.environ["NOT_USE_EMA_MODEL"] = before
 
 
 def as_autoencoder(
-    vae: nn.Module, device: torch.device, tile_size: int | None = None
+    vae: nn.Module, device: torch.device | str, tile_size: int | None = None
 ) -> Autoencoder:
     """One of our models, on a device, to be evaluated.
 
@@ -192,24 +190,20 @@ def as_autoencoder(
             )
         vae.enable_tiling(tile_size, overlap=min(128, tile_size // 2 // factor * factor))
     vae.to(device, memory_format=torch.channels_last)
+    # Shift and scale count once scripts/latent_stats.py has measured them.
+    shift, scale = list(vae.config["shift"]), list(vae.config["scale"])
+    is_measured = any(shift) or set(scale) != {DEFAULT_SCALE}
     return Autoencoder(
         vae,
         encode=lambda images: vae.encode(images).latent_dist.mode(),
         decode=lambda latents: vae.decode(latents).sample,
         multiple=vae.spatial_factor,
         moments=lambda images: _moments(vae.encode(images)),
-        normalization=_own_normalization(vae.config),
+        normalization=(shift, scale) if is_measured else None,
     )
 
 
-def _own_normalization(config) -> tuple[list[float], list[float]] | None:
-    """What scripts/latent_stats.py wrote; None while the defaults stand there."""
-    if set(config["scale"]) == {DEFAULT_SCALE} and not any(config["shift"]):
-        return None
-    return list(config["shift"]), list(config["scale"])
-
-
-def load_diffusers(path: str, device: torch.device) -> Autoencoder:
+def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
     """Any image autoencoder of diffusers (AutoencoderKL, AutoencoderDC, AutoencoderTiny, ...).
 
     Args:
@@ -221,12 +215,12 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
         ValueError: it is not on the hub, no image autoencoder, or weights are missing in it.
         FileNotFoundError: neither a folder nor a hub name.
     """
+    from diffusers import AutoModel
+
     path = os.path.expanduser(path)
     on_hub = not Path(path).is_dir() and is_hub_name(path, subfolders=True)
     if not Path(path).is_dir() and not on_hub:
         raise FileNotFoundError(f"{path} is neither a folder nor a hub name, owner/name")
-    from diffusers import AutoModel
-
     subfolder = None
     if on_hub and path.count("/") > 1:
         owner, name, subfolder = path.split("/", 2)
@@ -245,30 +239,28 @@ def load_diffusers(path: str, device: torch.device) -> Autoencoder:
     return diffusers_autoencoder(network, device)
 
 
-def diffusers_autoencoder(network: nn.Module, device: torch.device) -> Autoencoder:
+def diffusers_autoencoder(network: nn.Module, device: torch.device | str) -> Autoencoder:
     """A loaded model of diffusers, on a device; ValueError if it is no image autoencoder."""
     config = dict(network.config)
     widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
     if not widths or not hasattr(network, "encode") or config.get("in_channels") != 3:
         raise ValueError(f"{type(network).__name__} is not an autoencoder of RGB images")
     network.to(device, memory_format=torch.channels_last)
+    # One factor and shift for all channels, or mean and standard deviation of each, if any.
+    factor, normalization = config.get("scaling_factor"), None
+    if config.get("latents_mean") and config.get("latents_std"):
+        scale = [(factor or 1.0) / std for std in config["latents_std"]]
+        normalization = list(config["latents_mean"]), scale
+    elif factor is not None:
+        normalization = [config.get("shift_factor") or 0.0], [factor]
     return Autoencoder(
         network,
         encode=lambda images: _moments(network.encode(images))[0],
         decode=lambda latents: network.decode(latents).sample,
         multiple=2 ** (len(widths) - 1),
         moments=lambda images: _moments(network.encode(images)),
-        normalization=_diffusers_normalization(config),
+        normalization=normalization,
     )
-
-
-def _diffusers_normalization(config: dict) -> tuple[list[float], list[float]] | None:
-    """From one factor and shift for all, and mean and standard deviation per channel, if any."""
-    factor = config.get("scaling_factor")
-    if config.get("latents_mean") and config.get("latents_std"):
-        scale = [(factor or 1.0) / std for std in config["latents_std"]]
-        return list(config["latents_mean"]), scale
-    return None if factor is None else ([config.get("shift_factor") or 0.0], [factor])
 
 
 def _moments(encoded) -> Moments:

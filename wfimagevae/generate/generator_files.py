@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from wfimagevae.files import read_json
-from wfimagevae.generate.autoencoders import load_autoencoder, raw_weights
+from wfimagevae.generate.autoencoders import load_autoencoder, raw_weights, split_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.latent_space import LatentSpace
 from wfimagevae.generate.options import GeneratorOptions
@@ -115,11 +115,11 @@ def find_generator_facts(path: str | Path) -> dict | None:
 
 def _beside(vae: dict, folder: Path) -> dict:
     """The autoencoder's record, with a path that an export holds inside made one from here."""
-    kind, _, path = (vae["source"] or "").partition(":")
-    inside = folder / path if path else folder
-    if path and folder.is_dir() and not Path(path).is_absolute() and inside.is_dir():
-        return vae | {"source": f"{kind}:{inside}"}
-    return vae
+    if not vae["source"] or not folder.is_dir():
+        return vae
+    kind, path = split_spec(vae["source"])
+    is_inside = not Path(path).is_absolute() and (folder / path).is_dir()
+    return vae | {"source": f"{kind}:{folder / path}"} if is_inside else vae
 
 
 def latent_facts(vae: dict, shift: list[float], scale: list[float]) -> dict:
@@ -147,13 +147,13 @@ def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
             "give it: --vae diffusers:PATH_OR_NAME (public SiT: stabilityai/sd-vae-ft-ema)"
         )
     try:
-        autoencoder = load_autoencoder(source)
+        autoencoder = load_autoencoder(source, device)
     except (FileNotFoundError, ValueError) as error:
         raise ValueError(
             f"the autoencoder of these latents cannot be read: {error}; say where it is with "
             "--vae KIND:PATH"
         ) from error
-    autoencoder.network.to(device).requires_grad_(False)
+    autoencoder.network.requires_grad_(False)
     if "shift" in facts:
         return LatentSpace.of_record(autoencoder, facts)
     if autoencoder.normalization is None:

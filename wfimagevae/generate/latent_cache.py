@@ -4,7 +4,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,40 +29,12 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, gath
 from wfimagevae.files import read_json, write_atomically, write_json
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.latent_stats import LatentStatistics, mean_and_std, normalization
+from wfimagevae.generate.options import CacheOptions
 from wfimagevae.model.text import TextEncoder
 from wfimagevae.model.weight_files import weights_fingerprint
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-POSTERIORS = ("sample", "mode")
-NORMALIZATIONS = ("auto", "vae", "statistics")
 _log = logging.getLogger("wfimagevae")
-
-
-@dataclass(frozen=True)
-class CacheOptions:
-    """What is stored, and how it is computed.
-
-    Attributes:
-        posterior: ``sample`` stores mean and log-variance, so that every epoch draws anew;
-            ``mode`` the mean alone, half the size.
-        flip: Store the mirrored images' latents, too.
-        dtype: Of what is stored: fp32, fp16 or bf16.
-        shard_size: Images a shard; one rank encodes a shard.
-        normalization: Whence shift and scale come: the VAE's own configuration (``vae``), the
-            ``statistics`` of this cache, or (``auto``) the former where there is one.
-        precision: Of the encoder: fp32, bf16 or fp16.
-        batch_size: Images encoded at once.
-        num_workers: Reading processes.
-    """
-
-    posterior: str = "sample"
-    flip: bool = False
-    dtype: str = "fp16"
-    shard_size: int = 4096
-    normalization: str = "auto"
-    precision: str = "fp32"
-    batch_size: int = 32
-    num_workers: int = 0
 
 
 class LatentCache:
@@ -73,7 +45,7 @@ class LatentCache:
         vae_source: Where it came from, for the record.
         images: What to encode.
         folder: Where the cache stands, or will.
-        options: What to store.
+        options: What to store, and how it is computed.
         text: A frozen text encoder, whose embeddings of all captions are stored besides.
 
     Raises:
@@ -92,9 +64,6 @@ class LatentCache:
     ):
         if text is not None and not images.has_captions:
             raise ValueError("--text_encoder needs captions: give --captions")
-        self.text = text
-        self.autoencoder, self.vae_source, self.images = autoencoder, vae_source, images
-        self.folder, self.options = folder, options
         if images.resolution % autoencoder.multiple:
             raise ValueError(
                 f"resolution {images.resolution} is no multiple of {autoencoder.multiple}, "
@@ -105,16 +74,22 @@ class LatentCache:
                 f"the configuration of {vae_source} has no shift and scale of its own; "
                 "use --normalization statistics, or run scripts/latent_stats.py --write first"
             )
+        self.autoencoder, self.vae_source, self.images = autoencoder, vae_source, images
+        self.folder, self.options, self.text = folder, options, text
+        self.tensor_name = "moments" if options.posterior == "sample" else "latents"
+
+        # The shapes of what will be stored are those of one gray image.
         gray = torch.zeros(1, 3, images.resolution, images.resolution)
         stored, _ = self._encode(gray, ["a gray image"])
-        channels, *size = stored[self._name].shape[1:]
+        self._nothing = {name: values[:0] for name, values in stored.items()}
+        channels, *size = stored[self.tensor_name].shape[1:]
         self.latent_shape = (channels // (2 if options.posterior == "sample" else 1), *size)
         self.plan = self._plan()
         self.plan_hash = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
         self.num_shards = -(-len(images) // options.shard_size)
         self._check_record()
 
-    def run(self, here: World) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    def run(self, world: World) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Encodes this process's share of the missing shards; the main one writes the record.
 
         Returns:
@@ -125,16 +100,12 @@ class LatentCache:
             ValueError: latents are not finite, or no image is readable.
             OSError: the disk is full or not writable.
         """
-        missing = broadcast_object(self._prepare() if here.is_main else None)
-        unreadable = self._write_shards(missing[here.rank :: here.size], here)
+        missing = broadcast_object(self._prepare() if world.is_main else None)
+        unreadable = self._write_shards(missing[world.rank :: world.size], world)
         unreadable = [entry for part in gather_objects(unreadable) for entry in part]
         barrier()
-        record = broadcast_object(self._finish() if here.is_main else None)
+        record = broadcast_object(self._finish() if world.is_main else None)
         return record, unreadable
-
-    @property
-    def _name(self) -> str:
-        return "moments" if self.options.posterior == "sample" else "latents"
 
     def _plan(self) -> dict[str, Any]:
         """What makes shards parts of one cache; batches, ranks, workers and paths may differ."""
@@ -152,8 +123,8 @@ class LatentCache:
             "crop": "center",
             "posterior": options.posterior,
             "flip": options.flip,
-            "dtype": options.dtype,
-            "precision": options.precision,
+            "dtype": options.latent_dtype,
+            "precision": options.mixed_precision,
             "shard_size": options.shard_size,
             "latent_shape": list(self.latent_shape),
             "class_names": list(images.class_names),
@@ -199,38 +170,31 @@ class LatentCache:
             raise ValueError(f"{path} belongs to another cache: delete it or its folder")
         return shard if texts_path(self.folder, number).exists() else None
 
-    def _batches(self, number: int) -> list[list[int]]:
+    def _write_shards(self, numbers: list[int], world: World) -> list[tuple[str, str]]:
         size, step = self.options.shard_size, self.options.batch_size
-        end = min((number + 1) * size, len(self.images))
-        return [list(range(i, min(i + step, end))) for i in range(number * size, end, step)]
-
-    def _write_shards(self, numbers: list[int], here: World) -> list[tuple[str, str]]:
-        batches = {number: self._batches(number) for number in numbers}
+        batches = {}
+        for number in numbers:
+            end = min((number + 1) * size, len(self.images))
+            starts = range(number * size, end, step)
+            batches[number] = [list(range(i, min(i + step, end))) for i in starts]
         flat = [batch for parts in batches.values() for batch in parts]
-        unreadable: list[tuple[str, str]] = []
         loader = iter(batch_loader(self.images, flat, self.options.num_workers))
-        total = sum(map(len, flat))
-        with tqdm(
-            total=total, unit="img", desc="encode", disable=not (here.is_main and total)
-        ) as bar:
+        unreadable, total = [], sum(map(len, flat))
+        is_quiet = not (world.is_main and total)
+        with tqdm(total=total, unit="img", desc="encode", disable=is_quiet) as bar:
             for number, parts in batches.items():
-                met = self._write_shard(number, self._read(loader, len(parts), bar))
-                unreadable += met
+                unreadable += self._write_shard(number, islice(loader, len(parts)), bar)
         return unreadable
 
-    def _read(self, loader: Iterator[dict], count: int, bar: tqdm) -> Iterator[dict]:
-        for _ in range(count):
-            batch = next(loader)
-            yield batch
-            bar.update(len(batch["position"]))
-
-    def _write_shard(self, number: int, batches: Iterator[dict]) -> list[tuple[str, str]]:
+    def _write_shard(
+        self, number: int, batches: Iterator[dict], bar: tqdm
+    ) -> list[tuple[str, str]]:
         from safetensors.torch import save
 
-        channels = self.latent_shape[0]
-        statistics, parts, indices, unreadable = LatentStatistics(channels), [], [], []
-        texts = []
+        statistics, indices, unreadable = LatentStatistics(self.latent_shape[0]), [], []
+        parts, texts = [self._nothing], []
         for batch in batches:
+            bar.update(len(batch["position"]))
             unreadable += batch["unreadable"]
             if not batch["index"]:
                 continue
@@ -243,7 +207,7 @@ class LatentCache:
             if self.text is not None:
                 captions = [text for i in batch["index"] for text in self.images.captions(i)]
                 texts += [compact(self.text(captions))] if captions else []
-        tensors = self._joined(parts)
+        tensors = {name: torch.cat([part[name] for part in parts]) for name in self._nothing}
         if self.text is not None:
             counts = [len(self.images.captions(i)) for i in indices]
             nothing = {name: values[:0] for name, values in self.text([""]).items()}
@@ -265,24 +229,15 @@ class LatentCache:
         write_atomically(shard_path(self.folder, number), lambda file: file.write(content))
         return unreadable
 
-    def _joined(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-        names = [self._name] + [self._name + FLIPPED] * self.options.flip
-        if parts:
-            return {name: torch.cat([part[name] for part in parts]) for name in names}
-        channels, *size = self.latent_shape
-        channels *= 2 if self._name == "moments" else 1
-        empty = torch.empty(0, channels, *size, dtype=DTYPES[self.options.dtype])
-        return {name: empty.clone() for name in names}
-
     @torch.inference_mode()
     def _encode(self, images: Tensor, names: list[str]) -> tuple[dict[str, Tensor], tuple]:
         """What is stored of some images, on the CPU, and the posterior of the unmirrored ones."""
-        stored, first = {}, None
-        for suffix, pixels in (("", images), (FLIPPED, images.flip(-1)))[: 1 + self.options.flip]:
+        options, stored, first = self.options, {}, None
+        for suffix, pixels in (("", images), (FLIPPED, images.flip(-1)))[: 1 + options.flip]:
             pixels = pixels.to(self.autoencoder.device, memory_format=torch.channels_last)
-            with autocast(pixels.device, self.options.precision):
+            with autocast(pixels.device, options.mixed_precision):
                 mean, logvar = self.autoencoder.moments(pixels)
-            if self.options.posterior == "mode":
+            if options.posterior == "mode":
                 logvar = None
             elif logvar is None:
                 raise ValueError(
@@ -291,35 +246,31 @@ class LatentCache:
                 )
             first = first or (mean, logvar)
             values = mean if logvar is None else torch.cat([mean, logvar], dim=1)
-            values = values.to(DTYPES[self.options.dtype]).cpu().contiguous()
+            values = values.to(DTYPES[options.latent_dtype]).cpu().contiguous()
             bad = (~values.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             if bad:
                 raise ValueError(
                     f"latents of {names[bad[0]]} are not finite, computed in "
-                    f"{self.options.precision} and stored as {self.options.dtype}; try bf16 or fp32"
+                    f"{options.mixed_precision} and stored as {options.latent_dtype}; try bf16 or "
+                    "fp32"
                 )
-            stored[self._name + suffix] = values
+            stored[self.tensor_name + suffix] = values
         return stored, first
 
     def _finish(self) -> dict[str, Any]:
-        shards = [
-            shard_facts(open_shard(shard_path(self.folder, number)))
-            for number in range(self.num_shards)
-        ]
+        paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
+        shards = [shard_facts(open_shard(path)) for path in paths]
         sums = torch.tensor([shard["sums"] for shard in shards], dtype=torch.float64).sum(0)
         mean, std = mean_and_std(sums)
-        facts = normalization(mean, std)
-        own, used = self.autoencoder.normalization, "statistics"
-        if own and self.options.normalization != "statistics":
-            channels, used = self.latent_shape[0], "vae"
-            facts = {
-                name: list(values) * (channels // len(values))
-                for name, values in zip(("shift", "scale"), own, strict=True)
-            }
+        facts, origin = normalization(mean, std), "statistics"
+        if self.autoencoder.normalization and self.options.normalization != "statistics":
+            channels, origin = self.latent_shape[0], "vae"
+            pairs = zip(("shift", "scale"), self.autoencoder.normalization, strict=True)
+            facts = {name: list(values) * (channels // len(values)) for name, values in pairs}
         counts = [shard["count"] for shard in shards]
         unreadable = sum(shard["unreadable"] for shard in shards)
         numbers = {"num_samples": sum(counts), "num_unreadable": unreadable, "samples": counts}
-        statistics = {"mean": mean, "std": std, "normalization": used}
+        statistics = {"mean": mean, "std": std, "normalization": origin}
         return self._write_record(complete=True, **numbers, **statistics, **facts)
 
     def _write_record(self, complete: bool, **facts) -> dict[str, Any]:

@@ -127,6 +127,30 @@ def check_guidance(negative_prompt: str, scales: Sequence[float]) -> None:
         raise ValueError(f"--guidance_scale {' '.join(names)}: give {repeated[0]} once")
 
 
+class CacheOptions(ComputeOptions):
+    """output"""
+
+    batch_size: Count = option(32, "images encoded at once", "N")
+    num_workers: Natural = option(4, "reading processes", "N")
+    posterior: Literal["sample", "mode"] = option(
+        "sample",
+        "sample: store mean and log-variance, so that training draws anew each epoch; mode: "
+        "the mean alone, half the size",
+    )
+    flip: bool = option(False, "store the mirrored images' latents too")
+    latent_dtype: Literal["fp16", "bf16", "fp32"] = option(
+        "fp16",
+        "stored type; fp16 rounds by 0.05 %% at most, less than a reconstruction shows, and "
+        "takes half of fp32's space",
+    )
+    normalization: Literal["auto", "vae", "statistics"] = option(
+        "auto",
+        "shift and scale of training: from the VAE's own config, from the mean and standard "
+        "deviation of these latents, or (auto) the former where there is one",
+    )
+    shard_size: Count = option(4096, "images a shard; processes share out whole shards", "N")
+
+
 class ImageFolderOptions(Options):
     """images"""
 

@@ -10,11 +10,12 @@ from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.open import only_source
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.engine.distributed import World, barrier
-from wfimagevae.export.autoencoder import write_weights
+from wfimagevae.export.folder import write_model
 from wfimagevae.files import write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
-from wfimagevae.generate.latent_cache import CacheOptions, LatentCache
+from wfimagevae.generate.latent_cache import LatentCache
 from wfimagevae.generate.latent_stats import measure_latents, write_normalization
+from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.task.flow_data import build_datasets
 
@@ -63,7 +64,7 @@ def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, her
     record = json.loads(json.dumps(record))
     if _has(target, record):
         return target
-    vae = load_vae(name, source)
+    vae = load_vae(AutoencoderOptions(model_name=name, from_pretrained=source))
     # At one size: channels' statistics are those of the images, however they are cut.
     plain = {"eval_steps": 0, "aspect_buckets": 0, "reduced_min_sizes": []}
     dataset, _ = build_datasets(options | plain)
@@ -76,7 +77,7 @@ def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, her
         for old in (partial, target):
             shutil.rmtree(old, ignore_errors=True)
         partial.mkdir(parents=True)
-        write_weights(vae.cpu(), partial)
+        write_model(vae.cpu(), partial)
         write_normalization(partial / "config.json", mean, std)
         write_json(partial / _RECORD, record)
         partial.rename(target)
@@ -110,16 +111,15 @@ def cache_latents(folder: Path, vae: str, source: list[str], options: dict, here
         captions,
         options["index_cache_dir"],
     )
-    autoencoder = load_autoencoder(vae)
-    autoencoder.network.to(here.device)
+    autoencoder = load_autoencoder(vae, here.device)
     encoder, text = options["text_encoder"], None
     if encoder and encoder != "bytes":
         text = open_text_encoder(encoder, here.device, options["text_length"])
     cached = CacheOptions(
-        precision=options["mix_precision"],
+        mixed_precision=options["mix_precision"],
         batch_size=options["batch_size"],
         num_workers=options["dataset_num_worker"],
         normalization="vae",
-        dtype="fp32" if options["mix_precision"] == "fp32" else "fp16",
+        latent_dtype="fp32" if options["mix_precision"] == "fp32" else "fp16",
     )
     LatentCache(autoencoder, vae, images, folder, cached, text).run(here)

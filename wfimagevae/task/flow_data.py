@@ -207,8 +207,8 @@ def _encoded(
     options: dict, dataset: FlowData, facts: dict, device: torch.device
 ) -> tuple[tuple[int, ...], Callable, Callable, dict]:
     """The latents of images that are encoded while training, drawn from the posterior."""
-    autoencoder = load_autoencoder(options["vae"])
-    autoencoder.network.to(device).requires_grad_(False)
+    autoencoder = load_autoencoder(options["vae"], device)
+    autoencoder.network.requires_grad_(False)
     if autoencoder.normalization is None:
         raise ValueError(
             f"--vae {options['vae']} does not say how its latents are normalised; run "
