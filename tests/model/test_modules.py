@@ -14,6 +14,7 @@ from wfimagevae.model.modules.resnet_block import ResnetBlock2D
 from wfimagevae.model.modules.updownsample import Downsample, Upsample
 
 LAST = torch.channels_last
+ACTIVATIONS = pytest.mark.parametrize("activation", [F.silu, F.relu])
 NORMS = pytest.mark.parametrize("norm_type", ["layernorm", "groupnorm"])
 
 
@@ -70,11 +71,12 @@ def test_norms_compute_in_float32_under_autocast(norm_type):
 
 
 @NORMS
-def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type):
+@ACTIVATIONS
+def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type, activation):
     norm, conv = random_norm(norm_type, 64).double(), nn.Conv2d(64, 5, 3, padding=1).double()
     x = image_like(2, 64, 6, 4, dtype=torch.float64).requires_grad_()
     inputs = [x, *norm.parameters(), *conv.parameters()]
-    fused, plain = norm_activation_conv(norm, F.silu, conv, x), conv(F.silu(norm(x)))
+    fused, plain = norm_activation_conv(norm, activation, conv, x), conv(activation(norm(x)))
     torch.testing.assert_close(fused, plain)
     upstream = torch.randn_like(plain)
     expected = torch.autograd.grad(plain, inputs, upstream)
@@ -83,20 +85,18 @@ def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type):
 
 
 @NORMS
-def test_fused_block_keeps_nothing_but_its_input(norm_type):
+@ACTIVATIONS
+def test_fused_block_keeps_nothing_but_its_input(norm_type, activation):
     norm, conv = random_norm(norm_type, 32), nn.Conv2d(32, 32, 3, padding=1)
     x = image_like(1, 32, 16, 16).requires_grad_()
-    count, _ = saved_numbers(lambda: norm_activation_conv(norm, F.silu, conv, x * 1))
+    count, _ = saved_numbers(lambda: norm_activation_conv(norm, activation, conv, x * 1))
     assert count == x.numel()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_fused_block_follows_autocast(dtype):
-    norm, conv, x = (
-        random_norm("layernorm", 16),
-        nn.Conv2d(16, 8, 3, padding=1),
-        torch.randn(2, 16, 8, 8),
-    )
+    norm, conv = random_norm("layernorm", 16), nn.Conv2d(16, 8, 3, padding=1)
+    x = torch.randn(2, 16, 8, 8)
     expected = norm_activation_conv(norm, F.silu, conv, x)
     with torch.autocast("cpu", dtype):
         y = norm_activation_conv(norm, F.silu, conv, x)

@@ -6,35 +6,14 @@ The flow models, which are all other names, do so in tests/model/flow.
 import pytest
 import torch
 
+from tests.model.test_wfvae2_image import ALL_VARIANTS, tiny_model
 from wfimagevae.model import ImageBaseAE
 from wfimagevae.model.registry import ModelRegistry
 
-TINY = {
-    "WFVAE2Image": {
-        "latent_dim": 4,
-        "base_channels": [8, 16, 24],
-        "encoder_energy_flow_size": 8,
-        "decoder_energy_flow_size": 8,
-    }
-}
 
-
-VARIANTS = [
-    ("WFVAE2Image", {}),
-    ("WFVAE2Image", {"activation": "relu"}),
-    ("WFVAE2Image", {"activation": "bezier"}),
-    ("WFVAE2Image", {"spade": True}),
-    ("WFVAE2Image", {"activation": "bezier", "spade": True, "decoder_num_resblocks": 3}),
-]
-
-
-def test_every_autoencoder_is_tried():
-    assert {name for name, _ in VARIANTS} == TINY.keys()
-
-
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_registered_models_run_learn_save_and_reload(name, options, tmp_path):
-    model = ModelRegistry.get_model(name)(**TINY[name] | options)
+@ALL_VARIANTS
+def test_registered_models_run_learn_save_and_reload(options, tmp_path):
+    model = tiny_model(**options)
     factor = model.spatial_factor
     x = torch.rand(2, 3, 3 * factor, 2 * factor) * 2 - 1
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
@@ -49,16 +28,19 @@ def test_registered_models_run_learn_save_and_reload(name, options, tmp_path):
 
     model.eval().save_pretrained(tmp_path)
     reloaded = ImageBaseAE.from_pretrained(tmp_path)
-    assert type(reloaded) is type(model)
+    assert type(reloaded) is type(model) is ModelRegistry.get_model("WFVAE2Image")
+    assert options.items() <= dict(reloaded.config).items()
     expected = model(x, sample_posterior=False).sample
     assert torch.equal(reloaded(x, sample_posterior=False).sample, expected)
+    z = model.encode(x).latent_dist.mode()
+    exported = torch.export.export(model.decoder, (z,))
+    torch.testing.assert_close(exported.module()(z)[0], expected)
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("name", "options"), VARIANTS)
-def test_tiles_change_registered_models_little(name, options):
-    torch.manual_seed(0)
-    model = ModelRegistry.get_model(name)(**TINY[name] | options).eval()
+@ALL_VARIANTS
+def test_tiles_change_registered_models_little(options):
+    model = tiny_model(**options).eval()
     x = torch.rand(1, 3, 320, 288) * 2 - 1
     whole = model(x, sample_posterior=False).sample
     model.enable_tiling(tile_size=256, overlap=128)

@@ -41,11 +41,7 @@ def test_a_local_function_is_tiled_without_a_trace():
 )
 def local_model(request):
     """Without attention, a latent and its pixels depend on some latents to each side only."""
-    model = tiny_model(mid_layers_type=[], **request.param).eval()
-    for name, parameter in model.named_parameters():
-        if "spade" in name and "conv_out" in name:  # as after training
-            torch.nn.init.normal_(parameter, std=0.05)
-    return model
+    return tiny_model(mid_layers_type=[], **request.param).eval()
 
 
 @torch.no_grad()
@@ -62,15 +58,6 @@ def test_tiled_equals_untiled_where_the_overlap_covers_what_a_pixel_sees(local_m
     assert tiled.extra_output is None
     assert again.extra_output is None
     assert again.sample.is_contiguous(memory_format=torch.channels_last)
-
-
-@torch.no_grad()
-def test_attention_makes_tiled_differ_little():
-    model, x = tiny_model().eval(), torch.rand(1, 3, 192, 160) * 2 - 1
-    whole = model(x, sample_posterior=False).sample
-    model.enable_tiling(tile_size=128, overlap=64)
-    tiled = model(x, sample_posterior=False).sample
-    assert 0 < (tiled - whole).square().mean() < 0.01 * whole.square().mean()
 
 
 @torch.no_grad()

@@ -14,15 +14,26 @@ ROOT = Path(__file__).parents[2]
 LAST = torch.channels_last
 
 
+TINY = {"latent_dim": 4, "base_channels": [8, 16, 24]}
+TINY |= {"encoder_energy_flow_size": 8, "decoder_energy_flow_size": 8}
+VARIANTS = [
+    {},
+    {"activation": "relu"},
+    {"activation": "bezier"},
+    {"spade": True},
+    {"activation": "bezier", "spade": True, "decoder_num_resblocks": 3},
+]
+ALL_VARIANTS = pytest.mark.parametrize("options", VARIANTS, ids=str)
+
+
 def tiny_model(**options) -> WFVAE2ImageModel:
+    """A small model whose modulations, if it has any, do something, as after training."""
     torch.manual_seed(0)
-    defaults = {
-        "latent_dim": 4,
-        "base_channels": [8, 16, 24],
-        "encoder_energy_flow_size": 8,
-        "decoder_energy_flow_size": 8,
-    }
-    return WFVAE2ImageModel(**defaults | options)
+    model = WFVAE2ImageModel(**TINY | options)
+    for name, parameter in model.named_parameters():
+        if ".spade" in name and ".conv_out." in name:
+            torch.nn.init.normal_(parameter, std=0.05)
+    return model
 
 
 def loss_of(model, x, noise):
@@ -125,22 +136,24 @@ class _Convolutions(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.strides = []
+        self.strides, self.num_backward = [], 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func is torch.ops.aten.convolution.default:
             self.strides += [args[0].stride(1), result.stride(1)]
         elif func is torch.ops.aten.convolution_backward.default:
+            self.num_backward += 1
             self.strides += [tensor.stride(1) for tensor in args[:2]]
             assert result[0] is None or result[0].is_contiguous(memory_format=LAST)
         return result
 
 
 @pytest.mark.parametrize("norm_type", ["layernorm", "groupnorm"])
-def test_everything_stays_channels_last(norm_type):
+@pytest.mark.parametrize("spade", [False, True])
+def test_everything_stays_channels_last(norm_type, spade):
     widths = {"base_channels": [32, 32, 64], "encoder_energy_flow_size": 32}
-    model = tiny_model(norm_type=norm_type, decoder_energy_flow_size=32, **widths)
+    model = tiny_model(norm_type=norm_type, decoder_energy_flow_size=32, spade=spade, **widths)
     x = torch.randn(2, 3, 32, 48)  # contiguous: the model packs it
     with _Convolutions() as seen:
         out = model(x)
@@ -152,8 +165,9 @@ def test_everything_stays_channels_last(norm_type):
     assert all(p.is_contiguous(memory_format=LAST) for p in four_d)
 
 
-def test_autocast_returns_float32_images_near_the_exact_ones():
-    model, x = tiny_model(), torch.rand(1, 3, 32, 32) * 2 - 1
+@pytest.mark.parametrize("spade", [False, True])
+def test_autocast_returns_float32_images_near_the_exact_ones(spade):
+    model, x = tiny_model(spade=spade), torch.rand(1, 3, 32, 32) * 2 - 1
     noise = torch.randn(1, 4, 4, 4)
     with torch.autocast("cpu", torch.bfloat16):
         out = model(x, noise=noise)
@@ -182,46 +196,37 @@ def test_noise_decides_the_sample_and_the_mode_needs_none():
     assert torch.equal(model(x, sample_posterior=False).sample, mode)
 
 
-def test_gradient_checkpointing_changes_no_gradient():
-    model, x, noise = tiny_model(), torch.randn(1, 3, 16, 24), torch.randn(1, 4, 2, 3)
+@ALL_VARIANTS
+def test_every_parameter_learns_and_gradient_checkpointing_changes_no_gradient(options):
+    model, x = tiny_model(**options), torch.randn(1, 3, 16, 24)
+    noise = torch.randn(1, 4, 2, 3)
     plain = gradients(model, x, noise)
+    for name, grad in plain.items():
+        # A bias before the softmax over keys cancels out.
+        assert grad.abs().max() > 0 or name.endswith("1.k.bias"), name
     model.enable_gradient_checkpointing()
-    assert model.encoder.gradient_checkpointing
-    assert model.decoder.gradient_checkpointing
+    assert model.encoder.gradient_checkpointing and model.decoder.gradient_checkpointing
     torch.testing.assert_close(gradients(model, x, noise), plain)
 
 
-def test_every_parameter_learns():
-    model = tiny_model()
-    for name, grad in gradients(model, torch.randn(1, 3, 16, 16), torch.randn(1, 4, 2, 2)).items():
-        # A bias before the softmax over keys cancels out.
-        assert grad.abs().max() > 0 or name.endswith("1.k.bias"), name
-
-
-def test_frozen_encoder_keeps_its_weights():
-    model = tiny_model()
-    model.freeze_encoder()
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("spade", [False, True])
+def test_frozen_halves_keep_their_weights(half, spade):
+    model = tiny_model(spade=spade)
+    getattr(model, f"freeze_{half}")()
     loss_of(model, torch.randn(1, 3, 16, 16), torch.randn(1, 4, 2, 2)).backward()
-    assert all(p.grad is None for p in model.encoder.parameters())
-    assert all(p.grad is not None for p in model.decoder.parameters())
-
-
-class _CountBackwards(TorchDispatchMode):
-    count = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.ops.aten.convolution_backward.default
-        return func(*args, **(kwargs or {}))
+    for name, parameter in model.named_parameters():
+        assert (parameter.grad is None) == name.startswith(half), name
 
 
 def test_gradient_of_the_last_layer_runs_no_other_layer():
     model = tiny_model()
     sample = model(torch.randn(1, 3, 16, 16)).sample
     assert model.last_layer is model.decoder.conv_out.weight
-    with _CountBackwards() as seen:
+    with _Convolutions() as seen:
         first = torch.autograd.grad(sample.sum(), model.last_layer, retain_graph=True)[0]
         second = torch.autograd.grad(2 * sample.sum(), model.last_layer, retain_graph=True)[0]
-    assert seen.count == 2
+    assert seen.num_backward == 2
     torch.testing.assert_close(second, 2 * first)
     sample.sum().backward()
     torch.testing.assert_close(model.last_layer.grad, first)
