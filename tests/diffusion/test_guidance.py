@@ -192,23 +192,19 @@ def test_impossible_guidance_is_refused(options, message):
         Guidance(**options)
 
 
-def test_scale_without_a_condition_is_refused():
-    with pytest.raises(ValueError, match=r"scale of 4.0 needs a conditional model.* no condition"):
-        guided_velocity(Model(), None, None, Guidance(4.0))
-    with pytest.raises(ValueError, match="no null condition"):
-        guided_velocity(Model(), LABELS, None, Guidance(4.0))
-
-
-def test_more_channels_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="cannot guide 5 channels"):
-        call(Guidance(2.0, channels=5))
-
-
-@pytest.mark.parametrize("scale", [1.0, 2.0])
-def test_condition_of_another_batch_is_refused(scale):
-    velocity = guided_velocity(Model(), LABELS[:1], NULL[:1], Guidance(scale))
-    with pytest.raises(ValueError, match="samples, but its condition"):
-        velocity(state(), torch.tensor(0.5))
+@pytest.mark.parametrize(
+    ("condition", "null", "guidance", "message"),
+    [
+        (None, None, Guidance(4.0), r"scale of 4.0 needs a conditional model.* no condition"),
+        (LABELS, None, Guidance(4.0), "no null condition"),
+        (LABELS, NULL, Guidance(2.0, channels=5), "cannot guide 5 channels"),
+        (LABELS[:1], NULL[:1], Guidance(1.0), "samples, but its condition"),
+        (LABELS[:1], NULL[:1], Guidance(2.0), "samples, but its condition"),
+    ],
+)
+def test_what_cannot_be_guided_is_refused(condition, null, guidance, message):
+    with pytest.raises(ValueError, match=message):
+        guided_velocity(Model(), condition, null, guidance)(state(), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize(

@@ -9,19 +9,9 @@ from tests.distributed.worker import play, play_on_ranks
 from tests.task.training import Workplace, differences, largest_difference, load
 
 CONSTANT = {"no_adaptive_weight": True}
-EVERY_TERM = {
-    "mse_weight": 1,
-    "color_weight": 1,
-    "histogram_weight": 1,
-    "contrast_weight": 1,
-    "kl_weight": 1e-3,
-    "kl_warmup_steps": 4,
-    "kl_free_bits": 0.01,
-    "r1_weight": 1,
-    "r1_interval": 2,
-    "instance_noise_std": 0.1,
-    "instance_noise_decay": 0.9,
-}
+EVERY_TERM = {f"{name}_weight": 1 for name in ("mse", "color", "histogram", "contrast", "r1")}
+EVERY_TERM |= {"kl_weight": 1e-3, "kl_warmup_steps": 4, "kl_free_bits": 0.01, "r1_interval": 2}
+EVERY_TERM |= {"instance_noise_std": 0.1, "instance_noise_decay": 0.9}
 CASES = {  # options, batch of one process, (batch, micro-batches) of two
     "joint": ({"gan_schedule": "joint"} | CONSTANT, 8, (2, 2)),
     "alternate": ({"gan_schedule": "alternate"} | CONSTANT, 8, (2, 2)),

@@ -56,33 +56,32 @@ def test_stays_frozen_in_evaluation_mode(weights):
 
 def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(
-        torch.hub,
-        "download_url_to_file",
-        lambda *a, **k: (_ for _ in ()).throw(ConnectionError("no network")),
-    )
+
+    def fail(*args, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(MissingWeights, match=r"vgg16-397923af.pth.*--lpips_weights"):
         load_lpips("vgg")
 
 
-def test_a_backbone_of_another_shape_is_refused(weights, tmp_path):
+def test_wrong_files_are_refused(weights, tmp_path):
     narrow = torch.load(weights) | {"features.0.weight": torch.zeros(2, 3, 3, 3)}
-    torch.save(narrow, tmp_path / "narrow.pth")
-    with pytest.raises(ValueError, match=r"features\.0\.weight .* of another shape"):
-        load_lpips("vgg", str(tmp_path / "narrow.pth"))
-
-
-def test_wrong_files_are_refused(tmp_path):
-    with pytest.raises(MissingWeights, match="do not exist"):
-        load_lpips("vgg", str(tmp_path / "nothing.pth"))
-    torch.save({"features.0.weight": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match="not the torchvision backbone"):
-        load_lpips("vgg", str(tmp_path / "other.pth"))
-    torch.save(torch.zeros(1), tmp_path / "tensor.pth")
-    with pytest.raises(ValueError, match=r"tensor\.pth holds no weights, but a Tensor"):
-        load_lpips("vgg", str(tmp_path / "tensor.pth"))
+    for name, content in (
+        ("narrow", narrow),
+        ("other", {"features.0.weight": torch.zeros(1)}),
+        ("tensor", narrow["features.0.bias"]),
+    ):
+        torch.save(content, tmp_path / f"{name}.pth")
     (tmp_path / "garbage.pth").write_bytes(b"h%")
-    with pytest.raises(ValueError, match=r"garbage\.pth is not a readable checkpoint"):
-        load_lpips("vgg", str(tmp_path / "garbage.pth"))
+    for name, message in (
+        ("nothing", "do not exist"),
+        ("narrow", r"features\.0\.weight .* of another shape"),
+        ("other", "not the torchvision backbone"),
+        ("tensor", r"tensor\.pth holds no weights, but a Tensor"),
+        ("garbage", r"garbage\.pth is not a readable checkpoint"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_lpips("vgg", str(tmp_path / f"{name}.pth"))
     with pytest.raises(ValueError, match="unknown LPIPS backbone"):
         load_lpips("vgg19")

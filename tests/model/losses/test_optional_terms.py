@@ -118,13 +118,8 @@ def test_free_bits_leave_values_below_them_alone():
     assert logs["train/kl_loss"] == other_logs["train/kl_loss"]  # all of it, for people
     excess = 0.2 * (0.5 - values[values < 0.5]).sum() / len(values) / images[0].numel()
     torch.testing.assert_close(value - other, excess)
-
-
-def test_free_bits_above_everything_stop_the_kl_gradient():
-    images, tensors, last_layer = random_case()
-    tensors["moments"].requires_grad_()
-    loss = small_loss(**NOTHING | {"kl_weight": 0.2}, kl_free_bits=1024)
-    value, logs = generator_loss(loss, tensors, images, last_layer)
+    everything = small_loss(**NOTHING | {"kl_weight": 0.2}, kl_free_bits=1024)
+    value, logs = generator_loss(everything, tensors, images, last_layer)
     assert logs["train/kl_free_share"] == 1
     assert torch.autograd.grad(value, tensors["moments"])[0].abs().max() == 0
 
@@ -250,12 +245,3 @@ def test_noise_is_on_what_the_discriminator_sees_and_on_nothing_else():
     for name, seen in (("real", images + noise[0]), ("fake", sample + noise[1])):
         want = loss.discriminator(seen).mean().detach()
         torch.testing.assert_close(logs[f"train/logits_{name}"], want)
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [({"r1_interval": 0}, "r1_interval"), ({"instance_noise_decay": 1.5}, "decay")],
-)
-def test_options_out_of_range_are_named(options, word):
-    with pytest.raises(ValueError, match=word):
-        LossConfig(**options)
