@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.eval.benchmark import measure, report
     from wfimagevae.eval.evaluator import Evaluator
-    from wfimagevae.eval.report import describe_protocol
+    from wfimagevae.eval.report import describe_protocol, remarks
     from wfimagevae.generate.autoencoders import load_autoencoders
 
     for spec in options.model:
@@ -72,16 +72,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     evaluator = Evaluator(options.metric, device, options)
     kernels = enable_fast_kernels(device)
     precision, seconds = options.mixed_precision, options.timing_seconds
-    measured = {}
+    rows, notes = [], []
     for spec, autoencoder in autoencoders.items():
         autoencoder.network.to(device)
-        measured[spec] = measure(spec, autoencoder, loader, evaluator, precision, seconds)
+        row, lines = measure(spec, autoencoder, loader, evaluator, precision, seconds)
         autoencoder.network.cpu()
+        rows.append(row)
+        notes += lines
+    notes += remarks({}, evaluator.unavailable)
     metrics = [name for name in evaluator.names if name not in evaluator.unavailable]
     protocol = describe_protocol(metrics, options, evaluator.count)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     conditions = [precision, f"batches of {options.batch_size}", where, kernels]
-    text = report(measured, evaluator, protocol, ", ".join(filter(None, conditions)))
+    text = "\n".join(report(rows, notes, protocol, ", ".join(filter(None, conditions))))
     print(text)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)

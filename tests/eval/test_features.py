@@ -3,7 +3,12 @@ from urllib.error import URLError
 import pytest
 import torch
 
-from wfimagevae.eval.features import describe_features, file_digest, load_features, load_inception
+from wfimagevae.eval.features import (
+    describe_features,
+    load_features,
+    load_inception,
+    weights_digest,
+)
 from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.model.losses.lpips_network import MissingWeights
 
@@ -41,7 +46,7 @@ def test_dinov2_of_local_files_sees_normalised_224_px_images(dinov2):
     torch.testing.assert_close(features, network(grey).detach())
     description = describe_features(options, 1024)
     assert description["resize"].startswith("TensorFlow 1 bilinear to 224x224")
-    assert description["weights"] == file_digest(options.dinov2_weights)
+    assert description["weights"] == weights_digest(options.dinov2_weights)
 
 
 def test_dinov2_weights_of_another_model_are_refused(dinov2):
@@ -93,4 +98,4 @@ def test_float_images_and_features_that_are_not_finite_are_refused(inception_wei
 
 def test_digest_is_the_start_of_sha256(tmp_path):
     (tmp_path / "file").write_bytes(b"abc")
-    assert file_digest(tmp_path / "file") == "ba7816bf"
+    assert weights_digest(tmp_path / "file") == "ba7816bf"

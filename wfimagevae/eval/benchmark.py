@@ -1,7 +1,6 @@
 """Several autoencoders on the same images by the same protocol."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -11,29 +10,12 @@ from tqdm import tqdm
 from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.engine.device import autocast
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.report import format_value, markdown_table, protocol_hash, remarks
+from wfimagevae.eval.report import format_value, markdown_table, protocol_hash
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
 _MEMORY = "peak memory (MiB)"
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What one autoencoder achieved, and at which cost.
-
-    Attributes:
-        latent: Spatial factor and channels, such as ``f8 c16``.
-        values: Metric -> figure.
-        notes: Metric -> what its value hides.
-        cost: Column of the table -> speed, size or memory, as it stands there.
-    """
-
-    latent: str
-    values: Mapping[str, float]
-    notes: Mapping[str, str]
-    cost: Mapping[str, str]
 
 
 def measure(
@@ -43,18 +25,21 @@ def measure(
     evaluator: Evaluator,
     precision: str,
     min_seconds: float,
-) -> Measurement:
-    """Quality over all images, speed and memory on the first batch.
+) -> tuple[dict[str, str], list[str]]:
+    """Quality over all images; speed, arithmetic and memory on the first batch.
 
     Reconstructions are rounded to 8 bits, so that the figures are those of files.
 
     Args:
-        name: What the progress bar calls the model.
+        name: What table and progress bar call the model.
         autoencoder: The model.
         loader: Images; see `valid_loader`.
         evaluator: The metrics; it is reset.
         precision: fp32, bf16 or fp16.
         min_seconds: How long each of encoding and decoding is timed.
+
+    Returns:
+        Column -> cell of the model's row, and lines to stand below the table.
 
     Raises:
         ValueError: no image is readable.
@@ -74,13 +59,19 @@ def measure(
     values = evaluator.compute()
     notes = evaluator.notes | ({"left out": ", ".join(unreadable)} if unreadable else {})
     latent, cost = _cost(autoencoder, first, precision, min_seconds)
-    return Measurement(latent, values, notes, cost)
+    figures = {
+        metric.upper().replace("RFID", "rFID"): format_value(metric, values.get(metric))
+        for metric in evaluator.names
+    }
+    row = {"model": name, "latent": latent, **figures, **cost}
+    return row, [f"{name}: {metric}: {note}" for metric, note in notes.items()]
 
 
 @torch.inference_mode()
 def _cost(
     autoencoder: Autoencoder, images: Tensor, precision: str, min_seconds: float
 ) -> tuple[str, dict[str, str]]:
+    """Factor and channels of the latents, such as ``f8 c16``, and the columns of what it costs."""
     device = autoencoder.device
     images = images.to(device, memory_format=torch.channels_last)
     images, _ = pad_to_multiple(images, autoencoder.multiple)
@@ -101,31 +92,23 @@ def _cost(
 
 
 def report(
-    measurements: Mapping[str, Measurement], evaluator: Evaluator, protocol: dict, conditions: str
-) -> str:
-    """A Markdown table and, below it, how it was measured and what could not be.
+    rows: list[Mapping[str, str]], notes: list[str], protocol: dict, conditions: str
+) -> list[str]:
+    """The lines of a Markdown table, of how it was measured, and of what needs saying.
 
     Args:
-        measurements: Name of each model -> what was measured.
-        evaluator: What measured them.
+        rows: One of `measure` for each model.
+        notes: Lines of `measure`.
         protocol: See `describe_protocol`.
         conditions: Precision, batch size and device, in words.
     """
-    header = ["model", "latent", *(n.upper().replace("RFID", "rFID") for n in evaluator.names)]
-    rows = []
-    for model, m in measurements.items():
-        figures = [format_value(name, m.values.get(name)) for name in evaluator.names]
-        rows.append([model, m.latent, *figures, *m.cost.values()])
-    costs = [m.cost for m in measurements.values()]
     size = protocol["size"].replace("native", "native size")
     lines = [
-        markdown_table([*header, *costs[0]], rows),
+        markdown_table(list(rows[0]), [list(row.values()) for row in rows]),
         "",
         f"{protocol['count']} images of {size}, protocol {protocol_hash(protocol)}; {conditions}. "
         "GMAC: one image there and back.",
     ]
-    if "n/a" in [cost[_MEMORY] for cost in costs]:
+    if "n/a" in [row[_MEMORY] for row in rows]:
         lines.append("Peak memory is measured on CUDA only.")
-    for model, m in measurements.items():
-        lines += [f"{model}: {name}: {note}" for name, note in m.notes.items()]
-    return "\n".join([*lines, *remarks({}, evaluator.unavailable)])
+    return lines + notes

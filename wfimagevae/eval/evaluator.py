@@ -57,16 +57,10 @@ class Evaluator:
         unavailable: Metric -> the way to get its weights, for those that are missing.
         notes: Metric -> what its value hides, after `compute`.
         count: Number of images of all processes, after `compute`.
-
-    Raises:
-        ValueError: unknown metric.
     """
 
     def __init__(
-        self,
-        metrics: Sequence[str],
-        device: torch.device,
-        options: MetricOptions | None = None,
+        self, metrics: Sequence[str], device: torch.device, options: MetricOptions | None = None
     ):
         unknown = [name for name in metrics if name not in METRICS]
         if unknown:
@@ -105,15 +99,7 @@ class Evaluator:
 
     @torch.no_grad()
     def update(self, real: Tensor, generated: Tensor) -> None:
-        """Adds pairs.
-
-        Args:
-            real: Originals in [-1, 1], (B, 3, H, W).
-            generated: Reconstructions, the same shape and range.
-
-        Raises:
-            ValueError: shapes differ, or values lie outside [-1, 1].
-        """
+        """Adds originals in [-1, 1], (B, 3, H, W), and reconstructions of that shape and range."""
         x, y = to_unit(real.to(self.device)), to_unit(generated.to(self.device))
         for name, measure in self._per_image.items():
             values = measure(x, y).cpu().double()  # (B,)
@@ -146,7 +132,13 @@ class Evaluator:
         for name, (total, infinite) in zip(self._sums, sums, strict=True):
             values[name] = float("inf") if infinite else total / count
             if infinite:
-                self.notes[name] = _identical_note(name, total, int(infinite), self.count)
+                note = (
+                    f"infinite: {infinite:.0f} of {self.count} reconstructions equal their original"
+                )
+                if infinite < count:
+                    mean = total / (count - infinite)
+                    note += f"; the mean {name} of the others is {mean:.4f}"
+                self.notes[name] = note
         if self._rfid:
             values["rfid"] = self._rfid.compute()
             if self.count < self._rfid.num_features:
@@ -155,13 +147,6 @@ class Evaluator:
                     "compare only with figures from the same images"
                 )
         return {name: values[name] for name in self.names if name in values}
-
-
-def _identical_note(name: str, total: float, infinite: int, count: int) -> str:
-    note = f"infinite: {infinite} of {count} reconstructions equal their original"
-    if infinite == count:
-        return note
-    return f"{note}; the mean {name} of the others is {total / (count - infinite):.4f}"
 
 
 @dataclass(frozen=True)

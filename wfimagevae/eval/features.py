@@ -3,8 +3,9 @@
 import hashlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 
@@ -42,7 +43,7 @@ def describe_features(options: SetMetricOptions, width: int) -> dict[str, str]:
     path = options.dinov2_weights
     return {
         "features": f"{DINOV2_MODEL}, class token",
-        "weights": file_digest(path) if path else Path(DINOV2_URL).name,
+        "weights": weights_digest(path) if path else Path(DINOV2_URL).name,
         "resize": _RESIZE.format(224),
     }
 
@@ -56,13 +57,10 @@ def describe_inception(weights: str | None, width: int = NUM_FEATURES) -> dict[s
     }
 
 
-def weights_digest(path: str | None, url: str) -> str:
-    """Start of the SHA-256 of a weight file; without a file, that in the name of the download."""
-    return file_digest(path) if path else url.removesuffix(".pth").rsplit("-", 1)[1]
-
-
-def file_digest(path: str | Path) -> str:
-    """First 8 hexadecimal digits of a file's SHA-256, as download names carry them."""
+def weights_digest(path: str | Path | None, url: str = "") -> str:
+    """First 8 digits of a weight file's SHA-256, which the name of a download carries."""
+    if not path:
+        return url.removesuffix(".pth").rsplit("-", 1)[1]
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:8]
 
@@ -81,8 +79,9 @@ def load_inception(
         MissingWeights: the weights cannot be had; the message says how to get them.
         ValueError: the file holds something else, or torch-fidelity is not installed.
     """
-    with _torch_fidelity("Inception"):
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    _require_torch_fidelity("Inception")
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     if weights:
         _check_inception(weights)
     try:
@@ -110,9 +109,9 @@ def load_dinov2(
     Raises:
         MissingWeights, ValueError: as of `load_inception`.
     """
-    with _torch_fidelity("DINOv2"):
-        from torch_fidelity.feature_extractor_base import FeatureExtractorBase
-        from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
+    _require_torch_fidelity("DINOv2")
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+    from torch_fidelity.feature_extractor_dinov2 import FeatureExtractorDinoV2
 
     class FeatureExtractorOfModel(FeatureExtractorDinoV2):
         # The library's constructor takes downloaded weights only.
@@ -147,12 +146,9 @@ def _extractor(network: nn.Module, device: torch.device) -> Extractor:
     return extract
 
 
-@contextmanager
-def _torch_fidelity(name: str) -> Iterator[None]:
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{name} features need {error.name}: pip install torch-fidelity") from None
+def _require_torch_fidelity(network: str) -> None:
+    if not find_spec("torch_fidelity"):
+        raise ValueError(f"{network} needs torch_fidelity: pip install torch-fidelity")
 
 
 def _check_inception(weights: str) -> None:

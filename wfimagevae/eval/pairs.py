@@ -28,14 +28,11 @@ def output_names(paths: Sequence[str], extension: str) -> dict[str, str]:
     overwrites another: a.jpg and a.png become a.jpg.png and a.png.png.
 
     Args:
-        paths: Relative POSIX paths of the images.
+        paths: Relative POSIX paths; ValueError for one that starts with ``origin/``.
         extension: Extension of the files to write, without the dot.
 
     Returns:
         Path -> relative path to write.
-
-    Raises:
-        ValueError: a path starts with ``origin/``, which is kept for originals.
     """
     reserved = [path for path in paths if PurePosixPath(path).parts[0] == ORIGIN_FOLDER]
     if reserved:
@@ -88,20 +85,17 @@ def match_pairs(
         else:
             alone.append(path)
     left_over = [] if is_subset else sorted(names - {partner for _, partner in pairs})
-    problems = [
-        _listing("originals have no reconstruction", alone),
-        _listing("generated images have no original", left_over),
-    ]
-    if any(problems):
-        raise ValueError("; ".join(filter(None, problems)))
+    problems = []
+    for what, paths in (
+        ("originals have no reconstruction", alone),
+        ("generated images have no original", left_over),
+    ):
+        more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
+        if paths:
+            problems.append(f"{len(paths)} {what}: {', '.join(paths[:_MAX_LISTED])}{more}")
+    if problems:
+        raise ValueError("; ".join(problems))
     return pairs
-
-
-def _listing(what: str, paths: list[str]) -> str:
-    if not paths:
-        return ""
-    more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
-    return f"{len(paths)} {what}: {', '.join(paths[:_MAX_LISTED])}{more}"
 
 
 class PairDataset(Dataset):
@@ -112,10 +106,7 @@ class PairDataset(Dataset):
     Args:
         real: The originals.
         generated: The reconstructions, at their native size.
-        is_subset: ``real`` is a part of what was reconstructed.
-
-    Raises:
-        ValueError: partners are missing; see `match_pairs`.
+        is_subset: ``real`` is a part of what was reconstructed; see `match_pairs`, also for errors.
     """
 
     def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
@@ -151,7 +142,7 @@ def _problem(real: dict, generated: dict) -> str | None:
 def evaluate_pairs(
     pairs: PairDataset, evaluator: Evaluator, batch_size: int, num_workers: int, world: World
 ) -> dict[str, float]:
-    """Measures all pairs, each process its share; all processes return the same.
+    """Measures all pairs, each process its share; all return what `Evaluator.compute` does.
 
     Args:
         pairs: The pairs.
@@ -159,9 +150,6 @@ def evaluate_pairs(
         batch_size: Pairs at once, where all have one size.
         num_workers: Reading processes.
         world: This process and the others.
-
-    Returns:
-        As `Evaluator.compute`.
 
     Raises:
         ValueError: an image is unreadable, or the sizes of a pair differ.

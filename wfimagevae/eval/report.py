@@ -56,7 +56,7 @@ def describe_protocol(metrics: Sequence[str], options: PairOptions, count: int) 
         features = describe_inception(options.inception_weights)
         protocol["rfid"] = features | {"statistics": "float64"}
         packages += ["torch-fidelity"]
-    return protocol | {"versions": _versions(packages)}
+    return protocol | {"versions": {name: version(name) for name in packages}}
 
 
 def protocol_hash(protocol: Mapping) -> str:
@@ -67,10 +67,6 @@ def protocol_hash(protocol: Mapping) -> str:
     defining = {key: value for key, value in protocol.items() if key != "versions"}
     text = json.dumps(defining, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def _versions(packages: Sequence[str]) -> dict[str, str]:
-    return {name: version(name) for name in packages}
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -99,11 +95,7 @@ def remarks(notes: Mapping[str, str], unavailable: Mapping[str, str]) -> list[st
 
 
 def evaluation_json(evaluator: Evaluator, values: Mapping[str, float], protocol: dict) -> dict:
-    """What the JSON file of measured pairs holds.
-
-    A metric is null where its value is infinite (``notes`` says why) or its weights are missing
-    (``unavailable`` says how to get them).
-    """
+    """What the JSON file of measured pairs holds; infinite and unavailable metrics are null."""
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     return {
         **{name: finite.get(name) for name in evaluator.names},
@@ -134,7 +126,7 @@ def set_result(
     """
     packages = ["torch", "numpy", "pillow"]
     packages += ["torch-fidelity"] if "features" in protocol else []
-    protocol = {**protocol, "versions": _versions(packages)}
+    protocol = {**protocol, "versions": {name: version(name) for name in packages}}
     return {
         **values,
         "sampling": dict(sampling),

@@ -70,21 +70,11 @@ class FrechetDistance:
     Images are rounded to 8 bits and resized to 299 px by torch-fidelity's bilinear filter,
     without antialiasing, as published FIDs are.
 
-    Args:
-        device: Where the network runs (on Apple's MPS, which lacks float64: the CPU).
-        weights: torch-fidelity's weight file; None takes the cached or downloaded one.
-        num_features: Width of the feature layer: 64, 192, 768 or 2048 (the FID of papers).
-
-    Raises:
-        MissingWeights: the weights cannot be had; the message says how to get them.
-        ValueError: the file holds something else, or torch-fidelity is not installed.
+    Arguments and errors are those of `load_inception`.
     """
 
     def __init__(
-        self,
-        device: torch.device,
-        weights: str | None = None,
-        num_features: int = NUM_FEATURES,
+        self, device: torch.device, weights: str | None = None, num_features: int = NUM_FEATURES
     ):
         self.num_features = num_features
         self._extract = load_inception(device, weights, num_features)
