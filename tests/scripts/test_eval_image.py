@@ -27,7 +27,10 @@ def evaluate(real, generated, *more):
     )
 
 
-def measured(path):
+def measured(real, generated, path, *more, status=0):
+    """The JSON of an evaluation that ends with that status; PSNR and SSIM by default."""
+    metrics = () if "--metric" in more else ("--metric", "psnr", "ssim")
+    assert evaluate(real, generated, *more, *metrics, "--output_json", path) == status
     return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
@@ -58,40 +61,27 @@ def square_pair(tmp_path):
 
 def test_files_are_measured_as_scikit_image_does(square_pair, tmp_path, capsys):
     real, fake, (psnr, ssim) = square_pair
-    result = tmp_path / "new" / "m.json"
-    assert evaluate(real, fake, "--metric", "psnr", "ssim", "--output_json", result) == 0
-    content = measured(result)
+    content = measured(real, fake, tmp_path / "new" / "m.json")
     assert content["psnr"] == pytest.approx(psnr, abs=1e-4)
     assert content["ssim"] == pytest.approx(ssim, abs=1e-6)
     assert f"| psnr   |    {psnr:.2f} |" in capsys.readouterr().out
 
 
-def test_protocol_says_how_it_was_measured(photos, blurred, tmp_path):
-    path = tmp_path / "m.json"
-    options = ("--metric", "psnr", "ssim", "--output_json", path)
-    evaluate(photos, blurred, *SIZE, *options)
-    content = measured(path)
-    protocol = content["protocol"]
+def test_protocol_says_how_it_was_measured_whatever_the_batch_size(photos, blurred, tmp_path):
+    first, *others = (
+        measured(photos, blurred, tmp_path / "m.json", *SIZE, "--batch_size", n) for n in (1, 2, 8)
+    )
+    protocol = first["protocol"]
     assert protocol["count"] == 5 and protocol["size"] == protocol["crop"][-5:] == "48x48"
     assert "bicubic" in protocol["interpolation"] and "[0, 1]" in protocol["data_range"]
     assert "11 taps, sigma 1.5" in protocol["ssim"]["window"]
     assert {"torch", "pillow"} <= protocol["versions"].keys()
-    evaluate(photos, blurred, *SIZE, *options, "--batch_size", 2)
-    assert measured(path)["protocol_hash"] == content["protocol_hash"]
-    evaluate(photos, blurred, *SIZE, *options, "--subset_size", 2)
-    assert measured(path)["protocol_hash"] != content["protocol_hash"]
-
-
-def test_batch_size_does_not_change_figures(photos, blurred, tmp_path):
-    results = []
-    for batch_size in (1, 2, 8):
-        path = tmp_path / f"{batch_size}.json"
-        options = ("--metric", "psnr", "ssim", "--output_json", path)
-        evaluate(photos, blurred, *SIZE, *options, "--batch_size", batch_size)
-        results.append(measured(path))
-    for other in results[1:]:
-        assert other["psnr"] == pytest.approx(results[0]["psnr"], rel=1e-9)
-        assert other["ssim"] == pytest.approx(results[0]["ssim"], rel=1e-9)
+    for other in others:
+        assert other["protocol_hash"] == first["protocol_hash"]
+        for metric in ("psnr", "ssim"):
+            assert other[metric] == pytest.approx(first[metric], rel=1e-9)
+    part = measured(photos, blurred, tmp_path / "m.json", *SIZE, "--subset_size", 2)
+    assert part["protocol_hash"] != first["protocol_hash"]
 
 
 @pytest.mark.parametrize(
@@ -104,18 +94,18 @@ def test_two_processes_measure_what_one_does(
     for name, folder in (("real", photos), ("fake", blurred)):
         (tmp_path / name).symlink_to(folder)
     weights = ("--lpips_weights", alexnet_weights, "--inception_weights", inception_weights)
-    options = (*SIZE, "--metric", *metrics, "--lpips_net", "alex", *weights, "--output_json")
-    assert evaluate(photos, blurred, *options, tmp_path / "one.json") == 0
+    options = (*SIZE, "--metric", *metrics, "--lpips_net", "alex", *weights)
+    one = measured(photos, blurred, tmp_path / "one.json", *options)
     done = run_script(
         "eval_image.py",
-        *("--real_image_dir", "real", "--generated_image_dir", "fake", *options, "two.json"),
-        *("--batch_size", 2, "--num_workers", 1, "--device", "cpu"),
+        *("--real_image_dir", "real", "--generated_image_dir", "fake", *options),
+        *("--output_json", "two.json", "--batch_size", 2, "--num_workers", 1, "--device", "cpu"),
         cwd=tmp_path,
         processes=2,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"| {metrics[0]}") == 1
-    one, two = (measured(tmp_path / f"{name}.json") for name in ("one", "two"))
+    two = json.loads((tmp_path / "two.json").read_text())
     assert one["protocol_hash"] == two["protocol_hash"]
     for metric in metrics:
         assert one[metric] > 0
@@ -127,10 +117,8 @@ def test_two_processes_measure_what_one_does(
 def test_missing_weights_are_reported_and_the_rest_is_written(
     photos, blurred, tmp_path, capsys, no_downloads
 ):
-    path = tmp_path / "m.json"
     metrics = ("--metric", "psnr", "ssim", "lpips", "rfid")
-    assert evaluate(photos, blurred, *SIZE, *metrics, "--output_json", path) == 3
-    content = measured(path)
+    content = measured(photos, blurred, tmp_path / "m.json", *SIZE, *metrics, status=3)
     assert content["psnr"] > 0 and content["ssim"] > 0
     assert content["lpips"] is None and content["rfid"] is None
     assert "vgg16" in content["unavailable"]["lpips"]
@@ -138,33 +126,28 @@ def test_missing_weights_are_reported_and_the_rest_is_written(
     assert "rfid is unavailable" in capsys.readouterr().out
 
 
-def test_missing_partners_are_listed(photos, blurred, tmp_path):
-    generated = tmp_path / "generated"
-    shutil.copytree(blurred, generated)
+@pytest.fixture
+def generated(blurred, tmp_path):
+    """A copy of the reconstructions."""
+    return shutil.copytree(blurred, tmp_path / "generated")
+
+
+def test_missing_partners_are_listed(photos, generated):
     (generated / "b" / "one.png").rename(generated / "b" / "two.png")
     with pytest.raises(ValueError, match=r"b/one.jpeg.*no original: b/two.png"):
         evaluate(photos, generated, *SIZE)
 
 
-def test_top_level_origin_is_not_measured(photos, blurred, tmp_path):
-    generated = tmp_path / "generated"
-    shutil.copytree(blurred, generated)
+def test_top_level_origin_is_not_measured(photos, blurred, generated, tmp_path):
     shutil.copytree(blurred, generated / "origin")
-    path = tmp_path / "m.json"
-    assert evaluate(photos, generated, *SIZE, "--metric", "psnr", "--output_json", path) == 0
-    assert measured(path)["protocol"]["count"] == 5
+    assert measured(photos, generated, tmp_path / "m.json", *SIZE)["protocol"]["count"] == 5
 
 
-def test_a_wrong_size_names_the_file_and_both_sizes(photos, blurred):
+def test_a_wrong_size_and_an_unreadable_image_name_the_file(photos, generated):
     with pytest.raises(ValueError, match=r"a/one.png has 48x48 pixels, its original 70x50"):
-        evaluate(photos, blurred, "--metric", "psnr")
+        evaluate(photos, generated)
     with pytest.raises(ValueError, match=r"has 48x48 pixels, its original 32x32"):
-        evaluate(photos, blurred, "--metric", "psnr", *SIZE, "--crop_size", 32)
-
-
-def test_an_unreadable_image_is_an_error_that_names_it(photos, blurred, tmp_path):
-    generated = tmp_path / "generated"
-    shutil.copytree(blurred, generated)
+        evaluate(photos, generated, *SIZE, "--crop_size", 32)
     (generated / "four.png").write_bytes(b"\x89PNG nothing")
     with pytest.raises(ValueError, match=r"generated image four.png: "):
         evaluate(photos, generated, *SIZE, "--metric", "psnr", "--num_workers", 1)
@@ -189,9 +172,7 @@ def test_reading_processes_outlive_a_signal_to_the_whole_job(photos, blurred):
 
 def test_perfect_reconstructions_have_no_decreed_psnr(square_pair, tmp_path, capsys):
     real, _, _ = square_pair
-    path = tmp_path / "m.json"
-    assert evaluate(real, real, "--metric", "psnr", "ssim", "--output_json", path) == 0
-    content = measured(path)
+    content = measured(real, real, tmp_path / "m.json")
     assert content["psnr"] is None and content["ssim"] == pytest.approx(1)
     assert "3 of 3" in content["notes"]["psnr"]
     assert "inf" in capsys.readouterr().out

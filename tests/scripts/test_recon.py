@@ -26,12 +26,14 @@ def recon(model, real, generated, *more):
     )
 
 
-def test_paths_and_native_sizes_are_kept(tiny_vae, photos, tmp_path):
-    assert recon(tiny_vae, photos, tmp_path / "out") == 0
-    assert files(tmp_path / "out") == EXPECTED
+@pytest.mark.parametrize("options", [(), ("--format", "webp"), ("--tile_size", 32)])
+def test_paths_and_native_sizes_are_kept(options, tiny_vae, photos, tmp_path):
+    assert recon(tiny_vae, photos, tmp_path / "out", *options) == 0
+    suffix = ".webp" if "webp" in options else ".png"
+    assert files(tmp_path / "out") == [name.replace(".png", suffix) for name in EXPECTED]
     for name in files(photos):
         with Image.open(photos / name) as original:
-            restored = pixels((tmp_path / "out" / name).with_suffix(".png"))
+            restored = pixels((tmp_path / "out" / name).with_suffix(suffix))
             assert restored.shape == (original.height, original.width, 3)
 
 
@@ -59,17 +61,11 @@ def test_batches_and_subsets_do_not_change_pixels(tiny_vae, photos, tmp_path):
         assert a.shape == (48, 48, 3) and np.abs(a - b).max() <= 1
 
 
-def test_other_formats(tiny_vae, photos, tmp_path):
-    recon(tiny_vae, photos, tmp_path, "--resolution", 32, "--format", "webp")
-    assert files(tmp_path) == [name.replace(".png", ".webp") for name in EXPECTED]
-
-
 def test_unreadable_images_are_listed_and_the_rest_is_written(tiny_vae, photos, tmp_path, capsys):
-    real = tmp_path / "real"
-    real.mkdir()
-    (real / "good.png").write_bytes((photos / "a" / "two.png").read_bytes())
-    (real / "cut.jpg").write_bytes((photos / "a" / "one.jpg").read_bytes()[:300])
-    assert recon(tiny_vae, real, tmp_path / "out", "--resolution", 32) == 1
+    (tmp_path / "real").mkdir()
+    (tmp_path / "real" / "good.png").write_bytes((photos / "a" / "two.png").read_bytes())
+    (tmp_path / "real" / "cut.jpg").write_bytes((photos / "a" / "one.jpg").read_bytes()[:300])
+    assert recon(tiny_vae, tmp_path / "real", tmp_path / "out", "--resolution", 32) == 1
     assert files(tmp_path / "out") == ["good.png"]
     output = capsys.readouterr()
     assert "reconstructed 1 of 2" in output.out
@@ -101,11 +97,6 @@ def test_originals_of_a_manifest_are_never_overwritten(tiny_vae, photos, tmp_pat
 def test_a_tile_that_does_not_fit_the_model_is_explained(size, tiny_vae, photos, tmp_path):
     with pytest.raises(ValueError, match=f"multiple of 8 and at least 16, got {size}"):
         recon(tiny_vae, photos, tmp_path, "--tile_size", size)
-
-
-def test_tiled_reconstruction_has_the_size_of_the_image(tiny_vae, photos, tmp_path):
-    assert recon(tiny_vae, photos, tmp_path, "--tile_size", 32) == 0
-    assert pixels(tmp_path / "a" / "one.png").shape == (50, 70, 3)
 
 
 def test_model_source_must_be_one(photos, tmp_path):
@@ -142,20 +133,13 @@ def single(model, image, rec, *more):
     )
 
 
-def test_a_single_original_is_never_overwritten(tiny_vae, photos, tmp_path):
-    image = tmp_path / "photo.png"
-    image.write_bytes((photos / "a" / "two.png").read_bytes())
-    with pytest.raises(ValueError, match="is the original"):
-        single(tiny_vae, image, tmp_path / "." / "photo.png")
-    assert image.read_bytes() == (photos / "a" / "two.png").read_bytes()
-
-
 def test_single_image_of_odd_size_and_its_psnr(tiny_vae, photos, tmp_path, capsys):
-    single(tiny_vae, photos / "b" / "deep" / "three.webp", tmp_path / "new" / "rec.png")
+    image = photos / "b" / "deep" / "three.webp"
+    single(tiny_vae, image, tmp_path / "new" / "rec.png")
     restored = pixels(tmp_path / "new" / "rec.png")
     assert restored.shape == (61, 53, 3)
-    with Image.open(photos / "b" / "deep" / "three.webp") as image:
-        expected = peak_signal_noise_ratio(np.asarray(image.convert("RGB")), restored)
+    with Image.open(image) as original:
+        expected = peak_signal_noise_ratio(np.asarray(original.convert("RGB")), restored)
     assert f"PSNR {expected:.2f} dB" in capsys.readouterr().out
 
 
@@ -165,27 +149,30 @@ def test_single_image_at_a_resolution_in_half_precision(tiny_vae, photos, tmp_pa
     assert pixels(tmp_path / "rec.jpg").shape == (40, 40, 3)
 
 
-def test_single_image_errors_name_the_file(tiny_vae, photos, tmp_path):
-    with pytest.raises(ValueError, match=r"rec.gif: unknown extension"):
-        single(tiny_vae, photos / "a" / "one.jpg", tmp_path / "rec.gif")
-    with pytest.raises(ValueError, match=r"none.png: No such file"):
-        single(tiny_vae, tmp_path / "none.png", tmp_path / "rec.png")
+def test_single_image_errors_name_the_file_and_no_original_is_overwritten(
+    tiny_vae, photos, tmp_path
+):
+    image = tmp_path / "photo.png"
+    image.write_bytes((photos / "a" / "two.png").read_bytes())
+    for source, target, message in (
+        (image, tmp_path / "." / "photo.png", "is the original"),
+        (image, tmp_path / "rec.gif", "rec.gif: unknown extension"),
+        (tmp_path / "none.png", tmp_path / "rec.png", "none.png: No such file"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            single(tiny_vae, source, target)
+    assert image.read_bytes() == (photos / "a" / "two.png").read_bytes()
 
 
-def test_single_image_from_another_folder_and_a_user_error_in_one_line(
+def test_a_single_image_from_another_folder_and_a_user_error_in_one_line(
     tiny_vae, photos, tmp_path, run_script
 ):
-    def run(model):
-        return run_script(
-            "recon_single_image.py",
-            *("--from_pretrained", model, "--image_path", photos / "four.bmp"),
-            *("--rec_path", "rec.png", "--device", "cpu"),
-            cwd=tmp_path,
-        )
-
-    done = run(tiny_vae)
+    options = ("--image_path", photos / "four.bmp", "--rec_path", "rec.png", "--device", "cpu")
+    done, failed = (
+        run_script("recon_single_image.py", "--from_pretrained", model, *options, cwd=tmp_path)
+        for model in (tiny_vae, "./no_such_model")
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "rec.png").is_file()
-    failed = run("./no_such_model")
     assert failed.returncode == 2
     assert failed.stderr.startswith("error: ") and failed.stderr.count("\n") == 1
