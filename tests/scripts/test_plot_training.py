@@ -15,5 +15,5 @@ def test_a_report_goes_into_a_folder_that_does_not_exist_yet(tmp_path, capsys):
 
 
 def test_another_folder_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match="is no run's folder"):
+    with pytest.raises(ValueError, match=r"no run's folder: neither options\.json nor"):
         plot_training.main([str(tmp_path)])

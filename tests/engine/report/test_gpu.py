@@ -11,21 +11,14 @@ def gpu(monkeypatch):
     """A GPU with 8 of 10 GiB free, whose sensors give these readings or raise these errors."""
 
     def install(utilization=42, power_draw=300_000, temperature=62):
-        def sensor(reading):
-            def read(device):
-                if isinstance(reading, Exception):
-                    raise reading
-                return reading
+        def read(reading):
+            if isinstance(reading, Exception):
+                raise reading
+            return reading
 
-            return read
-
-        readings = {
-            "utilization": utilization,
-            "power_draw": power_draw,
-            "temperature": temperature,
-        }
-        for name, reading in readings.items():
-            monkeypatch.setattr(torch.cuda, name, sensor(reading))
+        monkeypatch.setattr(torch.cuda, "utilization", lambda device: read(utilization))
+        monkeypatch.setattr(torch.cuda, "power_draw", lambda device: read(power_draw))
+        monkeypatch.setattr(torch.cuda, "temperature", lambda device: read(temperature))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 10 * 2**30))
         return GpuMonitor(torch.device("cuda", 0))
 
@@ -87,35 +80,23 @@ def test_a_real_gpu_reports_plausible_figures():
         ("NVIDIA H100 80GB HBM3", "bf16", 989.4),
         ("NVIDIA H100 PCIe", "bf16", 756),
         ("NVIDIA H200", "tf32", 494.7),
-        ("NVIDIA B200", "bf16", 2250),
-        ("NVIDIA L40S", "fp16", 362.05),
         ("NVIDIA A10", "bf16", 125),
         ("NVIDIA A10G", "bf16", 70),
         ("Tesla V100-SXM2-16GB", "fp16", 125),
-        ("Tesla T4", "fp16", 65),
         ("NVIDIA RTX A6000", "bf16", 154.8),
         ("NVIDIA GeForce RTX 3090", "bf16", 71),
-        ("NVIDIA GeForce RTX 4090", "fp32", 82.6),
         ("NVIDIA GeForce RTX 5090", "bf16", 209.5),
+        # Other devices, and no tensor cores for the precision.
+        ("cpu", "bf16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16", None),
+        ("NVIDIA H1000", "bf16", None),
+        ("Tesla T4", "bf16", None),
+        ("Tesla V100-SXM2-16GB", "fp32", None),
     ],
 )
-def test_known_gpus_have_their_data_sheet_peak(name, precision, teraflops):
-    assert peak_flops(name, precision) == pytest.approx(teraflops * 1e12)
-
-
-@pytest.mark.parametrize(
-    ("name", "precision"),
-    [
-        ("cpu", "bf16"),
-        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bf16"),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "bf16"),
-        ("NVIDIA H1000", "bf16"),
-        ("Tesla T4", "bf16"),
-        ("Tesla V100-SXM2-16GB", "fp32"),
-    ],
-)
-def test_no_peak_is_claimed_for_other_devices_or_missing_tensor_cores(name, precision):
-    assert peak_flops(name, precision) is None
+def test_known_gpus_alone_have_their_data_sheets_peak(name, precision, teraflops):
+    assert peak_flops(name, precision) == (teraflops and pytest.approx(teraflops * 1e12))
 
 
 def test_unknown_precision_is_an_error():

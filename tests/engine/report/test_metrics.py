@@ -24,8 +24,8 @@ def test_means_weigh_each_name_by_its_own_count():
 
 def test_pairs_are_pooled_and_left_out_without_weight():
     means = Means()
-    means.add({"bin": torch.tensor([6.0, 3.0]), "empty": torch.tensor([0.0, 0.0])})
-    means.add({"bin": torch.tensor([2.0, 1.0]), "empty": torch.tensor([0.0, 0.0])})
+    for pair in ([6.0, 3.0], [2.0, 1.0]):
+        means.add({"bin": torch.tensor(pair), "empty": torch.zeros(2)})
     assert means.fetch() == {"bin": 2.0}
 
 
@@ -49,22 +49,20 @@ def test_resuming_drops_rows_that_come_again_and_a_torn_last_line(tmp_path):
         file.write("4")
     again = CsvLog(log.path, 20)
     again.write({"step": 30, "a": 31})
-    assert [(r["step"], r["a"]) for r in rows(log.path)] == [
-        ("10", "10"),
-        ("20", "20"),
-        ("30", "31"),
-    ]
+    assert [int(row["a"]) for row in rows(log.path)] == [10, 20, 31]
 
 
 def test_json_lines_stay_valid_and_resume(tmp_path):
     log = JsonLines(tmp_path / "metrics.jsonl", 0)
-    log.write({"step": 1, "psnr": float("inf")})
+    log.write({"step": 1, "psnr": float("inf"), "metrics": {"a": float("nan"), "b": 1.0}})
     log.write({"step": 2, "psnr": 30.0})
+    log.write({"step": 3, "psnr": 31.0})
     with log.path.open("a") as file:
-        file.write('{"step": 3, "ps')
+        file.write('{"step": 4, "ps')
     JsonLines(log.path, 2)
-    lines = [json.loads(line) for line in log.path.read_text().splitlines()]
-    assert lines == [{"step": 1, "psnr": None}, {"step": 2, "psnr": 30.0}]
+    first, second = (json.loads(line) for line in log.path.read_text().splitlines())
+    assert first == {"step": 1, "psnr": None, "metrics": {"a": None, "b": 1.0}}
+    assert second == {"step": 2, "psnr": 30.0}
 
 
 @pytest.mark.parametrize("content", ["", "step,a\n"])
@@ -85,9 +83,3 @@ def test_means_go_on_where_they_were_saved():
     resumed.load_state_dict(cut.state_dict(), torch.device("cpu"))
     resumed.add(parts[3])
     assert resumed.fetch() == whole.fetch()
-
-
-def test_nested_numbers_that_json_cannot_hold_become_null(tmp_path):
-    JsonLines(tmp_path / "x.jsonl", 0).write({"step": 1, "metrics": {"a": float("nan"), "b": 1.0}})
-    row = json.loads((tmp_path / "x.jsonl").read_text())
-    assert row["metrics"] == {"a": None, "b": 1.0}

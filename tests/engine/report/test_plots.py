@@ -52,9 +52,8 @@ def test_two_pages_are_drawn_and_nothing_else_is_left(tmp_path):
 def test_unknown_columns_and_validation_figures_are_drawn_too(tmp_path):
     plain = write_csv(tmp_path / "a.csv", [[1, 2.0]], ["step", "train/rec_loss_per_pixel"])
     page1, page2 = (drawn_pixels(p) for p in plot_losses(plain, tmp_path / "a"))
-    more = write_csv(
-        tmp_path / "b.csv", [[1, 2.0, 3.0]], ["step", "train/rec_loss_per_pixel", "mfu"]
-    )
+    columns = ["step", "train/rec_loss_per_pixel", "mfu"]
+    more = write_csv(tmp_path / "b.csv", [[1, 2.0, 3.0]], columns)
     (tmp_path / "validation.jsonl").write_text('{"step": 1, "val/psnr": 20.0}\n')
     both = plot_losses(more, tmp_path / "b")
     assert drawn_pixels(both[0]) > page1
@@ -83,9 +82,7 @@ def test_thinning_keeps_both_players_and_the_latest_row(tmp_path):
 
 def test_a_long_run_costs_no_more_than_a_short_one(tmp_path):
     """A ratio, since machines differ: a thousand times the rows, at most four times the time."""
-    paths = [
-        write_csv(tmp_path / f"{count}.csv", alternating_rows(count)) for count in (100, 100_000)
-    ]
+    paths = [write_csv(tmp_path / f"{n}.csv", alternating_rows(n)) for n in (100, 100_000)]
     seconds = []
     for path in [paths[0], *paths]:  # the first one also imports matplotlib
         start = time.perf_counter()
