@@ -212,10 +212,10 @@ def test_what_is_no_encoder_is_refused_at_once(folder, tmp_path):
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
-    from wfimagevae.model.text import frozen_encoder
+    from wfimagevae.model import text
 
     asked = []
-    monkeypatch.setattr(frozen_encoder, "hub_answers", lambda name: bool(asked.append(name)))
+    monkeypatch.setattr(text, "hub_answers", lambda name: bool(asked.append(name)))
     for name in ("nobody/nothing", "bert-nowhere-uncased"):  # the oldest models have no user
         with pytest.raises(ValueError, match="the Hugging Face hub is out of reach"):
             open_text_encoder(f"bert:{name}", "cpu")

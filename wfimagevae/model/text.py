@@ -1,0 +1,268 @@
+"""From prompts to what a flow transformer reads: bytes, or the tokens of a frozen encoder.
+
+Frozen encoders are of the CLIP, T5 and BERT families, through transformers.
+"""
+
+import contextlib
+import logging
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from wfimagevae.files import is_hub_name
+from wfimagevae.model.flow.text_condition import masked_mean
+from wfimagevae.model.weight_files import hub_answers, listed, weights_fingerprint
+
+DEFAULT_LENGTH = 128  # bytes or tokens
+_QUOTED = 60  # characters of a prompt that a warning quotes
+_CUT = "a prompt %sis cut to --text_length %d%s; others may be as well: %r ..."
+# Families, and the model_type in config.json of those that belong to them; of the last, a part.
+FAMILIES = {
+    "clip": ("clip", "clip_text_model"),
+    "t5": ("t5", "mt5", "umt5"),
+    "bert": ("bert", "electra", "mpnet"),
+}
+logger = logging.getLogger(__name__)
+
+
+class TextEncoder(Protocol):
+    """Turns prompts into the text part of a flow transformer's condition.
+
+    An empty or blank prompt gives zeros, which are the null condition. Prompts that are too long
+    are cut; a warning says so once.
+
+    Attributes:
+        facts: What opens it again with `open_text_encoder`: ``kind``, ``source``, ``length`` and
+            ``fingerprint`` of the weights, the latter None of bytes.
+        config_keys: Config keys of a `FlowTransformer` that reads what this gives.
+    """
+
+    facts: dict
+    config_keys: dict
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """The prompts, each as a row, on the encoder's device."""
+
+
+def open_text_encoder(
+    spec: str | Mapping, device: torch.device | str, length: int | None = None
+) -> TextEncoder:
+    """The text encoder that a flag names or that a checkpoint recorded.
+
+    Args:
+        spec: ``bytes``; ``clip:``, ``t5:`` or ``bert:`` and a folder or hub name, user/model, of a
+            model of that family; or an encoder's ``facts``.
+        device: Where it computes, and where its results are.
+        length: Tokens, or bytes, of a text. None takes the recorded one; otherwise 128, or what
+            the model can take if that is less.
+    """
+    if isinstance(spec, str):
+        kind, _, source = spec.partition(":")
+        facts = {"kind": kind, "source": source or None, "length": length, "fingerprint": None}
+    else:
+        facts = dict(spec)
+        if length not in (None, facts["length"]):
+            raise ValueError(
+                f"--text_length {length} differs from the {facts['length']} that the model was "
+                "trained with; leave it out"
+            )
+    if facts["length"] is not None and facts["length"] < 1:
+        raise ValueError(f"--text_length must be at least 1, got {facts['length']}")
+    kind, source = facts["kind"], facts["source"]
+    if kind == "bytes" and source is None:
+        return ByteEncoder(facts["length"] or DEFAULT_LENGTH, torch.device(device))
+    if kind not in FAMILIES or source is None:
+        name = spec if isinstance(spec, str) else f"{kind}:{source}"
+        kinds = ", ".join(f"{family}:PATH" for family in FAMILIES)
+        raise ValueError(
+            f"--text_encoder {name!r} names no text encoder; write bytes, or one of {kinds} with "
+            "a folder or hub name, such as clip:openai/clip-vit-large-patch14"
+        )
+    return _open_frozen_encoder(facts, torch.device(device))
+
+
+class ByteEncoder:
+    """UTF-8 bytes plus one, and 0 behind the end; the network learns to read them.
+
+    Texts of more than ``length`` bytes are cut between characters.
+    """
+
+    def __init__(self, length: int, device: torch.device):
+        self.length, self.device, self._has_warned = length, device, False
+        self.facts = {"kind": "bytes", "source": None, "length": length, "fingerprint": None}
+        self.config_keys = {"text_encoder": "bytes", "text_length": length}
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """``ids``, int64 (B, length)."""
+        ids = torch.zeros(len(prompts), self.length, dtype=torch.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            data = prompt.strip().encode()
+            if len(data) > self.length:
+                if not self._has_warned:
+                    size = f"of {len(data)} bytes "
+                    logger.warning(_CUT, size, self.length, "", prompt.strip()[:_QUOTED])
+                    self._has_warned = True
+                data = data[: self.length].decode(errors="ignore").encode()
+            row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
+        return {"ids": ids.to(self.device)}
+
+
+class FrozenEncoder:
+    """Tokens of the last layer, and one vector for the text.
+
+    The vector is CLIP's own, at the token that ends the text; elsewhere the mean of the tokens:
+    T5 has no other, and the first token of a BERT says little of the text unless it was trained
+    to (Reimers and Gurevych 2019, arXiv:1908.10084).
+
+    Args:
+        tokenizer: Tokenizer of transformers.
+        network: Model of transformers, on the device where it computes.
+        facts: As for `TextEncoder`.
+    """
+
+    def __init__(self, tokenizer, network: nn.Module, facts: dict):
+        tokenizer.padding_side = "right"
+        self.tokenizer, self.network, self.facts = tokenizer, network, facts
+        self.length, self._has_warned = facts["length"], False
+        width = network.config.hidden_size
+        sizes = {"text_length": self.length, "text_width": width, "pooled_width": width}
+        self.config_keys = {"text_encoder": "external", **sizes}
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """``tokens`` (B, L, D), ``mask``, bool (B, L), and ``pooled`` (B, D)."""
+        prompts = [prompt.strip() for prompt in prompts]
+        self._warn_of_long(prompts)
+        device = self.network.device
+        inputs = self.tokenizer(
+            prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        ).to(device)
+        attended = inputs["attention_mask"]
+        # Conditions are as precise as their training knew them, whatever precision is around.
+        with torch.autocast(device.type, enabled=False):
+            output = self.network(input_ids=inputs["input_ids"], attention_mask=attended)
+        # Of an empty prompt even the tokens that start and end it are masked.
+        is_text = torch.tensor([bool(prompt) for prompt in prompts], device=device)
+        mask = attended.bool() & is_text[:, None]
+        tokens, pooled = masked_mean(output.last_hidden_state, mask)
+        if self.facts["kind"] == "clip":
+            pooled = output.pooler_output.masked_fill(~is_text[:, None], 0)
+        rest = self.length - mask.shape[1]
+        tokens, mask = F.pad(tokens, (0, 0, 0, rest)), F.pad(mask, (0, rest))
+        return {"tokens": tokens, "mask": mask, "pooled": pooled}
+
+    def _warn_of_long(self, prompts: Sequence[str]) -> None:
+        if self._has_warned:
+            return
+        ids = self.tokenizer(prompts, truncation=True, max_length=self.length + 1)["input_ids"]
+        for prompt, tokens in zip(prompts, ids, strict=True):
+            if len(tokens) > self.length and not self._has_warned:
+                logger.warning(_CUT, "", self.length, " tokens", prompt[:_QUOTED])
+                self._has_warned = True
+
+
+def _open_frozen_encoder(facts: Mapping, device: torch.device) -> FrozenEncoder:
+    """A pretrained encoder; the ``fingerprint`` in its facts is checked if there is one."""
+    kind, source = facts["kind"], facts["source"]
+    tokenizer, network = _load(kind, source)
+    fingerprint = weights_fingerprint(network)
+    if facts["fingerprint"] not in (None, fingerprint):
+        raise ValueError(
+            f"the text encoder {kind}:{source} has other weights than the one that the model was "
+            f"trained with: fingerprint {fingerprint[:12]}, recorded {facts['fingerprint'][:12]}; "
+            "bring back the weights it had"
+        )
+    # How many tokens the network knows places for; T5 knows none. RoBERTa and its kin begin
+    # counting behind the number of the padding.
+    places = getattr(network.config, "max_position_embeddings", None) or 2**31
+    embeddings = getattr(getattr(network, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embeddings, "padding_idx", None)
+    places -= 0 if padding is None else padding + 1
+    limit = min(tokenizer.model_max_length, places)
+    length = facts["length"] or min(DEFAULT_LENGTH, limit)
+    if length > limit:
+        raise ValueError(f"--text_length {length}: {kind}:{source} takes at most {limit} tokens")
+    local = Path(source).expanduser()
+    source = str(local.resolve()) if local.exists() else source
+    facts = {"kind": kind, "source": source, "length": length, "fingerprint": fingerprint}
+    return FrozenEncoder(tokenizer, network.to(device), facts)
+
+
+def _load(kind: str, source: str) -> tuple:
+    """Tokenizer and network, in float32, in evaluation mode, without gradients, on the CPU."""
+    try:
+        from transformers import AutoConfig, AutoTokenizer
+    except ImportError:
+        raise ValueError(
+            f"--text_encoder {kind} needs a package: pip install transformers"
+        ) from None
+    # A folder, or a name on the hub; the oldest, such as bert-base-uncased, have no user in front.
+    local, where, is_cut_off = Path(source).expanduser(), "", True
+    if not local.is_dir():
+        if not (is_hub_name(source) or re.fullmatch(r"\w[\w.-]*", source)):
+            raise ValueError(
+                f"--text_encoder {kind}:{source}: no such folder (and no hub name, user/model)"
+            )
+        # Only what is cached, then: the hub would be asked for each file for half a minute.
+        is_cut_off = not hub_answers(source)
+        where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
+    name = str(local) if local.is_dir() else source
+
+    def read(cls: type, **options):
+        try:
+            with _quiet():  # what it would say of missing weights is checked below
+                return cls.from_pretrained(name, local_files_only=is_cut_off, **options)
+        except (OSError, RuntimeError, ImportError, ValueError) as error:
+            raise ValueError(
+                f"--text_encoder {kind}:{source}: transformers reads no model from there{where}; "
+                f"give a folder with config.json, weights and tokenizer files: {error}"
+            ) from error
+
+    network_class = _network_class(kind, source, read(AutoConfig).model_type)
+    network, info = read(network_class, output_loading_info=True)
+    tokenizer = read(AutoTokenizer)
+    if getattr(network, "pooler", None) is not None:
+        network.pooler = None  # some files lack its weights, and nothing here asks for it
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+    if missing or info["error_msgs"]:
+        problems = listed(missing or list(info["error_msgs"]))
+        raise ValueError(f"--text_encoder {kind}:{source}: weights are missing there: {problems}")
+    return tokenizer, network.float().eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """No warnings and progress bars of transformers."""
+    from transformers.utils import logging as messages
+
+    level, has_bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
+    messages.set_verbosity_error()
+    messages.disable_progress_bar()
+    try:
+        yield
+    finally:
+        messages.set_verbosity(level)
+        if has_bars:
+            messages.enable_progress_bar()
+
+
+def _network_class(kind: str, source: str, model_type: str) -> type:
+    """The class of transformers that reads the text alone; ValueError for another family."""
+    from transformers import AutoModel, AutoModelForTextEncoding, CLIPTextModel
+
+    types = FAMILIES[kind]
+    is_right = any(t in model_type for t in types) if kind == "bert" else model_type in types
+    if not is_right:
+        near = [family for family in FAMILIES if family in model_type]
+        hint = f"write {near[0]}:{source}" if near else f"known are {', '.join(FAMILIES)}"
+        raise ValueError(
+            f"--text_encoder {kind}:{source}: the model there is a {model_type}, no {kind}; {hint}"
+        )
+    if kind == "clip":
+        return CLIPTextModel
+    return AutoModelForTextEncoding if kind == "t5" else AutoModel
