@@ -33,13 +33,10 @@ def write_checkpoint(path, model, raw=1.0, ema=None, embed=True, prefix=""):
         return {prefix + key: tensor for key, tensor in weights_of(model, value).items()}
 
     content = {
-        "epoch": 0,
         "current_step": 7,
         "optimizer_state": {"gen_optimizer": {}, "disc_optimizer": {}},
         "state_dict": {"gen_model": named(raw), "disc_model": {}},
         "ema_state_dict": named(ema) if ema is not None else {},
-        "scaler_state": {},
-        "sampler_state": {},
     }
     torch.save(content | ({"config": plain_config(model)} if embed else {}), path)
 
@@ -61,50 +58,36 @@ def folder(model, tmp_path):
     return tmp_path / "hf"
 
 
-def test_a_checkpoint_gives_its_ema_weights_in_eval_mode(model, tmp_path):
-    write_checkpoint(tmp_path / "a.ckpt", model, raw=1.0, ema=2.0)
-    loaded = ImageBaseAE.from_pretrained(tmp_path / "a.ckpt")
-    assert type(loaded) is WFVAE2ImageModel
-    assert marker(loaded) == 2.0
-    assert not loaded.training
+@pytest.mark.parametrize(
+    ("ema", "prefix", "raw", "value"),
+    [(2.0, "", "0", 2.0), (2.0, "", "1", 1.0), (3.0, "module.", "0", 3.0), (None, "", "0", 1.0)],
+)
+def test_a_checkpoint_gives_its_ema_weights_in_eval_mode(
+    model, tmp_path, monkeypatch, caplog, ema, prefix, raw, value
+):
+    """Of a DDP wrapper too; raw ones if the environment wants them, or if there are no others."""
+    path = tmp_path / "a.ckpt"
+    write_checkpoint(path, model, raw=1.0, ema=ema, prefix=prefix)
+    monkeypatch.setenv("NOT_USE_EMA_MODEL", raw)
+    loaded = ImageBaseAE.from_pretrained(path)
+    assert type(loaded) is WFVAE2ImageModel and not loaded.training
+    assert marker(loaded) == value
     four_d = [p for p in loaded.parameters() if p.dim() == 4]
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in four_d)
-
-
-def test_the_environment_chooses_the_raw_weights(model, tmp_path, monkeypatch):
-    write_checkpoint(tmp_path / "a.ckpt", model, raw=1.0, ema=2.0)
-    monkeypatch.setenv("NOT_USE_EMA_MODEL", "1")
-    assert marker(ImageBaseAE.from_pretrained(tmp_path / "a.ckpt")) == 1.0
-    assert read_checkpoint_weights(tmp_path / "a.ckpt", use_ema=True)[0][BIAS][0] == 2.0
-
-
-def test_an_empty_ema_gives_the_raw_weights_and_says_so(model, tmp_path, caplog):
-    write_checkpoint(tmp_path / "a.ckpt", model, raw=1.0)
-    with caplog.at_level(logging.WARNING):
-        assert marker(ImageBaseAE.from_pretrained(tmp_path / "a.ckpt")) == 1.0
-    assert [record.message for record in caplog.records] == [
-        f"{tmp_path / 'a.ckpt'} has no EMA weights; taking the raw ones"
-    ]
-
-
-def test_keys_of_a_ddp_wrapper_are_accepted(model, tmp_path):
-    write_checkpoint(tmp_path / "a.ckpt", model, ema=3.0, prefix="module.")
-    assert marker(WFVAE2ImageModel.from_pretrained(tmp_path / "a.ckpt")) == 3.0
+    warnings = [] if ema else [f"{path} has no EMA weights; taking the raw ones"]
+    assert [record.message for record in caplog.records] == warnings
+    assert read_checkpoint_weights(path, use_ema=True)[0][BIAS][0] == (ema or 1.0)
 
 
 def test_a_folder_gives_the_checkpoint_of_the_highest_step(model, tmp_path):
     write_checkpoint(tmp_path / "best-psnr.ckpt", model, ema=1.0)
     assert marker(ImageBaseAE.from_pretrained(tmp_path)) == 1
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ValueError, match=r"several checkpoints without a step: best-psnr\.ckpt, l"):
+        ImageBaseAE.from_pretrained(tmp_path)
     for step in (500, 10000, 9999):
         write_checkpoint(tmp_path / f"checkpoint-{step}.ckpt", model, ema=float(step))
     assert marker(ImageBaseAE.from_pretrained(tmp_path)) == 10000
-
-
-def test_a_folder_of_checkpoints_without_steps_is_refused(tmp_path):
-    for name in ("best", "last"):
-        (tmp_path / f"{name}.ckpt").touch()
-    with pytest.raises(ValueError, match=r"several checkpoints without a step: best\.ckpt, last"):
-        ImageBaseAE.from_pretrained(tmp_path)
 
 
 def test_config_comes_from_the_file_or_beside_it_or_the_argument(model, tmp_path):
@@ -161,11 +144,6 @@ def test_garbage_is_refused_whatever_unpickling_it_raises(tmp_path, garbage):
     path.write_bytes(garbage)
     with pytest.raises(ValueError, match=r"a\.ckpt is not a readable checkpoint"):
         ImageBaseAE.from_pretrained(path)
-
-
-def test_a_folder_keeps_its_own_config(folder):
-    with pytest.raises(ValueError, match=r"other\.json is of no use .* own config\.json counts"):
-        ImageBaseAE.from_pretrained(folder, model_config="other.json")
 
 
 def test_a_hub_that_cannot_be_reached_is_one_line_with_the_models_name(monkeypatch):
@@ -229,20 +207,19 @@ def test_configs_of_other_models_are_refused(folder, change, message):
         ImageBaseAE.from_pretrained(folder)
 
 
-def test_a_registered_name_serves_as_class_name(model):
-    config = plain_config(model) | {"_class_name": "WFVAE2Image"}
-    assert type(ImageBaseAE.from_config(config, dropout=0.1)) is WFVAE2ImageModel
-
-
-def test_broken_json_names_the_file(folder):
+def test_folders_that_cannot_be_read_are_named(folder, tmp_path):
+    with pytest.raises(ValueError, match=r"other\.json is of no use .* own config\.json counts"):
+        ImageBaseAE.from_pretrained(folder, model_config="other.json")
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not JSON"):
         ImageBaseAE.from_pretrained(folder)
-
-
-def test_an_empty_folder_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"holds no model: expected \.ckpt files, or config\.json"):
         ImageBaseAE.from_pretrained(tmp_path)
+
+
+def test_a_registered_name_serves_as_class_name(model):
+    config = plain_config(model) | {"_class_name": "WFVAE2Image"}
+    assert type(ImageBaseAE.from_config(config, dropout=0.1)) is WFVAE2ImageModel
 
 
 @pytest.mark.parametrize("name", ["nowhere.ckpt", "./a/b", "/nowhere/model", "tests/nowhere", "x"])

@@ -6,13 +6,8 @@ from wfimagevae.model.registry import ModelRegistry
 
 _TRANSFORMER = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4}
 _SMALL = {
-    "UNet": {
-        "input_size": 16,
-        "base_channels": 16,
-        "channel_mult": [1, 2],
-        "num_res_blocks": 1,
-        "attention_resolutions": [8],
-    },
+    "UNet": {"input_size": 16, "base_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1}
+    | {"attention_resolutions": [8]},
     "SmallCNN": {"input_size": 8, "base_channels": 16},
     "MLP": {"hidden_size": 32, "depth": 2},
 }

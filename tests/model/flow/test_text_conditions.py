@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.model.flow.models import inputs_for, small_model
+from tests.model.flow.test_velocity_model import compare_gradients, gradients_of
 from wfimagevae.diffusion.guidance import map_tensors
 from wfimagevae.model.flow.flow_transformer import FlowTransformer
 from wfimagevae.model.flow.velocity_model import VelocityModel
@@ -44,12 +45,8 @@ def test_every_parameter_has_a_gradient(attention, encoder, num_classes):
     assert missing == []
     if encoder == "bytes":
         assert sum(name.startswith("text_encoder.") for name, _ in model.named_parameters()) > 10
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_batch_without_texts_leaves_no_gradient_out(attention):
-    model = text_model(attention)
-    x, t, _, _ = inputs_for(model)
+    model.zero_grad()  # a batch without texts leaves no gradient out
+    x, t, *_ = inputs_for(model)
     model(x, t, model.null_condition(3, "cpu")).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
@@ -176,11 +173,13 @@ def test_models_come_back_from_folders_and_from_bare_weights(attention, encoder,
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
-def test_other_sizes_of_samples_work_with_texts(attention):
+def test_other_sizes_of_samples_work_with_texts_and_a_new_model_predicts_zero(attention):
     model = text_model(attention)
     _, t, condition, _ = inputs_for(model)
     x = torch.randn(3, 4, 12, 16)
     assert model(x, t, condition).shape == x.shape
+    config = {key: value for key, value in model.config.items() if not key.startswith("_")}
+    assert not FlowTransformer(**config)(x, t, condition).any()  # with fresh weights
 
 
 def test_depth_of_one_and_none():
@@ -190,37 +189,16 @@ def test_depth_of_one_and_none():
         assert all(p.grad is not None for p in model.blocks.parameters())
 
 
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_a_new_model_predicts_zero(attention):
-    model = FlowTransformer(
-        input_size=8,
-        hidden_size=32,
-        depth=2,
-        num_heads=4,
-        text_encoder="bytes",
-        text_attention=attention,
-        byte_width=32,
-    )
-    assert not model(*inputs_for(model)).any()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("attention", ATTENTIONS)
 def test_compiled_blocks_give_the_same_results_and_gradients(attention):
     model = text_model(attention).eval()
     inputs = inputs_for(model)
-    expected = model(*inputs)
-    expected.square().sum().backward()
-    gradients = [p.grad.clone() for p in model.parameters()]
-    model.zero_grad()
+    expected, gradients = gradients_of(model, inputs)
     torch._dynamo.reset()
     for block in model.blocks_to_shard():  # what fails with masks is the tracing, not the C++
         block.compile(backend="aot_eager", dynamic=False, fullgraph=True)
-    actual = model(*inputs)
-    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
-    actual.square().sum().backward()
-    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-4)
+    compare_gradients(model, inputs, expected, gradients)
 
 
 def test_conditions_of_another_form_are_refused():

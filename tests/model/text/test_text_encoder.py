@@ -24,6 +24,8 @@ def folder(tmp_path_factory):
 
 
 def spec_of(folder, name):
+    if name == "bytes":
+        return name
     kind = "bert" if "bert" in name else name.split("-")[0]
     return f"{kind}:{folder / name}"
 
@@ -56,8 +58,7 @@ def test_results_are_those_of_transformers_for_each_prompt_alone(folder, name):
 
 @pytest.mark.parametrize("name", ["clip", "t5", "bert", "roberta", "distilbert", "bytes"])
 def test_longer_padding_and_other_prompts_beside_it_change_nothing(folder, name):
-    spec = "bytes" if name == "bytes" else spec_of(folder, name)
-    short, long = (open_text_encoder(spec, "cpu", length) for length in (18, 20))
+    short, long = (opened(folder, name, length) for length in (18, 20))
     alone, beside = short(PROMPTS[:1]), long([PROMPTS[2][:18], PROMPTS[0]])
     assert alone.keys() == beside.keys()
     for key, value in alone.items():
@@ -73,7 +74,7 @@ def test_longer_padding_and_other_prompts_beside_it_change_nothing(folder, name)
 def test_empty_and_blank_prompts_are_the_null_condition_of_the_network(folder, name):
     from wfimagevae.model.flow.flow_transformer import FlowTransformer
 
-    encoder = open_text_encoder("bytes" if name == "bytes" else spec_of(folder, name), "cpu", 12)
+    encoder = opened(folder, name, 12)
     sizes = {"input_size": 4, "hidden_size": 32, "depth": 1, "num_heads": 2, "byte_width": 32}
     network = FlowTransformer(**sizes, **encoder.config_keys)
     null = network.null_condition(2, "cpu")
@@ -88,7 +89,7 @@ def test_empty_and_blank_prompts_are_the_null_condition_of_the_network(folder, n
 
 @pytest.mark.parametrize("name", ["clip", "t5", "bert", "bytes"])
 def test_long_prompts_are_cut_with_one_warning(folder, name, caplog):
-    encoder = open_text_encoder("bytes" if name == "bytes" else spec_of(folder, name), "cpu", 6)
+    encoder = opened(folder, name, 6)
     words = ["a big red circle on the left", "a", "on the left of the big circle"]
     encoder(["a"])
     assert not caplog.records
@@ -109,36 +110,26 @@ def test_bytes_are_cut_between_characters_and_shifted_by_one():
     assert open_text_encoder("bytes", "cpu").config_keys["text_length"] == 128
 
 
-@pytest.mark.parametrize("name", ["clip", "t5", "bert-pooler"])
+@pytest.mark.parametrize("name", ["clip", "t5", "bert-pooler", "bytes"])
 def test_facts_bring_an_encoder_back(folder, name, monkeypatch):
     monkeypatch.chdir(folder)
     kind = spec_of(folder, name).partition(":")[0]
-    first = open_text_encoder(f"{kind}:{name}", "cpu", 9)
+    first = open_text_encoder(name if name == "bytes" else f"{kind}:{name}", "cpu", 9)
     monkeypatch.chdir("/")
     again = open_text_encoder(json.loads(json.dumps(first.facts)), "cpu")
     assert again.facts == first.facts and again.config_keys == first.config_keys
     for key, value in first(PROMPTS).items():
         assert torch.equal(again(PROMPTS)[key], value)
-    assert not any(p.requires_grad for p in again.network.parameters())
-    assert not again.network.training
+    if name != "bytes":
+        assert not any(p.requires_grad for p in again.network.parameters())
+        assert not again.network.training
     with pytest.raises(ValueError, match="--text_length 8 differs from the 9"):
         open_text_encoder(first.facts, "cpu", 8)
 
 
-def test_bytes_come_back_from_facts():
-    first = open_text_encoder("bytes", "cpu", 9)
-    again = open_text_encoder(first.facts, "cpu")
-    assert again.facts == first.facts
-    assert torch.equal(again(PROMPTS)["ids"], first(PROMPTS)["ids"])
-
-
 def test_length_is_the_models_own_where_that_is_less_than_usual(folder):
-    assert opened(folder, "bert").config_keys == {
-        "text_encoder": "external",
-        "text_length": 20,
-        "text_width": 16,
-        "pooled_width": 16,
-    }
+    sizes = {"text_length": 20, "text_width": 16, "pooled_width": 16}
+    assert opened(folder, "bert").config_keys == {"text_encoder": "external"} | sizes
     with pytest.raises(ValueError, match=r"--text_length 21: clip:.* takes at most 20 tokens"):
         opened(folder, "clip", 21)
     with pytest.raises(ValueError, match="at least 1, got 0"):
