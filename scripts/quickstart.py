@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, args.device)
     say("Report")
-    from wfimagevae.pictures.contact_sheet import save_contact_sheet
+    from wfimagevae.pictures.grid import save_contact_sheet
 
     sheet = output / "contact_sheet.png"
     names = {"bicubic 8x": "bicubic", "reconstruction": "reconstructed"}

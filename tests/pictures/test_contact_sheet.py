@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wfimagevae.pictures.contact_sheet import amplified_error, save_contact_sheet
+from wfimagevae.pictures.grid import amplified_error, save_contact_sheet
 
 
 def grey(level, size=(40, 20)):

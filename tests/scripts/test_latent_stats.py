@@ -7,7 +7,7 @@ import torch
 
 from scripts import latent_stats
 from wfimagevae.dataset import ValidImageDataset
-from wfimagevae.generate.latent_stats import LatentStatistics
+from wfimagevae.generate.latent_stats import LatentStatistics, mean_and_std
 from wfimagevae.model import WFVAE2ImageModel
 
 
@@ -115,4 +115,4 @@ def test_latents_that_overflow_are_no_statistics():
     mean[0, 1, 0, 0] = torch.inf
     statistics.update(mean, torch.zeros_like(mean))
     with pytest.raises(ValueError, match="not finite"):
-        statistics.compute(torch.device("cpu"))
+        mean_and_std(statistics.sums)

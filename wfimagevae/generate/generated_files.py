@@ -152,7 +152,7 @@ def write_folder(
             writer.write(f"{name}.png", pixels)
             subject, options = sheet.subjects[row], sheet.columns[column]
             record = picture_record(generator, model, subject, options, sheet.size, batch)
-            writer.write_text(f"{name}.json", json_text(record))
+            writer.write(f"{name}.json", json_text(record))
             if (row, column) in grid.places:
                 drawn[row, column] = pixels
     drawn = {place: pixels for part in gather_objects(drawn) for place, pixels in part.items()}

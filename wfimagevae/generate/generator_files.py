@@ -45,26 +45,30 @@ def load_generator(
     if vae and facts["space"] != "latent":
         raise ValueError(f"--vae {vae}: this flow makes {facts['space']}s, which need none")
     if facts["space"] == "latent":
-        moved = facts["vae"] | {"source": vae} if vae else _beside(facts["vae"], source)
-        facts = facts | {"vae": moved}
+        recorded = facts["vae"]["source"]
+        if recorded and not vae:
+            kind, place = split_spec(recorded)
+            inside = source / place  # where an export has it, unless the place is absolute
+            vae = f"{kind}:{inside}" if source.is_dir() and inside.is_dir() else recorded
+        facts = facts | {"vae": facts["vae"] | {"source": vae}}
+    text = facts.get("text")
     if text_encoder:
-        facts = facts | {"text": _moved_text_encoder(facts.get("text"), text_encoder)}
+        kind, _, place = text_encoder.partition(":")
+        if not text or text["kind"] != kind:
+            has = f"the text encoder {text['kind']}" if text else "no text encoder"
+            raise ValueError(f"--text_encoder {text_encoder}: this model was trained with {has}")
+        text = text | {"source": place or None}
+        facts = facts | {"text": text}
 
-    model, space, text = model.to(device), None, facts.get("text")
+    model, decode, downsampling, encoder = model.to(device), None, 1, None
     if facts["space"] == "latent":
         space = open_latent_space(facts, device)
+        decode, downsampling = space.decode, space.autoencoder.multiple
     if model.takes_text and not text:
         raise ValueError("this model takes text, but its file does not say from which encoder")
-    encoder = _open_text_encoder(text, device) if model.takes_text else None
-    generator = FlowGenerator(
-        model,
-        device,
-        facts,
-        space and space.decode,
-        encoder,
-        space.autoencoder.multiple if space else 1,
-        precision,
-    )
+    if model.takes_text:
+        encoder = _open_text_encoder(text, device)
+    generator = FlowGenerator(model, device, facts, decode, encoder, downsampling, precision)
     is_local = Path(path).expanduser().exists()
     generator.source = {
         "path": str(source.expanduser().absolute()) if is_local else path,
@@ -88,20 +92,8 @@ def _open_text_encoder(recorded: dict, device: torch.device) -> TextEncoder:
         ) from error
 
 
-def _moved_text_encoder(recorded: dict | None, spec: str) -> dict:
-    """The record of a text encoder that now stands elsewhere."""
-    kind, _, source = spec.partition(":")
-    if not recorded or recorded["kind"] != kind:
-        has = f"the text encoder {recorded['kind']}" if recorded else "no text encoder"
-        raise ValueError(f"--text_encoder {spec}: this model was trained with {has}")
-    return recorded | {"source": source or None}
-
-
 def find_generator_facts(path: str | Path) -> dict | None:
     """What training recorded for generating; None of a public file or another kind of model.
-
-    Args:
-        path: As for `load_generator`.
 
     Raises:
         ValueError: a file that cannot be read.
@@ -113,25 +105,16 @@ def find_generator_facts(path: str | Path) -> dict | None:
     return read_json(source / FACTS_NAME) if (source / FACTS_NAME).is_file() else None
 
 
-def _beside(vae: dict, folder: Path) -> dict:
-    """The autoencoder's record, with a path that an export holds inside made one from here."""
-    if not vae["source"] or not folder.is_dir():
-        return vae
-    kind, path = split_spec(vae["source"])
-    is_inside = not Path(path).is_absolute() and (folder / path).is_dir()
-    return vae | {"source": f"{kind}:{folder / path}"} if is_inside else vae
-
-
 def latent_facts(vae: dict, shift: list[float], scale: list[float]) -> dict:
-    """What a checkpoint records of a latent space.
+    """What a checkpoint records of a latent space, in which the flow sees (z - shift) * scale.
 
     Args:
         vae: ``source`` (KIND:PATH) and ``fingerprint`` of its weights.
-        shift: Per channel.
-        scale: Per channel; the flow sees (z - shift) * scale.
+        shift: One number a channel.
+        scale: One number a channel.
     """
-    kept = {"source": vae["source"], "fingerprint": vae["fingerprint"]}
-    return {"space": "latent", "vae": kept, "shift": list(shift), "scale": list(scale)}
+    vae = {"source": vae["source"], "fingerprint": vae["fingerprint"]}
+    return {"space": "latent", "vae": vae, "shift": list(shift), "scale": list(scale)}
 
 
 def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:

@@ -17,8 +17,8 @@ class LatentSpace:
     Args:
         autoencoder: The model, on its device.
         shift: One number a channel, or one for all.
-        scale: Likewise.
-        precision: fp32, bf16 or fp16, of the autoencoder.
+        scale: One number a channel, or one for all.
+        precision: Arithmetic of the autoencoder: fp32, bf16 or fp16.
     """
 
     def __init__(
@@ -42,11 +42,11 @@ class LatentSpace:
         Raises:
             ValueError: the autoencoder's weights are not those that made the cache.
         """
-        found, vae = weights_fingerprint(autoencoder.network), record["vae"]
-        if found != vae["fingerprint"]:
+        vae, weights = record["vae"], weights_fingerprint(autoencoder.network)
+        if weights != vae["fingerprint"]:
             raise ValueError(
                 f"the latents were made by {vae['source']} with weights {vae['fingerprint'][:12]}, "
-                f"this autoencoder has weights {found[:12]}; give the one that made them"
+                f"this autoencoder has weights {weights[:12]}; give the one that made them"
             )
         return cls(autoencoder, record["shift"], record["scale"], precision)
 

@@ -18,18 +18,15 @@ class LatentStatistics:
 
     Of samples, not of means only: Var[z] = Var[mean] + E[var].
 
-    Args:
-        num_channels: Latent channels.
-
     Attributes:
-        sums: Of z, of z^2, and of positions, per channel, float64 (3, C). Those of parts add up.
+        sums: Sums of z, of z^2 and of ones, per channel, float64 (3, C). Those of parts add up.
     """
 
     def __init__(self, num_channels: int):
         self.sums = torch.zeros(3, num_channels, dtype=torch.float64)
 
     def update(self, mean: Tensor, logvar: Tensor | None) -> None:
-        """Adds posteriors: ``mean`` and ``logvar``, (B, C, h, w); None: of no variance."""
+        """Adds posteriors, (B, C, h, w) each; without ``logvar`` they have no variance."""
         mean = mean.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B h w)
         self.sums[0] += mean.sum(1)
         self.sums[1] += mean.square().sum(1)
@@ -37,18 +34,6 @@ class LatentStatistics:
         if logvar is not None:
             variance = logvar.detach().cpu().double().exp()
             self.sums[1] += variance.transpose(0, 1).flatten(1).sum(1)
-
-    def compute(self, device: torch.device) -> tuple[list[float], list[float]]:
-        """Mean and standard deviation of each channel, over all processes.
-
-        Args:
-            device: Where processes can exchange tensors.
-
-        Raises:
-            ValueError: no latent was seen, some are not finite, or a channel does not vary.
-        """
-        sums = self.sums.to(device) if device.type == "cuda" else self.sums.clone()
-        return mean_and_std(all_reduce_sum(sums).cpu())
 
 
 def mean_and_std(sums: Tensor) -> tuple[list[float], list[float]]:
@@ -72,15 +57,15 @@ def mean_and_std(sums: Tensor) -> tuple[list[float], list[float]]:
 
 @torch.inference_mode()
 def measure_latents(
-    vae: nn.Module, loader: DataLoader, here: World, precision: str = "fp32"
+    vae: nn.Module, loader: DataLoader, world: World, precision: str = "fp32"
 ) -> tuple[list[float], list[float], list[tuple[str, str]]]:
     """Statistics of a model's latents over the images of all processes.
 
     Args:
         vae: One of our models; it is moved to the device.
-        loader: Of `valid_loader`: this process's share of the images.
-        here: This process and the others.
-        precision: Of the encoder: fp32, bf16 or fp16.
+        loader: This process's share of the images, as `valid_loader` reads them.
+        world: This process and the others.
+        precision: Arithmetic of the encoder: fp32, bf16 or fp16.
 
     Returns:
         Mean and standard deviation per channel, the same on all processes, and (path, reason) of
@@ -89,22 +74,21 @@ def measure_latents(
     Raises:
         ValueError: no image could be encoded, or a channel does not vary.
     """
-    vae.to(here.device, memory_format=torch.channels_last)
-    statistics, unreadable = LatentStatistics(vae.config.latent_dim), []
-    with tqdm(
-        total=len(loader.dataset), unit="img", desc="encode", disable=not here.is_main
-    ) as bar:
+    vae.to(world.device, memory_format=torch.channels_last)
+    statistics, unreadable, total = LatentStatistics(vae.config.latent_dim), [], len(loader.dataset)
+    with tqdm(total=total, unit="img", desc="encode", disable=not world.is_main) as bar:
         for batch in loader:
             unreadable += batch["unreadable"]
             bar.update(len(batch["path"]) + len(batch["unreadable"]))
             if batch["image"] is None:
                 continue
-            images = batch["image"].to(here.device, memory_format=torch.channels_last)
+            images = batch["image"].to(world.device, memory_format=torch.channels_last)
             images, _ = pad_to_multiple(images, vae.spatial_factor)
-            with autocast(here.device, precision):
+            with autocast(world.device, precision):
                 posterior = vae.encode(images).latent_dist
             statistics.update(posterior.mean, posterior.logvar)
-    return *statistics.compute(here.device), unreadable
+    sums = statistics.sums.to(world.device) if world.device.type == "cuda" else statistics.sums
+    return *mean_and_std(all_reduce_sum(sums).cpu()), unreadable
 
 
 def write_normalization(config: Path, mean: list[float], std: list[float]) -> None:

@@ -10,6 +10,7 @@ from wfimagevae.files import write_atomically
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
+from wfimagevae.pictures.flow_frames import Plane, path_frames
 from wfimagevae.pictures.grid import save_grid
 
 
@@ -17,11 +18,11 @@ class SamplePicture:
     """Samples that are drawn at once and can be saved later, by one process of several.
 
     Args:
-        generator: Draws them.
-        options: How.
-        count: About how many; whole rows.
+        generator: Draws the samples.
+        options: Sampler, steps, guidance and seed.
+        count: About how many samples; rows are whole.
         batch_size: Samples, and decoded images, at a time.
-        shown: What the rows show, the first where there are more than rows; classes, if nothing.
+        subjects: What the rows show, the first where there are more than rows; if empty, classes.
 
     Attributes:
         rows: What each row shows; without prompts and classes all the same.
@@ -35,24 +36,23 @@ class SamplePicture:
         options: SamplingOptions,
         count: int,
         batch_size: int,
-        shown: Sequence[Subject] = (),
+        subjects: Sequence[Subject] = (),
     ):
         self.generator = generator
         num_classes = generator.model.num_classes
         side = max(round(count**0.5), 1)
-        if shown:
-            self.rows = list(shown[:side])
+        if subjects:
+            self.rows = list(subjects[:side])
         elif num_classes:
             classes = torch.linspace(0, num_classes - 1, min(num_classes, side)).round().long()
             self.rows = [Subject(0, label) for label in classes.tolist()]
         else:
             self.rows = [Subject(0)] * side
         self.columns = max(count // len(self.rows), 1)
-        places = [row for row in self.rows for _ in range(self.columns)]
-        subjects = [replace(row, index=i) for i, row in enumerate(places)]
-        parts = []
-        for first in range(0, len(subjects), batch_size):
-            x = generator.draw(subjects[first : first + batch_size], options)
+        rows = [row for row in self.rows for _ in range(self.columns)]
+        samples, parts = [replace(row, index=i) for i, row in enumerate(rows)], []
+        for first in range(0, len(samples), batch_size):
+            x = generator.draw(samples[first : first + batch_size], options)
             # Low precision may overflow; a picture does not end a training.
             x = x.nan_to_num(0.0, 0.0, 0.0)
             is_point = generator.facts["space"] == "point"
@@ -61,15 +61,10 @@ class SamplePicture:
 
     def save(self, path: Path) -> None:
         """Writes the picture as a PNG."""
-        if self.generator.facts["space"] == "point":
-            self._save_points(path)
+        if self.generator.facts["space"] != "point":
+            titles = [self.generator.title(row) for row in self.rows]
+            save_grid(path, self.content, self.columns, titles if any(titles) else None)
             return
-        titles = [self.generator.title(row) for row in self.rows]
-        save_grid(path, self.content, self.columns, titles if any(titles) else None)
-
-    def _save_points(self, path: Path) -> None:
-        from wfimagevae.pictures.flow_frames import Plane, path_frames
-
         plane = Plane.of(self.generator.facts["dataset"])
         (frame,) = path_frames(self.content[None], [1.0], plane)
         write_atomically(path, lambda file: frame.save(file, format="png"), is_lasting=False)

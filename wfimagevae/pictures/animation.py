@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from wfimagevae.files import write_atomically
@@ -46,8 +45,8 @@ def save_animation(
 
 
 def _write_gif(file, frames: Sequence[Image.Image], fps: float, hold_seconds: float) -> None:
-    milliseconds = [round(1000 / fps)] * len(frames)
-    milliseconds[-1] += round(1000 * hold_seconds)
+    durations = [round(1000 / fps)] * len(frames)  # in milliseconds
+    durations[-1] += round(1000 * hold_seconds)
     # Every frame its own palette: one for all would lose colours that come late.
     palettes = [frame.convert("RGB").quantize(256) for frame in frames]
     palettes[0].save(
@@ -55,7 +54,7 @@ def _write_gif(file, frames: Sequence[Image.Image], fps: float, hold_seconds: fl
         format="gif",
         save_all=True,
         append_images=palettes[1:],
-        duration=milliseconds,
+        duration=durations,
         loop=0,
         disposal=1,
     )
@@ -69,22 +68,20 @@ def _write_mp4(file, frames: Sequence[Image.Image], fps: float, hold_seconds: fl
         command += ["-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
         command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", str(target)]
         still = [frames[-1]] * round(fps * hold_seconds)
-        pixels = b"".join(_padded(frame, (width, height)) for frame in [*frames, *still])
+        pixels = bytearray()
+        for frame in [*frames, *still]:
+            canvas = Image.new("RGB", (width, height), (255, 255, 255))
+            canvas.paste(frame)
+            pixels += canvas.tobytes()
         done = subprocess.run(command, input=pixels, capture_output=True)
         if done.returncode:
             raise OSError(f"ffmpeg failed: {done.stderr.decode(errors='replace').strip()}")
         file.write(target.read_bytes())
 
 
-def _padded(frame: Image.Image, size: tuple[int, int]) -> bytes:
-    canvas = Image.new("RGB", size, (255, 255, 255))
-    canvas.paste(frame)
-    return np.asarray(canvas).tobytes()
-
-
 def _find_ffmpeg() -> str:
-    if found := shutil.which("ffmpeg"):
-        return found
+    if program := shutil.which("ffmpeg"):
+        return program
     try:
         import imageio_ffmpeg
     except ModuleNotFoundError:

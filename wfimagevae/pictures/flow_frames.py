@@ -63,8 +63,8 @@ def field_frames(
 
     Args:
         velocity: ``velocity(x, t)``, x (N, 2) float32, t a scalar tensor; gives (N, 2).
-        times: Of the frames, in [0, 1].
-        plane: What is shown.
+        times: Time of each frame, in [0, 1].
+        plane: The part that is shown.
         density: Arrows along each side.
 
     Yields:
@@ -76,7 +76,13 @@ def field_frames(
     """
     line = torch.linspace(-plane.limit, plane.limit, density + 2)[1:-1]
     places = torch.cartesian_prod(line, line)  # (density^2, 2)
-    fields = torch.stack([_field(velocity, places, float(t)) for t in times])  # (T, N, 2)
+    fields = torch.stack([velocity(places, torch.tensor(float(t))).float().cpu() for t in times])
+    for t, field in zip(times, fields, strict=True):  # (N, 2) each
+        if field.shape != places.shape or not field.isfinite().all():
+            raise ValueError(
+                f"a velocity field of points must be finite and {tuple(places.shape)}, got "
+                f"{tuple(field.shape)} at t = {t:g}"
+            )
     speeds = fields.norm(dim=-1, keepdim=True)  # (T, N, 1)
     fastest = speeds.quantile(0.95).clamp_min(1e-12)
     # The longest arrow spans the distance between two places.
@@ -99,23 +105,13 @@ def field_frames(
         yield canvas.picture(f"velocity at t = {t:.2f}")
 
 
-def _field(velocity: Callable[[Tensor, Tensor], Tensor], places: Tensor, t: float) -> Tensor:
-    v = velocity(places, torch.tensor(t)).float().cpu()
-    if v.shape != places.shape or not v.isfinite().all():
-        raise ValueError(
-            f"a velocity field of points must be finite and {tuple(places.shape)}, got "
-            f"{tuple(v.shape)} at t = {t:g}"
-        )
-    return v
-
-
 def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator[Image.Image]:
     """Particles on their way from noise to data, with their trails; the data in grey.
 
     Args:
         paths: Positions at each time, (T, N, 2).
-        times: Of the frames, T of them.
-        plane: What is shown.
+        times: Time of each of the T frames.
+        plane: The part that is shown.
 
     Yields:
         One frame a time. A particle's colour is the direction from its start to its end.
@@ -174,8 +170,8 @@ def _draw_wheel(figure) -> None:
     axes.set_axis_off()
 
 
-def evenly(count: int, wanted: int) -> list[int]:
-    """At most ``wanted`` of the numbers 0 to count - 1, evenly spaced, both ends among them."""
-    if wanted >= count:
+def evenly(count: int, limit: int) -> list[int]:
+    """At most ``limit`` of the numbers 0 to count - 1, evenly spaced, both ends among them."""
+    if limit >= count:
         return list(range(count))
-    return [round(i * (count - 1) / (wanted - 1)) for i in range(wanted)]
+    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]

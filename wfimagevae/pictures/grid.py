@@ -1,9 +1,10 @@
-"""Grids of images, one row a prompt or class, with names at the left and above."""
+"""Pictures in rows and columns with names: grids of samples, sheets of reconstructions."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -11,8 +12,25 @@ from wfimagevae.files import write_atomically
 from wfimagevae.pictures.pixels import to_uint8
 
 _GAP, _TITLE_HEIGHT, _MAX_LABEL_WIDTH, _LINE_HEIGHT = 4, 24, 200, 18
+_SHEET_GAP = 8
 _LEGIBLE = 96  # px, what a tiny image is enlarged to, about
 _BACKGROUND, _INK = (255, 255, 255), (17, 24, 39)
+
+
+def _paint(
+    size: tuple[int, int],
+    pictures: Iterable[tuple[Image.Image, int, int]],
+    names: Iterable[tuple[str, int, int, str]],
+    font,
+) -> Image.Image:
+    """A canvas of a size (width, height) with pictures at (left, top), names at (x, y, anchor)."""
+    canvas = Image.new("RGB", size, _BACKGROUND)
+    for picture, left, top in pictures:
+        canvas.paste(picture, (left, top))
+    draw = ImageDraw.Draw(canvas)
+    for name, x, y, anchor in names:
+        draw.text((x, y), name, _INK, font, anchor=anchor)
+    return canvas
 
 
 def sample_grid(
@@ -29,9 +47,6 @@ def sample_grid(
         row_labels: A name for each row, shown at its left, on several lines if it is long.
         column_labels: A name for each column, shown above it.
 
-    Returns:
-        The picture, RGB.
-
     Raises:
         ValueError: no RGB image, values that are not finite, or as many labels as do not fit.
     """
@@ -45,26 +60,33 @@ def sample_grid(
     for what, labels, count in (("row", row_labels, rows), ("column", column_labels, columns)):
         if labels is not None and len(labels) != count:
             raise ValueError(f"{len(labels)} {what} labels for a grid of {count} {what}s")
-    pixels = enlarge(to_uint8(images)).permute(0, 2, 3, 1).cpu().numpy()  # (B, h, w, 3)
-    height, width = pixels.shape[1:3]
-    font = ImageFont.load_default(size=14)
-    left = _GAP + (_label_width(row_labels, font) if row_labels else 0)
+
+    # Tiny images become legible: each pixel a square.
+    pixels = to_uint8(images)
+    factor = max(1, _LEGIBLE // max(pixels.shape[-2:]))
+    pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
+    height, width = pixels.shape[-2:]
+
+    font, left = ImageFont.load_default(size=14), _GAP
+    if row_labels:
+        widest = max(font.getlength(label) for label in row_labels)
+        left += min(math.ceil(widest), _MAX_LABEL_WIDTH) + 2 * _GAP
     top = _GAP + (_TITLE_HEIGHT if column_labels else 0)
-    size = (left + columns * (width + _GAP), top + rows * (height + _GAP))
-    grid = Image.new("RGB", size, _BACKGROUND)
-    for i, picture in enumerate(pixels):
-        row, column = divmod(i, columns)
-        place = (left + column * (width + _GAP), top + row * (height + _GAP))
-        grid.paste(Image.fromarray(picture), place)
-    draw = ImageDraw.Draw(grid)
-    for row, label in enumerate(row_labels or ()):
-        place = (_GAP, top + row * (height + _GAP) + height // 2)
+    lefts = [left + column * (width + _GAP) for column in range(columns)]
+    tops = [top + row * (height + _GAP) for row in range(rows)]
+    pictures = [
+        (Image.fromarray(picture), lefts[i % columns], tops[i // columns])
+        for i, picture in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy())
+    ]
+    names = []
+    for label, row_top in zip(row_labels or (), tops, strict=False):
         lines = wrap(label, _MAX_LABEL_WIDTH, max(height // _LINE_HEIGHT, 1), font)
-        draw.multiline_text(place, "\n".join(lines), _INK, font, anchor="lm")
-    for column, label in enumerate(column_labels or ()):
-        place = (left + column * (width + _GAP) + width // 2, _TITLE_HEIGHT // 2)
-        draw.text(place, _fit(label, width, font), _INK, font, anchor="mm")
-    return grid
+        names.append(("\n".join(lines), _GAP, row_top + height // 2, "lm"))
+    for label, column_left in zip(column_labels or (), lefts, strict=False):
+        name = _fit(label, width, font)
+        names.append((name, column_left + width // 2, _TITLE_HEIGHT // 2, "mm"))
+    size = left + columns * (width + _GAP), top + rows * (height + _GAP)
+    return _paint(size, pictures, names, font)
 
 
 def save_grid(
@@ -77,17 +99,6 @@ def save_grid(
     """Writes `sample_grid` of the same arguments as a PNG, in one step."""
     grid = sample_grid(images, columns, row_labels, column_labels)
     write_atomically(Path(path), lambda file: grid.save(file, format="png"))
-
-
-def enlarge(pixels: Tensor) -> Tensor:
-    """Repeats the pixels of tiny images, (B, 3, H, W), a whole number of times, to about 96 px."""
-    factor = max(1, _LEGIBLE // max(pixels.shape[-2:]))
-    return pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
-
-
-def _label_width(labels: Sequence[str], font) -> int:
-    widths = [font.getlength(label) for label in labels]
-    return min(math.ceil(max(widths)), _MAX_LABEL_WIDTH) + 2 * _GAP
 
 
 def wrap(text: str, width: int, max_lines: int, font) -> list[str]:
@@ -113,3 +124,51 @@ def _fit(text: str, width: int, font) -> str:
     while text and font.getlength(text + "…") > width:
         text = text[:-1]
     return text + "…"
+
+
+def amplified_error(original: Image.Image, other: Image.Image, gain: float) -> Image.Image:
+    """Absolute difference of two RGB images of one size, times ``gain``, black where equal.
+
+    Raises:
+        ValueError: the sizes differ.
+    """
+    if original.size != other.size:
+        raise ValueError(f"images of one size are compared, got {original.size} and {other.size}")
+    difference = np.abs(np.asarray(original, dtype=np.float32) - np.asarray(other))  # (H, W, 3)
+    return Image.fromarray((difference * gain).clip(0, 255).astype(np.uint8))
+
+
+def save_contact_sheet(
+    path: str | Path,
+    originals: Sequence[str | Path],
+    columns: Sequence[tuple[str, Sequence[str | Path]]],
+    gain: float = 5.0,
+    row_height: int = 320,
+) -> None:
+    """Writes a labelled sheet: a row an image; original, every column, error of the last one.
+
+    Args:
+        path: Image file to write.
+        originals: Image files, one a row.
+        columns: Title and image files of each further column, as many and of the same sizes.
+        gain: Factor of the error shown, in units of grey levels.
+        row_height: Height of each picture, in pixels; the error is taken at full size.
+
+    Raises:
+        ValueError: an image and its partner differ in size.
+    """
+    titles = ["original", *(title for title, _ in columns), f"error x {gain:g}"]
+    font, rows, top = ImageFont.load_default(size=14), [], 0
+    for files in zip(originals, *(files for _, files in columns), strict=True):
+        pictures = [Image.open(file).convert("RGB") for file in files]
+        pictures.append(amplified_error(pictures[0], pictures[-1], gain))
+        cells, names, left = [], [], _SHEET_GAP
+        for picture, title in zip(pictures, titles, strict=True):
+            width = round(picture.width * row_height / picture.height)
+            names.append((f"{Path(files[0]).name}: {title}", left, 4, "la"))
+            cells.append((picture.resize((width, row_height), Image.LANCZOS), left, _TITLE_HEIGHT))
+            left += width + _SHEET_GAP
+        height = row_height + _TITLE_HEIGHT + _SHEET_GAP
+        rows.append((_paint((left, height), cells, names, font), 0, top))
+        top += height
+    _paint((max(row.width for row, _, _ in rows), top), rows, (), font).save(path)

@@ -8,24 +8,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wfimagevae.files import write_atomically
+from wfimagevae.files import write_text
 from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.pictures.writer import save_image
 
 SUMMARY = ("step", "image", "real_mean", "fake_mean", "fake_min", "fake_max")
 
 
-def overlay(image: Tensor, logits: Tensor, limit: float, opacity: float = 0.5) -> Tensor:
-    """Patch logits as colours over an image: blue looks generated, red looks real.
+def _overlay(image: Tensor, logits: Tensor, limit: float) -> Tensor:
+    """Patch logits, (1, h, w), as colours over an image: blue looks generated, red looks real.
 
-    Args:
-        image: In [-1, 1], (3, H, W).
-        logits: Of its patches, (1, h, w).
-        limit: Logit of the full colour.
-        opacity: Of the colours, 0 to 1.
-
-    Returns:
-        An image in [-1, 1], (3, H, W).
+    Both images are in [-1, 1], (3, H, W); ``limit`` is the logit of the full colour.
     """
     from matplotlib import colormaps
 
@@ -33,7 +26,7 @@ def overlay(image: Tensor, logits: Tensor, limit: float, opacity: float = 0.5) -
     unit = F.interpolate(unit, image.shape[1:], mode="bilinear")[0, 0]
     colours = colormaps["coolwarm"](unit.cpu().numpy())[..., :3]  # (H, W, 3)
     colours = torch.from_numpy(colours).permute(2, 0, 1).float() * 2 - 1
-    return (1 - opacity) * image.float().cpu() + opacity * colours
+    return 0.5 * image.float().cpu() + 0.5 * colours
 
 
 @torch.no_grad()
@@ -53,7 +46,7 @@ def save_patch_scores(
     """
     scores = discriminator(torch.stack([real, fake])).float()  # (2, 1, h, w)
     limit = max(scores.abs().max().item(), 1e-6)
-    pair = [overlay(x, s, limit) for x, s in zip((real, fake), scores, strict=True)]
+    pair = [_overlay(x, s, limit) for x, s in zip((real, fake), scores, strict=True)]
     save_image(path, to_uint8(torch.cat(pair, dim=2)))
     fakes = scores[1]
     return [value.item() for value in (scores[0].mean(), fakes.mean(), fakes.min(), fakes.max())]
@@ -64,15 +57,12 @@ def append_summary(path: Path, rows: list[list]) -> None:
 
     Those are of a run that went back to a checkpoint before them.
     """
-    step, kept = rows[0][0], []
+    step, earlier = rows[0][0], []
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
-            kept = [row for row in csv.reader(file) if _is_before(step, row)]
+            # The header goes, and a last line that a kill cut short.
+            whole = [row for row in csv.reader(file) if len(row) == len(SUMMARY)]
+        earlier = [row for row in whole if row[0].isdigit() and int(row[0]) < step]
     text = io.StringIO(newline="")
-    csv.writer(text).writerows([SUMMARY, *kept, *rows])
-    write_atomically(path, lambda file: file.write(text.getvalue().encode()))
-
-
-def _is_before(step: int, row: list[str]) -> bool:
-    """False for the header and for a last line that a kill cut short, too."""
-    return len(row) == len(SUMMARY) and row[0].isdigit() and int(row[0]) < step
+    csv.writer(text).writerows([SUMMARY, *earlier, *rows])
+    write_text(path, text.getvalue())

@@ -1,7 +1,6 @@
 """Image files written by a few threads, so that encoding them does not hold up the device."""
 
 from collections import deque
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,12 +16,7 @@ EXTENSIONS = {
 
 
 class ImageWriter:
-    """Writes images under a folder; leaving the context waits for them and raises what failed.
-
-    Args:
-        folder: Made if need be, with the sub-folders of the names.
-        num_threads: Files encoded at once.
-    """
+    """Writes images under a folder; leaving the context waits for them and raises what failed."""
 
     def __init__(self, folder: str | Path, num_threads: int = 4):
         self.folder = Path(folder)
@@ -33,18 +27,17 @@ class ImageWriter:
     def __enter__(self) -> "ImageWriter":
         return self
 
-    def write(self, name: str, pixels: Tensor) -> None:
-        """Queues an 8-bit RGB image, (3, H, W), for a relative path; waits while too many are."""
-        self._queue(save_image, self.folder / name, pixels.cpu())
+    def write(self, name: str, content: Tensor | str) -> None:
+        """Queues an 8-bit RGB image, (3, H, W), or a text that goes with one.
 
-    def write_text(self, name: str, text: str) -> None:
-        """Queues a text that goes with an image, likewise."""
-        self._queue(_save_text, self.folder / name, text)
-
-    def _queue(self, save: Callable, path: Path, content: Tensor | str) -> None:
+        Args:
+            name: Relative path; folders in it are made.
+            content: What is written; the call waits while too many are queued.
+        """
         while len(self._pending) >= self._max_pending:
             self._pending.popleft().result()
-        self._pending.append(self._pool.submit(save, path, content))
+        save = _save_text if isinstance(content, str) else save_image
+        self._pending.append(self._pool.submit(save, self.folder / name, content))
 
     def __exit__(self, error_type, error, traceback) -> None:
         self._pool.shutdown(wait=True, cancel_futures=error_type is not None)
