@@ -9,8 +9,8 @@ from wfimagevae.generate.generator import FlowGenerator
 class GaussianFlow(nn.Module):
     """The exact velocity from N(0, 1) to N(0, std^2) in the plane; unconditional."""
 
-    sample_shape, num_classes = (2,), 0
-    is_conditional, takes_text, size_multiple = False, False, None
+    sample_shape, num_classes, size_multiple = (2,), 0, None
+    is_conditional, takes_text = False, False
     has_average_velocity, prediction = False, "velocity"
 
     def __init__(self, std=0.5):
@@ -26,16 +26,14 @@ class GaussianFlow(nn.Module):
         return (t * self.std**2 - (1 - t)) / variance * x
 
 
-class BlobModel(nn.Module):
+class BlobModel(GaussianFlow):
     """Images of 8 x 8 px of three classes: red, green or blue, plus a tenth of the noise.
 
     The null class is gray. Its velocity is that of straight lines to the colour, so that any
     number of Euler steps arrives, as does the prediction from any state.
     """
 
-    sample_shape, num_classes = (3, 8, 8), 3
-    is_conditional, takes_text, size_multiple = True, False, None
-    has_average_velocity, prediction = False, "velocity"
+    sample_shape, num_classes, is_conditional = (3, 8, 8), 3, True
 
     def __init__(self):
         super().__init__()

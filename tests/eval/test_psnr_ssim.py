@@ -55,20 +55,14 @@ def test_identical_images_have_infinite_psnr_and_ssim_one():
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_values_outside_the_unit_range_are_refused(metric):
+def test_values_outside_the_unit_range_and_unequal_shapes_are_refused(metric):
     x, y = noisy_pair()
     for bad in (x * 2 - 1, x + 0.5, x * 255, torch.full_like(x, torch.nan)):
         with pytest.raises(ValueError, match="must lie in"):
             metric(bad, y)
-
-
-@pytest.mark.parametrize("metric", [psnr, ssim])
-def test_unequal_shapes_are_refused_not_broadcast(metric):
-    x, y = noisy_pair()
-    with pytest.raises(ValueError, match="one shape"):
-        metric(x, y[:1])
-    with pytest.raises(ValueError, match="one shape"):
-        metric(x[0], y[0])
+    for a, b in ((x, y[:1]), (x[0], y[0])):
+        with pytest.raises(ValueError, match="one shape"):
+            metric(a, b)
 
 
 def test_ssim_refuses_images_smaller_than_its_window():

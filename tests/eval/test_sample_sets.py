@@ -72,21 +72,19 @@ def test_the_grid_that_generate_writes_is_no_sample(tmp_path):
     [
         ({"arr_0": np.zeros((3, 4, 4, 3), np.float32)}, "must be uint8"),
         ({"arr_0": np.zeros((3, 3, 4, 4), np.uint8)}, r"got uint8 \(3, 3, 4, 4\)"),
-        ({"other": np.zeros(3)}, "arr_0"),
+        ({"other": np.zeros(3)}, "no images under 'arr_0'"),
+        ("nothing", "no images under 'arr_0'"),
+        (None, "no such file"),
     ],
 )
-def test_an_npz_of_something_else_is_refused(content, message, tmp_path):
-    np.savez(tmp_path / "samples.npz", **content)
+def test_a_file_that_is_no_npz_of_images_is_refused(content, message, tmp_path):
+    path = tmp_path / "samples.npz"
+    if isinstance(content, dict):
+        np.savez(path, **content)
+    elif content:
+        path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        open_images(str(tmp_path / "samples.npz"))
-
-
-def test_a_file_that_is_no_npz_is_refused(tmp_path):
-    (tmp_path / "samples.npz").write_text("nothing")
-    with pytest.raises(ValueError, match="no images under 'arr_0'"):
-        open_images(str(tmp_path / "samples.npz"))
-    with pytest.raises(ValueError, match="no such file"):
-        open_images(str(tmp_path / "none.npz"))
+        open_images(str(path))
 
 
 def test_an_unreadable_image_names_its_file(tmp_path):
@@ -107,10 +105,8 @@ def test_evaluations_of_the_network_are_counted(sampler, scale, nfe):
 
 
 def test_labels_are_balanced_or_random_and_follow_the_number():
-    generator, options = (
-        generator_of(BlobModel()),
-        SamplingOptions(sampler="euler", steps=1, seed=3),
-    )
+    generator = generator_of(BlobModel())
+    options = SamplingOptions(sampler="euler", steps=1, seed=3)
     balanced = GeneratedSamples(generator, options, 12)
     assert [subject.label for subject in balanced.subjects] == [0, 1, 2] * 4
     random = GeneratedSamples(generator, options, 600, "random").subjects

@@ -74,13 +74,6 @@ def test_moments_do_not_depend_on_batches_and_lose_no_digits():
     torch.testing.assert_close(moments.squares / 29, features.T.cov(), rtol=1e-8, atol=1e-8)
 
 
-def test_identical_sets_have_fid_zero_and_full_precision_and_recall():
-    features = normal(50, 32)
-    shuffled = features[torch.randperm(50)]
-    assert abs(fid(features, shuffled)) < 1e-4
-    assert precision_recall(features, shuffled) == (1.0, 1.0)
-
-
 def test_kid_of_whole_sets_is_the_unbiased_mmd():
     real, generated = normal(12, 5), normal(12, 5, seed=1) + 0.5
     k = lambda a, b: (a @ b.T / 5 + 1) ** 3  # noqa: E731
@@ -123,9 +116,9 @@ def rfid(inception_weights):
     return FrechetDistance(CPU, str(inception_weights), num_features=64)
 
 
-def image_sets(count=6, size=32):
+def image_sets(count):
     generator = torch.Generator().manual_seed(0)
-    real = torch.rand(count, 3, size, size, generator=generator)
+    real = torch.rand(count, 3, 32, 32, generator=generator)
     noise = torch.randn(real.shape, generator=generator)
     return real, (0.6 * real + 0.1 * noise).clamp(0, 1)
 
@@ -141,16 +134,6 @@ def test_rfid_agrees_with_the_formula_on_torch_fidelity_features(rfid, inception
     features = [extract((x * 255).round().to(torch.uint8))[0] for x in (real, generated)]
     expected = fid_of_few(*features)
     assert expected > 0.01 and rfid.compute() == pytest.approx(expected, rel=1e-4)
-
-
-def test_rfid_of_a_set_with_itself_in_another_order_is_zero(rfid):
-    real, generated = image_sets()
-    rfid.reset()
-    rfid.update(real, generated)
-    unlike = rfid.compute()
-    rfid.reset()
-    rfid.update(real, real.flip(0))
-    assert abs(rfid.compute()) < 1e-3 * unlike
 
 
 def test_rfid_needs_two_images_in_zero_to_one(rfid):

@@ -40,14 +40,9 @@ def photos(tmp_path_factory):
     """Five smooth images in two folders, of different sizes and kinds."""
     folder = tmp_path_factory.mktemp("photos")
     rng = np.random.default_rng(0)
-    names = {
-        "a/one.jpg": (70, 50),
-        "a/two.png": (64, 64),
-        "b/one.jpeg": (48, 90),
-        "b/deep/three.webp": (53, 61),
-        "four.bmp": (80, 49),
-    }
-    for name, size in names.items():
+    names = ("a/one.jpg", "a/two.png", "b/one.jpeg", "b/deep/three.webp", "four.bmp")
+    sizes = ((70, 50), (64, 64), (48, 90), (53, 61), (80, 49))
+    for name, size in zip(names, sizes, strict=True):
         coarse = rng.integers(0, 256, (6, 6, 3), dtype=np.uint8)
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)

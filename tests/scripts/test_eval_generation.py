@@ -16,8 +16,14 @@ def evaluate(*arguments):
     return eval_generation.main([str(word) for word in (*arguments, *NO_WORKERS)])
 
 
-def results_of(path):
+def content_of(path):
     return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+
+def results(path, *arguments):
+    """The results in the JSON of an evaluation without problems."""
+    assert evaluate(*arguments, "--output_json", path) == 0
+    return content_of(path)["results"]
 
 
 @pytest.fixture(scope="module")
@@ -34,6 +40,12 @@ def folders(tmp_path_factory):
     return root, arrays
 
 
+@pytest.fixture
+def files(folders):
+    root, _ = folders
+    return ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
+
+
 @pytest.fixture(scope="module")
 def points(tmp_path_factory):
     return export_points(tmp_path_factory.mktemp("points") / "flow")
@@ -44,16 +56,14 @@ def pixels(tmp_path_factory):
     return export_pixels(tmp_path_factory.mktemp("pixels") / "flow")
 
 
-def test_energy_distance_of_files_needs_no_network(folders, tmp_path, capsys):
+@pytest.mark.parametrize("fake", ["fake", "fake.npz"])
+def test_energy_distance_of_files_needs_no_network(fake, folders, tmp_path, capsys):
     root, arrays = folders
     a, b = (torch.from_numpy(arrays[name]) / 127.5 - 1 for name in ("real", "fake"))
-    path = tmp_path / "m.json"
-    for fake in ("fake", "fake.npz"):
-        files = ("--real_image_dir", root / "real", "--generated_image_dir", root / fake)
-        assert evaluate(*files, "--metric", "energy_distance", "--output_json", path) == 0
-        (result,) = results_of(path)["results"]
-        assert result["energy_distance"] == pytest.approx(energy_distance(a, b), rel=1e-5)
-        assert result["sampling"]["source"] == str(root / fake)
+    files = ("--real_image_dir", root / "real", "--generated_image_dir", root / fake)
+    (result,) = results(tmp_path / "m.json", *files, "--metric", "energy_distance")
+    assert result["energy_distance"] == pytest.approx(energy_distance(a, b), rel=1e-5)
+    assert result["sampling"]["source"] == str(root / fake)
     protocol = result["protocol"]
     assert protocol["reference"]["source"] == str(root / "real")
     assert protocol["real_count"] == protocol["generated_count"] == 10
@@ -63,13 +73,9 @@ def test_energy_distance_of_files_needs_no_network(folders, tmp_path, capsys):
 
 
 @pytest.mark.slow  # eigenvalues of a 2048 x 2048 matrix
-def test_all_metrics_of_files(folders, tmp_path, inception_weights, capsys):
-    root, _ = folders
-    path = tmp_path / "m.json"
-    files = ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
-    weights = ("--inception_weights", inception_weights)
-    assert evaluate(*files, *weights, "--kid_num_subsets", 3, "--output_json", path) == 0
-    (result,) = results_of(path)["results"]
+def test_all_metrics_of_files(files, tmp_path, inception_weights, capsys):
+    options = ("--inception_weights", inception_weights, "--kid_num_subsets", 3)
+    (result,) = results(tmp_path / "m.json", *files, *options)
     assert result["fid"] > 0 and 0 <= result["precision"] <= 1 and 0 <= result["recall"] <= 1
     assert result["kid_std"] >= 0 and result["energy_distance"] > 0
     assert result["protocol"]["kid"]["num_subsets"] == 3
@@ -79,44 +85,38 @@ def test_all_metrics_of_files(folders, tmp_path, inception_weights, capsys):
 
 
 def test_missing_weights_are_reported_and_the_rest_is_measured(
-    folders, tmp_path, no_downloads, capsys
+    files, tmp_path, no_downloads, capsys
 ):
-    root, _ = folders
-    path = tmp_path / "m.json"
-    files = ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
-    assert evaluate(*files, "--output_json", path) == 3
-    content = results_of(path)
+    assert evaluate(*files, "--output_json", tmp_path / "m.json") == 3
+    content = content_of(tmp_path / "m.json")
     assert content["results"][0]["energy_distance"] > 0 and "fid" not in content["results"][0]
     assert content["unavailable"].keys() == {"fid", "kid", "precision_recall"}
     assert "--inception_weights" in capsys.readouterr().out
 
 
 def test_a_run_is_measured_for_every_combination(pixels, tmp_path, capsys):
-    path = tmp_path / "m.json"
-    grid = ("--sampler", "euler", "heun", "--steps", 2, 3, "--guidance_scale", 1, 2)
-    arguments = ("--from_pretrained", pixels, "--dataset", "shapes", "--resolution", 16, *grid)
-    rest = ("--num_images", 12, "--batch_size", 5, "--metric", "energy_distance")
-    assert evaluate(*arguments, *rest, "--output_json", path) == 0
-    results = results_of(path)["results"]
-    rows = [
-        (r["sampling"]["sampler"], r["sampling"]["steps"], r["sampling"]["guidance"]["scale"])
-        for r in results
+    rows = results(
+        tmp_path / "m.json",
+        *("--from_pretrained", pixels, "--dataset", "shapes", "--resolution", 16),
+        *("--sampler", "euler", "heun", "--steps", 2, 3, "--guidance_scale", 1, 2),
+        *("--num_images", 12, "--batch_size", 5, "--metric", "energy_distance"),
+    )
+    sampled = [row["sampling"] for row in rows]
+    assert [(s["sampler"], s["steps"], s["guidance"]["scale"]) for s in sampled] == [
+        (s, n, w) for s in ("euler", "heun") for n in (2, 3) for w in (1.0, 2.0)
     ]
-    assert rows == [(s, n, w) for s in ("euler", "heun") for n in (2, 3) for w in (1.0, 2.0)]
-    assert [r["sampling"]["nfe"] for r in results] == [2, 4, 3, 6, 4, 8, 6, 12]
-    assert all(r["sampling"]["labels"] == "balanced" for r in results)
-    assert len({r["energy_distance"] for r in results}) == 8
-    assert len({r["protocol_hash"] for r in results}) == 1
+    assert [s["nfe"] for s in sampled] == [2, 4, 3, 6, 4, 8, 6, 12]
+    assert all(s["labels"] == "balanced" for s in sampled)
+    assert len({row["energy_distance"] for row in rows}) == 8
+    assert len({row["protocol_hash"] for row in rows}) == 1
     table = capsys.readouterr().out
     assert "| sampler | steps | NFE | guidance | energy distance |" in table
     assert "| heun    |     3 |  12 |        2 |" in table
 
 
 def test_points_are_measured_against_fresh_ones(points, tmp_path):
-    path = tmp_path / "m.json"
-    arguments = ("--from_pretrained", points, "--dataset", "moons", "--num_images", 200)
-    assert evaluate(*arguments, "--steps", 4, "--output_json", path) == 0
-    (result,) = results_of(path)["results"]
+    options = ("--dataset", "moons", "--num_images", 200, "--steps", 4)
+    (result,) = results(tmp_path / "m.json", "--from_pretrained", points, *options)
     assert result["energy_distance"] > 0.01
     assert result["protocol"]["reference"]["source"] == "moons"
     assert result["sampling"]["labels"] == "none" and result["sampling"]["nfe"] == 8
@@ -126,7 +126,7 @@ def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
     options = ("--from_pretrained", pixels, "--dataset", "shapes", "--resolution", 16)
     options += ("--num_images", 11, "--batch_size", 4, "--energy_samples", 9, "--sampler", "euler")
     options += ("--metric", "energy_distance", "--steps", 2, "--label_sampling", "random")
-    assert evaluate(*options, "--output_json", tmp_path / "one.json") == 0
+    (one,) = results(tmp_path / "one.json", *options)
     done = run_script(
         "eval_generation.py",
         *(*options, "--output_json", "two.json", *NO_WORKERS),
@@ -135,7 +135,7 @@ def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("| sampler") == 1
-    one, two = (results_of(tmp_path / f"{n}.json")["results"][0] for n in ("one", "two"))
+    (two,) = content_of(tmp_path / "two.json")["results"]
     assert two["energy_distance"] == pytest.approx(one["energy_distance"], rel=1e-3)
     assert two["protocol_hash"] == one["protocol_hash"]
     assert two["sampling"]["nfe"] == 2

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from scripts import eval_image
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.pairs import PairDataset, evaluate_pairs
+from wfimagevae.eval.psnr import psnr
+from wfimagevae.eval.ssim import ssim
 
 SIZE = ("--resolution", 48)
 
@@ -36,35 +37,25 @@ def measured(real, generated, path, *more, status=0):
 
 @pytest.fixture
 def square_pair(tmp_path):
-    """Two folders of 40 x 32 images whose files are what is measured, and scikit-image's means."""
+    """Two folders of 40 x 32 images, and the images: two stacks of 8 bits."""
     rng = np.random.default_rng(1)
-    values = []
-    for name, noise in (("a.png", 4), ("sub/b.png", 40), ("c.png", 15)):
-        real = rng.integers(0, 256, (8, 10, 3), dtype=np.uint8).repeat(4, 0).repeat(4, 1)
-        fake = (real + rng.normal(0, noise, real.shape)).clip(0, 255).astype(np.uint8)
-        for folder, image in (("real", real), ("fake", fake)):
-            path = tmp_path / folder / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(path)
-        similarity = structural_similarity(
-            real / 255,
-            fake / 255,
-            gaussian_weights=True,
-            sigma=1.5,
-            use_sample_covariance=False,
-            data_range=1,
-            channel_axis=2,
-        )
-        values.append((peak_signal_noise_ratio(real, fake), similarity))
-    return tmp_path / "real", tmp_path / "fake", np.mean(values, 0)
+    real = rng.integers(0, 256, (3, 8, 10, 3)).repeat(4, 1).repeat(4, 2)
+    noise = rng.normal(0, np.reshape([4, 40, 15], (3, 1, 1, 1)), real.shape)
+    stacks = [images.clip(0, 255).astype(np.uint8) for images in (real, real + noise)]
+    for folder, images in zip(("real", "fake"), stacks, strict=True):
+        (tmp_path / folder / "sub").mkdir(parents=True)
+        for name, image in zip(("a.png", "sub/b.png", "c.png"), images, strict=True):
+            Image.fromarray(image).save(tmp_path / folder / name)
+    return tmp_path / "real", tmp_path / "fake", stacks
 
 
-def test_files_are_measured_as_scikit_image_does(square_pair, tmp_path, capsys):
-    real, fake, (psnr, ssim) = square_pair
+def test_files_are_measured_and_averaged(square_pair, tmp_path, capsys):
+    real, fake, stacks = square_pair
+    pair = [torch.tensor(stack).permute(0, 3, 1, 2) / 255 for stack in stacks]
     content = measured(real, fake, tmp_path / "new" / "m.json")
-    assert content["psnr"] == pytest.approx(psnr, abs=1e-4)
-    assert content["ssim"] == pytest.approx(ssim, abs=1e-6)
-    assert f"| psnr   |    {psnr:.2f} |" in capsys.readouterr().out
+    assert content["psnr"] == pytest.approx(psnr(*pair).mean().item(), abs=1e-4)
+    assert content["ssim"] == pytest.approx(ssim(*pair).mean().item(), abs=1e-6)
+    assert f"| psnr   |    {content['psnr']:.2f} |" in capsys.readouterr().out
 
 
 def test_protocol_says_how_it_was_measured_whatever_the_batch_size(photos, blurred, tmp_path):
