@@ -86,27 +86,15 @@ def test_channels_past_the_guided_ones_are_the_conditional_models():
     torch.testing.assert_close(call(Guidance(4.0, channels=4), x=x), call(Guidance(4.0), x=x))
 
 
-def conditional_and_guided():
+def test_rescaling_gives_each_sample_the_conditional_deviation_or_a_part_of_it():
     conditional, null = torch.randn(2, 3, 4, 5)
-    return conditional, null, Guidance(5.0).combine(conditional, null)
-
-
-def test_full_rescaling_gives_each_sample_the_conditional_deviation():
-    conditional, null, guided = conditional_and_guided()
-    rescaled = Guidance(5.0, rescale=1.0).combine(conditional, null)
-    torch.testing.assert_close(rescaled.flatten(1).std(1), conditional.flatten(1).std(1))
-    ratio = rescaled / guided
+    guided, part, full = (
+        Guidance(5.0, rescale=share).combine(conditional, null) for share in (0.0, 0.7, 1.0)
+    )
+    torch.testing.assert_close(full.flatten(1).std(1), conditional.flatten(1).std(1))
+    ratio = full / guided
     torch.testing.assert_close(ratio, ratio[:, :1, :1].expand_as(ratio))
-
-
-def test_partial_rescaling_mixes_linearly():
-    conditional, null, guided = conditional_and_guided()
-    full = Guidance(5.0, rescale=1.0).combine(conditional, null)
-    part = Guidance(5.0, rescale=0.7).combine(conditional, null)
     torch.testing.assert_close(part, 0.7 * full + 0.3 * guided)
-
-
-def test_rescaling_a_constant_velocity_is_finite():
     ones = torch.ones(2, 3, 4)
     assert Guidance(2.0, rescale=1.0).combine(ones, ones).isfinite().all()
 
@@ -126,10 +114,9 @@ def test_nested_conditions_are_joined_at_each_place():
 
 
 def test_rows_are_the_velocity_of_those_samples():
-    x = state()
+    x, t = state(), torch.tensor(0.5)
     velocity = guided_velocity(Model(), LABELS, NULL, Guidance(3.0))
-    whole = velocity(x, torch.tensor(0.5))
-    torch.testing.assert_close(velocity.rows(slice(1, 3))(x[1:], torch.tensor(0.5)), whole[1:])
+    torch.testing.assert_close(velocity.rows(slice(1, 3))(x[1:], t), velocity(x, t)[1:])
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -159,19 +146,12 @@ def test_every_sampler_follows_a_guided_model_whatever_the_batch(name):
         torch.testing.assert_close(together, expected, rtol=0, atol=0.05)
 
 
-def test_unconditional_model_is_called_without_a_condition():
-    x = state()
-    velocity = guided_velocity(Model(), None)
-    torch.testing.assert_close(velocity(x, torch.tensor(0.5)), x + 5)
-
-
-def test_result_is_of_the_type_of_the_state():
-    def model(x, t, condition, t_end):
-        return x.bfloat16()
-
+def test_an_unconditional_model_gives_velocities_of_the_type_of_the_state():
     x = state(torch.float64)
-    velocity = guided_velocity(model, LABELS, NULL, Guidance(2.0))
-    assert velocity(x, torch.tensor(0.5, dtype=torch.float64)).dtype == torch.float64
+    t = torch.tensor(0.5, dtype=torch.float64)
+    torch.testing.assert_close(guided_velocity(Model(), None)(x, t), x + 5)
+    velocity = guided_velocity(lambda x, *_: x.bfloat16(), LABELS, NULL, Guidance(2.0))
+    assert velocity(x, t).dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -53,11 +53,15 @@ def test_layernorm_normalizes_the_channels_of_each_pixel():
     assert set(norm.state_dict()) == {"norm.weight", "norm.bias"}
 
 
-def test_groupnorm_is_torchs_with_32_groups():
+def test_groupnorm_is_torchs_with_32_groups_and_no_other_is_known():
     norm, x = random_norm("groupnorm", 64), image_like(2, 64, 4, 6)
     torch.testing.assert_close(norm(x), F.group_norm(x, 32, norm.weight, norm.bias, 1e-6))
     assert norm(x).is_contiguous(memory_format=LAST)
     assert set(norm.state_dict()) == {"weight", "bias"}
+    with pytest.raises(ValueError, match="multiples of 32, got 24"):
+        build_norm("groupnorm", 24)
+    with pytest.raises(ValueError, match="unknown norm_type 'batchnorm'; use one of layernorm"):
+        build_norm("batchnorm", 32)
 
 
 @NORMS
@@ -106,13 +110,6 @@ def test_fused_block_follows_autocast(dtype):
     assert conv.weight.grad.dtype == norm.weight.grad.dtype == torch.float32
 
 
-def test_unknown_norms_and_unfit_widths_are_refused():
-    with pytest.raises(ValueError, match="unknown norm_type 'batchnorm'; use one of layernorm"):
-        build_norm("batchnorm", 32)
-    with pytest.raises(ValueError, match="multiples of 32, got 24"):
-        build_norm("groupnorm", 24)
-
-
 def test_resnet_block_adds_its_input():
     block, x = ResnetBlock2D(8, 8), image_like(1, 8, 4, 4)
     for parameter in block.conv2.parameters():
@@ -121,12 +118,15 @@ def test_resnet_block_adds_its_input():
     assert not [key for key in block.state_dict() if "nin_shortcut" in key]
 
 
-def test_resnet_block_drops_in_training_only():
+def test_resnet_block_drops_in_training_only_and_keeps_its_type():
     block, x = ResnetBlock2D(8, 16, dropout=0.5), image_like(1, 8, 4, 4)
     assert not torch.equal(block(x), block(x))
     block.eval()
     torch.testing.assert_close(block(x), block(x), rtol=0, atol=0)
     assert block(x).is_contiguous(memory_format=LAST)
+    half = copy.deepcopy(block).bfloat16()(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), block(x), rtol=0.05, atol=0.1)
 
 
 def test_attention_is_softmax_over_all_positions():
@@ -191,10 +191,3 @@ def test_posterior_sample_takes_noise_or_a_generator():
     assert torch.equal(*draws)
     with pytest.raises(ValueError, match=r"latent's shape \(2, 2, 3, 3\), got \(1, 2, 3, 3\)"):
         posterior.sample(noise=noise[:1])
-
-
-def test_pure_bfloat16_modules_keep_their_type():
-    block, x = ResnetBlock2D(8, 16), image_like(1, 8, 4, 4)
-    half = copy.deepcopy(block).bfloat16()(x.bfloat16())
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), block(x), rtol=0.05, atol=0.1)
