@@ -150,7 +150,9 @@ def find_weights(
     if not source.exists():
         source = _download(str(path), hub_options or {})
     source = source / subfolder if subfolder else source
-    return (latest_checkpoint(source) or source) if source.is_dir() else source
+    if not source.is_dir():
+        return source
+    return latest_checkpoint(source) or source
 
 
 def _download(name: str, hub_options: dict) -> Path:

@@ -115,9 +115,9 @@ class JointTextBlock(TransformerBlock):
         (shift, scale, gate), of_mlp = self.modulations(c)
         (text_shift, text_scale, text_gate), of_text_mlp = stream.modulations(c)
         # Queries, keys and values of both streams, one behind the other.
-        own = self.attn.project(modulate(self.norm(x), shift, scale), rotation)
-        other = stream.attn.project(modulate(stream.norm(text), text_shift, text_scale))
-        q, k, v = (torch.cat(pair, dim=2) for pair in zip(own, other, strict=True))
+        image_qkv = self.attn.project(modulate(self.norm(x), shift, scale), rotation)
+        text_qkv = stream.attn.project(modulate(stream.norm(text), text_shift, text_scale))
+        q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
         h, text_h = attend(q, k, v, _with_image(mask, x)).split([x.shape[1], text.shape[1]], 2)
         x = self.feed_forward(x + gate * self.attn.join(h), *of_mlp)
         text = text + text_gate * stream.attn.join(text_h)

@@ -37,8 +37,8 @@ def histogram_distance(target: Tensor, image: Tensor) -> Tensor:
     and a gradient for every pixel, which tells it where its rank belongs.
     """
     ordered = torch.sort(image.flatten(2), dim=2, stable=True).values  # (B, C, H W)
-    wanted = torch.sort(target.flatten(2), dim=2).values
-    return (ordered - wanted).abs().mean((1, 2))
+    target = torch.sort(target.flatten(2), dim=2).values
+    return (ordered - target).abs().mean((1, 2))
 
 
 def contrast_distance(target: Tensor, image: Tensor) -> Tensor:

@@ -97,7 +97,10 @@ class LPIPSWithDiscriminator2D(nn.Module):
         # Adversarial term, weighted by the ratio of both gradients at the last layer.
         factor = self.config.disc_factor(step)
         if factor > 0:
-            g_loss, g_gradient = self._adversarial(image, noise)
+            with frozen(self.discriminator):
+                logits = _full(self.discriminator(image if noise is None else image + noise))
+            g_loss = -logits.mean()
+            g_gradient, g_loss = _image_gradient(g_loss, image, _MEAN_SCALE), g_loss.detach()
             weight = g_loss.new_full((), self.config.disc_weight)
             if self.config.adaptive_weight:
                 nll_norm = _last_layer_norm(reconstruction, last_layer, gradient, average)
@@ -106,10 +109,15 @@ class LPIPSWithDiscriminator2D(nn.Module):
             total = total + weight * factor * g_loss
             gradient = gradient + weight * factor * g_gradient
             logs |= {"train/d_weight": weight, "train/g_loss": g_loss}
-        # Terms of one number an image; then, in one backward pass with all of these, the latents'.
-        for term in self._statistics(target, image, logs):
-            total = total + term.detach()
-            gradient = gradient + _image_gradient(term, image, 1.0)
+        # Terms of one number an image count once per pixel value.
+        for name, distance in _STATISTICS.items():
+            weight = getattr(self.config, f"{name}_weight")
+            if weight > 0:
+                loss = distance(target, image).mean() * target[0].numel()
+                logs[f"train/{name}_loss"] = loss.detach()
+                total = total + weight * loss.detach()
+                gradient = gradient + _image_gradient(weight * loss, image, 1.0)
+        # One backward pass for all of these and for the terms of latents and coefficients.
         surrogate = (_full(reconstruction) * gradient).sum()
         for term in self._regularisers(output, step, gather, logs):
             surrogate, total = surrogate + term, total + term.detach()
@@ -176,29 +184,21 @@ class LPIPSWithDiscriminator2D(nn.Module):
         logs |= {"train/nll_loss": nll.detach(), "train/rec_loss": nll.detach()}
         return nll, logs | {"train/logvar": self.logvar.detach()}
 
-    def _adversarial(self, image: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Minus the discriminator's mean logit, and its gradient in the image."""
-        with frozen(self.discriminator):
-            seen = image if noise is None else image + noise
-            loss = -_full(self.discriminator(seen)).mean()
-        return loss.detach(), _image_gradient(loss, image, _MEAN_SCALE)
-
-    def _statistics(self, target: Tensor, image: Tensor, logs: Logs) -> Iterator[Tensor]:
-        """The terms that compare one number an image, weighted and once per pixel value."""
-        config = self.config
-        weights = {"color": config.color_weight, "histogram": config.histogram_weight}
-        weights |= {"contrast": config.contrast_weight}
-        for name, weight in weights.items():
-            if weight > 0:
-                loss = _STATISTICS[name](target, image).mean() * target[0].numel()
-                logs[f"train/{name}_loss"] = loss.detach()
-                yield weight * loss
-
     def _regularisers(self, output, step: int, gather: Callable, logs: Logs) -> Iterator[Tensor]:
         """The terms that act on latents and coefficients, weighted."""
         config, batch_size = self.config, len(output.sample)
         if config.kl_weight > 0:
-            yield config.kl_weight * config.kl_factor(step) * self._divergence(output, step, logs)
+            values = output.latent_dist.kl_of_values()  # (B, C, h, w)
+            kl = values.flatten(1).sum(1).sum() / len(values)
+            weight = config.kl_weight * config.kl_factor(step)
+            logs["train/kl_loss"] = kl.detach()  # all of it, whatever is free
+            if config.kl_warmup_steps > 0:
+                logs["train/kl_weight"] = kl.new_full((), weight)
+            if config.kl_free_bits > 0:
+                free = values.detach() < config.kl_free_bits
+                logs["train/kl_free_share"] = free.to(kl.dtype).mean()
+                kl = values.clamp_min(config.kl_free_bits).sum() / len(values)
+            yield weight * kl
         if config.mmd_weight > 0:
             loss = latent_mmd(output.latent, step, gather) * output.sample[0].numel()
             logs["train/mmd_loss"] = loss.detach()
@@ -214,20 +214,6 @@ class LPIPSWithDiscriminator2D(nn.Module):
             difference = sum((_full(a) - _full(b)).abs().sum() for a, b in levels) / batch_size
             logs["train/wl_loss"] = difference.detach()
             yield config.wavelet_weight * difference
-
-    def _divergence(self, output, step: int, logs: Logs) -> Tensor:
-        """The KL divergence, of which the logs hold all and the result what is not free."""
-        config, posterior = self.config, output.latent_dist
-        values = posterior.kl_of_values()  # (B, C, h, w)
-        kl = values.flatten(1).sum(1).sum() / len(values)
-        logs["train/kl_loss"] = kl.detach()
-        if config.kl_warmup_steps > 0:
-            logs["train/kl_weight"] = kl.new_full((), config.kl_weight * config.kl_factor(step))
-        if config.kl_free_bits > 0:
-            free = values.detach() < config.kl_free_bits
-            logs["train/kl_free_share"] = free.to(kl.dtype).mean()
-            kl = values.clamp_min(config.kl_free_bits).sum() / len(values)
-        return kl
 
 
 def _full(x: Tensor) -> Tensor:
@@ -250,15 +236,12 @@ def _last_layer_norm(output: Tensor, last_layer: Tensor, gradient: Tensor, avera
     return average(_full(inner) * size).norm()
 
 
-def _drop_lpips(module, state_dict, prefix, local_metadata) -> None:
+def _drop_lpips(module, state_dict, prefix, *args) -> None:
     for key in [k for k in state_dict if k.startswith(prefix + "perceptual_loss.")]:
         del state_dict[key]
 
 
 def _ignore_lpips(module, state_dict, prefix, *args) -> None:
-    lpips = prefix + "perceptual_loss."
-    for key in [k for k in state_dict if k.startswith(lpips)]:
-        del state_dict[key]
+    _drop_lpips(module, state_dict, prefix)
     if module.perceptual_loss is not None:  # as they are: never in a checkpoint
-        own = module.perceptual_loss.state_dict(prefix=lpips)
-        state_dict.update(own)
+        state_dict.update(module.perceptual_loss.state_dict(prefix=f"{prefix}perceptual_loss."))

@@ -50,6 +50,6 @@ def build_activation(name: str, channels: int) -> Callable[..., Tensor]:
     if name == "bezier":
         return BezierActivation(channels)
     if name not in ELEMENTWISE:
-        known = ", ".join((*ELEMENTWISE, "bezier"))
-        raise ValueError(f"unknown activation {name!r}; use one of {known}")
+        names = ", ".join((*ELEMENTWISE, "bezier"))
+        raise ValueError(f"unknown activation {name!r}; use one of {names}")
     return ELEMENTWISE[name]

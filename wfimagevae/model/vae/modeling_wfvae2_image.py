@@ -81,7 +81,17 @@ class WFVAE2ImageModel(ImageBaseAE):
     ):
         super().__init__()
         decoder_base_channels = decoder_base_channels or base_channels
-        _check_levels(base_channels, decoder_base_channels, layer_res_type)
+        num_levels = len(base_channels)
+        if not num_levels == len(decoder_base_channels) >= 2:
+            raise ValueError(
+                "base_channels and decoder_base_channels need the same number of levels, at least "
+                f"2, got {list(base_channels)} and {list(decoder_base_channels)}"
+            )
+        if len(layer_res_type) != num_levels - 1 or set(layer_res_type) != {"ResnetBlock2D"}:
+            raise ValueError(
+                f"layer_res_type must be {num_levels - 1} times 'ResnetBlock2D' for "
+                f"{num_levels} levels, got {list(layer_res_type)}"
+            )
         if encoder_num_resblocks < 1 or decoder_num_resblocks < 2:
             raise ValueError(
                 "encoder_num_resblocks must be at least 1 and decoder_num_resblocks at least 2, "
@@ -146,8 +156,8 @@ class WFVAE2ImageModel(ImageBaseAE):
 
     def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
         """The weights, with this model's fresh modulation if their model had none."""
-        known = (config or {}).get("spade") or any(".spade" in key for key in weights)
-        if known or not self.config.spade:
+        has_spade = (config or {}).get("spade") or any(".spade" in key for key in weights)
+        if has_spade or not self.config.spade:
             return weights
         fresh = {key: value for key, value in self.state_dict().items() if ".spade" in key}
         logger.info("the weights hold no SPADE modulation: a fresh one, which changes nothing")
@@ -181,18 +191,3 @@ class WFVAE2ImageModel(ImageBaseAE):
     def disable_tiling(self) -> None:
         """Takes images whole again."""
         self.tiling = None
-
-
-def _check_levels(
-    encoder: Sequence[int], decoder: Sequence[int], layer_types: Sequence[str]
-) -> None:
-    if not len(encoder) == len(decoder) >= 2:
-        raise ValueError(
-            "base_channels and decoder_base_channels need the same number of levels, at least 2, "
-            f"got {list(encoder)} and {list(decoder)}"
-        )
-    if len(layer_types) != len(encoder) - 1 or set(layer_types) != {"ResnetBlock2D"}:
-        raise ValueError(
-            f"layer_res_type must be {len(encoder) - 1} times 'ResnetBlock2D' for "
-            f"{len(encoder)} levels, got {list(layer_types)}"
-        )
