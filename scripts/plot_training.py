@@ -7,40 +7,34 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser, output_file, positive_int
-from wfimagevae.engine.cli import run_cli
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.options import Count, Options, OutputFile, option
+from wfimagevae.task import TASKS, options_of
 
 
-def build_parser() -> Parser:
-    """Flags of this command."""
-    parser = Parser(description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir", help="folder of a training run (options.json, *.csv, *.jsonl)")
-    parser.add_argument(
-        "--output",
-        type=output_file,
-        metavar="FILE",
-        help="the HTML file; RUN_DIR/report.html if not given",
+class ReportOptions(Options):
+    """report: of what, and where"""
+
+    run_dir: str = option(
+        ..., "folder of a training run (options.json, *.csv, *.jsonl)", positional=True
     )
-    parser.add_argument(
-        "--max_pictures",
-        type=positive_int,
-        default=8,
-        metavar="N",
-        help="validation pictures of each kind to put into the report",
+    output: OutputFile | None = option(
+        None, "the HTML file; RUN_DIR/report.html if not given", "FILE"
     )
-    return parser
+    max_pictures: Count = option(8, "validation pictures of each kind to put into the report", "N")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report and prints where it is."""
-    args = build_parser().parse_args(argv)
+    options = parse(ReportOptions, argv, description=__doc__.splitlines()[0])
 
     from wfimagevae.engine.report.html import write_report
 
-    output = Path(args.output or Path(args.run_dir) / "report.html")
-    if args.output:
+    output = Path(options.output or Path(options.run_dir) / "report.html")
+    if options.output:
         output.parent.mkdir(parents=True, exist_ok=True)
-    print(write_report(args.run_dir, output, args.max_pictures))
+    defaults = {task: options_of(task).model_construct().values() for task in TASKS}
+    print(write_report(options.run_dir, output, options.max_pictures, defaults))
     return 0
 
 

@@ -116,7 +116,8 @@ def _declare(group: Any, name: str, field: Any) -> None:
     """Adds the flag of a field to a group of the help."""
     kind, extra = bare_type(field.annotation), field.json_schema_extra or {}
     default = None if field.default is PydanticUndefined else field.default
-    flags, shape = [f"--{name}"], {"metavar": extra.get("unit")}
+    flags = [name if extra.get("positional") else f"--{name}"]
+    shape = {"metavar": extra.get("unit")}
     if kind is bool:
         shape = {"nargs": 0}
         if field.default is True or BOTH_WAYS in field.metadata:

@@ -106,6 +106,7 @@ def option(
     basic: bool = False,
     repeat: Literal["one", "several"] | None = None,
     flag: str | None = None,
+    positional: bool = False,
 ) -> Any:
     """A field that is also a flag.
 
@@ -116,8 +117,10 @@ def option(
         basic: Shown by ``--help`` alone, where a command has many flags.
         repeat: A list's flag may come again, with one value or several each time.
         flag: Its name for users, where pydantic keeps the field's own for itself.
+        positional: Written without a flag before it.
     """
     extra = {"unit": unit, "basic": basic or default is ..., "repeat": repeat}
+    extra["positional"] = positional
     extra = {name: value for name, value in extra.items() if value}
     return Field(default, description=help, alias=flag, json_schema_extra=extra)
 

@@ -34,7 +34,12 @@ figcaption { color: #6b7280; font-size: 13px; overflow-wrap: anywhere; }
 """
 
 
-def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8) -> Path:
+def write_report(
+    run_dir: str | Path,
+    output: str | Path,
+    max_pictures: int = 8,
+    defaults: Mapping[str, Mapping] | None = None,
+) -> Path:
     """Redraws a run's loss plots and writes a report that needs no other file.
 
     What a run did not write (validation pictures, GPU figures) is left out; where its CSV is not
@@ -44,6 +49,7 @@ def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8)
         run_dir: Folder of a training run.
         output: HTML file to write.
         max_pictures: Validation pictures of each kind to embed.
+        defaults: The options' default values by task: what differs from them is shown first.
 
     Returns:
         The file written.
@@ -76,6 +82,9 @@ def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8)
     plots = [f'<div class="plot">{_image(page, page.stem)}</div>' for page in pages]
 
     validations = read_json_lines(run_dir / "validation.jsonl")
+    default = (defaults or {}).get(options.get("task"), options)
+    changed = [(n, v, default.get(n)) for n, v in sorted(options.items()) if default.get(n) != v]
+    others = [(n, v) for n, v in sorted(options.items()) if default.get(n) == v]
     columns = list(dict.fromkeys(name for row in validations for name in row))
     sections = {
         "Training curves": note + "".join(plots),
@@ -83,7 +92,8 @@ def write_report(run_dir: str | Path, output: str | Path, max_pictures: int = 8)
         "Held-out images: original and reconstruction": _pairs(run_dir, max_pictures),
         "Discriminator's patch scores": _patch_scores(run_dir, max_pictures),
         "GPU": _gpu_table(read_json_lines(run_dir / "metrics.jsonl")),
-        "Options": _table(("option", "value"), sorted(options.items())),
+        "Options that differ from their defaults": _table(("option", "value", "default"), changed),
+        "Options" + (" at their defaults" if changed else ""): _table(("option", "value"), others),
     }
     title = html.escape(run_dir.resolve().name)
     body = [f"<h1>{title}</h1>", _tiles(csv_path, validations)]
