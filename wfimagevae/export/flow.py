@@ -30,11 +30,6 @@ def export_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
     A latent flow's autoencoder goes along, under ``vae``, unless it is a name on the hub. A frozen
     text encoder does not: generator.json records where it was and the fingerprint of its weights.
 
-    Args:
-        generator: The flow, on the CPU.
-        folder: Made if need be; files of an earlier export are replaced.
-        card: Text of README.md.
-
     Raises:
         ValueError: what was written does not give the same samples.
     """
@@ -61,13 +56,7 @@ def export_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
 
 
 def flow_card(generator: FlowGenerator, name: str, options: Mapping | None = None) -> str:
-    """Text of a Hugging Face model card.
-
-    Args:
-        generator: The flow.
-        name: Title.
-        options: Resolved training options, if known.
-    """
+    """Text of a model card; options are those of training, if known."""
     model, facts = generator.model, generator.facts
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = " x ".join(map(str, model.sample_shape))

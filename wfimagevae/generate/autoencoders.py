@@ -27,13 +27,11 @@ class Autoencoder:
     Attributes:
         network: The network, on its device and in evaluation mode.
         encode: Images in [-1, 1], (B, 3, H, W), to latents (the posterior's mode).
-        decode: Latents to images.
-        multiple: Height and width must be multiples of this.
+        multiple: What height and width must be multiples of.
         moments: Images to the posterior's mean and log-variance, (B, C, h, w) each; the second is
             None where the model has no posterior.
-        normalization: Shift and scale by which the model's own configuration makes latents fit
-            for generation, (z - shift) * scale, numbers per channel or one for all; None where it
-            says nothing.
+        normalization: Shift and scale of the model's own configuration, (z - shift) * scale,
+            numbers per channel or one for all; None where it says nothing.
     """
 
     network: nn.Module
@@ -45,22 +43,14 @@ class Autoencoder:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
         return next(self.network.parameters()).device
 
     @torch.inference_mode()
     def reconstruct(self, images: Tensor, precision: str = "fp32") -> Tensor:
-        """Encodes and decodes images of any size.
+        """Encodes and decodes images of any size, in [-1, 1], (B, 3, H, W).
 
-        Args:
-            images: In [-1, 1], (B, 3, H, W); padded by reflection and cropped back as needed.
-            precision: fp32, or autocast to bf16 or fp16.
-
-        Returns:
-            Reconstructions in [-1, 1], float32, (B, 3, H, W), on the network's device.
-
-        Raises:
-            ValueError: values overflowed.
+        They are padded by reflection and cropped back as needed. Raises ValueError for values
+        that overflow.
         """
         images = images.to(self.device, memory_format=torch.channels_last)
         padded, (height, width) = pad_to_multiple(images, self.multiple)
@@ -75,12 +65,10 @@ class Autoencoder:
 def load_autoencoder(
     spec: str, device: torch.device | str = "cpu", model_config: str | None = None
 ) -> Autoencoder:
-    """The autoencoder of ``KIND:PATH``.
+    """The autoencoder of ``KIND:PATH``, on a device.
 
-    Args:
-        spec: KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``.
-        device: Where it will run.
-        model_config: JSON file for one of our checkpoints that embeds no configuration.
+    KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``; ``model_config`` is a JSON
+    file for one of our checkpoints that embeds no configuration.
 
     Raises:
         ValueError: the form is another, or nothing can be loaded from there.
@@ -109,14 +97,9 @@ def load_autoencoders(
 
 
 def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list[str | None]:
-    """A configuration for the checkpoints that have none in them or beside them; None for others.
+    """The JSON file for each model with no configuration in it or beside it; None for others.
 
-    Args:
-        model_config: JSON file, or None.
-        paths: Models; None is one that takes no such file.
-
-    Raises:
-        ValueError: no model needs it.
+    A path of None is a model that takes no such file. Raises ValueError if no model needs it.
     """
     bare = [bool(model_config) and path is not None and not has_config(path) for path in paths]
     if model_config and not any(bare):
@@ -171,12 +154,7 @@ def raw_weights(wanted: bool) -> Iterator[None]:
 def as_autoencoder(
     vae: nn.Module, device: torch.device | str, tile_size: int | None = None
 ) -> Autoencoder:
-    """One of our models, on a device, to be evaluated.
-
-    Args:
-        vae: The model.
-        device: Where it will run.
-        tile_size: Side of overlapping tiles, in pixels, for images beyond memory; None: no tiles.
+    """One of our models, on a device; ``tile_size`` in pixels is for images beyond memory.
 
     Raises:
         ValueError: tiles that are no multiple of the model's spatial factor, or too small.
@@ -206,10 +184,7 @@ def as_autoencoder(
 def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
     """Any image autoencoder of diffusers (AutoencoderKL, AutoencoderDC, AutoencoderTiny, ...).
 
-    Args:
-        path: Folder with its config.json, or a hub name, with or without a subfolder
-            (``owner/name`` or ``owner/name/vae``).
-        device: Where it will run.
+    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that.
 
     Raises:
         ValueError: it is not on the hub, no image autoencoder, or weights are missing in it.

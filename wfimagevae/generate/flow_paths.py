@@ -51,9 +51,6 @@ def draw_states(
     Returns:
         Times (T,), float64, from 0 to 1, states (T, B, ...) on the CPU, T = steps + 1, and the
         velocity that they followed.
-
-    Raises:
-        ValueError: options that do not fit the model.
     """
     options, condition = generator.resolve(options), generator.condition_of(subjects)
     velocity = _sampling_velocity(generator, condition, options, len(subjects))
@@ -72,16 +69,10 @@ def draw_states(
 def predicted_ends(
     velocity: Velocity, times: Tensor, states: Tensor, is_average: bool = False
 ) -> Tensor:
-    """Where each state would arrive on a straight line: x_t + (1 - t) v(x_t, t).
+    """Where each state would arrive on a straight line: x_t + (1 - t) v(x_t, t), on the CPU.
 
-    Args:
-        velocity: As samplers call it.
-        times: Times of the states, (T,), in [0, 1].
-        states: (T, B, ...).
-        is_average: Go by the average velocity from t to 1, as one step of MeanFlow does.
-
-    Returns:
-        Predictions of the data, (T, B, ...), on the CPU; a state at t = 1 is its own.
+    With ``is_average``, by the average velocity from t to 1, as one step of MeanFlow goes. Times
+    are (T,), states and ends (T, B, ...).
     """
     ends = []
     for t, x in zip(times, states, strict=True):
@@ -100,14 +91,9 @@ def interpolate(
 ) -> Tensor:
     """Samples of noises between those of samples i and B + i, which show the same.
 
-    Args:
-        generator: Draws the samples.
-        subjects: What the B pairs show.
-        options: Sampler, steps, guidance and seed.
-        num_places: From the first noise to the second, both included.
-
     Returns:
-        Samples in the model's space, (num_places, B, ...), on the CPU.
+        Samples in the model's space, (num_places, B, ...), on the CPU; the first and the last are
+        those of the two noises.
 
     Raises:
         ValueError: fewer than two places.
@@ -124,12 +110,7 @@ def interpolate(
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:
-    """Between two noises on the great circle, sample by sample: normal numbers stay normal.
-
-    Args:
-        a: Noise at ``share`` 0, (B, ...).
-        b: Noise at ``share`` 1, the same shape.
-        share: In [0, 1].
+    """Between two noises (B, ...) on the great circle, which stay normal; a at share 0, b at 1.
 
     Source: Shoemake 1985, doi:10.1145/325334.325242; the lengths are interpolated linearly.
     """

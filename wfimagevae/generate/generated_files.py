@@ -44,12 +44,10 @@ class Sheet:
 
     @property
     def count(self) -> int:
-        """Number of pictures."""
         return len(self.subjects) * len(self.columns)
 
     @property
     def scales(self) -> list[float]:
-        """Guidance scale of each column."""
         return [options.guidance_scale for options in self.columns]
 
     def names(self, folder: Path) -> list[str]:
@@ -76,7 +74,7 @@ class Sheet:
     def draw(
         self, generator: FlowGenerator, batch_size: int, world: World
     ) -> Iterator[tuple[int, int, tuple[int, int], Tensor]]:
-        """This process's share of the pictures, with a progress bar on the main one.
+        """This process's share of the pictures.
 
         Yields:
             Row and column; how many samples were drawn at once and which of them it was; uint8
@@ -121,16 +119,10 @@ def prompt_sheet(
     columns: Sequence[SamplingOptions],
     size: Size | None = None,
 ) -> Sheet:
-    """Some samples of each prompt; sample i of every prompt starts from the same noise.
+    """Some samples of each prompt, which take the classes in turn, if any are given.
 
-    So a picture depends on its prompt, the seed and its number alone, not on the other prompts.
-
-    Args:
-        prompts: What to draw.
-        labels: Classes, taken in turn by the samples; none for no class.
-        per_prompt: Rows of each prompt.
-        columns: How each column is drawn.
-        size: Height and width in the model's space; None is the model's own.
+    Sample i of every prompt starts from the same noise: a picture depends on its prompt, the seed
+    and its number alone, not on the other prompts.
     """
     rows = [(prompt, i) for prompt in prompts for i in range(per_prompt)]
     subjects = [
@@ -144,6 +136,7 @@ def write_folder(
     folder: Path, generator: FlowGenerator, sheet: Sheet, batch_size: int, world: World
 ) -> None:
     """Writes a PNG and a record for each picture, a grid, and ``samples.json``."""
+    # The main process names the files, so that none of them is given twice.
     names = broadcast_object(sheet.names(folder) if world.is_main else None)
     model, grid, drawn = describe_model(generator), _lay_out(generator, sheet), {}
     with ImageWriter(folder) as writer:
@@ -155,6 +148,8 @@ def write_folder(
             writer.write(f"{name}.json", json_text(record))
             if (row, column) in grid.places:
                 drawn[row, column] = pixels
+
+    # The main process has the grid's pictures of all.
     drawn = {place: pixels for part in gather_objects(drawn) for place, pixels in part.items()}
     if not world.is_main:
         return
@@ -170,17 +165,9 @@ def write_folder(
 def write_again(
     folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str, world: World
 ) -> Path:
-    """Draws the picture of a record and writes it, with the record beside it.
+    """Draws the picture of a record and writes it, with the record beside it; the path.
 
-    Args:
-        folder: Made if need be; no file is replaced.
-        generator: The flow whose weights drew it.
-        record: As `read_picture_record` gives it.
-        name: Of the files, without extension; a number goes behind it where it is taken.
-        world: This process, of which the main one draws.
-
-    Returns:
-        Where the picture is.
+    No file is replaced: a number goes behind the name, which has no extension, where it is taken.
     """
     (name,) = broadcast_object(free_names(folder, [name]) if world.is_main else None)
     path = folder / f"{name}.png"
@@ -201,6 +188,7 @@ def write_npz(
     """
     if path.suffix != ".npz":
         raise ValueError(f"--npz {path} must end in .npz")
+    # Every process writes its rows to one array on disk, whose shape the first picture tells.
     partial = path.with_name(f".{path.stem}.partial.npy")
     array = None
     for row, column, _, pixels in sheet.draw(generator, batch_size, world):
@@ -226,7 +214,7 @@ def write_npz(
 
 
 def _shared_array(path: Path, shape: tuple[int, ...] | None, world: World) -> np.ndarray | None:
-    """A file on disk that all processes write their rows to; the main one makes it."""
+    """A file that all processes write their rows to; the main one makes it."""
     if world.is_main:
         path.parent.mkdir(parents=True, exist_ok=True)
         array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
@@ -249,12 +237,14 @@ class _Grid:
 def _lay_out(generator: FlowGenerator, sheet: Sheet) -> _Grid:
     """A row a prompt or class where that is tidy, or a column a scale; else as they come."""
     titles = [generator.title(subject) for subject in sheet.subjects]
-    if len(sheet.columns) > 1:
+    if len(sheet.columns) > 1:  # a column a scale
         width = len(sheet.columns)
         count = min(len(titles), max(MAX_IN_GRID // width, 1))
         places = [(row, column) for row in range(count) for column in range(width)]
         names = [f"guidance {scale:g}" for scale in sheet.scales]
         return _Grid(places, width, titles[:count] if any(titles) else None, names)
+
+    # A row a prompt or class, as wide as the smallest group.
     groups: dict[str, list[int]] = {}
     for row, title in enumerate(titles):
         groups.setdefault(title, []).append(row)
@@ -263,6 +253,8 @@ def _lay_out(generator: FlowGenerator, sheet: Sheet) -> _Grid:
     if width > 1 or (has_prompts and len(groups) > 1):
         names, width = list(groups)[:MAX_IN_GRID], max(width, 1)
         return _Grid([(row, 0) for name in names for row in groups[name][:width]], width, names)
+
+    # A square, as they come.
     count = min(len(titles), MAX_IN_GRID)
     width = max(round(count**0.5), 1)
     names = [titles[0]] + [""] * (-(-count // width) - 1) if has_prompts else None

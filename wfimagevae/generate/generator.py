@@ -57,16 +57,12 @@ class FlowGenerator:
         return {name: fact for name, fact in self.facts.items() if name != "class_names"}
 
     def class_name(self, number: int) -> str:
-        """Name of a class; its number where training recorded no names."""
+        """Name of a class, or its number where training recorded no names."""
         names = self.facts.get("class_names") or []
         return names[number] if number < len(names) else str(number)
 
     def class_numbers(self, labels: Sequence[str] | None) -> list[int]:
-        """Numbers of classes given by number or name; None is all of them, if there are any.
-
-        Raises:
-            ValueError: an unknown class, or one asked of a model without classes.
-        """
+        """Numbers of classes given by number or name; None is all of them, if there are any."""
         num_classes, names = self.model.num_classes, self.facts.get("class_names") or []
         if labels is None:
             return list(range(num_classes))
@@ -91,16 +87,13 @@ class FlowGenerator:
         return "" if subject.label is None else self.class_name(subject.label)
 
     def resolve(self, options: SamplingOptions) -> SamplingOptions:
-        """The options with what suits the model where none is given.
-
-        Raises:
-            ValueError: options that this model cannot meet.
-        """
+        """The options with what suits the model for None; ValueError if it cannot meet them."""
         sampler, steps, model = options.sampler, options.steps, self.model
         if sampler is None:
             sampler = "mean_flow" if self.facts["objective"] == "mean_flow" else "heun"
         if steps is None:
             steps = 1 if sampler == "mean_flow" else 25
+        # Numbers out of range say so themselves.
         time_grid(steps, options.time_shift)
         _guidance(options)
         if model.prediction == "epsilon":
@@ -165,15 +158,12 @@ class FlowGenerator:
             indices: Number of each sample; equal numbers give equal samples, in any batch, on
                 any rank.
             condition: What they show, as `condition` gives it, or classes alone, int64 (B,); None
-                for an unconditional model, or for the null condition.
+                is the null condition.
             options: Sampler, steps, guidance and seed.
             progress: Called as ``progress(step, num_steps, x)`` after each step.
             noise: Where to start, (B, *model.sample_shape); None is each sample's own.
             size: Height and width in the model's space, as `sample_size` finds them for images;
                 None is the model's own.
-
-        Returns:
-            float32, (B, *model.sample_shape), or of ``size``.
 
         Raises:
             ValueError: options, a condition or a size that do not fit the model.
@@ -198,11 +188,7 @@ class FlowGenerator:
     def velocity(
         self, condition: Condition | None, options: SamplingOptions, count: int
     ) -> GuidedVelocity:
-        """The guided velocity of ``count`` samples, as samplers call it.
-
-        Raises:
-            ValueError: options or a condition that do not fit the model.
-        """
+        """The guided velocity of ``count`` samples, as samplers call it; errors as of `sample`."""
         self.resolve(options)
         if isinstance(condition, Tensor):
             condition = self.condition(count, condition)
@@ -217,16 +203,11 @@ class FlowGenerator:
     ) -> Condition | None:
         """What the network is told of ``count`` samples.
 
-        Each prompt is encoded by itself, so that the others of a batch change nothing.
-
-        Args:
-            count: B.
-            labels: Classes, int64 (B,); None is no class.
-            prompts: B texts, "" of a sample without; None is no text.
-
-        Raises:
-            ValueError: labels or prompts that do not fit the model.
+        Each prompt is encoded by itself, so that the others of a batch change nothing; "" is that
+        of a sample without. Raises ValueError for labels, int64 (count,), or prompts that do not
+        fit the model.
         """
+        # What is not given stays as the null condition has it.
         condition = self.model.null_condition(count, self.device)
         num_classes = self.model.num_classes
         if labels is not None:
@@ -265,8 +246,7 @@ class FlowGenerator:
     def sample_size(self, height: int | None, width: int | None) -> Size | None:
         """Height and width of samples for images of so many pixels; None is the model's own size.
 
-        Raises:
-            ValueError: a size that the model cannot make.
+        Raises ValueError for a size that the model cannot make.
         """
         if height is None and width is None:
             return None
@@ -297,11 +277,7 @@ class FlowGenerator:
 
     @torch.no_grad()
     def images(self, x: Tensor) -> Tensor:
-        """Samples as images in [-1, 1], float32 (B, 3, H, W).
-
-        Raises:
-            ValueError: samples, or what they decode to, are not finite.
-        """
+        """Samples as images in [-1, 1], float32 (B, 3, H, W); ValueError if not finite."""
         if not x.isfinite().all():
             raise ValueError("samples are not finite; try fp32 or bf16, or more steps")
         images = x if self.decode is None else self.decode(x)

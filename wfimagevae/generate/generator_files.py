@@ -93,12 +93,7 @@ def _open_text_encoder(recorded: dict, device: torch.device) -> TextEncoder:
 
 
 def find_generator_facts(path: str | Path) -> dict | None:
-    """What training recorded for generating; None of a public file or another kind of model.
-
-    Raises:
-        ValueError: a file that cannot be read.
-        FileNotFoundError: a local path that does not exist.
-    """
+    """What training recorded for generating; None of a public file or another kind of model."""
     source = find_weights(path)
     if not source.is_dir():
         return read_facts(source, "generator")
@@ -108,10 +103,7 @@ def find_generator_facts(path: str | Path) -> dict | None:
 def latent_facts(vae: dict, shift: list[float], scale: list[float]) -> dict:
     """What a checkpoint records of a latent space, in which the flow sees (z - shift) * scale.
 
-    Args:
-        vae: ``source`` (KIND:PATH) and ``fingerprint`` of its weights.
-        shift: One number a channel.
-        scale: One number a channel.
+    ``vae`` has at least ``source`` (KIND:PATH) and the ``fingerprint`` of its weights.
     """
     vae = {"source": vae["source"], "fingerprint": vae["fingerprint"]}
     return {"space": "latent", "vae": vae, "shift": list(shift), "scale": list(scale)}
@@ -120,8 +112,7 @@ def latent_facts(vae: dict, shift: list[float], scale: list[float]) -> dict:
 def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
     """The latent space that a flow's facts record, with its autoencoder.
 
-    Raises:
-        ValueError: the autoencoder is not there, or not the one that made the latents.
+    Raises ValueError if that is not there, or not the one that made the latents.
     """
     source = facts["vae"]["source"]
     if not source:

@@ -28,7 +28,7 @@ from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
 from wfimagevae.files import read_json, write_atomically, write_json
 from wfimagevae.generate.autoencoders import Autoencoder
-from wfimagevae.generate.latent_stats import LatentStatistics, mean_and_std, normalization
+from wfimagevae.generate.latent_stats import add_posteriors, mean_and_std, normalization
 from wfimagevae.generate.options import CacheOptions
 from wfimagevae.model.text import TextEncoder
 from wfimagevae.model.weight_files import weights_fingerprint
@@ -43,9 +43,6 @@ class LatentCache:
     Args:
         autoencoder: The model, on this process's device.
         vae_source: Where it came from, for the record.
-        images: What to encode.
-        folder: Where the cache stands, or will.
-        options: What to store, and how it is computed.
         text: A frozen text encoder, whose embeddings of all captions are stored besides.
 
     Raises:
@@ -98,7 +95,6 @@ class LatentCache:
 
         Raises:
             ValueError: latents are not finite, or no image is readable.
-            OSError: the disk is full or not writable.
         """
         missing = broadcast_object(self._prepare() if world.is_main else None)
         unreadable = self._write_shards(missing[world.rank :: world.size], world)
@@ -138,8 +134,8 @@ class LatentCache:
         path = self.folder / RECORD_NAME
         if not path.exists():
             return
-        old = read_json(path)
-        plan = {"text": None} | self.plan | {"version": RECORD_VERSION}
+        # Records say more of the VAE, the images and the text encoder than a plan does.
+        old, plan = read_json(path), {"text": None} | self.plan | {"version": RECORD_VERSION}
         if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
             raise ValueError(
                 f"{self.folder} holds a cache made with other {', '.join(different)}: give another "
@@ -151,26 +147,26 @@ class LatentCache:
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".latents*.tmp"):  # of a run that was killed
             leftover.unlink()
-        path = self.folder / RECORD_NAME
-        if not path.exists():
+        if not (self.folder / RECORD_NAME).exists():
             self._write_record(complete=False)
-        return [number for number in range(self.num_shards) if self._whole(number) is None]
+        return [number for number in range(self.num_shards) if not self._is_whole(number)]
 
-    def _whole(self, number: int) -> Any | None:
-        """The shard, if a whole one is there and of this cache."""
+    def _is_whole(self, number: int) -> bool:
+        """Whether a whole shard is there; ValueError if it is of another cache."""
         path = shard_path(self.folder, number)
         if not path.exists():
-            return None
+            return False
         try:
             shard = open_shard(path)
         except DataError as error:
             _log.warning("%s: encoding it again", error)
-            return None
+            return False
         if shard_facts(shard).get("plan") != self.plan_hash:
             raise ValueError(f"{path} belongs to another cache: delete it or its folder")
-        return shard if texts_path(self.folder, number).exists() else None
+        return texts_path(self.folder, number).exists()
 
     def _write_shards(self, numbers: list[int], world: World) -> list[tuple[str, str]]:
+        # One loader reads all batches ahead, also across shards.
         size, step = self.options.shard_size, self.options.batch_size
         batches = {}
         for number in numbers:
@@ -191,7 +187,8 @@ class LatentCache:
     ) -> list[tuple[str, str]]:
         from safetensors.torch import save
 
-        statistics, indices, unreadable = LatentStatistics(self.latent_shape[0]), [], []
+        sums = torch.zeros(3, self.latent_shape[0], dtype=torch.float64)
+        indices, unreadable = [], []
         parts, texts = [self._nothing], []
         for batch in batches:
             bar.update(len(batch["position"]))
@@ -201,12 +198,14 @@ class LatentCache:
             images = image_inputs(batch, self.autoencoder.device)["image"]
             names = [self.images.text(index)["name"] for index in batch["index"]]
             tensors, moments = self._encode(images, names)
-            statistics.update(*moments)
+            add_posteriors(sums, *moments)
             parts.append(tensors)
             indices += batch["index"]
             if self.text is not None:
                 captions = [text for i in batch["index"] for text in self.images.captions(i)]
                 texts += [compact(self.text(captions))] if captions else []
+
+        # A shard whose images are all unreadable has every tensor, too, without rows.
         tensors = {name: torch.cat([part[name] for part in parts]) for name in self._nothing}
         if self.text is not None:
             counts = [len(self.images.captions(i)) for i in indices]
@@ -218,7 +217,7 @@ class LatentCache:
             "plan": self.plan_hash,
             "count": len(indices),
             "unreadable": len(unreadable),
-            "sums": statistics.sums.tolist(),
+            "sums": sums.tolist(),
         }
         lines = "".join(
             json.dumps(self.images.text(i), ensure_ascii=False) + "\n" for i in indices

@@ -14,11 +14,7 @@ from wfimagevae.model.weight_files import weights_fingerprint
 class LatentSpace:
     """Encodes into normalised latents, and decodes them.
 
-    Args:
-        autoencoder: The model, on its device.
-        shift: One number a channel, or one for all.
-        scale: One number a channel, or one for all.
-        precision: Arithmetic of the autoencoder: fp32, bf16 or fp16.
+    Shift and scale are one number a channel, or one for all.
     """
 
     def __init__(
@@ -54,9 +50,7 @@ class LatentSpace:
     def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
         """Images in [-1, 1], (B, 3, H, W), to normalised latents, float32 (B, C, h, w).
 
-        Args:
-            images: Height and width are multiples of the autoencoder's.
-            noise: Standard normal, (B, C, h, w), to draw from the posterior; None takes its mode.
+        With standard normal noise, (B, C, h, w), drawn from the posterior; else its mode.
         """
         images = images.to(self.autoencoder.device, memory_format=torch.channels_last)
         with autocast(images.device, self.precision):
@@ -68,11 +62,7 @@ class LatentSpace:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to images in [-1, 1], float32 (B, 3, H, W).
-
-        Raises:
-            ValueError: values overflowed.
-        """
+        """Normalised latents (B, C, h, w) to images in [-1, 1]; ValueError if values overflow."""
         z = latents.to(self.autoencoder.device).float() / self.scale + self.shift
         with autocast(z.device, self.precision):
             images = self.autoencoder.decode(z).float()

@@ -13,34 +13,30 @@ from wfimagevae.files import read_json, write_json
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 
 
-class LatentStatistics:
-    """Mean and standard deviation per channel of the posterior's samples, streamed.
+def add_posteriors(sums: Tensor, mean: Tensor, logvar: Tensor | None) -> None:
+    """Adds to the sums of z, of z^2 and of ones, per channel, float64 (3, C).
 
-    Of samples, not of means only: Var[z] = Var[mean] + E[var].
+    Of the posterior's samples, not of means only: Var[z] = Var[mean] + E[var]. Sums of parts add
+    up.
 
-    Attributes:
-        sums: Sums of z, of z^2 and of ones, per channel, float64 (3, C). Those of parts add up.
+    Args:
+        sums: Where they are added.
+        mean: The posteriors' means, (B, C, h, w).
+        logvar: Log-variances of that shape; None is no variance.
     """
-
-    def __init__(self, num_channels: int):
-        self.sums = torch.zeros(3, num_channels, dtype=torch.float64)
-
-    def update(self, mean: Tensor, logvar: Tensor | None) -> None:
-        """Adds posteriors, (B, C, h, w) each; without ``logvar`` they have no variance."""
-        mean = mean.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B h w)
-        self.sums[0] += mean.sum(1)
-        self.sums[1] += mean.square().sum(1)
-        self.sums[2] += mean.shape[1]
-        if logvar is not None:
-            variance = logvar.detach().cpu().double().exp()
-            self.sums[1] += variance.transpose(0, 1).flatten(1).sum(1)
+    mean = mean.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B h w)
+    sums[0] += mean.sum(1)
+    sums[1] += mean.square().sum(1)
+    sums[2] += mean.shape[1]
+    if logvar is not None:
+        variance = logvar.detach().cpu().double().exp()
+        sums[1] += variance.transpose(0, 1).flatten(1).sum(1)
 
 
 def mean_and_std(sums: Tensor) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each channel, from `LatentStatistics.sums`.
+    """Mean and standard deviation of each channel, from what `add_posteriors` summed.
 
-    Raises:
-        ValueError: no latent was seen, some are not finite, or a channel does not vary.
+    Raises ValueError for no latents, some that are not finite, or a channel that does not vary.
     """
     total, squares, count = sums
     if not count.all():
@@ -68,14 +64,12 @@ def measure_latents(
         precision: Arithmetic of the encoder: fp32, bf16 or fp16.
 
     Returns:
-        Mean and standard deviation per channel, the same on all processes, and (path, reason) of
-        this process's unreadable images.
-
-    Raises:
-        ValueError: no image could be encoded, or a channel does not vary.
+        What `mean_and_std` gives, the same on all processes, and (path, reason) of this process's
+        unreadable images.
     """
     vae.to(world.device, memory_format=torch.channels_last)
-    statistics, unreadable, total = LatentStatistics(vae.config.latent_dim), [], len(loader.dataset)
+    sums = torch.zeros(3, vae.config.latent_dim, dtype=torch.float64)
+    unreadable, total = [], len(loader.dataset)
     with tqdm(total=total, unit="img", desc="encode", disable=not world.is_main) as bar:
         for batch in loader:
             unreadable += batch["unreadable"]
@@ -86,17 +80,13 @@ def measure_latents(
             images, _ = pad_to_multiple(images, vae.spatial_factor)
             with autocast(world.device, precision):
                 posterior = vae.encode(images).latent_dist
-            statistics.update(posterior.mean, posterior.logvar)
-    sums = statistics.sums.to(world.device) if world.device.type == "cuda" else statistics.sums
+            add_posteriors(sums, posterior.mean, posterior.logvar)
+    sums = sums.to(world.device) if world.device.type == "cuda" else sums  # NCCL needs it there
     return *mean_and_std(all_reduce_sum(sums).cpu()), unreadable
 
 
 def write_normalization(config: Path, mean: list[float], std: list[float]) -> None:
-    """Puts ``shift = mean`` and ``scale = 1 / std`` into a model's config.json, atomically.
-
-    Raises:
-        ValueError: the file is no configuration with as many latent channels.
-    """
+    """Puts ``shift`` and ``scale`` into a model's config.json; ValueError for another one."""
     content = read_json(config)
     if content.get("latent_dim") != len(mean):
         raise ValueError(

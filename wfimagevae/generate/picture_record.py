@@ -40,16 +40,10 @@ def picture_record(
     size: Size | None,
     batch: tuple[int, int],
 ) -> dict[str, Any]:
-    """All that is needed to draw a picture again.
+    """All that is needed to draw a picture again, with what `describe_model` says.
 
-    Args:
-        generator: What drew it.
-        model: What `describe_model` says of it.
-        subject: What it shows.
-        options: How it was drawn.
-        size: Height and width in the model's space; None is the model's own.
-        batch: Samples that were drawn at once, and which of them it is: arithmetic rounds
-            differently in batches of another size.
+    ``batch`` is how many samples were drawn at once, and which of them it is: arithmetic rounds
+    differently in batches of another size.
     """
     versions = {}
     for package in _PACKAGES:
@@ -72,11 +66,7 @@ def picture_record(
 
 
 def read_picture_record(path: str | Path) -> dict[str, Any]:
-    """A record that was written beside a picture.
-
-    Raises:
-        ValueError: it is no such file.
-    """
+    """A record that was written beside a picture; ValueError for any other file."""
     record = read_json(path)
     missing = {*_SUBJECT, *_VALUES, *_PARTS} - record.keys()
     for part, keys in _PARTS.items():

@@ -18,15 +18,12 @@ class SamplePicture:
     """Samples that are drawn at once and can be saved later, by one process of several.
 
     Args:
-        generator: Draws the samples.
-        options: Sampler, steps, guidance and seed.
         count: About how many samples; rows are whole.
         batch_size: Samples, and decoded images, at a time.
         subjects: What the rows show, the first where there are more than rows; if empty, classes.
 
     Attributes:
         rows: What each row shows; without prompts and classes all the same.
-        columns: Samples in a row.
         content: Images in [-1, 1], or points, row by row.
     """
 

@@ -11,15 +11,9 @@ _RESERVED = re.compile(r"grid(-\d+)?|samples")  # what generate.py calls its oth
 
 @dataclass(frozen=True)
 class Subject:
-    """One sample to draw.
+    """One sample to draw: a class, a text, both or neither."""
 
-    Attributes:
-        index: Its number, which with the seed decides its noise.
-        label: Its class; None is no class.
-        prompt: Its text; None is no text.
-    """
-
-    index: int
+    index: int  # with the seed decides the noise
     label: int | None = None
     prompt: str | None = None
 
@@ -95,8 +89,7 @@ def slug(text: str) -> str:
 def free_names(folder: Path, stems: Sequence[str]) -> list[str]:
     """A name for each stem that neither a picture or record in the folder nor another has.
 
-    The first is the stem itself, the next ``stem-1``, ``stem-2``, ..., unless that is another
-    stem.
+    The first is the stem itself, the next ``stem-1``, ``stem-2``, unless that is another stem.
     """
     files = folder.iterdir() if folder.is_dir() else ()
     taken = {file.stem for file in files if file.suffix in (".png", ".json")}
