@@ -26,19 +26,13 @@ def check_target(folder: Path, *sources: str) -> None:
 
 
 def write_model(network: nn.Module, folder: Path, card: str | None = None) -> None:
-    """Writes config.json, without the path of this machine that it would name, and safetensors.
-
-    Args:
-        network: One of our models, or one of diffusers.
-        folder: Made if need be; files of an earlier export are replaced.
-        card: Text of README.md; None writes none.
-    """
+    """Writes config.json, safetensors and, with a card, README.md, over an earlier export."""
     path, replaced = folder / "config.json", {}
     with contextlib.suppress(FileNotFoundError, ValueError):  # a first export, a broken file
         replaced = read_json(path)
     network.save_pretrained(folder)
     config = read_json(path)
-    config.pop("_name_or_path", None)
+    config.pop("_name_or_path", None)  # a path of this machine
     write_json(path, config)
     if any(key in replaced and replaced[key] != config.get(key) for key in ("shift", "scale")):
         _log.warning("%s had another shift and scale: run latent_stats.py --write again", path)

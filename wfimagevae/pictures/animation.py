@@ -25,13 +25,7 @@ def check_animation_path(path: str | Path) -> None:
 def save_animation(
     path: str | Path, frames: Sequence[Image.Image], fps: float = 12, hold_seconds: float = 1.5
 ) -> None:
-    """Writes frames of one size, in one step; a GIF repeats for ever.
-
-    Args:
-        path: Ends in ``.gif`` or ``.mp4``.
-        frames: RGB pictures.
-        fps: Frames a second.
-        hold_seconds: How long the last frame stays.
+    """Writes RGB frames of one size, in one step; the last one stays, a GIF repeats for ever.
 
     Raises:
         ValueError: no frames, frames of unlike sizes, another format, or no ffmpeg for an MP4.

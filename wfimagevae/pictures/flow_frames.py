@@ -18,11 +18,9 @@ _NUM_DATA = 2000  # points in the background
 
 @dataclass(frozen=True)
 class Plane:
-    """The part of the plane that is shown, and what stands in its background.
+    """The part of the plane that is shown, and points of the data, (N, 2), in its background.
 
-    Attributes:
-        data: Points of the data, (N, 2), in grey.
-        half_width: From the origin to each side; None takes in data and noise.
+    It reaches ``half_width`` from the origin to each side; None takes in data and noise.
     """
 
     data: Tensor
@@ -30,13 +28,12 @@ class Plane:
 
     @classmethod
     def of(cls, name: str) -> "Plane":
-        """A plane with held-out points of a toy data set."""
+        """The plane of a toy data set's held-out points."""
         points = PointDataset(name, split="test").read_batch(list(range(_NUM_DATA)))
         return cls(points["point"])
 
     @property
     def limit(self) -> float:
-        """Half the side of the square that is shown."""
         reach = float(self.data.abs().max()) if len(self.data) else 0.0
         return self.half_width or 1.1 * max(3.0, reach)
 
@@ -61,15 +58,14 @@ def field_frames(
 ) -> Iterator[Image.Image]:
     """The velocity field at some times: arrows coloured by direction, the data in grey.
 
+    An arrow's length is the root of its speed, on one scale for all frames: slow places stay
+    legible beside fast ones.
+
     Args:
         velocity: ``velocity(x, t)``, x (N, 2) float32, t a scalar tensor; gives (N, 2).
         times: Time of each frame, in [0, 1].
         plane: The part that is shown.
         density: Arrows along each side.
-
-    Yields:
-        One frame a time. An arrow's length is the root of its speed, on one scale for all
-        frames: slow places stay legible beside fast ones.
 
     Raises:
         ValueError: the field is not (N, 2), or not finite.
@@ -106,18 +102,10 @@ def field_frames(
 
 
 def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator[Image.Image]:
-    """Particles on their way from noise to data, with their trails; the data in grey.
+    """Particles, (T, N, 2), on their way from noise to data, with their trails; a frame a time.
 
-    Args:
-        paths: Positions at each time, (T, N, 2).
-        times: Time of each of the T frames.
-        plane: The part that is shown.
-
-    Yields:
-        One frame a time. A particle's colour is the direction from its start to its end.
-
-    Raises:
-        ValueError: shapes that do not fit, or positions that are not finite.
+    A particle's colour is the direction from its start to its end. Raises ValueError for shapes
+    that do not fit, or positions that are not finite.
     """
     if paths.ndim != 3 or paths.shape[2] != 2 or len(paths) != len(times):
         raise ValueError(

@@ -33,13 +33,7 @@ def _overlay(image: Tensor, logits: Tensor, limit: float) -> Tensor:
 def save_patch_scores(
     path: Path, discriminator: torch.nn.Module, real: Tensor, fake: Tensor
 ) -> list[float]:
-    """Draws the scores of an image and its reconstruction side by side.
-
-    Args:
-        path: PNG to write.
-        discriminator: Images in [-1, 1] to patch logits.
-        real: The image, (3, H, W).
-        fake: Its reconstruction, (3, H, W).
+    """Draws the scores of an image and its reconstruction, (3, H, W) in [-1, 1], side by side.
 
     Returns:
         The image's mean logit; the reconstruction's mean, least and greatest.
