@@ -6,77 +6,52 @@ python train_ddp.py --task flow --dataset shapes --max_steps 4000
 python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
-import importlib
-import os
 import sys
 from collections.abc import Sequence
 
-from wfimagevae.engine.args import Parser, parse_with_config
-from wfimagevae.engine.cli import run_cli
-from wfimagevae.task.flags import build_parser, find_task
+from wfimagevae.command_line import find_flag, list_flags, parse, run_cli
+from wfimagevae.options import Options, option
+from wfimagevae.task import TASKS, options_of
+
+
+class PipelineOptions(Options):
+    """pipeline: several trainings from one YAML file"""
+
+    pipeline: str | None = option(
+        None,
+        "train the steps of this file, or go on where they stopped; all else stands in it",
+        "FILE",
+        basic=True,
+    )
+    validate_pipeline: bool = option(False, "check the file, print the plan, and end", basic=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Parses flags, builds the task and trains it; returns the exit status."""
+    """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    finder = Parser(add_help=False)
-    finder.add_argument("--pipeline")
-    finder.add_argument("--validate_pipeline", action="store_true")
-    found = finder.parse_known_args(argv)[0]
-    task = find_task(argv)
-    parser = build_parser(task, __doc__.splitlines()[0])
-    add_pipeline_args(parser)
-    if found.validate_pipeline and not found.pipeline:
-        parser.error("--validate_pipeline goes with --pipeline FILE")
-    if found.pipeline:
-        return run_file(argv)
+    if find_flag("pipeline", argv):
+        from wfimagevae.pipeline.runner import run_file
+
+        options = parse(PipelineOptions, argv, description="Trains the steps of a pipeline.")
+        return run_file(options.pipeline, options.validate_pipeline)
+
+    task = find_flag("task", argv, in_config=True)
+    task_options = options_of(task if task in TASKS else TASKS[0])
+
+    class Command(task_options, PipelineOptions):
+        """The flags of a task, and of a pipeline, which only the command line may name."""
+
     if "--list_flags" in argv:
-        for flag, action in parser.flags().items():
-            if flag not in ("help", "list_flags", *PIPELINE_FLAGS):
-                kind = {0: "switch", None: "value"}.get(action.nargs, "values")
-                print(flag.upper(), flag, kind)
+        print(list_flags(task_options))
         return 0
-    args = vars(parse_with_config(parser, argv))
-    if any(args.pop(name) for name in PIPELINE_FLAGS):
-        parser.error("--pipeline stands on the command line, not in a file of flags")
-    importlib.import_module(f"wfimagevae.task.{task}").train(args)
-    return 0
-
-
-PIPELINE_FLAGS = ("pipeline", "validate_pipeline")
-
-
-def add_pipeline_args(parser: Parser) -> None:
-    """Declares the flags of several trainings in one file."""
-    group = parser.add_argument_group("pipeline", "several trainings from one YAML file")
-    group.add_argument(
-        "--pipeline",
-        metavar="FILE",
-        help="train the steps of this file, or go on where they stopped; all else stands in it",
-    )
-    group.add_argument(
-        "--validate_pipeline", action="store_true", help="check the file, print the plan, and end"
-    )
-
-
-def run_file(argv: Sequence[str]) -> int:
-    """Checks a pipeline's file and trains its steps, or prints what it would train."""
-    parser = Parser(description="Trains the steps of a pipeline.")
-    add_pipeline_args(parser)
-    args = parser.parse_args(argv)
-    document = importlib.import_module("wfimagevae.pipeline.document")
-    loading = importlib.import_module("wfimagevae.pipeline.loading")
-    try:
-        loaded = loading.load_pipeline(args.pipeline)
-        if args.validate_pipeline:
-            planning = importlib.import_module("wfimagevae.pipeline.planning")
-            print("\n".join(planning.describe_plan(loaded)))
-            return 0
-        importlib.import_module("wfimagevae.pipeline.runner").run_pipeline(loaded)
-    except document.PipelineError:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        return 2  # the same on every process of a machine: the first one tells it
+    options = parse(Command, argv, description=__doc__.splitlines()[0])
+    if options.pipeline or options.validate_pipeline:
+        raise ValueError("--validate_pipeline goes with --pipeline FILE, on the command line")
+    if options.task == "vae":
+        from wfimagevae.task.vae import train
+    else:
+        from wfimagevae.task.flow import train
+    train(options.part(task_options))
     return 0
 
 

@@ -6,7 +6,7 @@ torchrun --nproc_per_node 4 train_image_ddp.py --image_path photos/ --eval_image
 import sys
 
 from train_ddp import main
-from wfimagevae.engine.cli import run_cli
+from wfimagevae.command_line import run_cli
 
 if __name__ == "__main__":
     sys.exit(run_cli(lambda argv: main(["--task", "vae", *(argv or sys.argv[1:])])))

@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from tests.task.training import Workplace, load
-from wfimagevae.task.flags import build_parser
-from wfimagevae.task.vae_build import loss_config
+from wfimagevae.command_line import parse
+from wfimagevae.model.losses import LossConfig
+from wfimagevae.task.vae_options import VaeOptions
 
 ROOT = Path(__file__).parents[1]
 
@@ -66,11 +66,11 @@ def test_adversarial_training_alone_as_the_readme_says_leaves_no_other_term(tmp_
     ).groups()
     result = launch(tmp_path, *flags.split(), NPROC="1", **{variable: value})
     assert result.returncode == 0, result.stderr
-    options = vars(build_parser("vae").parse_args(result.stdout.splitlines()[1:]))
-    config = loss_config(options)
-    weights = {f.name for f in fields(config) if f.name.endswith("_weight") and f.type is float}
-    assert {name for name in weights if getattr(config, name)} == {"disc_weight"}
-    assert not config.adaptive_weight
+    options = parse(VaeOptions, result.stdout.splitlines()[1:])
+    weights = {name for name in LossConfig.model_fields if name.endswith("_weight")}
+    unused = {"adaptive_weight"} | ({"wavelet_weight"} if not options.wavelet_loss else set())
+    assert {name for name in weights - unused if getattr(options, name)} == {"disc_weight"}
+    assert not options.adaptive_weight
 
 
 def test_gpus_and_machines_become_torchrun(tmp_path):

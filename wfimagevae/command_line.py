@@ -161,6 +161,33 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) ->
         raise
 
 
+def find_flag(name: str, argv: Sequence[str], in_config: bool = False) -> Any:
+    """The value of one flag, before it is known which others there are; None if not given.
+
+    Args:
+        name: The flag; one without a value is True.
+        argv: Words of the command line.
+        in_config: Look into the file of ``--config``, too.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument(f"--{name}", nargs="?", const=True)
+    finder.add_argument("--config")
+    words = vars(finder.parse_known_args(argv)[0])
+    if words[name] is None and in_config and words["config"]:
+        return read_config(words["config"], finder).get(name)
+    return words[name]
+
+
+def list_flags(cls: type[Options]) -> str:
+    """Every flag as launch scripts read it: its variable, its name and its kind, a line each."""
+    lines = []
+    for flag, action in Parser(cls).flags().items():
+        if flag not in ("help", "list_flags"):
+            kind = "switch" if action.nargs == 0 else "values" if action.nargs else "value"
+            lines.append(f"{flag.upper()} {flag} {kind}")
+    return "\n".join(lines)
+
+
 def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The flags and values in a YAML file, null ones left out; a bad file is the parser's error."""
     import yaml

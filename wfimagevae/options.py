@@ -125,6 +125,9 @@ def option(
     return Field(default, description=help, alias=flag, json_schema_extra=extra)
 
 
+_Class = TypeVar("_Class", bound="Options")
+
+
 class BadOptions(ValueError):
     """Values that options cannot have.
 
@@ -159,8 +162,9 @@ class Options(BaseModel):
         Raises:
             BadOptions: with all that is wrong.
         """
+        paths = {name: str(value) for name, value in values.items() if isinstance(value, Path)}
         try:
-            super().__init__(**values)
+            super().__init__(**values | paths)
         except ValidationError as error:
             problems = [_explain(type(self), entry) for entry in error.errors()]
             raise BadOptions(list(dict.fromkeys(problems))) from None
@@ -199,6 +203,10 @@ class Options(BaseModel):
     def values(self) -> dict[str, Any]:
         """All values by flag, as JSON can hold them."""
         return self.model_dump(mode="json", by_alias=True)
+
+    def part(self, kind: type[_Class]) -> _Class:
+        """The options of one of the classes that this one inherits, alone."""
+        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, which are taken as they are."""

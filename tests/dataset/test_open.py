@@ -10,8 +10,9 @@ from PIL import Image
 from tests.dataset.shard_files import as_json, png, write_shards, written_shards
 from wfimagevae.dataset import Mixture, TrainImageDataset, TrainLoader
 from wfimagevae.dataset.open import build_image_data, open_images
-from wfimagevae.task.flags import build_parser
-from wfimagevae.task.flow_data import build_datasets
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import build_datasets
+from wfimagevae.task.vae_options import VaeOptions
 
 
 @pytest.fixture
@@ -19,10 +20,9 @@ def options(tmp_path):
     """Maker of a flow's options: defaults, but for those given."""
 
     def make(task="flow", **changes):
-        required = ["--image_path", "x", "--eval_image_path", "x"] if task == "vae" else []
-        defaults = vars(build_parser(task).parse_args(required))
-        crop = {"resolution": 8, "train_crop": "native", "batch_size": 2}
-        return defaults | crop | {"index_cache_dir": str(tmp_path / "index")} | changes
+        values = {"resolution": 8, "train_crop": "native", "batch_size": 2}
+        values |= {"index_cache_dir": str(tmp_path / "index")} | changes
+        return VaeOptions(image_path=["x"], **values) if task == "vae" else FlowOptions(**values)
 
     return make
 
@@ -142,10 +142,10 @@ def test_mixed_buckets_deal_whole_batches_of_one_set(options, folder, tmp_path):
         ({"use_manifest": True}, "means shards, not a manifest"),
         ({"aspect_buckets": 4, "min_image_size": 99}, "leave none of 3 images"),
         ({"wds_image_key": "tif"}, "set --wds_image_key"),
-        ({"wds_shuffle_shards": 0}, "--wds_shuffle_shards must be at least 1, got 0"),
-        ({"wds_cache_gb": float("nan")}, r"--wds_cache_gb must be 0 .* or more, got nan"),
-        ({"max_aspect_ratio": -3.0}, r"at least 1, or 0 for any, got -3.0"),
-        ({"min_image_size": -3}, r"min_image_size must be 0 .* got -3"),
+        ({"wds_shuffle_shards": 0}, "wds_shuffle_shards: 0 is not a whole number of at least 1"),
+        ({"wds_cache_gb": float("nan")}, "wds_cache_gb: nan is not a number of at least 0"),
+        ({"max_aspect_ratio": 0.5}, r"at least 1, or 0 for any, got 0.5"),
+        ({"min_image_size": -3}, "min_image_size: -3 is not a whole number of at least 0"),
     ],
 )
 def test_options_that_cannot_be_met_are_errors(options, tmp_path, flag, message):

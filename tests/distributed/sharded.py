@@ -1,6 +1,6 @@
 """A small network trained in float64 on one process, or sharded on several gloo ranks."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +11,10 @@ from torch.utils.checkpoint import checkpoint
 from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from wfimagevae.engine.distributed import World, barrier, world
 from wfimagevae.engine.ema import Averages
-from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
-from wfimagevae.engine.player import OptimizerState, Player, UpdateRule
-from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+from wfimagevae.engine.optim import build_optimizer
+from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.player import OptimizerState, Player
+from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.engine.sharding import shard
 
 WHOLE = 8  # samples of an update
@@ -68,7 +69,7 @@ class Plan:
         optimizer: Name for the factory.
         steps: First and last update.
         micro: Micro-batches of an update, on each rank.
-        rule: Precision and clipping.
+        precision, clip_grad_norm: As `Player` takes them.
         dtype: Of the weights and the data.
         load: Checkpoint to go on from.
         bad_step: Update at which the last rank sees an infinity.
@@ -77,7 +78,8 @@ class Plan:
     optimizer: str = "adamw"
     steps: tuple[int, int] = (0, 4)
     micro: int = 1
-    rule: UpdateRule = field(default_factory=lambda: UpdateRule(clip_grad_norm=0.1))
+    precision: str = "fp32"
+    clip_grad_norm: float = 0.1
     dtype: torch.dtype = torch.float64
     load: Path | None = None
     bad_step: int = -1
@@ -111,10 +113,13 @@ def _train(plan: Plan, result: Path, here: World, sharded: bool) -> None:
     if sharded:
         shard(network, network.blocks, here.device)
     trained = [p for p in network.parameters() if p.requires_grad]
-    optimizer = build_optimizer(OptimizerOptions(plan.optimizer, 0.02), trained, network.blocks)
-    schedule = LrSchedule(ScheduleOptions("linear", 1, 20))
-    averages = Averages(network, [0.9, 0.5])
-    player = Player("toy", Distillation(network), optimizer, schedule, plan.rule, averages)
+    options = OptimizerOptions(
+        optimizer=plan.optimizer, lr=0.02, lr_schedule="linear", warmup_steps=1
+    )
+    optimizer = build_optimizer(options, trained, network.blocks)
+    schedule, rule = LrSchedule(options, 20), (plan.precision, plan.clip_grad_norm)
+    player = Player("toy", Distillation(network), optimizer, schedule, *rule)
+    player.ema = averages = Averages(network, [0.9, 0.5])
     parts = {
         "state_dict.gen_model": network,
         "optimizer_state.gen_optimizer": OptimizerState(optimizer),

@@ -7,15 +7,17 @@ import torch
 
 from tests.distributed.worker import on_ranks
 from tests.model.flow.models import KINDS, TEXT_KINDS, small_model
+from tests.objective.fields import plain
 from tests.task.training import largest_difference
 from wfimagevae.engine.distributed import world
-from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
-from wfimagevae.engine.player import Player, UpdateRule
-from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+from wfimagevae.engine.optim import build_optimizer
+from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.engine.sharding import shard, whole, whole_state
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
-from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.objective.mean_flow import MeanFlow
 
 BATCH = 8
 CAPTIONS = ("a red circle", "", "two blue", "b")
@@ -29,18 +31,21 @@ def network_of(kind, dtype=torch.float64):
 
 
 def objective_of(name, network):
-    flow = FlowRules(cfg_dropout_prob=0.4)
+    options = plain(
+        cfg_dropout_prob=0.4,
+        meanflow_ratio=0.5,
+        meanflow_omega=1.5,
+        meanflow_kappa=0.2,
+        meanflow_improved=True,
+    )
     encoder = network.takes_text and open_text_encoder("bytes", "cpu", network.config.text_length)
 
     def condition(batch):
         return {"label": batch["label"]} | encoder(batch["caption"])
 
-    parts = (network, lambda batch: batch["data"], flow)
-    conditions = (condition,) if network.takes_text else ()
-    if name == "flow_matching":
-        return FlowMatching(*parts, *conditions)
-    rules = MeanFlowRules(ratio=0.5, guidance=TargetGuidance(1.5, 0.2), improved=True)
-    return MeanFlow(*parts, rules, *conditions)
+    kind = FlowMatching if name == "flow_matching" else MeanFlow
+    told = condition if network.takes_text else None
+    return kind(network, lambda batch: batch["data"], options, 0, told)
 
 
 def batch_of(network, step, rank, size):
@@ -55,9 +60,10 @@ def batch_of(network, step, rank, size):
     return {name: value[rows] for name, value in batch.items()}
 
 
-def update(network, objective, here, lr, steps, rule):
-    optimizer = build_optimizer(OptimizerOptions("sgd", lr), [*network.parameters()])
-    player = Player("flow", objective, optimizer, LrSchedule(ScheduleOptions()), rule)
+def update(network, objective, here, lr, steps, precision="fp32"):
+    options = OptimizerOptions(optimizer="sgd").changed(lr=lr)
+    optimizer = build_optimizer(options, [*network.parameters()])
+    player = Player("flow", objective, optimizer, LrSchedule(options), precision)
     for step in range(steps):
         player.update([batch_of(network, step, here.rank, here.size)], step)
 
@@ -71,7 +77,7 @@ def train(folder, cases, ways):
             if sharded:
                 network.enable_gradient_checkpointing()
                 shard(network, network.blocks_to_shard(), here.device)
-            update(network, objective_of(name, network), here, 0.1, 2, UpdateRule())
+            update(network, objective_of(name, network), here, 0.1, 2)
             weights = copy.deepcopy(whole_state(network.state_dict()))
             network.load_weights({name: torch.zeros_like(w) for name, w in weights.items()})
             network.load_weights(weights)
@@ -123,9 +129,8 @@ def gradients(file, sharded):
         network = network_of("DiT-S/2", torch.float32)
         if sharded:
             shard(network, network.blocks_to_shard(), here.device)
-        rules = (FlowRules(), MeanFlowRules(ratio=0.5))
-        objective = MeanFlow(network, lambda batch: batch["data"], *rules)
-        update(network, objective, here, 0.0, 1, UpdateRule("bf16"))
+        objective = MeanFlow(network, lambda batch: batch["data"], plain(meanflow_ratio=0.5), 0)
+        update(network, objective, here, 0.0, 1, "bf16")
         grads = {n: whole(p.grad) for n, p in network.named_parameters() if p.grad is not None}
         if here.is_main:
             torch.save(grads, file)

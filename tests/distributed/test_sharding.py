@@ -6,7 +6,6 @@ import torch
 from tests.distributed.sharded import Network, Plan, train
 from tests.distributed.worker import on_ranks
 from tests.task.training import largest_difference
-from wfimagevae.engine.player import UpdateRule
 from wfimagevae.engine.sharding import shard
 
 PLANS = {
@@ -15,8 +14,8 @@ PLANS = {
     "rmsprop": Plan("rmsprop"),
     "adamw, infinity": Plan(bad_step=2),
     "sgd, infinity": Plan("sgd", bad_step=2),
-    "bf16": Plan("sgd", rule=UpdateRule("bf16"), dtype=torch.float32),
-    "fp16": Plan("sgd", rule=UpdateRule("fp16"), dtype=torch.float32),
+    "bf16": Plan("sgd", precision="bf16", clip_grad_norm=float("inf"), dtype=torch.float32),
+    "fp16": Plan("sgd", precision="fp16", clip_grad_norm=float("inf"), dtype=torch.float32),
     "first half": Plan(steps=(0, 2)),
 }
 if hasattr(torch.optim, "Muon"):

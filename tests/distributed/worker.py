@@ -10,31 +10,32 @@ import torch
 import torch.multiprocessing
 
 from tests.images import TINY_MODEL
+from wfimagevae.command_line import parse
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.distributed import world
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
-from wfimagevae.task.flags import build_parser
-from wfimagevae.task.vae import VaeTask, build_players, game_rules
-from wfimagevae.task.vae_build import build_loss
+from wfimagevae.task.vae import VaeTask, build_players
+from wfimagevae.task.vae_networks import build_loss
+from wfimagevae.task.vae_options import VaeOptions
 
 
 def play(flags: list[str], steps: int, result: Path) -> None:
     """Trains for some steps as the flags say and saves both networks."""
     torch.set_num_threads(1)
-    options = vars(build_parser("vae").parse_args(flags))
+    options = parse(VaeOptions, flags)
     with world("cpu") as here:
-        seed_everything(options["seed"])
+        seed_everything(options.seed)
         config = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
         vae = WFVAE2ImageModel(**config).double().train()
         loss = build_loss(options, here.device).double()
         players = build_players(options, vae, loss, steps)
-        dataset = build_image_data(options, options["image_path"])
-        loader = TrainLoader(dataset, options["batch_size"], here.rank, here.size, num_workers=0)
-        task = VaeTask(players, vae, loss, None, loader, game_rules(options))
+        dataset = build_image_data(options, options.image_path)
+        loader = TrainLoader(dataset, options.batch_size, here.rank, here.size, num_workers=0)
+        task = VaeTask(players, vae, loss, None, loader, options)
         for step in range(steps):
-            micro = [next(loader) for _ in range(options["grad_accum_steps"])]
+            micro = [next(loader) for _ in range(options.grad_accum_steps)]
             for batch in micro:
                 batch["image"] = batch["image"].double()
             for player in task.turn(step):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from tests.engine.toy import Regression, batches, halves, player, weights
-from wfimagevae.engine.optim import OptimizerOptions, build_optimizer, combine
-from wfimagevae.engine.player import Player, UpdateRule
-from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+from wfimagevae.engine.optim import build_optimizer, combine
+from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.schedules import LrSchedule
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -108,16 +109,14 @@ def test_state_restores_the_place_in_schedule_and_average():
 
 def test_parts_of_a_player_have_optimizers_and_schedules_of_their_own():
     objective = Regression()
-    first, last = objective.network[0], objective.network[2]
+    first = OptimizerOptions(optimizer="sgd", lr=0.1, weight_decay=0.0, momentum=0.0)
+    last = OptimizerOptions(lr=0.01, weight_decay=0.0, lr_schedule="linear")
     optimizers = [
-        build_optimizer(OptimizerOptions("sgd", 0.1, 0.0, momentum=0.0), list(first.parameters())),
-        build_optimizer(OptimizerOptions("adamw", 0.01, 0.0), list(last.parameters())),
+        build_optimizer(first, list(objective.network[0].parameters())),
+        build_optimizer(last, list(objective.network[2].parameters())),
     ]
-    schedules = [
-        LrSchedule(ScheduleOptions("constant")),
-        LrSchedule(ScheduleOptions("linear", total_updates=4)),
-    ]
-    ours = Player("toy", objective, combine(optimizers), schedules, UpdateRule())
+    schedules = [LrSchedule(first), LrSchedule(last, total_updates=4)]
+    ours = Player("toy", objective, combine(optimizers), schedules)
     plain = copy.deepcopy(objective)
     sgd = torch.optim.SGD(plain.network[0].parameters(), 0.1)
     adamw = torch.optim.AdamW(plain.network[2].parameters(), 0.01, weight_decay=0.0)

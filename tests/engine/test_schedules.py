@@ -3,24 +3,33 @@
 import pytest
 
 from tests.engine.toy import player
-from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.schedules import LrSchedule
 
 
-def factors(updates, *arguments, **options):
-    schedule = LrSchedule(ScheduleOptions(*arguments, **options))
+def schedule_of(kind, total_updates=1, **options):
+    return LrSchedule(OptimizerOptions(lr_schedule=kind, **options), total_updates)
+
+
+def factors(updates, kind, total_updates=1, **options):
+    schedule = schedule_of(kind, total_updates, **options)
     return [schedule(update) for update in updates]
 
 
 def test_linear_ends_at_its_share():
-    assert factors([0, 5, 10, 99], "linear", 0, 10, 0.1) == pytest.approx([1, 0.55, 0.1, 0.1])
+    assert factors([0, 5, 10, 99], "linear", 10, min_lr_ratio=0.1) == pytest.approx(
+        [1, 0.55, 0.1, 0.1]
+    )
 
 
 def test_cosine_is_half_way_down_half_way():
-    assert factors([2, 7, 12], "cosine", 2, 12) == pytest.approx([1, 0.5, 0], abs=1e-12)
+    assert factors([2, 7, 12], "cosine", 12, warmup_steps=2) == pytest.approx(
+        [1, 0.5, 0], abs=1e-12
+    )
 
 
 def test_step_falls_at_once_and_exponential_smoothly_to_the_same_values():
-    options = {"step_updates": 10, "gamma": 0.25, "min_factor": 0.01}
+    options = {"lr_step_updates": 10, "lr_gamma": 0.25, "min_lr_ratio": 0.01}
     assert factors([0, 9, 10, 19, 20], "step", **options) == [1, 1, 0.25, 0.25, 0.0625]
     smooth = factors([0, 5, 10, 20, 1000], "exponential", **options)
     assert smooth == pytest.approx([1, 0.5, 0.25, 0.0625, 0.01])
@@ -28,7 +37,7 @@ def test_step_falls_at_once_and_exponential_smoothly_to_the_same_values():
 
 @pytest.mark.parametrize("kind", ["constant", "step", "exponential", "plateau"])
 def test_warmup_comes_first_and_the_decay_counts_from_its_end(kind):
-    values = factors(range(5), kind, 3, step_updates=1, gamma=0.5)
+    values = factors(range(5), kind, warmup_steps=3, lr_step_updates=1, lr_gamma=0.5)
     assert values[:4] == [0.25, 0.5, 0.75, 1.0]
     assert values[4] == (0.5 if kind in ("step", "exponential") else 1.0)
 
@@ -40,7 +49,7 @@ def observed(schedule, *scores):
 
 
 def test_plateau_falls_when_patience_runs_out_and_not_before():
-    schedule = LrSchedule(ScheduleOptions("plateau", gamma=0.1, patience=2, min_factor=0.05))
+    schedule = schedule_of("plateau", lr_gamma=0.1, plateau_patience=2, min_lr_ratio=0.05)
     assert observed(schedule, 20.0, 21.0, 20.5) == 1
     assert observed(schedule, float("nan")) == pytest.approx(0.1)
     assert observed(schedule, 22.0, 21.0) == pytest.approx(0.1)
@@ -48,8 +57,7 @@ def test_plateau_falls_when_patience_runs_out_and_not_before():
 
 
 def test_plateau_goes_on_where_a_player_was_saved():
-    options = ScheduleOptions("plateau", gamma=0.5, patience=2)
-    schedules = [LrSchedule(options), LrSchedule(options)]
+    schedules = [schedule_of("plateau", lr_gamma=0.5, plateau_patience=2) for _ in range(2)]
     whole, resumed = player(), player()
     whole.schedules, resumed.schedules = schedules[:1], schedules[1:]
     observed(schedules[0], 3.0, 2.0, 2.0, 2.0)
@@ -66,10 +74,14 @@ def test_other_schedules_ignore_scores_and_old_checkpoints_have_no_state():
     ours.load_state_dict(state)
 
 
-def test_what_is_no_schedule_is_refused():
-    with pytest.raises(ValueError, match="unknown schedule 'steps'; use one of constant, linear"):
-        ScheduleOptions("steps")
-    with pytest.raises(ValueError, match="gamma must be in"):
-        ScheduleOptions("step", gamma=0.0)
-    with pytest.raises(ValueError, match="patience must be at least 1"):
-        ScheduleOptions("plateau", patience=0)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"lr_schedule": "steps"}, "choose from constant, linear.*did you mean 'step'"),
+        ({"lr_gamma": 0.0}, "--lr_gamma must be above 0"),
+        ({"plateau_patience": 0}, "0 is not a whole number of at least 1"),
+    ],
+)
+def test_what_is_no_schedule_is_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        OptimizerOptions(**options)

@@ -4,9 +4,10 @@ import torch
 from torch import nn
 
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.optim import OptimizerOptions, build_optimizer
-from wfimagevae.engine.player import Player, UpdateRule
-from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+from wfimagevae.engine.optim import build_optimizer
+from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.schedules import LrSchedule
 
 
 class Regression(nn.Module):
@@ -45,12 +46,13 @@ def halves(batch: dict) -> list[dict]:
 def player(objective=None, lr=0.05, ema=False, fused=True, name="adamw", **rule) -> Player:
     objective = objective or Regression()
     blocks = [objective.network[0]]
-    optimizer = build_optimizer(OptimizerOptions(name, lr), list(objective.parameters()), blocks)
+    options = OptimizerOptions(optimizer=name, lr=lr, lr_schedule="cosine", warmup_steps=2)
+    optimizer = build_optimizer(options, list(objective.parameters()), blocks)
     if not fused:
         optimizer = torch.optim.AdamW(objective.parameters(), lr, weight_decay=1e-4)
-    schedule = LrSchedule(ScheduleOptions("cosine", 2, 20))
-    average = EMA(objective.network) if ema else None
-    return Player("toy", objective, optimizer, schedule, UpdateRule(**rule), average)
+    ours = Player("toy", objective, optimizer, LrSchedule(options, 20), **rule)
+    ours.ema = EMA(objective.network) if ema else None
+    return ours
 
 
 def weights(player: Player) -> torch.Tensor:

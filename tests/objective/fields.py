@@ -3,6 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+from wfimagevae.objective.options import MeanFlowOptions
+
+
+def plain(**options) -> MeanFlowOptions:
+    """Uniform times and no dropped conditions, but for what is given."""
+    return MeanFlowOptions(**{"time_distribution": "uniform", "cfg_dropout_prob": 0.0} | options)
+
 
 class GaussianField(nn.Module):
     """Exact velocities, and average velocities, for independent data N(mean, std^2).

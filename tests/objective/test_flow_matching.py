@@ -3,9 +3,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.objective.fields import ConstantClasses, GaussianField
+from tests.objective.fields import ConstantClasses, GaussianField, plain
 from wfimagevae.diffusion.timesteps import TimeDistribution
-from wfimagevae.objective.flow_matching import FlowMatching, FlowRules, error_by_time
+from wfimagevae.objective.flow_matching import FlowMatching, error_by_time
 
 MEAN, STD = 0.7, 0.4
 COUNT = 20_000
@@ -24,28 +24,27 @@ def point(batch: dict) -> torch.Tensor:
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal"])
 def test_exact_velocity_is_where_the_loss_is_lowest(kind):
     field = GaussianField(MEAN, STD)
-    rules = FlowRules(seed=3, times=TimeDistribution(kind))
-    loss, _ = FlowMatching(field, point, rules)(gaussian_batch(), 0)
+    options = plain(time_distribution=kind)
+    loss, _ = FlowMatching(field, point, options, 3)(gaussian_batch(), 0)
     loss.backward()
     # Each is twice a mean of COUNT terms of size about 1.
     assert abs(field.offset.grad) < 8 / COUNT**0.5
     assert abs(field.slope.grad) < 8 / COUNT**0.5
     wrong = GaussianField(MEAN, 2 * STD)
-    FlowMatching(wrong, point, rules)(gaussian_batch(), 0)[0].backward()
+    FlowMatching(wrong, point, options, 3)(gaussian_batch(), 0)[0].backward()
     assert abs(wrong.slope.grad) > 40 / COUNT**0.5
 
 
 def test_loss_follows_the_samples_not_the_batches():
-    objective = FlowMatching(GaussianField(0.0, 1.0), point, FlowRules(seed=5))
+    objective = FlowMatching(GaussianField(0.0, 1.0), point, plain(), 5)
     whole = objective(gaussian_batch(64), 0)[0]
     halves = [objective(gaussian_batch(32, first), 0)[0] for first in (0, 32)]
     torch.testing.assert_close(whole, sum(halves) / 2)
 
 
 def test_labels_are_dropped_as_often_as_asked():
-    objective = FlowMatching(
-        ConstantClasses([1.0, 2.0, 9.0]), point, FlowRules(0, cfg_dropout_prob=0.3)
-    )
+    classes = ConstantClasses([1.0, 2.0, 9.0])
+    objective = FlowMatching(classes, point, plain(cfg_dropout_prob=0.3), 0)
     batch = gaussian_batch(4000) | {"label": torch.arange(4000) % 2}
     drawn = objective.draw(batch, torch.zeros(4000, dtype=torch.float64))
     share = (drawn.condition == 2).double().mean().item()
@@ -62,7 +61,7 @@ def direction_loss(velocity: torch.Tensor, factor) -> float:
         def forward(self, x, t, condition=None, t_end=None):
             return factor * velocity + 0 * self.offset
 
-    objective = FlowMatching(Echo(0.0, 1.0), point, FlowRules(direction_weight=1.0))
+    objective = FlowMatching(Echo(0.0, 1.0), point, plain(direction_weight=1.0), 0)
     batch = {"point": velocity, "position": list(range(len(velocity)))}
     drawn = objective.draw(batch, torch.zeros(len(velocity), dtype=torch.float64))
     objective.draw = lambda *_: replace(drawn, velocity=velocity)

@@ -1,23 +1,22 @@
 import pytest
 import torch
 
-from tests.objective.fields import ConstantClasses, GaussianField
+from tests.objective.fields import ConstantClasses, GaussianField, plain
 from tests.objective.test_flow_matching import COUNT, MEAN, STD, gaussian_batch, point
-from wfimagevae.diffusion.timesteps import TimeDistribution
-from wfimagevae.objective.flow_matching import FlowRules
-from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
+from wfimagevae.objective.mean_flow import MeanFlow
+from wfimagevae.objective.options import MeanFlowOptions
 
 
-def build(network, seed=0, dropout=0.0, **rules):
-    shared = FlowRules(seed, TimeDistribution("logit_normal", 0.4), dropout)
-    return MeanFlow(network, point, shared, MeanFlowRules(**rules))
+def build(network, **options):
+    times = {"time_distribution": "logit_normal", "time_mean": 0.4}
+    return MeanFlow(network, point, plain(**times | options), seed=0)
 
 
 @pytest.mark.parametrize("ratio", [0.25, 1.0])
 @pytest.mark.parametrize("improved", [False, True])
 def test_exact_average_velocity_is_where_the_loss_is_lowest(ratio, improved):
     field = GaussianField(MEAN, STD)
-    objective = build(field, ratio=ratio, improved=improved, weighting_power=0.0)
+    objective = build(field, meanflow_ratio=ratio, meanflow_improved=improved, meanflow_power=0.0)
     objective(gaussian_batch(), 0)[0].backward()
     assert abs(field.offset.grad) < 20 / COUNT**0.5
     assert abs(field.slope.grad) < 20 / COUNT**0.5
@@ -25,7 +24,7 @@ def test_exact_average_velocity_is_where_the_loss_is_lowest(ratio, improved):
 
 def test_average_velocity_of_another_distribution_is_not():
     field = GaussianField(MEAN, 2 * STD)
-    build(field, ratio=1.0, weighting_power=0.0)(gaussian_batch(), 0)[0].backward()
+    build(field, meanflow_ratio=1.0, meanflow_power=0.0)(gaussian_batch(), 0)[0].backward()
     assert abs(field.slope.grad) > 60 / COUNT**0.5
 
 
@@ -37,12 +36,12 @@ def test_average_is_anchored_at_the_noisier_point():
             return super().average(x, s, t)  # x taken for the later point
 
     field = Backwards(MEAN, STD)
-    build(field, ratio=1.0, weighting_power=0.0)(gaussian_batch(), 0)[0].backward()
+    build(field, meanflow_ratio=1.0, meanflow_power=0.0)(gaussian_batch(), 0)[0].backward()
     assert abs(field.slope.grad) > 60 / COUNT**0.5
 
 
 def test_ratio_of_samples_have_another_end_time_whatever_the_ranks():
-    objective = build(GaussianField(0.0, 1.0), ratio=0.25)
+    objective = build(GaussianField(0.0, 1.0), meanflow_ratio=0.25)
     t, s, rows = objective._times(list(range(64)))
     assert len(rows) == 16
     assert torch.equal((s > t).nonzero().flatten(), torch.tensor(rows))
@@ -56,7 +55,7 @@ def test_adaptive_weight_makes_the_gradient_independent_of_the_errors_size():
     gradients = []
     for size in (1e2, 1e4):
         network = ConstantClasses([size, 0.0])
-        objective = build(network, ratio=0.0, weighting_power=1.0)
+        objective = build(network, meanflow_ratio=0.0, meanflow_power=1.0)
         batch = gaussian_batch(64) | {"label": torch.zeros(64, dtype=torch.long)}
         objective(batch, 0)[0].backward()
         gradients.append(network.values.grad[0].item() * size)
@@ -66,9 +65,9 @@ def test_adaptive_weight_makes_the_gradient_independent_of_the_errors_size():
 
 def test_guidance_inside_the_target_mixes_three_velocities():
     conditional, null = 2.0, -1.0
-    guidance = TargetGuidance(omega=1.5, kappa=0.25)
+    guidance = {"meanflow_omega": 1.5, "meanflow_kappa": 0.25}
     network = ConstantClasses([conditional, null])
-    objective = build(network, ratio=0.0, weighting_power=0.0, guidance=guidance)
+    objective = build(network, meanflow_ratio=0.0, meanflow_power=0.0, **guidance)
     batch = gaussian_batch(512) | {"label": torch.zeros(512, dtype=torch.long)}
     objective(batch, 0)[0].backward()
     t = objective.draw_times("time", batch["position"])
@@ -80,8 +79,8 @@ def test_guidance_inside_the_target_mixes_three_velocities():
 
 
 def test_guidance_leaves_dropped_labels_and_times_outside_its_window_alone():
-    guidance = TargetGuidance(omega=3.0, window=(0.5, 1.0))
-    objective = build(ConstantClasses([2.0, -1.0]), dropout=0.5, ratio=0.0, guidance=guidance)
+    options = {"meanflow_omega": 3.0, "meanflow_window": (0.5, 1.0), "cfg_dropout_prob": 0.5}
+    objective = build(ConstantClasses([2.0, -1.0]), meanflow_ratio=0.0, **options)
     batch = gaussian_batch(256) | {"label": torch.zeros(256, dtype=torch.long)}
     drawn = objective.draw(batch, objective.draw_times("time", batch["position"]))
     guided = objective._guided_velocity(drawn)
@@ -93,7 +92,7 @@ def test_guidance_leaves_dropped_labels_and_times_outside_its_window_alone():
 
 def test_target_is_detached_and_the_derivative_keeps_no_graph():
     field = GaussianField(MEAN, STD)
-    objective = build(field, ratio=1.0)
+    objective = build(field, meanflow_ratio=1.0)
     x = torch.randn(4, 2, dtype=torch.float64, requires_grad=True)
     t = torch.rand(4, dtype=torch.float64)
     derivative = objective._along(x, t / 2, t / 2 + 0.5, None, torch.ones_like(x))
@@ -103,22 +102,24 @@ def test_target_is_detached_and_the_derivative_keeps_no_graph():
 def test_networks_without_end_time_and_guidance_without_classes_are_refused():
     network = GaussianField(0.0, 1.0)
     with pytest.raises(ValueError, match="needs a conditional network"):
-        build(network, guidance=TargetGuidance(omega=2.0))
+        build(network, meanflow_omega=2.0)
     network.has_average_velocity = False
     with pytest.raises(ValueError, match="average_velocity=True"):
         build(network)
 
 
-@pytest.mark.parametrize("options", [{"kappa": 1.0}, {"kappa": -0.1}, {"window": (0.5, 0.2)}])
-def test_impossible_guidance_is_refused(options):
-    with pytest.raises(ValueError, match="got"):
-        TargetGuidance(**options)
+@pytest.mark.parametrize(
+    ("name", "value"), [("kappa", 1.0), ("kappa", -0.1), ("window", (0.5, 0.2))]
+)
+def test_impossible_guidance_is_refused(name, value):
+    with pytest.raises(ValueError, match=name):
+        MeanFlowOptions(**{f"meanflow_{name}": value})
 
 
 def test_every_batch_calls_the_network_equally_often():
     """A sharded network waits for all ranks, whatever rows their batches happen to hold."""
     calls = []
-    objective = build(GaussianField(MEAN, STD), ratio=0.25)
+    objective = build(GaussianField(MEAN, STD), meanflow_ratio=0.25)
     objective.network.register_forward_pre_hook(lambda *_: calls.append(1))
     without, with_end_times = (
         gaussian_batch(4) | {"position": positions} for positions in ([0, 2, 4, 8], [3, 7, 11, 15])
@@ -128,7 +129,9 @@ def test_every_batch_calls_the_network_equally_often():
     objective(with_end_times, 0)
     assert len(calls) == 4
     # The row that stands in changes nothing: this is flow matching at s = t.
-    torch.testing.assert_close(loss, build(GaussianField(MEAN, STD), ratio=0.0)(without, 0)[0])
+    torch.testing.assert_close(
+        loss, build(GaussianField(MEAN, STD), meanflow_ratio=0.0)(without, 0)[0]
+    )
 
 
 @pytest.mark.slow
@@ -144,8 +147,7 @@ def test_compiling_changes_nothing():
         for parameter in network.parameters():
             if not parameter.any():
                 torch.nn.init.normal_(parameter, std=0.05)
-        rules, mean_flow = FlowRules(seed=0), MeanFlowRules(ratio=0.5)
-        objective = MeanFlow(network, lambda batch: batch["image"], rules, mean_flow)
+        objective = MeanFlow(network, lambda batch: batch["image"], plain(meanflow_ratio=0.5), 0)
         if compiled:
             objective.compile()
         image = torch.linspace(-1, 1, 4 * 3 * 64).view(4, 3, 8, 8)

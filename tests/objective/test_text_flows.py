@@ -5,13 +5,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.model.flow.models import small_model, text_for
+from tests.objective.fields import plain
 from wfimagevae.diffusion.guidance import Guidance, guided_velocity, map_tensors
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
-from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules, TargetGuidance
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.objective.mean_flow import MeanFlow
 
 ATTENTIONS = ("cross", "joint")
 
@@ -43,9 +44,8 @@ def rows_of(batch, rows):
     }
 
 
-def mean_flow(model, dropout=0.0, **rules):
-    shared = FlowRules(0, cfg_dropout_prob=dropout)
-    return MeanFlow(model, data_of, shared, MeanFlowRules(**rules), condition_of)
+def mean_flow(model, **options):
+    return MeanFlow(model, data_of, plain(**options), 0, condition_of)
 
 
 def worded_batch(model, count):
@@ -70,7 +70,7 @@ def drop(objective, batch):
 
 def test_classes_and_texts_are_dropped_together_and_each_alone():
     model = text_model("cross", num_classes=4)
-    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=0.2), condition_of)
+    objective = FlowMatching(model, data_of, plain(cfg_dropout_prob=0.2), 0, condition_of)
     batch = worded_batch(model, 2000)
     dropped, told = drop(objective, batch)
     by_text = told.pop("ids")
@@ -86,7 +86,7 @@ def test_classes_and_texts_are_dropped_together_and_each_alone():
 
 def test_a_text_alone_is_dropped_as_often_as_asked():
     model = text_model("cross")
-    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=0.2), condition_of)
+    objective = FlowMatching(model, data_of, plain(cfg_dropout_prob=0.2), 0, condition_of)
     dropped, told = drop(objective, worded_batch(model, 1000))
     assert torch.equal(dropped, ~told["ids"])
     assert dropped.double().mean().item() == pytest.approx(0.2, abs=0.04)
@@ -95,7 +95,7 @@ def test_a_text_alone_is_dropped_as_often_as_asked():
 def test_frozen_encoders_outside_are_dropped_the_same_way():
     options = {"text_encoder": "external", "text_width": 8, "pooled_width": 8}
     model = text_model("joint", **options)
-    objective = FlowMatching(model, data_of, FlowRules(cfg_dropout_prob=1.0), condition_of)
+    objective = FlowMatching(model, data_of, plain(cfg_dropout_prob=1.0), 0, condition_of)
     drawn = objective.draw(text_batch(model), torch.zeros(6, dtype=torch.float64))
     for key, value in model.null_condition(6, "cpu").items():
         assert torch.equal(drawn.condition[key], value.to(drawn.condition[key].dtype))
@@ -103,18 +103,17 @@ def test_frozen_encoders_outside_are_dropped_the_same_way():
 
 def test_a_network_that_takes_text_needs_a_condition():
     with pytest.raises(ValueError, match="takes text needs a condition"):
-        FlowMatching(text_model("cross"), data_of, FlowRules())
-    plain = small_model("FlowDiT-S/2", average_velocity=True)
+        FlowMatching(text_model("cross"), data_of, plain(), 0)
+    without = small_model("FlowDiT-S/2", average_velocity=True)
     with pytest.raises(ValueError, match="target needs a conditional network"):
-        rules = MeanFlowRules(guidance=TargetGuidance(2.0))
-        MeanFlow(plain, data_of, FlowRules(), rules, condition_of)
+        mean_flow(without, meanflow_omega=2.0)
 
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("improved", [False, True])
 def test_the_derivative_along_the_path_equals_finite_differences(attention, improved):
     model = text_model(attention)
-    objective = mean_flow(model, improved=improved)
+    objective = mean_flow(model, meanflow_improved=improved)
     batch = text_batch(model, 3)
     x, condition = batch["data"], batch["condition"]
     t = torch.tensor([0.1, 0.4, 0.6], dtype=torch.float64)
@@ -132,8 +131,8 @@ def test_the_derivative_along_the_path_equals_finite_differences(attention, impr
 def test_loss_follows_the_samples_and_their_texts_not_the_batches(attention):
     """Samples with an end time are picked out of a batch, and their texts with them."""
     model = text_model(attention, num_classes=4)
-    guidance = TargetGuidance(1.5, 0.2)
-    objective = mean_flow(model, 0.3, ratio=0.5, weighting_power=0.0, guidance=guidance)
+    options = {"meanflow_omega": 1.5, "meanflow_kappa": 0.2, "cfg_dropout_prob": 0.3}
+    objective = mean_flow(model, meanflow_ratio=0.5, meanflow_power=0.0, **options)
     batch = text_batch(model, 6)
     whole = objective(batch, 0)[0]
     parts = [rows_of(batch, slice(i, i + 2)) for i in (0, 2, 4)]
@@ -144,8 +143,7 @@ def test_loss_follows_the_samples_and_their_texts_not_the_batches(attention):
 
 def test_guidance_inside_the_target_mixes_three_velocities():
     model = text_model("cross", num_classes=4)
-    guidance = TargetGuidance(omega=1.5, kappa=0.25)
-    objective = mean_flow(model, guidance=guidance)
+    objective = mean_flow(model, meanflow_omega=1.5, meanflow_kappa=0.25)
     batch = text_batch(model)
     point = objective.draw(batch, objective.draw_times("time", batch["position"]))
     with torch.no_grad():
@@ -191,10 +189,9 @@ def test_two_prompts_are_told_apart(kind, attention):
     def condition(batch):
         return encoder(batch["caption"])
 
-    rules = FlowRules(cfg_dropout_prob=0.1)
-    objective = FlowMatching(network, encode, rules, condition)
-    if kind == "mean_flow":
-        objective = MeanFlow(network, encode, rules, MeanFlowRules(ratio=0.5), condition)
+    options = plain(cfg_dropout_prob=0.1, meanflow_ratio=0.5)
+    objective_class = MeanFlow if kind == "mean_flow" else FlowMatching
+    objective = objective_class(network, encode, options, 0, condition)
     optimizer = torch.optim.AdamW(network.parameters(), 5e-3, weight_decay=0.0)
     for step in range(100):
         positions = list(range(step * 32, (step + 1) * 32))

@@ -9,10 +9,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from scripts.benchmark_train import build_parser, main
 from tests.images import write_images, write_tiny_config
 from tests.model.flow.models import small_model
-from wfimagevae.diffusion.timesteps import TimeDistribution
+from tests.objective.fields import plain
 from wfimagevae.engine.seeding import sample_noise
-from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
-from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.objective.mean_flow import MeanFlow
 from wfimagevae.task import flow_benchmark
 
 SHORT = ("--device", "cpu", "--mix_precision", "fp32", "--warmup", "1", "--steps", "2")
@@ -173,10 +173,10 @@ class GraphKeepingMeanFlow(MeanFlow):
         return (u - target.detach()).square().mean(), {}
 
 
-def saved(kind, *rules):
+def saved(kind):
     torch.manual_seed(0)
     network = small_model("FlowDiT-S/2", average_velocity=True, num_classes=10)
-    objective = kind(network, lambda b: b["latent"], FlowRules(0, TimeDistribution(), 0.1), *rules)
+    objective = kind(network, lambda b: b["latent"], plain(cfg_dropout_prob=0.1), 0)
     positions = list(range(8))
     latent = sample_noise(1, positions, network.sample_shape, torch.device("cpu"))
     batch = {"latent": latent, "label": torch.arange(8), "position": positions}
@@ -184,10 +184,9 @@ def saved(kind, *rules):
 
 
 def test_mean_flow_saves_hardly_more_than_flow_matching():
-    rules = MeanFlowRules(ratio=0.25)
-    plain = saved(FlowMatching)
-    assert 1 <= saved(MeanFlow, rules) / plain <= 1.3
-    assert saved(GraphKeepingMeanFlow, rules) / plain > 2
+    flow_matching = saved(FlowMatching)
+    assert 1 <= saved(MeanFlow) / flow_matching <= 1.3
+    assert saved(GraphKeepingMeanFlow) / flow_matching > 2
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_parameter():

@@ -10,12 +10,13 @@ from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, load
+from wfimagevae.command_line import parse
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
 from wfimagevae.generate.subjects import Subject
-from wfimagevae.task.flags import build_parser
-from wfimagevae.task.flow_build import build_network, build_objective
-from wfimagevae.task.flow_data import build_datasets, open_space
+from wfimagevae.task.flow_networks import build_network, build_objective
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import build_datasets, open_space
 
 CPU = torch.device("cpu")
 BYTES = {"text_encoder": "bytes", "text_length": 24}
@@ -43,7 +44,7 @@ def captioned(tmp_path):
 
 def setup(place, **options):
     """Data, space and objective of some flags, as training builds them."""
-    options = vars(build_parser("flow").parse_args(place.flags("x", 1, **options)))
+    options = parse(FlowOptions, place.flags("x", 1, **options))
     dataset, _ = build_datasets(options)
     space = open_space(options, dataset, CPU)
     return dataset, space, build_objective(options, build_network(options, space, CPU), space)

@@ -8,20 +8,20 @@ import torch
 from tests.images import write_images
 from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, largest_difference, load
+from wfimagevae.command_line import parse
 from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
 from wfimagevae.engine.distributed import World
-from wfimagevae.generate.generation_args import SAMPLERS
 from wfimagevae.generate.generator_files import load_generator
-from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
-from wfimagevae.task.flags import build_parser
+from wfimagevae.generate.options import SAMPLERS, GeneratorOptions, SamplingOptions
 from wfimagevae.task.flow import GeneratorFacts
-from wfimagevae.task.flow_build import (
+from wfimagevae.task.flow_networks import (
     build_generator,
     build_network,
     build_objective,
-    build_validator,
 )
-from wfimagevae.task.flow_data import build_datasets, open_space
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import build_datasets, open_space
+from wfimagevae.task.flow_validation import FlowValidator
 
 CPU = torch.device("cpu")
 
@@ -66,7 +66,7 @@ def test_two_ranks_train_as_one_process(place, objective):
 def test_every_parameter_of_mean_flow_gets_a_gradient(place, precision):
     """Passes without gradients come first; autocast must not keep their casts of the weights."""
     flags = place.flags("x", 1, objective="mean_flow", meanflow_omega=2.0, meanflow_ratio=0.5)
-    options = vars(build_parser("flow").parse_args(flags))
+    options = parse(FlowOptions, flags)
     dataset, _ = build_datasets(options)
     space = open_space(options, dataset, CPU)
     network = build_network(options, space, CPU)
@@ -213,13 +213,13 @@ def test_latents_of_another_kind_are_not_resumed(name):
 
 def test_an_adaptive_sampler_does_not_validate_a_sharded_network(place):
     flags = place.flags("x", 1, eval_steps=1, sampler="dopri5")
-    options = vars(build_parser("flow").parse_args(flags)) | {"fsdp": True}
+    options = parse(FlowOptions, [*flags, "--fsdp"])
     dataset, held_out = build_datasets(options)
     space = open_space(options, dataset, CPU)
     objective = build_objective(options, build_network(options, space, CPU), space)
     with pytest.raises(ValueError, match="sharded"):
         draws = build_generator(options, objective, space, CPU)
-        build_validator(options, World(0, 1, CPU), None, objective, draws, held_out, None)
+        FlowValidator(options, objective, draws, held_out, World(0, 1, CPU), None, None)
 
 
 def test_flag_names_of_samplers_are_those_that_exist():

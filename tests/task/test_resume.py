@@ -11,11 +11,11 @@ import weakref
 import pytest
 
 from tests.task.training import ROOT, Workplace, differences, load
+from wfimagevae.engine import train as training
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import fit
 from wfimagevae.model.weight_files import latest_checkpoint
-from wfimagevae.task import training
 from wfimagevae.task.vae import VaeTask
 
 EVERYTHING = {

@@ -4,17 +4,19 @@ import pytest
 import torch
 
 from tests.diffusion.gaussian_flow import average_velocity, velocity
+from tests.objective.fields import plain
 from tests.task.flow_training import FlowPlace
 from tests.task.training import ROOT
 from wfimagevae.dataset import PointDataset, ShapesDataset
-from wfimagevae.engine.player import Player, UpdateRule
-from wfimagevae.engine.schedules import LrSchedule, ScheduleOptions
+from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.objective.flow_matching import FlowMatching, FlowRules
-from wfimagevae.objective.mean_flow import MeanFlow, MeanFlowRules
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.objective.mean_flow import MeanFlow
 
 CPU = torch.device("cpu")
 MEAN, STD = 0.7, 0.4
@@ -61,14 +63,12 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
         generator = torch.Generator().manual_seed(batch["position"][0])
         return MEAN + STD * torch.randn(len(batch["position"]), 2, generator=generator)
 
-    rules = FlowRules(seed=1)
-    objective = FlowMatching(network, encode, rules)
-    if kind == "mean_flow":
-        objective = MeanFlow(network, encode, rules, MeanFlowRules(0.5, weighting_power=0.0))
+    options = plain(meanflow_ratio=0.5, meanflow_power=0.0)
+    objective = (MeanFlow if kind == "mean_flow" else FlowMatching)(network, encode, options, 1)
     steps, size = 1000, 256
     optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.0, fused=True)
-    schedule = LrSchedule(ScheduleOptions("cosine", 50, steps))
-    player = Player("flow", objective, optimizer, schedule, UpdateRule(clip_grad_norm=10.0))
+    schedule = LrSchedule(OptimizerOptions(lr_schedule="cosine", warmup_steps=50), steps)
+    player = Player("flow", objective, optimizer, schedule, clip_grad_norm=10.0)
     for step in range(steps):
         player.update([{"position": list(range(step * size, (step + 1) * size))}], step)
 

@@ -10,9 +10,8 @@ from tests.images import TINY_MODEL
 from tests.task.training import Workplace, differences, largest_difference, load
 from train_ddp import main
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
-from wfimagevae.task.flags import build_parser
-from wfimagevae.task.vae import GameRules, VaeTask
-from wfimagevae.task.vae_build import loss_config
+from wfimagevae.task.vae import VaeTask
+from wfimagevae.task.vae_options import VaeOptions
 
 IMAGE_TERMS = {f"{name}_weight": 0.5 for name in ("mse", "color", "histogram", "contrast")}
 LATENT_TERMS = {"kl_warmup_steps": 3, "kl_free_bits": 0.01, "mmd_weight": 0.1}
@@ -104,11 +103,6 @@ def test_frozen_halves_that_cannot_train_are_refused(workplace, options, words):
         main(workplace.flags("refused", 2, **options))
 
 
-def test_every_weight_of_the_losses_is_a_flag_of_the_same_name_and_default():
-    options = vars(build_parser("vae").parse_args(["--image_path=a", "--eval_image_path=b"]))
-    assert loss_config(options) == LossConfig()
-
-
 def test_flags_without_effect_are_said(workplace, caplog):
     caplog.set_level(logging.INFO, "wfimagevae")
     workplace.train("idle", 1, disc_weight=0, kl_weight=0, r1_weight=1, kl_free_bits=1)
@@ -122,7 +116,7 @@ def test_free_bits_that_free_everything_are_said_once(workplace, caplog):
     (record,) = [r for r in caplog.records if "--kl_free_bits 1024" in r.getMessage()]
     assert "no gradient" in record.getMessage()
     loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, kl_free_bits=0.5))
-    task = VaeTask([], None, loss, None, None, GameRules(False, 100))
+    task = VaeTask([], None, loss, None, None, VaeOptions(image_path="x", disc_start=100))
     caplog.clear()
     task.watch(10, {"train/kl_free_share": 0.99})
     assert not caplog.records

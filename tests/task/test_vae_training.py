@@ -14,7 +14,8 @@ from tests.task.training import Workplace, differences, largest_difference, load
 from train_ddp import main
 from wfimagevae.engine.cli import run_cli
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
-from wfimagevae.task.vae import GameRules, VaeTask
+from wfimagevae.task.vae import VaeTask, count_updates
+from wfimagevae.task.vae_options import VaeOptions
 
 
 @pytest.fixture(scope="module")
@@ -67,17 +68,18 @@ def test_a_tiny_model_overfits_a_photograph_past_25_db(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("rules", "updates"),
+    ("schedule", "start", "updates"),
     [
-        (GameRules(False, 3), (10, 7)),
-        (GameRules(True, 3), (6, 4)),
-        (GameRules(True, 4), (7, 3)),
-        (GameRules(False, 99), (10, 0)),
+        ("joint", 3, (10, 7)),
+        ("alternate", 3, (6, 4)),
+        ("alternate", 4, (7, 3)),
+        ("joint", 99, (10, 0)),
     ],
 )
-def test_learning_rates_fall_over_the_updates_a_player_will_make(rules, updates):
-    assert rules.updates(10) == updates
-    task = VaeTask(["generator", "discriminator"], None, None, None, None, rules)
+def test_learning_rates_fall_over_the_updates_a_player_will_make(schedule, start, updates):
+    options = VaeOptions(image_path="x", gan_schedule=schedule, disc_start=start)
+    assert count_updates(options, 10) == updates
+    task = VaeTask(["generator", "discriminator"], None, None, None, None, options)
     turns = [name for step in range(10) for name in task.turn(step)]
     assert (turns.count("generator"), turns.count("discriminator")) == updates
 
@@ -329,7 +331,7 @@ def test_a_second_start_does_not_overwrite_the_first(workplace):
 
 def test_a_reconstruction_that_suffers_from_the_discriminator_is_said_once(caplog):
     loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=100))
-    task = VaeTask([], None, loss, None, None, GameRules(False, 100))
+    task = VaeTask([], None, loss, None, None, VaeOptions(image_path="x", disc_start=100))
     caplog.set_level(logging.WARNING, "wfimagevae")
     for step in range(0, 100, 10):
         task.watch(step, {"train/rec_loss_per_pixel": 0.1})
@@ -349,7 +351,9 @@ def test_a_discriminator_that_starts_before_the_first_line_is_watched_too(
 ):
     def new_task():
         loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=disc_start))
-        return VaeTask([], None, loss, None, None, GameRules(False, disc_start))
+        return VaeTask(
+            [], None, loss, None, None, VaeOptions(image_path="x", disc_start=disc_start)
+        )
 
     task = new_task()
     caplog.set_level(logging.WARNING, "wfimagevae")

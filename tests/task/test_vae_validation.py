@@ -1,6 +1,7 @@
 """Validation of image VAEs: crops of any size it can measure, and what it refuses beforehand."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from skimage.metrics import peak_signal_noise_ratio
 from tests.task.training import Workplace
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.generate.autoencoders import load_autoencoder
-from wfimagevae.task.vae import GameRules, VaeTask
-from wfimagevae.task.vae_sizes import check_training_sizes, check_validation_sizes
+from wfimagevae.task.vae import VaeTask
+from wfimagevae.task.vae_networks import check_crop_sizes, check_validation_sizes
+from wfimagevae.task.vae_options import VaeOptions
 
 # Images of 48 px suffice for a discriminator of four layers.
 DEEP = {"resolution": 48, "disc_num_layers": 4, "disc_start": 0, "eval_steps": 1}
@@ -63,14 +65,14 @@ def test_without_maps_of_scores_crops_need_not_suit_the_discriminator(workplace)
 def test_lpips_needs_sixteen_pixels():
     loss = torch.nn.Module()
     loss.discriminator = torch.nn.Module()
-    options = {"perceptual_weight": 1.0, "disc_weight": 0.0, "reduced_min_sizes": []}
-    options |= {"eval_resolution": 64, "eval_steps": 1}
-    check_training_sizes(options | {"resolution": 16}, loss)
-    check_validation_sizes(options | {"eval_crop_size": 16}, loss, True)
-    with pytest.raises(ValueError, match="--resolution 8 is too small for LPIPS, which needs 16"):
-        check_training_sizes(options | {"resolution": 8}, loss)
+    vae = SimpleNamespace(spatial_factor=8)
+    options = VaeOptions(image_path="x", disc_weight=0, eval_resolution=64, eval_crop_size=16)
+    check_crop_sizes(options, [(16, 16)], vae, loss)
+    check_validation_sizes(options, loss, True)
+    with pytest.raises(ValueError, match="bucket of 16 x 8 is too small for LPIPS, which needs 16"):
+        check_crop_sizes(options, [(16, 8)], vae, loss)
     with pytest.raises(ValueError, match="--eval_crop_size 15 is too small for LPIPS"):
-        check_validation_sizes(options | {"eval_crop_size": 15}, loss, True)
+        check_validation_sizes(options.changed(eval_crop_size=15), loss, True)
 
 
 def test_a_run_that_never_validates_needs_no_held_out_images(workplace):
@@ -103,5 +105,7 @@ def test_one_held_out_image_at_least_must_be_readable(workplace, tmp_path):
 def test_the_best_checkpoint_is_judged_by_the_weights_that_load_from_it(figures, score):
     generator = torch.nn.Module()
     generator.ema = None
-    task = VaeTask([generator], None, None, lambda *_: figures, None, GameRules(False, 0))
+    task = VaeTask(
+        [generator], None, None, lambda *_: figures, None, VaeOptions(image_path="x", disc_start=0)
+    )
     assert task.validate(5) == (figures, score)

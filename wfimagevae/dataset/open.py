@@ -1,7 +1,6 @@
 """Training data made of images, wherever they are kept, as the data flags say."""
 
 import logging
-import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from wfimagevae.dataset.images.image_sets import FolderOptions, ImageSet, Joined
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.mixture import Mixture
+from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
 from wfimagevae.dataset.protocol import FlowData, Images
 from wfimagevae.dataset.shards.read import ShardOptions, captions_place, open_shards
@@ -38,12 +38,12 @@ Sources = str | Path | Sequence[str | Path]
 
 
 def build_image_sets(
-    options: dict, sources: Sources, held_out: Sources | None
+    options: StreamOptions, sources: Sources, held_out: Sources | None
 ) -> tuple[FlowData, FlowData | None]:
     """Images to train on, and held-out ones where there are sources of them.
 
     Args:
-        options: Every flag's value, by name.
+        options: Of the training.
         sources: As for `build_image_data`.
         held_out: The same, of held-out images; or None.
 
@@ -56,7 +56,7 @@ def build_image_sets(
 
 
 def build_image_data(
-    options: dict,
+    options: StreamOptions,
     sources: Sources,
     train: FlowData | None = None,
     better: "_BetterCaptions | None" = None,
@@ -64,7 +64,7 @@ def build_image_data(
     """Images to train on, or held-out ones.
 
     Args:
-        options: Every flag's value, by name.
+        options: Of the training.
         sources: Folders, manifests and WebDataset shards. Shards of several specifications are
             one set, unless --data_weights tells them apart.
         train: The training data, where these are held-out images: the same classes, middle crops
@@ -75,7 +75,7 @@ def build_image_data(
         ValueError: a source without images, sources that do not go together, or options that
             cannot be met.
     """
-    weights = options["data_weights"] if train is None else None
+    weights = options.data_weights if train is None else None
     names = train.class_names if train is not None else None
     groups = _grouped(as_list(sources), weights)
     _check_options(options, groups, train is not None)
@@ -88,11 +88,11 @@ def build_image_data(
         better.check_used()
     if len(parts) == 1 and weights is None:
         return parts[0]
-    block = options["batch_size"] if train is None and _is_bucketed(options) else 1
+    block = options.batch_size if train is None and _is_bucketed(options) else 1
     return Mixture(parts, weights, block)
 
 
-def open_images(options: dict, sources: Sources) -> Images:
+def open_images(options: StreamOptions, sources: Sources) -> Images:
     """The images of folders, manifests and shards, in their own order, to validate on.
 
     Raises:
@@ -103,11 +103,11 @@ def open_images(options: dict, sources: Sources) -> Images:
         if is_shard_spec(group[0]):
             found.append(open_shards(group, _shard_options(options)).images)
         else:
-            found.append(index_images(group[0], options["index_cache_dir"]))
+            found.append(index_images(group[0], options.index_cache_dir))
     return found[0] if len(found) == 1 else JoinedImages(found)
 
 
-def check_only_images(options: dict) -> None:
+def check_only_images(options: StreamOptions) -> None:
     """Refuses flags of images for data of another kind, which has no use for them.
 
     Raises:
@@ -115,12 +115,12 @@ def check_only_images(options: dict) -> None:
     """
     names = ("data_weights", "aspect_buckets", "reduced_min_sizes", "better_captions")
     names += ("min_image_size", "max_aspect_ratio", "skip_nsfw", "languages", "skip_words")
-    wrong = [name for name in names if options[name]]
-    if options["min_similarity"] is not None:
+    wrong = [name for name in names if getattr(options, name)]
+    if options.min_similarity is not None:
         wrong.append("min_similarity")
     if wrong:
         raise ValueError(
-            f"--{wrong[0]} is for --dataset images, not for --dataset {options['dataset']}"
+            f"--{wrong[0]} is for --dataset images, not for --dataset {options.dataset}"
         )
 
 
@@ -155,16 +155,8 @@ def _grouped(sources: list[str | Path], weights: Sequence[float] | None) -> list
     return folders + ([shards] if shards else [])
 
 
-def _check_options(options: dict, groups: list[list[str | Path]], held_out: bool) -> None:
+def _check_options(options: StreamOptions, groups: list[list[str | Path]], held_out: bool) -> None:
     kind = _captions_of(options).kind
-    if options["wds_shuffle_shards"] < 1:
-        raise ValueError(
-            f"--wds_shuffle_shards must be at least 1, got {options['wds_shuffle_shards']}"
-        )
-    if not 0 <= options["wds_cache_gb"] < math.inf:
-        raise ValueError(
-            f"--wds_cache_gb must be 0 (no limit) or more, got {options['wds_cache_gb']}"
-        )
     only_shards = all(is_shard_spec(group[0]) for group in groups)
     if kind not in CAPTION_KINDS and only_shards and not held_out:
         raise ValueError(
@@ -173,23 +165,23 @@ def _check_options(options: dict, groups: list[list[str | Path]], held_out: bool
         )
 
 
-def _captions_of(options: dict) -> Captions:
-    return Captions(options.get("captions", "none"), options.get("fixed_prompt_prefix", ""))
+def _captions_of(options: StreamOptions) -> Captions:
+    return Captions(options.captions, options.fixed_prompt_prefix)
 
 
-def _is_bucketed(options: dict) -> bool:
-    return options["aspect_buckets"] > 0 or bool(options["reduced_min_sizes"])
+def _is_bucketed(options: StreamOptions) -> bool:
+    return options.aspect_buckets > 0 or bool(options.reduced_min_sizes)
 
 
 class _BetterCaptions:
     """The list of --better_captions, if this training reads captions at all."""
 
-    def __init__(self, options: dict):
-        self._file = options["better_captions"]
-        self._prefix = options.get("fixed_prompt_prefix", "")
+    def __init__(self, options: StreamOptions):
+        self._file = options.better_captions
+        self._prefix = options.fixed_prompt_prefix
         self._owners: dict[str, str] = {}
         self._captions = None
-        if self._file and ("text_encoder" in options or options["skip_words"]):
+        if self._file and (options.reads_captions or options.skip_words):
             self._captions = read_better_captions(self._file)
         elif self._file:
             log.info("no captions are read here, so --better_captions changes nothing")
@@ -215,56 +207,55 @@ class _BetterCaptions:
 
 
 def _build_part(
-    options: dict,
+    options: StreamOptions,
     sources: list[str | Path],
     names: list[str] | None,
     better: _BetterCaptions,
     held_out: bool,
 ) -> CropDataset:
     filters = _filters(options)
-    wants_text = "text_encoder" in options  # a task without text has no use for captions
     found = _open(options, sources, filters, names, better)
     told = _told(sources)
     found = filtered(found, filters, told)
-    rules = CropRules(options["resolution"], options["train_crop"], augment=not held_out)
+    rules = CropRules(options.resolution, options.train_crop, augment=not held_out)
     order = None if held_out else _order(options, found, told)
-    captions = found.captions if wants_text else None
-    return CropDataset(found.images, rules, options["seed"], order, found.labels, captions)
+    captions = found.captions if options.reads_captions else None
+    return CropDataset(found.images, rules, options.seed, order, found.labels, captions)
 
 
 def _told(sources: list[str | Path]) -> str:
     return str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
 
 
-def _filters(options: dict) -> SampleFilters:
+def _filters(options: StreamOptions) -> SampleFilters:
     return SampleFilters(
-        options["min_image_size"],
-        options["max_aspect_ratio"],
-        options["min_similarity"],
-        options["skip_nsfw"],
-        tuple(language.strip().lower() for language in options["languages"]),
-        read_words(options["skip_words"]),
+        options.min_image_size,
+        options.max_aspect_ratio,
+        options.min_similarity,
+        options.skip_nsfw,
+        tuple(language.strip().lower() for language in options.languages),
+        read_words(options.skip_words),
     )
 
 
 def _open(
-    options: dict,
+    options: StreamOptions,
     sources: list[str | Path],
     filters: SampleFilters,
     names: list[str] | None,
     better: _BetterCaptions,
 ) -> ImageSet:
     captions = _captions_of(options)
-    labels = Labels(options.get("labels", "none"), names)
+    labels = Labels(options.labels, names)
     if is_shard_spec(sources[0]):
-        if options.get("use_manifest"):
+        if options.use_manifest:
             raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
         wanted = _shard_options(
             options,
             labels,
             with_captions=filters.need_captions
             or captions.kind != "none"
-            or bool(options.get("text_encoder")),
+            or bool(options.text_encoder),
             with_records=filters.need_records or better.is_on,
             may_lack_captions=better.is_on,
         )
@@ -280,38 +271,40 @@ def _open(
     folder = FolderOptions(
         labels,
         captions,
-        options.get("use_manifest", False),
+        options.use_manifest,
         with_sizes=filters.need_sizes or _is_bucketed(options),
         with_records=filters.need_records,
-        index_cache_dir=options["index_cache_dir"],
+        index_cache_dir=options.index_cache_dir,
     )
     found = open_folder(source, folder)
     better.apply(found, _told(sources))
     return found
 
 
-def _shard_options(options: dict, labels: Labels | None = None, **wanted: bool) -> ShardOptions:
+def _shard_options(
+    options: StreamOptions, labels: Labels | None = None, **wanted: bool
+) -> ShardOptions:
     labels = labels or Labels()
     return ShardOptions(
-        options["wds_image_key"],
-        options["wds_caption_key"],
-        options["wds_label_key"],
-        options["wds_json_key"],
+        options.wds_image_key,
+        options.wds_caption_key,
+        options.wds_label_key,
+        options.wds_json_key,
         with_labels=labels.kind != "none",
         class_names=labels.class_names,
-        caption_prefix=options.get("fixed_prompt_prefix", ""),
-        index_cache_dir=options["index_cache_dir"],
+        caption_prefix=options.fixed_prompt_prefix,
+        index_cache_dir=options.index_cache_dir,
         remote=RemoteOptions(
-            options["wds_cache_dir"],
-            int(options["wds_cache_gb"] * 1e9),
-            read_at_a_time=2 * options["wds_shuffle_shards"],
+            options.wds_cache_dir,
+            int(options.wds_cache_gb * 1e9),
+            read_at_a_time=2 * options.wds_shuffle_shards,
         ),
         **wanted,
     )
 
 
-def _order(options: dict, found: ImageSet, told: str) -> Order:
-    seed, group_size = options["seed"], options["wds_shuffle_shards"]
+def _order(options: StreamOptions, found: ImageSet, told: str) -> Order:
+    seed, group_size = options.seed, options.wds_shuffle_shards
 
     def order_of(members) -> Order:
         if found.shard is None:
@@ -321,20 +314,20 @@ def _order(options: dict, found: ImageSet, told: str) -> Order:
 
     if not _is_bucketed(options):
         return order_of(range(len(found)))
-    if options["reduced_min_sizes"] and options["train_crop"] == "native":
+    if options.reduced_min_sizes and options.train_crop == "native":
         raise ValueError(
             "--reduced_min_sizes scales images down, --train_crop native never does: use resized "
             "or center"
         )
     rules = BucketRules(
-        options["resolution"],
-        options["aspect_buckets"],
-        tuple(options["reduced_min_sizes"]),
-        enlarge=options["train_crop"] == "center",
+        options.resolution,
+        options.aspect_buckets,
+        tuple(options.reduced_min_sizes),
+        enlarge=options.train_crop == "center",
     )
     buckets = assign_buckets(found.sizes, rules, told)
     log.info("%s: %s", told, describe_buckets(buckets))
-    order = BucketOrder(buckets, options["batch_size"], seed, order_of)
+    order = BucketOrder(buckets, options.batch_size, seed, order_of)
     order.facts |= {
         "aspect_buckets": rules.multiple,
         "reduced_min_sizes": list(rules.reduced_sizes),

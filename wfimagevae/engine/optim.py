@@ -1,34 +1,12 @@
 """Optimizers, built by one factory, and their state."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from wfimagevae.engine.options import OptimizerOptions
 from wfimagevae.engine.sharding import placed_like
-
-
-@dataclass(frozen=True)
-class OptimizerOptions:
-    """Which optimizer, and how it steps; None takes what is usual for it.
-
-    Attributes:
-        name: ``adamw``, ``adam``, ``sgd``, ``rmsprop``, ``lion`` or ``muon``.
-        lr: Peak learning rate.
-        weight_decay: Decoupled, on every parameter, for adamw, lion and muon; an L2 penalty
-            beside the backpropagated loss for the others.
-        beta1: Decay of the first moment (adamw, adam, lion, and what muon leaves to adamw).
-        beta2: Decay of the second; of lion's momentum.
-        momentum: Of sgd, rmsprop and muon.
-    """
-
-    name: str = "adamw"
-    lr: float = 1e-4
-    weight_decay: float = 1e-4
-    beta1: float = 0.9
-    beta2: float | None = None
-    momentum: float | None = None
 
 
 def build_optimizer(
@@ -40,7 +18,7 @@ def build_optimizer(
     """The optimizer that the options name; Adam and AdamW fused where that exists.
 
     Args:
-        options: Which one.
+        options: Which one, and how it steps.
         parameters: What it trains, all on one device.
         blocks: A network's hidden layers: muon trains their matrices, and AdamW the rest
             (embeddings, biases, norms, first and last layers).
@@ -48,16 +26,13 @@ def build_optimizer(
             too, so that normalised updates do not depend on it. Those of sgd do.
 
     Raises:
-        ValueError: an unknown name, nothing to train, or a package or torch version is missing.
+        ValueError: nothing to train, or a package or torch version is missing.
     """
     if not parameters:
         raise ValueError("nothing to train: every parameter is frozen")
-    if options.name == "muon":
+    if options.optimizer == "muon":
         return _muon(options, parameters, blocks, loss_divisor)
-    if options.name not in _BUILDERS:
-        names = ", ".join([*_BUILDERS, "muon"])
-        raise ValueError(f"unknown optimizer {options.name!r}; use one of {names}")
-    return _BUILDERS[options.name](options, parameters, loss_divisor)
+    return _BUILDERS[options.optimizer](options, parameters, loss_divisor)
 
 
 def combine(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:

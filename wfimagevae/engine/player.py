@@ -1,31 +1,18 @@
 """A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.optim import load_optimizer_state
+from wfimagevae.engine.optim import build_optimizer, combine, load_optimizer_state
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.engine.sharding import data_parallel, local, sync_gradients, whole
-
-
-@dataclass(frozen=True)
-class UpdateRule:
-    """How a player's gradients become an update.
-
-    Attributes:
-        precision: ``fp32``, ``bf16`` or ``fp16`` (with a gradient scaler).
-        clip_grad_norm: Largest norm of the gradient, in units of the objective's loss.
-        find_unused_parameters: DDP's flag, for objectives that do not use every parameter.
-    """
-
-    precision: str = "fp32"
-    clip_grad_norm: float = float("inf")
-    find_unused_parameters: bool = False
 
 
 class Player:
@@ -38,10 +25,12 @@ class Player:
         optimizer: Over the objective's trainable parameters.
         schedule: Factor of the learning rate at this player's n-th update; or one for each of
             the optimizer's parameter groups.
-        rule: Precision and clipping.
-        ema: Average that follows this player's updates, if any.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (with a gradient scaler).
+        clip_grad_norm: Largest norm of the gradient, in units of the objective's loss.
+        find_unused_parameters: DDP's flag, for objectives that do not use every parameter.
 
     Attributes:
+        ema: Average that follows this player's updates, if any.
         flops_per_sample: Arithmetic of one update for one sample, where it is known.
         group_names: Under which the learning rate of each parameter group is logged.
     """
@@ -52,20 +41,23 @@ class Player:
         objective: nn.Module,
         optimizer: torch.optim.Optimizer,
         schedule: LrSchedule | Sequence[LrSchedule],
-        rule: UpdateRule,
-        ema: EMA | None = None,
+        precision: str = "fp32",
+        clip_grad_norm: float = float("inf"),
+        find_unused_parameters: bool = False,
     ):
         self.name, self.objective, self.optimizer = name, objective, optimizer
-        self.rule, self.ema = rule, ema
-        self.schedules = _one_a_group(schedule, optimizer)
+        self.precision, self.clip_grad_norm = precision, clip_grad_norm
+        self.ema: EMA | None = None
+        is_shared = isinstance(schedule, LrSchedule)
+        self.schedules = [schedule] * len(optimizer.param_groups) if is_shared else list(schedule)
         self.group_names = [name] * len(self.schedules)
         self.peak_lrs = [group["lr"] for group in optimizer.param_groups]
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=rule.precision == "fp16")
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
         self.num_updates, self.flops_per_sample = 0, 0.0
         self.skipped = torch.zeros(2, device=self.device)  # in all, in a row
-        self.module = data_parallel(objective, rule.find_unused_parameters)
+        self.module = data_parallel(objective, find_unused_parameters)
 
     def update(self, micro_batches: list, step: int) -> dict[str, Tensor]:
         """One update from the mean gradient of the micro-batches.
@@ -85,7 +77,7 @@ class Player:
         logs = []
         for i, batch in enumerate(micro_batches):
             with sync_gradients(self.module, enabled=i == len(micro_batches) - 1):
-                with autocast(self.device, self.rule.precision):
+                with autocast(self.device, self.precision):
                     loss, entry = self.module(batch, step)
                 # A non-finite loss may have finite gradients, on one rank only: poison them.
                 poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
@@ -105,7 +97,7 @@ class Player:
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = whole(nn.utils.get_total_norm(grads))
         bad = (~norm.isfinite()).float()
-        excess = (norm / self.rule.clip_grad_norm).clamp_min(1.0)
+        excess = (norm / self.clip_grad_norm).clamp_min(1.0)
         if self.scaler.is_enabled():
             torch._foreach_div_([local(grad) for grad in grads], excess)
             self.scaler.step(self.optimizer)
@@ -173,14 +165,6 @@ class Player:
         return list(dict.fromkeys(self.schedules))[1:]
 
 
-def _one_a_group(
-    schedule: LrSchedule | Sequence[LrSchedule], optimizer: torch.optim.Optimizer
-) -> list[LrSchedule]:
-    if isinstance(schedule, LrSchedule):
-        return [schedule] * len(optimizer.param_groups)
-    return list(schedule)
-
-
 class OptimizerState:
     """An optimizer as a checkpoint sees it."""
 
@@ -198,3 +182,62 @@ class OptimizerState:
                 "add --not_resume_optimizer to start its state anew"
             )
         load_optimizer_state(self.optimizer, state)
+
+
+@dataclass(frozen=True)
+class PlayerPart:
+    """Parameters of a player that are trained in a way of their own.
+
+    Attributes:
+        name: Name of their learning rate in logs.
+        parameters: Which parameters.
+        changes: Options of the optimizer and its schedule that are different for them.
+    """
+
+    name: str
+    parameters: list[nn.Parameter]
+    changes: dict[str, Any] = field(default_factory=dict)
+
+
+def build_player(
+    name: str,
+    objective: nn.Module,
+    options: TrainingOptions,
+    updates: int,
+    loss_divisor: float = 1.0,
+    blocks: Sequence[nn.Module] = (),
+    parts: Sequence[PlayerPart] = (),
+) -> Player:
+    """A player whose optimizer, schedule and precision are as the options say.
+
+    Args:
+        name: Prefix of its log entries.
+        objective: What it trains.
+        options: Of the training.
+        updates: How many it makes in all: schedules end there.
+        loss_divisor: What the objective divides its logged loss by before it is backpropagated;
+            the largest gradient norm is in units of the logged loss.
+        blocks: The network's hidden layers, whose matrices muon trains.
+        parts: Parameters that have options of their own.
+    """
+    apart = {parameter for part in parts for parameter in part.parameters}
+    rest = [p for p in objective.parameters() if p.requires_grad and p not in apart]
+    groups = [PlayerPart(name, rest)] if rest or not parts else []
+    optimizers, schedules, names = [], [], []
+    for part in [*groups, *parts]:
+        changed = options.changed(**part.changes)
+        optimizer = build_optimizer(changed, part.parameters, blocks, loss_divisor)
+        optimizers.append(optimizer)
+        schedules += [LrSchedule(changed, updates)] * len(optimizer.param_groups)
+        names += [part.name] * len(optimizer.param_groups)
+    player = Player(
+        name,
+        objective,
+        combine(optimizers),
+        schedules,
+        options.mix_precision,
+        options.clip_grad_norm / loss_divisor,
+        options.find_unused_parameters,
+    )
+    player.group_names = names
+    return player

@@ -1,11 +1,9 @@
 """Where a run's files stand, and which checkpoint a command continues from."""
 
-import json
 import re
 from pathlib import Path
 
 from wfimagevae.engine.checkpoint import list_checkpoints
-from wfimagevae.files import write_atomically
 
 _SUFFIX = r"-lr\d\.\d\de[+-]\d+-bs\d+-ga\d+-rs\d+"
 
@@ -67,9 +65,3 @@ def _runs_of(exp_name: str, parent: Path) -> list[Path]:
     pattern = re.compile(re.escape(exp_name) + _SUFFIX)
     found = parent.iterdir() if parent.is_dir() else []
     return sorted(p for p in found if pattern.fullmatch(p.name) and list_checkpoints(p))
-
-
-def save_options(folder: Path, options: dict) -> None:
-    """Writes the resolved options beside the checkpoints, as ``options.json``."""
-    text = json.dumps(options, indent=2, sort_keys=True)
-    write_atomically(folder / "options.json", lambda file: file.write(text.encode()))

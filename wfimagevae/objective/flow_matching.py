@@ -1,7 +1,7 @@
 """Flow matching: a network learns the velocity of the straight path from noise to data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,7 @@ from wfimagevae.diffusion.path import expand_times, straight_path
 from wfimagevae.diffusion.timesteps import TimeDistribution
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
+from wfimagevae.objective.options import ObjectiveOptions
 
 Batch = dict
 Logs = dict[str, Tensor]
@@ -20,27 +21,6 @@ NUM_TIME_BINS = 4
 # A uniform draw below so many cfg_dropout_prob costs a sample its class and its text; then its
 # class alone; then its text alone.
 _BANDS = (1.0, 1.5, 2.0)
-
-
-@dataclass(frozen=True)
-class FlowRules:
-    """What flow matching and MeanFlow share.
-
-    Attributes:
-        seed: Of the run; noise, times and dropped conditions follow from it and the data position.
-        times: Which times are drawn.
-        cfg_dropout_prob: Share P of samples whose condition is replaced by the null condition. Of
-            those that have a class and a text another P / 2 lose the class alone, and P / 2 the
-            text alone (as far as P leaves any), so that each can also be sampled by itself.
-        direction_weight: Weight of 1 - cos(predicted velocity, velocity), over the channels of
-            each place, which LightningDiT (arXiv:2501.01423) adds to the squared error; 0 leaves
-            it out.
-    """
-
-    seed: int = 0
-    times: TimeDistribution = field(default_factory=TimeDistribution)
-    cfg_dropout_prob: float = 0.0
-    direction_weight: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -68,7 +48,9 @@ class FlowMatching(nn.Module):
     Args:
         network: ``network(x, t, condition)``; owned.
         encode: Gives a batch's data, (B, *network.sample_shape): images, latents or points.
-        rules: Times, dropped conditions, terms.
+        options: Times, dropped conditions, terms. The direction term is over the channels of each
+            place, as LightningDiT (arXiv:2501.01423) adds it.
+        seed: Of the run; noise, times and dropped conditions follow from it and the data position.
         condition: Gives what the network is told of a batch, on the data's device; by default
             its ``label``, of a network with classes.
 
@@ -82,14 +64,18 @@ class FlowMatching(nn.Module):
         self,
         network: nn.Module,
         encode: Callable[[Batch], Tensor],
-        rules: FlowRules,
+        options: ObjectiveOptions,
+        seed: int,
         condition: Callable[[Batch], Condition] | None = None,
     ):
         super().__init__()
         if network.takes_text and condition is None:
             raise ValueError("a network that takes text needs a condition: what encodes captions")
-        self.network, self.encode, self.rules = network, encode, rules
-        self.condition = condition or _labels
+        self.network, self.encode, self.options, self.seed = network, encode, options, seed
+        self.times = TimeDistribution(
+            options.time_distribution, options.time_mean, options.time_std, options.time_shift
+        )
+        self.condition = condition or (lambda batch: batch["label"])
 
     def begin_update(self) -> None:
         """Nothing to prepare."""
@@ -105,19 +91,19 @@ class FlowMatching(nn.Module):
         error = (predicted - point.velocity).square().flatten(1).mean(1)  # (B,)
         loss = error.mean()
         logs = {"train/loss": loss.detach(), **error_by_time(error.detach(), point.t)}
-        if self.rules.direction_weight > 0:
+        if self.options.direction_weight > 0:
             turn = 1 - F.cosine_similarity(predicted, point.velocity, dim=1).mean()
-            loss = loss + self.rules.direction_weight * turn
+            loss = loss + self.options.direction_weight * turn
             logs["train/direction_loss"] = turn.detach()
         return loss, logs
 
     def draw_times(self, purpose: str, positions: list[int]) -> Tensor:
         """Times of their distribution, float64 (B,), on the CPU."""
-        return self.rules.times(sample_uniforms(self.rules.seed, purpose, positions))
+        return self.times(sample_uniforms(self.seed, purpose, positions))
 
     def draw(self, batch: Batch, t: Tensor) -> PathPoint:
         """The points at times ``t``, (B,), of paths that follow from the data positions."""
-        seed, positions = self.rules.seed, batch["position"]
+        seed, positions = self.seed, batch["position"]
         with torch.no_grad():
             data = self.encode(batch)
         noise = sample_noise(seed, positions, tuple(data.shape[1:]), data.device).to(data.dtype)
@@ -125,7 +111,7 @@ class FlowMatching(nn.Module):
         x_t, velocity = straight_path(noise, data, t)
         draws = sample_uniforms(seed, "drop", positions)
         condition = self._condition(batch, draws, data.device)
-        return PathPoint(x_t, velocity, t, condition, draws < self.rules.cfg_dropout_prob)
+        return PathPoint(x_t, velocity, t, condition, draws < self.options.cfg_dropout_prob)
 
     def _condition(self, batch: Batch, draws: Tensor, device: torch.device) -> Condition | None:
         """The batch's condition, parts of which are null where they are dropped; or None.
@@ -140,7 +126,7 @@ class FlowMatching(nn.Module):
         with torch.no_grad():
             condition = self.condition(batch)
         null = self.network.null_condition(len(draws), device)
-        prob = self.rules.cfg_dropout_prob
+        prob = self.options.cfg_dropout_prob
         whole, without_class, without_text = (draws < prob * end for end in _BANDS)
         if not (isinstance(condition, dict) and "label" in condition):
             return _dropped(condition, null, to_device(whole, device))
@@ -159,10 +145,6 @@ def _dropped(condition: Condition, null: Condition, rows: Tensor) -> Condition:
         return torch.where(expand_times(rows, kept), nothing, kept)
 
     return map_tensors(drop, condition, null)
-
-
-def _labels(batch: Batch) -> Tensor:
-    return batch["label"]
 
 
 def error_by_time(error: Tensor, t: Tensor) -> Logs:

@@ -1,7 +1,6 @@
 """MeanFlow: a network learns average velocities, so that one step leads from noise to data."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -14,64 +13,11 @@ from wfimagevae.engine.device import to_device
 from wfimagevae.objective.flow_matching import (
     Batch,
     FlowMatching,
-    FlowRules,
     Logs,
     PathPoint,
     error_by_time,
 )
-
-
-@dataclass(frozen=True)
-class TargetGuidance:
-    """Classifier-free guidance inside the target, so that sampling needs a single evaluation.
-
-    The velocity becomes ``omega v + (1 - omega - kappa) u(x, t, t | null) + kappa u(x, t, t | y)``
-    inside the window, for samples whose condition was not dropped; the effective scale is
-    omega / (1 - kappa).
-
-    Attributes:
-        omega: 1 with kappa 0 is no guidance.
-        kappa: Share of the network's own conditional velocity.
-        window: Times, in [0, 1], at which it holds.
-
-    Source: Geng et al. 2025, arXiv:2505.13447, equation 19 and appendix B.
-    """
-
-    omega: float = 1.0
-    kappa: float = 0.0
-    window: tuple[float, float] = (0.0, 1.0)
-
-    def __post_init__(self):
-        if not 0 <= self.kappa < 1:
-            raise ValueError(f"kappa must be in [0, 1), got {self.kappa}")
-        low, high = self.window
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"the guidance window must be 0 <= low < high <= 1, got {self.window}")
-
-    @property
-    def is_on(self) -> bool:
-        """True where the target differs from the plain velocity."""
-        return self.omega != 1.0 or self.kappa != 0.0
-
-
-@dataclass(frozen=True)
-class MeanFlowRules:
-    """What MeanFlow adds to `FlowRules`.
-
-    Attributes:
-        ratio: Share of samples with s != t; the rest is plain flow matching at s = t.
-        weighting_power: p of the adaptive weight 1 / (|error|^2 + c)^p; 0 is no weighting.
-        weighting_const: c of that weight.
-        guidance: In the target.
-        improved: The derivative is taken along the network's own velocity u(x, t, t), not along
-            the sample's (improved MeanFlow, Geng et al. 2025, arXiv:2512.02012).
-    """
-
-    ratio: float = 0.25
-    weighting_power: float = 1.0
-    weighting_const: float = 1e-2
-    guidance: TargetGuidance = field(default_factory=TargetGuidance)
-    improved: bool = False
+from wfimagevae.objective.options import MeanFlowOptions
 
 
 class MeanFlow(FlowMatching):
@@ -89,9 +35,12 @@ class MeanFlow(FlowMatching):
     Args:
         network: ``network(x, t, condition, t_end)``, with average velocities; owned.
         encode: As for `FlowMatching`.
-        rules: As for `FlowMatching`.
-        mean_flow: What is particular to MeanFlow.
-        condition: As for `FlowMatching`.
+        options: Times, weighting, and guidance inside the target, so that sampling needs a single
+            evaluation: in its window, for samples whose condition was not dropped, the velocity
+            becomes ``omega v + (1 - omega - kappa) u(x, t, t | null) + kappa u(x, t, t | y)``
+            (equation 19 and appendix B). The improved form (Geng et al. 2025, arXiv:2512.02012)
+            takes the derivative along the network's own velocity u(x, t, t).
+        seed, condition: As for `FlowMatching`.
 
     Raises:
         ValueError: the network knows no end time, or guidance without conditions.
@@ -103,16 +52,15 @@ class MeanFlow(FlowMatching):
         self,
         network: nn.Module,
         encode: Callable[[Batch], Tensor],
-        rules: FlowRules,
-        mean_flow: MeanFlowRules,
+        options: MeanFlowOptions,
+        seed: int,
         condition: Callable[[Batch], Condition] | None = None,
     ):
-        super().__init__(network, encode, rules, condition)
+        super().__init__(network, encode, options, seed, condition)
         if not network.has_average_velocity:
             raise ValueError("MeanFlow needs a network with average_velocity=True in its config")
-        if mean_flow.guidance.is_on and not network.is_conditional:
+        if options.guides_target and not network.is_conditional:
             raise ValueError("guidance in MeanFlow's target needs a conditional network")
-        self.mean_flow = mean_flow
         self._derivative = self._total_derivative
 
     def compile(self, mode: str = "default") -> None:
@@ -137,8 +85,8 @@ class MeanFlow(FlowMatching):
         predicted = self.network(point.x_t, point.t, point.condition, s).float()
         error = (predicted - target).square().flatten(1)  # (B, dimensions)
         total, per_dim = error.sum(1), error.detach().mean(1)
-        rules = self.mean_flow
-        weight = (total.detach() + rules.weighting_const) ** -rules.weighting_power
+        options = self.options
+        weight = (total.detach() + options.meanflow_const) ** -options.meanflow_power
         loss = (weight * total).mean()
         logs = {"train/loss": loss.detach(), "train/error": per_dim.mean()}
         return loss, logs | error_by_time(per_dim, point.t)
@@ -151,34 +99,35 @@ class MeanFlow(FlowMatching):
         stands in: all ranks call a sharded network equally often.
         """
         first, second = (self.draw_times(name, positions) for name in ("time", "end time"))
-        ratio = self.mean_flow.ratio
+        ratio = self.options.meanflow_ratio
         rows = [i for i, k in enumerate(positions) if int((k + 1) * ratio) > int(k * ratio)]
         t, s = first.clone(), first.clone()
         t[rows] = torch.minimum(first, second)[rows]
         s[rows] = torch.maximum(first, second)[rows]
-        return t, s, rows or [0] if ratio > 0 else []
+        if not rows and ratio > 0:
+            rows = [0]
+        return t, s, rows
 
     @torch.no_grad()
     def _guided_velocity(self, point: PathPoint) -> Tensor:
         """The velocity that the target is made of, (B, ...)."""
-        guidance = self.mean_flow.guidance
-        if not guidance.is_on:
+        if not self.options.guides_target:
             return point.velocity
-        omega, kappa = guidance.omega, guidance.kappa
+        omega, kappa = self.options.meanflow_omega, self.options.meanflow_kappa
         count, device = len(point.t), point.t.device
         null = self.network.null_condition(count, device)
         x, t = (torch.cat([a, a]) for a in (point.x_t, point.t))
         condition = map_tensors(lambda *leaves: torch.cat(leaves), point.condition, null)
         with_condition, without = self.network(x, t, condition, t).float().chunk(2)
         guided = omega * point.velocity + (1 - omega - kappa) * without + kappa * with_condition
-        low, high = guidance.window
+        low, high = self.options.meanflow_window
         plain = to_device(point.dropped, device) | (point.t < low) | (point.t > high)
         return torch.where(expand_times(plain, guided), point.velocity, guided)
 
     @torch.no_grad()
     def _along(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor) -> Tensor:
         """du/dt along the path, or along the network's own velocity."""
-        if self.mean_flow.improved:
+        if self.options.meanflow_improved:
             velocity = self.network(x_t, t, condition, t).to(velocity.dtype)
         # Only the mathematical form of attention has forward-mode derivatives.
         with sdpa_kernel(SDPBackend.MATH):

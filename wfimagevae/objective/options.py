@@ -1,6 +1,8 @@
 """Options of the flows' objectives. No torch here."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from wfimagevae.options import NonNegative, Number, Options, Positive, Share, Switch, option
 
@@ -37,7 +39,7 @@ class ObjectiveOptions(Options):
     )
 
 
-class MeanFlowOptions(Options):
+class MeanFlowOptions(ObjectiveOptions):
     """mean flow: for --objective mean_flow"""
 
     meanflow_ratio: Share = option(
@@ -60,3 +62,19 @@ class MeanFlowOptions(Options):
     meanflow_improved: Switch = option(
         False, "take the derivative along the network's own velocity (improved MeanFlow)"
     )
+
+    @model_validator(mode="after")
+    def _check_target_guidance(self) -> Self:
+        if self.meanflow_kappa == 1:
+            raise ValueError("--meanflow_kappa must be in [0, 1), got 1")
+        low, high = self.meanflow_window
+        if low >= high:
+            raise ValueError(
+                f"--meanflow_window must be 0 <= low < high <= 1, got {low:g} {high:g}"
+            )
+        return self
+
+    @property
+    def guides_target(self) -> bool:
+        """Whether the target differs from the plain velocity."""
+        return self.meanflow_omega != 1.0 or self.meanflow_kappa != 0.0

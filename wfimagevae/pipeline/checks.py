@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from wfimagevae.engine.args import Parser
+from wfimagevae.options import Options
 from wfimagevae.pipeline.components import ENCODER
 from wfimagevae.pipeline.document import Document, Place, nearest
-from wfimagevae.pipeline.flags import parse_flags, step_flags
+from wfimagevae.pipeline.flags import OptionClasses, parse_flags, step_flags, with_negatives
 from wfimagevae.pipeline.optimization import OPTIMIZED
 from wfimagevae.pipeline.options import check_options, check_shared_options, is_governed
 from wfimagevae.pipeline.origins import check_origins
@@ -41,7 +41,7 @@ _TRAINS = {
 
 
 def check_pipeline(
-    document: Document, content: PipelineFile, steps: list[MergedStep], known: dict[str, Parser]
+    document: Document, content: PipelineFile, steps: list[MergedStep], known: OptionClasses
 ) -> None:
     """Reports all that is wrong with a file whose keys and types are right."""
     _check_names(document, content, steps)
@@ -284,7 +284,7 @@ def _has_spade(config: str | dict | None) -> bool:
 
 
 def _check_flags(
-    document: Document, content: PipelineFile, step: MergedStep, known: dict[str, Parser]
+    document: Document, content: PipelineFile, step: MergedStep, known: OptionClasses
 ) -> None:
     """Every flag's value, by the task's own parser."""
     parser = known[step.task]
@@ -299,9 +299,9 @@ def _check_flags(
             document.report(place, f"{_shown(error)} (step {step.name!r})")
 
 
-def _known_flags(flags: dict[str, Any], parser: Parser) -> Iterator[tuple[str, Any]]:
+def _known_flags(flags: dict[str, Any], parser: type[Options]) -> Iterator[tuple[str, Any]]:
     for name, value in flags.items():
-        if name in parser.flags():
+        if name in with_negatives(parser):
             yield name, value
 
 

@@ -3,27 +3,25 @@
 from pathlib import Path
 from typing import Any
 
-from wfimagevae.engine.args import Parser
+from wfimagevae.options import BadOptions, Options
 from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, TEXT_ENCODER
 from wfimagevae.pipeline.document import Document
 from wfimagevae.pipeline.optimization import optimization_flags
 from wfimagevae.pipeline.schema import ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import MergedStep, Source, is_gan_only
 from wfimagevae.pipeline.units import METRICS, Conversion, Units, convert_weights
-from wfimagevae.task.flags import TASKS, build_parser
+from wfimagevae.task import TASKS, options_of
 
 Flags = dict[str, Any]
 _DEFAULT_SIZE = 1024
 
 
-def parsers() -> dict[str, Parser]:
-    """Each task's parser; a bad value raises ValueError."""
-    built = {task: build_parser(task) for task in TASKS}
-    for parser in built.values():
-        parser.raises = True
-        required = {a.dest for a in parser.flags().values() if a.required}
-        parser.make_optional(*required)
-    return built
+OptionClasses = dict[str, type[Options]]
+
+
+def parsers() -> OptionClasses:
+    """Each task's option class."""
+    return {task: options_of(task) for task in TASKS}
 
 
 def step_folder(content: PipelineFile, step: MergedStep) -> Path:
@@ -42,7 +40,7 @@ def step_flags(
     step: MergedStep,
     content: PipelineFile,
     document: Document,
-    known: dict[str, Parser],
+    known: OptionClasses,
     units: Units | None = None,
 ) -> tuple[Flags, list[Conversion]]:
     """The flags that a step means, but for the weights that earlier steps leave it.
@@ -63,20 +61,44 @@ def step_flags(
     conversions = convert_weights(step, units) if units else []
     flags |= {conversion.flag: conversion.value for conversion in conversions}
     flags |= _stop_flags(step, units)
-    task_flags = known[step.task].flags()
+    task_flags = with_negatives(known[step.task])
     shared = {k: v for k, v in step.settings.options.items() if k in task_flags}
     given = {k: v for k, v in flags.items() if v is not None}
     return given | shared | step.own.get("options", {}), conversions
 
 
-def parse_flags(parser: Parser, flags: Flags) -> dict[str, Any]:
-    """Every option of a training, by its own parser.
+def parse_flags(options: type[Options], flags: Flags) -> Options:
+    """The options of a training.
 
     Raises:
         ValueError: a flag is unknown, or its value is refused.
     """
-    words = [word for name, value in flags.items() for word in parser.words(name, value)]
-    return vars(parser.parse_args(words))
+    try:
+        return (
+            options(**{"image_path": []} | positive(options, flags))
+            if ("image_path" in options.by_flag())
+            else options(**positive(options, flags))
+        )
+    except BadOptions as error:
+        problems = [f"--{name}: {text}" if name else text for name, text in error.problems]
+        raise ValueError("; ".join(problems)) from None
+
+
+def with_negatives(options: type[Options]) -> set[str]:
+    """All flags, ``no_x`` of switches among them."""
+    names = set(options.by_flag())
+    return names | {f"no_{name}" for name in names}
+
+
+def positive(options: type[Options], flags: Flags) -> Flags:
+    """Flags without null ones, ``no_x: true`` as ``x: false``."""
+    fields, values = options.by_flag(), {}
+    for name, value in flags.items():
+        if name not in fields and name.removeprefix("no_") in fields and isinstance(value, bool):
+            values[name.removeprefix("no_")] = not value
+        elif value is not None:
+            values[name] = value
+    return values
 
 
 def _run_flags(step: MergedStep, content: PipelineFile) -> Flags:

@@ -10,10 +10,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.device import autocast
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, FLOW, TEXT_ENCODER
-from wfimagevae.task.flow_build import build_network
-from wfimagevae.task.flow_data import FlowSpace
+from wfimagevae.task.flow_networks import build_network
+from wfimagevae.task.flow_space import FlowSpace
 
 # Values that each optimizer keeps for one parameter.
 _MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgd": 1, "rmsprop": 1, "muon": 1}
@@ -51,7 +52,7 @@ class _PlannedText:
 
 
 def vae_footprint(
-    options: dict, build: Callable[[], nn.Module], trained: frozenset, dry_runs: dict
+    options: TrainingOptions, build: Callable[[], nn.Module], trained: frozenset, dry_runs: dict
 ) -> Footprint:
     """Of a VAE step.
 
@@ -64,21 +65,21 @@ def vae_footprint(
     Raises:
         ValueError: images too small for the discriminator.
     """
-    size, batch = options["resolution"], options["batch_size"]
+    size, batch = options.resolution, options.batch_size
     names = ("resolution", "batch_size", "mix_precision", "gradient_checkpointing")
     key = (*map(options.get, names), trained & {ENCODER, DECODER})
     if key not in dry_runs:
         dry_runs[key] = _autoencoder(options, build, trained)
     counts, kept = dry_runs[key]
     found = Footprint(dict(counts), activations=kept)
-    if options["disc_weight"] > 0:
-        key = (*map(options.get, names), options["disc_num_layers"])
+    if options.disc_weight > 0:
+        key = (*(getattr(options, name) for name in names), options.disc_num_layers)
         if key not in dry_runs:
             dry_runs[key] = _critic(options)
         found.parameters[DISCRIMINATOR], kept, found.shapes[DISCRIMINATOR] = dry_runs[key]
         found.activations += 2 * kept
-    if options["perceptual_weight"] > 0:
-        width = 4 if options["mix_precision"] == "fp32" else 2
+    if options.perceptual_weight > 0:
+        width = 4 if options.mix_precision == "fp32" else 2
         found.activations += batch * _VGG_VALUES * size**2 * width
         found.states += _VGG_PARAMETERS * _BYTES
     averaged = found.parameters[ENCODER] + found.parameters[DECODER]
@@ -87,10 +88,10 @@ def vae_footprint(
 
 
 def _autoencoder(
-    options: dict, build: Callable[[], nn.Module], trained: frozenset
+    options: TrainingOptions, build: Callable[[], nn.Module], trained: frozenset
 ) -> tuple[dict[str, int], int]:
     """Parameters of its halves, and the bytes that it keeps."""
-    size, batch = options["resolution"], options["batch_size"]
+    size, batch = options.resolution, options.batch_size
     with FakeTensorMode():
         vae = _dry(build).train()
         parts = {ENCODER: vae.encoder, DECODER: vae.decoder}
@@ -101,9 +102,9 @@ def _autoencoder(
     return {name: count_parameters(part) for name, part in parts.items()}, kept
 
 
-def _critic(options: dict) -> tuple[int, int, dict[str, tuple]]:
+def _critic(options: TrainingOptions) -> tuple[int, int, dict[str, tuple]]:
     """The discriminator's parameters, the bytes that it keeps, and its weights' shapes."""
-    size, layers = options["resolution"], options["disc_num_layers"]
+    size, layers = options.resolution, options.disc_num_layers
     with FakeTensorMode():
         critic = _dry(lambda: NLayerDiscriminator(layers))
         if size < critic.min_size:
@@ -111,7 +112,7 @@ def _critic(options: dict) -> tuple[int, int, dict[str, tuple]]:
                 f"{size} px images are too small for a discriminator of {layers} layers: write "
                 "options: {disc_num_layers: N} with a smaller N, or a larger img_size"
             )
-        images = torch.empty(options["batch_size"], 3, size, size)
+        images = torch.empty(options.batch_size, 3, size, size)
         kept = _kept_bytes(critic, options, lambda: critic(images))
     return count_parameters(critic), kept, _shapes(critic)
 
@@ -121,7 +122,10 @@ def _shapes(network: nn.Module) -> dict[str, tuple]:
 
 
 def flow_footprint(
-    options: dict, shape: tuple[int, int, int], text_keys: dict | None, trained: frozenset
+    options: TrainingOptions,
+    shape: tuple[int, int, int],
+    text_keys: dict | None,
+    trained: frozenset,
 ) -> Footprint:
     """Of a flow step; the frozen networks that encode images and text come on top.
 
@@ -134,7 +138,7 @@ def flow_footprint(
     text = None if text_keys is None else _PlannedText(text_keys)
     space = FlowSpace(shape, 0, None, None, {}, None, text)
     found = Footprint()
-    plain = options | {"compile": False}
+    plain = options.changed(compile=False)
     with FakeTensorMode():
         network = _dry(lambda: build_network(plain, space, torch.device("meta")))
         inside = {n: p for n, p in network.named_parameters() if n.startswith(f"{TEXT_ENCODER}.")}
@@ -143,7 +147,7 @@ def flow_footprint(
         found.parameters = {FLOW: count_parameters(network) - sum(counts.values())} | counts
         found.shapes = {FLOW: _shapes(network)}
         found.size_multiple = network.size_multiple or shape[-1]
-        batch = options["batch_size"]
+        batch = options.batch_size
         x, t = torch.empty(batch, *shape), torch.empty(batch)
         condition = network.null_condition(batch, torch.device("cpu"))
         found.activations = _kept_bytes(network, options, lambda: network(x, t, condition))
@@ -167,16 +171,16 @@ def _dry(build: Callable[[], nn.Module]) -> nn.Module:
 
 
 def _state_bytes(
-    parameters: dict[str, int], options: dict, trained: frozenset, averaged: int
+    parameters: dict[str, int], options: TrainingOptions, trained: frozenset, averaged: int
 ) -> int:
-    moments = _MOMENTS[options["optimizer"]]
+    moments = _MOMENTS[options.optimizer]
     values = sum(parameters.values())
     values += sum((1 + moments) * n for name, n in parameters.items() if name in trained)
-    values += averaged * len(options["ema_decay"]) if options["ema"] else 0
+    values += averaged * len(options.ema_decay) if options.ema else 0
     return values * _BYTES
 
 
-def _kept_bytes(network: nn.Module, options: dict, forward: Callable[[], object]) -> int:
+def _kept_bytes(network: nn.Module, options: TrainingOptions, forward: Callable[[], object]) -> int:
     """Bytes that autograd keeps of a forward pass, parameters aside."""
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, Tensor] = {}
@@ -187,8 +191,8 @@ def _kept_bytes(network: nn.Module, options: dict, forward: Callable[[], object]
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, autocast(torch.device("cpu"), options["mix_precision"]):
+    with hooks, autocast(torch.device("cpu"), options.mix_precision):
         output = forward()
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del output
-    return size // 4 if options["gradient_checkpointing"] else size
+    return size // 4 if options.gradient_checkpointing else size

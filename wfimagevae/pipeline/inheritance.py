@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from wfimagevae.engine.checkpoint import list_checkpoints
+from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags, step_folder
 from wfimagevae.pipeline.loading import LoadedPipeline
@@ -18,7 +19,7 @@ from wfimagevae.pipeline.progress import (
 from wfimagevae.pipeline.steps import MergedStep
 
 
-def step_options(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep) -> dict:
+def step_options(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep) -> Options:
     """Every option of a step's training, by its task's parser, with what earlier steps leave it."""
     content = loaded.content
     units = vae.units(image_size(step, content)) if step.task == "vae" else None
@@ -27,7 +28,7 @@ def step_options(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep) -> dic
     return parse_flags(loaded.parsers[step.task], flags)
 
 
-def _inherited(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep) -> dict:
+def _inherited(loaded: LoadedPipeline, vae: VaeFacts, step: MergedStep) -> Options:
     """The flags by which weights travel from finished steps."""
     before = loaded.steps[: step.index]
     same = [str(_last(loaded, other)) for other in before if other.task == step.task]
@@ -75,7 +76,7 @@ def read_states(loaded: LoadedPipeline, vae: VaeFacts) -> list[StepState]:
     for step, state in zip(loaded.steps, states, strict=True):
         changed = changed_network(state, network_config(content, vae, step.task))
         compare = changed_options if state.finished else changed_optimizers
-        changed += compare(state, step_options(loaded, vae, step))
+        changed += compare(state, step_options(loaded, vae, step).values())
         if changed:
             stands = "is finished" if state.finished else "has begun"
             anew = "" if state.finished else f", or move {state.folder} away to begin it anew"

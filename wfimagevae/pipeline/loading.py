@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from wfimagevae.engine.args import Parser
 from wfimagevae.pipeline.checks import check_pipeline
 from wfimagevae.pipeline.document import Document
-from wfimagevae.pipeline.flags import parsers
+from wfimagevae.pipeline.flags import OptionClasses, parsers
 from wfimagevae.pipeline.reading import read_pipeline
 from wfimagevae.pipeline.schema import PipelineFile
 from wfimagevae.pipeline.steps import MergedStep, merge_steps
@@ -26,7 +25,7 @@ class LoadedPipeline:
     document: Document
     content: PipelineFile
     steps: list[MergedStep]
-    parsers: dict[str, Parser]
+    parsers: OptionClasses
 
     @property
     def output(self) -> Path:

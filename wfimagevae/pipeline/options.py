@@ -1,7 +1,7 @@
 """Flags written under ``options``: those that exist, and that no key of the file decides."""
 
-from wfimagevae.engine.args import Parser
 from wfimagevae.pipeline.document import Document, Place, dotted, nearest
+from wfimagevae.pipeline.flags import OptionClasses, with_negatives
 from wfimagevae.pipeline.schema import PipelineFile
 from wfimagevae.pipeline.steps import MergedStep, is_gan_only
 
@@ -85,11 +85,9 @@ _OF_ONE_STEP = {
 }
 
 
-def check_shared_options(
-    document: Document, content: PipelineFile, known: dict[str, Parser]
-) -> None:
+def check_shared_options(document: Document, content: PipelineFile, known: OptionClasses) -> None:
     """Reports options above the steps that are no flag of any training, or that keys decide."""
-    every = {name for parser in known.values() for name in parser.flags()}
+    every = {name for cls in known.values() for name in with_negatives(cls)}
     training, pipeline = content.training, content.training.pipeline
     sections: list[tuple[Place, dict]] = [
         (("training",), training.options),
@@ -107,9 +105,9 @@ def check_shared_options(
                 document.report(where, _refusal(name, instead))
 
 
-def check_options(document: Document, step: MergedStep, known: dict[str, Parser]) -> None:
+def check_options(document: Document, step: MergedStep, known: OptionClasses) -> None:
     """Reports options of a step that its training does not have, or that keys decide."""
-    flags = known[step.task].flags()
+    flags = with_negatives(known[step.task])
     for name in step.own.get("options", {}):
         place = step.origin(document, "options", name)
         if name not in flags:

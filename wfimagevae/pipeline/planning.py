@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
@@ -24,7 +25,6 @@ from wfimagevae.pipeline.schema import ModelSection
 from wfimagevae.pipeline.sizes import parse_sizes
 from wfimagevae.pipeline.steps import MergedStep
 from wfimagevae.pipeline.units import Conversion
-from wfimagevae.task.vae_build import loss_config
 
 _GIB = 2**30
 # Loss terms that are named only where a step has them.
@@ -121,7 +121,7 @@ def _describe_step(plan: _Plan, step: MergedStep) -> list[str]:
     flags, conversions = step_flags(step, content, loaded.document, loaded.parsers, units)
     options = parse_flags(loaded.parsers[step.task], flags)
     size = image_size(step, content)
-    footprint = _footprint(plan, step, options | {"resolution": size})
+    footprint = _footprint(plan, step, options.changed(resolution=size))
     _check_weights(plan, step, footprint)
     title = f"{step.index + 1}. {step.name}"
     if state and state.finished:
@@ -139,7 +139,7 @@ def _describe_step(plan: _Plan, step: MergedStep) -> list[str]:
     ]
 
 
-def _check_networks(plan: _Plan, step: MergedStep, options: dict) -> None:
+def _check_networks(plan: _Plan, step: MergedStep, options: TrainingOptions) -> None:
     """What a step's training would refuse of its networks when it begins.
 
     Raises:
@@ -147,7 +147,6 @@ def _check_networks(plan: _Plan, step: MergedStep, options: dict) -> None:
     """
     loaded = plan.loaded
     if step.task == "vae":
-        loss_config(options)
         spade = step.settings.train_spade
         if spade is not None and bool(plan.vae.network.config.get("spade")) != spade:
             loaded.document.report(
@@ -176,13 +175,13 @@ def _check_weights(plan: _Plan, step: MergedStep, footprint: Footprint) -> None:
         plan.weights[component] = (step.name, shapes)
 
 
-def _footprint(plan: _Plan, step: MergedStep, options: dict) -> Footprint:
+def _footprint(plan: _Plan, step: MergedStep, options: TrainingOptions) -> Footprint:
     loaded, vae = plan.loaded, plan.vae
     if step.task == "vae":
         model_class = ModelRegistry.get_model(vae.name)
         build = partial(model_class.from_config, vae.config)
         return vae_footprint(options, build, step.trained, plan.dry_runs)
-    size = options["resolution"]
+    size = options.resolution
     shape = (3, size, size)
     if learns_latents(loaded, step):
         factor, channels = vae.network.spatial_factor, vae.network.config.latent_dim
@@ -269,46 +268,48 @@ def _starts(loaded: LoadedPipeline, step: MergedStep, state: StepState | None) -
     return lines
 
 
-def _rates(options: dict, step: MergedStep) -> list[str]:
-    line = f"   {_rate(options)}, precision {options['mix_precision']}"
-    line += f", average {options['ema_decay']}" if options["ema"] else ", no average"
+def _rates(options: TrainingOptions, step: MergedStep) -> list[str]:
+    line = f"   {_rate(options)}, precision {options.mix_precision}"
+    line += f", average {options.ema_decay}" if options.ema else ", no average"
     lines = [line]
     if DISCRIMINATOR in step.trained:
-        own = {"lr": options["lr"] * options["disc_lr_ratio"]} | options["discriminator_options"]
-        lines.append(f"   its discriminator: {_rate(options | own)}")
-    if own := options.get("text_encoder_options"):
-        lines.append(f"   its text encoder: {_rate(options | own)}")
+        own = {"lr": options.lr * options.disc_lr_ratio} | options.discriminator_options
+        lines.append(f"   its discriminator: {_rate(options.changed(**own))}")
+    if own := getattr(options, "text_encoder_options", None):
+        lines.append(f"   its text encoder: {_rate(options.changed(**own))}")
     return lines
 
 
-def _rate(options: dict) -> str:
+def _rate(options: TrainingOptions) -> str:
     """An optimizer, its rate, and what becomes of that."""
-    kind, gamma, updates = (options[n] for n in ("lr_schedule", "lr_gamma", "lr_step_updates"))
+    kind, gamma, updates = options.lr_schedule, options.lr_gamma, options.lr_step_updates
     every = "every update" if updates == 1 else f"every {updates:,} updates"
     told = {
         "step": f", times {gamma:g} {every}",
         "exponential": f", times {gamma:g} {every}, smoothly",
-        "plateau": f", times {gamma:g} after {options['plateau_patience']} validations in a row "
+        "plateau": f", times {gamma:g} after {options.plateau_patience} validations in a row "
         "without a better score",
     }.get(kind, "")
-    told += f", down to {options['min_lr_ratio']:g} of it" if kind != "constant" else ""
-    warmup = options["warmup_steps"]
+    told += f", down to {options.min_lr_ratio:g} of it" if kind != "constant" else ""
+    warmup = options.warmup_steps
     told += f", after a warm-up of {warmup:,} updates" if warmup else ""
-    return f"{options['optimizer']}, lr {options['lr']:g} {kind}{told}"
+    return f"{options.optimizer}, lr {options.lr:g} {kind}{told}"
 
 
-def _weights(options: dict, conversions: list[Conversion], step: MergedStep) -> list[str]:
+def _weights(
+    options: TrainingOptions, conversions: list[Conversion], step: MergedStep
+) -> list[str]:
     lines = [f"   {conversion}" for conversion in conversions]
     if step.task == "vae":
         names = ("rec_weight", "perceptual_weight", "mse_weight", "kl_weight", "disc_weight")
-        told = ", ".join(f"{name} {options[name]:g}" for name in names)
-        adaptive = "adaptive" if options["adaptive_weight"] else "constant"
-        told += f" ({adaptive})" if options["disc_weight"] else ""
-        more = ["wavelet_weight"] if options["wavelet_loss"] else []
-        more += [name for name in _RARE if options[name]]
-        told += "".join(f", {name} {options[name]:g}" for name in more)
+        told = ", ".join(f"{name} {getattr(options, name):g}" for name in names)
+        adaptive = "adaptive" if options.adaptive_weight else "constant"
+        told += f" ({adaptive})" if options.disc_weight else ""
+        more = ["wavelet_weight"] if options.wavelet_loss else []
+        more += [name for name in _RARE if getattr(options, name)]
+        told += "".join(f", {name} {getattr(options, name):g}" for name in more)
         lines.append(f"   weights for sums: {told}")
-        if options["perceptual_weight"] and not options["lpips_weights"]:
+        if options.perceptual_weight and not options.lpips_weights:
             lines += _download()
     return lines
 

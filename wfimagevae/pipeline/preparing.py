@@ -10,6 +10,7 @@ from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.open import only_source
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.engine.distributed import World, barrier
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
 from wfimagevae.files import write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
@@ -17,7 +18,7 @@ from wfimagevae.generate.latent_cache import LatentCache
 from wfimagevae.generate.latent_stats import measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.task.flow_data import build_datasets
+from wfimagevae.task.flow_space import build_datasets
 
 log = logging.getLogger("wfimagevae")
 
@@ -39,7 +40,9 @@ class _Batches:
             yield {"image": inputs["image"], "path": positions, "unreadable": []}
 
 
-def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, here: World) -> Path:
+def prepare_autoencoder(
+    folder: Path, name: str, source: str, options: TrainingOptions, here: World
+) -> Path:
     """A Hugging Face folder of the VAE whose shift and scale were measured on a flow's data.
 
     Made once: a folder of the same source and data is taken as it is. Collective.
@@ -60,18 +63,18 @@ def prepare_autoencoder(folder: Path, name: str, source: str, options: dict, her
     place = Path(source).absolute()
     # An output that was moved, or is spelled otherwise, holds the same weights.
     shown = str(place.relative_to(steps)) if place.is_relative_to(steps) else source
-    record = {"source": shown} | {n: options.get(n) for n in names}
+    record = {"source": shown} | {n: getattr(options, n, None) for n in names}
     record = json.loads(json.dumps(record))
     if _has(target, record):
         return target
     vae = load_vae(AutoencoderOptions(model_name=name, from_pretrained=source))
     # At one size: channels' statistics are those of the images, however they are cut.
     plain = {"eval_steps": 0, "aspect_buckets": 0, "reduced_min_sizes": []}
-    dataset, _ = build_datasets(options | plain)
+    dataset, _ = build_datasets(options.changed(**plain))
     count = min(len(dataset), MEASURED_IMAGES)
     log.info("measuring shift and scale of the latents of %s on %d images", source, count)
-    loader = _Batches(dataset, count, options["batch_size"], here)
-    mean, std, _ = measure_latents(vae.eval(), loader, here, options["mix_precision"])
+    loader = _Batches(dataset, count, options.batch_size, here)
+    mean, std, _ = measure_latents(vae.eval(), loader, here, options.mix_precision)
     if here.is_main:
         partial = folder / ".autoencoder.tmp"
         for old in (partial, target):
@@ -90,7 +93,9 @@ def _has(folder: Path, record: dict) -> bool:
     return path.exists() and json.loads(path.read_text(encoding="utf-8")) == record
 
 
-def cache_latents(folder: Path, vae: str, source: list[str], options: dict, here: World) -> None:
+def cache_latents(
+    folder: Path, vae: str, source: list[str], options: TrainingOptions, here: World
+) -> None:
     """Encodes the images of a flow step once; goes on where it was stopped. Collective.
 
     Args:
@@ -103,23 +108,23 @@ def cache_latents(folder: Path, vae: str, source: list[str], options: dict, here
     Raises:
         ValueError: sources that cannot be cached, or latents that are not finite.
     """
-    captions = Captions(options["captions"], options["fixed_prompt_prefix"] or "")
+    captions = Captions(options.captions, options.fixed_prompt_prefix or "")
     images = IndexedImages(
         only_source(source, "images"),
-        options["resolution"],
-        Labels(options["labels"]),
+        options.resolution,
+        Labels(options.labels),
         captions,
-        options["index_cache_dir"],
+        options.index_cache_dir,
     )
     autoencoder = load_autoencoder(vae, here.device)
-    encoder, text = options["text_encoder"], None
+    encoder, text = options.text_encoder, None
     if encoder and encoder != "bytes":
-        text = open_text_encoder(encoder, here.device, options["text_length"])
+        text = open_text_encoder(encoder, here.device, options.text_length)
     cached = CacheOptions(
-        mixed_precision=options["mix_precision"],
-        batch_size=options["batch_size"],
-        num_workers=options["dataset_num_worker"],
+        mixed_precision=options.mix_precision,
+        batch_size=options.batch_size,
+        num_workers=options.dataset_num_worker,
         normalization="vae",
-        latent_dtype="fp32" if options["mix_precision"] == "fp32" else "fp16",
+        latent_dtype="fp32" if options.mix_precision == "fp32" else "fp16",
     )
     LatentCache(autoencoder, vae, images, folder, cached, text).run(here)

@@ -3,14 +3,16 @@
 import gc
 import importlib
 import logging
+import os
 import time
 
 from wfimagevae.engine.distributed import World, broadcast_object, world
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import image_size, parse_flags, step_flags, step_folder
 from wfimagevae.pipeline.inheritance import step_options, vae_source
-from wfimagevae.pipeline.loading import LoadedPipeline
+from wfimagevae.pipeline.loading import LoadedPipeline, load_pipeline
 from wfimagevae.pipeline.networks import VaeFacts, network_config, vae_facts, write_configs
 from wfimagevae.pipeline.planning import describe_plan
 from wfimagevae.pipeline.preparing import cache_latents, prepare_autoencoder
@@ -19,9 +21,28 @@ from wfimagevae.pipeline.samples import FlowSamples, SamplePlan, VaeSamples
 from wfimagevae.pipeline.sizes import parse_sizes
 from wfimagevae.pipeline.steps import MergedStep
 from wfimagevae.pipeline.watching import StepWatcher, WatchedStep
-from wfimagevae.task.flow_build import sampling_options
+from wfimagevae.task.flow_validation import sampling_options
 
 log = logging.getLogger("wfimagevae")
+
+
+def run_file(path: str, only_validate: bool) -> int:
+    """Checks a pipeline's file and trains its steps, or prints what it would train.
+
+    Returns:
+        The exit status.
+    """
+    try:
+        loaded = load_pipeline(path)
+        if only_validate:
+            print("\n".join(describe_plan(loaded)))
+        else:
+            run_pipeline(loaded)
+    except PipelineError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        return 2  # the same on every process of a machine: the first one tells it
+    return 0
 
 
 def run_pipeline(loaded: LoadedPipeline) -> bool:
@@ -90,7 +111,7 @@ class _Runner:
             return True
         options = step_options(self.loaded, self.vae, step)
         log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
-        if changed := changed_options(state, options):
+        if changed := changed_options(state, options.values()):
             log.warning("%s goes on with other options: %s", title, "; ".join(changed))
         if self.here.is_main:
             keep_network(folder, network_config(self.content, self.vae, step.task))
@@ -103,17 +124,17 @@ class _Runner:
         gc.collect()  # networks and data of this step, before the next one's
         return done
 
-    def _prepare(self, step: MergedStep, options: dict) -> None:
+    def _prepare(self, step: MergedStep, options: TrainingOptions) -> None:
         """Measures, and caches, the latents that a flow step learns."""
         source = vae_source(self.loaded, step) if step.task == "flow" else None
         if source is None:
             return
         folder = step_folder(self.content, step)
-        plain = options | self._uncached(step)
+        plain = options.changed(**self._uncached(step))
         target = prepare_autoencoder(folder, self.vae.name, source, plain, self.here)
         if step.settings.cache_latents:
-            held_out = plain["eval_data_path"] if options["eval_steps"] else None
-            for kind, paths in (("latents", plain["data_path"]), ("held_out_latents", held_out)):
+            held_out = plain.eval_data_path if options.eval_steps else None
+            for kind, paths in (("latents", plain.data_path), ("held_out_latents", held_out)):
                 if paths:
                     spec = f"{self.vae.name}:{target}"
                     cache_latents(folder / kind, spec, paths, plain, self.here)
@@ -124,26 +145,28 @@ class _Runner:
         flags, _ = step_flags(step, self.content, loaded.document, loaded.parsers)
         options = parse_flags(loaded.parsers[step.task], flags)
         names = ("dataset", "data_path", "eval_data_path", "captions", "resolution")
-        return {name: options[name] for name in (*names, "fixed_prompt_prefix")}
+        return {name: getattr(options, name) for name in (*names, "fixed_prompt_prefix")}
 
-    def _watcher(self, step: MergedStep, options: dict) -> StepWatcher:
+    def _watcher(self, step: MergedStep, options: TrainingOptions) -> StepWatcher:
         output, size = self.content.output, image_size(step, self.content)
         latents = self.vae.units(size).latents if step.task == "vae" else None
         drawer = None if output.no_samples else self._drawer(step, options)
         watched = WatchedStep(
             step.name,
             [other.name for other in self.steps],
-            None if options["max_steps"] else options["epochs"],
+            None if options.max_steps else options.epochs,
             self.loaded.output,
             latents,
-            {"kl_weight": options["kl_weight"]} if step.task == "vae" else {},
+            {"kl_weight": options.kl_weight} if step.task == "vae" else {},
             output.samples_per_checkpoint,
             output.generate_diagrams,
             self.started,
         )
         return StepWatcher(watched, drawer)
 
-    def _drawer(self, step: MergedStep, options: dict) -> VaeSamples | FlowSamples | None:
+    def _drawer(
+        self, step: MergedStep, options: TrainingOptions
+    ) -> VaeSamples | FlowSamples | None:
         output = self.content.output
         pictures = output.test_image_address
         pictures = [pictures] if isinstance(pictures, str) else pictures
@@ -156,8 +179,8 @@ class _Runner:
             step.index + 1,
             subjects,
             parse_sizes(output.sample_sizes or [image_size(step, self.content)]),
-            options["seed"],
-            options["mix_precision"],
+            options.seed,
+            options.mix_precision,
         )
         if step.task == "vae":
             return VaeSamples(plan)

@@ -4,8 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from wfimagevae.engine.run_args import OPTIMIZERS
-from wfimagevae.engine.schedules import SCHEDULES
+from wfimagevae.engine.options import OPTIMIZERS, SCHEDULES
 
 # torch's names, and ours.
 TORCH_OPTIMIZERS = {

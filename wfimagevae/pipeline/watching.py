@@ -5,8 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wfimagevae.engine.loop import Run, Task
+from wfimagevae.engine.loop import Task
 from wfimagevae.engine.report.progress import log_write_errors
+from wfimagevae.engine.run import Run
 from wfimagevae.pipeline.graphs import draw_graphs, metrics_path, write_summary
 from wfimagevae.pipeline.metrics import Position, StepMetrics, console_line, named_metrics
 from wfimagevae.pipeline.samples import SampleDrawer
@@ -100,13 +101,12 @@ class StepWatcher:
         self.plot_time += time.perf_counter() - start
 
     def _samples_due(self, step: int) -> bool:
-        every = self.run.schedule.save_steps * self.watched.samples_every
+        every = self.run.options.save_ckpt_step * self.watched.samples_every
         return self.run.finished or bool(every and step % every == 0)
 
     def _at(self, step: int) -> Position:
-        schedule = self.run.schedule
         epochs = self.watched.num_epochs
-        return Position(step, schedule.epoch_steps, schedule.max_steps, epochs)
+        return Position(step, self.run.epoch_steps, self.run.max_steps, epochs)
 
     def _seconds(self, values: dict[str, float]) -> float:
         speed = values.get("img_per_s", 0.0)

@@ -17,10 +17,12 @@ from wfimagevae.engine.checkpoint import Checkpoint
 from wfimagevae.engine.device import autocast, synchronize
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.loop import Run, Schedule, Task, fit
+from wfimagevae.engine.loop import Task, fit
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.gpu import peak_flops
 from wfimagevae.engine.report.progress import Reporter, ReportOptions
 from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.engine.run import Run, RunLength
 
 
 class TrainBenchmark:
@@ -29,11 +31,11 @@ class TrainBenchmark:
     Args:
         task: Players, and whose turn it is; their arithmetic, where it is known.
         batches: Endless micro-batches, on the players' device.
-        options: The trainer's flags.
+        options: Of the training.
         shown: What a result says of the training.
     """
 
-    def __init__(self, task: Task, batches: Iterator, options: dict, shown: dict):
+    def __init__(self, task: Task, batches: Iterator, options: TrainingOptions, shown: dict):
         self.task, self.batches, self.options, self.shown = task, batches, options, shown
         self.device = task.players[0].device
 
@@ -59,7 +61,7 @@ class TrainBenchmark:
             flops += self._step(step)
         synchronize(self.device)
         elapsed = time.perf_counter() - start
-        images = steps * self.options["batch_size"] * self.options["grad_accum_steps"]
+        images = steps * self.options.batch_size * self.options.grad_accum_steps
         result = {"img_per_s": images / elapsed, "ms": 1000 * elapsed / steps}
         result |= self._phases(warmup + steps, steps) | self._memory()
         peak = self._peak_flops()
@@ -67,8 +69,8 @@ class TrainBenchmark:
         return result | {"device": str(self.device), "torch": torch.__version__} | self.shown
 
     def _step(self, step: int) -> float:
-        micro = [next(self.batches) for _ in range(self.options["grad_accum_steps"])]
-        samples = len(micro) * self.options["batch_size"]
+        micro = [next(self.batches) for _ in range(self.options.grad_accum_steps)]
+        samples = len(micro) * self.options.batch_size
         players = self.task.turn(step)
         for player in players:
             player.update(micro, step)
@@ -88,7 +90,7 @@ class TrainBenchmark:
         for step in range(first, first + steps):
             watch.times = dict.fromkeys(("data", "forward", "optimizer"), 0.0)
             watch.start()
-            micro = [next(self.batches) for _ in range(self.options["grad_accum_steps"])]
+            micro = [next(self.batches) for _ in range(self.options.grad_accum_steps)]
             watch.stop("data")
             begin = time.perf_counter()
             for player in self.task.turn(step):
@@ -112,7 +114,7 @@ class TrainBenchmark:
         if self.device.type != "cuda":
             return None
         name = torch.cuda.get_device_name(self.device)
-        return peak_flops(name, self.options["mix_precision"])
+        return peak_flops(name, self.options.mix_precision)
 
     def loop_overhead(self, steps: int, rounds: int = 7) -> float:
         """Time of the trainer's loop over that of the objectives' bare steps, in turns.
@@ -129,18 +131,19 @@ class TrainBenchmark:
         with tempfile.TemporaryDirectory() as folder, Interrupt() as interrupt:
             here = World(0, 1, self.device)
             report = ReportOptions(
-                Path(folder), Path(folder) / "losses.csv", 0, (), self.options["mix_precision"]
+                Path(folder), Path(folder) / "losses.csv", 0, (), self.options.mix_precision
             )
             reporter = Reporter(report, here, Tracker("none"))
             for _ in range(rounds):
-                schedule = Schedule(
-                    max_steps=steps,
-                    accum_steps=1,
-                    batch_size=self.options["batch_size"],
-                    log_steps=self.options["log_steps"],
-                    csv_log_steps=self.options["csv_log_steps"],
+                run = Run(
+                    here,
+                    self.options.changed(grad_accum_steps=1),
+                    RunLength(steps, steps),
+                    Path(folder),
+                    Checkpoint({}),
+                    interrupt,
+                    reporter,
                 )
-                run = Run(here, schedule, Path(folder), Checkpoint({}), interrupt, reporter)
                 bare = self._seconds(lambda: self._bare_steps(steps))
                 loop = self._seconds(lambda run=run: fit(self.task, self.batches, run))
                 ratios.append(loop / bare)
@@ -163,7 +166,7 @@ class TrainBenchmark:
             for player in self.task.turn(step):
                 player.optimizer.zero_grad()
                 player.objective.begin_update()
-                with autocast(self.device, self.options["mix_precision"]):
+                with autocast(self.device, self.options.mix_precision):
                     loss, _ = player.objective(batch, step)
                 loss.backward()
                 player.optimizer.step()

@@ -8,40 +8,79 @@ from torch import nn
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
-from wfimagevae.engine.loop import Watcher
-from wfimagevae.engine.player import OptimizerState, Player
+from wfimagevae.engine.player import OptimizerState, Player, PlayerPart, build_player
+from wfimagevae.engine.run import Watcher, run_length
 from wfimagevae.engine.sharding import shard
+from wfimagevae.engine.train import (
+    Assembly,
+    NetworkWeights,
+    plain_config,
+    run_tracker,
+    run_training,
+)
 from wfimagevae.generate.generator import FlowGenerator
-from wfimagevae.task.flow_build import (
+from wfimagevae.task.flow_networks import (
     build_generator,
     build_network,
     build_objective,
-    build_validator,
-    describe,
+    describe_network,
     objective_facts,
     update_flops,
 )
-from wfimagevae.task.flow_data import (
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import (
     build_datasets,
     check_bucket_sizes,
     open_space,
     with_resolution,
 )
-from wfimagevae.task.training import (
-    Assembly,
-    NetworkWeights,
-    PlayerPart,
-    build_player,
-    plain_config,
-    run_schedule,
-    run_tracker,
-    run_training,
-    train_loader,
-)
+from wfimagevae.task.flow_validation import FlowValidator
 
 CPU = torch.device("cpu")
 TEXT_ENCODER = "text_encoder."
 HEADLINE = ("train/loss", "train/error", "train/direction_loss")
+
+
+def train(options: FlowOptions, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
+    """Trains a flow; arguments, result and errors as `run_training`."""
+    return run_training(with_resolution(options), _assemble, folder, watcher)
+
+
+def _assemble(options: FlowOptions, process: World, folder: Path) -> Assembly:
+    # Data and the space in which it is learned; the network, checked against both.
+    dataset, held_out = build_datasets(options)
+    space = open_space(options, dataset, process.device, held_out)
+    # A network to be sharded may be too large for one device.
+    network = build_network(options, space, CPU if options.fsdp else process.device)
+    check_bucket_sizes(dataset, space, network)
+    # The one player.
+    objective = build_objective(options, network, space)
+    lines, flops = describe_network(options, network, space), update_flops(objective, options)
+    if options.fsdp:
+        shard(network, network.blocks_to_shard(), process.device)
+    max_steps = run_length(options, len(dataset), process.size).max_steps
+    player = build_flow_player(options, objective, max_steps)
+    player.flops_per_sample = flops
+    loader = TrainLoader(
+        dataset,
+        options.batch_size,
+        rank=process.rank,
+        world_size=process.size,
+        num_workers=options.dataset_num_worker,
+        prefetch_factor=options.dataloader_prefetch_factor,
+        device=process.device,
+    )
+    # Validation and samples; the tracker comes last, as it may start processes.
+    tracker = run_tracker(options, process, folder)
+    draws = build_generator(options, objective, space, process.device)
+    validator = None
+    if held_out is not None and options.eval_steps:
+        validator = FlowValidator(options, objective, draws, held_out, process, folder, tracker)
+    task = FlowTask(player, validator, loader, {"config": plain_config(network)}, draws)
+    generator = GeneratorFacts(space.facts | objective_facts(options))
+    parts = _parts(task, network) | {"generator": generator}
+    weights = {"flow": "state_dict.gen_model"}
+    return Assembly(task, loader, tracker, parts, HEADLINE, lines, weights)
 
 
 class FlowTask:
@@ -121,90 +160,49 @@ def _data_facts(facts: dict) -> dict:
     return {name: facts.get(name) for name in names} | {"VAE": vae, "text encoder": text}
 
 
-def train(options: dict, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
-    """Trains a flow as the flags of `flow_args` and `run_args` say.
-
-    Args:
-        options: Every flag's value, by name.
-        folder: As for `run_training`, as is ``watcher``.
-
-    Returns:
-        True if training is finished, False if a signal stopped it.
-
-    Raises:
-        ValueError: options that cannot be met, or training that diverged.
-    """
-    return run_training(with_resolution(options), _assemble, folder, watcher)
-
-
-def _assemble(options: dict, here: World, folder: Path) -> Assembly:
-    """Data, network, objective and player; the tracker comes last: it may start processes."""
-    dataset, held_out = build_datasets(options)
-    space = open_space(options, dataset, here.device, held_out)
-    # A network to be sharded may be too large for one device.
-    network = build_network(options, space, CPU if options["fsdp"] else here.device)
-    check_bucket_sizes(dataset, space, network)
-    objective = build_objective(options, network, space)
-    lines, flops = describe(options, network, space), update_flops(objective, options)
-    if options["fsdp"]:
-        shard(network, network.blocks_to_shard(), here.device)
-    player = build_flow_player(options, objective, run_schedule(options, here, len(dataset)))
-    loader = train_loader(options, dataset, here)
-    tracker = run_tracker(options, here, folder)
-    draws = build_generator(options, objective, space, here.device)
-    validator = build_validator(options, here, folder, objective, draws, held_out, tracker)
-    task = FlowTask(player, validator, loader, {"config": plain_config(network)}, draws)
-    player.flops_per_sample = flops
-    generator = GeneratorFacts(space.facts | objective_facts(options))
-    parts = _parts(task, network) | {"generator": generator}
-    weights = {"flow": "state_dict.gen_model"}
-    return Assembly(task, loader, tracker, parts, HEADLINE, lines, weights)
-
-
-def build_flow_player(options: dict, objective: nn.Module, schedule) -> Player:
+def build_flow_player(options: FlowOptions, objective: nn.Module, max_steps: int) -> Player:
     """The player of an objective, with its average of the weights.
 
     Args:
-        options: The trainer's flags.
+        options: Of the training.
         objective: What it trains.
-        schedule: Of the run; learning-rate schedules end where it does.
+        max_steps: Where learning-rate schedules end.
     """
     freeze_parts(options, objective.network)
     player = build_player(
-        options,
         "flow",
         objective,
-        schedule.max_steps,
-        options["lr"],
+        options,
+        max_steps,
         blocks=objective.network.blocks_to_shard(),
         parts=_text_encoder_apart(options, objective.network),
     )
-    if options["ema"]:
-        player.ema = Averages(objective.network, options["ema_decay"], options["ema_warmup"])
+    if options.ema:
+        player.ema = Averages(objective.network, options.ema_decay, options.ema_warmup)
     return player
 
 
-def freeze_parts(options: dict, network: nn.Module) -> None:
+def freeze_parts(options: FlowOptions, network: nn.Module) -> None:
     """Freezes the network's own text encoder, or all but that, as the flags say.
 
     Raises:
         ValueError: a text encoder to freeze or to train alone, and there is none inside.
     """
     has_encoder = any(name.startswith(TEXT_ENCODER) for name, _ in network.named_parameters())
-    asked = [name for name in ("freeze_flow", "freeze_text_encoder") if options[name]]
+    asked = [name for name in ("freeze_flow", "freeze_text_encoder") if getattr(options, name)]
     if asked and not has_encoder:
         raise ValueError(
             f"--{asked[0]}: this network has no text encoder inside; see --text_encoder"
         )
     for name, parameter in network.named_parameters():
         inside = name.startswith(TEXT_ENCODER)
-        if options["freeze_text_encoder" if inside else "freeze_flow"]:
+        if options.freeze_text_encoder if inside else options.freeze_flow:
             parameter.requires_grad_(False)
 
 
-def _text_encoder_apart(options: dict, network: nn.Module) -> list[PlayerPart]:
+def _text_encoder_apart(options: FlowOptions, network: nn.Module) -> list[PlayerPart]:
     """The network's own text encoder, where it has an optimizer or a schedule of its own."""
-    own = options["text_encoder_options"]
+    own = options.text_encoder_options
     inside = [
         parameter
         for name, parameter in network.named_parameters()

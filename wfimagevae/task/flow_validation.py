@@ -1,14 +1,14 @@
 """Validation of a flow in training: held-out loss, distance of its samples, pictures of them."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Condition
+from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import (
     World,
@@ -24,57 +24,63 @@ from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import Subject
-
-
-@dataclass(frozen=True)
-class SampleRules:
-    """What a validation draws.
-
-    Attributes:
-        folder: Of the run.
-        sampling: Sampler, steps, guidance.
-        num_samples: Held-out and generated samples that are compared, over all processes.
-        num_images: Samples in the picture; 0 draws none.
-        batch_size: Samples at a time.
-        shown: What the picture's rows show, of a flow that takes text; else its classes.
-    """
-
-    folder: Path
-    sampling: SamplingOptions
-    num_samples: int = 512
-    num_images: int = 64
-    batch_size: int = 64
-    shown: tuple[Subject, ...] = ()
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.task.flow_options import FlowOptions
 
 
 class FlowValidator:
     """Judges a flow by held-out data, with the raw weights and, if there is one, the average.
 
     Args:
+        options: Of the training: sampler, guidance, how many samples.
         objective: What is trained; its loss is evaluated at held-out data.
         generator: Draws samples from the same network.
-        read: Gives held-out batches of the numbers asked for, on the device.
+        held_out: Data that training does not see.
         world: This process and the others.
-        rules: What to draw.
-        tracker: Where pictures go, besides.
+        folder: Folder of the run, for pictures.
+        tracker: Where pictures go besides.
+
+    Raises:
+        ValueError: a sampler or guidance that this model cannot follow, or too few samples.
     """
 
     def __init__(
         self,
-        objective: torch.nn.Module,
+        options: FlowOptions,
+        objective: FlowMatching,
         generator: FlowGenerator,
-        read: Callable[[list[int]], dict],
+        held_out: FlowData,
         world: World,
-        rules: SampleRules,
+        folder: Path,
         tracker: Tracker,
     ):
-        self.objective, self.generator, self.read = objective, generator, read
-        self.world, self.rules, self.tracker = world, rules, tracker
+        self.options, self.objective, self.generator = options, objective, generator
+        self.held_out, self.world, self.folder = held_out, world, folder
+        self.tracker, self.sampling = tracker, sampling_options(options)
+        generator.resolve(self.sampling)
+        if options.fsdp and not get_sampler(options.sampler).evaluations:
+            raise ValueError(
+                f"--sampler {options.sampler} calls the network as often as each sample needs, a "
+                "sharded one (--fsdp) is called by all processes alike: validate with heun or euler"
+            )
+        num_samples = min(options.eval_num_samples, len(held_out))
+        if num_samples < 2:
+            raise ValueError(
+                "validation compares at least 2 samples with held-out data: raise "
+                f"--eval_num_samples {options.eval_num_samples}, or give more than "
+                f"{len(held_out)} held-out sample(s)"
+            )
+        self.subjects = tuple(_picture_subjects(options, held_out, generator.model.num_classes))
         # Shares of equal length: a sharded network is called by all processes or none.
-        share = -(-rules.num_samples // world.size)
+        share = -(-num_samples // world.size)
         mine = range(world.rank, share * world.size, world.size)
-        size = rules.batch_size
+        size = options.eval_batch_size
         self._shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
+
+    def _read(self, positions: list[int]) -> dict:
+        """A held-out batch, on the device."""
+        batch = self.held_out.read_batch(positions)
+        return self.held_out.to_inputs(batch, self.world.device) | {"position": positions}
 
     def __call__(self, ema: EMA | None, step: int) -> dict[str, float]:
         """Figures named ``val/...`` and, of the average, ``val_ema/...``. Collective."""
@@ -91,7 +97,7 @@ class FlowValidator:
         network.eval()
         values = self._held_out_loss(step)
         if draw:
-            sampling, held_out = self.rules.sampling, self._held_out_data()
+            sampling, held_out = self.sampling, self._held_out_data()
             values["energy_distance"] = self._distance(sampling, *held_out)
             if network.has_average_velocity:
                 one = sampling.changed(sampler="mean_flow", steps=1)
@@ -106,7 +112,7 @@ class FlowValidator:
         device = self.world.device
         totals = torch.zeros(2, dtype=torch.float32, device=device)
         for positions in self._shares:
-            batch = self.read(positions)
+            batch = self._read(positions)
             with autocast(device, self.generator.precision):
                 loss, logs = self.objective(batch, step)
             name = "error" if "train/error" in logs else "loss"
@@ -120,7 +126,7 @@ class FlowValidator:
         real, conditions = [], []
         is_conditional = self.generator.model.is_conditional
         for positions in self._shares:
-            batch = self.read(positions)
+            batch = self._read(positions)
             real.append(self.objective.encode(batch).float().cpu())
             conditions.append(self.objective.condition(batch) if is_conditional else None)
         return _pool(real), conditions
@@ -141,16 +147,14 @@ class FlowValidator:
 
     def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
         """A picture of samples, one row a prompt or class."""
-        if not self.rules.num_images:
+        if not self.options.eval_num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
-        rules = self.rules
-        picture = SamplePicture(
-            self.generator, sampling, rules.num_images, rules.batch_size, rules.shown
-        )
+        sizes = self.options.eval_num_images, self.options.eval_batch_size
+        picture = SamplePicture(self.generator, sampling, *sizes, self.subjects)
         if not self.world.is_main:
             return
-        path = rules.folder / "val_samples" / f"step-{step:08d}-{name}.png"
+        path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
             self.tracker.log_images(step, {f"samples/{name}": path})
@@ -159,3 +163,30 @@ class FlowValidator:
 def _pool(mine: list[Tensor]) -> Tensor:
     """The samples of all processes, rank by rank."""
     return torch.cat([part for rank in gather_objects(mine) for part in rank])
+
+
+def sampling_options(options: FlowOptions) -> SamplingOptions:
+    """How samples are drawn while training."""
+    return SamplingOptions(
+        sampler=options.sampler,
+        steps=options.sampling_steps,
+        guidance_scale=options.guidance_scale,
+        seed=options.seed,
+    )
+
+
+def _picture_subjects(options: FlowOptions, held_out: FlowData, num_classes: int) -> list[Subject]:
+    """What validation pictures show: the prompts asked for, or different held-out captions.
+
+    A flow with classes gets the held-out classes besides. Without text there is nothing to choose.
+    """
+    if not options.text_encoder:
+        return []
+    if options.sample_prompts:
+        return [Subject(0, prompt=prompt) for prompt in options.sample_prompts]
+    count = max(round(options.eval_num_images**0.5), 1)
+    batch = held_out.read_batch(list(range(min(4 * count, len(held_out)))))
+    labels = batch["label"].tolist() if num_classes else [None] * len(batch["caption"])
+    found = dict(zip(batch["caption"], labels, strict=True))
+    found.pop("", None)
+    return [Subject(0, label, caption) for caption, label in found.items()][:count]

@@ -4,42 +4,38 @@ import logging
 import math
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
 
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.open import build_image_data
+from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
-from wfimagevae.engine.loop import Watcher
-from wfimagevae.engine.player import OptimizerState, Player
+from wfimagevae.engine.player import OptimizerState, Player, build_player
+from wfimagevae.engine.run import Watcher, run_length
+from wfimagevae.engine.train import (
+    Assembly,
+    NetworkWeights,
+    plain_config,
+    run_tracker,
+    run_training,
+)
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
     fresh_reconstruction,
 )
-from wfimagevae.task.training import (
-    Assembly,
-    NetworkWeights,
-    build_player,
-    plain_config,
-    run_schedule,
-    run_tracker,
-    run_training,
-    train_loader,
-)
-from wfimagevae.task.vae_build import (
-    build_held_out,
+from wfimagevae.task.vae_networks import (
     build_loss,
     build_vae,
-    build_validator,
-    describe,
-    trains_discriminator,
+    check_crop_sizes,
     update_flops,
+    vae_macs,
 )
-from wfimagevae.task.vae_sizes import check_bucket_sizes
+from wfimagevae.task.vae_options import VaeOptions
+from wfimagevae.task.vae_validation import build_held_out, build_validator
 
 log = logging.getLogger("wfimagevae")
 
@@ -52,28 +48,51 @@ HEADLINE = (
     "train/disc_loss",
     "train/d_weight",
 )
+# Options that mean nothing where another one is 0.
+_IDLE_WITHOUT = {
+    "disc_weight": ("r1_weight", "instance_noise_std"),
+    "kl_weight": ("kl_warmup_steps", "kl_free_bits"),
+}
 
 
-@dataclass(frozen=True)
-class GameRules:
-    """Whose turn it is when.
+def train(options: VaeOptions, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
+    """Trains an image VAE; arguments, result and errors as `run_training`."""
+    return run_training(options, _assemble, folder, watcher)
 
-    Attributes:
-        alternate: Even steps are the generator's, odd steps the discriminator's; otherwise
-            each step is both's.
-        disc_train_start: Step from which the discriminator learns.
-    """
 
-    alternate: bool
-    disc_train_start: int
-
-    def updates(self, max_steps: int) -> tuple[int, int]:
-        """How often the generator and the discriminator update in a run with both."""
-        start = min(self.disc_train_start, max_steps)
-        if not self.alternate:
-            return max_steps, max_steps - start
-        odd_steps = max_steps // 2 - start // 2
-        return max_steps - odd_steps, odd_steps
+def _assemble(options: VaeOptions, process: World, folder: Path) -> Assembly:
+    # Data and networks, each checked against the other before anything is trained.
+    dataset = build_image_data(options, options.image_path)
+    vae = build_vae(options, process.device)
+    loss = build_loss(options, process.device)
+    check_crop_sizes(options, dataset.sizes, vae, loss)
+    # The players, one or two.
+    max_steps = run_length(options, len(dataset), process.size).max_steps
+    players = build_players(options, vae, loss, max_steps)
+    loader = TrainLoader(
+        dataset,
+        options.batch_size,
+        rank=process.rank,
+        world_size=process.size,
+        num_workers=options.dataset_num_worker,
+        prefetch_factor=options.dataloader_prefetch_factor,
+        device=process.device,
+    )
+    # Validation; the tracker comes last, as it may start processes.
+    held_out = build_held_out(options, loss)
+    tracker = run_tracker(options, process, folder)
+    validator = None
+    if held_out is not None:
+        validator = build_validator(options, process, folder, held_out, tracker)
+    task = VaeTask(players, vae, loss, validator, loader, options)
+    weights = {"generator": "state_dict.gen_model"}
+    if options.disc_weight > 0:
+        weights["discriminator"] = "state_dict.disc_model"
+    fresh = ()
+    if options.not_resume_discriminator:
+        fresh = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
+    lines = _describe(task, options)
+    return Assembly(task, loader, tracker, _parts(task), HEADLINE, lines, weights, fresh)
 
 
 class VaeTask:
@@ -85,7 +104,7 @@ class VaeTask:
         loss: Both players' losses.
         validator: Makes figures and pictures of held-out images.
         loader: Training data; it counts the files it could not read.
-        rules: Whose turn it is when.
+        options: Of the training.
     """
 
     best_name = "best-psnr.ckpt"
@@ -99,18 +118,20 @@ class VaeTask:
         loss: nn.Module,
         validator,
         loader: TrainLoader,
-        rules: GameRules,
+        options: VaeOptions,
     ):
         self.players, self.vae, self.loss, self.validator = players, vae, loss, validator
-        self.loader, self.rules = loader, rules
+        self.loader = loader
+        self.alternates = options.gan_schedule == "alternate" and options.trains_discriminator
+        self.disc_learns_from = options.disc_learns_from
         self._smooth_rec = self._rec_at_start = None
         self._warned: set[str] = set()
 
     def turn(self, step: int) -> Sequence[Player]:
         """The players who update at ``step``, in order."""
-        if len(self.players) == 1 or step < self.rules.disc_train_start:
+        if len(self.players) == 1 or step < self.disc_learns_from:
             return self.players[:1]
-        if not self.rules.alternate:
+        if not self.alternates:
             return self.players
         return self.players[step % 2 :][:1]
 
@@ -166,82 +187,46 @@ class VaeTask:
         self._smooth_rec, self._rec_at_start = state["smooth_rec"], state["rec_at_start"]
 
 
-def train(options: dict, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
-    """Trains an image VAE as the flags of `vae_args` and `run_args` say.
+def build_players(
+    options: VaeOptions, vae: nn.Module, loss: nn.Module, max_steps: int
+) -> list[Player]:
+    """The generator and, unless it is frozen or its weight is zero, the discriminator.
 
     Args:
-        options: Every flag's value, by name.
-        folder: As for `run_training`, as is ``watcher``.
-
-    Returns:
-        True if training is finished, False if a signal stopped it.
-
-    Raises:
-        ValueError: options that cannot be met, or training that diverged.
-    """
-    return run_training(options, _assemble, folder, watcher)
-
-
-def _assemble(options: dict, here: World, folder: Path) -> Assembly:
-    """Data, networks, objectives and players; the tracker comes last: it may start processes."""
-    dataset = build_image_data(options, options["image_path"])
-    vae = build_vae(options, here.device)
-    loss = build_loss(options, here.device)
-    check_bucket_sizes(options, dataset.sizes, vae, loss)
-    max_steps = run_schedule(options, here, len(dataset)).max_steps
-    players = build_players(options, vae, loss, max_steps)
-    loader = train_loader(options, dataset, here)
-    held_out = build_held_out(options, loss)
-    tracker = run_tracker(options, here, folder)
-    validator = None
-    if held_out is not None:
-        validator = build_validator(options, here, folder, held_out, tracker)
-    task = VaeTask(players, vae, loss, validator, loader, game_rules(options))
-    weights = {"generator": "state_dict.gen_model"}
-    if options["disc_weight"] > 0:
-        weights["discriminator"] = "state_dict.disc_model"
-    lines = describe(task, options)
-    return Assembly(task, loader, tracker, _parts(task), HEADLINE, lines, weights)
-
-
-def game_rules(options: dict) -> GameRules:
-    """Whose turn it is when, as the trainer's flags say."""
-    start = options["disc_train_start"]
-    start = options["disc_start"] if start is None else start
-    alternate = options["gan_schedule"] == "alternate" and trains_discriminator(options)
-    return GameRules(alternate, start)
-
-
-def build_players(options: dict, vae: nn.Module, loss: nn.Module, max_steps: int) -> list[Player]:
-    """The generator and, unless its weight is zero, the discriminator.
-
-    Args:
-        options: The trainer's flags.
+        options: Of the training.
         vae: The network in training, on its device.
         loss: Both players' losses.
         max_steps: Where learning-rate schedules end.
     """
-    joint = options["gan_schedule"] == "joint"
-    queue = deque() if joint and trains_discriminator(options) else None
-    generator = GeneratorObjective(vae, loss, options["seed"], queue)
+    is_joint, flops = options.gan_schedule == "joint", update_flops(vae, loss, options)
+    generator_updates, discriminator_updates = count_updates(options, max_steps)
+    # In a joint step the discriminator takes the generator's reconstructions from this queue.
+    queue = deque() if is_joint and options.trains_discriminator else None
+    objective = GeneratorObjective(vae, loss, options.seed, queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
-    divisor = 3 * options["resolution"] ** 2
-    updates = game_rules(options).updates(max_steps)
-    players = [build_player(options, "generator", generator, updates[0], options["lr"], divisor)]
-    if options["ema"]:
-        players[0].ema = Averages(vae, options["ema_decay"], options["ema_warmup"])
-    if trains_discriminator(options):
-        take = (lambda batch: queue.popleft()) if joint else None
-        take = take or fresh_reconstruction(vae, options["seed"])
-        steps_a_turn = 1 if joint else 2
-        objective = DiscriminatorObjective(loss, take, options["seed"], steps_a_turn)
-        own = options | options["discriminator_options"]
-        lr = options["discriminator_options"].get("lr", options["lr"] * options["disc_lr_ratio"])
-        players.append(build_player(own, "discriminator", objective, updates[1], lr, 1))
-    flops = update_flops(vae, loss, options)
-    for player in players:
-        player.flops_per_sample = flops[player.name]
-    return players
+    divisor = 3 * options.resolution**2
+    generator = build_player("generator", objective, options, generator_updates, divisor)
+    generator.flops_per_sample = flops["generator"]
+    if options.ema:
+        generator.ema = Averages(vae, options.ema_decay, options.ema_warmup)
+    if not options.trains_discriminator:
+        return [generator]
+    take = (lambda batch: queue.popleft()) if is_joint else fresh_reconstruction(vae, options.seed)
+    objective = DiscriminatorObjective(loss, take, options.seed, 1 if is_joint else 2)
+    own_lr = {"lr": options.lr * options.disc_lr_ratio}
+    changed = options.changed(**own_lr | options.discriminator_options)
+    discriminator = build_player("discriminator", objective, changed, discriminator_updates)
+    discriminator.flops_per_sample = flops["discriminator"]
+    return [generator, discriminator]
+
+
+def count_updates(options: VaeOptions, max_steps: int) -> tuple[int, int]:
+    """How often the generator and the discriminator update in a run of ``max_steps``."""
+    start = min(options.disc_learns_from, max_steps)
+    if options.gan_schedule == "joint" or not options.trains_discriminator:
+        return max_steps, max_steps - start
+    odd_steps = max_steps // 2 - start // 2
+    return max_steps - odd_steps, odd_steps
 
 
 class LossWeights:
@@ -281,3 +266,22 @@ def _parts(task: VaeTask) -> dict:
     if task.players[0].ema is not None:
         parts |= task.players[0].ema.parts()
     return parts
+
+
+def _describe(task: VaeTask, options: VaeOptions) -> list[str]:
+    """What the training is about to do, in a few lines."""
+    vae, size = task.vae, options.resolution
+    trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
+    names = " + ".join(player.name for player in task.players)
+    lines = [
+        f"{options.model_name}: {count_parameters(vae):,} parameters ({trained:,} trained), "
+        f"{vae_macs(vae, size)[0] / 1e9:.1f} GMAC an image of {size} px; players: {names}",
+    ]
+    if options.perceptual_weight == 0:
+        lines.append("training without LPIPS (--perceptual_weight 0)")
+    values = options.values()
+    for switch, names in _IDLE_WITHOUT.items():
+        idle = [f"--{name}" for name in names if values[name]]
+        if idle and not values[switch]:
+            lines.append(f"{', '.join(idle)}: without effect at --{switch} 0")
+    return lines

@@ -1,6 +1,8 @@
 """All options of image-VAE training. No torch here."""
 
-from typing import Literal
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from wfimagevae.dataset.options import (
     EvalImageOptions,
@@ -92,3 +94,32 @@ class VaeOptions(
     """task: all options of image-VAE training"""
 
     task: Literal[TASKS] = option("vae", "what to train", basic=True)
+
+    @property
+    def trains_discriminator(self) -> bool:
+        """Whether the discriminator is a player."""
+        return self.disc_weight > 0 and not self.freeze_discriminator
+
+    @property
+    def disc_learns_from(self) -> int:
+        """Step from which the discriminator learns."""
+        return self.disc_start if self.disc_train_start is None else self.disc_train_start
+
+    @property
+    def num_pictures(self) -> tuple[int, int]:
+        """Reconstructions that a validation writes, and of these, with maps of patch scores."""
+        return (
+            0 if self.disable_val_image_dump else self.eval_num_image_log,
+            0 if self.disable_patch_score_vis else self.patch_score_vis_max_samples,
+        )
+
+    @model_validator(mode="after")
+    def _check_frozen_halves(self) -> Self:
+        if self.freeze_encoder and self.freeze_decoder:
+            raise ValueError("nothing to train: leave out --freeze_encoder or --freeze_decoder")
+        if self.freeze_decoder and self.disc_weight > 0 and self.adaptive_weight:
+            raise ValueError(
+                "the adaptive weight compares gradients at the decoder's last layer, which "
+                "--freeze_decoder freezes; add --no_adaptive_weight"
+            )
+        return self

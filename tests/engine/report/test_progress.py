@@ -9,10 +9,12 @@ from tests.engine.toy import batches, player
 from wfimagevae.engine.checkpoint import Checkpoint
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.loop import Run, Schedule, fit
+from wfimagevae.engine.loop import fit
 from wfimagevae.engine.report import progress as report
 from wfimagevae.engine.report.progress import Reporter, ReportOptions
 from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.engine.run import Run, RunLength
+from wfimagevae.task.flow_options import FlowOptions
 
 READING, UPDATING, VALIDATING = 4.0, 6.0, 100.0  # seconds
 
@@ -62,14 +64,16 @@ def train(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(report, "time", clock)
     caplog.set_level(logging.INFO, "wfimagevae")
 
-    def run(step=0, **schedule):
+    def run(step=0, eval_steps=0):
         here = World(0, 1, torch.device("cpu"))
-        options = ReportOptions(tmp_path, None, 0, (), "fp32")
-        reporter = Reporter(options, here, Tracker("none"))
+        reporter = Reporter(ReportOptions(tmp_path, None, 0, (), "fp32"), here, Tracker("none"))
         task = SlowTask(clock)
-        schedule = Schedule(max_steps=5, batch_size=4, log_steps=2, csv_log_steps=0, **schedule)
+        options = FlowOptions(
+            batch_size=4, log_steps=2, csv_log_steps=5, eval_steps=eval_steps, save_ckpt_step=0
+        )
+        length = RunLength(5, 5)
         with Interrupt() as interrupt:
-            run = Run(here, schedule, tmp_path, Checkpoint({}), interrupt, reporter)
+            run = Run(here, options, length, tmp_path, Checkpoint({}), interrupt, reporter)
             run.step = step
             fit(task, task.batches(), run)
         reporter.summary()

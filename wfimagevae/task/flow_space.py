@@ -1,45 +1,38 @@
-"""The data that a flow learns, and the space in which it learns it."""
+"""The data that a flow learns, the space in which it learns it, and what it is told."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from wfimagevae.dataset import (
-    Cifar10Dataset,
-    LatentDataset,
-    PointDataset,
-    ShapesDataset,
-)
+from wfimagevae.dataset import Cifar10Dataset, LatentDataset, PointDataset, ShapesDataset
 from wfimagevae.dataset.latents.latent_dataset import read_record
-from wfimagevae.dataset.open import (
-    Sources,
-    build_image_sets,
-    check_only_images,
-    only_source,
-)
+from wfimagevae.dataset.open import Sources, build_image_sets, check_only_images, only_source
+from wfimagevae.dataset.options import POINT_SETS
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.autoencoders import load_autoencoder
-from wfimagevae.generate.generation_args import POINT_SETS
-from wfimagevae.generate.generator_files import latent_facts, open_latent_space
+from wfimagevae.generate.generator_files import (
+    find_generator_facts,
+    latent_facts,
+    open_latent_space,
+)
 from wfimagevae.generate.latent_space import LatentSpace
 from wfimagevae.model.flow.velocity_model import VelocityModel
-from wfimagevae.model.text import TextEncoder
+from wfimagevae.model.text import TextEncoder, open_text_encoder
 from wfimagevae.model.weight_files import weights_fingerprint
-from wfimagevae.task.flow_text import (
-    check_text_options,
-    condition_of_batches,
-    open_encoder,
-)
+from wfimagevae.task.flow_options import FlowOptions
 
+log = logging.getLogger("wfimagevae")
 DEFAULT_RESOLUTION = 32
+_CACHED = ("tokens", "mask", "pooled")
 
 
-def build_datasets(options: dict) -> tuple[FlowData, FlowData | None]:
+def build_datasets(options: FlowOptions) -> tuple[FlowData, FlowData | None]:
     """Training data and held-out data; None for the latter where there is no validation.
 
     Raises:
@@ -47,65 +40,65 @@ def build_datasets(options: dict) -> tuple[FlowData, FlowData | None]:
     """
     check_text_options(options)
     options = with_resolution(options)
-    kind, seed = options["dataset"], options["seed"]
+    kind, seed = options.dataset, options.seed
     if kind != "images":
         check_only_images(options)
-    wants_held_out = options["eval_steps"] > 0
+    wants_held_out = options.eval_steps > 0
     if kind in POINT_SETS:
         return PointDataset(kind, seed), PointDataset(kind, seed, split="test")
     if kind == "shapes":
-        size, count = options["resolution"], options["num_shapes"]
-        prefix = options["fixed_prompt_prefix"]
+        size, count = options.resolution, options.num_shapes
+        prefix = options.fixed_prompt_prefix
         held_out = ShapesDataset(size, seed, 2000, first_index=count, augment=False, prefix=prefix)
         return ShapesDataset(size, seed, count, prefix=prefix), held_out
     if kind == "cifar10":
-        root = only_source(options["data_path"], kind)
+        root = only_source(options.data_path, kind)
         return Cifar10Dataset(root, seed), Cifar10Dataset(root, seed, "test", augment=False)
-    if wants_held_out and not options["eval_data_path"]:
+    if wants_held_out and not options.eval_data_path:
         raise ValueError(
             f"--dataset {kind} needs --eval_data_path to validate on (or --eval_steps 0)"
         )
-    sources, held_out = options["data_path"], options["eval_data_path"] if wants_held_out else None
+    sources, held_out = options.data_path, options.eval_data_path if wants_held_out else None
     if kind == "images":
         return build_image_sets(options, sources, held_out)
     train = _latents(options, sources, None)
     return train, _latents(options, held_out, train) if held_out else None
 
 
-def with_resolution(options: dict) -> dict:
+def with_resolution(options: FlowOptions) -> FlowOptions:
     """The flags with the height and width that the data has, where it decides them.
 
     Raises:
         ValueError: data that is missing, or of another resolution than asked for.
     """
-    kind, asked = options["dataset"], options["resolution"]
+    kind, asked = options.dataset, options.resolution
     if kind in POINT_SETS:
-        return options | {"resolution": asked or 0}
-    if kind not in ("shapes", *POINT_SETS) and not options["data_path"]:
+        return options.changed(resolution=asked or 0)
+    if kind not in ("shapes", *POINT_SETS) and not options.data_path:
         raise ValueError(f"--dataset {kind} needs --data_path")
     own = None
     if kind == "latents":
-        own = read_record(only_source(options["data_path"], kind))["resolution"]
+        own = read_record(only_source(options.data_path, kind))["resolution"]
     elif kind == "cifar10":
         own = CIFAR10_SIZE
     if own is not None and asked not in (None, own):
         raise ValueError(
             f"--resolution {asked}: --dataset {kind} is of {own} px images here; leave it out"
         )
-    return options | {"resolution": own or asked or DEFAULT_RESOLUTION}
+    return options.changed(resolution=own or asked or DEFAULT_RESOLUTION)
 
 
-def _latents(options: dict, sources: Sources, train: FlowData | None) -> FlowData:
+def _latents(options: FlowOptions, sources: Sources, train: FlowData | None) -> FlowData:
     source, text = only_source(sources, "latents"), "none"
-    if options["text_encoder"]:
-        is_cached = options["text_encoder"] != "bytes" and read_record(source).get("text")
+    if options.text_encoder:
+        is_cached = options.text_encoder != "bytes" and read_record(source).get("text")
         text = "embeddings" if is_cached else "captions"
     return LatentDataset(
         source,
-        seed=options["seed"],
+        seed=options.seed,
         augment=train is None,
         like=None if train is None else train.record,
-        prefix=options["fixed_prompt_prefix"],
+        prefix=options.fixed_prompt_prefix,
         text=text,
     )
 
@@ -134,12 +127,12 @@ class FlowSpace:
 
 
 def open_space(
-    options: dict, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
+    options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
 ) -> FlowSpace:
     """The space of a data set: its own, or that of the autoencoder that encodes its images.
 
     Args:
-        options: The trainer's flags.
+        options: Of the training.
         dataset: What is learned.
         device: Where text and images are encoded.
         held_out: What validation reads; its captions must suit the same text encoder.
@@ -148,7 +141,7 @@ def open_space(
         ValueError: an autoencoder that is missing, not the one of the latents, or does not say
             how its latents are normalised; a text encoder that is missing, or captions are.
     """
-    num_classes = dataset.num_classes if options["class_conditional"] else 0
+    num_classes = dataset.num_classes if options.class_conditional else 0
     text = open_encoder(options, dataset, device, held_out)
     facts = {"class_names": dataset.class_names if num_classes else []}
     facts |= {"text": text.facts} if text else {}
@@ -183,49 +176,144 @@ def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityMod
 
 
 def _where(
-    options: dict, dataset: FlowData, facts: dict, device: torch.device
+    options: FlowOptions, dataset: FlowData, facts: dict, device: torch.device
 ) -> tuple[tuple[int, ...], Callable, Callable | None, dict]:
     """Shape, encode, decode and facts of a `FlowSpace`."""
     key = dataset.data_key
     if key == "latent":
         facts |= latent_facts(dataset.record["vae"], dataset.shift, dataset.scale)
-        facts["vae"]["source"] = options["vae"] or facts["vae"]["source"]
-        wants_pictures = options["eval_steps"] and options["eval_num_images"]
+        facts["vae"]["source"] = options.vae or facts["vae"]["source"]
+        wants_pictures = options.eval_steps and options.eval_num_images
         decode = open_latent_space(facts, device).decode if wants_pictures else None
         return dataset.sample_shape, lambda b: b[key], decode, facts
-    if key == "image" and options["vae"]:
+    if key == "image" and options.vae:
         return _encoded(options, dataset, facts, device)
-    if options["vae"]:
-        raise ValueError(f"--vae {options['vae']} encodes images, not points")
+    if options.vae:
+        raise ValueError(f"--vae {options.vae} encodes images, not points")
     facts["space"] = {"image": "pixel", "point": "point"}[key]
     if key == "point":
-        facts["dataset"] = options["dataset"]
+        facts["dataset"] = options.dataset
     return dataset.sample_shape, lambda b: b[key], None, facts
 
 
 def _encoded(
-    options: dict, dataset: FlowData, facts: dict, device: torch.device
+    options: FlowOptions, dataset: FlowData, facts: dict, device: torch.device
 ) -> tuple[tuple[int, ...], Callable, Callable, dict]:
     """The latents of images that are encoded while training, drawn from the posterior."""
-    autoencoder = load_autoencoder(options["vae"], device)
+    autoencoder = load_autoencoder(options.vae, device)
     autoencoder.network.requires_grad_(False)
     if autoencoder.normalization is None:
         raise ValueError(
-            f"--vae {options['vae']} does not say how its latents are normalised; run "
+            f"--vae {options.vae} does not say how its latents are normalised; run "
             "scripts/latent_stats.py on it, or cache latents, which measures it"
         )
     size = dataset.sample_shape[-1]
     if size % autoencoder.multiple:
         raise ValueError(f"--resolution {size} must be a multiple of {autoencoder.multiple}")
-    space = LatentSpace(autoencoder, *autoencoder.normalization, options["mix_precision"])
+    space = LatentSpace(autoencoder, *autoencoder.normalization, options.mix_precision)
     shape = tuple(space.encode(torch.zeros(1, *dataset.sample_shape, device=device)).shape[1:])
-    seed = stable_hash("posterior", options["seed"])
+    seed = stable_hash("posterior", options.seed)
 
     def encode(batch: dict) -> Tensor:
         size = (side // autoencoder.multiple for side in batch["image"].shape[2:])
         noise = sample_noise(seed, batch["position"], (shape[0], *size), device)
         return space.encode(batch["image"], noise)
 
-    vae = {"source": options["vae"], "fingerprint": weights_fingerprint(autoencoder.network)}
+    vae = {"source": options.vae, "fingerprint": weights_fingerprint(autoencoder.network)}
     facts |= latent_facts(vae, *autoencoder.normalization)
     return shape, encode, space.decode, facts
+
+
+def check_text_options(options: FlowOptions) -> None:
+    """Raises ValueError for flags of text that would do nothing."""
+    names = ("captions", "fixed_prompt_prefix", "text_length", "text_attention", "sample_prompts")
+    given = [name for name in names if getattr(options, name) not in (None, "", "none")]
+    if options.skip_words or options.languages:  # captions decide which images are taken
+        given = [name for name in given if name != "captions"]
+    if given and not options.text_encoder:
+        raise ValueError(f"--{given[0]} is for flows that take text: give --text_encoder as well")
+    if options.captions != "none" and options.dataset != "images":
+        raise ValueError(
+            f"--captions {options.captions} is for --dataset images; shapes and latents bring "
+            "their own captions"
+        )
+
+
+def open_encoder(
+    options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
+) -> TextEncoder | None:
+    """The text encoder that the flags name; None without one.
+
+    Raises:
+        ValueError: training or held-out data without captions, or embeddings of another encoder
+            cached beside it.
+    """
+    spec = options.text_encoder
+    if not spec:
+        return None
+    parts = {"this data": dataset} | ({} if held_out is None else {"the held-out data": held_out})
+    for name, part in parts.items():
+        if not part.has_captions:
+            raise ValueError(
+                f"--text_encoder {spec} needs captions, which {name} does not have: give "
+                "--captions for images; latents must have been cached with them"
+            )
+    cached = {
+        name: part.text_facts
+        for name, part in parts.items()
+        if part.data_key == "latent" and part.text_facts
+    }
+    lengths = [options.text_length, *(facts["length"] for facts in cached.values())]
+    encoder = open_text_encoder(spec, device, next(filter(None, lengths), None))
+    for name, facts in cached.items():
+        _check_cached(spec, encoder, name, facts)
+    return encoder
+
+
+def _check_cached(spec: str, encoder: TextEncoder, name: str, cached: dict) -> None:
+    """Raises ValueError for embeddings that this encoder did not make."""
+    names = ("kind", "length", "fingerprint")
+    if wrong := [fact for fact in names if encoder.facts[fact] != cached[fact]]:
+        was = f"{cached['kind']}:{cached['source']}, length {cached['length']}"
+        raise ValueError(
+            f"--text_encoder {spec}: another {' and '.join(wrong)} than that of the encoder whose "
+            f"embeddings are cached with {name} ({was}, weights {cached['fingerprint'][:12]}); "
+            "give that one, or cache these latents anew"
+        )
+
+
+def warn_of_another_encoder(pretrained: str, text: TextEncoder | None) -> None:
+    """Warns where weights to start from learned texts as another encoder gives them."""
+    before = (find_generator_facts(pretrained) or {}).get("text")
+    if text is None or not before:
+        return
+    if any(before[fact] != text.facts[fact] for fact in ("kind", "fingerprint")):
+        names = [
+            ":".join(filter(None, (facts["kind"], facts["source"])))
+            for facts in (before, text.facts)
+        ]
+        log.warning(
+            "%s learned the texts of %s; those of %s mean nothing to it until it has learned anew",
+            pretrained,
+            *names,
+        )
+
+
+def condition_of_batches(
+    num_classes: int, text: TextEncoder | None
+) -> Callable[[dict], Condition | None]:
+    """What a network is told of a batch: its classes, its captions, both, or nothing.
+
+    Args:
+        num_classes: 0 leaves the classes out.
+        text: Encodes captions, unless the batch brings them encoded; None leaves them out.
+    """
+
+    def condition(batch: dict) -> Condition | None:
+        if text is None:
+            return batch["label"] if num_classes else None
+        cached = {name: batch[name] for name in _CACHED if name in batch}
+        encoded = cached or text(batch["caption"])
+        return {"label": batch["label"]} | encoded if num_classes else encoded
+
+    return condition

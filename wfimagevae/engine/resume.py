@@ -6,22 +6,21 @@ from pathlib import Path
 
 from wfimagevae.engine.checkpoint import Stateful, checkpoint_path
 from wfimagevae.engine.ema import EMA, OtherAverages
-from wfimagevae.engine.loop import Run
+from wfimagevae.engine.run import Run
 from wfimagevae.files import read_torch_file
 
 log = logging.getLogger("wfimagevae")
 
 
-def resume_run(run: Run, content: dict, path: Path, options: dict) -> None:
+def resume_run(run: Run, content: dict, path: Path, fresh: tuple[str, ...]) -> None:
     """Puts a run where its checkpoint stands.
 
     Args:
-        run: To be moved there.
+        run: Moved there.
         content: Of the checkpoint.
         path: Of the checkpoint, for messages.
-        options: Every flag's value; some leave parts of the state behind.
+        fresh: How the names of parts begin that start anew.
     """
-    skip = []
     parts = run.checkpoint.parts
     if "player_state" not in content:
         log.warning(
@@ -29,13 +28,8 @@ def resume_run(run: Run, content: dict, path: Path, options: dict) -> None:
             "resumed; its optimizer, data position and randomness are not",
             path,
         )
-        foreign = ("optimizer", "player", "sampler", "task", "generator")
-        skip += [p for p in parts if p.startswith(foreign)]
-    if options["not_resume_optimizer"]:
-        skip += [p for p in parts if p.startswith(("optimizer_state", "player_state"))]
-    if options.get("not_resume_discriminator"):
-        names = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
-        skip += [p for p in parts if p.startswith(names)]
+        fresh += ("optimizer", "player", "sampler", "task", "generator")
+    skip = [name for name in parts if name.startswith(fresh)]
     averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
     run.restore(content, (*skip, *averages))
     good = content.get("last_good", run.step)

@@ -1,0 +1,265 @@
+"""A training run: where it stands, and what happens between its steps."""
+
+import logging
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import torch
+
+from wfimagevae.engine.checkpoint import (
+    Checkpoint,
+    checkpoint_path,
+    link_or_copy,
+    prune_checkpoints,
+    write_checkpoint,
+)
+from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
+from wfimagevae.engine.early_stop import EarlyStop
+from wfimagevae.engine.interrupt import Interrupt
+from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.report.metrics import Means
+from wfimagevae.engine.report.progress import Reporter
+from wfimagevae.engine.seeding import RandomState
+
+if TYPE_CHECKING:
+    from wfimagevae.engine.loop import Task
+
+log = logging.getLogger("wfimagevae")
+
+
+class Watcher(Protocol):
+    """Looks on while a run trains. Every process has one, called alike on all of them."""
+
+    def begin(self, run: "Run", task: "Task") -> None:
+        """Before the first step, or the first after resuming."""
+
+    def line(self, step: int, values: dict[str, float]) -> str:
+        """The progress line of a step; main process only."""
+
+    def logged(self, step: int, values: dict[str, float]) -> None:
+        """After each progress line."""
+
+    def saving(self, step: int) -> None:
+        """Before the checkpoint of a step is written."""
+
+
+class Diverged(ValueError):
+    """Update after update was not finite."""
+
+
+class RunLength(NamedTuple):
+    """The step at which a run ends, and the steps that make an epoch, not always whole."""
+
+    max_steps: int
+    epoch_steps: float
+
+
+def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -> RunLength:
+    """How long a run is over ``num_samples`` of data."""
+    samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
+    epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
+    return RunLength(options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps)
+
+
+class Run:
+    """Where a training run stands, and what happens between its steps.
+
+    Args:
+        world: This process and the others.
+        options: Intervals, in steps (iterations of the loop), and limits.
+        length: Where it ends.
+        folder: Where checkpoints go.
+        checkpoint: All the state there is, but for this run's own.
+        interrupt: Signals and the clock.
+        reporter: Progress lines, files, plots and trackers.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        options: TrainingOptions,
+        length: RunLength,
+        folder: Path,
+        checkpoint: Checkpoint,
+        interrupt: Interrupt,
+        reporter: Reporter,
+    ):
+        self.world, self.options, self.folder = world, options, folder
+        self.max_steps, self.epoch_steps = length
+        self.checkpoint, self.interrupt, self.reporter = checkpoint, interrupt, reporter
+        self.watcher: Watcher | None = None
+        self.early_stop = EarlyStop(options)
+        self.step = 0
+        self.best_score = float("-inf")
+        self.stopping = self.save_wanted = False
+        self.validation_pending = self.saved_as_finished = False
+        # Step and file of the last checkpoint that no bad update preceded.
+        self.last_good: tuple[int, Path] | None = None
+        self.means = Means()
+        self.random = RandomState()
+
+    @property
+    def samples_a_step(self) -> int:
+        """Samples that one step consumes on all processes."""
+        return self.options.batch_size * self.options.grad_accum_steps * self.world.size
+
+    @property
+    def finished(self) -> bool:
+        """True after the last step: there is nothing left to train."""
+        return self.early_stop.reached or self.step >= self.max_steps
+
+    @property
+    def ended(self) -> bool:
+        """True after the last step, or when asked to stop."""
+        return self.stopping or self.finished
+
+    def due(self, interval: int) -> bool:
+        """True every ``interval`` steps and at the end; never for 0."""
+        return interval > 0 and (self.step % interval == 0 or self.ended)
+
+    def advance(self) -> None:
+        """Counts a step, and hears what signals and the clock ask for."""
+        self.step += 1
+        self.reporter.count(self.samples_a_step)
+        self.stopping, self.save_wanted = self.interrupt.poll()
+
+    def report_due(self) -> bool:
+        """Whether a report is due; one cut short by a signal would shift the means after it."""
+        intervals = self.options.log_steps, self.options.csv_log_steps
+        return self.finished or any(n and self.step % n == 0 for n in intervals)
+
+    def report(self, task: "Task") -> None:
+        """Fetches the means since the last report, checks and writes them. Collective."""
+        skipped = {f"skipped/{p.name}": p.skipped[0] for p in task.players}
+        in_a_row = {f"skipped_in_a_row/{p.name}": p.skipped[1] for p in task.players}
+        totals = {
+            name: torch.tensor(float(total * self.world.size), device=self.world.device)
+            for name, total in task.counters().items()
+        }
+        self.means.add(skipped | in_a_row | totals)
+        values = self.means.fetch()
+        for player in task.players:
+            values |= player.named_lrs()
+        to_log, to_csv = self.due(self.options.log_steps), self.due(self.options.csv_log_steps)
+        steps = self.step, self.max_steps
+        measured = self.reporter.report(*steps, values, to_log, to_csv)
+        task.watch(self.step, values)
+        if to_log:
+            self._check_early_stop(values)
+        if to_log and self.watcher:
+            self.watcher.logged(self.step, measured)
+        for player in task.players:
+            if values[f"skipped_in_a_row/{player.name}"] >= self.options.max_bad_updates:
+                raise Diverged(self._divergence(player))
+
+    def _check_early_stop(self, values: dict[str, float]) -> None:
+        """Ends the run where a progress line's values, equal on all processes, say so."""
+        if self.step % self.options.log_steps == 0 and self.early_stop.observe(values):
+            stop = self.early_stop
+            log.info(
+                "%s is %.6g on average over %d lines, below %g: the run ends at step %d",
+                stop.metric,
+                stop.mean,
+                stop.window,
+                stop.below,
+                self.step,
+            )
+        if self.finished and self.early_stop.metric and not self.early_stop.recent:
+            log.warning("%s was never logged: nothing could end by it", self.early_stop.metric)
+
+    def _divergence(self, player: Player) -> str:
+        good = "there is no checkpoint from before them"
+        if known := broadcast_object(self.last_good):  # the main process knows what was written
+            good = f"the last good checkpoint is {known[1]}"
+        return (
+            f"{self.options.max_bad_updates} updates of the {player.name} in a row were not "
+            f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
+            "learning rate, --mix_precision bf16 or fp32, or (image VAEs) a smaller --disc_weight"
+        )
+
+    def validate_if_due(self, task: "Task") -> bool:
+        """As `validate` where that is due; what a signal leaves no time for is owed. Collective."""
+        every = self.options.eval_steps
+        due = every > 0 and (self.step % every == 0 or self.finished)
+        self.validation_pending = due and self.stopping
+        return due and not self.stopping and self.validate(task)
+
+    def finish_pending(self, task: "Task") -> None:
+        """Does what the run's checkpoint says is left to do at its step. Collective."""
+        owed = self.validation_pending and self.options.eval_steps > 0
+        self.validation_pending = False
+        improved = owed and self.validate(task)
+        shortened = self.finished and not self.saved_as_finished
+        if owed or shortened:
+            self.save(task, best=improved)
+
+    def validate(self, task: "Task") -> bool:
+        """Validates; True where the score is the best so far. Collective."""
+        with self.reporter.paused():
+            values, score = task.validate(self.step)
+        self.reporter.validation(self.step, values)
+        for player in task.players:
+            player.observe(score)
+        improved = score > self.best_score
+        self.best_score = max(score, self.best_score)
+        return improved
+
+    def save(self, task: "Task", best: bool = False, only_best: bool = False) -> None:
+        """Writes a checkpoint, the best one's copy, or both. Collective.
+
+        Raises:
+            OSError: it could not be written, and the run is about to end. Before that it is
+                logged as an error, and training goes on.
+        """
+        if self.watcher and not only_best:
+            self.watcher.saving(self.step)
+        best_path, path = self.folder / task.best_name, checkpoint_path(self.folder, self.step)
+        target = best_path if only_best else path
+        is_good = not any(player.skipped[1] for player in task.players)
+        last_good = (self.step, target) if is_good else self.last_good
+        facts = task.facts() | {
+            "current_step": self.step,
+            "last_good": last_good and last_good[0],
+            "finished": self.finished,
+            "early_stop": self.early_stop.state_dict(),
+            "best_score": self.best_score,
+            "validation_owed": self.validation_pending,
+            "rng_state": gather_objects(self.random.state_dict()),
+            "means": gather_objects(self.means.state_dict()),
+        }
+        content = self.checkpoint.collect(keep=self.world.is_main, **facts)
+        if not only_best:
+            self.interrupt.saved()
+        if not self.world.is_main:
+            return
+        try:
+            write_checkpoint(target, content)
+            if best and not only_best:
+                link_or_copy(path, best_path)
+        except OSError as error:
+            log.error("the checkpoint of step %d was not saved: %s", self.step, error)
+            if self.ended:
+                raise
+            return
+        log.info("saved %s", target)
+        if not only_best and is_good:
+            self.last_good = last_good
+            prune_checkpoints(self.folder, self.options.keep_last)
+
+    def restore(self, content: dict, skip: tuple[str, ...]) -> None:
+        """Continues where a checkpoint's content stands."""
+        self.checkpoint.load(content, skip)
+        self.step = content["current_step"]
+        self.best_score = content.get("best_score", self.best_score)
+        self.validation_pending = content.get("validation_owed", False)
+        self.saved_as_finished = content.get("finished", False)
+        if "early_stop" in content:  # not in older checkpoints
+            self.early_stop.load_state_dict(content["early_stop"])
+        states = content.get("rng_state", [])
+        if self.world.rank < len(states):
+            self.random.load_state_dict(states[self.world.rank])
+        means = content.get("means", [])
+        if len(means) == self.world.size:
+            self.means.load_state_dict(means[self.world.rank], self.world.device)

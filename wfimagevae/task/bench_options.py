@@ -1,0 +1,52 @@
+"""Options of the training benchmark: a training's own, and what is timed. No torch here."""
+
+from wfimagevae.options import Count, ListOf, Natural, Options, option
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.vae_options import VaeOptions
+
+
+class BenchOptions(Options):
+    """benchmark: what is timed"""
+
+    steps: Count = option(10, "timed steps", "N", basic=True)
+    warmup: Count = option(3, "steps beforehand that do not count", "N", basic=True)
+    compare_with_bare_loop: bool = option(
+        False,
+        "also time forward, backward and optimizer alone, in turns with the trainer's loop, and "
+        "print the ratio",
+        basic=True,
+    )
+
+
+class VaeBenchOptions(VaeOptions, BenchOptions, defaults={"grad_accum_steps": 1, "disc_start": 0}):
+    """benchmark: what is timed"""
+
+    image_path: ListOf[str] | None = option(
+        None, "as for train_image_ddp.py; random images if not given", "PATH", basic=True
+    )
+    compare_schedules: bool = option(
+        False,
+        "also time --gan_schedule alternate in turns with joint, one update of each player, and "
+        "print the ratio",
+        basic=True,
+    )
+
+
+class FlowBenchOptions(FlowOptions, BenchOptions, defaults={"grad_accum_steps": 1}):
+    """benchmark: what is timed"""
+
+    latent_shape: tuple[Count, Count, Count] = option(
+        (4, 32, 32),
+        "shape of random latents (--dataset latents without --data_path)",
+        ("C", "H", "W"),
+        basic=True,
+    )
+    num_classes: Natural = option(
+        1000, "classes of random data (no --data_path); 0 is none", "N", basic=True
+    )
+    compare_objectives: bool = option(
+        False,
+        "also time MeanFlow's updates in turns with flow matching's, on one network, count the "
+        "memory that each saves for backward, and print the ratios",
+        basic=True,
+    )

@@ -1,0 +1,146 @@
+"""The networks of flow training: velocity network, objective, generator, and their cost."""
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
+from wfimagevae.files import read_json
+from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.objective.mean_flow import MeanFlow
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import FlowSpace, warn_of_another_encoder
+
+
+def build_network(options: FlowOptions, space: FlowSpace, device: torch.device) -> nn.Module:
+    """The velocity network on its device, for the data's shape and classes.
+
+    Raises:
+        ValueError: a name, configuration or weights that do not fit the data.
+    """
+    name, pretrained = options.model_name, options.pretrained_model_name_or_path
+    config = options.network_config
+    if config and not Path(config).is_file():
+        raise ValueError(f"--model_config {config}: no such file")
+    keys = read_json(config) if config else {}
+    keys.pop("_class_name", None)
+    # Data and text encoder decide these keys.
+    keys["num_classes"] = space.num_classes
+    if space.text is not None:
+        keys |= space.text.config_keys
+        keys |= {"text_attention": options.text_attention} if options.text_attention else {}
+    if len(space.shape) == 1:
+        keys["num_dims"] = space.shape[0]
+    else:
+        keys |= {"in_channels": space.shape[0], "input_size": space.shape[1]}
+    keys["average_velocity"] = options.objective == "mean_flow"
+    if pretrained:
+        warn_of_another_encoder(pretrained, space.text)
+        network = VelocityModel.from_pretrained(
+            pretrained,
+            model_name=name,
+            overrides=keys,
+            ignore_mismatched_sizes=options.ignore_mismatched_sizes,
+        )
+        if network.prediction == "epsilon":  # a public DiT starts well, but predicts noise
+            network.register_to_config(prediction="velocity")
+    else:
+        try:
+            network = build_velocity_model(name, **keys)
+        except TypeError as error:  # a key that this network does not have
+            hint = "; of our networks FlowTransformer and its presets (FlowDiT-S/2, ...) take text"
+            raise ValueError(
+                f"--model_name {name} does not suit this data or config: {error}"
+                + (hint if "'text_" in str(error) else "")
+            ) from None
+    if network.takes_text and space.text is None:
+        raise ValueError(
+            "this network takes text: give --text_encoder, or a config without text_encoder"
+        )
+    if network.sample_shape != space.shape:
+        raise ValueError(
+            f"{name} takes samples of {network.sample_shape}, the data has {space.shape}"
+        )
+    if options.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network.to(device).train()
+
+
+def build_objective(options: FlowOptions, network: nn.Module, space: FlowSpace) -> FlowMatching:
+    """Flow matching or MeanFlow, as the options say.
+
+    Raises:
+        ValueError: what this PyTorch cannot do.
+    """
+    is_mean_flow = options.objective == "mean_flow"
+    if is_mean_flow and options.fsdp and options.compile and torch.__version__ < (2, 15):
+        raise ValueError(
+            "--fsdp --compile with --objective mean_flow needs torch 2.15, this is "
+            f"{torch.__version__}: leave out --compile"
+        )
+    kind = MeanFlow if is_mean_flow else FlowMatching
+    objective = kind(network, space.encode, options, options.seed, space.condition)
+    if options.compile:
+        objective.compile(options.compile_mode)
+    return objective
+
+
+def build_generator(
+    options: FlowOptions, objective: FlowMatching, space: FlowSpace, device: torch.device
+) -> FlowGenerator:
+    """What draws samples from the network in training."""
+    facts = space.facts | objective_facts(options)
+    downsampling = options.resolution // space.shape[-1] if facts["space"] == "latent" else 1
+    network, decode = objective.network, space.decode
+    precision = options.mix_precision
+    return FlowGenerator(network, device, facts, decode, space.text, downsampling, precision)
+
+
+def objective_facts(options: FlowOptions) -> dict:
+    """What generating needs to know of the objective."""
+    facts = {"objective": options.objective, "cfg_dropout_prob": options.cfg_dropout_prob}
+    if options.objective == "mean_flow":
+        facts["target_guidance"] = options.meanflow_omega / (1 - options.meanflow_kappa)
+    return facts
+
+
+def update_flops(objective: FlowMatching, options: FlowOptions) -> float:
+    """Arithmetic of one update for one sample, in FLOP: forward once, backward twice.
+
+    MeanFlow's forward-mode pass counts as two forward passes of the share that makes it; the
+    network's own velocity, which improved MeanFlow follows, is one more.
+    """
+    macs = sample_macs(objective.network)
+    passes = 3.0
+    if options.objective == "mean_flow":
+        passes += (3 if options.meanflow_improved else 2) * options.meanflow_ratio
+        passes += 2 if options.guides_target else 0
+    return 2.0 * passes * macs
+
+
+def sample_macs(network: nn.Module) -> int:
+    """Multiply-accumulates of a forward pass for one sample."""
+    device = next(network.parameters()).device
+    with shapes_only():
+        x = torch.empty(1, *network.sample_shape, device=device)
+        t = torch.empty(1, device=device)
+        return count_macs(lambda: network(x, t, network.null_condition(1, device)))
+
+
+def describe_network(options: FlowOptions, network: nn.Module, space: FlowSpace) -> list[str]:
+    """What a flow's training is about to do, in a few lines."""
+    shape = " x ".join(map(str, space.shape))
+    classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
+    if space.text is not None:
+        text = space.text.facts
+        classes += f"; text by {text['kind']}" + (f":{text['source']}" if text["source"] else "")
+        classes += f", length {text['length']}"
+    return [
+        f"{options.model_name}: {count_parameters(network):,} parameters, "
+        f"{sample_macs(network) / 1e9:.3g} GMAC a sample of {shape}; {classes}",
+        f"{options.objective} on {options.dataset}"
+        + (f", average of the weights {options.ema_decay}" if options.ema else ""),
+    ]
