@@ -29,10 +29,12 @@ class PipelineOptions(Options):
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if find_flag("pipeline", argv):
+    if find_flag("pipeline", argv) or find_flag("validate_pipeline", argv):
         from wfimagevae.pipeline.runner import run_file
 
         options = parse(PipelineOptions, argv, description="Trains the steps of a pipeline.")
+        if not options.pipeline:
+            raise ValueError("--validate_pipeline goes with --pipeline FILE")
         return run_file(options.pipeline, options.validate_pipeline)
 
     task = find_flag("task", argv, in_config=True)
@@ -46,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     options = parse(Command, argv, description=__doc__.splitlines()[0])
     if options.pipeline or options.validate_pipeline:
-        raise ValueError("--validate_pipeline goes with --pipeline FILE, on the command line")
+        raise ValueError("--pipeline stands on the command line, not in a file of flags")
     if options.task == "vae":
         from wfimagevae.task.vae import train
     else:

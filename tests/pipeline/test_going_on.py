@@ -144,7 +144,7 @@ def test_a_step_made_shorter_than_it_is_ends_where_it_stands(place, done):
 
 def test_the_summary_tells_where_a_killed_step_stands(place, monkeypatch):
     content = place.content("summary")
-    monkeypatch.setattr("wfimagevae.engine.loop.write_checkpoint", lambda *_: sys.exit("killed"))
+    monkeypatch.setattr("wfimagevae.engine.run.write_checkpoint", lambda *_: sys.exit("killed"))
     with pytest.raises(SystemExit):
         main(["--pipeline", str(place.write(content))])
     summary = Path(content["output"]["output_path"]) / "graph" / "training_summary.txt"

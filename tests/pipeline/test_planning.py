@@ -16,7 +16,8 @@ from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.footprint import _dry, _kept_bytes
 from wfimagevae.pipeline.loading import load_pipeline
 from wfimagevae.pipeline.planning import describe_plan
-from wfimagevae.task.flow_data import build_datasets
+from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import build_datasets
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +146,7 @@ def test_held_out_data_beside_shards_has_captions(place, kind):
 def test_kept_bytes_are_those_that_backward_reads():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    options = {"mix_precision": "fp32", "gradient_checkpointing": False}
+    options = FlowOptions(mix_precision="fp32")
     with FakeTensorMode():
         network = _dry(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)))
         x = torch.empty(5, 8)

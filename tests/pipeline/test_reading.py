@@ -113,7 +113,7 @@ def options_of(loaded) -> dict:
     """Of the training that the first step means."""
     step = loaded.steps[0]
     flags, _ = step_flags(step, loaded.content, loaded.document, loaded.parsers)
-    return parse_flags(loaded.parsers[step.task], flags)
+    return parse_flags(loaded.parsers[step.task], flags).values()
 
 
 def test_a_flat_file_is_one_step(load):

@@ -11,7 +11,6 @@ from wfimagevae.objective.flow_matching import error_by_time
 from wfimagevae.pipeline.flags import parse_flags, step_flags
 from wfimagevae.pipeline.loading import load_pipeline
 from wfimagevae.pipeline.units import METRICS, OWN_METRICS, Units, met_needs
-from wfimagevae.task.vae_build import loss_config, trains_discriminator
 
 SIZE, CHANNELS = 32, 4
 UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)
@@ -40,7 +39,7 @@ def test_the_gradient_is_that_of_the_means(options):
     names = ("rec_weight", "perceptual_weight", "mse_weight", "kl_weight", "kl_free_bits")
     names += ("disc_weight", "adaptive_weight", "disc_start", "disc_num_layers")
     loss = LPIPSWithDiscriminator2D(
-        LossConfig(**{n: options[n] for n in names}, wavelet_weight=0.0)
+        LossConfig(**{n: getattr(options, n) for n in names}, wavelet_weight=0.0)
     ).double()
     images = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64) * 2 - 1
     output = vae(images, noise=torch.randn(2, CHANNELS, 4, 4, dtype=torch.float64))
@@ -65,7 +64,7 @@ def test_the_discriminators_gradient_is_that_of_the_means(options):
     """Over four updates, of which one has the gradient penalty: there on top, here for all four."""
     torch.manual_seed(0)
     names = ("r1_weight", "r1_interval", "disc_loss", "disc_weight", "disc_num_layers")
-    config = LossConfig(**{n: options[n] for n in names}, perceptual_weight=0.0)
+    config = LossConfig(**{n: getattr(options, n) for n in names}, perceptual_weight=0.0)
     loss = LPIPSWithDiscriminator2D(config).double()
     critic = loss.discriminator
     real, fake = (torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64) for _ in range(2))
@@ -84,8 +83,8 @@ def test_the_discriminators_gradient_is_that_of_the_means(options):
 
 def test_clipping_allows_the_same_gradients(options):
     # Ours is of the loss in sums over an image, 3 * 32 * 32 times theirs.
-    assert options["clip_grad_norm"] == pytest.approx(1.5 * 3072)
-    assert not options["adaptive_weight"]
+    assert options.clip_grad_norm == pytest.approx(1.5 * 3072)
+    assert not options.adaptive_weight
 
 
 def test_metrics_of_the_file_are_those_that_trainings_log(monkeypatch):
@@ -146,12 +145,12 @@ def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, monkeypatch, giv
     (step,) = loaded.steps
     flags, _ = step_flags(step, loaded.content, loaded.document, loaded.parsers, UNITS)
     options = parse_flags(loaded.parsers["vae"], flags)
-    loss = LPIPSWithDiscriminator2D(loss_config(options))
+    loss = LPIPSWithDiscriminator2D(options)
     vae = WFVAE2ImageModel(**TINY_VAE)
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     output = vae(images)
     logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
-    if trains_discriminator(options):
+    if options.trains_discriminator:
         logged |= loss.discriminator_loss(images, output.sample)[1].keys()
     needs = OWN_METRICS["vae"] | {metric.name: metric.needs for metric in METRICS.values()}
     assert logged == {name for name, need in needs.items() if need in met_needs(step)}

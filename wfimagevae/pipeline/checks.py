@@ -1,14 +1,13 @@
 """What a pipeline file's steps cannot mean, beyond keys and types. No torch here."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from wfimagevae.options import Options
+from wfimagevae.options import BadOptions
 from wfimagevae.pipeline.components import ENCODER
 from wfimagevae.pipeline.document import Document, Place, nearest
-from wfimagevae.pipeline.flags import OptionClasses, parse_flags, step_flags, with_negatives
+from wfimagevae.pipeline.flags import OptionClasses, positive, step_flags, with_negatives
 from wfimagevae.pipeline.optimization import OPTIMIZED
 from wfimagevae.pipeline.options import check_options, check_shared_options, is_governed
 from wfimagevae.pipeline.origins import check_origins
@@ -287,22 +286,22 @@ def _check_flags(
     document: Document, content: PipelineFile, step: MergedStep, known: OptionClasses
 ) -> None:
     """Every flag's value, by the task's own parser."""
-    parser = known[step.task]
+    options = known[step.task]
     flags, _ = step_flags(step, content, document, known)
-    for name, value in _known_flags(flags, parser):
-        if is_governed(name) and name in step.settings.options:
-            continue  # refused already
-        try:
-            parse_flags(parser, {name: value})
-        except ValueError as error:
-            place = _place_of(name, step, document)
-            document.report(place, f"{_shown(error)} (step {step.name!r})")
-
-
-def _known_flags(flags: dict[str, Any], parser: type[Options]) -> Iterator[tuple[str, Any]]:
-    for name, value in flags.items():
-        if name in with_negatives(parser):
-            yield name, value
+    values = {
+        name: value
+        for name, value in flags.items()
+        if name in with_negatives(options)
+        and not (is_governed(name) and name in step.settings.options)  # refused already
+    }
+    try:
+        options(**positive(options, values))
+    except BadOptions as error:
+        for name, text in error.problems:
+            if not name and document.is_wrong(step.place):
+                continue  # told in the file's own words
+            place = _place_of(name, step, document) if name else step.place
+            document.report(place, f"{f'--{name}: ' if name else ''}{text} (step {step.name!r})")
 
 
 def _place_of(flag: str, step: MergedStep, document: Document) -> Place:
@@ -311,7 +310,3 @@ def _place_of(flag: str, step: MergedStep, document: Document) -> Place:
         if place != step.place:
             return place
     return step.place
-
-
-def _shown(error: ValueError) -> str:
-    return str(error).removeprefix("argument ")

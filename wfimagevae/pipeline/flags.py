@@ -74,11 +74,7 @@ def parse_flags(options: type[Options], flags: Flags) -> Options:
         ValueError: a flag is unknown, or its value is refused.
     """
     try:
-        return (
-            options(**{"image_path": []} | positive(options, flags))
-            if ("image_path" in options.by_flag())
-            else options(**positive(options, flags))
-        )
+        return options(**positive(options, flags))
     except BadOptions as error:
         problems = [f"--{name}: {text}" if name else text for name, text in error.problems]
         raise ValueError("; ".join(problems)) from None
@@ -92,7 +88,8 @@ def with_negatives(options: type[Options]) -> set[str]:
 
 def positive(options: type[Options], flags: Flags) -> Flags:
     """Flags without null ones, ``no_x: true`` as ``x: false``."""
-    fields, values = options.by_flag(), {}
+    fields = options.by_flag()
+    values = {"image_path": []} if "image_path" in fields else {}
     for name, value in flags.items():
         if name not in fields and name.removeprefix("no_") in fields and isinstance(value, bool):
             values[name.removeprefix("no_")] = not value

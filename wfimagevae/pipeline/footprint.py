@@ -67,7 +67,7 @@ def vae_footprint(
     """
     size, batch = options.resolution, options.batch_size
     names = ("resolution", "batch_size", "mix_precision", "gradient_checkpointing")
-    key = (*map(options.get, names), trained & {ENCODER, DECODER})
+    key = (*(getattr(options, name) for name in names), trained & {ENCODER, DECODER})
     if key not in dry_runs:
         dry_runs[key] = _autoencoder(options, build, trained)
     counts, kept = dry_runs[key]
