@@ -1,8 +1,8 @@
 """Metrics of images against references: of pairs, and of whole sets, on any number of processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -36,12 +36,14 @@ from wfimagevae.model.losses.lpips_network import MissingWeights
 from wfimagevae.pictures.pixels import to_unit
 
 
-def _load_in_turn(load: Callable[[], None]) -> None:
-    """Loads networks on rank 0 first: it downloads what the others then find in the cache."""
+@contextmanager
+def _main_process_first() -> Iterator[None]:
+    """Rank 0 loads networks first: it downloads what the others then find in the cache."""
     is_main = not is_distributed() or dist.get_rank() == 0
-    for my_turn in (is_main, not is_main):
-        if my_turn:
-            load()
+    if not is_main:
+        barrier()
+    yield
+    if is_main:
         barrier()
 
 
@@ -65,27 +67,25 @@ class Evaluator:
         unknown = [name for name in metrics if name not in METRICS]
         if unknown:
             raise ValueError(f"unknown metric {unknown[0]!r}; choose from {', '.join(METRICS)}")
-        self.device = device
+        self.device, options = device, options or MetricOptions()
         self.names = [name for name in METRICS if name in metrics]
         self.unavailable: dict[str, str] = {}
         self._per_image: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
         self._rfid: FrechetDistance | None = None
-        _load_in_turn(partial(self._load, options or MetricOptions()))
+        with _main_process_first():
+            for name in self.names:
+                try:
+                    if name == "rfid":
+                        self._rfid = FrechetDistance(device, options.inception_weights)
+                    elif name == "lpips":
+                        self._per_image[name] = PerceptualDistance(
+                            device, options.lpips_net, options.lpips_weights
+                        )
+                    else:
+                        self._per_image[name] = psnr if name == "psnr" else ssim
+                except MissingWeights as error:
+                    self.unavailable[name] = str(error)
         self.reset()
-
-    def _load(self, options: MetricOptions) -> None:
-        for name in self.names:
-            try:
-                if name == "rfid":
-                    self._rfid = FrechetDistance(self.device, options.inception_weights)
-                elif name == "lpips":
-                    self._per_image[name] = PerceptualDistance(
-                        self.device, options.lpips_net, options.lpips_weights
-                    )
-                else:
-                    self._per_image[name] = psnr if name == "psnr" else ssim
-            except MissingWeights as error:
-                self.unavailable[name] = str(error)
 
     def reset(self) -> None:
         """Forgets the images seen."""
@@ -185,17 +185,14 @@ class SetEvaluator:
         self.device = torch.device("cpu") if world.device.type == "mps" else world.device
         self.unavailable: dict[str, str] = {}
         self._extract: Extractor | None = None
-        _load_in_turn(self._load)
-        self._real: _Collected | None = None
-        self._real = self._collect("reference", reference)
-
-    def _load(self) -> None:
         names = [name for name in self.names if name != "energy_distance"]
-        if names:
+        with _main_process_first():
             try:
-                self._extract = load_features(self.options, self.device)
+                self._extract = load_features(options, self.device) if names else None
             except MissingWeights as error:
                 self.unavailable = dict.fromkeys(names, str(error))
+        self._real: _Collected | None = None
+        self._real = self._collect("reference", reference)
 
     def measure(self, samples: SampleSet) -> tuple[dict[str, float], dict[str, str], dict]:
         """Compares a set with the reference; every process must call it, all return the same.
