@@ -20,7 +20,6 @@ _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
 class Stateful(Protocol):
     def state_dict(self) -> dict: ...
-
     def load_state_dict(self, state: dict) -> Any: ...
 
 
@@ -138,6 +137,7 @@ def remove_leftovers(folder: Path) -> None:
 
 def link_or_copy(source: Path, target: Path) -> None:
     """Makes ``target`` the same file as ``source``, or a copy where links cannot be had."""
+    # The link has another name first, so that the target is never missing.
     temporary = target.with_name(f".{target.name}.link.tmp")
     temporary.unlink(missing_ok=True)
     try:

@@ -132,5 +132,4 @@ class OtherAverages:
 
 
 def _weights(network: nn.Module) -> dict[str, Tensor]:
-    """What a checkpoint of the network holds, in its order."""
     return network.state_dict(keep_vars=True)

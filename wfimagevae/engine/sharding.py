@@ -31,6 +31,7 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device)
     """
     if not dist.is_initialized():
         raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node N ...")
+    # One shard of each parameter on every process, block by block and then the rest.
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # fully_shard takes no channels_last

@@ -76,13 +76,9 @@ class ImageBaseAE(RegisteredModel):
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
     ) -> AutoencoderOutput:
-        """Encodes and decodes.
+        """Encodes images, (B, 3, H, W), and decodes a sample of their posterior, or else its mode.
 
-        Args:
-            x: As for `encode`.
-            sample_posterior: Decode a sample of the posterior; False decodes its mode.
-            noise: The sample's standard normal noise, (B, C, h, w).
-            generator: Source of that noise otherwise.
+        The sample's standard normal noise, (B, C, h, w), is ``noise``, or drawn from ``generator``.
         """
         encoded = self.encode(x)
         posterior = encoded.latent_dist
@@ -107,9 +103,7 @@ class ImageBaseAE(RegisteredModel):
     ) -> None:
         """Writes the latents' mean and 1 / standard deviation, per channel, into the config.
 
-        Args:
-            shift: None is 0 for all channels.
-            scale: None is 0.18215 for all channels.
+        None is a mean of 0, and a scale of 0.18215, for all channels.
 
         Raises:
             ValueError: not one finite number per channel, or a scale that is not positive.
@@ -134,11 +128,7 @@ class ImageBaseAE(RegisteredModel):
         self.decoder.requires_grad_(False)
 
     def compile_blocks(self, mode: str | None = None) -> None:
-        """Compiles both halves in place; names in the state dict stay as they are.
-
-        Args:
-            mode: As for `torch.compile`.
-        """
+        """Compiles both halves in place, as `torch.compile` does; names in the state dict stay."""
         self.encoder.compile(mode=mode, dynamic=False)
         self.decoder.compile(mode=mode, dynamic=False)
 
@@ -148,11 +138,7 @@ class ImageBaseAE(RegisteredModel):
 
 
 def autoencoder_class(name: str) -> type[ImageBaseAE]:
-    """The image autoencoder registered as ``name``, or a user's ``package.module:Class``.
-
-    Raises:
-        ValueError: no such model, one of another kind, or one that its config does not describe.
-    """
+    """The image autoencoder registered as ``name``, or a user's ``package.module:Class``."""
     model_class = ModelRegistry.get_model(name)
     if not _is_autoencoder(model_class):
         names = [n for n in ModelRegistry.names() if _is_autoencoder(ModelRegistry.get_model(n))]

@@ -108,6 +108,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
                 ``model_config`` for a Hugging Face folder.
             FileNotFoundError: a local path that does not exist.
         """
+        # Where the weights are, and what describes them.
         source = find_weights(path, subfolder, hub_options)
         weights, config = (read_folder if source.is_dir() else cls._read_file)(source)
         overrides = overrides or {}
@@ -141,6 +142,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         weights, own = bare(state_dict), self.state_dict()
         if self._passed_over:
             weights = {key: v for key, v in weights.items() if not self._passed_over.search(key)}
+        # All that does not fit is told at once.
         shapes = [
             f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own[key].shape)} in the model"
             for key in sorted(weights.keys() & own.keys())

@@ -39,12 +39,8 @@ class ModelRegistry:
     def get_model(cls, name: str) -> Callable:
         """The builder registered as ``name``, or the registered class that is called ``name``.
 
-        Args:
-            name: Or ``package.module:Class``, a model outside of this package, which is imported
-                from the working directory or wherever Python finds modules.
-
-        Raises:
-            ValueError: no such model; the message suggests the nearest name and lists all.
+        ``package.module:Class`` is a model outside of this package, which is imported from the
+        working directory or wherever Python finds modules.
         """
         if ":" in str(name):
             return _import_model(name)

@@ -49,10 +49,6 @@ def read_checkpoint_weights(
         path: A .ckpt file: ``state_dict.gen_model``, ``ema_state_dict`` (if that is empty, the
             raw weights are taken, and a line says so) and, in ours, ``config``.
         use_ema: None means yes, unless the environment has NOT_USE_EMA_MODEL=1.
-
-    Raises:
-        ValueError: not a readable training checkpoint.
-        FileNotFoundError: no such file.
     """
     checkpoint = read_torch_file(Path(path))
     if not _is_training_checkpoint(checkpoint):

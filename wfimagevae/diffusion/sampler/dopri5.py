@@ -29,10 +29,8 @@ def sample_dopri5(
     Args:
         velocity: ``velocity(x, t)``, x (1, ...), t a scalar. If it belongs to this batch, by its
             labels, it must have ``rows``, as `guided_velocity` gives.
-        noise: As for `sample_euler`.
-        times: Likewise, but the steps taken do not depend on them.
-        draw: Not used.
-        progress: As for `sample_euler`, but all its calls come at the end.
+        times: As for `sample_euler`, but the steps taken do not depend on them.
+        progress: Likewise, but all its calls come at the end.
         rtol: Relative error that a step may make, root mean square over a sample.
         atol: Absolute error, likewise, in units of x.
         max_evaluations: For one sample; a velocity in low precision may never meet a tolerance.

@@ -25,6 +25,7 @@ def sample_dpmpp(
     x, steps = start(noise, times)
     last_data, last_h = None, math.inf
     for step, (t, s) in enumerate(steps, 1):
+        # The data predicted at this step, extrapolated by the last step's to the middle of this.
         data = predicted = x + (1 - t) * evaluate(velocity, x, t)
         h = _log_snr(s) - _log_snr(t)
         if math.isfinite(h) and math.isfinite(last_h):

@@ -31,14 +31,11 @@ def sample_euler_maruyama(
 
     On the straight path the score is ``(t v - x) / (1 - t)``. The last step follows the flow
     without noise: it ends at the mean of the data given x. SiT's code has it as ``last_step``
-    "Euler", 0.04 long; its default keeps the score's drift in that step.
+    "Euler", 0.04 long; its default keeps the score's drift in that step. Arguments that are not
+    named below are those of `sample_euler`.
 
     Args:
-        velocity: As for `sample_euler`.
-        noise: Likewise.
-        times: Likewise.
         draw: ``draw(step)``, standard normal noise like x, for the steps 1 ... num_steps - 1.
-        progress: As for `sample_euler`.
         diffusion: Shape of w: ``sigma`` is 1 - t, ``sine`` is sin(pi t)^2, ``constant`` is 1.
         norm: Factor of w; 0 is Euler's method. SiT's code calls w / 2 the diffusion: its norm of
             1, with which public samples were drawn, is 2 here.

@@ -178,14 +178,8 @@ class FlowTransformer(VelocityModel):
     def predict(
         self, x: Tensor, t: Tensor, c: Tensor, text: tuple[Tensor, Tensor] | None = None
     ) -> Tensor:
-        """Velocity at ``x``, (B, C, H, W); see `VelocityModel.predict`.
-
-        Args:
-            x: State, (B, C, H, W).
-            t: Its time, (B,).
-            c: What the time, the label and the whole text say, (B, D).
-            text: Tokens, (B, L, D), and their mask, bool (B, L), of a model that takes text.
-        """
+        """As `VelocityModel.predict`; ``text`` holds tokens, (B, L, D), and their mask, (B, L)."""
+        # Patches with their places become tokens.
         height, width = (size // self.config.patch_size for size in x.shape[2:])
         h = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # (B, N, D)
         rotation = None
@@ -196,6 +190,7 @@ class FlowTransformer(VelocityModel):
         else:  # a sample of another size than the model's
             head_width = self.config.hidden_size // self.config.num_heads
             rotation = rotation_table(head_width, height, width).to(self.rotation)
+        # Blocks; a text, if there is one, goes through them beside the image.
         tokens, mask = text or (None, None)
         for block in self.blocks:
             if text is None:
@@ -209,6 +204,7 @@ class FlowTransformer(VelocityModel):
         output = h.reshape(len(h), channels, height * p, width * p)
         if self.config.prediction != "data":
             return output
+        # What was predicted are the data, to which the velocity leads in the time that is left.
         time_left = (1 - t).clamp_min(_LEAST_TIME_LEFT).view(-1, 1, 1, 1)
         return (output.float() - x) / time_left
 

@@ -90,6 +90,7 @@ class VelocityModel(RegisteredModel):
             time_scale: As for `TimeEmbedder`.
             init_std: Standard deviation of the initial weights; None keeps PyTorch's.
         """
+        # Created in this order, as the initial weights are drawn in it.
         embedders = {"t_embedder": TimeEmbedder(width, time_scale)}
         if self.has_average_velocity:
             embedders["t_end_embedder"] = TimeEmbedder(width, time_scale)
@@ -109,22 +110,12 @@ class VelocityModel(RegisteredModel):
     def forward(
         self, x: Tensor, t: Tensor, condition: Condition | None = None, t_end: Tensor | None = None
     ) -> Tensor:
-        """Velocity at ``x``, (B, *sample_shape), as the class says.
-
-        Raises:
-            ValueError: inputs of another shape than the model's.
-        """
+        """Velocity at ``x``, (B, *sample_shape), as the class says; ValueError for other shapes."""
         self.check_inputs(x, t, condition, t_end)
         return self.predict(x, t, self.embed(t, condition, t_end))
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Velocity at ``x``, (B, *sample_shape), from inputs that are checked.
-
-        Args:
-            x: State, (B, *sample_shape).
-            t: Its time, (B,).
-            c: What `embed` makes of times and labels, (B, width).
-        """
+        """Velocity at ``x`` from checked inputs; ``c`` is what `embed` makes of times and labels."""
         raise NotImplementedError
 
     def embed(self, t: Tensor, labels: Tensor | None, t_end: Tensor | None) -> Tensor:
@@ -249,11 +240,7 @@ def build_velocity_model(name: str, **config) -> VelocityModel:
 
     Args:
         name: Registered name, or a user's ``package.module:Class``.
-        config: Keys of its config.json.
-
-    Raises:
-        ValueError: no such model, one of another kind, or one that its config does not describe.
-        TypeError: a key that the network does not have.
+        config: Keys of its config.json; a TypeError if the network does not have one of them.
     """
     builder: Callable[..., VelocityModel] = ModelRegistry.get_model(name)
     is_other = isinstance(builder, type) and not issubclass(builder, VelocityModel)

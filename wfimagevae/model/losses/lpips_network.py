@@ -50,6 +50,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False).eval()
 
     def _load_backbone(self, backbone: dict[str, Tensor], source: str) -> None:
+        # torchvision numbers the layers through, the package within slices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
         shapes = {key: value.shape for key, value in self.net.state_dict().items()}
         missing = [

@@ -33,13 +33,14 @@ def normal_mmd(vectors: Tensor, weights: Tensor, gather: Callable[[Tensor], Tens
     arXiv:1901.03227; as a regulariser: Tolstikhin et al. 2018, arXiv:1711.01558.
     """
     with torch.autocast(vectors.device.type, enabled=False):
+        # The vectors of all processes, without a gradient: see below.
         rows = gather(torch.cat([vectors, weights[:, None].to(vectors)], dim=1).detach())
         others, other_weights = rows[:, :-1], rows[:, -1]
         dim, total = vectors.shape[1], other_weights.sum()
         share = weights.to(vectors) * (len(others) / len(vectors)) / total
         # Not by a matrix product, which TF32 and cancellation would spoil.
         distances = torch.cdist(vectors, others, compute_mode=_EXACT).square()  # (n, N)
-        norms = vectors.square().sum(1)
+        norms = vectors.square().sum(1)  # (n,)
         value = vectors.new_zeros(())
         for bandwidth in BANDWIDTHS:
             width = bandwidth * dim

@@ -157,6 +157,7 @@ class EncoderImage(_CheckpointedBlocks):
         self.conv_out = nn.Conv2d(base_channels[-1], 2 * latent_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        # The network sees bands alone, never pixels.
         coeffs = self.wavelet_transform_in(x)  # (B, 12, H/2, W/2)
         h = self.conv_in(coeffs)
         levels = []
@@ -202,10 +203,12 @@ class DecoderImage(_CheckpointedBlocks):
         h = self.conv_in(z)
         for layer in self.mid:
             h = self.run(layer, h, latent)
+        # Each level hands its completed image on as the low band of the next.
         low, levels = None, []
         for block in self.up_blocks:
             h, low, coeffs = self.run(block, h, low, latent)
             levels.append(coeffs)
+        # The last bands complete those that the levels added up, and become the image.
         h = self.norm_out(h)
         h = h if latent is None else self.spade_out(h, latent)
         # No activation here: checkpoints were trained without.

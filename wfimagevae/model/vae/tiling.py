@@ -44,8 +44,7 @@ class Tiling:
         Args:
             function: (B, C, h, w) to (B, C', h s, w s), with one s for all tiles.
             x: Images or latents.
-            factors: Pixels per latent pixel of input and of output: (8, 1) encodes, (1, 8)
-                decodes.
+            factors: Pixels per latent pixel of input and output: (8, 1) encodes, (1, 8) decodes.
         """
         before, after = factors
         height, width = x.shape[2] // before, x.shape[3] // before
