@@ -115,7 +115,7 @@ class VelocityModel(RegisteredModel):
         return self.predict(x, t, self.embed(t, condition, t_end))
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        """Velocity at ``x`` from checked inputs; ``c`` is what `embed` makes of times and labels."""
+        """Velocity at ``x``, checked before; ``c`` is what `embed` makes of times and labels."""
         raise NotImplementedError
 
     def embed(self, t: Tensor, labels: Tensor | None, t_end: Tensor | None) -> Tensor:
