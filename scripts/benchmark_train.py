@@ -6,7 +6,6 @@ python scripts/benchmark_train.py --task flow --dataset latents --model_name DiT
 python scripts/benchmark_train.py --task flow --dataset shapes --compare_objectives
 """
 
-import importlib
 import json
 import sys
 from collections.abc import Sequence
@@ -25,12 +24,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse(kind, argv, description=__doc__.splitlines()[0])
     if options.list_flags:
         raise ValueError("--list_flags belongs to train_ddp.py; here --help lists the flags")
-    module = importlib.import_module(f"wfimagevae.task.{task}_benchmark")
-    bench = module.build_benchmark(options)
-    result = bench.time_steps(options.warmup, options.steps)
+
+    from wfimagevae.task import bench
+
+    is_vae = task == "vae"
+    benchmark = bench.vae_benchmark(options) if is_vae else bench.flow_benchmark(options)
+    result = benchmark.time_steps(options.warmup, options.steps)
     if options.compare_with_bare_loop:
-        result["loop_overhead"] = bench.loop_overhead(options.steps)
-    print(json.dumps(result | module.compare(options), indent=2))
+        result["loop_overhead"] = benchmark.loop_overhead(options.steps)
+    if is_vae and options.compare_schedules:
+        result |= bench.compare_schedules(options)
+    if not is_vae and options.compare_objectives:
+        result |= bench.compare_objectives(options)
+    print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

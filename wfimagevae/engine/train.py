@@ -24,8 +24,8 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, worl
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.engine.report.metrics import check_csv_log
-from wfimagevae.engine.report.progress import Reporter, ReportOptions
+from wfimagevae.engine.report.metrics import check_csv_log, csv_log_path
+from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker, open_tracker
 from wfimagevae.engine.resume import resume_run, take_weights
 from wfimagevae.engine.run import Run, RunLength, Watcher, run_length
@@ -106,10 +106,8 @@ def run_training(
         # The main process alone looks for the run: the others could see half of what it makes.
         place = _find_run(options, folder) if process.is_main else None
         folder, resume = broadcast_object(place)
-        csv_path = Path(options.csv_log_path or folder / "training_losses.csv")
         if process.is_main:
-            if not options.disable_csv_log:
-                check_csv_log(csv_path)
+            check_csv_log(csv_log_path(options, folder))
             folder.mkdir(parents=True, exist_ok=True)  # trackers write there when they start
             remove_leftovers(folder)
         built = assemble(options, process, folder)
@@ -117,15 +115,8 @@ def run_training(
         length = run_length(options, len(built.loader.dataset), process.size)
         _check_plateau(built.task, options)
         with Interrupt(options.save_every_minutes) as interrupt:
-            report = ReportOptions(
-                folder,
-                None if options.disable_csv_log else csv_path,
-                0 if options.disable_live_plot else options.live_plot_every_steps,
-                built.headline,
-                options.mix_precision,
-                watcher.line if watcher else None,
-            )
-            reporter = Reporter(report, process, built.tracker)
+            line = watcher.line if watcher else None
+            reporter = Reporter(options, folder, process, built.tracker, built.headline, line)
             checkpoint = Checkpoint(built.parts)
             run = Run(process, options, length, folder, checkpoint, interrupt, reporter)
             run.watcher = watcher

@@ -11,7 +11,7 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import fit
 from wfimagevae.engine.report import progress as report
-from wfimagevae.engine.report.progress import Reporter, ReportOptions
+from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.run import Run, RunLength
 from wfimagevae.task.flow_options import FlowOptions
@@ -66,11 +66,16 @@ def train(tmp_path, monkeypatch, caplog):
 
     def run(step=0, eval_steps=0):
         here = World(0, 1, torch.device("cpu"))
-        reporter = Reporter(ReportOptions(tmp_path, None, 0, (), "fp32"), here, Tracker("none"))
         task = SlowTask(clock)
         options = FlowOptions(
-            batch_size=4, log_steps=2, csv_log_steps=5, eval_steps=eval_steps, save_ckpt_step=0
+            batch_size=4,
+            log_steps=2,
+            csv_log_steps=5,
+            disable_csv_log=True,
+            eval_steps=eval_steps,
+            save_ckpt_step=0,
         )
+        reporter = Reporter(options, tmp_path, here, Tracker("none"))
         length = RunLength(5, 5)
         with Interrupt() as interrupt:
             run = Run(here, options, length, tmp_path, Checkpoint({}), interrupt, reporter)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wfimagevae.engine.distributed import all_reduce_mean
+from wfimagevae.engine.options import LoggingOptions
 from wfimagevae.files import read_json_lines, write_text
 
 
@@ -50,9 +51,15 @@ class Means:
         self._counts = {name: count for name, (_, count) in state.items()}
 
 
-def check_csv_log(path: Path) -> None:
+def csv_log_path(options: LoggingOptions, folder: Path) -> Path | None:
+    """The losses' CSV file of the run in a folder, if there is to be one."""
+    path = Path(options.csv_log_path or folder / "training_losses.csv")
+    return None if options.disable_csv_log else path
+
+
+def check_csv_log(path: Path | None) -> None:
     """Raises ValueError where there is something that is no log of losses."""
-    if not path.exists():
+    if path is None or not path.exists():
         return
     if not path.is_file():
         raise ValueError(f"{path} is no file; give another --csv_log_path, or --disable_csv_log")

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -13,8 +12,9 @@ from tqdm import tqdm
 
 from wfimagevae.engine.checkpoint import set_aside
 from wfimagevae.engine.distributed import World
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.gpu import GpuMonitor, peak_flops
-from wfimagevae.engine.report.metrics import CsvLog, JsonLines
+from wfimagevae.engine.report.metrics import CsvLog, JsonLines, csv_log_path
 from wfimagevae.engine.report.plots import plot_losses
 from wfimagevae.engine.report.tracker import Tracker
 
@@ -30,44 +30,37 @@ def log_write_errors(what: str) -> Iterator[None]:
         log.error("%s not written: %s", what, error)
 
 
-@dataclass(frozen=True)
-class ReportOptions:
-    """Where and how a run is reported.
-
-    Attributes:
-        folder: The run's folder.
-        csv_path: The losses' CSV file; None writes none.
-        plot_every_steps: Steps between redraws of the loss plots; 0 draws none.
-        headline: Names shown in the progress line, where they have a value.
-        precision: Decides which peak arithmetic rate MFU refers to.
-        line: Makes the progress line of a step from its values; None writes the usual one.
-    """
-
-    folder: Path
-    csv_path: Path | None
-    plot_every_steps: int
-    headline: tuple[str, ...]
-    precision: str
-    line: Callable[[int, dict[str, float]], str] | None = None
-
-
 class Reporter:
     """Counts a run's samples, time and arithmetic, and writes what is measured on rank 0.
 
     Args:
-        options: Where and how.
+        options: Options of the training: intervals, files, and the precision that decides which
+            peak arithmetic rate MFU refers to.
+        folder: The run's folder.
         world: This process and the others.
         tracker: wandb, trackio, tensorboard or none.
+        headline: Names shown in the progress line, where they have a value.
+        line: Makes the progress line of a step from its values; None writes the usual one.
     """
 
     # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
     PLOT_TIME_SHARE = 0.02
 
-    def __init__(self, options: ReportOptions, world: World, tracker: Tracker):
-        self.options, self.world, self.tracker = options, world, tracker
+    def __init__(
+        self,
+        options: TrainingOptions,
+        folder: Path,
+        world: World,
+        tracker: Tracker,
+        headline: tuple[str, ...] = (),
+        line: Callable[[int, dict[str, float]], str] | None = None,
+    ):
+        self.folder, self.world, self.tracker = folder, world, tracker
+        self.headline, self.line, self.csv_path = headline, line, csv_log_path(options, folder)
+        self.plot_every = 0 if options.disable_live_plot else options.live_plot_every_steps
         self.monitor, device = GpuMonitor(world.device), world.device
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self.peak = peak_flops(name, options.precision)
+        self.peak = peak_flops(name, options.mix_precision)
         self.csv = self.metrics = self.validations = None
         self.steps, self.samples, self.flops = 0, 0.0, 0.0
         self.wait = self.total_wait = self.plot_time = 0.0
@@ -84,12 +77,12 @@ class Reporter:
             ValueError: the CSV file is no log of losses.
         """
         if self.world.is_main:
-            path, folder = self.options.csv_path, self.options.folder
-            if path and path.exists() and not step and path.parent != folder.absolute():
+            path = self.csv_path
+            if path and path.exists() and not step and path.parent != self.folder.absolute():
                 log.warning("%s is of another run: it is now %s", path, set_aside(path))
             self.csv = CsvLog(path, step) if path else None
-            self.metrics = JsonLines(folder / "metrics.jsonl", step)
-            self.validations = JsonLines(folder / "validation.jsonl", step)
+            self.metrics = JsonLines(self.folder / "metrics.jsonl", step)
+            self.validations = JsonLines(self.folder / "validation.jsonl", step)
         self.last_plot_step = step
         self.started = self.since = time.perf_counter()
         self.bar.total, self.bar.initial = max_steps, step
@@ -150,8 +143,7 @@ class Reporter:
             self.metrics.write(row)
             if self.csv and to_csv:
                 self.csv.write(row)
-                every = self.options.plot_every_steps
-                is_due = every and step - self.last_plot_step >= every
+                is_due = self.plot_every and step - self.last_plot_step >= self.plot_every
                 if is_due and self.plot_time <= self.PLOT_TIME_SHARE * (now - self.started):
                     self.last_plot_step = step
                     self._plot()
@@ -159,12 +151,10 @@ class Reporter:
         return values
 
     def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
-        if self.options.line and self.bar.disable:
-            log.info("%s", self.options.line(step, values))
+        if self.line and self.bar.disable:
+            log.info("%s", self.line(step, values))
             return
-        parts = [
-            f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.options.headline if n in values
-        ]
+        parts = [f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.headline if n in values]
         skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
         parts += [f"skipped {skipped:.0f}"] if skipped else []
         parts += [f"{values['img_per_s']:.3g} img/s"]
@@ -178,7 +168,7 @@ class Reporter:
 
     def _plot(self) -> None:
         start = time.perf_counter()
-        plot_losses(self.options.csv_path, self.options.folder / "training_losses_live")
+        plot_losses(self.csv_path, self.folder / "training_losses_live")
         self.plot_time += time.perf_counter() - start
 
     def validation(self, step: int, values: dict[str, float]) -> None:
@@ -195,7 +185,7 @@ class Reporter:
         self.bar.close()
         if not self.world.is_main:
             return
-        if self.options.plot_every_steps and self.csv and self.csv.path.exists():
+        if self.plot_every and self.csv and self.csv.path.exists():
             with log_write_errors("loss plots"):
                 self._plot()
         elapsed = max(time.perf_counter() - self.started, 1e-9)

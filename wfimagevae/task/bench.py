@@ -1,0 +1,387 @@
+"""What a training step costs, phase by phase, and what alternating players or MeanFlow cost."""
+
+import itertools
+import logging
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.open import build_image_data
+from wfimagevae.dataset.options import POINT_SETS
+from wfimagevae.engine.checkpoint import Checkpoint
+from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.interrupt import Interrupt
+from wfimagevae.engine.loop import Task, fit
+from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.report.gpu import peak_flops
+from wfimagevae.engine.report.progress import Reporter
+from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.engine.run import Run, RunLength
+from wfimagevae.engine.seeding import seed_everything
+from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
+from wfimagevae.task.flow import FlowTask, build_flow_player
+from wfimagevae.task.flow_networks import build_network, build_objective, update_flops
+from wfimagevae.task.flow_space import (
+    DEFAULT_RESOLUTION,
+    FlowSpace,
+    build_datasets,
+    condition_of_batches,
+    open_encoder,
+    open_space,
+    with_resolution,
+)
+from wfimagevae.task.vae import VaeTask, build_players
+from wfimagevae.task.vae_networks import build_loss, build_vae
+
+_VAE_FACTS = (
+    *("resolution", "batch_size", "grad_accum_steps", "mix_precision", "compile"),
+    *("gan_schedule", "disc_weight", "adaptive_weight", "perceptual_weight"),
+)
+_FLOW_FACTS = (
+    *("model_name", "objective", "dataset", "batch_size", "grad_accum_steps", "mix_precision"),
+    *("compile", "gradient_checkpointing", "meanflow_ratio", "text_encoder"),
+)
+
+
+class TrainBenchmark:
+    """Times the steps of a training that is built as the trainer builds it.
+
+    Args:
+        task: Players, and whose turn it is; their arithmetic, where it is known.
+        batches: Endless micro-batches, on the players' device.
+        options: Options of the training.
+        facts: What a result says of the training.
+    """
+
+    def __init__(self, task: Task, batches: Iterator, options: TrainingOptions, facts: dict):
+        self.task, self.batches, self.options, self.facts = task, batches, options, facts
+        self.device, self.peak = task.players[0].device, None
+        if self.device.type == "cuda":
+            self.peak = peak_flops(torch.cuda.get_device_name(self.device), options.mix_precision)
+
+    def time_steps(self, warmup: int, steps: int) -> dict:
+        """Speed without interference, then the phases with the device synchronised between.
+
+        Args:
+            warmup: Steps before either measurement.
+            steps: Steps of each.
+
+        Returns:
+            ``img_per_s``, ``ms`` a step, median ``ms_data``, ``ms_forward``, ``ms_backward``
+            (with clipping, averages and what else an update does) and ``ms_optimizer``, summed
+            over the players of a step; peak memory in bytes; share of the device's peak.
+        """
+        for step in range(warmup):
+            self._step(step)
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        flops = 0.0
+
+        def train():
+            nonlocal flops
+            flops = sum(self._step(step) for step in range(warmup, warmup + steps))
+
+        elapsed = self._seconds(train)
+        images = steps * self.options.batch_size * self.options.grad_accum_steps
+        result = {"img_per_s": images / elapsed, "ms": 1000 * elapsed / steps}
+        result |= self._time_phases(warmup + steps, steps)
+        if self.device.type == "cuda":
+            result["peak_memory"] = torch.cuda.max_memory_allocated(self.device)
+        else:
+            resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            result["peak_resident"] = resident if sys.platform == "darwin" else 1024 * resident
+        result["mfu"] = flops / elapsed / self.peak if self.peak else None
+        return result | {"device": str(self.device), "torch": torch.__version__} | self.facts
+
+    def _step(self, step: int) -> float:
+        """Trains one step; returns its arithmetic in FLOP."""
+        micro = [next(self.batches) for _ in range(self.options.grad_accum_steps)]
+        players = self.task.turn(step)
+        for player in players:
+            player.update(micro, step)
+        samples = len(micro) * self.options.batch_size
+        return sum(player.flops_per_sample for player in players) * samples
+
+    def _time_phases(self, first: int, steps: int) -> dict[str, float]:
+        begun, times, rows, removers = 0.0, {}, [], []
+
+        def start(*_):
+            nonlocal begun
+            synchronize(self.device)
+            begun = time.perf_counter()
+
+        def stop(phase, *_):
+            synchronize(self.device)
+            times[phase] += time.perf_counter() - begun
+
+        for player in self.task.players:
+            removers += [
+                player.objective.register_forward_pre_hook(start),
+                player.objective.register_forward_hook(lambda *_: stop("forward")),
+                player.optimizer.register_step_pre_hook(start),
+                player.optimizer.register_step_post_hook(lambda *_: stop("optimizer")),
+            ]
+        for step in range(first, first + steps):
+            times = dict.fromkeys(("data", "forward", "backward", "optimizer"), 0.0)
+            start()
+            micro = [next(self.batches) for _ in range(self.options.grad_accum_steps)]
+            stop("data")
+            players = self.task.turn(step)
+            update = self._seconds(lambda p=players, m=micro, s=step: [q.update(m, s) for q in p])
+            times["backward"] = update - times["forward"] - times["optimizer"]
+            rows.append(times)
+        for remover in removers:
+            remover.remove()
+        return {f"ms_{p}": 1000 * statistics.median(row[p] for row in rows) for p in rows[0]}
+
+    def loop_overhead(self, steps: int, rounds: int = 7) -> float:
+        """Time of the trainer's loop over that of the objectives' bare steps, in turns.
+
+        The bare step is zero_grad, forward, backward and optimizer step of each player; the
+        loop adds clipping, checks, logs, files and signals.
+
+        Args:
+            steps: Steps of each in a round.
+            rounds: Rounds; the median ratio is returned.
+        """
+        log = logging.getLogger("wfimagevae")
+        level = log.level
+        log.setLevel(logging.WARNING)
+        nothing_else = {"eval_steps": 0, "save_ckpt_step": 0, "disable_live_plot": True}
+        options = self.options.changed(grad_accum_steps=1, csv_log_path=None, **nothing_else)
+        process = World(0, 1, self.device)
+        ratios = []
+        with tempfile.TemporaryDirectory() as name, Interrupt() as interrupt:
+            folder = Path(name)
+            reporter = Reporter(options, folder, process, Tracker("none"))
+            length = RunLength(steps, steps)
+            for _ in range(rounds):
+                run = Run(process, options, length, folder, Checkpoint({}), interrupt, reporter)
+                bare = self._seconds(lambda: self._bare_steps(steps))
+                loop = self._seconds(lambda run=run: fit(self.task, self.batches, run))
+                ratios.append(loop / bare)
+        log.setLevel(level)
+        return statistics.median(ratios)
+
+    def _bare_steps(self, steps: int) -> None:
+        for step in range(steps):
+            batch = next(self.batches)
+            for player in self.task.turn(step):
+                player.optimizer.zero_grad()
+                player.objective.begin_update()
+                with autocast(self.device, self.options.mix_precision):
+                    loss, _ = player.objective(batch, step)
+                loss.backward()
+                player.optimizer.step()
+
+    def step_seconds(self, steps: int = 1) -> float:
+        """Time of the steps 0, 1, ... ``steps`` - 1, with their batches."""
+        return self._seconds(lambda: [self._step(step) for step in range(steps)])
+
+    def _seconds(self, function: Callable) -> float:
+        synchronize(self.device)
+        start = time.perf_counter()
+        function()
+        synchronize(self.device)
+        return time.perf_counter() - start
+
+
+def ratio_in_turns(first: Callable[[], float], second: Callable[[], float], rounds: int) -> float:
+    """Median ratio of two measured times, taken in turns after one round that does not count."""
+    times = [(first(), second()) for _ in range(rounds + 1)][1:]
+    return statistics.median(a / b for a, b in times)
+
+
+class RandomBatches(Iterator):
+    """One batch of random numbers, (B, ...) each, again and again, at ever new positions."""
+
+    num_unreadable = 0
+
+    def __init__(self, inputs: dict[str, Tensor]):
+        self._inputs, self._positions = inputs, itertools.count()
+
+    def __next__(self) -> dict:
+        size = len(next(iter(self._inputs.values())))
+        positions = list(itertools.islice(self._positions, size))
+        return self._inputs | {"position": positions, "unreadable": []}
+
+
+def _loader(options: TrainingOptions, dataset, device: torch.device) -> TrainLoader:
+    return TrainLoader(
+        dataset,
+        options.batch_size,
+        num_workers=options.dataset_num_worker,
+        prefetch_factor=options.dataloader_prefetch_factor,
+        device=device,
+    )
+
+
+def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
+    """What image-VAE training builds from the same options.
+
+    Without ``image_path``, one random batch is used again and again.
+    """
+    device = resolve_device(options.device)
+    enable_fast_kernels(device)
+    seed_everything(options.seed)
+    vae, loss = build_vae(options, device), build_loss(options, device)
+    players = build_players(options, vae, loss, max_steps=10**6)
+    if options.image_path:
+        batches = _loader(options, build_image_data(options, options.image_path), device)
+    else:
+        shape = (options.batch_size, 3, options.resolution, options.resolution)
+        image = torch.rand(shape, device=device) * 2 - 1
+        batches = RandomBatches({"image": image.contiguous(memory_format=torch.channels_last)})
+    task = VaeTask(players, vae, loss, None, batches, options)
+    return TrainBenchmark(task, batches, options, {n: getattr(options, n) for n in _VAE_FACTS})
+
+
+def compare_schedules(options: VaeBenchOptions) -> dict[str, float]:
+    """Time of one update of each player, ``alternate`` over ``joint``.
+
+    Every step is both players' business (``disc_start`` 0).
+    """
+    alternate, joint = (
+        vae_benchmark(options.changed(gan_schedule=name)) for name in ("alternate", "joint")
+    )
+    ratio = ratio_in_turns(lambda: alternate.step_seconds(2), joint.step_seconds, options.steps)
+    return {"alternate_over_joint": ratio}
+
+
+def flow_benchmark(options: FlowBenchOptions) -> TrainBenchmark:
+    """What flow training builds from the same options.
+
+    Without ``data_path``, one random batch of the data's shape is used again and again.
+
+    Raises:
+        ValueError: options that cannot be met, or objectives that cannot be compared.
+    """
+    if options.compare_objectives:
+        _check_comparable(options)
+    space, batches = _flow_data(options)
+    network = build_network(options, space, resolve_device(options.device))
+    return _flow_benchmark(options, network, space, batches)
+
+
+def _flow_benchmark(
+    options: FlowBenchOptions, network: nn.Module, space: FlowSpace, batches: Iterator
+) -> TrainBenchmark:
+    objective = build_objective(options, network, space)
+    player = build_flow_player(options, objective, 10**6)
+    player.flops_per_sample = update_flops(objective, options)
+    facts = {name: getattr(options, name) for name in _FLOW_FACTS}
+    facts |= {"sample_shape": network.sample_shape, "num_classes": network.num_classes}
+    return TrainBenchmark(FlowTask(player, None, batches, facts={}), batches, options, facts)
+
+
+def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
+    """Time and saved memory of MeanFlow over flow matching, on one network with an end time.
+
+    The time is that of an update, in turns, and the memory what `saved_bytes` counts for a batch.
+    """
+    space, batches = _flow_data(options)
+    mean_flow = options.changed(objective="mean_flow")  # its network takes an end time
+    network = build_network(mean_flow, space, resolve_device(options.device))
+    flow_matching = options.changed(
+        objective="flow_matching", meanflow_omega=1.0, meanflow_kappa=0.0
+    )
+    benches = [_flow_benchmark(o, network, space, batches) for o in (mean_flow, flow_matching)]
+    ratio = ratio_in_turns(*(bench.step_seconds for bench in benches), options.steps)
+    batch, precision = next(batches), options.mix_precision
+    saved = [saved_bytes(b.task.players[0].objective, batch, precision) for b in benches]
+    return {"mean_flow_over_flow_matching": ratio, "saved_memory_ratio": saved[0] / saved[1]}
+
+
+def _check_comparable(options: FlowBenchOptions) -> None:
+    if options.batch_size * options.meanflow_ratio < 1:
+        raise ValueError(
+            "--compare_objectives needs a sample with an end time of its own in every batch: "
+            f"raise --batch_size {options.batch_size} or --meanflow_ratio "
+            f"{options.meanflow_ratio}"
+        )
+    if options.gradient_checkpointing:
+        raise ValueError(
+            "--compare_objectives counts what is saved for backward; leave out "
+            "--gradient_checkpointing, which saves nothing"
+        )
+    if options.direction_weight:
+        raise ValueError("--compare_objectives: MeanFlow has no --direction_weight; leave it out")
+
+
+def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> int:
+    """Memory in bytes that a loss keeps for its backward pass, without the parameters.
+
+    Args:
+        objective: ``objective(batch, step) -> (loss, logs)``.
+        batch: Its input.
+        precision: As for `autocast`.
+    """
+    parameters = list(objective.parameters())
+    of_parameters = {p.untyped_storage().data_ptr() for p in parameters}
+    storages = {}
+
+    def save(tensor):
+        if not tensor._is_zerotensor():  # forward mode's zero tangents have no memory
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr()] = storage  # kept: no other one gets its address
+        return tensor
+
+    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
+    with hooks, autocast(parameters[0].device, precision):
+        objective(batch, 0)
+    return sum(s.nbytes() for address, s in storages.items() if address not in of_parameters)
+
+
+@dataclass(frozen=True)
+class _RandomData:
+    """What `open_space` asks of a data set."""
+
+    data_key: str
+    sample_shape: tuple[int, ...]
+    num_classes: int
+    class_names: tuple[str, ...] = ()
+    has_captions: bool = True
+    text_facts: None = None
+
+
+def _flow_data(options: FlowBenchOptions) -> tuple[FlowSpace, Iterator]:
+    """The flow's space and its batches, from ``data_path`` or random, on the device."""
+    if options.fsdp:
+        raise ValueError("--fsdp shards over several processes; this times one: leave it out")
+    device = resolve_device(options.device)
+    enable_fast_kernels(device)
+    seed_everything(options.seed)
+    options = options.changed(eval_steps=0)  # no held-out data, no pictures
+    if options.data_path:
+        options = with_resolution(options)
+        dataset, _ = build_datasets(options)
+        return open_space(options, dataset, device), _loader(options, dataset, device)
+    kind, size = options.dataset, options.batch_size
+    classes = options.num_classes if options.class_conditional else 0
+    if kind == "latents":
+        shape = tuple(options.latent_shape)
+        text = open_encoder(options, _RandomData("latent", shape, classes), device)
+        condition = condition_of_batches(classes, text)
+        space = FlowSpace(shape, classes, lambda batch: batch["latent"], None, {}, condition, text)
+        inputs = {"latent": torch.randn(size, *shape, device=device)}
+    else:
+        key = "point" if kind in POINT_SETS else "image"
+        side = options.resolution or DEFAULT_RESOLUTION
+        shape = (2,) if key == "point" else (3, side, side)
+        space = open_space(options, _RandomData(key, shape, classes), device)
+        inputs = {key: torch.rand(size, *shape, device=device) * 2 - 1}
+    if classes:
+        inputs["label"] = torch.randint(classes, (size,), device=device)
+    if space.text is not None:
+        inputs["caption"] = ["a caption of some forty characters, as many are"] * size
+    return space, RandomBatches(inputs)
