@@ -58,21 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     from tqdm import tqdm
 
-    from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+    from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
     from wfimagevae.dataset.images.labels import Labels
     from wfimagevae.dataset.shards.write import ShardWriter
     from wfimagevae.dataset.text.captions import Captions
     from wfimagevae.engine.distributed import barrier, world
 
-    source = FolderOptions(
+    parts = ImageParts(
         Labels(options.labels),
         Captions(options.captions),
-        with_records=True,
+        records=True,
         index_cache_dir=options.index_cache_dir,
     )
     # A process may have one shard more to write than another, which takes what it takes.
     with world("cpu", timeout_minutes=24 * 60) as process:
-        writer = ShardWriter(open_folder(options.image_path, source), options)
+        writer = ShardWriter(open_folder(options.image_path, parts), options)
         if process.is_main:
             writer.remove_leftovers()
         barrier()  # nobody writes while others look for what is there

@@ -8,10 +8,10 @@ import webdataset
 from PIL import Image
 
 from wfimagevae.dataset import CropDataset, CropRules, ShardOrder, open_shards
-from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
+from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.shards.options import WriteOptions
-from wfimagevae.dataset.shards.read import ShardOptions
 from wfimagevae.dataset.shards.write import ShardWriter
 from wfimagevae.dataset.text.captions import Captions
 
@@ -51,7 +51,7 @@ def write_shards(folder, counts, sample=None, name="s"):
 
 def written_shards(source, folder, labels="none", captions="none"):
     """Shards that make_webdataset.py writes of a folder or manifest; their folder, as text."""
-    samples = open_folder(source, FolderOptions(Labels(labels), Captions(captions)))
+    samples = open_folder(source, ImageParts(Labels(labels), Captions(captions)))
     writer = ShardWriter(samples, WriteOptions(output_dir=str(folder)))
     for number in range(writer.num_shards):
         writer.write(number)
@@ -59,10 +59,25 @@ def written_shards(source, folder, labels="none", captions="none"):
     return str(folder)
 
 
-def open_set(specs, **options):
-    """The samples of shards, with nothing besides images unless ``options`` ask for it."""
+def open_set(
+    specs,
+    with_captions=False,
+    with_labels=False,
+    with_records=False,
+    caption_prefix="",
+    index_cache_dir=None,
+    **keys,
+):
+    """The samples of shards, nothing besides images unless asked for; ``keys`` without ``wds_``."""
+    wanted = ImageParts(
+        Labels("manifest" if with_labels else "none"),
+        Captions("sidecar" if with_captions else "none", caption_prefix),
+        records=with_records,
+        index_cache_dir=index_cache_dir,
+    )
     specs = specs if isinstance(specs, list) else [specs]
-    return open_shards(specs, ShardOptions(**options))
+    options = StreamOptions(**{f"wds_{name}": value for name, value in keys.items()})
+    return open_shards(specs, wanted, options)
 
 
 def dataset(found, size=8, seed=1234, group_size=2, **options):

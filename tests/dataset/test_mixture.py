@@ -50,6 +50,8 @@ def test_every_stretch_has_its_share_and_each_set_goes_on_in_turn(weights, block
         for blocks in (10, 100, 777, 2000):
             owned = sum(owner == number for owner, _ in dealt[: blocks * block]) / block
             assert abs(owned - blocks * share) < len(weights)
+    assert Mixture(mixture.parts, weights, block).place(1999 * block) == dealt[1999 * block]
+    assert mixture.place(10**12)[1] > 10**8  # found at once
     owners = [owner for owner, _ in dealt]
     assert all(len(set(owners[b * block : (b + 1) * block])) == 1 for b in range(2000))
 
@@ -64,13 +66,6 @@ def test_without_weights_every_sample_comes_once_an_epoch(sets):
         assert len(images) == 13
 
 
-def test_place_of_a_late_position_is_found_at_once():
-    mixture = Mixture([Counted(9), Counted(5), Counted(2)], (0.5, 0.3, 0.2))
-    late = places(mixture, 5000)[4999]
-    assert Mixture(mixture.parts, (0.5, 0.3, 0.2)).place(4999) == late
-    assert mixture.place(10**12)[1] > 10**11
-
-
 def test_batches_mix_the_sets_in_the_order_of_positions(sets):
     parts = sets(5, 3)
     mixture = Mixture(parts, (2, 1))
@@ -83,7 +78,6 @@ def test_batches_mix_the_sets_in_the_order_of_positions(sets):
 
 def test_two_workers_and_ranks_read_what_one_process_reads(sets):
     parts = sets(5, 3)
-    (parts[1].images.path(0)).encode()
     alone = TrainLoader(Mixture(parts, (2, 1)), 4, num_workers=0)
     whole = [next(alone) for _ in range(6)]
     ranks = [TrainLoader(Mixture(parts, (2, 1)), 2, r, 2, num_workers=2) for r in range(2)]

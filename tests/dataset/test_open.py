@@ -312,8 +312,8 @@ def test_better_captions_that_fit_training_and_held_out_images_need_full_names(
         names = [f"{place}/shard-000000.tar::{key}" for place in (train, held_out)]
     better = tmp_path / "better.jsonl"
     better.write_text(json.dumps({"key": key, "caption": "B"}) + "\n")
-    chosen = options(better_captions=str(better), text_encoder="bytes", eval_steps=1)
-    chosen |= {"dataset": "images", "data_path": [train], "eval_data_path": [held_out]}
+    paths = {"dataset": "images", "data_path": [train], "eval_data_path": [held_out]}
+    chosen = options(better_captions=str(better), text_encoder="bytes", eval_steps=1, **paths)
     with pytest.raises(ValueError, match=f"'{key}' fits several images, ") as raised:
         build_datasets(chosen)
     assert f"{names[0]} and {names[1]}; name each in full" in str(raised.value)
@@ -325,7 +325,7 @@ def test_better_captions_that_fit_training_and_held_out_images_need_full_names(
         assert shown == {0: f"set {i}", 1: ""}
 
     better.write_text(json.dumps({"key": key, "caption": "B"}))
-    same = build_datasets(chosen | {"eval_data_path": [train]})  # one image, read twice
+    same = build_datasets(chosen.changed(eval_data_path=[train]))  # one image, read twice
     assert all("B" in dataset.read_batch([0, 1])["caption"] for dataset in same)
 
 

@@ -49,17 +49,3 @@ def test_ranks_together_read_the_positions_of_one_rank_in_the_same_order():
     ranks = [batches(6, batch_size=2, rank=rank, world_size=3, start=5) for rank in range(3)]
     assert [list(chain(*step)) for step in zip(*ranks, strict=True)] == one
     assert list(chain(*one)) == list(range(5, 41))
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"batch_size": 0},
-        {"batch_size": 1, "rank": 2, "world_size": 2},
-        {"batch_size": 1, "rank": -1},
-        {"batch_size": 1, "start": -1},
-    ],
-)
-def test_bad_shares_are_refused(options):
-    with pytest.raises(ValueError, match="got"):
-        PositionSampler(**options)

@@ -11,12 +11,11 @@ import webdataset
 from PIL import Image
 
 from scripts import make_webdataset
+from tests.dataset.shard_files import open_set
 from tests.images import smooth_image
 from tests.scripts.conftest import ROOT
-from wfimagevae.dataset import open_shards
 from wfimagevae.dataset.shards import write as shard_writer
 from wfimagevae.dataset.shards.index import index_shards
-from wfimagevae.dataset.shards.read import ShardOptions
 
 
 @pytest.fixture
@@ -49,29 +48,16 @@ def read_with_library(folder):
 
 def read_with_us(folder):
     """The same through this repository: content, caption lines, class, record."""
-    options = ShardOptions(with_captions=True, with_labels=True, with_records=True)
-    found = open_shards([folder], options)
-    return [
-        (
-            found.images.key(i),
-            found.images.content(i),
-            found.captions.all(i),
-            int(found.labels[0][i]),
-            found.record(i),
-        )
-        for i in range(len(found))
-    ]
+    found = open_set(folder, with_captions=True, with_labels=True, with_records=True)
+    parts = (found.images.key, found.images.content, found.captions.all)
+    parts += (found.labels[0].__getitem__, found.record)
+    return [tuple(part(i) for part in parts) for i in range(len(found))]
 
 
 def as_we_read(sample):
     kind = next(kind for kind in ("png", "jpg", "webp") if kind in sample)
-    return (
-        sample["__key__"],
-        sample[kind],
-        sample["txt"].decode().splitlines(),
-        int(sample["cls"]),
-        json.loads(sample["json"]),
-    )
+    lines, record = sample["txt"].decode().splitlines(), json.loads(sample["json"])
+    return sample["__key__"], sample[kind], lines, int(sample["cls"]), record
 
 
 def test_our_shards_and_the_librarys_read_the_same_through_both(photos, tmp_path):
@@ -106,6 +92,13 @@ def test_files_are_kept_as_they_are_with_what_is_known_of_them(photos, tmp_path)
     make(photos, tmp_path / "sorted", "--labels", "folder", "--captions", "sidecar", "--no_shuffle")
     names = [record["name"] for *_, record in read_with_us(tmp_path / "sorted")]
     assert names == sorted(names)
+    pictures = [Image.fromarray(smooth_image(40, 40, i)) for i in range(2)]
+    path = tmp_path / "cameras" / "phone.jpg"  # cameras put more than one picture inside
+    path.parent.mkdir()
+    pictures[0].save(path, "MPO", save_all=True, append_images=pictures[1:])
+    assert make(path.parent, tmp_path / "more") == 0
+    (sample,) = read_with_library(tmp_path / "more")
+    assert sample["jpg"] == path.read_bytes()
 
 
 def test_record_tells_counts_sizes_and_hashes(photos, tmp_path, capsys):
@@ -216,9 +209,8 @@ def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path
         indexed = index_shards(urls)
         assert sum(len(index) for _, index in indexed) == 7
         assert not [path for path in server.count("GET") if path.endswith(".tar")]
-        options = ShardOptions(with_captions=True)
-        remote = open_shards([f"{server.url}/shard-{{000000..000002}}.tar"], options)
-        local = open_shards([tmp_path / "shards"], options)
+        remote = open_set(f"{server.url}/shard-{{000000..000002}}.tar", with_captions=True)
+        local = open_set(tmp_path / "shards", with_captions=True)
         assert remote.images.content(4) == local.images.content(4)
         assert remote.captions.all(4) == local.captions.all(4)
         assert [p for p in server.count("GET") if p.endswith(".tar")] == ["/shard-000001.tar"]
@@ -246,29 +238,12 @@ def test_names_that_are_not_utf_8_and_half_an_emoji_are_kept(photos, tmp_path):
     (photos / "a" / "p0.png").rename(photos / "a" / name)
     (photos / "a" / "p0.txt").rename(photos / "a" / (name[:-3] + "txt"))
     assert make(photos / "a", tmp_path / "named", "--captions", "sidecar") == 0
-    assert name in [record["name"] for *_, record in read_records(tmp_path / "named")]
+    named = open_set(tmp_path / "named", with_captions=True, with_records=True)
+    assert name in [named.record(i)["name"] for i in range(len(named))]
     manifest = tmp_path / "list.jsonl"
     manifest.write_text('{"path": "photos/b/p1.jpg", "caption": "a \\ud83d", "tag": "\\ud83d"}')
     assert make(manifest, tmp_path / "half", "--captions", "manifest") == 0
-    ((_, record),) = read_records(tmp_path / "half")
-    assert record["tag"] == "\ud83d"
-
-
-def read_records(folder):
-    """Caption lines, if any, and record of every sample."""
-    found = open_shards([folder], ShardOptions(with_captions=True, with_records=True))
-    return [(found.captions.all(i), found.record(i)) for i in range(len(found))]
-
-
-def test_pictures_of_cameras_with_more_than_one_inside_are_kept_as_they_are(photos, tmp_path):
-    for old in photos.rglob("p*"):
-        old.unlink()
-    pictures = [Image.fromarray(smooth_image(40, 40, i)) for i in range(2)]
-    path = photos / "a" / "phone.jpg"
-    pictures[0].save(path, "MPO", save_all=True, append_images=pictures[1:])
-    assert make(photos, tmp_path / "shards") == 0
-    (sample,) = read_with_library(tmp_path / "shards")
-    assert sample["jpg"] == path.read_bytes()
+    assert open_set(tmp_path / "half", with_records=True).record(0)["tag"] == "\ud83d"
 
 
 @pytest.mark.parametrize("is_cut", [False, True])

@@ -99,11 +99,7 @@ def in_processes(
 ) -> Iterator[_Result]:
     """``work(item)`` of each item, in order, by as many processes as there are cores.
 
-    Args:
-        work: A function that can be pickled.
-        items: Its arguments.
-        description: In front of the progress bar, which only a terminal gets.
-        **bar: Options of the bar, such as ``unit``.
+    Only a terminal gets the progress bar, whose options, such as ``unit``, are the last arguments.
     """
     can_tell = hasattr(os, "sched_getaffinity")
     cores = len(os.sched_getaffinity(0)) if can_tell else os.cpu_count() or 1

@@ -53,17 +53,13 @@ class TrainLoader:
     the bytes between processes and to the device.
 
     Args:
-        dataset: What to read; see `TrainData`.
+        dataset: The data; its `DataError` comes out of ``next``.
         batch_size: Samples per batch and rank.
-        rank: Number of this process.
-        world_size: Number of processes.
+        rank, world_size: Number of this process, and of all.
         num_workers: Reading processes; 0 reads in this one.
         prefetch_factor: Batches that each worker prepares ahead.
         persistent_workers: Handed to DataLoader; the stream is endless, so nothing depends on it.
         device: Where the samples go; through pinned memory to a CUDA device.
-
-    Raises:
-        ValueError: a bad option. From ``next``: a `DataError` of the dataset.
     """
 
     def __init__(
@@ -100,31 +96,22 @@ class TrainLoader:
 
     def __next__(self) -> dict[str, Any]:
         if self._batches is None:
-            start = self._position
-            sampler = PositionSampler(self.batch_size, self.rank, self.world_size, start)
-            reader = _BatchReader(self.dataset)
-            self._batches = iter(
-                DataLoader(reader, sampler=sampler, batch_size=None, **self._options)
-            )
+            place = (self.batch_size, self.rank, self.world_size, self._position)
+            options = {"sampler": PositionSampler(*place), "batch_size": None} | self._options
+            self._batches = iter(DataLoader(_BatchReader(self.dataset), **options))
         batch = next(self._batches)
         if "error" in batch:
             self.close()
             raise batch["error"]
         self._position += self.batch_size * self.world_size
-        position, unreadable = batch.pop("position"), batch.pop("unreadable", [])
-        return self.dataset.to_inputs(batch, self.device) | {
-            "position": position,
-            "unreadable": self._newly_met(unreadable),
-        }
-
-    def _newly_met(self, unreadable: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        fresh = []
-        for path, reason in unreadable:
+        position, unreadable = batch.pop("position"), []
+        for path, reason in batch.pop("unreadable", []):
             if path not in self._unreadable:  # another worker may have met it before
                 self._unreadable.add(path)
-                fresh.append((path, reason))
+                unreadable.append((path, reason))
                 _log.warning("unreadable image, the next one stands in: %s: %s", path, reason)
-        return fresh
+        inputs = self.dataset.to_inputs(batch, self.device)
+        return inputs | {"position": position, "unreadable": unreadable}
 
     @property
     def num_unreadable(self) -> int:
@@ -132,56 +119,43 @@ class TrainLoader:
         return len(self._unreadable)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the data stands: the next position that no rank has drawn, seed, image count.
-
-        Besides, under ``order``, the facts that the order depends on, if it has any.
-        """
-        facts = self._order_facts()
-        return {
-            "position": self._position,
-            "seed": self.dataset.seed,
-            "num_images": len(self.dataset),
-        } | ({"order": facts} if facts else {})
+        """Where the data stands: the next position that no rank has drawn, and of which order."""
+        facts = dict(getattr(self.dataset, "order_facts", {}))
+        state = {"position": self._position, "seed": self.dataset.seed}
+        return state | {"num_images": len(self.dataset)} | ({"order": facts} if facts else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on at the sample after the last one drawn when ``state`` was taken.
 
         The number of ranks and the workers may differ, and the batch size unless the order depends
-        on it (buckets). With another number of images a warning says that the order is a new one.
-
-        Raises:
-            ValueError: ``state`` belongs to another seed, or to an order of another kind.
+        on it (buckets). With another number of images a warning says that the order is a new one;
+        another seed, or an order of another kind, is a ValueError.
         """
         if state["seed"] != self.dataset.seed:
             raise ValueError(
                 f"the run to resume shuffled its images with seed {state['seed']}, this one with "
                 f"{self.dataset.seed}; pass --seed {state['seed']}"
             )
-        self._check_order(state.get("order", {}))
+        old, new = state.get("order", {}), self.state_dict().get("order", {})
+        changes = [
+            f"{key} was {old.get(key)}, is {new.get(key)}"
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key) != new.get(key)
+        ]
+        if changes:
+            raise ValueError(
+                f"the run to resume dealt its samples in another order ({'; '.join(changes)}): "
+                "give these options their old values, or start a new run from its weights "
+                "(--pretrained_model_name_or_path)"
+            )
         if state["num_images"] != len(self.dataset):
             _log.warning(
                 "the run to resume had %d images, now there are %d: training goes on after %d "
                 "samples in a new order, so some images come sooner again than others",
-                state["num_images"],
-                len(self.dataset),
-                state["position"],
+                *(state["num_images"], len(self.dataset), state["position"]),
             )
         self.close()
         self._position = state["position"]
-
-    def _order_facts(self) -> dict[str, Any]:
-        return dict(getattr(self.dataset, "order_facts", {}))
-
-    def _check_order(self, old: dict[str, Any]) -> None:
-        new = self._order_facts()
-        changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-        if changed:
-            told = "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed)
-            raise ValueError(
-                f"the run to resume dealt its samples in another order ({told}): give these "
-                "options their old values, or start a new run from its weights "
-                "(--pretrained_model_name_or_path)"
-            )
 
     def close(self) -> None:
         """Stops the workers. A later ``next`` starts them again where the data stands."""
@@ -216,10 +190,8 @@ def valid_loader(
 ) -> DataLoader:
     """Batches, by `collate_images`, of this rank's share: images rank, rank + world_size, ...
 
-    Nothing is padded or repeated, so ranks may get shares of different length, or none.
-
-    Raises:
-        ValueError: images of native size, which cannot be stacked, with a batch size above 1.
+    Nothing is padded or repeated, so ranks may get shares of different length, or none. Images of
+    native size, which cannot be stacked, come one by one.
     """
     PositionSampler(batch_size, rank, world_size)  # checks the three
     if dataset.crop_size is None and batch_size > 1:
@@ -242,10 +214,7 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leaves Ctrl-C and signals to the whole job to the main process, which still needs data.
-
-    (PyTorch itself limits a worker to one thread.)
-    """
+    """Leaves Ctrl-C and signals to the whole job to the main process, which still needs data."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS; and it takes forked, not spawned, workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

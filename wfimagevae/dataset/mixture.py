@@ -13,8 +13,8 @@ from wfimagevae.dataset.protocol import FlowData
 _PRECISION = 10**6
 
 
-class Mixture:
-    """Data sets that take turns, each in its own order, by weight.
+class Mixture(FlowData):
+    """Data sets that take turns, each in its own order, by weight; see `FlowData`.
 
     After any number of blocks each set has had its share of them, to within less than one a set
     (rounding is nested: the first set against all others, the second against the rest ...). Which
@@ -28,13 +28,6 @@ class Mixture:
             takes their sizes.
         block_size: Positions in a row that come from one set: 1, or the batch size where a batch
             must come from one set.
-
-    Attributes:
-        seed, sample_shape, num_classes, class_names, data_key, has_captions: See `FlowData`.
-        order_facts: What the order depends on; must not change in a run.
-
-    Raises:
-        ValueError: sets that do not go together, or a bad weight.
     """
 
     def __init__(
@@ -47,8 +40,7 @@ class Mixture:
         for part in self.parts[1:]:
             _check_alike(first, part)
         self.seed, self.data_key = first.seed, first.data_key
-        self.sample_shape = first.sample_shape
-        self.num_classes, self.class_names = first.num_classes, first.class_names
+        self.sample_shape, self.class_names = first.sample_shape, first.class_names
         self.has_captions = any(part.has_captions for part in self.parts)
         shares = [Fraction(len(part)) for part in parts] if weights is None else _shares(weights)
         left = [sum(shares[i:]) for i in range(len(shares))]
@@ -93,16 +85,12 @@ class Mixture:
         return {key: _joined([batch[key] for batch in batches], key, back) for key in batches[0]}
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """As the first set does."""
+        """The inputs that the first set makes of a batch."""
         return self.parts[0].to_inputs(batch, device)
 
 
 def _shares(weights: Sequence[float]) -> list[Fraction]:
-    """Weights as fractions.
-
-    Raises:
-        ValueError: one that is not finite, not above 0, or too small.
-    """
+    """Weights as fractions."""
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"weights of data sets must be numbers above 0, got {list(weights)}")
     shares = [Fraction(weight).limit_denominator(_PRECISION) for weight in weights]

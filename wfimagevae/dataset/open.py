@@ -13,20 +13,20 @@ from wfimagevae.dataset.images.buckets import (
     describe_buckets,
 )
 from wfimagevae.dataset.images.crop_dataset import CropDataset, CropRules
-from wfimagevae.dataset.images.image_sets import FolderOptions, ImageSet, JoinedImages, open_folder
+from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, JoinedImages, open_folder
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.mixture import Mixture
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
 from wfimagevae.dataset.protocol import FlowData, Images
-from wfimagevae.dataset.shards.read import ShardOptions, captions_place, open_shards
-from wfimagevae.dataset.shards.remote import RemoteOptions
+from wfimagevae.dataset.shards.read import captions_place, open_shards
 from wfimagevae.dataset.shards.specs import is_shard_spec
 from wfimagevae.dataset.text.captions import CAPTION_KINDS, Captions, check_captions
 from wfimagevae.dataset.text.filters import (
-    SampleFilters,
     filtered,
+    needs_records,
+    needs_sizes,
     read_better_captions,
     read_words,
     use_better_captions,
@@ -98,13 +98,14 @@ def open_images(options: StreamOptions, sources: Sources) -> Images:
     Raises:
         ValueError: a source without images.
     """
-    found = []
-    for group in _grouped(as_list(sources), None):
-        if is_shard_spec(group[0]):
-            found.append(open_shards(group, _shard_options(options)).images)
-        else:
-            found.append(index_images(group[0], options.index_cache_dir))
-    return found[0] if len(found) == 1 else JoinedImages(found)
+    parts = ImageParts(index_cache_dir=options.index_cache_dir)
+    images = [
+        open_shards(group, parts, options).images
+        if is_shard_spec(group[0])
+        else index_images(group[0], options.index_cache_dir)
+        for group in _grouped(as_list(sources), None)
+    ]
+    return images[0] if len(images) == 1 else JoinedImages(images)
 
 
 def check_only_images(options: StreamOptions) -> None:
@@ -191,10 +192,10 @@ class _BetterCaptions:
         """Whether there is a list to read."""
         return self._captions is not None
 
-    def apply(self, found: ImageSet, told: str) -> None:
+    def apply(self, samples: ImageSet, name: str) -> None:
         """Sets what the list has for these images."""
         if self.is_on:
-            use_better_captions(found, self._captions, self._prefix, told, self._owners)
+            use_better_captions(samples, self._captions, self._prefix, name, self._owners)
 
     def check_used(self) -> None:
         """Raises ValueError where the list had nothing for any image."""
@@ -213,107 +214,61 @@ def _build_part(
     better: _BetterCaptions,
     held_out: bool,
 ) -> CropDataset:
-    filters = _filters(options)
-    found = _open(options, sources, filters, names, better)
-    told = _told(sources)
-    found = filtered(found, filters, told)
+    samples = _open(options, sources, names, better)
+    name = _name_of(sources)
+    samples = filtered(samples, options, name)
     rules = CropRules(options.resolution, options.train_crop, augment=not held_out)
-    order = None if held_out else _order(options, found, told)
-    captions = found.captions if options.reads_captions else None
-    return CropDataset(found.images, rules, options.seed, order, found.labels, captions)
+    order = None if held_out else _order(options, samples, name)
+    captions = samples.captions if options.reads_captions else None
+    return CropDataset(samples.images, rules, options.seed, order, samples.labels, captions)
 
 
-def _told(sources: list[str | Path]) -> str:
+def _name_of(sources: list[str | Path]) -> str:
     return str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-
-
-def _filters(options: StreamOptions) -> SampleFilters:
-    return SampleFilters(
-        options.min_image_size,
-        options.max_aspect_ratio,
-        options.min_similarity,
-        options.skip_nsfw,
-        tuple(language.strip().lower() for language in options.languages),
-        read_words(options.skip_words),
-    )
 
 
 def _open(
     options: StreamOptions,
     sources: list[str | Path],
-    filters: SampleFilters,
     names: list[str] | None,
     better: _BetterCaptions,
 ) -> ImageSet:
+    is_shards, is_file = is_shard_spec(sources[0]), os.path.isfile(os.path.expanduser(sources[0]))
+    if is_shards and options.use_manifest:
+        raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
     captions = _captions_of(options)
-    labels = Labels(options.labels, names)
-    if is_shard_spec(sources[0]):
-        if options.use_manifest:
-            raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
-        wanted = _shard_options(
-            options,
-            labels,
-            with_captions=filters.need_captions
-            or captions.kind != "none"
-            or bool(options.text_encoder),
-            with_records=filters.need_records or better.is_on,
-            may_lack_captions=better.is_on,
-        )
-        found = open_shards(sources, wanted)
-        better.apply(found, _told(sources))
-        if wanted.with_captions and better.is_on:
-            check_captions(found.captions, found.images.name, captions_place(wanted))
-        return found
-    (source,) = sources
-    is_file = os.path.isfile(os.path.expanduser(source))
-    if captions.kind == "none" and filters.need_captions:
+    must_read = bool(read_words(options.skip_words)) or (is_shards and options.text_encoder)
+    if captions.kind == "none" and must_read:
         captions = replace(captions, kind="manifest" if is_file else "sidecar")
-    folder = FolderOptions(
-        labels,
+    wanted = ImageParts(
+        Labels(options.labels, names),
         captions,
-        options.use_manifest,
-        with_sizes=filters.need_sizes or _is_bucketed(options),
-        with_records=filters.need_records,
+        sizes=needs_sizes(options) or _is_bucketed(options),
+        records=needs_records(options) or (is_shards and better.is_on),
+        may_lack_captions=better.is_on,
         index_cache_dir=options.index_cache_dir,
     )
-    found = open_folder(source, folder)
-    better.apply(found, _told(sources))
-    return found
+    if is_shards:
+        samples = open_shards(sources, wanted, options)
+    else:
+        samples = open_folder(sources[0], wanted, options.use_manifest)
+    better.apply(samples, _name_of(sources))
+    if is_shards and samples.captions is not None and better.is_on:
+        check_captions(samples.captions, samples.images.name, captions_place(options))
+    return samples
 
 
-def _shard_options(
-    options: StreamOptions, labels: Labels | None = None, **wanted: bool
-) -> ShardOptions:
-    labels = labels or Labels()
-    return ShardOptions(
-        options.wds_image_key,
-        options.wds_caption_key,
-        options.wds_label_key,
-        options.wds_json_key,
-        with_labels=labels.kind != "none",
-        class_names=labels.class_names,
-        caption_prefix=options.fixed_prompt_prefix,
-        index_cache_dir=options.index_cache_dir,
-        remote=RemoteOptions(
-            options.wds_cache_dir,
-            int(options.wds_cache_gb * 1e9),
-            read_at_a_time=2 * options.wds_shuffle_shards,
-        ),
-        **wanted,
-    )
-
-
-def _order(options: StreamOptions, found: ImageSet, told: str) -> Order:
+def _order(options: StreamOptions, samples: ImageSet, name: str) -> Order:
     seed, group_size = options.seed, options.wds_shuffle_shards
 
     def order_of(members) -> Order:
-        if found.shard is None:
+        if samples.shard is None:
             return ShuffledOrder(len(members), seed)
         # In step with each other, so that all buckets read the same shards.
-        return ShardOrder(found.shard[members], seed, group_size, int(found.shard[-1]) + 1)
+        return ShardOrder(samples.shard[members], seed, group_size, int(samples.shard[-1]) + 1)
 
     if not _is_bucketed(options):
-        return order_of(range(len(found)))
+        return order_of(range(len(samples)))
     if options.reduced_min_sizes and options.train_crop == "native":
         raise ValueError(
             "--reduced_min_sizes scales images down, --train_crop native never does: use resized "
@@ -325,8 +280,8 @@ def _order(options: StreamOptions, found: ImageSet, told: str) -> Order:
         tuple(options.reduced_min_sizes),
         enlarge=options.train_crop == "center",
     )
-    buckets = assign_buckets(found.sizes, rules, told)
-    log.info("%s: %s", told, describe_buckets(buckets))
+    buckets = assign_buckets(samples.sizes, rules, name)
+    log.info("%s: %s", name, describe_buckets(buckets))
     order = BucketOrder(buckets, options.batch_size, seed, order_of)
     order.facts |= {
         "aspect_buckets": rules.multiple,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator
+from pydantic import AfterValidator, BeforeValidator
 
 from wfimagevae.options import (
     Count,
@@ -176,6 +176,12 @@ class LoaderOptions(Options):
     )
 
 
+def _check_ratio(ratio: float) -> float:
+    if 0 < ratio < 1:
+        raise ValueError(f"is long side by short side: at least 1, or 0 for any, got {ratio}")
+    return ratio
+
+
 class StreamOptions(Options):
     """images at scale: shards, filters, buckets"""
 
@@ -220,7 +226,7 @@ class StreamOptions(Options):
         "GB",
     )
     min_image_size: Natural = option(0, "leave out images whose short side is smaller", "PX")
-    max_aspect_ratio: NonNegative = option(
+    max_aspect_ratio: Annotated[NonNegative, AfterValidator(_check_ratio)] = option(
         0.0, "leave out images whose long side is more than this many short sides; 0: none", "R"
     )
     min_similarity: Number | None = option(

@@ -2,7 +2,7 @@
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,15 @@ def shuffled(num_items: int, *seed: int | str) -> np.ndarray:
     # NumPy guarantees a bit generator's raw stream between versions, but not `permutation`.
     keys = np.random.Philox(key=stable_seed(*seed)).random_raw(num_items)
     return np.argsort(keys, kind="stable").astype(np.uint32 if num_items < 2**32 else np.uint64)
+
+
+def recent(cache: dict, key: Any, make: Callable[[], Any]) -> Any:
+    """``make()``, kept under a key with the entry before it: a batch may straddle two."""
+    if key not in cache:
+        for old in list(cache)[:-1]:
+            del cache[old]
+        cache[key] = make()
+    return cache[key]
 
 
 class Order:
@@ -66,11 +75,8 @@ class ShuffledOrder(Order):
         if position < 0:
             raise ValueError(f"a data position is 0 or more, got {position}")
         epoch, i = divmod(position, self.num_items)
-        if epoch not in self._epochs:
-            # A batch may straddle two epochs, so the one before stays.
-            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = shuffled(self.num_items, self.seed, "epoch", epoch)
-        return int(self._epochs[epoch][i])
+        items = lambda: shuffled(self.num_items, self.seed, "epoch", epoch)  # noqa: E731
+        return int(recent(self._epochs, epoch, items)[i])
 
 
 class ShardOrder(Order):
@@ -82,9 +88,9 @@ class ShardOrder(Order):
 
     Args:
         files: Number of the file that each item lies in, increasing.
-        seed: Of the order. Orders of one seed and number of files take files in the same order.
+        seed: Seed of the order. Orders of one seed and number of files take them alike.
         group_size: Files that are shuffled together.
-        num_files: How many there are, also those without an item.
+        num_files: Number of files, those without an item included.
     """
 
     def __init__(self, files: np.ndarray, seed: int, group_size: int, num_files: int = 0):
@@ -94,7 +100,6 @@ class ShardOrder(Order):
         if not len(files):
             raise ValueError("an order needs at least one item, got 0")
         self._counts = np.bincount(files, minlength=num_files)
-        self._starts = np.cumsum(self._counts) - self._counts
         self.facts = {"wds_shuffle_shards": group_size}
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._groups: dict[tuple[int, int], np.ndarray] = {}
@@ -104,29 +109,21 @@ class ShardOrder(Order):
         if position < 0:
             raise ValueError(f"a data position is 0 or more, got {position}")
         epoch, i = divmod(position, self.num_items)
-        files, ends = self._files(epoch)
+        files, ends = recent(self._epochs, epoch, lambda: self._files(epoch))
         group = int(np.searchsorted(ends, i, side="right"))
         first = int(ends[group - 1]) if group else 0
-        return int(self._group(epoch, group, files)[i - first])
+        items = recent(self._groups, (epoch, group), lambda: self._items(epoch, group, files))
+        return int(items[i - first])
 
     def _files(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The files of an epoch in turn, and where each of its groups ends."""
-        if epoch not in self._epochs:
-            files = shuffled(len(self._counts), self.seed, "files", epoch).astype(np.int64)
-            ends = np.cumsum(self._counts[files])
-            last = np.arange(self.group_size - 1, len(files) + self.group_size - 1, self.group_size)
-            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = files, ends[last.clip(max=len(files) - 1)]
-        return self._epochs[epoch]
+        files = shuffled(len(self._counts), self.seed, "files", epoch).astype(np.int64)
+        last = np.arange(self.group_size - 1, len(files) + self.group_size - 1, self.group_size)
+        return files, np.cumsum(self._counts[files])[last.clip(max=len(files) - 1)]
 
-    def _group(self, epoch: int, group: int, files: np.ndarray) -> np.ndarray:
+    def _items(self, epoch: int, group: int, files: np.ndarray) -> np.ndarray:
         """The items of a group, shuffled."""
-        key = (epoch, group)
-        if key not in self._groups:
-            mine = files[group * self.group_size :][: self.group_size]
-            items = np.concatenate(
-                [np.arange(self._starts[f], self._starts[f] + self._counts[f]) for f in mine]
-            )
-            self._groups = dict(list(self._groups.items())[-1:])  # a batch may straddle two
-            self._groups[key] = items[shuffled(len(items), self.seed, "items", epoch, group)]
-        return self._groups[key]
+        files = files[group * self.group_size :][: self.group_size]
+        starts = np.cumsum(self._counts) - self._counts
+        items = np.concatenate([starts[f] + np.arange(self._counts[f]) for f in files])
+        return items[shuffled(len(items), self.seed, "items", epoch, group)]

@@ -1,12 +1,13 @@
 """What `TrainLoader` asks of a training dataset, what flow training asks besides, and images."""
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO
 
 import torch
 from PIL import Image
 
 from wfimagevae.dataset.images.decode import open_rgb
+from wfimagevae.dataset.images.transforms import image_inputs
 
 
 class DataError(ValueError):
@@ -49,53 +50,47 @@ class Images:
         return open_rgb(self.file(i), min_side, short_side)
 
 
-class TrainData(Protocol):
+class TrainData:
     """A dataset whose samples are functions of (seed, position) and of what is on disk.
 
     It may have ``order_facts``, a dict of plain values that the order depends on besides: a run
     is resumed with the same ones only.
-
-    Attributes:
-        seed: Seed of the order and of all random numbers.
     """
 
     seed: int
 
     def __len__(self) -> int:
         """Samples in an epoch, in positions."""
-        ...
+        raise NotImplementedError
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """The samples at some positions, on the CPU, in a worker; compact, as they travel.
 
-        Under ``unreadable``, if given: (path, reason) of files met for the first time.
-
-        Raises:
-            DataError: training cannot go on; it reaches the main process without a traceback.
+        Under ``unreadable``, if given: (path, reason) of files met for the first time. A DataError,
+        which ends training, reaches the main process without a traceback.
         """
-        ...
+        raise NotImplementedError
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """What the objective gets, on ``device``, from a batch of `read_batch`; main process."""
-        ...
+        return image_inputs(batch, device)
 
 
-class FlowData(TrainData, Protocol):
+class FlowData(TrainData):
     """Data for a generative model.
 
-    `to_inputs` gives the samples under ``data_key``; where there are classes, ``label``, int64
-    (B,); where there are captions, ``caption``, a list of B strings, "" of a sample without one.
-
-    Attributes:
-        sample_shape: Shape of one sample: (C, H, W), or (2,).
-        num_classes: 0 without labels.
-        class_names: One a class, or none.
-        has_captions: Whether samples come with captions.
-        data_key: ``image`` (in [-1, 1]), ``latent`` (normalised) or ``point``; all float32.
+    `to_inputs` gives the samples under ``data_key``: ``image`` (in [-1, 1]), ``latent``
+    (normalised) or ``point``, float32. Where there are classes, also ``label``, int64 (B,); where
+    there are captions, ``caption``, a list of B strings, "" of a sample without one.
+    ``sample_shape`` is (C, H, W) or (2,).
     """
 
     sample_shape: tuple[int, ...]
-    num_classes: int
     class_names: list[str]
-    has_captions: bool
-    data_key: str
+    has_captions: bool = False
+    data_key: str = "image"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0 without labels."""
+        return len(self.class_names)

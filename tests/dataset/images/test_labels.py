@@ -49,13 +49,29 @@ def test_class_is_the_first_folder_in_sorted_order(classes):
     images = IndexedImages(classes, 8, Labels("folder"))
     named = {images.text(i)["name"]: images.labels[i] for i in range(len(images))}
     assert images.class_names == ["cat", "dog"]
-    assert named == {
-        "cat/0.png": 0,
-        "cat/deep/1.png": 0,
-        "dog/0.png": 1,
-        "dog/1.png": 1,
-        "dog/2.png": 1,
-    }
+    cats = {"cat/0.png": 0, "cat/deep/1.png": 0}
+    assert named == cats | {f"dog/{i}.png": 1 for i in range(3)}
+    held_out = IndexedImages(classes, 8, Labels("folder", ["dog", "cat"]))
+    assert held_out.labels.tolist() == [1, 1, 0, 0, 0]
+    assert held_out.class_names == ["dog", "cat"]
+    (classes / ".cache").mkdir()
+    (classes / "LICENSE").touch()  # what is hidden or no image makes no class
+    assert TrainImageDataset(classes, 10, labels="folder").class_names == ["cat", "dog"]
+    unlabelled = TrainImageDataset(classes, 10)
+    assert (unlabelled.num_classes, unlabelled.class_names) == (0, [])
+    assert "label" not in unlabelled.read_batch([0, 1])
+
+
+def test_folders_that_are_no_classes_are_named(classes, noise):
+    for names, message in ((["cat"], "besides dog"), (["bird", "cat", "dog"], "lacks bird")):
+        with pytest.raises(ValueError, match=message):
+            TrainImageDataset(classes, 10, labels=Labels("folder", names))
+    (classes / "bird").mkdir()
+    with pytest.raises(ValueError, match="no image in class folder bird"):
+        TrainImageDataset(classes, 10, labels="folder")
+    noise(10, 10).save(classes / "stray.png")
+    with pytest.raises(ValueError, match=r"1 images lie outside .* stray\.png"):
+        TrainImageDataset(classes, 10, labels="folder")
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -65,70 +81,23 @@ def test_labels_follow_their_images_into_the_batch(classes, num_workers):
     batch = next(loader)
     loader.close()
     assert set(batch) == {"image", "label", "position", "unreadable"}
-    assert batch["label"].dtype == torch.int64 and sorted(batch["label"].tolist()) == [
-        0,
-        0,
-        1,
-        1,
-        1,
-    ]
+    assert batch["label"].dtype == torch.int64
+    assert sorted(batch["label"].tolist()) == [0, 0, 1, 1, 1]
     truth = pictures(dataset, 5)
     for image, label in zip(batch["image"], batch["label"], strict=True):
         assert truth[image.numpy().tobytes()] == {label.item()}
+    (classes / "dog" / "1.png").write_bytes(b"")  # a stand-in brings its own label
+    broken = pictures(TrainImageDataset(classes, 10, labels="folder", augment=False), 40)
+    assert len(truth) == 5 and len(broken) == 4
+    assert all(truth[picture] == labels for picture, labels in broken.items())
     assert dataset.num_classes == 2 and dataset.sample_shape == (3, 10, 10)
 
 
-def test_stand_in_brings_its_own_label(classes):
-    truth = pictures(TrainImageDataset(classes, 10, labels="folder", augment=False), 5)
-    (classes / "dog" / "1.png").write_bytes(b"")
-    found = pictures(TrainImageDataset(classes, 10, labels="folder", augment=False), 40)
-    assert len(truth) == 5 and len(found) == 4
-    assert all(truth[picture] == labels for picture, labels in found.items())
-
-
-def test_without_labels_there_are_no_classes(classes):
-    dataset = TrainImageDataset(classes, 10)
-    assert (dataset.num_classes, dataset.class_names) == (0, [])
-    assert "label" not in dataset.read_batch([0, 1])
-
-
-def test_empty_class_folder_is_named(classes):
-    (classes / "bird").mkdir()
-    with pytest.raises(ValueError, match="no image in class folder bird"):
-        TrainImageDataset(classes, 10, labels="folder")
-
-
-def test_hidden_folders_and_files_of_another_kind_are_no_classes(classes):
-    (classes / ".cache").mkdir()
-    (classes / "LICENSE").touch()
-    assert TrainImageDataset(classes, 10, labels="folder").class_names == ["cat", "dog"]
-
-
-def test_images_outside_any_class_are_counted(classes, noise):
-    noise(10, 10).save(classes / "stray.png")
-    with pytest.raises(ValueError, match=r"1 images lie outside .* stray\.png"):
-        TrainImageDataset(classes, 10, labels="folder")
-
-
-def test_held_out_classes_keep_the_training_numbers(classes):
-    held_out = IndexedImages(classes, 8, Labels("folder", ["dog", "cat"]))
-    assert held_out.labels.tolist() == [1, 1, 0, 0, 0]
-    assert held_out.class_names == ["dog", "cat"]
-
-
-@pytest.mark.parametrize(
-    ("names", "message"), [(["cat"], "besides dog"), (["bird", "cat", "dog"], "lacks bird")]
-)
-def test_held_out_folder_of_other_classes_is_refused(classes, names, message):
-    with pytest.raises(ValueError, match=message):
-        TrainImageDataset(classes, 10, labels=Labels("folder", names))
-
-
-def test_manifest_labels_follow_their_lines(manifest):
+def test_manifest_labels_follow_their_lines(manifest, caplog):
     images = IndexedImages(manifest(2, 0, 2), 8, Labels("manifest"))
     named = {images.text(i)["name"]: images.labels[i] for i in range(3)}
     assert named == {"9.png": 2, "8.png": 0, "7.png": 2}
-    assert images.class_names == ["0", "1", "2"]
+    assert images.class_names == ["0", "1", "2"] and "no image of class 1" in caplog.text
 
 
 def test_manifest_names_are_numbered_in_sorted_order(manifest):
@@ -137,11 +106,6 @@ def test_manifest_names_are_numbered_in_sorted_order(manifest):
     assert images.class_names == ["cat", "dog"] and images.labels.tolist() == [1, 0, 1]
     held_out = IndexedImages(path, 8, Labels("manifest", ["dog", "bird", "cat"]))
     assert held_out.labels.tolist() == [0, 2, 0]
-
-
-def test_class_without_a_line_is_warned_of(manifest, caplog):
-    IndexedImages(manifest(0, 2), 8, Labels("manifest"))
-    assert "no image of class 1" in caplog.text
 
 
 @pytest.mark.parametrize(

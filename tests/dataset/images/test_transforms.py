@@ -7,7 +7,6 @@ from PIL import Image
 
 from wfimagevae.dataset.images.transforms import (
     center_crop,
-    mirror_half,
     random_crop,
     resized_center_crop,
     to_signed_unit,
@@ -69,11 +68,3 @@ def test_resized_centre_keeps_scale_and_middle(size):
     inner = crop[8, 2:-2, 0].astype(float)
     slope = (inner[-1] - inner[0]) / (len(inner) - 1)
     assert slope == pytest.approx(120 / width * min(size) / 16, rel=0.15)
-
-
-def test_mirror_takes_half_and_leaves_the_rest():
-    pixels = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
-    results = [mirror_half(pixels, random.Random(seed)) for seed in range(200)]
-    mirrored = [np.array_equal(result, pixels[:, ::-1]) for result in results]
-    assert 70 < sum(mirrored) < 130
-    assert all(m or np.array_equal(r, pixels) for m, r in zip(mirrored, results, strict=True))

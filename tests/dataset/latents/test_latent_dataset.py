@@ -32,6 +32,12 @@ def test_every_latent_is_seen_once_per_epoch(cache):
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
+def test_empty_shard_is_passed_over(tmp_path):
+    shards = [{"moments": numbered(first, count)} for first, count in ((0, 2), (0, 0), (2, 1))]
+    dataset = LatentDataset(write_cache(tmp_path, shards))
+    assert sorted(numbers(dataset.read_batch([0, 1, 2]))) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_stored_types_read_back(tmp_path, dtype):
     moments = (torch.randn(5, 4, 3, 3) - torch.tensor([0, 0, 40, 40]).view(4, 1, 1)).to(dtype)
@@ -84,23 +90,13 @@ def test_labels_follow_their_latents_through_the_loader(tmp_path, num_workers):
     assert dataset.num_classes == 2 and batch["position"] == list(range(10))
 
 
-def test_empty_shard_is_passed_over(tmp_path):
-    shards = [{"moments": numbered(0, n)} for n in (2, 0, 1)]
-    shards[2] = {"moments": numbered(2, 1)}
-    dataset = LatentDataset(write_cache(tmp_path, shards))
-    assert sorted(numbers(dataset.read_batch([0, 1, 2]))) == [0, 1, 2]
-
-
 def test_dataset_travels_without_its_files(cache):
     dataset = LatentDataset(cache)
     before = dataset.read_batch([3])["latent"]
     sent = pickle.dumps(dataset)
     assert len(sent) < 5000
     assert torch.equal(pickle.loads(sent).read_batch([3])["latent"], before)
-
-
-def test_names_are_kept(cache):
-    assert LatentDataset(cache).texts(1)[2] == {"name": "1/2.png", "caption": None}
+    assert dataset.texts(1)[2] == {"name": "1/2.png", "caption": None}
 
 
 def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path):
@@ -120,26 +116,19 @@ def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path
         ({"class_names": ["a"]}, "has 1 classes"),
     ],
 )
-def test_held_out_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
+def test_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
     shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
     other = write_cache(tmp_path / "other", [shard], **facts)
     with pytest.raises(DataError, match=message):
         LatentDataset(other, like=LatentDataset(cache).record)
-
-
-def test_what_the_caller_expects_is_checked(cache):
-    dataset = LatentDataset(cache)
-    dataset.check_matches()
-    dataset.check_matches("f" * 64, 32)
+    LatentDataset(cache).check_matches("f" * 64, 32)
     with pytest.raises(DataError, match="another VAE"):
-        dataset.check_matches("a" * 64)
+        LatentDataset(cache).check_matches("a" * 64)
     with pytest.raises(DataError, match="resolution 32, expected 256"):
-        dataset.check_matches(resolution=256)
-
-
-def rewrite(folder, **facts):
-    path = folder / "latents.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+        LatentDataset(cache).check_matches(resolution=256)
+    shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
+    with pytest.raises(DataError, match="label 2 is out of range, use 0 to 1"):
+        LatentDataset(write_cache(tmp_path / "third", [shard], class_names=["a", "b"]))
 
 
 @pytest.mark.parametrize(
@@ -154,14 +143,13 @@ def rewrite(folder, **facts):
     ],
 )
 def test_record_that_does_not_fit_is_refused(cache, facts, message):
-    rewrite(cache, **facts)
+    path = cache / "latents.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
     with pytest.raises(DataError, match=message):
         LatentDataset(cache)
-
-
-def test_absent_record_says_how_to_make_one(tmp_path):
+    path.unlink()
     with pytest.raises(DataError, match="cache_latents"):
-        LatentDataset(tmp_path)
+        LatentDataset(cache)
 
 
 @pytest.mark.parametrize("size", [0, 5, 40, -1])
@@ -189,9 +177,3 @@ def test_nan_that_comes_later_stops_in_one_line(cache, num_workers):
     with pytest.raises(DataError, match="is not finite") as error:
         next(TrainLoader(dataset, 7, num_workers=num_workers))
     assert "\n" not in str(error.value)
-
-
-def test_label_out_of_range_is_refused(tmp_path):
-    shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
-    with pytest.raises(DataError, match="label 2 is out of range, use 0 to 1"):
-        LatentDataset(write_cache(tmp_path, [shard], class_names=["a", "b"]))

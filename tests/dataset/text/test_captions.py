@@ -14,7 +14,7 @@ from wfimagevae.dataset import (
     TrainLoader,
 )
 from wfimagevae.dataset.images.index import index_images
-from wfimagevae.dataset.text.captions import CaptionTable, caption_lines, read_captions, with_prefix
+from wfimagevae.dataset.text.captions import CaptionTable, read_captions
 
 
 @pytest.fixture
@@ -109,12 +109,8 @@ def test_which_caption_is_picked_follows_seed_and_position_alone():
     assert all(150 < counts[caption] < 250 for caption in "abc")
     assert table.pick(1, 5, 1) == "" and table.choose(1, 5, 1) is None
     assert table.pick(2, 5, 1) == "d" and table.without().tolist() == [1]
-
-
-def test_prefixes_and_lines():
-    assert with_prefix("oil", "a cat") == "oil. a cat"
-    assert (with_prefix("", "a cat"), with_prefix("oil", "")) == ("a cat", "oil")
-    assert caption_lines(" a \n\n\tb\r\nc d") == ["a", "b", "c d"]
+    assert CaptionTable([["a cat"], [""]], "oil").all(0) == ["oil. a cat"]
+    assert CaptionTable([[""]], "oil").all(0) == ["oil"]
 
 
 def test_a_table_is_as_small_as_its_text():
@@ -131,31 +127,19 @@ def test_captions_follow_their_images_into_the_batch(photos, num_workers):
         (photos / f"{name}.txt").write_text(name)
     dataset = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
     truth = {dataset[k]["image"].numpy().tobytes(): dataset[k]["caption"] for k in range(4)}
+    plain = TrainImageDataset(photos, 10)
+    assert not plain.has_captions and "caption" not in plain.read_batch([0])
     assert dataset.has_captions and sorted(truth.values()) == ["", "a", "deep/b", "deep/c"]
     loader = TrainLoader(dataset, batch_size=8, num_workers=num_workers)
     batch = next(loader)
     loader.close()
-    for image, caption in zip(batch["image"], batch["caption"], strict=True):
-        assert truth[image.numpy().tobytes()] == caption
-
-
-def test_a_stand_in_brings_its_own_caption(photos):
-    for name in ("a", "deep/b", "deep/c", "d"):
-        (photos / f"{name}.txt").write_text(name)
-    whole = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
-    truth = {whole[k]["image"].numpy().tobytes(): whole[k]["caption"] for k in range(4)}
-    (photos / "d.png").write_bytes(b"")
+    (photos / "deep" / "c.png").write_bytes(b"")  # a stand-in brings its own caption
     broken = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
-    batch = broken.read_batch(list(range(12)))
-    images = broken.to_inputs(batch, torch.device("cpu"))["image"]
-    assert "d" not in batch["caption"]
-    for image, caption in zip(images, batch["caption"], strict=True):
-        assert truth[image.numpy().tobytes()] == caption
-
-
-def test_without_captions_a_batch_has_none(photos):
-    dataset = TrainImageDataset(photos, 10)
-    assert not dataset.has_captions and "caption" not in dataset.read_batch([0])
+    stood_in = next(TrainLoader(broken, batch_size=12, num_workers=0))
+    assert "deep/c" in batch["caption"] and "deep/c" not in stood_in["caption"]
+    for some in (batch, stood_in):
+        for image, caption in zip(some["image"], some["caption"], strict=True):
+            assert truth[image.numpy().tobytes()] == caption
 
 
 def test_indexed_images_keep_all_and_their_fingerprint_follows(photos):

@@ -27,12 +27,6 @@ def test_point_depends_on_seed_and_position_alone(name):
         assert not torch.equal(other.read_batch(list(range(50)))["point"], forward)
 
 
-@pytest.mark.parametrize("name", DISTRIBUTIONS)
-def test_no_point_comes_twice(name):
-    points, _ = draw(name, 5000, num_items=100)
-    assert len(np.unique(points, axis=0)) == 5000
-
-
 def test_batch_has_the_public_form():
     dataset = PointDataset("rings")
     batch = next(TrainLoader(dataset, batch_size=6, num_workers=0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wfimagevae.dataset.order import Order, shuffled
+from wfimagevae.dataset.order import Order, recent, shuffled
 
 MAX_RATIO = 4  # long side by short side of a bucket
 _log = logging.getLogger("wfimagevae")
@@ -25,9 +25,6 @@ class BucketRules:
         reduced_sizes: An image is also a sample at each of these short sides, in pixels, that is
             smaller than the one it has in its bucket.
         enlarge: Also take images that are smaller than their bucket.
-
-    Raises:
-        ValueError: a bad value.
     """
 
     resolution: int
@@ -53,7 +50,8 @@ class BucketRules:
         if not self.multiple:
             return np.full(sizes.shape, self.resolution, np.int64)
         sizes = _shortened(sizes)
-        return self._rounded(sizes, self.resolution / np.sqrt(_area(sizes)))
+        area = sizes.astype(np.float64).prod(axis=1)
+        return self._rounded(sizes, self.resolution / np.sqrt(area))
 
     def reduced(self, sizes: np.ndarray, short_side: int) -> np.ndarray:
         """The bucket of each image scaled to a short side: int64 (N, 2), height and width."""
@@ -68,10 +66,6 @@ class BucketRules:
         return _shortened(counts) * self.multiple
 
 
-def _area(sizes: np.ndarray) -> np.ndarray:
-    return sizes.astype(np.float64).prod(axis=1)
-
-
 def _shortened(sizes: np.ndarray) -> np.ndarray:
     """Sizes whose long side is cut where it is more than `MAX_RATIO` short ones."""
     return np.minimum(sizes, MAX_RATIO * sizes.min(axis=1, keepdims=True))
@@ -83,15 +77,12 @@ def assign_buckets(
     """The images of every bucket: (height, width) -> their numbers, increasing.
 
     Images without a readable header, and those too small for their bucket, are in none; how many,
-    of each, is logged.
+    of each, is logged. ValueError if none is in any.
 
     Args:
         sizes: Width and height of each, int32 (N, 2).
         rules: Which sizes there are.
-        source: What a message calls the images.
-
-    Raises:
-        ValueError: no image is in any.
+        source: Name of the images in messages.
     """
     usable = np.flatnonzero(sizes.min(axis=1) > 0)
     if not len(usable):
@@ -100,34 +91,33 @@ def assign_buckets(
         unreadable = len(sizes) - len(usable)
         _log.warning("%s: %d images are unreadable: left out", source, unreadable)
     sizes = sizes[usable]
-    own = rules.buckets(sizes)
-    chosen = [own]
+    full_size = rules.buckets(sizes)
+    targets = [full_size]
     for short_side in rules.reduced_sizes:
         smaller = rules.reduced(sizes, short_side)
-        is_new = smaller.min(axis=1) < own.min(axis=1)
-        chosen.append(np.where(is_new[:, None], smaller, 0))
+        is_new = smaller.min(axis=1) < full_size.min(axis=1)
+        targets.append(np.where(is_new[:, None], smaller, 0))
     numbers, codes = [], []
-    for target in chosen:
+    for target in targets:
         fits = (target > 0).all(axis=1)
         if not rules.enlarge:
             fits &= (target <= sizes[:, ::-1]).all(axis=1)
-        if target is own and not fits.all():
+        if target is full_size and not fits.all():
             left_out = len(fits) - int(fits.sum())
             _log.warning("%s: %d images are smaller than their bucket: left out", source, left_out)
         numbers.append(usable[fits])
-        codes.append((target[fits] << (32, 0)).sum(axis=1))
+        codes.append((target[fits] << (32, 0)).sum(axis=1))  # height and width in one number
     numbers, codes = np.concatenate(numbers), np.concatenate(codes)
     if not len(codes):
         raise ValueError(f"{source}: every image is smaller than its bucket; lower --resolution")
     order = np.lexsort((numbers, codes))
     numbers, codes = numbers[order], codes[order]
     # A reduced picture may fall into a bucket twice, at two short sides that round to one size.
-    is_first = np.ones(len(codes), bool)
-    is_first[1:] = (np.diff(codes) != 0) | (np.diff(numbers) != 0)
+    is_first = np.diff(codes, prepend=-1).astype(bool) | np.diff(numbers, prepend=-1).astype(bool)
     numbers, codes = numbers[is_first], codes[is_first]
-    found, firsts = np.unique(codes, return_index=True)
+    present, firsts = np.unique(codes, return_index=True)
     members = np.split(numbers, firsts[1:])
-    shapes = [(int(code) >> 32, int(code) & 0xFFFFFFFF) for code in found]
+    shapes = [(int(code) >> 32, int(code) & 0xFFFFFFFF) for code in present]
     return dict(zip(shapes, members, strict=True))
 
 
@@ -141,9 +131,8 @@ class BucketOrder(Order):
     Args:
         buckets: (height, width) -> numbers of the images.
         batch_size: Positions in a block: the batch size of each rank.
-        seed: Of everything.
-        make_order: Gives the order of one bucket's images, from their numbers: an `Order` of
-            0 to n_b - 1.
+        seed: Seed of all shuffles.
+        make_order: Makes an `Order` of 0 to n_b - 1 from the numbers of a bucket's n_b images.
     """
 
     def __init__(
@@ -189,7 +178,7 @@ class BucketOrder(Order):
         block, i = divmod(position, self.batch_size)
         if block != self._last[0]:  # all positions of a batch are in one block
             epoch = self._epoch(block)
-            buckets, ordinals = self._dealt(epoch)
+            buckets, ordinals = recent(self._epochs, epoch, lambda: self._dealt(epoch))
             j = block - self._blocks_before(epoch)
             self._last = block, int(buckets[j]), int(ordinals[j])
         _, bucket, ordinal = self._last
@@ -209,24 +198,19 @@ class BucketOrder(Order):
 
     def _dealt(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The bucket of each block of an epoch, and which block of that bucket it is."""
-        if epoch not in self._epochs:
-            spans = [
-                (epoch * n // self.batch_size, (epoch + 1) * n // self.batch_size)
-                for n in self._counts
-            ]
-            blocks = np.repeat(np.arange(len(spans)), [last - first for first, last in spans])
-            blocks = blocks[shuffled(len(blocks), self.seed, "blocks", epoch)]
-            ordinals = np.empty(len(blocks), np.int64)
-            for bucket, span in enumerate(spans):  # a bucket's own blocks stay in their order
-                ordinals[blocks == bucket] = np.arange(*span)
-            self._epochs = {e: p for e, p in self._epochs.items() if e == epoch - 1}
-            self._epochs[epoch] = blocks, ordinals
-        return self._epochs[epoch]
+        size = self.batch_size
+        spans = [(epoch * n // size, (epoch + 1) * n // size) for n in self._counts]
+        blocks = np.repeat(np.arange(len(spans)), [last - first for first, last in spans])
+        blocks = blocks[shuffled(len(blocks), self.seed, "blocks", epoch)]
+        ordinals = np.empty(len(blocks), np.int64)
+        for bucket, span in enumerate(spans):  # a bucket's own blocks stay in their order
+            ordinals[blocks == bucket] = np.arange(*span)
+        return blocks, ordinals
 
 
 def describe_buckets(buckets: dict[tuple[int, int], np.ndarray], most: int = 12) -> str:
     """Sizes and counts, the largest first."""
     by_count = sorted(buckets.items(), key=lambda item: -len(item[1]))
-    told = [f"{w}x{h}: {len(members)}" for (h, w), members in by_count[:most]]
+    counts = [f"{w}x{h}: {len(members)}" for (h, w), members in by_count[:most]]
     more = f" and {len(by_count) - most} more" if len(by_count) > most else ""
-    return f"{len(buckets)} sizes (width x height: images): " + ", ".join(told) + more
+    return f"{len(buckets)} sizes (width x height: images): " + ", ".join(counts) + more

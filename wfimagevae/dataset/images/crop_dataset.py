@@ -7,21 +7,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from wfimagevae.dataset.images.decode import UnreadableImage
-from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.images.transforms import (
     center_crop,
-    image_inputs,
     mirror_half,
     random_crop,
     resized_center_crop,
 )
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
-from wfimagevae.dataset.protocol import DataError, Images
+from wfimagevae.dataset.protocol import DataError, FlowData, Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable
 
 TRAIN_CROPS = ("native", "resized", "center")
@@ -44,9 +42,6 @@ class CropRules:
             middle after resizing, of squares by `resized_center_crop`.
         augment: False takes the middle in place of random crops and mirrors nothing, for data
             held out.
-
-    Raises:
-        ValueError: a bad value.
     """
 
     resolution: int
@@ -64,45 +59,34 @@ class CropRules:
     def crop(
         self, images: Images, index: int, size: tuple[int, int], rng: random.Random
     ) -> np.ndarray:
-        """A crop of an image, uint8 (*size, 3).
-
-        Raises:
-            UnreadableImage: the image is damaged, or too small.
-        """
-        is_square = size[0] == size[1]
+        """A crop of an image, uint8 (*size, 3); `UnreadableImage` if it is damaged or small."""
         if self.train_crop == "center":
-            if is_square:
+            if size[0] == size[1]:
                 pixels = resized_center_crop(images.open(index), size[0])
             else:
                 pixels = center_crop(images.open(index, short_side=size), size)
             return mirror_half(pixels, rng) if self.augment else pixels
-        size = size[0] if is_square else size
         image = images.open(index, size, size if self.train_crop == "resized" else None)
         return random_crop(image, size, rng) if self.augment else center_crop(image, size)
 
 
-class CropDataset(Dataset):
+class CropDataset(FlowData, Dataset):
     """Crops, half of them mirrored, in an endless order, with labels and captions or without.
 
     The sample at a position depends on (seed, position) and the files alone, never on the worker
     or rank that reads it. An unreadable image is replaced by the next readable one that the order
-    names, cropped with the random numbers of the position it stands in for.
+    names, cropped with the random numbers of the position it stands in for; each file is tried
+    once per process and size. When 1000 images in a row, or all, fail, that is `NoReadableImage`.
+    See `FlowData` for its attributes.
 
     Args:
-        images: What to read.
-        rules: How it is cropped.
+        images: The images.
+        rules: How they are cropped.
         seed: Seed of the crops.
         order: Which image comes when, and in which size; None shuffles them all, every epoch anew.
         labels: Class of every image, int64, or None, and the names of the classes.
         captions: Captions of every image, or None.
-
-    Attributes:
-        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
-        sizes: Height and width of all its samples.
-        order_facts: What the order depends on besides seed and images; must not change in a run.
     """
-
-    data_key = "image"
 
     def __init__(
         self,
@@ -115,7 +99,6 @@ class CropDataset(Dataset):
     ):
         self.images, self.rules, self.seed = images, rules, seed
         self._labels, self.class_names = labels
-        self.num_classes = len(self.class_names)
         self._captions = captions
         self.has_captions = captions is not None
         self.resolution = rules.resolution
@@ -135,11 +118,7 @@ class CropDataset(Dataset):
         Returns:
             ``image`` float32 (3, h, w) in [-1, 1], channels last in memory; ``label``, an integer,
             if there are labels; ``caption``, a string, if there are captions; ``position``;
-            ``unreadable``, a list of (path, reason) of the files that this process found unreadable
-            just now. Each file is tried once per process and size.
-
-        Raises:
-            NoReadableImage: 1000 images in a row, or all there are, failed.
+            ``unreadable``, a list of (path, reason) of the files that were just found so.
         """
         batch = self.read_batch([position])
         inputs = self.to_inputs(batch, torch.device("cpu"))
@@ -149,15 +128,11 @@ class CropDataset(Dataset):
         return sample | {"position": position, "unreadable": batch["unreadable"]}
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """The samples at some positions, compact, as they travel.
+        """The samples at some positions, all of one size, compact, as they travel.
 
         Returns:
             ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,), if there are labels; ``caption``,
             B strings, if there are captions; ``unreadable``, as for `__getitem__`.
-
-        Raises:
-            NoReadableImage: as for `__getitem__`.
-            DataError: the order asks for several sizes at these positions.
         """
         sizes = {self._size(position) for position in positions}
         if len(sizes) > 1:
@@ -180,10 +155,6 @@ class CropDataset(Dataset):
             batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
         return batch
 
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``image`` float32 (B, 3, h, w) in [-1, 1], ``label`` and ``caption``, if any."""
-        return image_inputs(batch, device)
-
     def _size(self, position: int) -> tuple[int, int]:
         return self._order.size(position) or (self.resolution, self.resolution)
 
@@ -204,13 +175,10 @@ class CropDataset(Dataset):
             skipped.add(index)
             if len(skipped) == min(len(self.images), _MOST_FAILURES):
                 break
-        raise NoReadableImage(self._failure(skipped, size))
-
-    def _failure(self, indices: set[int], size: tuple[int, int]) -> str:
-        examples = [f"{self.images.name(i)} ({self._failed[i, size]})" for i in sorted(indices)[:3]]
+        examples = [f"{self.images.name(i)} ({self._failed[i, size]})" for i in sorted(skipped)[:3]]
         shape = size[0] if size[0] == size[1] else f"{size[0]} x {size[1]}"
-        return (
-            f"none of {len(indices)} images in a row can be used at resolution {shape}, "
+        raise NoReadableImage(
+            f"none of {len(skipped)} images in a row can be used at resolution {shape}, "
             f"for example {'; '.join(examples)}: check the image path and the resolution"
         )
 
@@ -224,11 +192,7 @@ class TrainImageDataset(CropDataset):
         seed: Seed of the order and of the crops.
         cache_dir: Where the list of images is kept between runs; None for the default.
         use_manifest: Insist that ``source`` is a manifest.
-        labels: Where the classes come from; a bare kind of `Labels` will do.
-        captions: Where the captions come from; a bare kind of `Captions` will do.
-
-    Raises:
-        ValueError: a bad option, ``source`` has no images, or labels or captions are missing.
+        labels, captions: Where they come from; a bare kind of `Labels` or `Captions` will do.
     """
 
     def __init__(  # noqa: PLR0913 - each is independent of the others
@@ -246,9 +210,8 @@ class TrainImageDataset(CropDataset):
         rules = CropRules(resolution, train_crop, augment)
         labels = Labels(labels) if isinstance(labels, str) else labels
         captions = Captions(captions) if isinstance(captions, str) else captions
-        samples = open_folder(
-            source, FolderOptions(labels, captions, use_manifest, index_cache_dir=cache_dir)
-        )
+        wanted = ImageParts(labels, captions, index_cache_dir=cache_dir)
+        samples = open_folder(source, wanted, use_manifest)
         super().__init__(
             samples.images, rules, seed, labels=samples.labels, captions=samples.captions
         )

@@ -63,8 +63,7 @@ def open_rgb(
 
     Args:
         path: A JPEG, PNG, WebP, BMP or GIF file, whatever its extension, or its content.
-        min_side: Smallest height and width, in pixels, that counts as readable; one number for
-            both.
+        min_side: Smallest height and width, in pixels, that counts as readable.
         short_side: Resize so that the smaller of height and width has this many pixels, by
             `INTERPOLATION`. A JPEG at least twice `DRAFT_MARGIN` times as large is decoded at
             reduced scale. A pair: to the smallest size that has this height and width at least.
@@ -125,7 +124,7 @@ def _pair(image: Image.Image, sides: int | tuple[int, int]) -> tuple[int, int]:
     """Height and width as the file stores them, before it is turned upright."""
     if isinstance(sides, int):
         return sides, sides
-    return sides[::-1] if _is_turned(image) else sides
+    return sides[::-1] if sides[0] != sides[1] and _is_turned(image) else sides
 
 
 def _is_turned(image: Image.Image) -> bool:

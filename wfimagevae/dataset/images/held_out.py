@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 from wfimagevae.dataset.images.decode import UnreadableImage
-from wfimagevae.dataset.images.image_sets import FolderOptions, open_folder
+from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop, to_signed_unit
@@ -116,14 +116,6 @@ class IndexedImages:
         labels: Where the classes come from.
         captions: Where the captions come from, all of which are kept.
         cache_dir: Where the list of images is kept between runs; None for the default.
-
-    Attributes:
-        class_names: One a class, or none.
-        labels: int64 (N,), or None.
-        prefix: What stands before every caption.
-
-    Raises:
-        ValueError: as `open_folder`.
     """
 
     def __init__(
@@ -135,7 +127,7 @@ class IndexedImages:
         cache_dir: str | Path | None = None,
     ):
         captions = captions or Captions()
-        samples = open_folder(source, FolderOptions(labels, captions, index_cache_dir=cache_dir))
+        samples = open_folder(source, ImageParts(labels, captions, index_cache_dir=cache_dir))
         self.source = os.path.abspath(os.path.expanduser(source))
         self.resolution, self.prefix = resolution, captions.prefix
         self.images, (self.labels, self.class_names) = samples.images, samples.labels

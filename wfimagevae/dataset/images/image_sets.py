@@ -20,13 +20,11 @@ class ImageSet:
     """Images and what goes with each, by the same number.
 
     Attributes:
-        images: The images.
         sizes: Width and height of each, upright, int32 (N, 2), 0 where unreadable; None where
             nobody asked.
         labels: Class of each, int64 (N,), or None, and the classes' names.
         captions: Captions of each, or None.
-        record: Gives the fields that a manifest's line or a json member has of an image; None
-            where there are none.
+        record: Gives the fields that a manifest's line or a json member has of an image.
         shard: Number of the file that each image lies in, increasing; None for one file each.
     """
 
@@ -100,41 +98,42 @@ class JoinedImages(Images):
 
 
 @dataclass(frozen=True)
-class FolderOptions:
-    """What to take from a folder or manifest.
+class ImageParts:
+    """What to read of images besides their pixels.
 
     Attributes:
-        labels: Where the classes come from.
-        captions: Where the captions come from.
-        use_manifest: Insist that the source is a manifest.
-        with_sizes, with_records: Whether sizes and manifest fields are wanted.
-        index_cache_dir: Where lists of images, and their sizes, are kept.
+        sizes, records: Whether sizes, and fields of a manifest's line or a json member, are wanted.
+        may_lack_captions: Leave it to the caller to check that shards have any.
+        index_cache_dir: Where lists of images, their sizes, and indices of shards are kept.
     """
 
     labels: Labels = field(default_factory=Labels)
     captions: Captions = field(default_factory=Captions)
-    use_manifest: bool = False
-    with_sizes: bool = False
-    with_records: bool = False
+    sizes: bool = False
+    records: bool = False
+    may_lack_captions: bool = False
     index_cache_dir: str | Path | None = None
 
 
-def open_folder(source: str | Path, options: FolderOptions) -> ImageSet:
-    """The images of a folder or manifest.
+def open_folder(
+    source: str | Path, wanted: ImageParts | None = None, use_manifest: bool = False
+) -> ImageSet:
+    """The images of a folder or manifest; of the latter only, if ``use_manifest`` insists on it.
 
     Raises:
         ValueError: as `index_images`, `read_labels` and `read_captions`.
     """
-    images = index_images(source, options.index_cache_dir, options.use_manifest)
+    wanted = wanted or ImageParts()
+    images = index_images(source, wanted.index_cache_dir, use_manifest)
     samples = ImageSet(
         images,
-        labels=read_labels(source, images, options.labels),
-        captions=read_captions(source, images, options.captions),
+        labels=read_labels(source, images, wanted.labels),
+        captions=read_captions(source, images, wanted.captions),
     )
     path = os.path.abspath(os.path.expanduser(source))
-    if options.with_sizes:
+    if wanted.sizes:
         image_folder = path if os.path.isdir(path) else None
-        samples.sizes = measured_sizes(images, options.index_cache_dir, image_folder)
-    if options.with_records and os.path.isfile(path):
+        samples.sizes = measured_sizes(images, wanted.index_cache_dir, image_folder)
+    if wanted.records and os.path.isfile(path):
         samples.record = in_index_order(path, lambda record, _: record).__getitem__
     return samples

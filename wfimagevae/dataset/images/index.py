@@ -50,18 +50,12 @@ class ImageIndex(Images):
         """Absolute path of image ``i``."""
         return os.path.join(self.root, os.fsdecode(self.entry(i)))
 
-    def name(self, i: int) -> str:
-        """As `path`: what a message calls the image."""
-        return self.path(i)
+    name = file = path
 
     def aliases(self, i: int) -> list[str]:
         """The path below the root, with and without extension."""
         name = self.relative(i)
         return [name, os.path.splitext(name)[0]]
-
-    def file(self, i: int) -> str:
-        """As `path`."""
-        return self.path(i)
 
     def select(self, indices: Sequence[int]) -> "ImageIndex":
         """Some of these images."""
@@ -87,13 +81,13 @@ def index_images(
     """Lists the images of a folder or manifest.
 
     A folder is scanned recursively, links followed, for the file names in `EXTENSIONS`, in any
-    case; names that start with a dot are skipped. Its listing is kept under ``cache_dir``, and
-    only folders that changed since are read again. Nothing is written into ``source``.
+    case; names that start with a dot are skipped. Its listing is kept in the cache, and only
+    folders that changed since are read again. Nothing is written into ``source``.
 
     Args:
         source: Folder, or file of JSON lines with a path under one of `MANIFEST_KEYS`, absolute or
             relative to the manifest's folder.
-        cache_dir: None is ``wfimagevae/index`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
+        cache_dir: Where listings are kept; see `IndexCache`.
         use_manifest: Insist that ``source`` is a manifest.
 
     Raises:
@@ -124,38 +118,24 @@ def index_images(
 
 
 def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
-    """Each line of a manifest: where it is (file:line), its image's path, and the whole object.
-
-    Raises:
-        ValueError: a bad line, named as file:line.
-    """
+    """Each line of a manifest: where it is (file:line), its image's path, and the whole object."""
     if manifest.lower().endswith(EXTENSIONS):
         raise ValueError(
             f"{manifest} is an image; give a folder of images or a JSON-lines manifest"
         )
-    for where, record, text in json_lines(manifest):
-        yield where, _path_in(record, where, text), record
-
-
-def _path_in(record: Any, where: str, text: str) -> str:
     keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
-    if isinstance(record, dict):
-        for key in MANIFEST_KEYS:
-            if isinstance(record.get(key), str) and record[key]:
-                return record[key]
-    raise ValueError(f"{where}: expected an object with a path under {keys}, got {text:.80}")
+    for where, record, text in json_lines(manifest):
+        values = [record.get(key) for key in MANIFEST_KEYS] if isinstance(record, dict) else []
+        paths = [value for value in values if isinstance(value, str) and value]
+        if not paths:
+            raise ValueError(
+                f"{where}: expected an object with a path under {keys}, got {text:.80}"
+            )
+        yield where, paths[0], record
 
 
 def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[_Picked]:
-    """What ``pick(record, where)`` takes of each line of a manifest, in the order of its index.
-
-    Args:
-        manifest: The file.
-        pick: Called with a line's object and where it is (file:line).
-
-    Raises:
-        ValueError: a bad line, named as file:line.
-    """
+    """What ``pick(record, where)`` takes of each line of a manifest, in the order of its index."""
     picked = [
         (os.fsencode(path), pick(record, where))
         for where, path, record in manifest_records(manifest)
@@ -165,11 +145,7 @@ def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[
 
 
 def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
-    """The lines of a file that are not blank: where each is (file:line), its value, and its text.
-
-    Raises:
-        ValueError: a line that is not JSON, named as file:line.
-    """
+    """The lines of a file that are not blank: where (file:line), its value, and its text."""
     with open(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
@@ -199,17 +175,17 @@ def _folder_entries(root: str, cache_dir: str | Path | None) -> list[bytes]:
         listing = from_json_array(arrays["folders"]).items()
         return {p: _Folder(s and tuple(s), files, folders) for p, (s, files, folders) in listing}
 
-    known = cache.load(root, _CACHE_VERSION, read) or {}
-    found = _scan(root, known)
-    if found != known:
-        listing = {place: (f.stamp, f.files, f.folders) for place, f in found.items()}
+    before = cache.load(root, _CACHE_VERSION, read) or {}
+    folders = _scan(root, before)
+    if folders != before:
+        listing = {place: (f.stamp, f.files, f.folders) for place, f in folders.items()}
         cache.save(root, _CACHE_VERSION, {"folders": json_array(listing)})
-    return [os.fsencode(place + name) for place, folder in found.items() for name in folder.files]
+    return [os.fsencode(place + name) for place, f in folders.items() for name in f.files]
 
 
-def _scan(root: str, known: dict[str, _Folder]) -> dict[str, _Folder]:
+def _scan(root: str, before: dict[str, _Folder]) -> dict[str, _Folder]:
     """Every folder below root by relative path ("" or "a/b/"), listed anew where it changed."""
-    found: dict[str, _Folder] = {}
+    folders: dict[str, _Folder] = {}
     pending: list[tuple[str, frozenset]] = [("", frozenset())]
     while pending:
         place, above = pending.pop()
@@ -219,7 +195,7 @@ def _scan(root: str, known: dict[str, _Folder]) -> dict[str, _Folder]:
             if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in above:
                 continue  # a link to a file, or back to a folder that contains it
             stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-            folder = known.get(place)
+            folder = before.get(place)
             if folder is None or folder.stamp != stamp:
                 folder = _list(path, stamp)
         except OSError as error:
@@ -227,10 +203,10 @@ def _scan(root: str, known: dict[str, _Folder]) -> dict[str, _Folder]:
                 raise
             _log.warning("left out folder %s: %s", path, error.strerror)
             continue
-        found[place] = folder
+        folders[place] = folder
         inside = above | {(status.st_dev, status.st_ino)}
         pending += [(f"{place}{name}/", inside) for name in folder.folders]
-    return found
+    return folders
 
 
 def _list(path: str, stamp: tuple[int, ...]) -> _Folder:

@@ -106,14 +106,11 @@ def number_labels(
     Args:
         values: The class of every image, as its source gives it.
         where: Tells the place that ``values[i]`` comes from.
-        source: What a message calls them all.
-        class_names: The classes to number by, as for `Labels`.
+        source: Name of them all in messages.
+        class_names: The classes to number by, as for `Labels`; another one is a ValueError.
 
     Returns:
         int64 (len(values),); the names in the order of their numbers.
-
-    Raises:
-        ValueError: a value that is no class, or none of ``class_names``.
     """
     for i, label in enumerate(values):
         if isinstance(label, bool) or not isinstance(label, int | str):

@@ -10,15 +10,12 @@ from torch import Tensor
 
 
 def random_crop(image: Image.Image, size: int | tuple[int, int], rng: random.Random) -> np.ndarray:
-    """A crop at a uniformly random place, mirrored left to right half of the time.
+    """A crop at a random place, mirrored left to right half of the time: uint8 (height, width, 3).
 
     Args:
         image: RGB, at least ``size`` pixels high and wide.
         size: Height and width of the crop, in pixels; one number for a square.
         rng: Source of the three random numbers used.
-
-    Returns:
-        uint8, (height, width, 3).
     """
     height, width = (size, size) if isinstance(size, int) else size
     # random() is the one method whose stream Python promises to keep between versions.
@@ -40,13 +37,10 @@ def center_crop(image: Image.Image, size: int | tuple[int, int] | None) -> np.nd
 
 
 def resized_center_crop(image: Image.Image, size: int) -> np.ndarray:
-    """The middle square of an image whose short side is resized to ``size``, enlarged too.
+    """The middle square of an image whose short side is resized: uint8 (size, size, 3).
 
     Halved by averaging as long as it stays at least that large, then resized bicubically: the
     preprocessing behind the public class-conditional ImageNet models.
-
-    Returns:
-        uint8, (size, size, 3).
 
     Source: Dhariwal and Nichol 2021 (ADM), arXiv:2105.05233, the released code.
     """
@@ -64,10 +58,7 @@ def mirror_half(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def to_signed_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels, channels last (..., h, w, 3), as float32 (..., 3, h, w) in [-1, 1].
-
-    The memory stays channels last: only the shape is permuted.
-    """
+    """uint8 pixels (..., h, w, 3) as float32 (..., 3, h, w) in [-1, 1], channels last in memory."""
     return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)
 
 
@@ -75,8 +66,7 @@ def image_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tenso
     """``image`` float32 (B, 3, h, w) in [-1, 1] and ``label``, if any, on a device; ``caption``.
 
     Args:
-        batch: ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,) or absent; ``caption``, B strings
-            that are passed on, or absent.
+        batch: ``pixels`` uint8 (B, h, w, 3), ``label`` int64 (B,) or absent, ``caption`` or absent.
         device: Copied to asynchronously where it is a CUDA device and the memory is pinned.
     """
     inputs = {"image": to_signed_unit(to_device(batch["pixels"], device))}

@@ -14,13 +14,9 @@ ENDS = "text_ends"
 
 
 def compact(part: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept of a batch's embeddings: float16, on the CPU, without common padding.
+    """What is kept of embeddings: float16, on the CPU, without common padding.
 
-    Args:
-        part: ``tokens`` (n, L, D), ``mask`` bool (n, L) and ``pooled`` (n, P).
-
-    Raises:
-        ValueError: values that float16 cannot hold.
+    ``part`` has ``tokens`` (n, L, D), ``mask`` bool (n, L) and ``pooled`` (n, P).
     """
     used = part["mask"].any(0).nonzero()
     length = int(used.max()) + 1 if len(used) else 0
@@ -38,8 +34,8 @@ def text_tensors(parts: Sequence[dict[str, Tensor]], counts: Sequence[int]) -> d
     """The tensors that a shard keeps of its captions' embeddings.
 
     Args:
-        parts: What `compact` kept of the captions, in turn; at least one part.
-        counts: How many of these captions each sample has.
+        parts: Embeddings of the captions in turn, by `compact`; at least one part.
+        counts: Number of these captions that each sample has.
     """
     length = max(part["mask"].shape[1] for part in parts)
     padded = [
@@ -55,12 +51,7 @@ def text_tensors(parts: Sequence[dict[str, Tensor]], counts: Sequence[int]) -> d
 
 
 class CachedText:
-    """Reads embeddings by memory map.
-
-    Args:
-        record: ``text`` of a cache's record.
-        stored: Gives a tensor, by number of the shard and name.
-    """
+    """Embeddings of captions by memory map: ``stored(shard number, name)`` gives a tensor."""
 
     def __init__(self, record: dict[str, Any], stored: Callable[[int, str], Tensor]):
         keys = record["config_keys"]
@@ -68,11 +59,10 @@ class CachedText:
         self._pooled_width, self._stored = keys["pooled_width"], stored
 
     def read(self, places: Sequence[tuple[int, int, int | None]]) -> dict[str, Tensor]:
-        """Embeddings of captions.
+        """Embeddings of captions; zeros and an empty mask for a sample without one.
 
         Args:
-            places: Of each sample: number of its shard, its row there, and which of its captions;
-                None where it has none, which gives zeros and an empty mask.
+            places: Number of the shard of each sample, its row there, and which of its captions.
 
         Returns:
             ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).

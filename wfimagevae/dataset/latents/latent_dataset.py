@@ -14,7 +14,7 @@ from torch import Tensor
 from wfimagevae.dataset.images.transforms import to_device
 from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, CachedText
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
-from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.protocol import DataError, FlowData
 from wfimagevae.dataset.text.captions import CaptionTable
 
 RECORD_NAME = "latents.json"
@@ -36,11 +36,7 @@ def texts_path(folder: Path, number: int) -> Path:
 
 
 def open_shard(path: Path) -> Any:
-    """A safetensors file, whose tensors are read when they are used.
-
-    Raises:
-        DataError: the file is missing, cut short, or no such file; its path is named.
-    """
+    """A safetensors file, whose tensors are read when they are used; DataError if it is damaged."""
     try:
         return safe_open(path, "pt")
     except FileNotFoundError:
@@ -56,11 +52,7 @@ def shard_facts(shard: Any) -> dict[str, Any]:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record of a finished cache.
-
-    Raises:
-        DataError: there is none, it is of another version, or encoding has not finished.
-    """
+    """The record of a cache; DataError if there is none, of this version and finished."""
     path = Path(os.path.expanduser(folder)) / RECORD_NAME
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
@@ -82,30 +74,22 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     return record
 
 
-class LatentDataset:
-    """Normalised latents, (z - shift) * scale, in an endless shuffled order.
+class LatentDataset(FlowData):
+    """Normalised latents, (z - shift) * scale, in an endless shuffled order; see `FlowData`.
 
     The sample at a position depends on (seed, position) and the cache alone: which item it is,
     the draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and
-    which of its captions it shows.
-
-    Files are checked at once: that all are there and whole, and, on up to 256 MiB of evenly spaced
-    samples, that values are finite. Each sample is checked again when it is read.
+    which of its captions it shows. Up to 256 MiB of evenly spaced samples are checked to be finite
+    at once, and each sample again when it is read.
 
     Args:
         path: Folder of a finished cache.
-        seed: Of the order, the draws and the flips.
+        seed: Seed of the order, the draws and the flips.
         augment: Take the mirrored copy half of the time, where the cache has one.
         like: Record of the training cache, for data held out: latents are normalised as there,
             and must come from the same VAE at the same resolution, with the same classes.
         prefix: Set before every caption, as for `Captions`.
         text: ``none``; ``captions``; or ``embeddings``, which the cache must hold, besides.
-
-    Attributes:
-        record: What latents.json says.
-        shift, scale: Of the normalisation, a number a channel.
-        text_facts: What the cache records of the text encoder; None without embeddings.
-        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
 
     Raises:
         DataError: no finished cache, a shard missing, truncated, not finite or of another cache,
@@ -126,44 +110,41 @@ class LatentDataset:
         if text not in TEXTS:
             raise ValueError(f"unknown text {text!r}; use {', '.join(TEXTS)}")
         self.folder = Path(os.path.expanduser(path))
-        self.record = read_record(self.folder)
+        self.record = record = read_record(self.folder)
+        self.seed, self.augment = seed, augment
         if like is not None:
             self.check_matches(like["vae"]["fingerprint"], like["resolution"])
-            _check_classes(self.folder, self.record["class_names"], like["class_names"])
-        normalization = self.record if like is None else like
+            self._check_classes(like["class_names"])
+        normalization = record if like is None else like
         self.shift, self.scale = list(normalization["shift"]), list(normalization["scale"])
-        self.sample_shape = tuple(self.record["latent_shape"])
-        self.class_names = list(self.record["class_names"])
-        self.num_classes = len(self.class_names)
-        self.seed, self.augment = seed, augment
         self._shift, self._scale = (
             np.array(values, np.float32)[:, None, None] for values in (self.shift, self.scale)
         )
-        self._is_sampled = self.record["posterior"] == "sample"
+        self.sample_shape = tuple(record["latent_shape"])
+        self.class_names = list(record["class_names"])
+        self._is_sampled = record["posterior"] == "sample"
         self._tensor = "moments" if self._is_sampled else "latents"
         self._mapped: dict[tuple[int, str], Tensor] = {}
-        for number, count in enumerate(self.record["samples"]):
-            self._check_shard(number, count)
-        self._ends = np.cumsum(self.record["samples"], dtype=np.int64)
+        self._shards = range(len(record["samples"]))
+        for number in self._shards:
+            self._check_shard(number)
+        self._ends = np.cumsum(record["samples"], dtype=np.int64)
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
-        if prefix and self.record.get("prefix"):
+        if prefix and record.get("prefix"):
             raise DataError(
-                f"{self.folder}: its captions begin with {self.record['prefix']!r} already; leave "
+                f"{self.folder}: its captions begin with {record['prefix']!r} already; leave "
                 f"out the prefix {prefix!r}"
             )
         self._captions = None if text == "none" else self._read_captions(prefix)
         self.has_captions = self._captions is not None
-        self._text = self._open_text(prefix) if text == "embeddings" else None
-        self.text_facts = None if self._text is None else self.record["text"]
-        if like is not None and self._text is not None:
-            _check_text(self.folder, self.record["text"], like.get("text"))
+        self._text = self._open_text(prefix, like) if text == "embeddings" else None
+        self.text_facts = None if self._text is None else record["text"]
         self._labels = self._read_labels()
 
     def __getstate__(self) -> dict:
-        return self.__dict__ | {"_mapped": {}}  # each would travel as its whole file
+        return self.__dict__ | {"_mapped": {}}  # each tensor would travel as its whole file
 
     def __len__(self) -> int:
-        """Number of samples."""
         return self._order.num_items
 
     def check_matches(
@@ -193,15 +174,14 @@ class LatentDataset:
         batch = {"latent": torch.from_numpy(latents)}
         if self._labels is not None:
             batch["label"] = self._labels[indices]
-        if self._captions is None:
-            return batch
         pairs = list(zip(indices, positions, strict=True))
-        batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
-        if self._text is None:
-            return batch
-        chosen = [self._captions.choose(i, k, self.seed) for i, k in pairs]
-        places = [(*self._place(i), line) for i, line in zip(indices, chosen, strict=True)]
-        return batch | self._text.read(places)
+        if self._captions is not None:
+            batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
+        if self._text is not None:
+            lines = [self._captions.choose(i, k, self.seed) for i, k in pairs]
+            places = [(*self._place(i), line) for i, line in zip(indices, lines, strict=True)]
+            batch |= self._text.read(places)
+        return batch
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
         """The tensors of `read_batch` on ``device``, and ``caption``."""
@@ -210,7 +190,7 @@ class LatentDataset:
         return tensors | ({"caption": batch["caption"]} if "caption" in batch else {})
 
     def texts(self, number: int) -> list[dict[str, Any]]:
-        """``name`` and ``caption`` (see `IndexedImages.text`) of each sample of a shard."""
+        """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them."""
         lines = texts_path(self.folder, number).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]
 
@@ -221,7 +201,7 @@ class LatentDataset:
         number, row = self._place(index)
         values = self._stored(number, name)[row].float().numpy()
         if not np.isfinite(values).all():
-            raise _not_finite(shard_path(self.folder, number), name, row)
+            raise self._not_finite(number, name, row)
         if self._is_sampled:
             mean, logvar = np.split(values, 2)
             std = np.exp(0.5 * logvar.clip(*LOGVAR_RANGE))
@@ -235,31 +215,47 @@ class LatentDataset:
 
     def _stored(self, number: int, name: str) -> Tensor:
         """A tensor of a shard, mapped into memory; each process opens the files that it reads."""
-        key = (number, name)
-        if key not in self._mapped:
-            self._mapped[key] = open_shard(shard_path(self.folder, number)).get_tensor(name)
-        return self._mapped[key]
+        if (number, name) not in self._mapped:
+            shard = open_shard(shard_path(self.folder, number))
+            self._mapped[number, name] = shard.get_tensor(name)
+        return self._mapped[number, name]
 
-    def _check_shard(self, number: int, count: int) -> None:
-        path = shard_path(self.folder, number)
+    def _check_shard(self, number: int) -> None:
+        path, count = shard_path(self.folder, number), self.record["samples"][number]
         shard = open_shard(path)
         if shard_facts(shard).get("plan") != self.record["plan"]:
             raise DataError(f"{path} belongs to another cache than {RECORD_NAME} beside it")
         channels, *size = self.sample_shape
         expected = (count, channels * (2 if self._is_sampled else 1), *size)
         for name in [self._tensor] + [self._tensor + FLIPPED] * self.record["flip"]:
-            is_there = name in shard.keys()  # noqa: SIM118 - no mapping
+            is_there = name in set(shard.keys())
             shape = tuple(shard.get_slice(name).get_shape()) if is_there else None
             if shape != expected:
                 raise DataError(f"{path}: {name} has shape {shape}, expected {expected}")
             values = shard.get_tensor(name)
-            stride = -(-values.nbytes * len(self.record["samples"]) // _CHECKED_BYTES)
+            stride = -(-values.nbytes * len(self._shards) // _CHECKED_BYTES)
             for row in range(0, count, max(stride, 1)):
                 if not values[row].isfinite().all():
-                    raise _not_finite(path, name, row)
+                    raise self._not_finite(number, name, row)
 
-    def _open_text(self, prefix: str) -> CachedText:
-        if not self.record.get("text"):
+    def _not_finite(self, number: int, name: str, row: int) -> DataError:
+        return DataError(
+            f"{shard_path(self.folder, number)}: sample {row} of {name} is not finite (NaN or "
+            "infinity); delete the shard and run cache_latents.py again"
+        )
+
+    def _check_classes(self, expected: list[str]) -> None:
+        names = self.record["class_names"]
+        if names != expected:
+            raise DataError(
+                f"{self.folder} has {len(names)} classes ({', '.join(names[:4])} ...), the "
+                f"training latents {len(expected)} ({', '.join(expected[:4])} ...): encode both "
+                "with the same labels"
+            )
+
+    def _open_text(self, prefix: str, like: Mapping[str, Any] | None) -> CachedText:
+        text, expected = self.record.get("text"), (like or {}).get("text")
+        if not text:
             raise DataError(
                 f"{self.folder} holds no embeddings of its captions: run cache_latents.py with "
                 "--text_encoder"
@@ -269,15 +265,22 @@ class LatentDataset:
                 f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
                 "set before now: encode anew with it"
             )
-        for number in range(len(self.record["samples"])):
-            path = shard_path(self.folder, number)
+        for path in (shard_path(self.folder, number) for number in self._shards):
             if missing := {*PARTS.values(), ENDS} - set(open_shard(path).keys()):
                 raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
-        return CachedText(self.record["text"], self._stored)
+        if expected and {**text, "source": None} != {**expected, "source": None}:
+            ours, theirs = (
+                f"{t['kind']}:{t['source']} (length {t['length']}, weights {t['fingerprint'][:12]})"
+                for t in (text, expected)
+            )
+            raise DataError(
+                f"{self.folder} holds embeddings of {ours}, the training latents of {theirs}: "
+                "encode both with the same --text_encoder"
+            )
+        return CachedText(text, self._stored)
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
-        shards = range(len(self.record["samples"]))
-        texts = (text["caption"] for number in shards for text in self.texts(number))
+        texts = (text["caption"] for number in self._shards for text in self.texts(number))
         lines = ([text] if isinstance(text, str) else text or [] for text in texts)
         table = CaptionTable(lines, prefix)
         if len(table) != self._order.num_items:
@@ -290,42 +293,10 @@ class LatentDataset:
     def _read_labels(self) -> Tensor | None:
         if not self.num_classes:
             return None
-        shards = range(len(self.record["samples"]))
-        labels = torch.cat([self._stored(number, "labels") for number in shards])
+        labels = torch.cat([self._stored(number, "labels") for number in self._shards])
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):
             raise DataError(
                 f"{self.folder}: label {wrong[0]} is out of range, use 0 to {self.num_classes - 1}"
             )
         return labels
-
-
-def _not_finite(path: Path, name: str, row: int) -> DataError:
-    return DataError(
-        f"{path}: sample {row} of {name} is not finite (NaN or infinity); delete the shard "
-        "and run cache_latents.py again"
-    )
-
-
-def _check_classes(folder: Path, found: list[str], expected: list[str]) -> None:
-    if found != expected:
-        raise DataError(
-            f"{folder} has {len(found)} classes ({', '.join(found[:4])} ...), the training latents "
-            f"{len(expected)} ({', '.join(expected[:4])} ...): encode both with the same labels"
-        )
-
-
-def _check_text(folder: Path, found: Mapping[str, Any], expected: Mapping[str, Any] | None) -> None:
-    def which(text: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: fact for name, fact in text.items() if name != "source"}
-
-    if expected and which(found) != which(expected):
-        raise DataError(
-            f"{folder} holds embeddings of {_told(found)}, the training latents of "
-            f"{_told(expected)}: encode both with the same --text_encoder"
-        )
-
-
-def _told(text: Mapping[str, Any]) -> str:
-    weights = text["fingerprint"][:12]
-    return f"{text['kind']}:{text['source']} (length {text['length']}, weights {weights})"

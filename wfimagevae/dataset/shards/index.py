@@ -16,7 +16,7 @@ import numpy as np
 
 from wfimagevae.dataset.index_cache import IndexCache, in_processes, json_array
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.dataset.shards.remote import RemoteOptions, RemoteShards, shown_url
+from wfimagevae.dataset.shards.remote import RemoteShards, shown_url
 from wfimagevae.dataset.shards.specs import is_remote
 from wfimagevae.dataset.shards.tar import ExtraTypes, TarIndex, index_tar
 
@@ -34,7 +34,7 @@ class ShardFile:
     Attributes:
         source: Absolute path, URL, or ``pipe:COMMAND``.
         stamp: Size and modification time of a file; of a remote one, what its server says.
-        sha256: Of the content that was indexed; empty where the index was made from the file.
+        sha256: Hash of the content that was indexed; empty where the index was made from the file.
     """
 
     source: str
@@ -50,7 +50,7 @@ class ShardFile:
 def index_shards(
     sources: Sequence[str],
     cache_dir: str | Path | None = None,
-    remote: RemoteOptions | None = None,
+    store: RemoteShards | None = None,
     extra: ExtraTypes | None = None,
     with_texts: bool = True,
 ) -> list[tuple[ShardFile, TarIndex]]:
@@ -63,14 +63,14 @@ def index_shards(
     Args:
         sources: Absolute paths, URLs and pipes, as `expand_shards` gives them.
         cache_dir: Where indices are kept; see `IndexCache`.
-        remote: How remote shards are fetched.
+        store: Fetches remote shards.
         extra: Types of members that are images or texts besides the usual ones.
         with_texts: Also give the texts, which take the most memory.
 
     Raises:
         DataError: a shard that cannot be read or fetched at all, or no sample in any.
     """
-    store, extra = RemoteShards(remote or RemoteOptions()), extra or ExtraTypes()
+    store, extra = store or RemoteShards(), extra or ExtraTypes()
     # Where the user named no cache, it is no matter that shards stand in the home folder.
     named = {os.path.dirname(s) for s in sources if not is_remote(s)} if cache_dir else ()
     cache = IndexCache(cache_dir, "shard indices", named)

@@ -8,18 +8,18 @@ import logging
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
 from wfimagevae.dataset.images.decode import UnreadableImage
-from wfimagevae.dataset.images.image_sets import ImageSet
+from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet
 from wfimagevae.dataset.images.labels import number_labels
+from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.protocol import DataError, Images
 from wfimagevae.dataset.shards.index import ShardFile, file_stamp, index_shards
-from wfimagevae.dataset.shards.remote import RemoteOptions, RemoteShards
+from wfimagevae.dataset.shards.remote import RemoteShards
 from wfimagevae.dataset.shards.specs import expand_all, is_remote
 from wfimagevae.dataset.shards.tar import ExtraTypes, TarIndex
 from wfimagevae.dataset.text.captions import CaptionTable, caption_lines, check_captions
@@ -28,46 +28,6 @@ from wfimagevae.dataset.text.packed_texts import PackedTexts
 _OPEN_SHARDS = 64  # files that a process keeps open
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 _log = logging.getLogger("wfimagevae")
-
-
-@dataclass(frozen=True)
-class ShardOptions:
-    """What to take from shards.
-
-    Attributes:
-        image_key: Types of members that are images, separated by ``;``: the first that a sample
-            has is taken.
-        caption_key: Type of the member that is the caption (each line one), or ``json:FIELD``; a
-            field may be a string or a list of them.
-        label_key: Type of the member that is the class's number or name, or ``json:FIELD``. Of
-            samples that `ShardWriter` wrote, whose numbers mean their own shards' classes, the
-            name counts that goes with a number.
-        json_key: Type of the member that holds the record.
-        with_captions, with_labels, with_records: What is wanted besides images.
-        class_names: As for `Labels`.
-        caption_prefix: As for `Captions`.
-        may_lack_captions: Leave it to the caller to check that there are any.
-        index_cache_dir: Where indices are kept; see `index_shards`.
-        remote: How remote shards are fetched.
-    """
-
-    image_key: str = "png;jpg;jpeg;webp"
-    caption_key: str = "txt"
-    label_key: str = "cls"
-    json_key: str = "json"
-    with_captions: bool = False
-    with_labels: bool = False
-    with_records: bool = False
-    class_names: Sequence[str] | None = None
-    caption_prefix: str = ""
-    may_lack_captions: bool = False
-    index_cache_dir: str | Path | None = None
-    remote: RemoteOptions = field(default_factory=RemoteOptions)
-
-    @property
-    def image_types(self) -> list[str]:
-        """The types of images, first choice first."""
-        return [kind.strip().lower() for kind in self.image_key.split(";") if kind.strip()]
 
 
 class ShardImages(Images):
@@ -79,7 +39,7 @@ class ShardImages(Images):
         shard: Number of the shard of each image, uint32, increasing.
         span: Offset and length of each image in its shard, in bytes, int64.
         sizes: Width and height of each, upright, int32 (N, 2); 0 where its header is damaged.
-        keys: Of the samples.
+        keys: Names of the samples.
     """
 
     def __init__(
@@ -126,7 +86,7 @@ class ShardImages(Images):
         return "/".join([self.shards[self.shard[i]].stem, *parts]) + ".png"
 
     def file(self, i: int) -> BinaryIO:
-        """Its content in memory."""
+        """The content of image ``i``, in memory."""
         return io.BytesIO(self.content(i))
 
     def content(self, i: int) -> bytes:
@@ -153,142 +113,149 @@ class ShardImages(Images):
         return ShardImages(self.shards, self._store, self.shard[rows], span, sizes, keys)
 
     def _handle(self, number: int) -> int:
+        """The descriptor of a shard, one of the few that this process keeps open."""
         if number in self._open:
             self._open.move_to_end(number)
             return self._open[number]
-        remote = self._store.options
-        most = min(_OPEN_SHARDS, remote.read_at_a_time) if remote.max_bytes else _OPEN_SHARDS
+        # The space of a shard that left a limited cache is free once nobody has it open.
+        is_limited = self._store.max_bytes > 0
+        most = min(_OPEN_SHARDS, self._store.read_at_a_time) if is_limited else _OPEN_SHARDS
         while len(self._open) >= most:
             os.close(self._open.popitem(last=False)[1])
-        self._open[number] = self._opened(self.shards[number])
-        return self._open[number]
-
-    def _opened(self, shard: ShardFile) -> int:
+        shard = self.shards[number]
         try:
-            if not is_remote(shard.source):
-                if file_stamp(shard.source) != shard.stamp:
-                    raise DataError(
-                        f"shard {shard.source} changed since training started: start it again"
-                    )
-                return os.open(shard.source, os.O_RDONLY)
-            return self._store.open(shard.source, shard.stamp, shard.sha256)
+            if is_remote(shard.source):
+                handle = self._store.open(shard.source, shard.stamp, shard.sha256)
+            elif file_stamp(shard.source) == shard.stamp:
+                handle = os.open(shard.source, os.O_RDONLY)
+            else:
+                raise DataError(
+                    f"shard {shard.source} changed since training started: start it again"
+                )
         except OSError as error:
             raise DataError(f"cannot open shard {shard.source}: {error.strerror}") from None
+        self._open[number] = handle
+        return handle
 
 
-def open_shards(specs: Sequence[str | Path], options: ShardOptions) -> ImageSet:
+def open_shards(
+    specs: Sequence[str | Path],
+    wanted: ImageParts | None = None,
+    options: StreamOptions | None = None,
+) -> ImageSet:
     """The samples that have an image, in all shards of some specifications.
 
     Args:
         specs: See `expand_shards`.
-        options: What to take from them.
+        wanted: What to read besides images. The classes and captions are the shards' own, under
+            the keys of ``options``, whatever the kind; numbers of classes that `ShardWriter` wrote
+            mean its own shards' classes, so the names that go with them count.
+        options: Which members are what, and where remote shards are kept; None for the defaults.
 
     Raises:
         ValueError: no shards, or no sample has an image, a label or a caption of the types asked.
         DataError: a shard that cannot be read at all.
     """
-    texts = {
-        "caption": options.caption_key,
-        "label": options.label_key,
-        "json": options.json_key,
-    }
-    kinds = {name: key.partition(":")[0] for name, key in texts.items()}
-    plain = ExtraTypes()
-    extra = ExtraTypes(
-        tuple(kind for kind in options.image_types if not plain.is_image(kind)),
-        tuple(sorted({kind for kind in kinds.values() if not plain.is_text(kind)})),
-    )
-    with_texts = options.with_captions or options.with_labels or options.with_records
+    wanted, options = wanted or ImageParts(), options or StreamOptions()
+    image_types = [t.strip().lower() for t in options.wds_image_key.split(";") if t.strip()]
+    keys = (options.wds_caption_key, options.wds_label_key, options.wds_json_key)
+    extra = ExtraTypes.besides_the_usual(image_types, [key.partition(":")[0] for key in keys])
+    with_captions, with_labels = wanted.captions.kind != "none", wanted.labels.kind != "none"
+    with_texts = with_captions or with_labels or wanted.records
+    max_bytes = int(options.wds_cache_gb * 1e9)
+    store = RemoteShards(options.wds_cache_dir, max_bytes, 2 * options.wds_shuffle_shards)
     sources = expand_all(specs)
-    indexed = index_shards(sources, options.index_cache_dir, options.remote, extra, with_texts)
-    chosen = [_with_image(index, options.image_types) for _, index in indexed]
-    images = _assembled(indexed, chosen, RemoteShards(options.remote))
-    if not len(images):
-        found = sorted({kind for _, index in indexed for kind in index.columns})
+    indexed = index_shards(sources, wanted.index_cache_dir, store, extra, with_texts)
+    indexes = [index for _, index in indexed]
+
+    # Take the samples that have an image, and say how many have none.
+    chosen = [_with_image(index, image_types) for index in indexes]
+    pairs = list(zip(indexes, chosen, strict=True))
+    if not any(len(part.rows) for part in chosen):
+        kinds = sorted({kind for index in indexes for kind in index.columns})
         raise ValueError(
-            f"no sample of {sources[0]} has an image of type {options.image_key}: its members are "
-            f"of type {', '.join(found) or 'no known one'}; set --wds_image_key"
+            f"no sample of {sources[0]} has an image of type {options.wds_image_key}: its members "
+            f"are of type {', '.join(kinds) or 'no known one'}; set --wds_image_key"
         )
-    _tell_left_out(indexed, chosen, options.image_key)
+    _warn_of_left_out(pairs, options.wds_image_key)
+    shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), [len(part.rows) for part in chosen])
+    offset, length, sizes = (np.concatenate(parts) for parts in list(zip(*chosen, strict=True))[1:])
+    names = PackedTexts.concatenate([index.keys.select(part.rows) for index, part in pairs])
+    shards = [file for file, _ in indexed]
+    images = ShardImages(shards, store, shard, (offset, length), sizes, names)
 
-    def texts(kind: str) -> PackedTexts:
-        pairs = zip(indexed, chosen, strict=True)
-        return PackedTexts.concatenate(
-            [_texts(index, rows, kind) for (_, index), (rows, *_) in pairs]
-        )
+    def texts(key: str) -> PackedTexts:
+        kind, parts = key.partition(":")[0], []
+        for index, part in pairs:
+            column = index.columns.get(kind)
+            has_texts = column is not None and column.text is not None
+            texts = column.text if has_texts else PackedTexts.pack([b""] * len(index))
+            parts.append(texts.select(part.rows))
+        return PackedTexts.concatenate(parts)
 
-    labels, captions, record = (None, []), None, None
-    if options.with_labels:
-        values = _label_values(texts(kinds["label"]), options.label_key)
-        if ":" not in options.label_key:
-            values = _by_name(values, texts(kinds["json"]), options.class_names)
-        labels = _labels(images, values, options)
-    if options.with_captions:
-        captions = _captions(images, texts(kinds["caption"]), options)
-    if options.with_records:
-        json_texts = texts(kinds["json"])
-        record = lambda i: _record(json_texts[i])  # noqa: E731
-    return ImageSet(images, images.sizes, labels, captions, record, images.shard)
+    # Read what goes with them.
+    samples = ImageSet(images, sizes, shard=shard)
+    if with_labels:
+        class_names = wanted.labels.class_names
+        values = _label_values(texts(options.wds_label_key), options.wds_label_key)
+        if ":" not in options.wds_label_key:
+            values = _by_name(values, texts(options.wds_json_key), class_names)
+        if all(value is None for value in values):
+            raise ValueError(
+                f"no sample of {images.name(0)} and so on has a class under "
+                f"{options.wds_label_key}; set --wds_label_key, or --labels none"
+            )
+        samples.labels = number_labels(values, images.name, shards[0].source, class_names)
+    if with_captions:
+        key = options.wds_caption_key
+        lines = map(_captions, _values(texts(key), key))
+        samples.captions = CaptionTable(lines, wanted.captions.prefix)
+        if not wanted.may_lack_captions:
+            check_captions(samples.captions, images.name, captions_place(options))
+    if wanted.records:
+        records = texts(options.wds_json_key)
+        samples.record = lambda i: _record(records[i])
+    return samples
 
 
-_Chosen = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+def captions_place(options: StreamOptions) -> str:
+    """Where a message says that captions were looked for."""
+    return f"looked under {options.wds_caption_key}; --wds_caption_key"
+
+
+class _Chosen(NamedTuple):
+    """Samples of one shard that have an image; offset, length and size are of its first choice."""
+
+    rows: np.ndarray
+    offset: np.ndarray
+    length: np.ndarray
+    sizes: np.ndarray
 
 
 def _with_image(index: TarIndex, kinds: list[str]) -> _Chosen:
-    """Samples that have an image: row, offset, length, and (width, height) of its first choice."""
     count = len(index)
     offset, length = np.full(count, -1, np.int64), np.zeros(count, np.int64)
     sizes = np.zeros((count, 2), np.int32)
-    for kind in kinds:
-        column = index.columns.get(kind)
-        if column is None:
-            continue
+    for column in (index.columns[kind] for kind in kinds if kind in index.columns):
         new = (offset < 0) & (column.offset >= 0)
         offset[new], length[new] = column.offset[new], column.size[new]
         sizes[new] = np.stack([column.width, column.height], axis=1)[new]
     rows = np.flatnonzero(offset >= 0)
-    return rows, offset[rows], length[rows], sizes[rows]
+    return _Chosen(rows, offset[rows], length[rows], sizes[rows])
 
 
-def _tell_left_out(
-    indexed: list[tuple[ShardFile, TarIndex]], chosen: list[_Chosen], image_key: str
-) -> None:
+def _warn_of_left_out(pairs: list[tuple[TarIndex, _Chosen]], image_key: str) -> None:
     total, count, kinds = 0, 0, set()
-    for (_, index), (rows, *_) in zip(indexed, chosen, strict=True):
-        without = np.setdiff1d(np.arange(len(index)), rows)
+    for index, part in pairs:
+        without = np.setdiff1d(np.arange(len(index)), part.rows)
         total, count = total + len(index), count + len(without)
         kinds |= {kind for kind, c in index.columns.items() if (c.offset[without] >= 0).any()}
     if count:
         _log.warning(
             "left out %d of %d samples, which have no image of type %s; their members are of "
             "type %s; see --wds_image_key",
-            count,
-            total,
-            image_key,
-            ", ".join(sorted(kinds)) or "no known one",
+            *(count, total, image_key, ", ".join(sorted(kinds)) or "no known one"),
         )
-
-
-def _assembled(
-    indexed: list[tuple[ShardFile, TarIndex]], chosen: list[_Chosen], store: RemoteShards
-) -> ShardImages:
-    counts = [len(rows) for rows, *_ in chosen]
-    shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), counts)
-    offset, length, sizes = (np.concatenate(parts) for parts in list(zip(*chosen, strict=True))[1:])
-    keys = PackedTexts.concatenate(
-        [
-            index.keys if len(rows) == len(index) else index.keys.select(rows)
-            for (_, index), (rows, *_) in zip(indexed, chosen, strict=True)
-        ]
-    )
-    return ShardImages([shard for shard, _ in indexed], store, shard, (offset, length), sizes, keys)
-
-
-def _texts(index: TarIndex, rows: np.ndarray, kind: str) -> PackedTexts:
-    column = index.columns.get(kind)
-    if column is None or column.text is None:
-        return PackedTexts.pack([b""] * len(rows))
-    return column.text if len(rows) == len(index) else column.text.select(rows)
 
 
 def _record(text: bytes) -> dict[str, Any]:
@@ -303,11 +270,11 @@ def _record(text: bytes) -> dict[str, Any]:
 def _values(texts: PackedTexts, key: str) -> Iterator[Any]:
     """What a key of the options means for each sample: a text, or a field of an object."""
     _, colon, name = key.partition(":")
-    for i in range(len(texts)):
+    for text in map(texts.__getitem__, range(len(texts))):
         if colon:
-            yield _record(texts[i]).get(name)
+            yield _record(text).get(name)
         else:
-            yield texts[i].decode("utf-8", "replace").removeprefix("\ufeff")
+            yield text.decode("utf-8", "replace").removeprefix("\ufeff")
 
 
 def _label_values(texts: PackedTexts, key: str) -> list[Any]:
@@ -341,31 +308,7 @@ def _written_class(text: bytes) -> str | None:
     return name if is_ours else None
 
 
-def _labels(
-    images: ShardImages, values: list[Any], options: ShardOptions
-) -> tuple[np.ndarray, list[str]]:
-    if all(value is None for value in values):
-        raise ValueError(
-            f"no sample of {images.name(0)} and so on has a class under {options.label_key}; set "
-            "--wds_label_key, or --labels none"
-        )
-    source = images.shards[0].source
-    return number_labels(values, images.name, source, options.class_names)
-
-
-def captions_place(options: ShardOptions) -> str:
-    """Where a message says that captions were looked for."""
-    return f"looked under {options.caption_key}; --wds_caption_key"
-
-
-def _captions(images: ShardImages, texts: PackedTexts, options: ShardOptions) -> CaptionTable:
-    def lines(value: Any) -> list[str]:
-        if isinstance(value, list):
-            return [" ".join(text.split()) for text in value if isinstance(text, str) and text]
-        return caption_lines(value) if isinstance(value, str) else []
-
-    found = (lines(value) for value in _values(texts, options.caption_key))
-    table = CaptionTable(found, options.caption_prefix)
-    if not options.may_lack_captions:
-        check_captions(table, images.name, captions_place(options))
-    return table
+def _captions(value: Any) -> list[str]:
+    if isinstance(value, list):
+        return [" ".join(text.split()) for text in value if isinstance(text, str) and text]
+    return caption_lines(value) if isinstance(value, str) else []

@@ -8,7 +8,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -25,39 +24,12 @@ _TIMEOUT = 60.0  # seconds without a byte
 _STAMP_HEADERS = ("ETag", "Content-Length", "Last-Modified")
 _HUB_HASH = "X-Linked-ETag"  # of the file that the Hub redirects to
 _CHUNK = 2**20
+_RETRIES = 6  # after a first attempt
+_RETRY_DELAY = 1.0  # seconds before the first of them; each time twice as long
 _HF_HOSTS = ("huggingface.co", "hf.co")
 _WORTH_RETRYING = (408, 425, 429, 500, 502, 503, 504)
 _Value = TypeVar("_Value")
 _log = logging.getLogger("wfimagevae")
-
-
-@dataclass(frozen=True)
-class RemoteOptions:
-    """How shards are fetched.
-
-    Attributes:
-        cache_dir: Where they are kept; None is ``wfimagevae/shards`` under ``$XDG_CACHE_HOME`` or
-            ``~/.cache``.
-        max_bytes: The folder is kept under this size by removing the shards that were used
-            longest ago; 0 keeps all. A removed shard is fetched again when it is needed, so leave
-            room for those that are read at a time.
-        read_at_a_time: Shards that a process keeps open where there is a limit: the space of a
-            removed shard is free only when nobody has it open any more.
-        retries: Further attempts after one that failed.
-        retry_delay: Seconds before the first of them; each time twice as long, or as long as the
-            server says.
-    """
-
-    cache_dir: str | Path | None = None
-    max_bytes: int = 0
-    read_at_a_time: int = 16
-    retries: int = 6
-    retry_delay: float = 1.0
-
-    @property
-    def folder(self) -> Path:
-        """The folder of the shards."""
-        return cache_folder(self.cache_dir, "shards")
 
 
 class RemoteShards:
@@ -68,17 +40,25 @@ class RemoteShards:
     after a redirect to another, and never in the arguments of a process, where others would see
     them (which is why the webdataset library's own hf:// and http:// commands are not used). Every
     other scheme and ``pipe:`` goes through the library's ``gopen``.
+
+    Args:
+        cache_dir: Where copies are kept; None is ``wfimagevae/shards`` under ``$XDG_CACHE_HOME``
+            or ``~/.cache``.
+        max_bytes: The folder is kept under this size by removing the shards that were used
+            longest ago; 0 keeps all. A removed shard is fetched again when it is needed, so leave
+            room for those that are read at a time.
+        read_at_a_time: Shards that a process keeps open where there is a limit: the space of a
+            removed shard is free only when nobody has it open any more.
     """
 
-    def __init__(self, options: RemoteOptions):
-        self.options = options
+    def __init__(
+        self, cache_dir: str | Path | None = None, max_bytes: int = 0, read_at_a_time: int = 16
+    ):
+        self.folder = cache_folder(cache_dir, "shards")
+        self.max_bytes, self.read_at_a_time = max_bytes, read_at_a_time
 
     def stamp(self, url: str) -> list[Any]:
-        """What the server says of a shard's version; nothing for a pipe, which cannot be asked.
-
-        Raises:
-            DataError: the server cannot be reached, or refuses.
-        """
+        """What the server says of a shard's version; nothing for a pipe, which cannot be asked."""
 
         def ask() -> list[Any]:
             try:
@@ -102,9 +82,9 @@ class RemoteShards:
         It can be read even when another process removes the copy, to make room.
 
         Args:
-            url: Of the shard.
+            url: URL or pipe of the shard.
             stamp: Its version, as `stamp` gives it.
-            sha256: What its content must have; empty is anything.
+            sha256: Hash that its content must have; empty is any.
 
         Raises:
             DataError: it cannot be fetched, not whole, or cannot be kept, or is another file.
@@ -130,14 +110,10 @@ class RemoteShards:
     def path(self, url: str, stamp: list[Any]) -> Path:
         """Where the copy of this version stands."""
         name = hashlib.blake2b(repr((url, stamp)).encode(), digest_size=16).hexdigest()
-        return self.options.folder / f"{name}.tar"
+        return self.folder / f"{name}.tar"
 
     def read(self, url: str) -> bytes | None:
-        """Content of a small file beside the shards; None if the server has none.
-
-        Raises:
-            DataError: the server cannot be reached.
-        """
+        """Content of a small file beside the shards; None if the server has none."""
 
         def read() -> bytes | None:
             try:
@@ -178,31 +154,30 @@ class RemoteShards:
 
     def _retried(self, work: Callable[[], _Value], url: str) -> _Value:
         # Not by an adapter of requests: pipes and answers that break off are tried again, too.
-        for attempt in range(self.options.retries + 1):
+        for attempt in range(_RETRIES + 1):
             try:
                 return work()
             except OSError as error:  # those of requests are such
                 reason, answer = _reason(error), getattr(error, "response", None)
-            delay = self.options.retry_delay * 2**attempt
+            delay = _RETRY_DELAY * 2**attempt
             if answer is not None:
                 if answer.status_code not in _WORTH_RETRYING:
                     raise DataError(f"cannot fetch {shown_url(url)}: {reason}")
                 delay = max(delay, Retry().get_retry_after(answer) or 0)
-            if attempt < self.options.retries:
+            if attempt < _RETRIES:
                 _log.warning("%s: %s; again in %.0f s", shown_url(url), reason, delay)
                 time.sleep(delay)
-        tries = self.options.retries + 1
-        raise DataError(f"cannot fetch {shown_url(url)}, tried {tries} times: {reason}")
+        raise DataError(f"cannot fetch {shown_url(url)}, tried {_RETRIES + 1} times: {reason}")
 
     def _make_room(self, newest: Path) -> None:
-        if not self.options.max_bytes:
+        if not self.max_bytes:
             return
         shards = []
         for path in newest.parent.glob("*.tar"):
             with contextlib.suppress(FileNotFoundError):  # another process makes room, too
                 status = path.stat()
                 shards.append((status.st_mtime, status.st_size, path))
-        excess = sum(size for _, size, _ in shards) - self.options.max_bytes
+        excess = sum(size for _, size, _ in shards) - self.max_bytes
         for _, size, path in sorted(shards):
             if excess <= 0:
                 return

@@ -38,10 +38,7 @@ def expand_shards(spec: str | Path) -> list[str]:
     Args:
         spec: A tar file, a folder of them, a glob, a URL, or ``pipe:COMMAND``. Braces
             (``{000..099}``), ``${NAME}`` for the environment variable WDS_NAME, and ``::`` between
-            several are expanded as the webdataset library does.
-
-    Raises:
-        ValueError: nothing is there, or the braces do not match.
+            several are expanded as the webdataset library does. ValueError if nothing is there.
     """
     text = str(spec)
     if os.path.exists(os.path.expanduser(text)):
@@ -60,23 +57,19 @@ def _local_shards(text: str) -> list[str]:
         return [text]
     path = os.path.abspath(os.path.expanduser(text.removeprefix("file://").removeprefix("file:")))
     if os.path.isdir(path):
-        found = sorted(n for n in os.listdir(path) if n.endswith(".tar") and n[0] != ".")
-        found = [os.path.join(path, name) for name in found]
+        names = sorted(n for n in os.listdir(path) if n.endswith(".tar") and n[0] != ".")
+        shards = [os.path.join(path, name) for name in names]
     elif os.path.isfile(path):
-        found = [path]
+        shards = [path]
     elif set(text) & set("*?["):
-        found = sorted(glob.glob(path, recursive=True))
+        shards = sorted(glob.glob(path, recursive=True))
     else:
         raise ValueError(f"shard {path} does not exist")
-    if not found:
+    if not shards:
         raise ValueError(f"no shards match {path}; expected tar files")
-    return found
+    return shards
 
 
 def expand_all(specs: Sequence[str | Path]) -> list[str]:
-    """The shards of several specifications; each counts once.
-
-    Raises:
-        ValueError: as `expand_shards`.
-    """
+    """The shards of several specifications; each counts once."""
     return list(dict.fromkeys(shard for spec in specs for shard in expand_shards(spec)))

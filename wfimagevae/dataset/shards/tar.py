@@ -4,7 +4,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -30,10 +30,10 @@ class Column:
     """The members of one type, one a sample; -1 for a sample that has none.
 
     Attributes:
-        offset, size: In bytes, int64 (N,).
-        width, height: Of an image upright, in pixels, int32 (N,); 0 where the header is damaged.
-            None of other types.
-        text: Content of a text; None of other types.
+        offset, size: Where members begin, and their lengths, in bytes, int64 (N,).
+        width, height: Size of images, upright, in pixels, int32 (N,); 0 where the header is
+            damaged, None for other types.
+        text: Contents of texts; None for other types.
     """
 
     offset: np.ndarray
@@ -94,15 +94,19 @@ class TarIndex:
 
 @dataclass(frozen=True)
 class ExtraTypes:
-    """Types of members that are indexed besides the usual ones.
-
-    Attributes:
-        images: Types that count as images besides those ending in one of `IMAGE_TYPES`.
-        texts: Types that count as texts besides those ending in one of `TEXT_TYPES`.
-    """
+    """Types that count as images or texts besides those ending in `IMAGE_TYPES` or `TEXT_TYPES`."""
 
     images: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
+
+    @classmethod
+    def besides_the_usual(cls, images: Iterable[str], texts: Iterable[str]) -> "ExtraTypes":
+        """Those of some types that do not count already."""
+        images, texts = (dict.fromkeys(kinds) for kinds in (images, sorted(texts)))
+        return cls(
+            tuple(kind for kind in images if not cls().is_image(kind)),
+            tuple(kind for kind in texts if not cls().is_text(kind)),
+        )
 
     def is_image(self, kind: str) -> bool:
         """Whether members of a type are images."""
@@ -135,8 +139,7 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
     Args:
         path: An uncompressed tar file.
         extra: Types that count as images and as texts besides the usual ones.
-        handle: Its descriptor where it is open already, which is closed; messages alone need
-            ``path`` then.
+        handle: Its descriptor where it is open already, which is closed; ``path`` is for messages.
 
     Raises:
         DataError: the file cannot be opened or is compressed, or its types are too many.

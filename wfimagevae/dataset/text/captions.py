@@ -31,9 +31,6 @@ class Captions:
             them; or the path of a file of lines ``name<TAB>caption``, whose names are relative to
             the image folder, with or without extension, and may come again.
         prefix: Set before every caption, ". " between them.
-
-    Raises:
-        ValueError: ``kind`` is neither of these words nor a file.
     """
 
     kind: str = "none"
@@ -53,12 +50,7 @@ class Captions:
 
 
 class CaptionTable:
-    """The captions of many images in three arrays, for the reasons of `ImageIndex`.
-
-    Args:
-        captions: Captions of each image in turn, none or several.
-        prefix: Set before every caption, as by `with_prefix`.
-    """
+    """The captions, none or several, of many images in three arrays (see `ImageIndex`)."""
 
     def __init__(self, captions: Iterable[Sequence[str]], prefix: str = ""):
         text, ends, counts = bytearray(), array("q"), array("q")
@@ -80,10 +72,7 @@ class CaptionTable:
         return [self._lines[line].decode("utf-8") for line in lines]
 
     def choose(self, index: int, position: int, seed: int) -> int | None:
-        """The number of the caption that image ``index`` has at a data position; None: it has none.
-
-        Which of several it is depends on (seed, position) alone.
-        """
+        """Which of its captions an image has, by (seed, position) alone; None if it has none."""
         first, last = self._firsts[index : index + 2]
         if first == last:
             return None
@@ -114,7 +103,7 @@ def read_captions(
 ) -> CaptionTable | None:
     """The captions of every image of a folder or manifest; None for captions ``none``.
 
-    An image without any counts as one whose caption is empty; how many there are is warned of.
+    Images without any, which are taken without text, are warned of.
 
     Raises:
         ValueError: no image has a caption, a manifest's are asked of a folder, or a line (named
@@ -143,16 +132,7 @@ def read_captions(
 
 
 def check_captions(table: CaptionTable, name: Callable[[int], str], place: str) -> None:
-    """Warns of images without a caption.
-
-    Args:
-        table: The captions of all images.
-        name: Gives the name of an image.
-        place: Where captions were looked for.
-
-    Raises:
-        ValueError: no image has any.
-    """
+    """Warns of images without a caption; ValueError, naming ``place``, if no image has any."""
     without = table.without()
     if not len(without):
         return

@@ -6,12 +6,7 @@ import numpy as np
 
 
 class PackedTexts:
-    """Byte strings by number.
-
-    Args:
-        text: All of them, one after another, uint8.
-        ends: Where each ends in ``text``, int64.
-    """
+    """Byte strings by number: all of them one after another, uint8, and where each ends, int64."""
 
     def __init__(self, text: np.ndarray, ends: np.ndarray):
         self.text, self.ends = text, ends
@@ -41,8 +36,10 @@ class PackedTexts:
         return self.text[start : self.ends[i]].tobytes()
 
     def select(self, indices: Sequence[int]) -> "PackedTexts":
-        """Some of them."""
+        """Some of them, in any order; the same pack if it is all."""
         rows = np.asarray(indices, np.int64)
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
         starts = np.concatenate([[0], self.ends[:-1]]).astype(np.int64)[rows]
         lengths = self.ends[rows] - starts
         ends = np.cumsum(lengths)

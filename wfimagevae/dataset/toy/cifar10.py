@@ -7,35 +7,27 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from wfimagevae.dataset.images.transforms import image_inputs, mirror_half
+from wfimagevae.dataset.images.transforms import mirror_half
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
+from wfimagevae.dataset.protocol import FlowData
 
 SPLITS = ("train", "test")
 CIFAR10_SIZE = 32  # px
 
 
-class Cifar10Dataset:
-    """The 50,000 or 10,000 labelled images of 32 x 32 pixels, held in memory, in shuffled order.
+class Cifar10Dataset(FlowData):
+    """CIFAR-10's 50,000 or 10,000 images, held in memory, in shuffled order; see `FlowData`.
 
     Nothing is downloaded. (CIFAR-10 as folders of images is read by `TrainImageDataset` with
     labels ``folder``.)
 
     Args:
         root: Folder that contains ``cifar-10-batches-py``.
-        seed: Of the order and of the flips.
+        seed: Seed of the order and of the flips.
         split: ``train`` or ``test``.
         augment: Mirror half of the images.
-
-    Attributes:
-        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
-
-    Raises:
-        ValueError: another split, or the files are not there or damaged.
     """
-
-    data_key, has_captions = "image", False
 
     def __init__(
         self, root: str | Path, seed: int = 1234, split: str = "train", augment: bool = True
@@ -55,13 +47,11 @@ class Cifar10Dataset:
         self._pixels = files.data  # (N, 32, 32, 3) uint8
         self._labels = np.asarray(files.targets, np.int64)
         self.class_names = list(files.classes)
-        self.num_classes = len(self.class_names)
         self.sample_shape = (3, *self._pixels.shape[1:3])
         self.seed, self.augment = seed, augment
         self._order = ShuffledOrder(len(self), seed)
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._pixels)
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
@@ -76,7 +66,3 @@ class Cifar10Dataset:
             "pixels": torch.from_numpy(pixels),
             "label": torch.from_numpy(self._labels[indices]),
         }
-
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``image`` float32 (B, 3, 32, 32) in [-1, 1] and ``label`` on ``device``."""
-        return image_inputs(batch, device)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wfimagevae.dataset.images.transforms import to_device
 from wfimagevae.dataset.order import stable_seed
+from wfimagevae.dataset.protocol import FlowData
 
 # At this radius of the five modes, raw N(0, 1) noise scores an energy distance of 0.320.
 FIVE_GAUSSIANS_RADIUS = 2.09
@@ -74,25 +75,17 @@ DISTRIBUTIONS = {
 }
 
 
-class PointDataset:
-    """Fresh points of a 2-D distribution: no position repeats another's.
+class PointDataset(FlowData):
+    """Fresh points of a 2-D distribution: no position repeats another's. See `FlowData`.
 
     Args:
-        name: One of `DISTRIBUTIONS`.
+        name: One of `DISTRIBUTIONS`, whose modes are the classes.
         seed: With a position, it decides a point.
-        num_items: What counts as an epoch, in points.
+        num_items: Points that count as an epoch.
         split: ``train`` or ``test``: other points of the same distribution.
-
-    Attributes:
-        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`. A class is
-            a mode.
-
-    Raises:
-        ValueError: a bad option.
     """
 
-    data_key, has_captions = "point", False
-    sample_shape = (2,)
+    data_key, sample_shape = "point", (2,)
 
     def __init__(self, name: str, seed: int = 1234, num_items: int = 100_000, split: str = "train"):
         if name not in DISTRIBUTIONS:
@@ -104,11 +97,9 @@ class PointDataset:
         self.name, self.seed, self.num_items = name, seed, num_items
         self._distribution = DISTRIBUTIONS[name]
         self.class_names = list(self._distribution.class_names)
-        self.num_classes = len(self.class_names)
         self._key = stable_seed(seed, name, split) % 2**64
 
     def __len__(self) -> int:
-        """Points in an epoch."""
         return self.num_items
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from torch import Tensor
 
-from wfimagevae.dataset.images.transforms import image_inputs, mirror_half
+from wfimagevae.dataset.images.transforms import mirror_half
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
+from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.dataset.text.captions import with_prefix
 
 COLOURS = {
@@ -75,8 +75,8 @@ SHAPES: dict[str, Outline | tuple] = {
 }
 
 
-class ShapesDataset:
-    """Images of one shape each; the shape is the class.
+class ShapesDataset(FlowData):
+    """Images of one shape each; the shape is the class. See `FlowData`.
 
     Image ``index`` is a function of (seed, index): shapes and colours come in turn, so that all
     are equally frequent; place, size, a tilt of up to 15 degrees and the gray of the background
@@ -84,21 +84,15 @@ class ShapesDataset:
 
     Args:
         resolution: Height and width in pixels.
-        seed: Of the pictures, the order and the flips.
+        seed: Seed of the pictures, the order and the flips.
         num_items: Images in an epoch.
         first_index: Index of the first; ranges that do not overlap share no picture, as training
             data and data held out must not.
         augment: Mirror half of the images.
         prefix: Set before every caption, as for `Captions`.
-
-    Attributes:
-        sample_shape, num_classes, class_names, has_captions, data_key: See `FlowData`.
-
-    Raises:
-        ValueError: a bad option.
     """
 
-    data_key, has_captions = "image", True
+    has_captions = True
 
     def __init__(
         self,
@@ -119,12 +113,10 @@ class ShapesDataset:
         self.resolution, self.seed, self.augment = resolution, seed, augment
         self.first_index, self.prefix = first_index, prefix
         self.class_names = list(SHAPES)
-        self.num_classes = len(SHAPES)
         self.sample_shape = (3, resolution, resolution)
         self._order = ShuffledOrder(num_items, seed)
 
     def __len__(self) -> int:
-        """Images in an epoch."""
         return self._order.num_items
 
     def index(self, position: int) -> int:
@@ -158,20 +150,14 @@ class ShapesDataset:
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """``pixels`` uint8 (B, R, R, 3), ``label`` int64 (B,) and ``caption``, B strings."""
         indices = [self.index(position) for position in positions]
-        pixels = np.stack([self._augmented(*both) for both in zip(indices, positions, strict=True)])
+        pixels = np.stack([self.render(index) for index in indices])
+        if self.augment:
+            for row, position in zip(pixels, positions, strict=True):
+                rng = random.Random(stable_seed(self.seed, "augment", position))
+                row[:] = mirror_half(row, rng).copy()
         labels = torch.tensor([self.label(index) for index in indices])
         captions = [with_prefix(self.prefix, self.caption(index)) for index in indices]
         return {"pixels": torch.from_numpy(pixels), "label": labels, "caption": captions}
-
-    def _augmented(self, index: int, position: int) -> np.ndarray:
-        pixels = self.render(index)
-        if not self.augment:
-            return pixels
-        return mirror_half(pixels, random.Random(stable_seed(self.seed, "augment", position)))
-
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``image`` float32 (B, 3, R, R) in [-1, 1] and ``label`` on ``device``; ``caption``."""
-        return image_inputs(batch, device)
 
 
 def _between(rng: random.Random, bounds: tuple[float, float]) -> float:
