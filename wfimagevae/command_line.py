@@ -4,12 +4,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
-from pydantic_core import PydanticUndefined
-
-from wfimagevae.options import BOTH_WAYS, BadOptions, Options, bare_type, choices_of, nearest
+from wfimagevae.options import BadOptions, Options, nearest
 
 # Of a command with more flags than this, --help alone shows the basic ones.
 _MANY_FLAGS = 45
@@ -28,9 +26,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 class _Store(argparse.Action):
     """Keeps the words of a flag as they are; the option class reads them."""
 
-    def __init__(self, *args, extra: Mapping[str, Any], **kwargs):
-        super().__init__(*args, **kwargs)
-        self.is_basic, self.repeats = extra.get("basic", False), "repeat" in extra
+    is_basic, repeats = False, False
 
     def __call__(self, parser, namespace, values, option_string=None):
         if self.nargs == 0:
@@ -82,15 +78,11 @@ class Parser(argparse.ArgumentParser):
             help="show this, 'all' flags or those of a GROUP, and exit",
         )  # fmt: skip
         places: dict[str, Any] = {}
-        for group, names in cls.groups().items():
-            title, _, text = " ".join((group.__doc__ or "options").split()).partition(": ")
-            if title not in places:
-                places[title] = self.add_argument_group(title, text or None)
-            for name in names:
-                field = cls.model_fields[name]
-                flag = field.alias or name
-                if flag not in self.flags():  # a class may restate a field that it inherits
-                    _declare(places[title], flag, field)
+        for flag in cls.flags():
+            if flag.group not in places:
+                places[flag.group] = self.add_argument_group(flag.group, flag.about or None)
+            action = places[flag.group].add_argument(*flag.words, action=_Store, **flag.shape)
+            action.is_basic, action.repeats = flag.basic, flag.repeats
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""
@@ -110,26 +102,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {message}\n")
-
-
-def _declare(group: Any, name: str, field: Any) -> None:
-    """Adds the flag of a field to a group of the help."""
-    kind, extra = bare_type(field.annotation), field.json_schema_extra or {}
-    default = None if field.default is PydanticUndefined else field.default
-    flags = [name if extra.get("positional") else f"--{name}"]
-    shape = {"metavar": extra.get("unit")}
-    if kind is bool:
-        shape = {"nargs": 0}
-        if field.default is True or BOTH_WAYS in field.metadata:
-            flags.append(f"--no_{name}")
-    elif get_origin(kind) is tuple:
-        shape["nargs"] = len(get_args(kind))
-    elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
-        shape["nargs"] = "+"
-    shape["choices"] = choices_of(field.annotation)
-    group.add_argument(
-        *flags, action=_Store, default=default, help=field.description, extra=extra, **shape
-    )
 
 
 _Class = TypeVar("_Class", bound=Options)
