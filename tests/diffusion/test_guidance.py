@@ -1,6 +1,7 @@
 """Class-free guidance: the arithmetic, the calls it makes, and SiT's own figures."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -154,22 +155,16 @@ def test_an_unconditional_model_gives_velocities_of_the_type_of_the_state():
     assert velocity(x, t).dtype == torch.float64
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"scale": -1.0}, "scale"),
-        ({"scale": float("nan")}, "scale"),
-        ({"scale": float("inf")}, "scale"),
-        ({"interval": (0.6, 0.2)}, "interval"),
-        ({"interval": (-0.1, 0.5)}, "interval"),
-        ({"interval": (0.0, float("nan"))}, "interval"),
-        ({"rescale": 1.5}, "rescaling"),
-        ({"channels": 0}, "channel"),
-    ],
-)
-def test_impossible_guidance_is_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        Guidance(**options)
+def test_impossible_guidance_is_refused():
+    for name, values, word in (
+        ("scale", (-1.0, math.nan, math.inf), "scale"),
+        ("interval", ((0.6, 0.2), (-0.1, 0.5), (0.0, math.nan)), "interval"),
+        ("rescale", (1.5,), "rescaling"),
+        ("channels", (0,), "channel"),
+    ):
+        for value in values:
+            with pytest.raises(ValueError, match=word):
+                Guidance(**{name: value})
 
 
 @pytest.mark.parametrize(

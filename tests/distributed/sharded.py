@@ -63,26 +63,16 @@ class Distillation(nn.Module):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to train.
-
-    Attributes:
-        optimizer: Name for the factory.
-        steps: First and last update.
-        micro: Micro-batches of an update, on each rank.
-        precision, clip_grad_norm: As `Player` takes them.
-        dtype: Of the weights and the data.
-        load: Checkpoint to go on from.
-        bad_step: Update at which the last rank sees an infinity.
-    """
+    """What to train."""
 
     optimizer: str = "adamw"
     steps: tuple[int, int] = (0, 4)
-    micro: int = 1
+    micro: int = 1  # micro-batches of an update, on each rank
     precision: str = "fp32"
     clip_grad_norm: float = 0.1
     dtype: torch.dtype = torch.float64
-    load: Path | None = None
-    bad_step: int = -1
+    load: Path | None = None  # checkpoint to go on from
+    bad_step: int = -1  # update at which the last rank sees an infinity
 
 
 def samples(plan: Plan, step: int, rank: int, size: int) -> list[dict]:

@@ -8,10 +8,10 @@ from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint, write_chec
 from wfimagevae.engine.ema import EMA, Averages
 
 
-def constant_steps(decay, warmup, num):
+def constant_steps(decay, warmup, num, kind=EMA):
     network = nn.Linear(1, 1, bias=False)
     network.weight.data.fill_(0.0)
-    ema = EMA(network, decay, warmup)
+    ema = kind(network, decay, warmup)
     network.weight.data.fill_(1.0)
     for _ in range(num):
         ema.update()
@@ -46,12 +46,7 @@ def test_loads_names_with_module_and_refuses_missing_ones():
 
 
 def test_several_decays_average_side_by_side_and_the_first_is_applied():
-    network = nn.Linear(1, 1, bias=False)
-    network.weight.data.fill_(0.0)
-    averages = Averages(network, [0.9, 0.5], warmup=False)
-    network.weight.data.fill_(1.0)
-    for _ in range(4):
-        averages.update()
+    network, averages = constant_steps([0.9, 0.5], False, 4, Averages)
     state = averages.others.state_dict()
     assert averages.state_dict()["weight"].item() == pytest.approx(1 - 0.9**4)
     assert state["0.5"]["average"]["weight"].item() == pytest.approx(1 - 0.5**4)

@@ -18,10 +18,8 @@ CPU = torch.device("cpu")
 
 def test_noise_follows_the_sample_not_the_batch():
     whole = sample_noise(1, [5, 6, 7], (4, 3, 3), CPU)
-    parts = torch.cat(
-        [sample_noise(1, [5], (4, 3, 3), CPU), sample_noise(1, [6, 7], (4, 3, 3), CPU)]
-    )
-    assert torch.equal(whole, parts)
+    parts = [sample_noise(1, positions, (4, 3, 3), CPU) for positions in ([5], [6, 7])]
+    assert torch.equal(whole, torch.cat(parts))
     assert not torch.equal(whole[0], sample_noise(2, [5], (4, 3, 3), CPU)[0])
 
 

@@ -29,6 +29,14 @@ def random_norm(norm_type, channels):
     return norm
 
 
+def compare(actual, expected, inputs):
+    """Values and gradients."""
+    torch.testing.assert_close(actual, expected)
+    upstream = torch.randn_like(expected)
+    gradients = [torch.autograd.grad(y, inputs, upstream) for y in (actual, expected)]
+    torch.testing.assert_close(*gradients)
+
+
 def saved_numbers(function):
     """Numbers that the result's graph holds in memory beside its leaves, each storage once."""
     sizes = {}
@@ -79,12 +87,8 @@ def test_norms_compute_in_float32_under_autocast(norm_type):
 def test_fused_block_equals_its_parts_in_value_and_gradients(norm_type, activation):
     norm, conv = random_norm(norm_type, 64).double(), nn.Conv2d(64, 5, 3, padding=1).double()
     x = image_like(2, 64, 6, 4, dtype=torch.float64).requires_grad_()
-    inputs = [x, *norm.parameters(), *conv.parameters()]
     fused, plain = norm_activation_conv(norm, activation, conv, x), conv(activation(norm(x)))
-    torch.testing.assert_close(fused, plain)
-    upstream = torch.randn_like(plain)
-    expected = torch.autograd.grad(plain, inputs, upstream)
-    torch.testing.assert_close(torch.autograd.grad(fused, inputs, upstream), expected)
+    compare(fused, plain, [x, *norm.parameters(), *conv.parameters()])
     assert fused.is_contiguous(memory_format=LAST)
 
 
@@ -159,11 +163,7 @@ def test_upsample_is_nearest_then_convolution():
     up = Upsample(6).double()
     x = image_like(2, 6, 3, 5, dtype=torch.float64).requires_grad_()
     plain = up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-    torch.testing.assert_close(up(x), plain)
-    inputs = [x, *up.parameters()]
-    upstream = torch.randn_like(plain)
-    expected = torch.autograd.grad(plain, inputs, upstream)
-    torch.testing.assert_close(torch.autograd.grad(up(x), inputs, upstream), expected)
+    compare(up(x), plain, [x, *up.parameters()])
 
 
 def test_kl_is_that_of_torch_distributions():

@@ -243,12 +243,11 @@ def test_dopri5_gives_each_sample_its_own_condition():
         (lambda x, t: x, {"atol": math.nan}, "tolerances must be above 0"),
     ],
 )
-def test_dopri5_refuses_what_would_not_end(velocity, options, message):
+def test_dopri5_refuses_what_would_not_end_and_names_its_package(
+    velocity, options, message, monkeypatch
+):
     with pytest.raises(ValueError, match=message):
         sample("dopri5", noise(1, 3), 1, velocity=velocity, **options)
-
-
-def test_dopri5_without_its_package_names_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ValueError, match="pip install torchdiffeq"):
         sample("dopri5", noise(1, 3), 1)

@@ -45,6 +45,7 @@ def test_public_files_load_and_their_shapes_tell_the_config(public, tmp_path, na
     assert expected.items() <= dict(model.config).items()
     assert model.prediction == ("epsilon" if name.lower().startswith("dit") else "velocity")
     assert not model.training
+    assert load(path, overrides={"prediction": "velocity"}).prediction == "velocity"
     golden = load_file(GOLDEN / "expected.safetensors")
     with torch.no_grad():
         velocity = model(golden["x"], golden["t"], golden["y"])
@@ -57,12 +58,6 @@ def test_public_files_load_and_their_shapes_tell_the_config(public, tmp_path, na
     for source in (export, export / "diffusion_pytorch_model.safetensors"):
         again = VelocityModel.from_pretrained(source)
         assert torch.equal(again(golden["x"], golden["t"], golden["y"]), velocity)
-
-
-def test_the_prediction_can_be_said(public, tmp_path):
-    torch.save(public, tmp_path / "DiT.pt")
-    model = load(tmp_path / "DiT.pt", overrides={"prediction": "velocity"})
-    assert model.prediction == "velocity"
 
 
 def test_average_velocity_starts_from_pretrained_velocities(public, tmp_path, caplog):
@@ -113,15 +108,15 @@ def test_other_missing_or_unexpected_keys_are_errors(tmp_path):
 
 def test_files_that_are_no_weights_are_refused(public, tmp_path):
     path = tmp_path / "sit.pt"
-    torch.save({"ema": public, "args": argparse.Namespace(lr=1)}, path)
-    with pytest.raises(ValueError, match=r"holds a argparse\.Namespace beside its weights"):
-        load(path)
-    torch.save({"ema": {"steps": 3}}, path)
-    with pytest.raises(ValueError, match="neither a state dict nor one as 'ema' or 'model'"):
-        load(path)
-    torch.save({"a.weight": torch.zeros(2)}, path)
-    with pytest.raises(ValueError, match=r"of no SiT or DiT: 'x_embedder\.proj\.weight'"):
-        load(path)
+    with_code = {"ema": public, "args": argparse.Namespace(lr=1)}
+    for content, message in (
+        (with_code, r"holds a argparse\.Namespace beside its weights"),
+        ({"ema": {"steps": 3}}, "neither a state dict nor one as 'ema' or 'model'"),
+        ({"a.weight": torch.zeros(2)}, r"of no SiT or DiT: 'x_embedder\.proj\.weight'"),
+    ):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match=message):
+            load(path)
     path = path.with_suffix(".safetensors")
     path.write_bytes(b"nothing")
     with pytest.raises(ValueError, match="not a readable safetensors file"):
@@ -130,14 +125,14 @@ def test_files_that_are_no_weights_are_refused(public, tmp_path):
 
 def test_a_public_file_needs_the_name_of_its_size(public, tmp_path):
     torch.save(public, tmp_path / "sit.pt")
-    with pytest.raises(ValueError, match="model_name must name their size"):
-        VelocityModel.from_pretrained(tmp_path / "sit.pt")
-    with pytest.raises(ValueError, match="patches of \\[2, 2\\], the model for 4"):
-        VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name="DiT-S/4")
-    with pytest.raises(ValueError, match="'WFVAE2Image' is no velocity network"):
-        VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name="WFVAE2Image")
-    with pytest.raises(ValueError, match="unknown model 'SiT'"):
-        VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name="SiT")
+    for name, message in (
+        (None, "model_name must name their size"),
+        ("DiT-S/4", r"patches of \[2, 2\], the model for 4"),
+        ("WFVAE2Image", "'WFVAE2Image' is no velocity network"),
+        ("SiT", "unknown model 'SiT'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VelocityModel.from_pretrained(tmp_path / "sit.pt", model_name=name)
 
 
 @pytest.mark.parametrize("name", ["FlowDiT-S/2", "UNet", "MLP"])

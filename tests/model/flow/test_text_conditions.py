@@ -205,11 +205,12 @@ def test_conditions_of_another_form_are_refused():
     model, external = text_model("cross", num_classes=4), text_model("joint", "external")
     x, t, condition, _ = inputs_for(model)
     outside = inputs_for(external)[2]
+    ids = condition["ids"]
     for network, wrong, message in (
         (model, None, "condition is a dict of ids, label, got NoneType; null_condition"),
         (model, torch.arange(3), "condition is a dict of ids, label, got Tensor"),
-        (model, {"ids": condition["ids"]}, "must hold ids, label, got ids"),
-        (external, outside | {"ids": condition["ids"]}, "hold mask, pooled, tokens, got ids, ma"),
+        (model, {"ids": ids}, "must hold ids, label, got ids"),
+        (external, outside | {"ids": ids}, "hold mask, pooled, tokens, got ids, ma"),
         (model, condition | {"ids": condition["ids"][:, :5]}, r"\['ids'\] must be \(3, 12\), got"),
         (model, condition | {"ids": condition["ids"].int()}, "must be torch.int64, got torch.int3"),
         (model, condition | {"label": torch.arange(2)}, r"condition must be \(3,\), got \(2,\)"),

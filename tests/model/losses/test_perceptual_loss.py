@@ -29,10 +29,7 @@ def vae_output(tensors, last_layer):
     return SimpleNamespace(
         sample=F.conv2d(tensors["hidden"], last_layer, padding=1),
         latent_dist=DiagonalGaussian(tensors["moments"]),
-        extra_output=(
-            [tensors["enc_coeffs.0"], tensors["enc_coeffs.1"]],
-            [tensors["dec_coeffs.0"], tensors["dec_coeffs.1"]],
-        ),
+        extra_output=[[tensors[f"{half}_coeffs.{i}"] for i in (0, 1)] for half in ("enc", "dec")],
     )
 
 
@@ -44,16 +41,14 @@ def small_loss(**options) -> LPIPSWithDiscriminator2D:
 
 def random_case(dtype=torch.float32):
     generator = torch.Generator().manual_seed(1)
-    tensors = {
-        "hidden": torch.randn(2, 4, 16, 16, generator=generator, dtype=dtype),
-        "moments": torch.randn(2, 8, 2, 2, generator=generator, dtype=dtype),
-        "enc_coeffs.0": torch.randn(2, 12, 4, 4, generator=generator, dtype=dtype),
-        "enc_coeffs.1": torch.randn(2, 12, 2, 2, generator=generator, dtype=dtype),
-    }
+    shapes = {"hidden": (2, 4, 16, 16), "moments": (2, 8, 2, 2)}
+    shapes |= {"enc_coeffs.0": (2, 12, 4, 4), "enc_coeffs.1": (2, 12, 2, 2)}
+    options = {"generator": generator, "dtype": dtype}
+    tensors = {name: torch.randn(shape, **options) for name, shape in shapes.items()}
     tensors["dec_coeffs.0"] = tensors["enc_coeffs.1"] + 1
     tensors["dec_coeffs.1"] = tensors["enc_coeffs.0"] - 1
-    last_layer = 0.2 * torch.randn(3, 4, 3, 3, generator=generator, dtype=dtype)
-    images = torch.rand(2, 3, 16, 16, generator=generator, dtype=dtype) * 2 - 1
+    last_layer = 0.2 * torch.randn(3, 4, 3, 3, **options)
+    images = torch.rand(2, 3, 16, 16, **options) * 2 - 1
     return images, tensors, last_layer.requires_grad_()
 
 
@@ -80,10 +75,8 @@ def test_discriminator_loss_and_logits_match_the_golden_values(golden):
     fake = F.conv2d(tensors["hidden"], tensors["last_layer"], padding=1)
     loss, logs = golden.loss.discriminator_loss(tensors["inputs"], fake)
     assert loss.item() == pytest.approx(golden.expected["discriminator_loss"], abs=1e-5)
-    for name in ("logits_real", "logits_fake"):
-        assert logs[f"train/{name}"].item() == pytest.approx(
-            golden.expected["logs"][f"train/{name}"], abs=1e-5
-        )
+    for name in ("train/logits_real", "train/logits_fake"):
+        assert logs[name].item() == pytest.approx(golden.expected["logs"][name], abs=1e-5)
     torch.testing.assert_close(
         golden.loss.discriminator(tensors["inputs"]), tensors["logits_real"], rtol=1e-4, atol=1e-5
     )

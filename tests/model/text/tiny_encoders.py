@@ -3,24 +3,8 @@
 from pathlib import Path
 
 import torch
+import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import (
-    BertConfig,
-    BertModel,
-    CLIPConfig,
-    CLIPModel,
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPVisionConfig,
-    DistilBertConfig,
-    DistilBertModel,
-    PreTrainedTokenizerFast,
-    RobertaConfig,
-    RobertaModel,
-    T5Config,
-    T5EncoderModel,
-    T5ForConditionalGeneration,
-)
 
 WORDS = ["a", "red", "blue", "circle", "square", "on", "the", "left", "of", "big", "small"]
 PAD, START, END, UNKNOWN = range(4)
@@ -42,7 +26,7 @@ def write_encoder(folder: Path, name: str) -> Path:
     return folder / name
 
 
-def _tokenizer(starts: bool) -> PreTrainedTokenizerFast:
+def _tokenizer(starts: bool) -> hf.PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(_VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     template = "<s> $A </s>" if starts else "$A </s>"
@@ -50,33 +34,33 @@ def _tokenizer(starts: bool) -> PreTrainedTokenizerFast:
         single=template, special_tokens=[("<s>", START), ("</s>", END)]
     )
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=20, **names)
+    return hf.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=20, **names)
 
 
-def _t5_config() -> T5Config:
+def _t5_config() -> hf.T5Config:
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": 2}
-    return T5Config(vocab_size=len(_VOCABULARY), decoder_start_token_id=PAD, **sizes, **_ENDS)
+    return hf.T5Config(vocab_size=len(_VOCABULARY), decoder_start_token_id=PAD, **sizes, **_ENDS)
 
 
-def _clip() -> CLIPModel:
+def _clip() -> hf.CLIPModel:
     vision = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
     vision |= {"num_attention_heads": 2, "image_size": 8, "patch_size": 4}
-    text = CLIPTextConfig(**_SIZE, **_ENDS).to_dict()
-    vision = CLIPVisionConfig(**vision).to_dict()
-    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
+    text = hf.CLIPTextConfig(**_SIZE, **_ENDS).to_dict()
+    vision = hf.CLIPVisionConfig(**vision).to_dict()
+    return hf.CLIPModel(hf.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8))
 
 
 _DISTIL = {"vocab_size": len(_VOCABULARY), "dim": 16, "hidden_dim": 32, "n_layers": 2}
 _NETWORKS = {
     "clip": _clip,
-    "clip-text": lambda: CLIPTextModel(CLIPTextConfig(**_SIZE, **_ENDS)),
-    "t5": lambda: T5ForConditionalGeneration(_t5_config()),
-    "t5-encoder": lambda: T5EncoderModel(_t5_config()),
-    "bert": lambda: BertModel(BertConfig(**_SIZE), add_pooling_layer=False),
-    "bert-pooler": lambda: BertModel(BertConfig(**_SIZE)),
-    "roberta": lambda: RobertaModel(RobertaConfig(**_SIZE, **_ENDS)),
-    "distilbert": lambda: DistilBertModel(
-        DistilBertConfig(**_DISTIL, n_heads=2, max_position_embeddings=24, pad_token_id=PAD)
+    "clip-text": lambda: hf.CLIPTextModel(hf.CLIPTextConfig(**_SIZE, **_ENDS)),
+    "t5": lambda: hf.T5ForConditionalGeneration(_t5_config()),
+    "t5-encoder": lambda: hf.T5EncoderModel(_t5_config()),
+    "bert": lambda: hf.BertModel(hf.BertConfig(**_SIZE), add_pooling_layer=False),
+    "bert-pooler": lambda: hf.BertModel(hf.BertConfig(**_SIZE)),
+    "roberta": lambda: hf.RobertaModel(hf.RobertaConfig(**_SIZE, **_ENDS)),
+    "distilbert": lambda: hf.DistilBertModel(
+        hf.DistilBertConfig(**_DISTIL, n_heads=2, max_position_embeddings=24, pad_token_id=PAD)
     ),
 }
 NAMES = tuple(_NETWORKS)
