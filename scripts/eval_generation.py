@@ -73,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import barrier, world
     from wfimagevae.eval.evaluator import SetEvaluator
-    from wfimagevae.eval.report import set_result, sets_table
+    from wfimagevae.eval.report import protocol_hash, sets_table
     from wfimagevae.eval.sample_sets import open_reference
     from wfimagevae.files import write_json
 
@@ -90,7 +90,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.from_pretrained:
                 sampling["nfe"] = samples.nfe
             protocol = {"reference": reference.description} | protocol
-            results.append(set_result(values, sampling, protocol, notes))
+            results.append(
+                {
+                    **values,
+                    "sampling": sampling,
+                    "notes": notes,
+                    "protocol": protocol,
+                    "protocol_hash": protocol_hash(protocol),
+                }
+            )
             if here.is_main and options.output_json:
                 content = {"results": results, "unavailable": evaluator.unavailable}
                 write_json(options.output_json, content)

@@ -26,24 +26,12 @@ def measure(
     precision: str,
     min_seconds: float,
 ) -> tuple[dict[str, str], list[str]]:
-    """Quality over all images; speed, arithmetic and memory on the first batch.
+    """Column -> cell of a model's row in the table, and lines to stand below it.
 
-    Reconstructions are rounded to 8 bits, so that the figures are those of files.
-
-    Args:
-        name: What table and progress bar call the model.
-        autoencoder: The model.
-        loader: Images; see `valid_loader`.
-        evaluator: The metrics; it is reset.
-        precision: fp32, bf16 or fp16.
-        min_seconds: How long each of encoding and decoding is timed.
-
-    Returns:
-        Column -> cell of the model's row, and lines to stand below the table.
-
-    Raises:
-        ValueError: no image is readable.
+    Quality is measured over all images, cost on the first batch, encoding and decoding for
+    ``min_seconds`` each. It is a ValueError if no image is readable.
     """
+    # Quality, of reconstructions rounded to 8 bits: the figures are those of files.
     evaluator.reset()
     first, unreadable = None, []
     with tqdm(total=len(loader.dataset), unit="img", desc=name) as bar:
@@ -58,6 +46,7 @@ def measure(
             evaluator.update(images, from_uint8(to_uint8(decoded)))
     values = evaluator.compute()
     notes = evaluator.notes | ({"left out": ", ".join(unreadable)} if unreadable else {})
+    # Cost, and everything as it stands in the table.
     latent, cost = _cost(autoencoder, first, precision, min_seconds)
     figures = {
         metric.upper().replace("RFID", "rFID"): format_value(metric, values.get(metric))
@@ -94,13 +83,9 @@ def _cost(
 def report(
     rows: list[Mapping[str, str]], notes: list[str], protocol: dict, conditions: str
 ) -> list[str]:
-    """The lines of a Markdown table, of how it was measured, and of what needs saying.
+    """The lines of a Markdown table of `measure`'s rows, how they came about, and its notes.
 
-    Args:
-        rows: One of `measure` for each model.
-        notes: Lines of `measure`.
-        protocol: See `describe_protocol`.
-        conditions: Precision, batch size and device, in words.
+    ``conditions`` are precision, batch size and device, in words.
     """
     size = protocol["size"].replace("native", "native size")
     lines = [

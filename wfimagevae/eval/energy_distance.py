@@ -16,11 +16,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     samples' units: the value grows with the range and the number of elements.
 
     Args:
-        x: Samples, (N, ...), N >= 2, of any number type.
+        x: Samples, (N, ...), N >= 2, of any number type, on the device that computes, in float64.
         y: Other samples, (M, ...), M >= 2, of the same shape each.
-
-    Returns:
-        The U-statistic, computed in float64 on the device of ``x``, in chunks.
 
     Raises:
         ValueError: fewer than two samples, shapes that differ, or values that are not finite.

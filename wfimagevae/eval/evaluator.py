@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
 
 import torch
 import torch.distributed as dist
@@ -51,7 +52,7 @@ class Evaluator:
     """Metrics of pairs, accumulated over batches; every image weighs the same.
 
     Args:
-        metrics: Any of psnr, ssim, lpips and rfid.
+        metrics: Any of psnr, ssim, lpips and rfid; ValueError for others.
         device: Where the metrics are computed.
         options: Networks of lpips and rfid; None takes the default ones.
 
@@ -111,14 +112,10 @@ class Evaluator:
         self._images += len(x)
 
     def compute(self) -> dict[str, float]:
-        """The metrics over the images of all processes; every process must call it.
+        """Available metric -> mean over images of all processes; every process must call it.
 
-        Returns:
-            Metric -> mean over images (psnr in dB, infinite if any pair is identical; rfid is one
-            distance between the two sets). Unavailable metrics are left out.
-
-        Raises:
-            ValueError: no image, or fewer than two for rfid.
+        PSNR is infinite if any pair is identical; rFID is one distance between the two sets. No
+        image at all, or a single one for rFID, is a ValueError.
         """
         rows = [[self._images, 0], *self._sums.values()]
         # No distributed run has float64-less devices: those are single Macs.
@@ -128,6 +125,7 @@ class Evaluator:
         self.count = int(count)
         if not self.count:
             raise ValueError("no images to evaluate")
+        # An infinite mean says nothing of the finite values: a note does.
         values = {}
         for name, (total, infinite) in zip(self._sums, sums, strict=True):
             values[name] = float("inf") if infinite else total / count
@@ -151,7 +149,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class _Collected:
-    """What is kept of a set: features (N, F) float32, and raw samples for the energy distance."""
+    """What is kept of a set: features, (N, F), and raw samples for the energy distance."""
 
     count: int
     shape: tuple[int, ...]
@@ -197,13 +195,12 @@ class SetEvaluator:
     def measure(self, samples: SampleSet) -> tuple[dict[str, float], dict[str, str], dict]:
         """Compares a set with the reference; every process must call it, all return the same.
 
+        Too few samples, or of unlike sizes, are a ValueError.
+
         Returns:
             The figures, unavailable ones left out: ``fid``, ``kid`` and ``kid_std``, ``precision``
             and ``recall``, ``energy_distance``; metric -> what a reader of its figure should know;
-            and how it was measured, for a protocol.
-
-        Raises:
-            ValueError: too few samples, or of unlike sizes.
+            and the protocol.
         """
         real, generated = self._real, self._collect("generated", samples)
         count = min(real.count, generated.count)
@@ -214,9 +211,11 @@ class SetEvaluator:
             "size": _size(real.shape),
         }
         names, options = [name for name in self.names if name not in self.unavailable], self.options
+        packages = ["torch", "numpy", "pillow"]
         if self._extract:
             a, b = real.features.to(self.device), generated.features.to(self.device)
             protocol["features"] = describe_features(options, a.shape[1])
+            packages += ["torch-fidelity"]
         if "fid" in names:
             values["fid"] = frechet_distance(Moments(a), Moments(b))
             protocol["fid"] = "float64 moments, trace by eigenvalues"
@@ -248,6 +247,7 @@ class SetEvaluator:
                 "real_samples": len(real.raw),
                 "generated_samples": len(generated.raw),
             }
+        protocol["versions"] = {name: version(name) for name in packages}
         return values, notes, protocol
 
     def _collect(self, title: str, samples: SampleSet) -> _Collected:
@@ -257,10 +257,12 @@ class SetEvaluator:
             raise ValueError(
                 f"{title}: {count} samples are too few to compare distributions; use thousands"
             )
+        # Choose what the energy distance compares at random, since folders are sorted.
         kept = torch.zeros(count, dtype=torch.bool)
-        if "energy_distance" in self.names:  # a random choice, since folders are sorted
+        if "energy_distance" in self.names:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
             kept[order[: self.options.energy_samples]] = True
+        # Read this process's share, until a sample has another size.
         numbers = list(range(world.rank, count, world.size))
         features, raw, done = [], [], 0
         shapes = {self._real.shape} if self._real else set()
@@ -268,12 +270,13 @@ class SetEvaluator:
             for batch in samples.batches(numbers, self.batch_size):
                 shapes.add(tuple(batch.shape[1:]))
                 if len(shapes) > 1:
-                    break  # an error below, on every process, before the rest is drawn
+                    break
                 if self._extract:
                     features.append(self._extract(batch).cpu())
                 raw.append(batch[kept[numbers[done : done + len(batch)]]].cpu())
                 done += len(batch)
                 bar.update(len(batch))
+        # Every process learns of it; then the shares are put together in the set's order.
         shapes = set().union(*gather_objects(shapes))
         if len(shapes) > 1 and self._real:
             others = " and ".join(sorted(map(_size, shapes - {self._real.shape})))

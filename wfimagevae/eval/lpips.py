@@ -11,15 +11,9 @@ MIN_SIZES = {"vgg": 16, "alex": 31}
 
 
 class PerceptualDistance:
-    """LPIPS of each pair, in float32.
+    """LPIPS of each pair, in float32; figures of one ``net`` do not compare with another's.
 
-    Args:
-        device: Where the network runs.
-        net: ``vgg`` or ``alex``; figures of one do not compare with the other's.
-        weights: File with the torchvision backbone; None takes the cached or downloaded one.
-
-    Raises:
-        MissingWeights: the backbone cannot be had; the message says how to get it.
+    The network and its errors are those of `load_lpips`, on a device.
     """
 
     def __init__(self, device: torch.device, net: str = "vgg", weights: str | None = None):

@@ -22,17 +22,11 @@ def _stem(path: str) -> str:
 
 
 def output_names(paths: Sequence[str], extension: str) -> dict[str, str]:
-    """Where each image's reconstruction goes: its own relative path, with another extension.
+    """Relative POSIX path -> that of its reconstruction: the same, with another extension.
 
     Images of one folder that differ in their extension only keep it, so that no reconstruction
-    overwrites another: a.jpg and a.png become a.jpg.png and a.png.png.
-
-    Args:
-        paths: Relative POSIX paths; ValueError for one that starts with ``origin/``.
-        extension: Extension of the files to write, without the dot.
-
-    Returns:
-        Path -> relative path to write.
+    overwrites another: a.jpg and a.png become a.jpg.png and a.png.png. A path that starts with
+    ``origin/`` is a ValueError.
     """
     reserved = [path for path in paths if PurePosixPath(path).parts[0] == ORIGIN_FOLDER]
     if reserved:
@@ -56,21 +50,20 @@ def match_pairs(
     folder ``origin`` are no samples.
 
     Args:
-        real: Relative POSIX paths of the originals.
+        real: Relative POSIX paths of the originals, whose order the pairs keep.
         generated: Relative POSIX paths of the reconstructions.
         is_subset: The originals are a part of all: reconstructions may be left over.
-
-    Returns:
-        (original, reconstruction) in the order of ``real``.
 
     Raises:
         ValueError: partners are missing on either side (listed), or ambiguous.
     """
+    # Index the reconstructions by path and by stem.
     samples = [path for path in generated if PurePosixPath(path).parts[0] != ORIGIN_FOLDER]
     by_stem: dict[str, list[str]] = {}
     for path in samples:
         by_stem.setdefault(_stem(path), []).append(path)
     names, stems = set(samples), Counter(map(_stem, real))
+    # Prefer the same path, then the path with an extension added, then an unambiguous stem.
     pairs, alone = [], []
     for path in real:
         candidates = [path] if path in names else by_stem.get(path, [])
@@ -84,6 +77,7 @@ def match_pairs(
             pairs.append((path, candidates[0]))
         else:
             alone.append(path)
+    # List what is left over on both sides.
     left_over = [] if is_subset else sorted(names - {partner for _, partner in pairs})
     problems = []
     for what, paths in (
@@ -102,11 +96,7 @@ class PairDataset(Dataset):
     """Originals, resized and cropped, beside their reconstructions as they stand in files.
 
     `valid_loader` takes it: a sample is like that of a `ValidImageDataset`, with six channels.
-
-    Args:
-        real: The originals.
-        generated: The reconstructions, at their native size.
-        is_subset: ``real`` is a part of what was reconstructed; see `match_pairs`, also for errors.
+    `match_pairs` tells what ``is_subset`` means, and what is an error.
     """
 
     def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
@@ -144,17 +134,9 @@ def evaluate_pairs(
 ) -> dict[str, float]:
     """Measures all pairs, each process its share; all return what `Evaluator.compute` does.
 
-    Args:
-        pairs: The pairs.
-        evaluator: The metrics.
-        batch_size: Pairs at once, where all have one size.
-        num_workers: Reading processes.
-        world: This process and the others.
-
-    Raises:
-        ValueError: an image is unreadable, or the sizes of a pair differ.
+    An image that is unreadable, or a pair whose sizes differ, is a ValueError.
     """
-    batch_size = batch_size if pairs.crop_size else 1
+    batch_size = batch_size if pairs.crop_size else 1  # native sizes differ
     loader = valid_loader(pairs, batch_size, num_workers, world.rank, world.size)
     total = len(loader.dataset)
     with tqdm(total=total, unit="img", desc="evaluate", disable=not world.is_main) as bar:

@@ -6,17 +6,10 @@ from wfimagevae.pictures.pixels import check_unit_pair, measuring_dtype
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair: ``-10 log10(mean squared error)``.
+    """Peak signal-to-noise ratio of each pair, ``-10 log10(mean squared error)``, in dB.
 
-    Args:
-        x: Images in [0, 1], (B, C, H, W).
-        y: The same shape and range.
-
-    Returns:
-        Decibels, float64, (B,); infinity for identical images.
-
-    Raises:
-        ValueError: shapes differ, or values lie outside [0, 1].
+    Both are images in [0, 1], (B, C, H, W), or it is a ValueError; the result is float64, (B,), and
+    infinite for identical images.
     """
     check_unit_pair(x, y)
     dtype = measuring_dtype(x.device)

@@ -20,13 +20,7 @@ _SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance")
 
 
 def describe_protocol(metrics: Sequence[str], options: PairOptions, count: int) -> dict:
-    """What defines a measurement of pairs, ready for JSON.
-
-    Args:
-        metrics: Those that were measured.
-        options: Sizes, and networks of the learned metrics.
-        count: Number of images.
-    """
+    """What defines a measurement of so many pairs by these metrics, ready for JSON."""
     resolution = options.resolution
     crop = options.crop_size or resolution
     protocol = {
@@ -113,46 +107,20 @@ def evaluation_table(evaluator: Evaluator, values: Mapping[str, float]) -> str:
     return "\n".join([table, *remarks(evaluator.notes, evaluator.unavailable)])
 
 
-def set_result(
-    values: Mapping[str, float], sampling: Mapping, protocol: Mapping, notes: Mapping
-) -> dict:
-    """One measured set of samples, for JSON and `sets_table`.
-
-    Args:
-        values: Metric -> figure, unavailable metrics left out.
-        sampling: How the samples came about: sampler, steps, NFE, guidance, labels, seed, ...
-        protocol: Against what and how they were measured; figures of one hash compare.
-        notes: Metric -> what a reader should know.
-    """
-    packages = ["torch", "numpy", "pillow"]
-    packages += ["torch-fidelity"] if "features" in protocol else []
-    protocol = {**protocol, "versions": {name: version(name) for name in packages}}
-    return {
-        **values,
-        "sampling": dict(sampling),
-        "notes": dict(notes),
-        "protocol": protocol,
-        "protocol_hash": protocol_hash(protocol),
-    }
-
-
 def sets_table(results: Sequence[Mapping], unavailable: Mapping[str, str]) -> str:
-    """Measured sets for a person, a row each, and below them what needs saying."""
+    """Measured sets for a person, a row each, and below them what needs saying.
+
+    A result has ``sampling``, ``notes``, ``protocol`` and its figures.
+    """
     columns = [name for name in _SET_COLUMNS if any(name in result for result in results)]
     header, rows = ["generated"], []
     for result in results:
         sampling = result["sampling"]
+        row = [f"{result['protocol']['generated_count']} samples"]
         if "sampler" in sampling:
             header = ["sampler", "steps", "NFE", "guidance"]
-            scale = sampling["guidance"]["scale"]
-            row = [
-                sampling["sampler"],
-                str(sampling["steps"]),
-                f"{sampling['nfe']:g}",
-                f"{scale:g}",
-            ]
-        else:
-            row = [f"{result['protocol']['generated_count']} samples"]
+            scale, nfe = sampling["guidance"]["scale"], sampling["nfe"]
+            row = [sampling["sampler"], str(sampling["steps"]), f"{nfe:g}", f"{scale:g}"]
         for name in columns:
             figure = format_value(name, result.get(name))
             if name == "kid" and name in result:

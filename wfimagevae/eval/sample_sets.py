@@ -17,6 +17,7 @@ from wfimagevae.dataset import (
     Captions,
     Cifar10Dataset,
     DataError,
+    FlowData,
     PointDataset,
     ShapesDataset,
     ValidImageDataset,
@@ -51,15 +52,8 @@ class SampleSet(Protocol):
 class FolderImages:
     """Images of a folder or manifest, all of one size after resizing and cropping.
 
-    Args:
-        path: Folder, searched recursively, or JSON-lines manifest.
-        resolution: Shorter side after resizing; None keeps the native size.
-        crop_size: Centre crop; None is the resolution.
-        subset_size: Number of images, evenly spaced over the sorted list; 0 takes all.
-        num_workers: Reading processes.
-
-    Raises:
-        ValueError: images of an earlier run of generate.py lie among those of the last.
+    Sizes are those of `ValidImageDataset`. Images of an earlier run of generate.py among those of
+    the last are a ValueError.
     """
 
     def __init__(
@@ -167,15 +161,9 @@ def _read_array(path: str | Path, name: str) -> np.ndarray:
 
 
 class DrawnSamples:
-    """The first ``count`` samples of a toy data set's stream, without labels and augmentation.
+    """The first ``count`` samples of a `FlowData` of pixels or points that does not augment."""
 
-    Args:
-        dataset: A `FlowData` of pixels or points, which does not augment.
-        count: Number of samples.
-        name: Name of the data set, for the protocol.
-    """
-
-    def __init__(self, dataset, count: int, name: str):
+    def __init__(self, dataset: FlowData, count: int, name: str):
         self.dataset, self.count = dataset, count
         self.description = {"source": name, "seed": dataset.seed}
 
@@ -194,8 +182,7 @@ class DrawnSamples:
 def open_images(path: str, *sizes: int | None, num_workers: int = 0) -> FolderImages | NpzImages:
     """The images of an .npz file, or else of a folder or manifest, as for `FolderImages`.
 
-    Raises:
-        ValueError: nothing there, or resizing asked of an .npz file.
+    If there are none, or sizes are asked of an .npz file, it is a ValueError.
     """
     if Path(path).suffix != ".npz":
         return FolderImages(path, *sizes, num_workers=num_workers)
@@ -209,8 +196,7 @@ def open_reference(
 ) -> SampleSet:
     """The reference set that the options name; drawn ones have ``num_generated`` samples.
 
-    Raises:
-        ValueError: there is none, or options that do not fit it.
+    Options that do not fit it are a ValueError.
     """
     if options.real_image_dir:
         sizes = options.resolution, options.crop_size, options.subset_size
@@ -233,7 +219,7 @@ class GeneratedSamples:
     """What a generator draws, sample by sample the same in any batch and on any rank.
 
     Args:
-        generator: The model.
+        generator: The model; options that do not fit it are a ValueError.
         options: Sampler, steps, guidance, seed.
         count: Number of samples.
         label_sampling: ``balanced`` takes what is shown in turn; ``random`` draws it anew for each
@@ -244,9 +230,6 @@ class GeneratedSamples:
         subjects: What each sample shows.
         nfe: Evaluations of the network for one sample, after `batches`; where guidance is
             active, a step's conditional and null evaluations count as two.
-
-    Raises:
-        ValueError: options that do not fit the model.
     """
 
     def __init__(
@@ -264,6 +247,7 @@ class GeneratedSamples:
         order = range(count)
         if label_sampling == "random":
             order = [stable_hash("label", options.seed, i) for i in range(count)]
+        # The same subject, label or prompt, in any batch: it depends on the sample's number alone.
         self.subjects = [replace(shown[n % len(shown)], index=i) for i, n in enumerate(order)]
         prompts = [subject.prompt for subject in shown if subject.prompt is not None]
         has_labels = any(subject.label is not None for subject in shown)
@@ -283,6 +267,7 @@ class GeneratedSamples:
         """See `SampleSet`; ValueError if samples are not finite."""
         rows, is_points = 0, self.generator.facts["space"] == "point"
 
+        # Count the rows that the network sees: a guided step evaluates two for a sample.
         def count_rows(module, inputs) -> None:
             nonlocal rows
             rows += len(inputs[0])

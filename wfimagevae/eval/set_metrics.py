@@ -37,7 +37,7 @@ class Moments:
         self.mean, self.count = self.mean.to(mean) + step * (count / total), total
 
     def over_processes(self) -> "Moments":
-        """The moments of the samples of all processes; each must call it."""
+        """The moments of the samples of all processes; each process must call it."""
         pooled = Moments()
         for count, mean, squares in gather_objects(
             (self.count, self.mean.cpu(), self.squares.cpu())
@@ -50,16 +50,14 @@ class Moments:
 def frechet_distance(real: Moments, generated: Moments) -> float:
     """FID: squared distance between the Gaussians that have the moments of two sets.
 
-    The trace of the root of the product of the covariances is the sum of the roots of the
-    product's eigenvalues, so no matrix root is taken, which may fail to converge for singular
-    matrices.
-
     Source: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
     if min(real.count, generated.count) < 2:
         raise ValueError("a Frechet distance needs at least two images in each set")
     a, b = ((moments.squares / (moments.count - 1)).cpu() for moments in (real, generated))
     means = (real.mean.cpu() - generated.mean.cpu()).square().sum()
+    # The trace of the root of a b is the sum of the roots of its eigenvalues: no matrix root is
+    # taken, which may fail to converge where fewer samples than features make a and b singular.
     roots = torch.linalg.eigvals(a @ b).sqrt().real.sum()
     return float(means + a.trace() + b.trace() - 2 * roots)
 
@@ -67,10 +65,8 @@ def frechet_distance(real: Moments, generated: Moments) -> float:
 class FrechetDistance:
     """FID between originals and their reconstructions (rFID), accumulated over batches.
 
-    Images are rounded to 8 bits and resized to 299 px by torch-fidelity's bilinear filter,
-    without antialiasing, as published FIDs are.
-
-    Arguments and errors are those of `load_inception`.
+    Images are rounded to 8 bits and resized as for published FIDs. Arguments and errors are those
+    of `load_inception`.
     """
 
     def __init__(
@@ -98,16 +94,9 @@ class FrechetDistance:
 def kernel_distance(
     real: Tensor, generated: Tensor, subset_size: int = 1000, num_subsets: int = 100
 ) -> tuple[float, float]:
-    """KID: unbiased squared MMD of the cubic kernel (x y / F + 1)^3, over random subsets.
+    """KID of features, (N, F) and (M, F): unbiased squared MMD of the kernel (x y / F + 1)^3.
 
-    Args:
-        real: Features, (N, F).
-        generated: Features, (M, F).
-        subset_size: Features in each subset; at most N and M.
-        num_subsets: How many subsets are drawn.
-
-    Returns:
-        Mean and standard deviation over the subsets; the mean may be negative.
+    Mean and standard deviation over random subsets of each; the mean may be negative.
 
     Source: Binkowski et al. 2018, arXiv:1801.01401, by torch-fidelity.
     """
@@ -127,12 +116,8 @@ def kernel_distance(
 def precision_recall(real: Tensor, generated: Tensor) -> tuple[float, float]:
     """Share of generated samples near real ones (precision), and of real ones near generated.
 
-    Near means within the distance that a sample of the other set has from its own third
-    neighbour there.
-
-    Args:
-        real: Features, (N, F), of at least four samples.
-        generated: Features, (M, F), likewise.
+    Of features, (N, F) and (M, F), N, M > 3. Near means within the distance that a sample of the
+    other set has from its own third neighbour there.
 
     Source: Kynkaanniemi et al. 2019, arXiv:1904.06991, by torch-fidelity.
     """

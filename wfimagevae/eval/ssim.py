@@ -16,15 +16,8 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     The window is a Gaussian of 11 taps (sigma 1.5) that stays inside the image; variances are
     those of the window, not of a sample (no N / (N - 1)).
 
-    Args:
-        x: Images in [0, 1], (B, C, H, W), at least 11 pixels high and wide.
-        y: The same shape and range.
-
-    Returns:
-        Similarities in [-1, 1], float64, (B,).
-
-    Raises:
-        ValueError: shapes differ, values lie outside [0, 1], or an image is too small.
+    Both are images in [0, 1], (B, C, H, W), at least 11 pixels high and wide, or it is a
+    ValueError; similarities are float64 in [-1, 1], (B,).
 
     Source: Wang et al. 2004, equation 13, K1 = 0.01, K2 = 0.03, data range 1.
     """
