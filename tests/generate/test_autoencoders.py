@@ -1,19 +1,11 @@
 import torch
 
+from tests.images import TINY_MODEL
 from wfimagevae.generate.autoencoders import as_autoencoder, diffusers_autoencoder
 from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.model.weight_files import weights_fingerprint
 
 CPU = torch.device("cpu")
-
-
-def tiny():
-    return WFVAE2ImageModel(
-        latent_dim=4,
-        base_channels=[8, 8, 16],
-        encoder_energy_flow_size=8,
-        decoder_energy_flow_size=8,
-    ).eval()
 
 
 def diffusers_vae(**config):
@@ -24,7 +16,7 @@ def diffusers_vae(**config):
 
 def test_moments_are_in_the_models_own_units():
     images = torch.rand(2, 3, 16, 16) * 2 - 1
-    vae = tiny()
+    vae = WFVAE2ImageModel.from_config(TINY_MODEL)
     vae.set_latent_statistics([1.0] * 4, [9.0] * 4)
     for network, wrap in ((vae, as_autoencoder), (diffusers_vae().eval(), diffusers_autoencoder)):
         with torch.no_grad():
@@ -37,32 +29,31 @@ def test_moments_are_in_the_models_own_units():
 def test_model_without_a_posterior_has_no_log_variance():
     from diffusers import AutoencoderTiny
 
-    network = AutoencoderTiny(
-        encoder_block_out_channels=(8, 8),
-        decoder_block_out_channels=(8, 8),
-        num_encoder_blocks=(1, 1),
-        num_decoder_blocks=(1, 1),
-    )
+    sides = ("encoder", "decoder")
+    widths = {f"{side}_block_out_channels": (8, 8) for side in sides}
+    network = AutoencoderTiny(**widths, **{f"num_{side}_blocks": (1, 1) for side in sides})
     mean, logvar = diffusers_autoencoder(network, CPU).moments(torch.zeros(1, 3, 8, 8))
     assert logvar is None and mean.shape[1] == 4
 
 
 def test_our_normalisation_counts_once_it_was_measured():
-    vae = tiny()
+    vae, statistics = (
+        WFVAE2ImageModel.from_config(TINY_MODEL),
+        ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]),
+    )
     assert as_autoencoder(vae, CPU).normalization is None
-    vae.set_latent_statistics([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
-    assert as_autoencoder(vae, CPU).normalization == ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
+    vae.set_latent_statistics(*statistics)
+    assert as_autoencoder(vae, CPU).normalization == statistics
 
 
 def test_diffusers_normalisation_is_read_in_either_form():
-    def normalization(**config):
-        return diffusers_autoencoder(diffusers_vae(**config), CPU).normalization
-
-    assert normalization(scaling_factor=0.13) == ([0.0], [0.13])
-    assert normalization(scaling_factor=0.36, shift_factor=0.12) == ([0.12], [0.36])
     statistics = {"latents_mean": (1.0, 2.0), "latents_std": (4.0, 0.5)}
-    both = normalization(scaling_factor=0.5, **statistics)  # as the SDXL pipeline decodes
-    assert both == ([1.0, 2.0], [0.125, 1.0])
+    for config, expected in (
+        ({"scaling_factor": 0.13}, ([0.0], [0.13])),
+        ({"scaling_factor": 0.36, "shift_factor": 0.12}, ([0.12], [0.36])),
+        ({"scaling_factor": 0.5, **statistics}, ([1.0, 2.0], [0.125, 1.0])),  # as SDXL decodes
+    ):
+        assert diffusers_autoencoder(diffusers_vae(**config), CPU).normalization == expected
 
 
 def test_fingerprint_tells_weights_apart():

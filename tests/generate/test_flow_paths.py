@@ -17,8 +17,12 @@ from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import subjects_in_turn
 
 
+def sampling(sampler, steps, **options):
+    return SamplingOptions(sampler=sampler, steps=steps, **options)
+
+
 def test_states_lead_from_noise_to_the_generators_samples():
-    generator, options = generator_of(BlobModel()), SamplingOptions(sampler="heun", steps=6, seed=5)
+    generator, options = generator_of(BlobModel()), sampling("heun", 6, seed=5)
     times, states, _ = draw_states(generator, subjects_in_turn(4, [2, 0]), options)
     assert states.shape == (7, 4, 3, 8, 8) and times[0] == 0 and times[-1] == 1
     assert torch.equal(states[0], generator.noise(range(4), 5))
@@ -28,7 +32,7 @@ def test_states_lead_from_noise_to_the_generators_samples():
 
 def test_states_of_an_exact_flow_follow_its_map():
     """x_t = sd_t x_0 with sd_t^2 = (1 - t)^2 + t^2 std^2."""
-    options = SamplingOptions(sampler="rk4", steps=20)
+    options = sampling("rk4", 20)
     times, states, _ = draw_states(generator_of(GaussianFlow()), subjects_in_turn(9), options)
     for t, x in zip(times.tolist(), states, strict=True):
         deviation = ((1 - t) ** 2 + (t * 0.5) ** 2) ** 0.5
@@ -36,7 +40,7 @@ def test_states_of_an_exact_flow_follow_its_map():
 
 
 def test_predicted_ends_of_straight_lines_are_their_ends():
-    generator, options = generator_of(BlobModel()), SamplingOptions(sampler="euler", steps=5)
+    generator, options = generator_of(BlobModel()), sampling("euler", 5)
     times, states, velocity = draw_states(generator, subjects_in_turn(3, [0, 1, 2]), options)
     ends = predicted_ends(velocity, times, states)
     torch.testing.assert_close(ends, states[-1:].expand_as(ends), atol=1e-5, rtol=1e-4)
@@ -50,15 +54,14 @@ def test_predicted_ends_by_the_average_velocity_ask_for_it():
         asked.append((float(t), float(t_end)))
         return torch.ones_like(x)
 
-    ends = predicted_ends(
-        velocity, torch.tensor([0.0, 0.5, 1.0]), torch.zeros(3, 2, 2), is_average=True
-    )
+    times = torch.tensor([0.0, 0.5, 1.0])
+    ends = predicted_ends(velocity, times, torch.zeros(3, 2, 2), is_average=True)
     assert asked == [(0.0, 1.0), (0.5, 1.0)]
     assert ends[:, 0, 0].tolist() == [1.0, 0.5, 0.0]
 
 
 def test_interpolations_stay_in_their_class_and_meet_the_samples():
-    generator, options = generator_of(BlobModel()), SamplingOptions(sampler="euler", steps=4)
+    generator, options = generator_of(BlobModel()), sampling("euler", 4)
     places = interpolate(generator, subjects_in_turn(2, [0, 1]), options, 5)
     assert places.shape == (5, 2, 3, 8, 8)
     assert (places.mean((3, 4)).argmax(2) == torch.tensor([0, 1])).all()
@@ -70,16 +73,13 @@ def test_interpolations_stay_in_their_class_and_meet_the_samples():
 
 
 def test_a_stochastic_sampler_interpolates_with_one_noise():
-    generator, options = (
-        generator_of(BlobModel()),
-        SamplingOptions(sampler="euler_maruyama", steps=8),
-    )
+    generator, options = generator_of(BlobModel()), sampling("euler_maruyama", 8)
     places = interpolate(generator, subjects_in_turn(1, [0]), options, 3)
     assert torch.equal(places, interpolate(generator, subjects_in_turn(1, [0]), options, 3))
 
 
 def test_the_field_is_that_of_a_class_or_of_none():
-    generator, options = generator_of(BlobModel()), SamplingOptions(guidance_scale=1.0)
+    generator, options = generator_of(BlobModel()), SamplingOptions()
     x, t = torch.zeros(2, 3, 8, 8), torch.tensor(0.0)
     red = field_velocity(generator, 0, options)(x, t)
     none = field_velocity(generator, None, options)(x, t)
@@ -88,7 +88,7 @@ def test_the_field_is_that_of_a_class_or_of_none():
 
 
 def test_guidance_of_an_unconditional_model_is_refused():
-    options = SamplingOptions(sampler="euler", steps=2, guidance_scale=2.0)
+    options = sampling("euler", 2, guidance_scale=2.0)
     with pytest.raises(ValueError, match="unconditional"):
         draw_states(generator_of(GaussianFlow()), subjects_in_turn(3), options)
 

@@ -1,18 +1,21 @@
 """What a generator makes of prompts, negative prompts and sizes; the model is known exactly."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
-from tests.eval.flow_models import BlobModel, WordModel, generator_of
+from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator_of
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.sample_sets import GeneratedSamples
-from wfimagevae.generate.generated_files import prompt_sheet, write_again, write_folder
+from wfimagevae.generate.generated_files import class_sheet, prompt_sheet, write_again, write_folder
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.picture_record import read_picture_record
 from wfimagevae.generate.sample_picture import SamplePicture
-from wfimagevae.generate.subjects import Subject, named_prompts
+from wfimagevae.generate.subjects import Subject, named_prompts, subjects_in_turn
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -71,10 +74,7 @@ def test_prompts_are_encoded_one_by_one_and_kept():
     ("act", "words"),
     [
         (lambda g, b: b.condition(1, prompts=["a"]), "prompt 'a' asked of a model that takes no"),
-        (
-            lambda g, b: b.resolve(EULER.changed(negative_prompt="x")),
-            "'x' asked of a model without",
-        ),
+        (lambda g, b: b.resolve(EULER.changed(negative_prompt="x")), "'x' asked of a model"),
         (lambda g, b: g.condition(2, prompts=["a"]), "2 prompts are needed, got 1"),
         (lambda g, b: g.condition(1, torch.tensor([0])), "of a model without classes"),
         (lambda g, b: g.sample_size(30, None), "30 x 8 pixels .* multiples of 4"),
@@ -100,10 +100,8 @@ def test_other_sizes_are_drawn_in_pixels_of_the_image():
 
 
 def test_a_picture_has_a_row_a_prompt():
-    generator = generator_of(WordModel())
-    picture = SamplePicture(
-        generator, EULER, 9, 2, [Subject(0, None, p) for p in (BLUE, GREEN, RED, "dddd")]
-    )
+    subjects = [Subject(0, None, prompt) for prompt in (BLUE, GREEN, RED, "dddd")]
+    picture = SamplePicture(generator_of(WordModel()), EULER, 9, 2, subjects)
     assert [row.prompt for row in picture.rows] == [BLUE, GREEN, RED] and picture.columns == 3
     assert colour(picture.content).argmax(1).tolist() == [2] * 3 + [1] * 3 + [0] * 3
 
@@ -161,3 +159,59 @@ def test_pictures_of_prompts_never_replace_a_file_and_can_be_made_again(tmp_path
     (tmp_path / "x.json").write_text(json.dumps({"prompt": "a"}))
     with pytest.raises(ValueError, match=r"x\.json is no record of a picture"):
         read_picture_record(tmp_path / "x.json")
+
+
+def test_a_row_holds_one_class_whatever_the_batch_size():
+    singly, together = (
+        SamplePicture(generator_of(BlobModel()), EULER, 12, batch_size) for batch_size in (1, 100)
+    )
+    assert singly.columns == 4 and [row.label for row in singly.rows] == [0, 1, 2]
+    torch.testing.assert_close(singly.content, together.content)
+    brightest = singly.content.mean((2, 3)).argmax(1)  # a blob's colour is its class
+    assert brightest.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+
+
+def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
+    model = BlobModel()
+    model.gain.data.fill_(torch.inf)
+    generator = generator_of(model)
+    SamplePicture(generator, EULER, 4, 4).save(tmp_path / "picture.png")
+    assert (tmp_path / "picture.png").exists()
+    with pytest.raises(ValueError, match="samples are not finite"):
+        sheet = class_sheet(generator, subjects_in_turn(2, [0, 1]), [EULER])
+        write_folder(tmp_path / "out", generator, sheet, 2, ALONE)
+
+
+def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    generator = generator_of(GaussianFlow())
+    generator.facts["dataset"] = "moons"
+    picture, path = SamplePicture(generator, EULER, 16, 16), tmp_path / "new" / "points.png"
+    picture.save(path)
+    before = path.read_bytes()
+    with Image.open(path) as shown:
+        assert shown.format == "PNG" and len(shown.getcolors(10**6)) > 2
+
+    def full_disk(self, target, **how):
+        with contextlib.ExitStack() as stack:
+            is_path = isinstance(target, str | Path)
+            file = stack.enter_context(open(target, "wb")) if is_path else target
+            file.write(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Image.Image, "save", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        picture.save(path)
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
+
+
+def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, monkeypatch):
+    grids = []
+    monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: grids.append(a))
+    for count in (3, 9):
+        generator = generator_of(BlobModel())
+        sheet = class_sheet(generator, subjects_in_turn(count, [0, 1, 2]), [EULER])
+        write_folder(tmp_path, generator, sheet, 4, ALONE)
+    (_, _, columns, names, _), (_, images, wide, rows, _) = grids
+    assert (columns, names) == (2, None)
+    assert (wide, rows) == (3, ["red", "green", "blue"])
+    assert images.mean((2, 3)).argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

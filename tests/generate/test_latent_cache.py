@@ -18,11 +18,6 @@ SIZE = 8
 PLAIN = {"shard_size": 3, "batch_size": 2, "latent_dtype": "fp32", "num_workers": 0}
 
 
-@pytest.fixture(autouse=True)
-def _own_cache(tmp_path_factory, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture
 def folder(tmp_path):
     """Seven random images of different sizes in two classes."""
@@ -55,22 +50,13 @@ def autoencoder(**fields):
     return Autoencoder(network, **plain | fields)
 
 
-def encode(
-    folder,
-    output,
-    model=None,
-    labels="folder",
-    world=(0, 1),
-    captions="none",
-    text=None,
-    **options,
-):
+def encode(folder, output, model=None, labels="folder", captions="none", text=None, **options):
+    """The record, the unreadable images, and how many images were encoded."""
     model = model or autoencoder()
     images = IndexedImages(folder, SIZE, Labels(labels), Captions(captions))
-    options = CacheOptions(**PLAIN | options)
-    cache = LatentCache(model, "here", images, output, options, text)
+    cache = LatentCache(model, "here", images, output, CacheOptions(**PLAIN | options), text)
     model.network.seen = 0  # the probe does not count
-    return cache.run(World(*world, CPU)), model.network.seen
+    return *cache.run(World(0, 1, CPU)), model.network.seen
 
 
 def expected_means(folder):
@@ -87,16 +73,21 @@ def contents(output):
     return {path.name: path.read_bytes() for path in sorted(output.iterdir())}
 
 
+def shards(output):
+    return [load_file(path) for path in sorted(output.glob("*.safetensors"))]
+
+
 def test_shards_hold_moments_labels_and_names(folder, tmp_path):
-    (record, unreadable), _ = encode(folder, tmp_path / "out", flip=True)
-    shards = [load_file(tmp_path / "out" / f"latents-{i:05d}.safetensors") for i in range(3)]
-    means = expected_means(folder)
-    moments = torch.cat([shard["moments"] for shard in shards])
+    record, unreadable, _ = encode(folder, tmp_path / "out", flip=True)
+    parts, means = shards(tmp_path / "out"), expected_means(folder)
+    moments, flipped, labels = (
+        torch.cat([part[name] for part in parts])
+        for name in ("moments", "moments_flipped", "labels")
+    )
     torch.testing.assert_close(moments[:, :3], means)
     assert (moments[:, 3:] == torch.tensor([-1.0, -2.0, -3.0]).view(3, 1, 1)).all()
-    flipped = torch.cat([shard["moments_flipped"] for shard in shards])
     torch.testing.assert_close(flipped[:, :3], means.flip(-1))
-    assert torch.cat([s["labels"] for s in shards]).tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert labels.tolist() == [0, 0, 0, 0, 1, 1, 1]
     lines = (tmp_path / "out" / "latents-00001.jsonl").read_text().splitlines()
     names = ["a/6.png", "b/1.png", "b/3.png"]
     assert [json.loads(line) for line in lines] == [{"name": n, "caption": None} for n in names]
@@ -106,15 +97,13 @@ def test_shards_hold_moments_labels_and_names(folder, tmp_path):
 
 
 def test_statistics_are_those_of_posterior_samples_and_normalise(folder, tmp_path):
-    (record, _), _ = encode(folder, tmp_path / "out")
+    record, *_ = encode(folder, tmp_path / "out")
     means = expected_means(folder).double()
-    torch.testing.assert_close(
-        torch.tensor(record["mean"]).double(), means.mean((0, 2, 3)), atol=1e-6, rtol=0
-    )
+    mean, std = (torch.tensor(record[name]).double() for name in ("mean", "std"))
+    torch.testing.assert_close(mean, means.mean((0, 2, 3)), atol=1e-6, rtol=0)
     variance = means.var((0, 2, 3), correction=0) + torch.tensor([-1.0, -2, -3]).double().exp()
-    torch.testing.assert_close(torch.tensor(record["std"]).double(), variance.sqrt())
-    assert record["normalization"] == "statistics"
-    assert record["shift"] == record["mean"]
+    torch.testing.assert_close(std, variance.sqrt())
+    assert record["normalization"] == "statistics" and record["shift"] == record["mean"]
     dataset = LatentDataset(tmp_path / "out")
     loader = TrainLoader(dataset, batch_size=1400, num_workers=0)  # 200 draws of each image
     latents = next(loader)["latent"]
@@ -124,10 +113,10 @@ def test_statistics_are_those_of_posterior_samples_and_normalise(folder, tmp_pat
 
 def test_the_models_own_normalisation_comes_first_unless_told(folder, tmp_path):
     model = autoencoder(normalization=([0.5], [0.25]))
-    (record, _), _ = encode(folder, tmp_path / "out", model)
+    record, *_ = encode(folder, tmp_path / "out", model)
     assert record["normalization"] == "vae"
     assert (record["shift"], record["scale"]) == ([0.5] * 3, [0.25] * 3)
-    (again, _), seen = encode(folder, tmp_path / "out", model, normalization="statistics")
+    again, _, seen = encode(folder, tmp_path / "out", model, normalization="statistics")
     assert again["shift"] == again["mean"] == record["mean"] and seen == 0
     with pytest.raises(ValueError, match="has no shift and scale"):
         encode(folder, tmp_path / "other", normalization="vae")
@@ -138,17 +127,10 @@ def test_mode_stores_means_alone(folder, tmp_path):
     with pytest.raises(ValueError, match="no posterior to sample: use --posterior mode"):
         encode(folder, tmp_path / "out", model)
     encode(folder, tmp_path / "out", model, posterior="mode", latent_dtype="fp16")
-    shard = load_file(tmp_path / "out" / "latents-00000.safetensors")
+    shard, *_ = shards(tmp_path / "out")
     assert set(shard) == {"latents", "labels"}
     assert shard["latents"].shape == (3, 3, 4, 4) and shard["latents"].dtype == torch.float16
     assert LatentDataset(tmp_path / "out").read_batch([0])["latent"].shape == (1, 3, 4, 4)
-
-
-def test_a_finished_cache_is_left_alone(folder, tmp_path):
-    encode(folder, tmp_path / "out")
-    before = contents(tmp_path / "out")
-    _, seen = encode(folder, tmp_path / "out")
-    assert seen == 0 and contents(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize("damage", ["gone", "truncated", "no names"])
@@ -164,49 +146,18 @@ def test_what_is_missing_or_cut_short_is_encoded_again(folder, tmp_path, damage,
     else:
         shard.with_suffix(".jsonl").unlink()
     (output / ".latents-00001.safetensors.abc.tmp").write_bytes(b"half")
-    _, seen = encode(folder, output)
+    *_, seen = encode(folder, output)
     assert seen == 3 and contents(output) == before
     assert ("truncated" in caplog.text) == (damage == "truncated")
 
 
-def test_a_run_that_stops_midway_leaves_an_unfinished_record(folder, tmp_path):
-    output = tmp_path / "out"
-    model = autoencoder()
-
-    def moments(images):
-        if model.network.seen >= 4:
-            raise KeyboardInterrupt
-        return model.network.moments(images)
-
-    stopping = Autoencoder(model.network, None, None, 2, moments)
-    with pytest.raises(KeyboardInterrupt):
-        encode(folder, output, stopping)
-    with pytest.raises(ValueError, match="has not finished"):
-        LatentDataset(output)
-    _, seen = encode(folder, output)
-    assert seen == 4  # the first shard of three stays
-    encode(folder, tmp_path / "whole")
-    assert contents(output) == contents(tmp_path / "whole")
-
-
-def test_ranks_share_out_the_shards(folder, tmp_path):
-    encode(folder, tmp_path / "one")
-    images = IndexedImages(folder, SIZE, Labels("folder"))
-    cache = LatentCache(autoencoder(), "here", images, tmp_path / "two", CacheOptions(**PLAIN))
-    missing = cache._prepare()
-    for rank in (1, 0):
-        cache._write_shards(missing[rank::2], World(rank, 2, CPU))
-    cache._finish()
-    assert contents(tmp_path / "one") == contents(tmp_path / "two")
-
-
 def test_unreadable_images_are_left_out_and_counted(folder, tmp_path):
     (folder / "a" / "2.png").write_bytes(b"nothing")
-    (record, unreadable), _ = encode(folder, tmp_path / "out")
+    record, unreadable, _ = encode(folder, tmp_path / "out")
     assert [(path.rsplit("/", 1)[-1]) for path, _ in unreadable] == ["2.png"]
     assert (record["num_samples"], record["num_unreadable"]) == (6, 1)
     assert record["samples"] == [2, 3, 1]
-    (again, unreadable), _ = encode(folder, tmp_path / "out")
+    again, unreadable, _ = encode(folder, tmp_path / "out")
     assert again == record and unreadable == []
     names = [text["name"] for text in LatentDataset(tmp_path / "out").texts(0)]
     assert names == ["a/0.png", "a/4.png"]
@@ -215,7 +166,7 @@ def test_unreadable_images_are_left_out_and_counted(folder, tmp_path):
 def test_shard_of_unreadable_images_is_empty_and_none_readable_an_error(folder, tmp_path):
     for name in ("a/0.png", "a/2.png", "a/4.png"):
         (folder / name).write_bytes(b"")
-    (record, _), _ = encode(folder, tmp_path / "out")
+    record, *_ = encode(folder, tmp_path / "out")
     assert record["samples"] == [0, 3, 1] and len(LatentDataset(tmp_path / "out")) == 4
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
@@ -256,11 +207,7 @@ def test_stray_shard_of_another_cache_is_refused(folder, tmp_path):
 
 
 def test_latents_that_are_not_finite_name_the_image(folder, tmp_path):
-    def overflow(images):
-        mean = images[..., ::2, ::2] * 1e9
-        return mean, mean
-
-    model = autoencoder(moments=overflow)
+    model = autoencoder(moments=lambda images: (images[..., ::2, ::2] * 1e9,) * 2)
     with pytest.raises(ValueError, match=r"latents of a/0\.png are not finite, .* as fp16"):
         encode(folder, tmp_path / "out", model, latent_dtype="fp16")
 
@@ -271,10 +218,8 @@ def test_resolution_must_fit_the_model(folder, tmp_path):
 
 
 def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
-    lines = [
-        {"path": "b/1.png", "label": "tree", "caption": "an old tree"},
-        {"path": "a/0.png", "label": "dog"},
-    ]
+    lines = [{"path": "b/1.png", "label": "tree", "caption": "an old tree"}]
+    lines += [{"path": "a/0.png", "label": "dog"}]
     (folder / "list.jsonl").write_text("\n".join(map(json.dumps, lines)))
     kinds = {"labels": "manifest", "captions": "manifest"}
     encode(folder / "list.jsonl", tmp_path / "out", **kinds)
@@ -284,8 +229,7 @@ def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
         {"name": "b/1.png", "caption": "an old tree"},
     ]
     assert dataset.class_names == ["dog", "tree"]
-    shard = load_file(tmp_path / "out" / "latents-00000.safetensors")
-    assert shard["labels"].tolist() == [0, 1]
+    assert shards(tmp_path / "out")[0]["labels"].tolist() == [0, 1]
     (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"caption": 3}))
     with pytest.raises(ValueError, match=r"jsonl:1: a caption is text .*, got 3"):
         encode(folder / "list.jsonl", tmp_path / "out", **kinds)
@@ -309,14 +253,14 @@ def test_embeddings_of_all_captions_are_kept_and_belong_to_the_cache(folder, tmp
     (folder / "a" / "0.txt").write_text("a\nbbbb")
     (folder / "b" / "5.txt").write_text("cc")
     texted = {"captions": "sidecar", "text": Lengths()}
-    (record, _), _ = encode(folder, tmp_path / "out", **texted)
+    record, *_ = encode(folder, tmp_path / "out", **texted)
     assert record["text"] == Lengths().facts | {"config_keys": Lengths().config_keys}
-    _, seen = encode(folder, tmp_path / "out", **texted)
+    *_, seen = encode(folder, tmp_path / "out", **texted)
     assert seen == 0  # all is there
-    shards = [load_file(tmp_path / "out" / f"latents-{i:05d}.safetensors") for i in range(3)]
-    assert [shard["text_ends"].tolist() for shard in shards] == [[2, 2, 2], [0, 0, 0], [1]]
-    assert shards[0]["text_pooled"].flatten().tolist() == [1, 4]
-    assert shards[0]["text_tokens"].shape == (2, 4, 2)
+    parts = shards(tmp_path / "out")
+    assert [part["text_ends"].tolist() for part in parts] == [[2, 2, 2], [0, 0, 0], [1]]
+    assert parts[0]["text_pooled"].flatten().tolist() == [1, 4]
+    assert parts[0]["text_tokens"].shape == (2, 4, 2)
     dataset = LatentDataset(tmp_path / "out", text="embeddings")
     batch = dataset.read_batch(list(range(70)))
     lengths = torch.tensor([len(caption) for caption in batch["caption"]])

@@ -1,22 +1,13 @@
 import pytest
 import torch
 
+from tests.images import TINY_MODEL
 from wfimagevae.generate.autoencoders import Autoencoder, as_autoencoder
 from wfimagevae.generate.latent_space import LatentSpace
 from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.model.weight_files import weights_fingerprint
 
 CPU = torch.device("cpu")
-
-
-def tiny(seed=0):
-    torch.manual_seed(seed)
-    return WFVAE2ImageModel(
-        latent_dim=4,
-        base_channels=[8, 8, 16],
-        encoder_energy_flow_size=8,
-        decoder_energy_flow_size=8,
-    ).eval()
 
 
 def doubling():
@@ -45,7 +36,7 @@ def test_noise_draws_from_the_posterior():
 
 
 def test_our_model_is_normalised_as_its_configuration_says():
-    vae = tiny()
+    vae = WFVAE2ImageModel.from_config(TINY_MODEL)
     vae.set_latent_statistics([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
     autoencoder = as_autoencoder(vae, CPU)
     space = LatentSpace(autoencoder, *autoencoder.normalization)
@@ -63,13 +54,10 @@ def test_decoding_is_clamped_and_refuses_what_is_not_finite():
 
 
 def test_record_is_only_for_the_weights_that_made_it():
-    autoencoder = as_autoencoder(tiny(), CPU)
-    fingerprint = weights_fingerprint(autoencoder.network)
-    record = {
-        "vae": {"source": "here", "fingerprint": fingerprint},
-        "shift": [0.0] * 4,
-        "scale": [1.0] * 4,
-    }
-    LatentSpace.of_record(as_autoencoder(tiny(), CPU), record)
+    vae, other = (WFVAE2ImageModel.from_config(TINY_MODEL) for _ in range(2))
+    fingerprint = weights_fingerprint(vae)
+    record = {"vae": {"source": "here", "fingerprint": fingerprint}}
+    record |= {"shift": [0.0] * 4, "scale": [1.0] * 4}
+    LatentSpace.of_record(as_autoencoder(vae, CPU), record)
     with pytest.raises(ValueError, match=f"made by here with weights {fingerprint[:12]}"):
-        LatentSpace.of_record(as_autoencoder(tiny(1), CPU), record)
+        LatentSpace.of_record(as_autoencoder(other, CPU), record)

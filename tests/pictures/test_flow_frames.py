@@ -30,13 +30,12 @@ def hues(picture, square, saturation=0.8):
 
 
 def test_hue_is_the_angle_whatever_the_length():
-    angles = torch.tensor([0.0, 0.25, 0.5, 0.75, 0.9]) * 2 * math.pi
-    vectors = torch.stack([angles.cos(), angles.sin()], 1)
     expected = [0.0, 0.25, 0.5, 0.75, 0.9]
+    angles = torch.tensor(expected) * 2 * math.pi
+    vectors = torch.stack([angles.cos(), angles.sin()], 1)
     for scale in (1e-3, 1.0, 50.0):
-        assert rgb_to_hsv(direction_colours(scale * vectors))[:, 0] == pytest.approx(
-            expected, abs=1e-5
-        )
+        found = rgb_to_hsv(direction_colours(scale * vectors))[:, 0]
+        assert found == pytest.approx(expected, abs=1e-5)
 
 
 def test_field_is_drawn_in_the_colours_of_its_directions():
@@ -47,13 +46,13 @@ def test_field_is_drawn_in_the_colours_of_its_directions():
         return early if t < 0.5 else torch.tensor([-1.0, 0.0]).expand_as(x)
 
     first, last = field_frames(velocity, [0.0, 1.0], PLANE)
-    left, right, later = (
-        hues(first, (-2.5, -0.5, -2, 2)),
-        hues(first, (0.5, 2.5, -2, 2)),
-        hues(last, (-2.5, 2.5, -2, 2)),
-    )
-    assert min(len(left), len(right), len(later)) > 100
-    for found, hue in ((left, 0.0), (right, 0.25), (later, 0.5)):
+    for frame, square, hue in (
+        (first, (-2.5, -0.5, -2, 2), 0.0),
+        (first, (0.5, 2.5, -2, 2), 0.25),
+        (last, (-2.5, 2.5, -2, 2), 0.5),
+    ):
+        found = hues(frame, square)
+        assert len(found) > 100
         assert np.median(np.minimum(abs(found - hue), 1 - abs(found - hue))) < 0.02
 
 

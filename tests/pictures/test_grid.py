@@ -5,7 +5,13 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
-from wfimagevae.pictures.grid import sample_grid, save_grid, wrap
+from wfimagevae.pictures.grid import (
+    amplified_error,
+    sample_grid,
+    save_contact_sheet,
+    save_grid,
+    wrap,
+)
 
 
 def flat(levels, size=96):
@@ -84,3 +90,30 @@ def test_long_titles_take_several_lines_and_end_in_an_ellipsis():
     cut = wrap(text, 120, 2, font)
     assert len(cut) == 2 and cut[0] == lines[0] and cut[1].endswith("…")
     assert wrap("", 120, 2, font) == []
+
+
+def grey(level, size=(40, 20)):
+    return Image.new("RGB", size, (level, level, level))
+
+
+def test_error_is_amplified_and_saturates():
+    for first, second, error in ((100, 97, 15), (97, 100, 15), (0, 200, 255)):
+        picture = amplified_error(grey(first), grey(second), 5)
+        assert picture.getpixel((3, 3)) == (error,) * 3
+
+
+def test_images_of_different_sizes_are_refused():
+    with pytest.raises(ValueError, match=r"\(40, 20\) and \(20, 40\)"):
+        amplified_error(grey(0), grey(0, (20, 40)), 5)
+
+
+def test_sheet_has_a_row_an_image_and_a_column_a_kind(tmp_path):
+    files, path = [tmp_path / f"{level}.png" for level in (60, 120, 130)], tmp_path / "sheet.png"
+    for file in files:
+        grey(int(file.stem)).save(file)
+    columns = [("other", files[2:] * 2), ("same", files[:2])]
+    save_contact_sheet(path, files[:2], columns, row_height=20)
+    pixels = array(Image.open(path))[..., 0]
+    assert pixels.shape == (2 * (20 + 24 + 8), 4 * 48 + 8)
+    middle_row, step = 24 + 10, 48
+    assert [int(pixels[middle_row, 8 + 20 + i * step]) for i in range(4)] == [60, 130, 60, 0]

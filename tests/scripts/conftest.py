@@ -14,6 +14,7 @@ from tests.eval.conftest import (  # noqa: F401, fixtures
 )
 
 ROOT = Path(__file__).resolve().parents[2]
+SIDES = {"down": "DownEncoder", "up": "UpDecoder"}
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +33,23 @@ def tiny_vae(tmp_path_factory):
     )
     folder = tmp_path_factory.mktemp("model") / "tiny"
     vae.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def diffusers_vae(tmp_path_factory):
+    """A tiny AutoencoderKL with random weights: 4x downsampling, 3 latent channels."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    blocks = {f"{side}_block_types": (f"{name}Block2D",) * 3 for side, name in SIDES.items()}
+    sizes = {"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "sample_size": 32}
+    model = AutoencoderKL(
+        latent_channels=3, scaling_factor=0.5, shift_factor=0.25, **sizes, **blocks
+    )
+    folder = tmp_path_factory.mktemp("diffusers") / "kl"
+    model.save_pretrained(folder)
     return folder
 
 

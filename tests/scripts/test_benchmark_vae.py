@@ -13,25 +13,6 @@ from wfimagevae.generate.autoencoders import Autoencoder, diffusers_autoencoder,
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module")
-def diffusers_vae(tmp_path_factory):
-    """A tiny AutoencoderKL with random weights: 4x downsampling, 3 latent channels."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    model = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=3,
-        norm_num_groups=4,
-        sample_size=32,
-    )
-    folder = tmp_path_factory.mktemp("diffusers") / "kl"
-    model.save_pretrained(folder)
-    return folder
-
-
 def rows_of(markdown):
     lines = [line for line in markdown.splitlines() if line.startswith("|")]
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]

@@ -16,26 +16,6 @@ from wfimagevae.dataset import LatentDataset
 from wfimagevae.model import WFVAE2ImageModel
 
 
-@pytest.fixture(scope="module")
-def diffusers_vae(tmp_path_factory):
-    """A tiny AutoencoderKL with random weights: 4x downsampling, 3 latent channels."""
-    from diffusers import AutoencoderKL
-
-    torch.manual_seed(0)
-    model = AutoencoderKL(
-        block_out_channels=(8, 8, 16),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        latent_channels=3,
-        norm_num_groups=4,
-        scaling_factor=0.5,
-        shift_factor=0.25,
-    )
-    folder = tmp_path_factory.mktemp("diffusers") / "kl"
-    model.save_pretrained(folder)
-    return folder
-
-
 def flags(photos, output, *more):
     words = ("--image_path", photos, "--output_dir", output, "--resolution", 32)
     return [*map(str, (*words, "--device", "cpu", "--num_workers", 0, *more))]

@@ -14,6 +14,8 @@ from tests.scripts.flow_exports import export_pixels
 from tests.task.flow_training import FlowPlace
 from wfimagevae.generate.generator_files import load_generator
 
+LATENTS = {"dataset": "latents", "model_name": "FlowDiT-S/1", "resolution": None}
+
 
 def pictures(folder):
     """Pixels of every image but the grid, by name."""
@@ -42,9 +44,8 @@ def test_batches_and_ranks_change_no_picture(pixel_flow, tmp_path, run_script):
     two_ranks = pictures(tmp_path / "c")
     assert list(singly) == list(together) == list(two_ranks)
     assert list(singly)[:3] == ["000000-circle.png", "000001-square.png", "000002-circle.png"]
-    for name, pixels in singly.items():
-        assert abs(pixels - together[name]).max() <= 1  # one 8-bit level, by rounding
-        assert abs(pixels - two_ranks[name]).max() <= 1
+    for others in (together, two_ranks):  # one 8-bit level, by rounding
+        assert all(abs(pixels - others[name]).max() <= 1 for name, pixels in singly.items())
 
 
 def test_a_sample_follows_its_seed_and_its_class(pixel_flow, tmp_path):
@@ -54,9 +55,8 @@ def test_a_sample_follows_its_seed_and_its_class(pixel_flow, tmp_path):
     for name, pixels in few.items():
         assert abs(pixels - more[name]).max() <= 1
         assert abs(pixels - other[name]).max() > 20
-    squares = run(
-        pixel_flow, tmp_path / "sq", "--num_images", 2, "--steps", 2, "--class_labels", "square"
-    )
+    words = ("--num_images", 2, "--steps", 2, "--class_labels", "square")
+    squares = run(pixel_flow, tmp_path / "sq", *words)
     assert list(squares) == ["000000-square.png", "000001-square.png"]
     assert (squares["000000-square.png"] != few["000000-circle.png"]).any()
 
@@ -89,21 +89,21 @@ def test_the_record_tells_how_to_draw_them_again(pixel_flow, tmp_path):
         (("--guidance_channels", "9", "--guidance_scale", "2"), "9 channels"),
         (("--npz", "x.npz"), "either --output_dir or --npz"),
         (("--vae", "nonsense"), "KIND:PATH"),
+        (("--vae", "diffusers:anything"), "makes pixels, which need none"),
+        (("--prompt", "x"), "'x' asked of a flow that takes no text"),
+        (("--negative_prompt", "x", "--guidance_scale", "2"), "'x' asked of a model without text"),
+        (("--height", "32"), "32 x 16 asked of a FlowTransformer that makes 16 x 16 and no others"),
+        (("--text_encoder", "bytes"), "trained with no text encoder"),
     ],
 )
 def test_bad_options_are_explained(pixel_flow, tmp_path, more, words):
-    if "--vae" in more:
+    if "nonsense" in more:
         facts = json.loads((pixel_flow / "generator.json").read_text())
         pixel_flow = shutil.copytree(pixel_flow, tmp_path / "latent")
         facts |= {"space": "latent", "vae": {"source": None}}
         (pixel_flow / "generator.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match=words):
         run(pixel_flow, tmp_path / "out", *more)
-
-
-def test_a_flow_of_pixels_takes_no_vae(pixel_flow, tmp_path):
-    with pytest.raises(ValueError, match="makes pixels, which need none"):
-        run(pixel_flow, tmp_path, "--vae", "diffusers:anything")
 
 
 def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
@@ -135,34 +135,22 @@ def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
 def latent_run(tiny_vae, tmp_path_factory):
     """A flow trained for two steps on the cached latents of labelled images."""
     folder = tmp_path_factory.mktemp("latents")
-    vae = shutil.copytree(tiny_vae, folder / "vae")
+    shutil.copytree(tiny_vae, folder / "vae")
     for split, count in (("train", 4), ("val", 2)):
         for name in ("cat", "dog"):
             write_images(folder / split / name, count)
-        words = (
-            "--vae",
-            f"WFVAE2Image:{vae}",
-            "--image_path",
-            folder / split,
-            "--labels",
-            "folder",
-        )
-        words += ("--resolution", 32, "--num_workers", 0, "--output_dir", folder / f"{split}_cache")
-        assert cache_latents.main([*map(str, words), "--flip"]) == 0
+        assert cache(folder, split, folder / f"{split}_cache", "--flip") == 0
     place = FlowPlace(folder)
     (folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
-    run_folder = place.train(
-        "latents",
-        2,
-        dataset="latents",
-        model_name="FlowDiT-S/1",
-        resolution=None,
-        data_path=folder / "train_cache",
-        eval_data_path=folder / "val_cache",
-        eval_steps=2,
-        eval_num_samples=4,
-    )
-    return folder, run_folder
+    options = LATENTS | {"data_path": folder / "train_cache"}
+    options |= {"eval_data_path": folder / "val_cache", "eval_steps": 2, "eval_num_samples": 4}
+    return folder, place.train("latents", 2, **options)
+
+
+def cache(folder, split, output, *more, resolution=32):
+    words = ("--vae", f"WFVAE2Image:{folder / 'vae'}", "--image_path", folder / split)
+    words += ("--labels", "folder", "--resolution", resolution, "--num_workers", 0)
+    return cache_latents.main([str(word) for word in (*words, "--output_dir", output, *more)])
 
 
 def test_a_latent_flow_generates_with_the_recorded_vae(latent_run, tmp_path):
@@ -192,34 +180,22 @@ def test_an_export_brings_its_vae_along(latent_run, tmp_path):
     folder, run_folder = latent_run
     words = ["--from_pretrained", str(run_folder), "--save_dir", str(tmp_path / "export")]
     save_hf_model.main(words)
-    names = sorted(p.name for p in (tmp_path / "export").iterdir())
-    assert names == [
-        "README.md",
-        "config.json",
-        "diffusion_pytorch_model.safetensors",
-        "generator.json",
-        "vae",
-    ]
-    assert str(folder) not in "".join(
-        p.read_text() for p in (tmp_path / "export").rglob("*") if p.suffix in (".json", ".md")
-    )
+    names = ["README.md", "config.json", "diffusion_pytorch_model.safetensors", "generator.json"]
+    assert sorted(p.name for p in (tmp_path / "export").iterdir()) == [*names, "vae"]
+    texts = [p for p in (tmp_path / "export").rglob("*") if p.suffix in (".json", ".md")]
+    assert str(folder) not in "".join(path.read_text() for path in texts)
     moved = shutil.move(tmp_path / "export", tmp_path / "moved")
     options = ("--num_images", 2, "--steps", 2)
-    ours, exported = (
-        run(source, tmp_path / name, *options)
-        for name, source in (("run", run_folder), ("export_out", moved))
-    )
+    ours = run(run_folder, tmp_path / "run", *options)
+    exported = run(moved, tmp_path / "export_out", *options)
     assert all((ours[name] == exported[name]).all() for name in ours)
 
 
 def test_latents_of_another_vae_or_resolution_are_refused(latent_run, tmp_path):
     folder, _ = latent_run
-    words = ["--vae", f"WFVAE2Image:{folder / 'vae'}", "--image_path", str(folder / "val")]
-    words += ["--labels", "folder", "--resolution", "48", "--num_workers", "0"]
-    assert cache_latents.main([*words, "--output_dir", str(tmp_path / "other")]) == 0
-    place = FlowPlace(tmp_path)
-    options = {"dataset": "latents", "model_name": "FlowDiT-S/1", "resolution": None}
-    options |= {"data_path": folder / "train_cache", "eval_steps": 1}
+    assert cache(folder, "val", tmp_path / "other", resolution=48) == 0
+    place, options = FlowPlace(tmp_path), LATENTS | {"data_path": folder / "train_cache"}
+    options |= {"eval_steps": 1}
     with pytest.raises(ValueError, match="resolution 48"):
         place.train("x", 1, eval_data_path=tmp_path / "other", **options)
     options |= {"eval_data_path": folder / "val_cache"}

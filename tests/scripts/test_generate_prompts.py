@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
-from tests.scripts.flow_exports import export, export_pixels
+from tests.scripts.flow_exports import export
 from wfimagevae.dataset.toy.shapes import SHAPES
 from wfimagevae.generate.generator import FlowGenerator
 
@@ -24,16 +24,25 @@ SIZES |= {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_de
 @pytest.fixture(scope="module")
 def text_flow(tmp_path_factory):
     """A flow of 16 x 16 px images that takes text, with random weights."""
-    folder = tmp_path_factory.mktemp("flow") / "text"
-    text = {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
-    options = {"hidden_size": 32, "num_heads": 2, "depth": 2, "input_size": 16, "in_channels": 3}
-    return export(folder, {"space": "pixel", "text": FACTS}, "FlowDiT-S/4", **options, **text)
+    folder, facts = tmp_path_factory.mktemp("flow") / "text", {"space": "pixel", "text": FACTS}
+    return export(folder, facts, "FlowDiT-S/4", **SIZES | {"depth": 2})
 
 
 def run(model, output, *more):
     words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu", "--steps", 2)
     assert not generate.main([str(word) for word in (*words, *more)])
     return pictures(output)
+
+
+def draw_again(record, *more):
+    """The path of the picture of a record, drawn again: the very same file."""
+    folder = record.parent.with_name("again")
+    before = set(folder.glob("*.png"))
+    words = ("--from_json", record, "--output_dir", folder, "--device", "cpu", *more)
+    generate.main([str(word) for word in words])
+    (path,) = set(folder.glob("*.png")) - before
+    assert path.read_bytes() == record.with_suffix(".png").read_bytes()
+    return path
 
 
 def pictures(folder):
@@ -56,14 +65,10 @@ def test_a_record_makes_the_very_picture_again(text_flow, tmp_path):
     assert (record["height"], record["width"]) == (24, 16)
     assert record["model"]["path"] == str(text_flow) and "torch" in record["versions"]
     for name in ("a-blue-star-w3-1", "a-red-circle-w1"):
-        json_path = tmp_path / "out" / f"{name}.json"
-        words = ["--from_json", str(json_path), "--output_dir", str(tmp_path / "again")]
-        generate.main([*words, "--device", "cpu"])
-        again = tmp_path / "again" / f"{name}.png"
-        assert again.read_bytes() == json_path.with_suffix(".png").read_bytes()
+        again = draw_again(tmp_path / "out" / f"{name}.json")
     moved = shutil.copytree(text_flow, tmp_path / "moved")
-    generate.main([*words, "--device", "cpu", "--from_pretrained", str(moved)])
-    assert (tmp_path / "again" / "a-red-circle-w1-1.png").read_bytes() == again.read_bytes()
+    second = draw_again(tmp_path / "out" / f"{name}.json", "--from_pretrained", moved)
+    assert second.stem == f"{again.stem}-1"
 
 
 def test_batches_ranks_and_other_prompts_change_no_picture(text_flow, tmp_path, run_script):
@@ -74,10 +79,10 @@ def test_batches_ranks_and_other_prompts_change_no_picture(text_flow, tmp_path, 
     result = run_script("generate.py", *words, "--batch_size", 2, cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
     ranks = pictures(tmp_path / "c")
-    names = ["a-blue-star", "a-blue-star-1", "a-blue-star-2"]
-    assert list(single) == names and sorted(ranks) == sorted(both)
-    assert all(difference(single[name], both[name]) <= 1 for name in names)
-    assert all(difference(ranks[name], both[name]) <= 1 for name in both)
+    assert list(single) == ["a-blue-star", "a-blue-star-1", "a-blue-star-2"]
+    assert sorted(ranks) == sorted(both)
+    for some in (single, ranks):
+        assert all(difference(some[name], both[name]) <= 1 for name in some)
     assert difference(both["a-red-circle"], both["a-blue-star"]) > 5
     assert len(list((tmp_path / "c").glob("*.json"))) == 7
 
@@ -164,7 +169,7 @@ def test_a_record_that_was_edited_is_explained(text_flow, tmp_path, part, value,
     path = tmp_path / "out" / "x.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
     with pytest.raises(ValueError, match=words):
-        generate.main(["--from_json", str(path), "--output_dir", str(tmp_path / "again")])
+        draw_again(path)
 
 
 def test_the_grid_over_scales_that_the_help_shows_can_be_made_again(text_flow, tmp_path):
@@ -174,36 +179,15 @@ def test_the_grid_over_scales_that_the_help_shows_can_be_made_again(text_flow, t
     words = shlex.split(second.replace("\\\n", " ")) + ["--steps", "2", "--device", "cpu"]
     places = {"results/text": str(text_flow), "samples": str(tmp_path / "samples")}
     generate.main([places.get(word, word) for word in words])
-    json_path = tmp_path / shlex.split(fourth)[1]
-    words = ["--from_json", str(json_path), "--output_dir", str(tmp_path / "again")]
-    generate.main([*words, "--device", "cpu"])
-    again = tmp_path / "again" / f"{json_path.stem}.png"
-    assert again.read_bytes() == json_path.with_suffix(".png").read_bytes()
-
-
-def test_a_flow_without_text_takes_no_prompts_or_other_sizes(tmp_path):
-    flow = export_pixels(tmp_path / "flow")
-    for more, words in (
-        (("--prompt", "x"), "'x' asked of a flow that takes no text"),
-        (("--negative_prompt", "x", "--guidance_scale", "2"), "'x' asked of a model without text"),
-        (("--height", "32"), "32 x 16 asked of a FlowTransformer that makes 16 x 16 and no others"),
-        (("--text_encoder", "bytes"), "trained with no text encoder"),
-    ):
-        with pytest.raises(ValueError, match=words):
-            run(flow, tmp_path / "out", *more)
+    draw_again(tmp_path / shlex.split(fourth)[1])
 
 
 def test_an_export_draws_the_same_and_its_card_tells_of_prompts(text_flow, tmp_path):
     words = ["--from_pretrained", str(text_flow), "--save_dir", str(tmp_path / "export")]
-    save_hf_model.main(words)
+    save_hf_model.main(words)  # which compares samples
     card = (tmp_path / "export" / "README.md").read_text()
     assert "pipeline_tag: text-to-image" in card and "up to 24 bytes" in card
-    prompt = ("--prompt", PROMPTS[0])
-    ours, exported = (
-        run(source, tmp_path / name, *prompt)
-        for name, source in (("a", text_flow), ("b", tmp_path / "export"))
-    )
-    assert (ours["a-red-circle"] == exported["a-red-circle"]).all()
+    assert list(run(tmp_path / "export", tmp_path / "out", "--prompt", "x")) == ["x"]
 
 
 def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):

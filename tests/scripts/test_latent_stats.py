@@ -11,11 +11,13 @@ from wfimagevae.generate.latent_stats import add_posteriors, mean_and_std
 from wfimagevae.model import WFVAE2ImageModel
 
 
-def run(model, photos, *more):
-    return latent_stats.main(
-        ["--from_pretrained", str(model), "--real_image_dir", str(photos), "--resolution", "48"]
-        + ["--num_workers", "0", "--device", "cpu", *map(str, more)]
-    )
+def words(model, photos, *more):
+    place = ("--from_pretrained", model, "--real_image_dir", photos, "--resolution", 48)
+    return [str(word) for word in (*place, "--num_workers", 0, "--device", "cpu", *more)]
+
+
+def run(*arguments):
+    return latent_stats.main(words(*arguments))
 
 
 def posteriors(model, photos):
@@ -42,8 +44,7 @@ def test_statistics_are_those_of_the_posteriors_samples(tiny_vae, photos, tmp_pa
 
 
 def test_written_statistics_normalise_and_leave_the_decoding_as_it_was(tiny_vae, photos, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_vae, folder)
+    folder = shutil.copytree(tiny_vae, tmp_path / "model")
     before = json.loads((folder / "config.json").read_text())
     assert run(folder, photos, "--write") == 0
     after = json.loads((folder / "config.json").read_text())
@@ -66,13 +67,8 @@ def test_written_statistics_normalise_and_leave_the_decoding_as_it_was(tiny_vae,
 
 def test_two_processes_measure_what_one_does(tiny_vae, photos, tmp_path, run_script):
     run(tiny_vae, photos, "--output_json", tmp_path / "one.json")
-    done = run_script(
-        "latent_stats.py",
-        *("--from_pretrained", tiny_vae, "--real_image_dir", photos, "--resolution", 48),
-        *("--num_workers", 0, "--device", "cpu", "--output_json", "two.json"),
-        cwd=tmp_path,
-        processes=2,
-    )
+    two = words(tiny_vae, photos, "--output_json", "two.json")
+    done = run_script("latent_stats.py", *two, cwd=tmp_path, processes=2)
     assert done.returncode == 0, done.stderr
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     np.testing.assert_allclose(one["mean"], two["mean"], atol=1e-6)
@@ -99,8 +95,7 @@ def test_unreadable_images_are_listed(tiny_vae, photos, tmp_path, capsys):
 
 
 def test_a_checkpoint_beside_the_config_would_ignore_what_is_written(tiny_vae, photos, tmp_path):
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_vae, folder)
+    folder = shutil.copytree(tiny_vae, tmp_path / "model")
     weights = WFVAE2ImageModel.from_pretrained(tiny_vae).state_dict()
     torch.save({"state_dict": {"gen_model": weights}}, folder / "checkpoint-1.ckpt")
     before = (folder / "config.json").read_text()

@@ -1,0 +1,64 @@
+import pytest
+
+from wfimagevae.generate.subjects import Prompt, free_names, named_prompts, read_prompts, slug
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("A red circle!", "a-red-circle"),
+        ("../../etc/passwd", "etc-passwd"),
+        ("Ein Müller, 3 Kühe", "ein-müller-3-kühe"),
+        ("", "no-prompt"),
+        ("...", "no-prompt"),
+        ("word " * 40, "-".join(["word"] * 12)),
+    ],
+)
+def test_a_slug_is_a_short_safe_name(text, name):
+    assert slug(text) == name
+
+
+def test_a_folder_gives_its_files_names_and_a_file_its_lines(tmp_path):
+    (tmp_path / "sunset.txt").write_text("\ufeffa sunset\nover the sea\n", encoding="utf-8")
+    (tmp_path / "dawn.TXT").write_text("a dawn")
+    (tmp_path / "notes.md").write_text("no prompt")
+    sunset = Prompt("a sunset over the sea", "sunset")
+    assert read_prompts(tmp_path) == [Prompt("a dawn", "dawn"), sunset]
+    (tmp_path / "all.list").write_text("a cat\n\na dog \n")
+    assert read_prompts(tmp_path / "all.list") == named_prompts(["a cat", "a dog"])
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("missing", "no such folder or file"),
+        ("nothing", r"no prompts; looked for \.txt files"),
+        ("empty", "looked for a prompt a line"),
+        (".", r"blank\.txt holds no text"),
+    ],
+)
+def test_paths_without_prompts_are_explained(tmp_path, path, message):
+    (tmp_path / "nothing").mkdir()
+    for name, text in (("empty", "\n"), ("full.txt", "a cat"), ("blank.txt", "\n")):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_prompts(tmp_path / path)
+
+
+@pytest.mark.parametrize(
+    ("files", "stems", "names"),
+    [
+        ([], "sunset sunset dawn grid sunset", "sunset sunset-1 dawn grid_ sunset-2"),
+        (
+            ["sunset.png", "sunset-2.json", "dawn.txt"],
+            "sunset sunset dawn grid sunset",
+            "sunset-1 sunset-3 dawn grid_ sunset-4",
+        ),
+        ([], "one one one-1 one-1", "one one-2 one-1 one-1-1"),  # each stem is left to its own
+        ([], "grid-1 samples", "grid-1_ samples_"),
+    ],
+)
+def test_names_are_free_and_numbered(tmp_path, files, stems, names):
+    for file in files:
+        (tmp_path / file).touch()
+    assert free_names(tmp_path / ("" if files else "new"), stems.split()) == names.split()
