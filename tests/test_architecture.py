@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import setuptools
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wfimagevae"
@@ -190,6 +191,17 @@ def test_setup_takes_its_requirements_from_requirements_txt(setup_arguments):
     base = {package_name(line) for line in lines}
     optional = {package_name(r) for rs in setup_arguments["extras_require"].values() for r in rs}
     assert not base & optional
+
+
+def test_pinned_versions_are_public_ones_that_the_requirements_allow(setup_arguments):
+    base, extras = setup_arguments["install_requires"], setup_arguments["extras_require"]
+    every = [*base, *(requirement for extra in extras.values() for requirement in extra)]
+    allowed = {package_name(requirement): Requirement(requirement) for requirement in every}
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = dict(line.split("==") for line in lines if not line.startswith("#"))
+    assert {package_name(requirement) for requirement in [*base, *extras["dev"]]} <= pins.keys()
+    for name, version in pins.items():
+        assert "+" not in version and allowed[name].specifier.contains(version), name
 
 
 def test_every_imported_package_is_declared(setup_arguments):

@@ -48,7 +48,7 @@ def train(folder, steps, **options):
         "lr": 6e-3,
         "lr_schedule": "cosine",
         "warmup_steps": 50,
-        "optimizer": "muon",
+        "optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw",
         "time_mean": -0.8,
         "time_std": 0.8,
         "ema_decay": 0.99,

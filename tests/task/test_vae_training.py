@@ -12,7 +12,7 @@ from PIL import Image
 from tests.images import TINY_MODEL, smooth_image
 from tests.task.training import Workplace, differences, largest_difference, load
 from train_ddp import main
-from wfimagevae.engine.cli import run_cli
+from wfimagevae.command_line import run_cli
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.task.vae import VaeTask, count_updates
 from wfimagevae.task.vae_options import VaeOptions

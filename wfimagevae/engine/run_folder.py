@@ -31,7 +31,9 @@ def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, 
     if not resume:
         return _unused(folder), None
     if resume == "auto":
-        runs = _runs_of(exp_name, folder.parent)
+        pattern = re.compile(re.escape(exp_name) + _SUFFIX)
+        folders = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
+        runs = [f for f in folders if pattern.fullmatch(f.name) and list_checkpoints(f)]
         if len(runs) > 1:
             listed = "\n  ".join(str(run) for run in runs)
             raise ValueError(
@@ -41,10 +43,10 @@ def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, 
         return (runs[0], list_checkpoints(runs[0])[-1]) if runs else (folder, None)
     path = Path(resume)
     if path.is_dir():
-        found = list_checkpoints(path)
-        if not found:
+        checkpoints = list_checkpoints(path)
+        if not checkpoints:
             raise ValueError(f"--resume_from_checkpoint {path}: no checkpoint-<step>.ckpt in it")
-        path = found[-1]
+        path = checkpoints[-1]
     if not path.is_file():
         raise ValueError(f"--resume_from_checkpoint {path} does not exist")
     is_run = re.fullmatch(re.escape(exp_name) + _SUFFIX, path.parent.name)
@@ -58,10 +60,3 @@ def _unused(folder: Path) -> Path:
             "auto, or choose another --exp_name"
         )
     return folder
-
-
-def _runs_of(exp_name: str, parent: Path) -> list[Path]:
-    """Folders of runs of this name that hold a checkpoint."""
-    pattern = re.compile(re.escape(exp_name) + _SUFFIX)
-    found = parent.iterdir() if parent.is_dir() else []
-    return sorted(p for p in found if pattern.fullmatch(p.name) and list_checkpoints(p))
