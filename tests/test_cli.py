@@ -1,5 +1,6 @@
 """Every command answers --help at once, without the heavy imports, and explains each flag."""
 
+import ast
 import json
 import os
 import resource
@@ -21,15 +22,21 @@ PROBE = """
 import argparse, json, os, runpy, sys
 
 def dump(parser, file=None):
-    actions = [[action.option_strings, action.help] for action in parser._actions]
+    actions = [
+        [a.option_strings, repr(a.default), a.choices and list(a.choices), a.nargs, a.help]
+        for a in parser._actions
+    ]
     answer = {"actions": actions, "modules": sorted(sys.modules)}
     print(json.dumps(answer | {"spins": os.environ.get("GOMP_SPINCOUNT")}))
 
 argparse.ArgumentParser.print_help = dump
 sys.path.insert(0, sys.argv[2])
-sys.argv = [sys.argv[1], "--help"]
+sys.argv = [sys.argv[1], *sys.argv[3:], "--help", "all"]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# Every flag of every command as it was before flags were fields of option classes:
+# command -> flag -> default, choices, number of values, help.
+FLAGS = json.loads((ROOT / "tests" / "golden" / "flags.json").read_text(encoding="utf-8"))
 
 
 def relative(path):
@@ -48,8 +55,8 @@ def run(*words, cwd=ROOT, **variables):
     )
 
 
-def probe(command, cwd, **variables):
-    done = run("-c", PROBE, command, command.parent, cwd=cwd, **variables)
+def probe(command, cwd, *words, **variables):
+    done = run("-c", PROBE, command, command.parent, *words, cwd=cwd, **variables)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -62,12 +69,21 @@ def child_cpu_seconds():
 @pytest.mark.parametrize("command", COMMANDS, ids=relative)
 def test_help_explains_every_flag_and_imports_nothing_heavy(command, tmp_path):
     answer = probe(command, tmp_path)
-    flags = [names for names, _ in answer["actions"] if names != ["-h", "--help"]]
-    assert flags, "a command without a single flag"
-    unexplained = [names for names, text in answer["actions"] if not text]
-    assert unexplained == []
+    assert len(answer["actions"]) > 1, "a command without a single flag"
+    assert [names for names, *_, text in answer["actions"] if not text] == []
     assert HEAVY & set(answer["modules"]) == set()
     assert answer["spins"] == "1000"  # before torch is loaded, so that its threads follow it
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_flags_have_the_names_defaults_choices_and_help_that_they_always_had(command, tmp_path):
+    script, *words = command.split()
+    answer = probe(ROOT / script, tmp_path, *words)
+    flags = {" ".join(names): fact for names, *fact in answer["actions"]}
+    for flag, (default, *fact) in FLAGS[command].items():
+        assert flag in flags, f"{flag} is gone"
+        assert ast.literal_eval(flags[flag][0]) == ast.literal_eval(default), flag
+        assert flags[flag][1:] == fact, flag
 
 
 @pytest.mark.parametrize(

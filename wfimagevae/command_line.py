@@ -168,7 +168,7 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
             values = yaml.safe_load(file) or {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        parser.error(f"--config {path}: {error}")
+        parser.error(f"--config {path}: {' '.join(str(error).split())}")
     if not isinstance(values, dict):
         kind = type(values).__name__
         parser.error(f"--config {path}: expected 'flag: value' lines, got a {kind}")
