@@ -168,7 +168,15 @@ def test_manifest_gives_paths_under_any_key_relative_to_its_folder(tmp_path, mon
 
 @pytest.mark.parametrize(
     "line",
-    [b"a.png", b'{"path": "a.png"', b"[1]", b'{"file": "a"}', b'{"path": 3}', b'{"path": "\xff"}'],
+    [
+        b"a.png",
+        b'{"path": "a.png"',
+        b"[1]",
+        b'{"file": "a"}',
+        b'{"path": "a\\u0000"}',
+        b'{"path": "\xff"}',
+        b"[" * 9999,
+    ],
 )
 def test_bad_line_is_named_by_file_and_number(tmp_path, line):
     path = manifest(tmp_path, {"path": "ok.png"}, "")

@@ -140,11 +140,13 @@ def test_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
         ({"latent_shape": [4, 3, 3]}, "expected"),
         ({"flip": True}, r"moments_flipped has shape None"),
         ({"samples": [4, 3, 1]}, r"00002\.safetensors is missing"),
+        ({"only": "plan"}, r"latents\.json has no class_names, flip"),
     ],
 )
 def test_record_that_does_not_fit_is_refused(cache, facts, message):
     path = cache / "latents.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    old = {"version": 1, "complete": True} if "only" in facts else json.loads(path.read_text())
+    path.write_text(json.dumps(old | facts))
     with pytest.raises(DataError, match=message):
         LatentDataset(cache)
     path.unlink()

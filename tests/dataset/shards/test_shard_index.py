@@ -67,12 +67,16 @@ def test_empty_and_foreign_files_are_named_while_others_are_read(tmp_path, caplo
 
 def test_sample_with_two_members_of_a_type_is_left_out_and_named(tmp_path, caplog):
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("a.png", "b.png", "b.PNG", "c.png"):
+        for name in ("a.png", "b.png", "b.PNG", "c.png", "a.txt"):
             member = tarfile.TarInfo(name)
             member.size = len(png(1))
             tar.addfile(member, io.BytesIO(png(1)))
     assert keys(open_set(str(tmp_path))) == ["a", "c"]
+    write_shards(tmp_path / "dotted", [1], lambda i: {"png": None, "v1.0.png": png(1)})
+    with pytest.raises(ValueError, match=r"v1.0.png; names of samples must not have dots"):
+        open_set(str(tmp_path / "dotted"))
     assert "sample b: two members of type png" in caplog.text
+    assert "a comes again later: members of a sample must lie together" in caplog.text
 
 
 def test_index_is_kept_and_made_anew_for_what_changed(tmp_path, monkeypatch):

@@ -126,7 +126,7 @@ def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
     keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
     for where, record, text in json_lines(manifest):
         values = [record.get(key) for key in MANIFEST_KEYS] if isinstance(record, dict) else []
-        paths = [value for value in values if isinstance(value, str) and value]
+        paths = [v for v in values if isinstance(v, str) and v and "\0" not in v]
         if not paths:
             raise ValueError(
                 f"{where}: expected an object with a path under {keys}, got {text:.80}"
@@ -154,7 +154,7 @@ def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
             try:
                 text = line.decode("utf-8-sig").strip()
                 value = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{where}: not a line of JSON ({error})") from None
             yield where, value, text
 

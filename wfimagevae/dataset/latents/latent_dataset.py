@@ -11,6 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from wfimagevae.dataset.images.index import json_lines
 from wfimagevae.dataset.images.transforms import to_device
 from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, CachedText
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
@@ -23,6 +24,8 @@ FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
 TEXTS = ("none", "captions", "embeddings")
 LOGVAR_RANGE = (-30.0, 20.0)
 _CHECKED_BYTES = 256 * 2**20
+_FIELDS = {"plan", "vae", "resolution", "posterior", "flip", "class_names"}
+_FIELDS |= {"latent_shape", "samples", "shift", "scale"}
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -67,10 +70,12 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path} is of version {version!r}, this code reads {RECORD_VERSION}: encode anew"
         )
-    if not record["complete"]:
+    if record.get("complete") is False:
         raise DataError(
             f"{path}: encoding has not finished; run the same cache_latents.py command again"
         )
+    if missing := _FIELDS - record.keys():
+        raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
     return record
 
 
@@ -191,8 +196,7 @@ class LatentDataset(FlowData):
 
     def texts(self, number: int) -> list[dict[str, Any]]:
         """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them."""
-        lines = texts_path(self.folder, number).read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        return [text for _, text, _ in json_lines(str(texts_path(self.folder, number)))]
 
     def _draw(self, index: int, position: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=stable_seed(self.seed, "latent", position)))

@@ -173,9 +173,11 @@ def open_shards(
     pairs = list(zip(indexes, chosen, strict=True))
     if not any(len(part.rows) for part in chosen):
         kinds = sorted({kind for index in indexes for kind in index.columns})
+        is_dotted = any(kind.rpartition(".")[2] in image_types for kind in kinds)
+        hint = "names of samples must not have dots, or " if is_dotted else ""
         raise ValueError(
             f"no sample of {sources[0]} has an image of type {options.wds_image_key}: its members "
-            f"are of type {', '.join(kinds) or 'no known one'}; set --wds_image_key"
+            f"are of type {', '.join(kinds) or 'no known one'}; {hint}set --wds_image_key"
         )
     _warn_of_left_out(pairs, options.wds_image_key)
     shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), [len(part.rows) for part in chosen])

@@ -4,6 +4,7 @@ import io
 import os
 import re
 import tarfile
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
@@ -157,6 +158,11 @@ def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
     if faults and samples:  # the last one may lack members that lay behind
         samples[-1].fault = "the file is damaged"
     damage = faults + [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
+    again = [key for key, count in Counter(s.key for s in samples).items() if count > 1]
+    if again:
+        damage.append(
+            f"{again[0]} comes again later: members of a sample must lie together (tar --sort=name)"
+        )
     whole = [s for s in samples if not s.fault]
     kinds = {kind for sample in whole for kind in sample.members}
     kinds = sorted(kind for kind in kinds if extra.is_image(kind) or extra.is_text(kind))
