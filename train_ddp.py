@@ -10,32 +10,17 @@ import sys
 from collections.abc import Sequence
 
 from wfimagevae.command_line import find_flag, list_flags, parse, run_cli
-from wfimagevae.options import Options, option
+from wfimagevae.pipeline.options import PipelineOptions
 from wfimagevae.task import TASKS, options_of
-
-
-class PipelineOptions(Options):
-    """pipeline: several trainings from one YAML file"""
-
-    pipeline: str | None = option(
-        None,
-        "train the steps of this file, or go on where they stopped; all else stands in it",
-        "FILE",
-        basic=True,
-    )
-    validate_pipeline: bool = option(False, "check the file, print the plan, and end", basic=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if find_flag("pipeline", argv) or find_flag("validate_pipeline", argv):
-        from wfimagevae.pipeline.runner import run_file
+    if any(find_flag(name, argv) for name in PipelineOptions.model_fields):
+        from wfimagevae.pipeline.command import run_file
 
-        options = parse(PipelineOptions, argv, description="Trains the steps of a pipeline.")
-        if not options.pipeline:
-            raise ValueError("--validate_pipeline goes with --pipeline FILE")
-        return run_file(options.pipeline, options.validate_pipeline)
+        return run_file(argv)
 
     task = find_flag("task", argv, in_config=True)
     task_options = options_of(task if task in TASKS else TASKS[0])
@@ -47,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(list_flags(task_options))
         return 0
     options = parse(Command, argv, description=__doc__.splitlines()[0])
-    if options.pipeline or options.validate_pipeline:
+    if any(getattr(options, name) for name in PipelineOptions.model_fields):
         raise ValueError("--pipeline stands on the command line, not in a file of flags")
     if options.task == "vae":
         from wfimagevae.task.vae import train

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.pipeline.files import PipelinePlace
-from wfimagevae.pipeline.loading import load_pipeline
+from wfimagevae.pipeline.checks import load_pipeline
 
 
 @pytest.fixture(scope="package")

@@ -15,6 +15,8 @@ from tests.images import TINY_MODEL, write_images
 from tests.task.training import ROOT
 from train_ddp import main
 from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.flags import step_flags
+from wfimagevae.pipeline.fluxflow import OPTIONS
 
 TINY_VAE = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
 TINY_FLOW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
@@ -130,6 +132,12 @@ def copied(place: PipelinePlace, done, name: str) -> dict:
 
 def steps_of(content: dict) -> list[dict]:
     return content["training"]["pipeline"]["steps"]
+
+
+def options_of(pipeline, step: int = 0, units=None):
+    """The options of the training that a step means."""
+    flags, _ = step_flags(pipeline, pipeline.steps[step], units)
+    return OPTIONS[pipeline.steps[step].task](**flags)
 
 
 def problems(load, text: str) -> dict[int, list[str]]:

@@ -8,15 +8,14 @@ import torch
 from torch import nn
 
 from tests.images import write_images
-from tests.pipeline.files import COLOURS, TINY_FLOW, TINY_VAE, PipelinePlace
+from tests.pipeline.files import COLOURS, TINY_FLOW, TINY_VAE, PipelinePlace, options_of
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.document import PipelineError
-from wfimagevae.pipeline.flags import parse_flags, step_flags
-from wfimagevae.pipeline.footprint import _dry, _kept_bytes
-from wfimagevae.pipeline.loading import load_pipeline
-from wfimagevae.pipeline.planning import describe_plan
-from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.pipeline.fluxflow import OPTIONS
+from wfimagevae.pipeline.networks import _dry, _kept_bytes
+from wfimagevae.pipeline.plan import describe_plan
 from wfimagevae.task.flow_space import build_datasets
 
 
@@ -137,16 +136,16 @@ def test_held_out_data_beside_shards_has_captions(place, kind):
     content["data"]["webdataset_url"] = shard_of(place, "train")
     loaded = load_pipeline(place.write(content))
     assert f"validated on {held_out}" in "\n".join(describe_plan(loaded))
-    flags, _ = step_flags(loaded.steps[-1], loaded.content, loaded.document, loaded.parsers)
+    options = options_of(loaded, -1)
     captions = [f"a {colour} cloud" for colour in COLOURS]
-    for data in build_datasets(parse_flags(loaded.parsers["flow"], flags)):
+    for data in build_datasets(options):
         assert set(data.read_batch(range(len(data)))["caption"]) == set(captions)
 
 
 def test_kept_bytes_are_those_that_backward_reads():
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    options = FlowOptions(mix_precision="fp32")
+    options = OPTIONS["flow"](mix_precision="fp32")
     with FakeTensorMode():
         network = _dry(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)))
         x = torch.empty(5, 8)

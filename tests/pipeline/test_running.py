@@ -183,9 +183,6 @@ def test_a_file_of_flags_names_its_task_and_a_pipeline_is_none(place, tmp_path, 
     with pytest.raises(SystemExit):
         main(["--config", pipeline])
     assert "that file has sections; give it by --pipeline" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["--pipeline", pipeline, "--lr", "3"])
-    assert "unknown flag --lr" in capsys.readouterr().err
 
 
 @pytest.mark.slow

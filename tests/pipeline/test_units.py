@@ -4,13 +4,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.pipeline.files import TINY_VAE, PipelinePlace
+from tests.pipeline.files import TINY_VAE, PipelinePlace, options_of
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.objective.flow_matching import error_by_time
-from wfimagevae.pipeline.flags import parse_flags, step_flags
-from wfimagevae.pipeline.loading import load_pipeline
-from wfimagevae.pipeline.units import METRICS, OWN_METRICS, Units, met_needs
+from wfimagevae.pipeline.checks import load_pipeline
+from wfimagevae.pipeline.flags import Units
+from wfimagevae.pipeline.metrics import LOGGED, METRICS, is_met
 
 SIZE, CHANNELS = 32, 4
 UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)
@@ -26,9 +26,7 @@ def options(tmp_path_factory):
     step = {"name": "vae", "steps": 1, "train_vae": True, "gan_training": True} | GIVEN
     step["options"] = {"disc_start": 0, "wavelet_loss": False}
     content["training"]["pipeline"]["steps"] = [step]
-    loaded = load_pipeline(place.write(content))
-    flags, _ = step_flags(loaded.steps[0], loaded.content, loaded.document, loaded.parsers, UNITS)
-    return parse_flags(loaded.parsers["vae"], flags)
+    return options_of(load_pipeline(place.write(content)), units=UNITS)
 
 
 def test_the_gradient_is_that_of_the_means(options):
@@ -36,11 +34,7 @@ def test_the_gradient_is_that_of_the_means(options):
     config = {"latent_dim": CHANNELS, "base_channels": [8, 8, 16], "encoder_energy_flow_size": 8}
     config |= {"decoder_base_channels": [8, 8, 16], "decoder_energy_flow_size": 8}
     vae = WFVAE2ImageModel(**config).double()
-    names = ("rec_weight", "perceptual_weight", "mse_weight", "kl_weight", "kl_free_bits")
-    names += ("disc_weight", "adaptive_weight", "disc_start", "disc_num_layers")
-    loss = LPIPSWithDiscriminator2D(
-        LossConfig(**{n: getattr(options, n) for n in names}, wavelet_weight=0.0)
-    ).double()
+    loss = LPIPSWithDiscriminator2D(options.changed(wavelet_weight=0.0)).double()
     images = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64) * 2 - 1
     output = vae(images, noise=torch.randn(2, CHANNELS, 4, 4, dtype=torch.float64))
     ours, _ = loss.generator_loss(images, output, vae.last_layer, step=0)
@@ -63,8 +57,7 @@ def test_the_gradient_is_that_of_the_means(options):
 def test_the_discriminators_gradient_is_that_of_the_means(options):
     """Over four updates, of which one has the gradient penalty: there on top, here for all four."""
     torch.manual_seed(0)
-    names = ("r1_weight", "r1_interval", "disc_loss", "disc_weight", "disc_num_layers")
-    config = LossConfig(**{n: getattr(options, n) for n in names}, perceptual_weight=0.0)
+    config = options.changed(perceptual_weight=0.0)
     loss = LPIPSWithDiscriminator2D(config).double()
     critic = loss.discriminator
     real, fake = (torch.randn(2, 3, SIZE, SIZE, dtype=torch.float64) for _ in range(2))
@@ -112,8 +105,8 @@ def test_metrics_of_the_file_are_those_that_trainings_log(monkeypatch):
     output = vae(images)
     logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
     logged |= loss.discriminator_loss(images, output.sample)[1].keys()
-    known = {metric.name for metric in METRICS.values()} - {"train/loss"}
-    assert logged == known | OWN_METRICS["vae"].keys()
+    assert logged == LOGGED["vae"].keys()
+    assert {metric.logged for metric in METRICS.values()} <= logged | {"train/loss"}
 
 
 ADVERSARIAL = {"gan_training": True, "lambda_adv": 0.5}
@@ -141,22 +134,22 @@ def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, monkeypatch, giv
     content["training"]["pipeline"]["steps"] = [{"name": "vae", "steps": 1} | given]
     content["model"] = {"vae": content["model"]["vae"]}
     del content["output"]["sample_captions"]
-    loaded = load_pipeline(place.write(content))
-    (step,) = loaded.steps
-    flags, _ = step_flags(step, loaded.content, loaded.document, loaded.parsers, UNITS)
-    options = parse_flags(loaded.parsers["vae"], flags)
+    options = options_of(load_pipeline(place.write(content)), units=UNITS)
     loss = LPIPSWithDiscriminator2D(options)
     vae = WFVAE2ImageModel(**TINY_VAE)
     images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
     output = vae(images)
     logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
-    if options.trains_discriminator:
+    if options.disc_weight:
         logged |= loss.discriminator_loss(images, output.sample)[1].keys()
-    needs = OWN_METRICS["vae"] | {metric.name: metric.needs for metric in METRICS.values()}
-    assert logged == {name for name, need in needs.items() if need in met_needs(step)}
+    expected = {
+        name for name, needs in LOGGED["vae"].items() if all(is_met(n, options) for n in needs)
+    }
+    assert logged == expected
 
 
 def test_metrics_of_flows_are_those_that_flows_log():
     point = torch.linspace(0, 1, 8)
     timed = error_by_time(torch.ones(8), point).keys()
-    assert timed | {"train/error", "train/direction_loss"} == OWN_METRICS["flow"].keys()
+    flags = {"train/loss", "train/error", "train/direction_loss"}
+    assert timed | flags == LOGGED["flow"].keys()

@@ -9,9 +9,9 @@ import pytest
 
 from tests.pipeline.files import copied, steps_of
 from train_ddp import main
-from wfimagevae.pipeline import runner
+from wfimagevae.pipeline import run
+from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.document import PipelineError
-from wfimagevae.pipeline.loading import load_pipeline
 
 
 def validate(place, content: dict) -> int:
@@ -48,11 +48,6 @@ def test_validation_refuses_what_the_run_would(place, done, change, message, tmp
         validate(place, content)
 
 
-def test_validating_without_a_pipeline_says_so():
-    with pytest.raises(ValueError, match="--validate_pipeline goes with --pipeline FILE"):
-        main(["--validate_pipeline"])
-
-
 def test_one_process_tells_what_is_wrong_with_a_file(place, monkeypatch):
     content = place.content("ranks")
     content["output"]["log_intervall"] = 3
@@ -60,7 +55,7 @@ def test_one_process_tells_what_is_wrong_with_a_file(place, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert main(["--pipeline", path]) == 2
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(PipelineError, match="did you mean 'log_interval'"):
+    with pytest.raises(PipelineError, match="did you mean log_interval"):
         main(["--pipeline", path])
 
 
@@ -74,10 +69,10 @@ def test_an_output_that_cannot_be_written_is_told_to_all_processes(place, monkey
         told.append(error)
         return error
 
-    monkeypatch.setattr(runner, "describe_plan", lambda loaded: [])
-    monkeypatch.setattr(runner, "write_configs", full)
-    monkeypatch.setattr(runner, "broadcast_object", broadcast)
+    monkeypatch.setattr(run, "describe_plan", lambda loaded: [])
+    monkeypatch.setattr(run, "write_configs", full)
+    monkeypatch.setattr(run, "broadcast_object", broadcast)
     loaded = load_pipeline(place.write(place.content("full")))
     with pytest.raises(PipelineError, match=r"No space left on device: .vae\.json"):
-        runner.run_pipeline(loaded)
+        run.run_pipeline(loaded)
     assert len(told) == 1

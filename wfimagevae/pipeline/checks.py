@@ -1,312 +1,386 @@
-"""What a pipeline file's steps cannot mean, beyond keys and types. No torch here."""
+"""What a pipeline file's steps cannot mean, whatever their keys and types. No torch here."""
 
-import json
-from collections.abc import Callable
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from wfimagevae.options import BadOptions
-from wfimagevae.pipeline.components import ENCODER
-from wfimagevae.pipeline.document import Document, Place, nearest
-from wfimagevae.pipeline.flags import OptionClasses, positive, step_flags, with_negatives
-from wfimagevae.pipeline.optimization import OPTIMIZED
-from wfimagevae.pipeline.options import check_options, check_shared_options, is_governed
-from wfimagevae.pipeline.origins import check_origins
-from wfimagevae.pipeline.paths import check_paths
-from wfimagevae.pipeline.schema import PipelineFile
-from wfimagevae.pipeline.sizes import parse_size
-from wfimagevae.pipeline.sources import check_data, check_sections, unknown_dataset
-from wfimagevae.pipeline.steps import DEFAULTS, SHARED, MergedStep, declared, is_gan_only
-from wfimagevae.pipeline.units import METRICS, OWN_METRICS, met_needs
+from wfimagevae.files import is_hub_name, read_json
+from wfimagevae.options import BadOptions, Options, nearest
+from wfimagevae.pipeline.document import Place, Problems, dotted
+from wfimagevae.pipeline.flags import OPTIMIZED, idleness, step_flags
+from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
+from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
+from wfimagevae.pipeline.metrics import check_transition
+from wfimagevae.pipeline.steps import (
+    DEFAULTS,
+    FLAGS,
+    SHARED,
+    Pipeline,
+    Step,
+    flag_of,
+    listed,
+    read_pipeline,
+)
 
-# Settings that only one kind of step reads.
-_ONLY = {
-    "flow": ("cfg_dropout_prob", "cache_latents"),
-    "vae": ("use_lpips", "train_spade", "kl_beta", "kl_warmup_steps", "kl_free_bits")
-    + ("lambda_adv", "lambda_lpips", "mse_weight", "r1_gamma", "r1_interval")
-    + ("instance_noise_std", "instance_noise_decay"),
-}
-_NEEDS = {
-    "gan_training": ("lambda_adv", "r1_gamma", "r1_interval")
-    + ("instance_noise_std", "instance_noise_decay"),
-    "use_lpips": ("lambda_lpips",),
-}
-_COMPARE = ("use_lpips", "lambda_lpips", "mse_weight")
-_TRAINS = {
+_SHARDS = re.compile(r"(\w+://|pipe:)|.*[*?\[{]")
+_PATHS = ("data_path", "eval_data_path", "image_folder", "eval_image_folder", "webdataset_url")
+_OF_SHARDS = ("webdataset_url", "webdataset_image_key", "webdataset_label_key")
+_OF_SHARDS += ("webdataset_caption_key",)
+_OF_FOLDERS = ("captions_file", "data_path", "image_folder")
+_OF_DATA_ALONE = ("data_path", "eval_data_path", "data_weights", "captions_file", "webdataset_url")
+_MODES = {
     "train_vae": "write train_vae: decoder (or encoder) to train the other half",
     "gan_training": "options: {freeze_discriminator: true} lets one judge without learning",
     "train_diff": "options: {freeze_flow: true} trains its text encoder alone",
     "train_diff_full": "options: {freeze_flow: true} trains its text encoder alone",
 }
+_VAE = "train it (train_vae: true), put a step that does before it, or give model.vae.pretrained"
+_UNFREEZE = {
+    "encoder": _VAE,
+    "decoder": _VAE,
+    "discriminator": "put a step with gan_training before it, or leave freeze_discriminator out",
+    "flow": "put a step that trains it before, or give model.flow.pretrained",
+    "text_encoder": "leave it out of freeze, put a step that trains it before, or give "
+    "model.flow.pretrained",
+}
 
 
-def check_pipeline(
-    document: Document, content: PipelineFile, steps: list[MergedStep], known: OptionClasses
-) -> None:
-    """Reports all that is wrong with a file whose keys and types are right."""
-    _check_names(document, content, steps)
-    check_paths(document, content)
-    _check_sizes(document, content)
-    check_sections(document, content, steps)
-    check_shared_options(document, content, known)
-    _check_shared_keys(document, content, steps)
-    for step in steps:
-        check_data(document, content, step)
-        _check_modes(document, step)
-        _check_length(document, step)
-        _check_frozen(document, step)
-        if step.task is None:
-            continue
-        _check_idle_keys(document, step)
-        _check_transition(document, step)
-        check_origins(document, content, steps, step)
-        _check_model(document, content, steps, step)
-        check_options(document, step, known)
-        _check_flags(document, content, step, known)
+def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
+    """Reads and checks a pipeline file, without importing torch.
+
+    Args:
+        path: The YAML file.
+        flags: Of the command line, which win over the file.
+
+    Raises:
+        PipelineError: with everything that is wrong, by line.
+    """
+    pipeline = read_pipeline(path, flags)
+    document = pipeline.document
+    for check in (_check_names, _check_paths, _check_data, _check_shared_keys):
+        for place, text in check(pipeline):
+            document.report(place, text)
+    for step in pipeline.steps:
+        for check in (_check_modes, _check_sources, _check_keys, _check_start):
+            for key, text in check(pipeline, step):
+                document.report(step.origin(document, *key) if key else step.place, text)
+        if step.task is not None:
+            options = _read_options(pipeline, step)
+            for key, text in check_transition(step, options):
+                document.report(step.origin(document, "transition_on", *key), text)
+    document.check()
+    return pipeline
 
 
-def _check_names(document: Document, content: PipelineFile, steps: list[MergedStep]) -> None:
-    first: dict[str, MergedStep] = {}
-    for step in steps:
+def parse_sizes(sizes: Sequence[int | str | Sequence[int]]) -> list[tuple[int, int]]:
+    """Sizes of a file, ``512``, ``768x512`` or ``[768, 512]``, as (width, height).
+
+    Raises:
+        ValueError: one is none.
+    """
+    read = []
+    for size in sizes:
+        sides = size.lower().split("x") if isinstance(size, str) else size
+        sides = [size, size] if isinstance(size, int) else sides
+        if len(sides) != 2 or not all(str(s).strip().isdigit() and int(s) for s in sides):
+            raise ValueError(f"sample size {size!r}: write 512, 768x512 or [768, 512]")
+        read.append((int(sides[0]), int(sides[1])))
+    return read
+
+
+def _check_names(pipeline: Pipeline) -> Problems:
+    """Steps have names of their own; the default data set and sizes of samples are some."""
+    first: dict[str, Step] = {}
+    for step in pipeline.steps:
         other = first.setdefault(step.name.lower(), step)
         if other is not step:
-            line = document.line((*other.place, "name"))
-            document.report(
-                (*step.place, "name"),
-                f"step name {step.name!r} is taken by the step of line {line} (files are named "
-                "after steps)",
-            )
-    pipeline = content.training.pipeline
-    if pipeline.default_dataset is not None and pipeline.default_dataset not in pipeline.datasets:
-        document.report(
-            ("training", "pipeline", "default_dataset"),
-            unknown_dataset(pipeline.default_dataset, content),
-        )
-
-
-def _check_sizes(document: Document, content: PipelineFile) -> None:
-    for index, size in enumerate(content.output.sample_sizes or []):
+            line = pipeline.document.line((*other.place, "name"))
+            text = f"step name {step.name!r} is taken by the step of line {line}"
+            yield (*step.place, "name"), f"{text} (files are named after steps)"
+    section = pipeline.content.training.pipeline
+    if section.default_dataset not in (None, *section.datasets):
+        text = _unknown_dataset(section.default_dataset, section.datasets)
+        yield ("training", "pipeline", "default_dataset"), text
+    for index, size in enumerate(pipeline.content.output.sample_sizes or []):
         try:
-            parse_size(size)
+            parse_sizes([size])
         except ValueError as error:
-            document.report(("output", "sample_sizes", index), str(error))
+            yield ("output", "sample_sizes", index), str(error)
 
 
-def _check_modes(document: Document, step: MergedStep) -> None:
-    settings = step.settings
+def _unknown_dataset(name: str, known: Mapping) -> str:
+    hint = nearest(name, known) if known else ": training.pipeline.datasets names none"
+    return f"unknown dataset {name!r}{hint}"
+
+
+def _check_paths(pipeline: Pipeline) -> Problems:
+    """Files and folders that the file names are there."""
+    content, paths = pipeline.content, []
+    for name in ("vae", "flow"):
+        section = getattr(content.model, name)
+        if isinstance(section.config, str):
+            paths.append((("model", name, "config"), section.config))
+        if section.pretrained and not is_hub_name(section.pretrained):
+            paths.append((("model", name, "pretrained"), section.pretrained))
+    text = content.model.text_encoder or "bytes"
+    kind, _, path = text.partition(":")
+    if text != "bytes" and not (kind in ("clip", "t5", "bert") and path):
+        families = "clip:PATH_OR_NAME, t5:PATH_OR_NAME, bert:PATH_OR_NAME"
+        yield ("model", "text_encoder"), f"text_encoder {text!r}: write bytes, or one of {families}"
+    elif path and not is_hub_name(path):
+        paths.append((("model", "text_encoder"), path))
+    for place, section in ((("data",), content.data), *_data_sets(pipeline)):
+        for key in _PATHS:
+            named = _by_place((*place, key), getattr(section, key, None))
+            paths += [(where, path) for where, path in named if not _SHARDS.match(path)]
+        if section.captions_file not in (None, "", "none", "sidecar", "manifest"):
+            paths.append(((*place, "captions_file"), section.captions_file))
+    for place, options in _all_options(pipeline):
+        for name in {"lpips_weights", "better_captions"} & options.keys():
+            paths.append(((*place, "options", name), str(options[name])))
+    pictures = _by_place(("output", "test_image_address"), content.output.test_image_address)
+    for place, path in paths + pictures:
+        key = next(part for part in reversed(place) if isinstance(part, str))
+        if not Path(path).expanduser().exists():
+            yield place, f"{key} {path} does not exist"
+        elif key == "test_image_address" and Path(path).is_dir():
+            yield place, f"{key} {path} is a folder; name images"
+
+
+def _by_place(place: Place, paths: str | list[str] | None) -> list[tuple[Place, str]]:
+    """Each path, and its place in the file."""
+    several = isinstance(paths, list)
+    return [((*place, i) if several else place, path) for i, path in enumerate(listed(paths))]
+
+
+def _data_sets(pipeline: Pipeline) -> list[tuple[Place, Any]]:
+    above = ("training", "pipeline", "datasets")
+    return [((*above, n), one) for n, one in pipeline.content.training.pipeline.datasets.items()]
+
+
+def _all_options(pipeline: Pipeline, of_steps: bool = True) -> list[tuple[Place, dict]]:
+    """``options`` of all sections that have some."""
+    training = pipeline.content.training
+    above = [(SHARED, training), (DEFAULTS, training.pipeline.defaults), *_data_sets(pipeline)]
+    steps = [(step.place, step.own.get("options", {})) for step in pipeline.steps if of_steps]
+    return [(place, section.options) for place, section in above] + steps
+
+
+def _check_data(pipeline: Pipeline) -> Problems:
+    """Sections of data have no keys that no step, or their kind of data, does not read."""
+    content = pipeline.content
+    data, default = content.data, content.training.pipeline.default_dataset
+    kinds = [
+        (p, one, one.type == "webdataset", "type: webdataset") for p, one in _data_sets(pipeline)
+    ]
+    if all(step.settings.dataset or default for step in pipeline.steps):
+        for key in _OF_DATA_ALONE:
+            if getattr(data, key):
+                text = f"{key} has no effect: every step takes its data from "
+                text += "training.pipeline.datasets; make it one of them, or leave it out"
+                yield ("data", key), text
+    else:
+        kinds.append((("data",), data, data.use_webdataset, "use_webdataset: true"))
+    for place, section, is_shards, switch in kinds:
+        advice = (
+            f"with {switch}: leave it out" if is_shards else f"without {switch}: write {switch}"
+        )
+        for key in _OF_FOLDERS if is_shards else _OF_SHARDS:
+            if getattr(section, key, None):
+                yield (*place, key), f"{key} has no effect {advice}"
+    if content.model.text_encoder:
+        return
+    if content.output.sample_captions:
+        yield ("output", "sample_captions"), "sample_captions has no effect without text_encoder"
+    for place, section in ((("data",), data), *_data_sets(pipeline)):
+        if section.fixed_prompt_prefix:
+            text = "fixed_prompt_prefix has no effect without model.text_encoder"
+            yield (*place, "fixed_prompt_prefix"), text
+
+
+def _check_shared_keys(pipeline: Pipeline) -> Problems:
+    """What stands above the steps is read by one of them, and is not theirs alone to say."""
+    training = pipeline.content.training
+    for place, section in ((SHARED, training), (DEFAULTS, training.pipeline.defaults)):
+        for key in section.model_fields_set:
+            reasons = [idleness(step, key) for step in pipeline.steps]
+            if getattr(section, key) not in (None, False) and all(reasons):
+                why = " and ".join(dict.fromkeys(reasons))
+                yield (*place, key), f"no step reads {key}, which {why}; leave it out"
+    for place, options in _all_options(pipeline, of_steps=False):
+        for written in options:
+            where, name = (*place, "options", written), flag_of(written)
+            if name not in FLAGS:
+                yield (
+                    where,
+                    f"unknown key {dotted(where)}{nearest(name, FLAGS, '').split('; known')[0]}",
+                )
+            elif instead := INSTEAD.get(name) or OF_ONE_STEP.get(name):
+                yield where, _refusal(written, instead)
+
+
+def _refusal(name: str, instead: str) -> str:
+    return f"{name} in options: a key of the file decides it; write {instead}"
+
+
+def _check_modes(pipeline: Pipeline, step: Step) -> Problems:
+    """A step trains one thing, for some time, and not what it freezes."""
+    settings, name, document = step.settings, f"step {step.name!r}", pipeline.document
+
+    def is_unclear(*keys: str) -> bool:
+        """Whether one is written with a value that was refused, and what it says is unknown."""
+        places = [step.origin(document, key) for key in keys]
+        return any(place != step.place and document.is_wrong(place) for place in places)
+
     flow = settings.train_diff or settings.train_diff_full
     if flow and (settings.train_vae or settings.gan_training):
-        document.report(
-            step.place,
-            f"step {step.name!r} trains the VAE and the flow at once: the flow would chase moving "
-            "latents; write two steps, the VAE's first",
-        )
+        text = "trains the VAE and the flow at once: the flow would chase moving latents"
+        yield (), f"{name} {text}; write two steps, the VAE's first"
     if settings.train_diff and settings.train_diff_full:
-        document.report(
-            step.origin(document, "train_diff_full"),
-            "train_diff and train_diff_full are the same here: leave one out",
-        )
-    if step.task is None and not _is_unclear(document, step, *_TRAINS):
-        document.report(
-            step.place,
-            f"step {step.name!r} trains nothing: set train_vae, gan_training or train_diff",
-        )
+        text = "train_diff and train_diff_full are the same here: leave one out"
+        yield ("train_diff_full",), text
+    if step.task is None and not is_unclear(*_MODES):
+        yield (), f"{name} trains nothing: set train_vae, gan_training or train_diff"
     if settings.use_fp16 is not None and settings.precision is not None:
-        document.report(
-            step.origin(document, "use_fp16"),
-            "use_fp16 and precision say the same: leave use_fp16 out",
-        )
-
-
-def _is_unclear(document: Document, step: MergedStep, *keys: str) -> bool:
-    """Whether a key is written with a value that was refused, and what it says is unknown."""
-    places = [step.origin(document, key) for key in keys]
-    return any(place != step.place and document.is_wrong(place) for place in places)
-
-
-def _check_length(document: Document, step: MergedStep) -> None:
-    settings = step.settings
-    waits = settings.transition_on.mode == "loss_threshold"
+        yield ("use_fp16",), "use_fp16 and precision say the same: leave use_fp16 out"
     if settings.steps is not None and "n_epochs" in step.own:
-        place = (*step.place, "steps")
-        document.report(place, "give n_epochs or steps, not both")
+        yield ("steps",), "give n_epochs or steps, not both"
     if settings.steps is not None and settings.max_steps is not None:
-        place = (*step.place, "steps")
-        document.report(place, "max_steps limits an epoch; with steps it has no effect")
-    if waits or settings.n_epochs or settings.steps:
-        return
-    if not _is_unclear(document, step, "n_epochs", "steps", "transition_on"):
-        document.report(step.place, f"step {step.name!r} has no length: give n_epochs or steps")
-
-
-def _check_frozen(document: Document, step: MergedStep) -> None:
-    settings = step.settings
+        yield ("steps",), "max_steps limits an epoch; with steps it has no effect"
+    has_end = settings.n_epochs or settings.steps or settings.transition_on.mode != "epoch"
+    if not has_end and not is_unclear("n_epochs", "steps", "transition_on"):
+        yield (), f"{name} has no length: give n_epochs or steps"
     if both := set(step.own.get("freeze", [])) & set(step.own.get("unfreeze", [])):
-        place = (*step.place, "unfreeze")
-        document.report(place, f"{', '.join(sorted(both))}: frozen and unfrozen in one step")
-    if both := declared(settings) & step.frozen:
-        flags = [flag for flag in _TRAINS if getattr(settings, flag)]
-        advice = "; ".join(dict.fromkeys(_TRAINS[flag] for flag in flags))
-        document.report(
-            step.origin(document, "freeze"),
-            f"step {step.name!r} freezes and trains {', '.join(sorted(both))}: leave it out of "
-            f"freeze, or {advice}",
-        )
+        yield ("unfreeze",), f"{', '.join(sorted(both))}: frozen and unfrozen in one step"
+    if both := step.declared & step.frozen:
+        advice = dict.fromkeys(text for mode, text in _MODES.items() if getattr(settings, mode))
+        text = f"{name} freezes and trains {', '.join(sorted(both))}: leave it out of freeze, or "
+        yield ("freeze",), text + "; ".join(advice)
     elif step.task is not None and not step.trained - {"discriminator"}:
-        document.report(step.place, f"step {step.name!r} trains nothing but what it freezes")
+        yield (), f"{name} trains nothing but what it freezes"
 
 
-def _check_idle_keys(document: Document, step: MergedStep) -> None:
-    """What the step itself says and no training of its kind reads."""
+def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
+    """A step's data is there, and such that it can be used as the step says."""
+    section, content = pipeline.content.training.pipeline, pipeline.content
+    name, source, settings = step.settings.dataset, step.source, step.settings
+    if name is not None and name not in section.datasets:
+        yield ("dataset",), _unknown_dataset(name, section.datasets)
+        return
+    is_drawn = step.task == "flow" and "dataset" in settings.options
+    if source is None and not is_drawn and section.default_dataset is None:
+        text = "has no data: give data.data_path, or datasets and dataset: NAME"
+        yield (), f"step {step.name!r} {text}"
+    if source is not None and not source.paths:
+        key = "webdataset_url" if source.is_webdataset else "image_folder"
+        pipeline.document.report(source.place, f"dataset {source.name!r} needs {key}")
+    if step.task != "flow":
+        return
+    is_single = source and max(len(source.paths), len(source.held_out)) <= 1
+    if settings.cache_latents and not (is_single and not source.is_webdataset):
+        text = "cache_latents takes one folder or manifest of images (and one held out); without "
+        yield ("cache_latents",), f"step {step.name!r}: {text}it latents are encoded while training"
+    if source and source.section.captions_file and not content.model.text_encoder:
+        text = "captions are for a text encoder: give model.text_encoder, such as bytes"
+        pipeline.document.report((*source.place, "captions_file"), text)
+    vae = content.model.vae
+    if vae.pretrained is not None or pipeline.before(step, "vae"):
+        return
+    if vae.config is not None:
+        text = f"step {step.name!r} would learn latents of a VAE that nothing trained: give "
+        text += "model.vae.pretrained, or put a step with train_vae before it"
+        pipeline.document.report(("model", "vae"), text)
+    if settings.cache_latents:
+        text = "there is no VAE to make latents with: see model.vae.pretrained"
+        yield ("cache_latents",), text
+
+
+def _check_keys(pipeline: Pipeline, step: Step) -> Problems:
+    """What the step itself says is read by trainings of its kind."""
+    if step.task is None:
+        return
     for key, value in step.own.items():
-        reason = _idleness(step, key)
-        if reason and value not in (None, False):
-            document.report((*step.place, key), f"{key} {reason}; leave it out")
+        if value not in (None, False) and (reason := idleness(step, key)):
+            yield (key,), f"{key} {reason}; leave it out"
     for kind in ("optimizers", "schedulers"):
         for name in step.own.get("optimization", {}).get(kind, {}):
             if name not in OPTIMIZED[step.task]:
-                place = (*step.place, "optimization", kind, name)
-                document.report(place, f"{name} is not trained in a {step.task} step")
+                text = f"{name} is not trained in a {step.task} step"
+                yield ("optimization", kind, name), text
 
 
-def _idleness(step: MergedStep, key: str) -> str | None:
-    """Why a step's training reads no such key; None if it does, or what it trains is unknown."""
+def _check_start(pipeline: Pipeline, step: Step) -> Problems:
+    """A step leaves no network as it was made, at random, and each loss has a gradient."""
+    content, settings, vae = pipeline.content, step.settings, pipeline.content.model.vae
     if step.task is None:
-        return None
-    for task, keys in _ONLY.items():
-        if key in keys and step.task != task:
-            return f"is for {task} steps"
-    for mode, keys in _NEEDS.items():
-        if key in keys and not getattr(step.settings, mode):
-            return f"has no effect without {mode}: true"
-    if key in _COMPARE and is_gan_only(step.settings):
-        return "compares images, which needs train_vae: true"
-    return None
-
-
-def _check_shared_keys(document: Document, content: PipelineFile, steps: list[MergedStep]) -> None:
-    """What stands above the steps and none of them reads."""
-    training = content.training
-    for place, section in ((SHARED, training), (DEFAULTS, training.pipeline.defaults)):
-        for key in section.model_fields_set:
-            reasons = [_idleness(step, key) for step in steps]
-            if getattr(section, key) not in (None, False) and all(reasons):
-                told = " and ".join(dict.fromkeys(reasons))
-                document.report((*place, key), f"no step reads {key}, which {told}; leave it out")
-
-
-def _check_transition(document: Document, step: MergedStep) -> None:
-    transition = step.settings.transition_on
-
-    def report(key: str, message: str) -> None:
-        document.report(step.origin(document, "transition_on", key), message)
-
-    if transition.mode == "epoch":
-        own = step.own.get("transition_on", {}).keys()
-        says_so = "mode" in transition.model_fields_set
-        for key in (own if says_so else transition.model_fields_set) - {"mode"}:
-            report(key, f"transition_on.{key} has no effect in mode epoch; see n_epochs")
         return
-    missing = [
-        key for key in ("metric", "threshold", "max_epochs") if getattr(transition, key) is None
-    ]
-    if missing:
-        report(
-            "mode",
-            f"transition_on.{' and '.join(missing)} missing: mode loss_threshold needs "
-            "a metric, a threshold and max_epochs as a limit",
-        )
-    if transition.max_epochs and "steps" in step.own:
-        report("max_epochs", "unreachable: steps ends the training, not max_epochs; leave one out")
-    epochs = step.own.get("n_epochs")
-    if epochs and transition.max_epochs and epochs < transition.max_epochs:
-        report(
-            "max_epochs",
-            f"unreachable: n_epochs {epochs} ends the step before max_epochs "
-            f"{transition.max_epochs}; leave n_epochs out",
-        )
-    if transition.metric is not None:
-        _check_metric(step, report)
+    if step.task == "vae":
+        networks = {"encoder", "decoder"} | ({"discriminator"} if settings.gan_training else set())
+    else:
+        networks = {"flow"} | ({"text_encoder"} if content.model.text_encoder == "bytes" else set())
+    learned = {name for other in pipeline.steps[: step.index] for name in other.trained}
+    pretrained = getattr(content.model, step.task).pretrained
+    for name in sorted(networks - step.trained - learned):
+        if not pretrained or name == "discriminator":
+            text = f"leaves the {name} as it was made, at random: {_UNFREEZE[name]}"
+            yield ("freeze",) if name in step.frozen else (), f"step {step.name!r} {text}"
+    is_constant = settings.lambda_adv is not None or step.is_gan_only
+    is_adaptive = settings.options.get("adaptive_weight", True) and not is_constant
+    if settings.gan_training and is_adaptive and "decoder" not in step.trained:
+        text = "the adversarial term's adaptive weight compares gradients at the decoder's last "
+        text += "layer, which this step does not train; give lambda_adv, a constant weight"
+        yield ("gan_training",), f"step {step.name!r}: {text}"
+    if step.task == "vae" and not vae.pretrained:  # else its configuration is read with the plan
+        is_file = isinstance(vae.config, str) and Path(vae.config).is_file()
+        config = read_json(vae.config) if is_file else vae.config
+        yield from check_spade(step, isinstance(config, dict) and bool(config.get("spade")))
 
 
-def _check_metric(step: MergedStep, report: Callable[[str, str], None]) -> None:
-    name, threshold = step.settings.transition_on.metric, step.settings.transition_on.threshold
-    own, met = OWN_METRICS[step.task], met_needs(step)
-    # Our name of one of FluxFlow's means the same, but for its unit.
-    known = {metric.name: key for key, metric in METRICS.items()}
-    key = known.get(name, name)
-    needs = METRICS[key].needs if key in METRICS else own.get(name)
-    if needs is None:
-        names = own.keys() | {metric.name for metric in METRICS.values() if metric.needs in met}
-        shown = names if name.startswith("train/") else METRICS
-        report("metric", f"unknown metric {name!r}{nearest(name, shown)}")
-    elif needs not in met:
-        report("metric", f"unreachable: this step logs no {name}, which needs {needs}")
-    elif key in METRICS and key != "g_loss" and threshold is not None and threshold <= 0:
-        report("threshold", f"unreachable: {name} is never below 0")
+def check_spade(step: Step, has_spade: bool) -> Problems:
+    """What is wrong with a step that says otherwise than the autoencoder's configuration."""
+    spade = step.settings.train_spade
+    if spade is not None and has_spade != spade:
+        text = f"train_spade: {str(spade).lower()} and a model of the other kind: SPADE belongs to "
+        yield ("train_spade",), f"{text}the architecture; write it as model.vae.config.spade"
 
 
-def _check_model(
-    document: Document, content: PipelineFile, steps: list[MergedStep], step: MergedStep
-) -> None:
-    vae, spade = content.model.vae, step.settings.train_spade
-    known = step.task == "vae" and not vae.pretrained
-    if known and spade is not None and _has_spade(vae.config) != spade:
-        document.report(
-            step.origin(document, "train_spade"),
-            f"train_spade: {str(spade).lower()} and a model of the other kind: SPADE belongs to "
-            "the architecture; write it as model.vae.config.spade",
-        )
-    if step.task == "flow":
-        before = any(ENCODER in s.trained or s.task == "vae" for s in steps[: step.index])
-        if not before and vae.config is not None and vae.pretrained is None:
-            document.report(
-                ("model", "vae"),
-                f"step {step.name!r} would learn latents of a VAE that nothing trained: give "
-                "model.vae.pretrained, or put a step with train_vae before it",
-            )
-        section = step.source.section if step.source else None
-        if section and section.captions_file and not content.model.text_encoder:
-            document.report(
-                (*step.source.place, "captions_file"),
-                "captions are for a text encoder: give model.text_encoder, such as bytes",
-            )
-        if step.settings.cache_latents and not before and vae.pretrained is None:
-            place = step.origin(document, "cache_latents")
-            document.report(place, "there is no VAE to make latents with: see model.vae.pretrained")
+def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
+    """A step's options without what is wrong in them, which is reported; None if nothing is left.
 
-
-def _has_spade(config: str | dict | None) -> bool:
-    if isinstance(config, str):
-        path = Path(config)
-        config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return bool((config or {}).get("spade"))
-
-
-def _check_flags(
-    document: Document, content: PipelineFile, step: MergedStep, known: OptionClasses
-) -> None:
-    """Every flag's value, by the task's own parser."""
-    options = known[step.task]
-    flags, _ = step_flags(step, content, document, known)
-    values = {
-        name: value
-        for name, value in flags.items()
-        if name in with_negatives(options)
-        and not (is_governed(name) and name in step.settings.options)  # refused already
-    }
-    try:
-        options(**positive(options, values))
-    except BadOptions as error:
-        for name, text in error.problems:
-            if not name and document.is_wrong(step.place):
-                continue  # told in the file's own words
-            place = _place_of(name, step, document) if name else step.place
-            document.report(place, f"{f'--{name}: ' if name else ''}{text} (step {step.name!r})")
-
-
-def _place_of(flag: str, step: MergedStep, document: Document) -> Place:
-    for key in (("options", flag), (flag,)):
-        place = step.origin(document, *key)
-        if place != step.place:
-            return place
-    return step.place
+    Loss weights are as in the file: only whether they are 0 counts here.
+    """
+    document, settings, options = pipeline.document, step.settings, OPTIONS[step.task]
+    flags, _ = step_flags(pipeline, step)
+    for name in step.own.get("options", {}):
+        place, instead = step.origin(document, "options", name), INSTEAD.get(name)
+        if name in ("disc_weight", "adaptive_weight"):
+            if not settings.gan_training:
+                instead = "gan_training: true with it"
+            elif settings.lambda_adv is not None or step.is_gan_only:
+                instead = "lambda_adv, which is a constant weight, alone"
+        elif name == "rec_weight" and step.is_gan_only:
+            instead = "train_vae: true to compare images"
+        if name not in options.by_flag():
+            hint = nearest(name, options.by_flag()).split("; known")[0]
+            document.report(place, f"a {step.task} training has no flag {name}{hint}")
+        elif instead:
+            document.report(place, _refusal(name, instead))
+        if instead or name not in options.by_flag():
+            flags.pop(name)
+    if step.task == "vae":
+        flags.setdefault("image_path", [])  # what is missing is told as such
+    keys = {key.flag: name for name, key in StepSection.keys().items()}
+    for _ in range(2):
+        try:
+            return options(**flags)
+        except BadOptions as error:
+            for name, text in error.problems:
+                is_option = name in step.settings.options
+                key = ("options", name) if is_option else (keys.get(name, name or "options"),)
+                if name:
+                    document.report(step.origin(document, *key), f"{name}: {text}")
+                elif not document.problems:  # else what contradicts may be a consequence
+                    document.report(step.place, f"step {step.name!r}: {text}")
+                flags.pop(name, None)
+    return None

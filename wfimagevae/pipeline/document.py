@@ -1,8 +1,7 @@
 """A YAML file with the line of everything in it, and all that is wrong with it at once."""
 
-import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import yaml
 
 Place = tuple[str | int, ...]
+# A place in the file, or keys of a step, and what is wrong there.
+Problems = Iterator[tuple[Place, str]]
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,17 +30,10 @@ class PipelineError(ValueError):
 
 @dataclass
 class Document:
-    """A file's content, its lines, and the problems found in it so far.
-
-    Attributes:
-        path: The file.
-        data: Its content.
-        lines: Line of each key and list item, by its place.
-        problems: (line, what is wrong).
-    """
+    """A file's content, the line of each key and list item, and (line, what is wrong) so far."""
 
     path: Path
-    data: Any
+    data: Any = None
     lines: dict[Place, int] = field(default_factory=dict)
     problems: list[tuple[int, str]] = field(default_factory=list)
 
@@ -74,11 +68,10 @@ def read_document(path: str | Path) -> Document:
     Raises:
         PipelineError: no such file, or not YAML.
     """
-    path = Path(path)
+    document = Document(Path(path))
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        loader = _Loader(document.path.read_text(encoding="utf-8"))
         node = loader.get_single_node()
-        document = Document(path, None)
         if node is not None:
             _find_lines(node, (), document, ())
             document.data = loader.construct_document(node)
@@ -102,21 +95,22 @@ def _find_lines(node: yaml.Node, place: Place, document: Document, above: tuple)
             _find_lines(item, (*place, index), document, above)
     if not isinstance(node, yaml.MappingNode):
         return
-    for key, value in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":
-            merged = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            for source in merged:
+    # What is merged (<<) comes first: the mapping's own keys win, and so do their lines.
+    is_merge = [key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value]
+    for (_, value), merged in zip(node.value, is_merge, strict=True):
+        if merged:
+            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
                 _find_lines(source, place, document, above)
-    own: dict[str, int] = {}
-    for key, value in node.value:
-        if key.tag == "tag:yaml.org,2002:merge":
+    first: dict[str, int] = {}
+    for (key, value), merged in zip(node.value, is_merge, strict=True):
+        if merged:
             continue
         name, line = key.value, key.start_mark.line + 1
         document.lines[(*place, name)] = line
-        if name in own:
-            shown = dotted((*place, name))
-            document.report((*place, name), f"{shown} is given twice, first in line {own[name]}")
-        own[name] = line
+        if name in first:
+            twice = f"{dotted((*place, name))} is given twice, first in line {first[name]}"
+            document.report((*place, name), twice)
+        first[name] = line
         _find_lines(value, (*place, name), document, above)
 
 
@@ -126,10 +120,3 @@ def dotted(place: Place) -> str:
     for part in place:
         text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
     return text.removeprefix(".")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for a name that is near to a known one, else all known ones."""
-    known = list(known)
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(sorted(known))}"

@@ -1,246 +1,286 @@
-"""A step as the flags of its task's training. No torch here."""
+"""A step as the options of its task's training. No torch here."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from wfimagevae.options import BadOptions, Options
-from wfimagevae.pipeline.components import DECODER, DISCRIMINATOR, ENCODER, TEXT_ENCODER
 from wfimagevae.pipeline.document import Document
-from wfimagevae.pipeline.optimization import optimization_flags
-from wfimagevae.pipeline.schema import ModelSection, PipelineFile
-from wfimagevae.pipeline.steps import MergedStep, Source, is_gan_only
-from wfimagevae.pipeline.units import METRICS, Conversion, Units, convert_weights
-from wfimagevae.task import TASKS, options_of
+from wfimagevae.pipeline.fluxflow import (
+    DEFAULT_LAMBDA_ADV,
+    INTERVAL,
+    OPTIMIZERS,
+    OPTIONS,
+    PIXELS,
+    RATIO,
+    SCHEDULES,
+    OptimizerSection,
+    PipelineFile,
+    SchedulerSection,
+    StepSection,
+)
+from wfimagevae.pipeline.metrics import METRICS
+from wfimagevae.pipeline.steps import Pipeline, Step
 
 Flags = dict[str, Any]
-_DEFAULT_SIZE = 1024
+# Components with optimizers of their own, by task, and the flag that says what is different.
+OPTIMIZED = {
+    "vae": {"vae": None, "discriminator": "discriminator_options"},
+    "flow": {"flow": None, "text_encoder": "text_encoder_options"},
+}
+# Values of torch that ours always have.
+_FIXED = {"eps": 1e-8, "alpha": 0.99, "centered": False, "amsgrad": False}
+_DECOUPLED = ("adamw", "lion", "muon")
+_TAKEN_BY = {
+    "betas": ("adamw", "adam", "lion", "muon"),
+    "momentum": ("sgd", "rmsprop", "muon"),
+}
 
 
-OptionClasses = dict[str, type[Options]]
+class Units(NamedTuple):
+    """How many values an image has: pixel values, 3 H W, and latent values, C h w."""
+
+    pixels: int
+    latents: int
 
 
-def parsers() -> OptionClasses:
-    """Each task's option class."""
-    return {task: options_of(task) for task in TASKS}
-
-
-def step_folder(content: PipelineFile, step: MergedStep) -> Path:
-    """Where a step's run stands."""
-    return Path(content.output.output_path) / "steps" / f"{step.index + 1:02d}_{step.name}"
-
-
-def image_size(step: MergedStep, content: PipelineFile) -> int:
-    """Height and width that a step trains on."""
-    of_source = step.source.section.img_size if step.source else None
-    size = step.settings.options.get("resolution") or of_source or content.data.img_size
-    return size or _DEFAULT_SIZE
+def idleness(step: Step, key: str) -> str | None:
+    """Why a step's training reads no such key; None if it does, or what it trains is unknown."""
+    use = StepSection.keys().get(key)
+    if use is None or step.task is None:
+        return None
+    if use.task not in (None, step.task):
+        return f"is for {use.task} steps"
+    missing = [need for need in use.needs if not getattr(step.settings, need)]
+    return f"has no effect without {' and '.join(missing)}: true" if missing else None
 
 
 def step_flags(
-    step: MergedStep,
-    content: PipelineFile,
-    document: Document,
-    known: OptionClasses,
-    units: Units | None = None,
-) -> tuple[Flags, list[Conversion]]:
+    pipeline: Pipeline, step: Step, units: Units | None = None
+) -> tuple[Flags, list[str]]:
     """The flags that a step means, but for the weights that earlier steps leave it.
 
     Args:
-        step: With all that it inherits.
-        content: The file.
-        document: Takes what cannot be met.
-        known: Each task's parser.
-        units: For loss weights; None leaves those out.
+        pipeline: The file.
+        step: One of its steps, which has a task.
+        units: For loss weights; None leaves them as the file gives them.
 
     Returns:
-        Flag -> value as in a YAML file of flags, and the loss weights that were converted.
+        Flag -> value, and in words the loss weights that were converted.
     """
-    own = _vae_flags if step.task == "vae" else _flow_flags
-    flags = _run_flags(step, content) | _data_flags(step, content) | own(step, content)
-    flags |= optimization_flags(step, document)
-    conversions = convert_weights(step, units) if units else []
-    flags |= {conversion.flag: conversion.value for conversion in conversions}
-    flags |= _stop_flags(step, units)
-    task_flags = with_negatives(known[step.task])
-    shared = {k: v for k, v in step.settings.options.items() if k in task_flags}
-    given = {k: v for k, v in flags.items() if v is not None}
-    return given | shared | step.own.get("options", {}), conversions
-
-
-def parse_flags(options: type[Options], flags: Flags) -> Options:
-    """The options of a training.
-
-    Raises:
-        ValueError: a flag is unknown, or its value is refused.
-    """
-    try:
-        return options(**positive(options, flags))
-    except BadOptions as error:
-        problems = [f"--{name}: {text}" if name else text for name, text in error.problems]
-        raise ValueError("; ".join(problems)) from None
-
-
-def with_negatives(options: type[Options]) -> set[str]:
-    """All flags, ``no_x`` of switches among them."""
-    names = set(options.by_flag())
-    return names | {f"no_{name}" for name in names}
-
-
-def positive(options: type[Options], flags: Flags) -> Flags:
-    """Flags without null ones, ``no_x: true`` as ``x: false``."""
-    fields = options.by_flag()
-    values = {"image_path": []} if "image_path" in fields else {}
-    for name, value in flags.items():
-        if name not in fields and name.removeprefix("no_") in fields and isinstance(value, bool):
-            values[name.removeprefix("no_")] = not value
-        elif value is not None:
-            values[name] = value
-    return values
-
-
-def _run_flags(step: MergedStep, content: PipelineFile) -> Flags:
-    settings, output = step.settings, content.output
-    waits = settings.transition_on.mode == "loss_threshold"
-    precision = {True: "fp16", False: "fp32"}.get(settings.use_fp16, settings.precision)
-    return {
+    content, settings, network = pipeline.content, step.settings, step.task
+    weights, conversions = _weights(step, units)
+    flags: Flags = {
+        **content.training.flags_of(),
+        **content.output.flags_of(),
+        **content.model.flags_of(),
+        **getattr(content.model, network).flags_of(),
+        "model_config": config_file(content, network),
         "exp_name": step.name,
-        "ckpt_dir": str(Path(output.output_path) / "steps"),
-        "seed": content.training.seed,
-        "device": content.training.device,
-        "epochs": settings.transition_on.max_epochs if waits else settings.n_epochs,
-        "max_steps": settings.steps,
-        "max_steps_per_epoch": settings.max_steps,
-        "batch_size": settings.batch_size,
+        "ckpt_dir": str(pipeline.output / "steps"),
+        "csv_log_steps": content.output.log_interval,
+        "disable_live_plot": not content.output.generate_diagrams,
+        **_data_flags(step, content),
+        **weights,
         "grad_accum_steps": settings.gradient_accumulation_steps or 1,
-        "dataset_num_worker": settings.workers,
-        "mix_precision": precision,
-        "lr": settings.lr,
-        "clip_grad_norm": settings.initial_clipping_norm,
-        "ema": settings.use_ema,
-        "gradient_checkpointing": content.model.use_gradient_checkpointing,
-        "log_steps": output.log_interval,
-        "csv_log_steps": output.log_interval,
-        "save_ckpt_step": output.checkpoint_save_interval,
-        "keep_last": output.keep_last,
-        "disable_live_plot": not output.generate_diagrams,
     }
+    if settings.use_fp16 is not None:
+        flags["mix_precision"] = "fp16" if settings.use_fp16 else "fp32"
+    if not content.model.text_encoder or not content.output.sample_captions:
+        flags["sample_prompts"] = None
+    if settings.transition_on.mode == "loss_threshold":
+        flags |= _stop_flags(step, units)
+    flags |= _vae_flags(step) if step.task == "vae" else _flow_flags(step, content)
+    flags |= _optimization_flags(step, pipeline.document)
+    known = OPTIONS[step.task].by_flag()
+    flags = {flag: value for flag, value in flags.items() if flag in known and value is not None}
+    shared = {flag: value for flag, value in settings.options.items() if flag in known}
+    over = {flag: value for flag, value in pipeline.flags.items() if flag in known}
+    return flags | shared | step.own.get("options", {}) | over, conversions
 
 
-def _stop_flags(step: MergedStep, units: Units | None) -> Flags:
+def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
+    """Flags of the keys that the step's training reads, loss weights in our units.
+
+    Ours are for sums over an image, of 3 H W pixel values or C h w latent values. With the
+    reconstruction's weight at 1 per pixel value, all others follow from
+
+        3 H W (|error| + lambda_lpips LPIPS + lambda_adv g) + 3 H W kl_beta mean(KL),
+
+    the mean-based loss times 3 H W. LPIPS already counts once per pixel value; our KL is the sum
+    of all latents' divergences, C h w times their mean; the adversarial term is one number.
+    """
+    pixels, latents = units or Units(1, 1)
+    interval = step.settings.r1_interval or OPTIONS["vae"].by_flag()["r1_interval"].default
+    factors = {
+        PIXELS: (pixels, f"times 3 H W = {pixels}"),
+        RATIO: (pixels / latents, f"times 3 H W / C h w = {pixels} / {latents}"),
+        INTERVAL: (
+            1 / interval,
+            f"divided by r1_interval {interval}: the rarer the term, the more it counts here",
+        ),
+    }
+    flags, conversions = {}, []
+    for name, key in StepSection.keys().items():
+        value = getattr(step.settings, name)
+        if name == "lambda_adv" and value is None and step.is_gan_only:
+            value = DEFAULT_LAMBDA_ADV
+        is_free = name in ("kl_warmup_steps", "kl_free_bits") and step.settings.kl_beta == 0
+        if not key.flag or value is None or idleness(step, name) or is_free:
+            continue
+        flags[key.flag] = value
+        if key.unit and step.task == "vae":
+            factor, reason = factors.get(key.unit, (1, key.unit))
+            flags[key.flag] *= factor
+            reason += "; constant weight" if name == "lambda_adv" else ""
+            shown = f"{name} {value:g} -> --{key.flag} {flags[key.flag]:g} ({reason})"
+            conversions.append(shown)
+    return flags, conversions
+
+
+def _stop_flags(step: Step, units: Units | None) -> Flags:
     transition = step.settings.transition_on
-    if transition.mode != "loss_threshold" or transition.metric is None:
-        return {}
-    metric = METRICS.get(transition.metric)
-    threshold = transition.threshold
-    if metric and metric.per_latent and units and threshold is not None:
-        threshold *= units.latents
-    return {
-        "stop_metric": metric.name if metric else transition.metric,
-        "stop_below": threshold,
-        "stop_window": transition.window,
-    }
+    flags: Flags = {"epochs": transition.max_epochs}
+    threshold, metric = transition.threshold, METRICS.get(transition.metric)
+    if transition.metric is None or threshold is None:
+        return flags
+    if transition.metric == "kl_loss" and units:
+        threshold *= units.latents  # ours is the sum over latent values
+    name = metric.logged if metric else transition.metric
+    return flags | {"stop_metric": name, "stop_below": threshold, "stop_window": transition.window}
 
 
-def _data_flags(step: MergedStep, content: PipelineFile) -> Flags:
+def _data_flags(step: Step, content: PipelineFile) -> Flags:
     source = step.source
-    size = image_size(step, content)
-    flags: Flags = {"resolution": size}
-    if step.task == "vae":
-        flags |= {"eval_resolution": size, "eval_crop_size": size}
+    flags: Flags = {"resolution": step.size, "eval_resolution": step.size}
+    flags["eval_crop_size"] = step.size
     if source is None:
         return flags
-    train, held_out = {
-        "vae": ("image_path", "eval_image_path"),
-        "flow": ("data_path", "eval_data_path"),
-    }[step.task]
-    flags |= {train: source.paths or None, held_out: source.held_out or None}
-    if not source.held_out:
-        flags["eval_steps"] = 0
+    name = "image_path" if step.task == "vae" else "data_path"
     section = source.section
     flags |= {
+        name: source.paths or None,
+        f"eval_{name}": source.held_out or None,
+        "eval_steps": None if source.held_out else 0,
         "data_weights": section.data_weights,
         "reduced_min_sizes": content.data.reduced_min_sizes,
         "wds_image_key": section.webdataset_image_key,
     }
-    if step.task == "flow":
-        flags |= _caption_flags(source, content)
+    if step.task == "vae" or not content.model.text_encoder:
+        return flags
+    prefix = section.fixed_prompt_prefix or content.data.fixed_prompt_prefix
+    flags["fixed_prompt_prefix"] = prefix
+    folders = source.paths
+    if source.is_webdataset:
+        key, kind = section.webdataset_caption_key, section.webdataset_label_key
+        if kind or key not in (None, "txt"):  # a field of the JSON member, as FluxFlow means it
+            key = f"json:{(key or 'prompt').removeprefix('json:')}"
+        flags["wds_caption_key"] = key
+        folders = source.held_out  # shards do not read --captions, whatever it says
+    if folders:
+        manifest = any(path.endswith((".jsonl", ".json")) for path in folders)
+        flags["captions"] = section.captions_file or ("manifest" if manifest else "sidecar")
     return flags
 
 
-def _caption_flags(source: Source, content: PipelineFile) -> Flags:
-    if not content.model.text_encoder:
-        return {}
-    section = source.section
-    flags: Flags = {
-        "fixed_prompt_prefix": section.fixed_prompt_prefix or content.data.fixed_prompt_prefix
-    }
-    folders = source.paths
-    if source.is_webdataset:
-        flags["wds_caption_key"] = _caption_key(section)
-        folders = source.held_out  # shards do not read --captions, whatever it says
-        if not folders:
-            return flags
-    manifest = any(path.endswith((".jsonl", ".json")) for path in folders)
-    return flags | {"captions": section.captions_file or ("manifest" if manifest else "sidecar")}
-
-
-def _caption_key(section: Any) -> str | None:
-    """As FluxFlow means it: a field of the JSON member; ``txt`` alone is a member of its own."""
-    key, kind = section.webdataset_caption_key, section.webdataset_label_key
-    if kind is None and key in (None, "txt"):
-        return key
-    return f"json:{(key or 'prompt').removeprefix('json:')}"
-
-
-def _vae_flags(step: MergedStep, content: PipelineFile) -> Flags:
-    settings, frozen = step.settings, step.frozen
-    flags = _network_flags(content.model, "vae", content) | {
-        "freeze_encoder": _left_out(step, ENCODER) or None,
-        "freeze_decoder": _left_out(step, DECODER) or None,
-        "freeze_discriminator": (DISCRIMINATOR in frozen) or None,
-        "kl_warmup_steps": settings.kl_warmup_steps if settings.kl_beta != 0 else None,
+def _vae_flags(step: Step) -> Flags:
+    settings = step.settings
+    flags = {
+        "freeze_encoder": "encoder" not in step.trained or None,
+        "freeze_decoder": "decoder" not in step.trained or None,
+        "freeze_discriminator": "discriminator" in step.frozen or None,
     }
     if not settings.use_lpips:
         flags["perceptual_weight"] = 0
     if not settings.gan_training:
-        return flags | {"disc_weight": 0}
-    flags |= {
-        "r1_interval": settings.r1_interval,
-        "instance_noise_std": settings.instance_noise_std,
-        "instance_noise_decay": settings.instance_noise_decay,
-    }
-    if settings.lambda_adv is not None:
+        flags["disc_weight"] = 0
+    elif settings.lambda_adv is not None:
         flags["adaptive_weight"] = False
-    if is_gan_only(settings):
+    if step.is_gan_only:
         flags |= {"rec_weight": 0, "perceptual_weight": 0, "adaptive_weight": False}
     return flags
 
 
-def _left_out(step: MergedStep, component: str) -> bool:
-    return component not in step.trained
+def _flow_flags(step: Step, content: PipelineFile) -> Flags:
+    freezes = content.model.text_encoder == "bytes" and "text_encoder" in step.frozen
+    return {"freeze_text_encoder": freezes or None}
 
 
-def _flow_flags(step: MergedStep, content: PipelineFile) -> Flags:
-    settings, model = step.settings, content.model
-    flags = _network_flags(model, "flow", content) | {
-        "cfg_dropout_prob": settings.cfg_dropout_prob,
-        "text_encoder": model.text_encoder,
-        "text_length": model.text_length,
-        "text_attention": model.text_attention,
-        "sample_prompts": (model.text_encoder and content.output.sample_captions) or None,
-    }
-    if model.text_encoder == "bytes" and TEXT_ENCODER in step.frozen:
-        flags["freeze_text_encoder"] = True
+def _optimization_flags(step: Step, document: Document) -> Flags:
+    """Flags of a step's optimizers and schedules; what cannot be met is reported.
+
+    A VAE's or flow's settings are the training's own flags, those of a discriminator or text
+    encoder its ``--..._options``.
+    """
+    flags: Flags = {}
+    chosen, lr_min = step.settings.optimization, step.settings.lr_min
+    for name, overrides in OPTIMIZED[step.task].items():
+        optimizer, schedule = chosen.optimizers.get(name), chosen.schedulers.get(name)
+        own = _optimizer_flags(optimizer, step, document, name) if optimizer else {}
+        own |= _schedule_flags(schedule, step, document, name) if schedule else {}
+        if overrides is None:
+            flags |= own
+        elif own:
+            flags[overrides] = own
+    if lr_min is not None:
+        flags = {"min_lr_ratio": lr_min, "lr_schedule": "cosine"} | flags
     return flags
 
 
-def _network_flags(model: ModelSection, name: str, content: PipelineFile) -> Flags:
-    section = getattr(model, name)
-    return {
-        "model_name": section.name,
-        "model_config": config_file(content, name),
-        "pretrained_model_name_or_path": section.pretrained,
-    }
+def _optimizer_flags(section: OptimizerSection, step: Step, document: Document, name: str) -> Flags:
+    def report(key: str, message: str) -> None:
+        document.report(step.origin(document, "optimization", "optimizers", name, key), message)
+
+    kind = OPTIMIZERS.get(section.type, section.type)
+    for key, fixed in _FIXED.items():
+        value = getattr(section, key)
+        if value not in (None, fixed):
+            report(key, f"{key} {value} of {name}: every optimizer here has {fixed}")
+    decoupled = section.decoupled_weight_decay
+    if decoupled is not None and decoupled != (kind in _DECOUPLED):
+        instead = "AdamW" if decoupled else "Adam"
+        report("decoupled_weight_decay", f"{section.type} does not do that; write type: {instead}")
+    for key, kinds in _TAKEN_BY.items():
+        if getattr(section, key) is not None and kind not in kinds:
+            report(key, f"{section.type} has no {key}; leave it out")
+    flags: Flags = {"optimizer": kind} | section.flags_of()
+    if section.betas is not None and kind in _TAKEN_BY["betas"]:
+        flags["beta1"], flags["beta2"] = section.betas
+    return {flag: value for flag, value in flags.items() if value is not None}
+
+
+def _schedule_flags(section: SchedulerSection, step: Step, document: Document, name: str) -> Flags:
+    def report(message: str, *key: str) -> None:
+        place = step.origin(document, "optimization", "schedulers", name, *key)
+        document.report(place, f"{section.type} of {name} {message}")
+
+    schedule, lr_min = SCHEDULES[section.type], step.settings.lr_min
+    flags: Flags = {"lr_schedule": schedule.kind, "min_lr_ratio": 0.0, **schedule.flags}
+    flags |= {} if lr_min is None else {"min_lr_ratio": lr_min}
+    needed = schedule.needs
+    if needed and getattr(section, needed) is None:
+        report(f"needs {needed}: it has no usual value")
+    # Data that is drawn needs no held-out files.
+    validates = step.source is None or bool(step.source.held_out)
+    if schedule.kind == "plateau" and not step.settings.options.get("eval_steps", validates):
+        report(
+            "waits for validations, and this step has none: give held-out data (eval_data_path, "
+            "eval_image_folder) and no eval_steps: 0"
+        )
+    for key in sorted(section.model_fields_set - {"type"}):
+        value = getattr(section, key)
+        if value is None or (key, value) in (("start_factor", 1), ("mode", "min")):
+            continue  # it says what happens anyway
+        if flag := schedule.keys.get(key, "warmup_steps" if key == "warmup_steps" else None):
+            flags[flag] = value
+        else:
+            report(_UNMET.get(key, f"has no {key}; leave it out"), key)
+    return flags
+
+
+_UNMET = {
+    "start_factor": "begins at the full rate; write warmup_steps to climb to it",
+    "total_iters": "ends with its step; leave total_iters out",
+    "mode": "waits for better validations, whatever their metric; leave mode out",
+}
 
 
 def config_file(content: PipelineFile, name: str) -> str | None:

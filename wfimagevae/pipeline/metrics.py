@@ -1,158 +1,122 @@
-"""A step's metrics under FluxFlow's names: one line of the console, one row of a file."""
+"""What trainings log, by FluxFlow's names and ours; what a transition may wait for. No torch."""
 
-import math
-import time
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
-from wfimagevae.engine.report.metrics import JsonLines
-from wfimagevae.pipeline.units import METRICS
+from wfimagevae.options import Options, nearest
+from wfimagevae.pipeline.document import Problems
+from wfimagevae.pipeline.fluxflow import StepSection
+from wfimagevae.pipeline.steps import Step
 
-# What the console shows, in order.
-_SHOWN = {
-    "vae_loss": "VAE",
-    "kl_loss": "KL",
-    "g_loss": "G",
-    "d_loss": "D",
-    "lpips_loss": "LPIPS",
-    "color_stats": "ColorStats",
-    "hist_loss": "Hist",
-    "contrast_loss": "Contrast",
-    "flow_loss": "Flow",
+
+class Metric(NamedTuple):
+    """A value that FluxFlow reports: its logged name here, and its word on the console."""
+
+    logged: str
+    label: str
+
+
+METRICS = {
+    "vae_loss": Metric("train/rec_loss_per_pixel", "VAE"),
+    "kl_loss": Metric("train/kl_loss", "KL"),  # there the mean over latent values, logged the sum
+    "g_loss": Metric("train/g_loss", "G"),
+    "d_loss": Metric("train/disc_loss", "D"),
+    "lpips_loss": Metric("train/perceptual_loss", "LPIPS"),
+    "color_stats": Metric("train/color_loss", "ColorStats"),
+    "hist_loss": Metric("train/histogram_loss", "Hist"),
+    "contrast_loss": Metric("train/contrast_loss", "Contrast"),
+    "flow_loss": Metric("train/loss", "Flow"),
+}
+_CRITIC = ("disc_weight", "learns")
+# What each kind of training logs, by the flags that must not be 0 for it.
+LOGGED = {
+    "vae": {
+        **dict.fromkeys(("train/total_loss", "train/nll_loss", "train/rec_loss"), ()),
+        **dict.fromkeys(("train/rec_loss_per_pixel", "train/logvar", "train/disc_factor"), ()),
+        **dict.fromkeys(("train/kl_loss", "train/kl_loss_per_pixel"), ("kl_weight",)),
+        "train/kl_weight": ("kl_weight", "kl_warmup_steps"),
+        "train/kl_free_share": ("kl_weight", "kl_free_bits"),
+        "train/perceptual_loss": ("perceptual_weight",),
+        **{
+            f"train/{term}_loss{unit}": needs
+            for term, needs in {
+                "mse": ("mse_weight",),
+                "mmd": ("mmd_weight",),
+                "wl": ("wavelet_loss", "wavelet_weight"),
+                "color": ("color_weight",),
+                "histogram": ("histogram_weight",),
+                "contrast": ("contrast_weight",),
+            }.items()
+            for unit in ("", "_per_pixel")
+        },
+        **dict.fromkeys(("train/g_loss", "train/d_weight"), ("disc_weight",)),
+        **dict.fromkeys(("train/disc_loss", "train/logits_real", "train/logits_fake"), _CRITIC),
+        "train/r1_penalty": (*_CRITIC, "r1_weight"),
+    },
+    "flow": {
+        "train/loss": (),
+        "train/error": ("mean_flow",),
+        "train/direction_loss": ("velocities", "direction_weight"),
+        **{f"train/error_t{t:.2f}-{t + 0.25:.2f}": () for t in (0, 0.25, 0.5, 0.75)},
+    },
+}
+# What the flags that a metric needs are called in a file; others stand under options.
+_NEEDS = {key.flag: name for name, key in StepSection.keys().items()} | {
+    "kl_weight": "kl_beta above 0",
+    "perceptual_weight": "use_lpips",
+    "disc_weight": "gan_training with a weight above 0",
+    "learns": "a discriminator that learns",
+    "mean_flow": "options: {objective: mean_flow}",
+    "velocities": "options: {objective: flow_matching}",
+    "wavelet_loss": "options: {wavelet_loss: true}",
 }
 
 
-# What multiples of an epoch's length are off by, at most.
-_ROUNDING = 1e-6
+def check_transition(step: Step, options: Options | None) -> Problems:
+    """A transition can happen, and its metric is one that the training logs."""
+    transition, own = step.settings.transition_on, step.own.get("transition_on", {})
+    if transition.mode == "epoch":
+        said = own if "mode" in transition.model_fields_set else transition.model_fields_set
+        for key in sorted({*said} - {"mode"}):
+            yield (key,), f"transition_on.{key} has no effect in mode epoch; see n_epochs"
+        return
+    needed = ("metric", "threshold", "max_epochs")
+    if missing := [key for key in needed if getattr(transition, key) is None]:
+        text = "missing: mode loss_threshold needs a metric, a threshold and max_epochs as a limit"
+        yield ("mode",), f"transition_on.{' and '.join(missing)} {text}"
+    epochs, limit = step.own.get("n_epochs"), transition.max_epochs
+    if limit and "steps" in step.own:
+        text = "unreachable: steps ends the training, not max_epochs; leave one out"
+        yield ("max_epochs",), text
+    if limit and epochs and epochs < limit:
+        text = f"unreachable: n_epochs {epochs} ends the step before max_epochs {limit}"
+        yield ("max_epochs",), f"{text}; leave n_epochs out"
+    name = transition.metric
+    if name is None:
+        return
+    # Ours and FluxFlow's names of one value mean the same, but for the unit.
+    logged = METRICS[name].logged if name in METRICS else name
+    needs = LOGGED[step.task].get(logged)
+    if needs is None and name not in METRICS:
+        names = LOGGED[step.task] if name.startswith("train/") else METRICS
+        yield ("metric",), f"unknown metric {name!r}{nearest(name, names)}"
+        return
+    if needs is None:
+        words = ["train_diff" if logged in LOGGED["flow"] else "train_vae"]
+    else:
+        missing = [need for need in needs if options and not is_met(need, options)]
+        words = [_NEEDS.get(need, f"options: {{{need}: W}}") for need in missing]
+    is_loss = any(metric.logged == logged for metric in METRICS.values()) and "g_loss" not in logged
+    if words:
+        text = f"unreachable: this step logs no {name}, which needs {' and '.join(words)}"
+        yield ("metric",), text
+    elif is_loss and transition.threshold is not None and transition.threshold <= 0:
+        yield ("threshold",), f"unreachable: {name} is never below 0"
 
 
-@dataclass(frozen=True)
-class Position:
-    """Where a step stands.
-
-    Attributes:
-        step: Iterations done.
-        epoch_steps: Iterations that make an epoch, not always whole.
-        max_steps: All of them.
-        num_epochs: That they were counted from, if they were: the last one ends with them.
-    """
-
-    step: int
-    epoch_steps: float
-    max_steps: int
-    num_epochs: int | None = None
-
-    @property
-    def epoch(self) -> int:
-        """From 1."""
-        return min(max(1, _ceil(self.step / self.epoch_steps)), self.epochs)
-
-    @property
-    def epochs(self) -> int:
-        """In all."""
-        return self.num_epochs or max(1, _ceil(self.max_steps / self.epoch_steps))
-
-    @property
-    def batch(self) -> int:
-        """Of the epoch, from 1."""
-        return self.step - self._begin
-
-    @property
-    def batches(self) -> int:
-        """Of the epoch."""
-        ends = self.num_epochs is not None and self.epoch == self.epochs
-        end = self.max_steps if ends else _floor(self.epoch * self.epoch_steps)
-        return max(1, end - self._begin)
-
-    @property
-    def _begin(self) -> int:
-        """Iterations before the epoch."""
-        return _floor((self.epoch - 1) * self.epoch_steps)
-
-
-def _ceil(steps: float) -> int:
-    return math.ceil(steps - _ROUNDING)
-
-
-def _floor(steps: float) -> int:
-    return math.floor(steps + _ROUNDING)
-
-
-def named_metrics(values: dict[str, float], latents: int | None) -> dict[str, float]:
-    """Logged values under FluxFlow's names: means over pixels and latent values.
-
-    Args:
-        values: As logged.
-        latents: Latent values of an image; None where nothing is divided by them.
-    """
-    found = {}
-    for name, metric in METRICS.items():
-        if metric.name in values:
-            divisor = latents if metric.per_latent and latents else 1
-            found[name] = values[metric.name] / divisor
-    if "train/kl_weight" in values:
-        found["kl_weight"] = values["train/kl_weight"]
-    return found
-
-
-def console_line(
-    title: str, where: Position, metrics: dict[str, float], seconds: float, elapsed: float
-) -> str:
-    """``[h:mm:ss] Step vae_gan (2/3) | Epoch 5/20 | Batch 127/500 | VAE 0.02 | ... | 3.2s/batch``.
-
-    Args:
-        title: Such as ``vae_gan (2/3)``.
-        where: In the step.
-        metrics: Of `named_metrics`.
-        seconds: Of a batch.
-        elapsed: Seconds since the command began.
-    """
-    shown = [f"{text} {metrics[name]:.4g}" for name, text in _SHOWN.items() if name in metrics]
-    minutes, second = divmod(int(elapsed), 60)
-    parts = [
-        f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
-        f"Epoch {where.epoch}/{where.epochs}",
-        f"Batch {where.batch}/{where.batches}",
-        *shown,
-        f"{seconds:.3g}s/batch",
-    ]
-    return " | ".join(parts)
-
-
-class StepMetrics:
-    """The file ``training_metrics_<step>.jsonl``.
-
-    Args:
-        path: The file; an existing one is continued.
-        resume_step: Rows of later steps are dropped: they come again.
-    """
-
-    def __init__(self, path: Path, resume_step: int):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = JsonLines(path, resume_step)
-        self.session = time.strftime("%Y%m%dT%H%M%S")
-
-    def write(
-        self,
-        where: Position,
-        metrics: dict[str, float],
-        rates: dict[str, float],
-        seconds: float,
-    ) -> None:
-        """Appends a row."""
-        self.file.write(
-            {
-                "step": where.step,
-                "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
-                "session_id": self.session,
-                "epoch": where.epoch,
-                "batch": where.batch,
-                "global_step": where.step,
-                "metrics": metrics,
-                "learning_rates": rates,
-                "extras": {
-                    "batch_time": seconds,
-                    "eta_seconds": (where.max_steps - where.step) * seconds,
-                },
-            }
-        )
+def is_met(need: str, options: Options) -> bool:
+    """Whether a step's options meet what a metric needs: a flag above 0, or an objective."""
+    if need == "learns":
+        return not options.freeze_discriminator
+    if need in ("mean_flow", "velocities"):
+        return (options.objective == "mean_flow") == (need == "mean_flow")
+    return bool(getattr(options, need))

@@ -8,8 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from wfimagevae.engine.checkpoint import list_checkpoints
-from wfimagevae.files import read_torch_file, write_atomically
+from wfimagevae.files import read_torch_file
+from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.flags import step_flags
+from wfimagevae.pipeline.fluxflow import OPTIONS
+from wfimagevae.pipeline.networks import VaeFacts, network_config
+from wfimagevae.pipeline.steps import Pipeline, Step
 
 # Options that may change without another result; those of validation may, besides.
 _HARMLESS = {
@@ -23,7 +28,7 @@ _HARMLESS = {
     *("max_bad_updates", "lpips_weights", "find_unused_parameters"),
     "model_config",  # its content is compared
 }
-_NETWORK = "network.json"
+NETWORK_FILE = "network.json"
 
 
 @dataclass(frozen=True)
@@ -31,18 +36,50 @@ class StepState:
     """Where a step stands.
 
     Attributes:
-        folder: Of its run.
         checkpoint: Its newest; None where it has not begun.
         finished: There is nothing left to train.
-        options: It was last trained with; none where it has not begun.
+        options: What it was last trained with; none where it has not begun.
         network: Configuration of what it trains; none where that was not kept.
     """
 
     folder: Path
-    checkpoint: Path | None
-    finished: bool
-    options: dict
-    network: dict
+    checkpoint: Path | None = None
+    finished: bool = False
+    options: dict | None = None
+    network: dict | None = None
+
+
+def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> Options:
+    """The options of a step's training, with the weights that earlier steps leave it."""
+    flags, _ = step_flags(pipeline, step, vae.units(step.size) if step.task == "vae" else None)
+    same = [str(_last(pipeline, other)) for other in pipeline.before(step, step.task)][::-1]
+    if same:
+        flags |= {"pretrained_model_name_or_path": same[0], "weights_from": same}
+        if step.task == "vae":
+            flags["model_config"] = None
+    if step.task == "flow" and vae_source(pipeline, step):
+        folder = pipeline.folder(step)
+        flags["vae"] = f"{vae.name}:{folder / 'autoencoder'}"
+        if step.settings.cache_latents:
+            flags |= {"dataset": "latents", "data_path": str(folder / "latents")}
+            for name in ("captions", "fixed_prompt_prefix"):
+                flags.pop(name, None)
+            if step.source.held_out:
+                flags["eval_data_path"] = str(folder / "held_out_latents")
+    return OPTIONS[step.task](**flags)
+
+
+def vae_source(pipeline: Pipeline, step: Step) -> str | None:
+    """The weights of the VAE that a flow step learns the latents of; None: pixels."""
+    before = pipeline.before(step, "vae")
+    return str(_last(pipeline, before[-1])) if before else pipeline.content.model.vae.pretrained
+
+
+def _last(pipeline: Pipeline, step: Step) -> Path:
+    """A step's last checkpoint; before it has one, where its checkpoints go."""
+    folder = pipeline.folder(step)
+    saved = list_checkpoints(folder)
+    return saved[-1] if saved else folder
 
 
 def read_state(folder: Path) -> StepState:
@@ -53,56 +90,85 @@ def read_state(folder: Path) -> StepState:
     """
     saved = list_checkpoints(folder)
     if not saved:
-        return StepState(folder, None, False, {}, {})
-    finished = bool(read_torch_file(saved[-1]).get("finished"))
-    options, network = (_read(folder / name) for name in ("options.json", _NETWORK))
-    return StepState(folder, saved[-1], finished, options, network)
+        return StepState(folder)
+    files = [folder / name for name in ("options.json", NETWORK_FILE)]
+    read = [json.loads(f.read_text(encoding="utf-8")) if f.exists() else None for f in files]
+    return StepState(folder, saved[-1], bool(read_torch_file(saved[-1]).get("finished")), *read)
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
+    """Where each step stands.
+
+    Raises:
+        PipelineError: the output holds steps that the file does not have at that place, or that
+            it says otherwise than they were trained.
+        ValueError: a checkpoint cannot be read.
+    """
+    states = [read_state(pipeline.folder(step)) for step in pipeline.steps]
+    _check_folders(pipeline.output, states)
+    for step, state in zip(pipeline.steps, states, strict=True):
+        network = network_config(pipeline.content.model, vae, step.task)
+        changed = _differences(state.network, network, {*(state.network or {}), *network})
+        options = step_options(pipeline, vae, step).values()
+        if state.finished:
+            changed += changed_options(state, options)
+        else:  # its optimizers' state is no other one's
+            before, now = _optimizers(state.options or {}), _optimizers(options)
+            changed += _differences(state.options and before, now, before)
+        if changed:
+            stands = "is finished" if state.finished else "has begun"
+            anew = "" if state.finished else f", or move {state.folder} away to begin it anew"
+            raise PipelineError(
+                f"step {step.name!r} {stands} and the file has changed since: "
+                f"{'; '.join(changed)}. Restore these values, or give another output_path{anew}"
+            )
+        if not state.finished:
+            break
+    return states
 
 
-def keep_network(folder: Path, network: dict) -> None:
-    """Notes beside a step's checkpoints the configuration of what it trains."""
-    text = json.dumps(network, indent=2, sort_keys=True)
-    write_atomically(folder / _NETWORK, lambda file: file.write(text.encode()))
+def _check_folders(output: Path, states: list[StepState]) -> None:
+    """Raises PipelineError where the output holds steps that do not follow from this file."""
+    expected = {state.folder.name for state in states}
+    folders = sorted((output / "steps").glob("*")) if (output / "steps").is_dir() else []
+    strange = [f.name for f in folders if f.name not in expected and list_checkpoints(f)]
+    if strange:
+        raise PipelineError(
+            f"{output} holds steps that the file does not have at that place: "
+            f"{', '.join(strange)}; give another output_path, or restore their names and order"
+        )
+    unfinished = next((i for i, state in enumerate(states) if not state.finished), len(states))
+    if later := [state.folder.name for state in states[unfinished + 1 :] if state.checkpoint]:
+        first = states[unfinished].folder.name
+        raise PipelineError(
+            f"{output} holds {', '.join(later)}, trained from what {first} was, which is not "
+            "finished: move the later ones away to train them anew"
+        )
 
 
 def changed_options(state: StepState, options: dict) -> list[str]:
     """``name: before -> now`` of the options that would have given another result."""
-    before, now = (_moved(given) for given in (state.options, json.loads(json.dumps(options))))
+    before, now = _moved(state.options or {}), _moved(options)
     harmless = _HARMLESS | ({"log_steps"} if not now.get("stop_metric") else set())
-    if not any(_waits_for_scores(given) for given in (before, now)):
+    if not any(_waits_for_scores(options) for options in (before, now)):
         harmless |= {name for name in before if name.startswith("eval_")}
     return _differences(before, now, set(before) - harmless)
 
 
-def changed_network(state: StepState, network: dict) -> list[str]:
-    """``name: before -> now`` of what the file says otherwise of a step's network."""
-    now = json.loads(json.dumps(network))
-    names = state.network.keys() | now.keys() if state.network else ()
-    return _differences(state.network, now, names)
-
-
-def changed_optimizers(state: StepState, options: dict) -> list[str]:
-    """``name: before -> now`` of optimizers, whose state is no other one's."""
-    before, now = (_optimizers(given) for given in (state.options, options))
-    return _differences(before, now, before if state.options else ())
-
-
 def _optimizers(options: dict) -> dict[str, str]:
-    found = {"optimizer": options.get("optimizer")}
+    kinds = {"optimizer": options.get("optimizer")}
     for name in ("discriminator_options", "text_encoder_options"):
         if name in options:
-            found[f"optimizer of {name}"] = options[name].get("optimizer", found["optimizer"])
-    return found
+            kinds[f"optimizer of {name}"] = options[name].get("optimizer", kinds["optimizer"])
+    return kinds
 
 
-def _differences(before: dict, now: dict, names: Iterable[str]) -> list[str]:
+def _differences(before: dict | None, now: dict, names: Iterable[str]) -> list[str]:
+    """What is said otherwise of some names; nothing where it is not known what was said before."""
+    now = json.loads(json.dumps(now))
     return [
         f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in sorted(names)
+        for name in sorted(names if before else ())
         if before.get(name) != now.get(name)
     ]
 
@@ -123,24 +189,5 @@ def _moved(options: dict) -> dict:
 
 def _waits_for_scores(options: dict) -> bool:
     """Whether validations change a learning rate."""
-    own = [options, *(value for value in options.values() if isinstance(value, dict))]
-    return any(part.get("lr_schedule") == "plateau" for part in own)
-
-
-def check_folders(output: Path, states: list[StepState]) -> None:
-    """Raises PipelineError where the output holds steps that do not follow from this file."""
-    expected = {state.folder.name for state in states}
-    folders = sorted((output / "steps").glob("*")) if (output / "steps").is_dir() else []
-    strange = [f.name for f in folders if f.name not in expected and list_checkpoints(f)]
-    if strange:
-        raise PipelineError(
-            f"{output} holds steps that the file does not have at that place: "
-            f"{', '.join(strange)}; give another output_path, or restore their names and order"
-        )
-    unfinished = next((i for i, state in enumerate(states) if not state.finished), len(states))
-    if later := [state.folder.name for state in states[unfinished + 1 :] if state.checkpoint]:
-        first = states[unfinished].folder.name
-        raise PipelineError(
-            f"{output} holds {', '.join(later)}, trained from what {first} was, which is not "
-            "finished: move the later ones away to train them anew"
-        )
+    parts = [options, *(value for value in options.values() if isinstance(value, dict))]
+    return any(part.get("lr_schedule") == "plateau" for part in parts)

@@ -1,22 +1,32 @@
-"""Steps with everything that they inherit: shared values < defaults < data set < step."""
+"""A pipeline file's steps, each with all that it inherits. No torch here."""
 
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin
 
-from wfimagevae.pipeline.components import (
-    DECODER,
-    DISCRIMINATOR,
-    ENCODER,
-    FLOW,
-    TEXT_ENCODER,
-    components,
+from wfimagevae.options import BadOptions, bare_type, nearest
+from wfimagevae.pipeline.document import Document, Place, dotted, read_document
+from wfimagevae.pipeline.fluxflow import (
+    COMPONENTS,
+    OPTIONS,
+    DataSection,
+    DatasetSection,
+    OutputSection,
+    PipelineFile,
+    Section,
+    Settings,
+    StepSection,
+    TrainingSection,
 )
-from wfimagevae.pipeline.document import Document, Place
-from wfimagevae.pipeline.schema import DatasetSection, PipelineFile, Settings, Step
+from wfimagevae.pipeline.instead import INSTEAD, REPLACED
 
 SHARED: Place = ("training",)
 DEFAULTS: Place = ("training", "pipeline", "defaults")
-_BYTES = "bytes"
+DEFAULT_SIZE = 1024
+FLAGS = {flag: field for cls in OPTIONS.values() for flag, field in cls.by_flag().items()}
+# What says that a step trains.
+_MODES = ("train_vae", "gan_training", "train_diff", "train_diff_full")
 
 
 @dataclass(frozen=True)
@@ -24,10 +34,8 @@ class Source:
     """Where a step's data comes from.
 
     Attributes:
-        place: Of its section in the file.
-        name: As people know it.
-        paths: What is trained on; none for data that is drawn.
-        held_out: What is validated on; none without validation.
+        place: Its section in the file.
+        held_out: Paths that the step is validated on; none without validation.
         section: All that the file says of it.
         is_webdataset: The paths are tar shards.
     """
@@ -36,105 +44,283 @@ class Source:
     name: str
     paths: list[str]
     held_out: list[str]
-    section: Any
+    section: DataSection | DatasetSection
     is_webdataset: bool
 
 
 @dataclass(frozen=True)
-class MergedStep:
+class Step:
     """A step as it will be trained.
 
     Attributes:
-        index: Among the steps, from 0.
-        settings: With all that it inherits.
+        index: Its number among the steps, starting at 0.
+        settings: What it says, with all that it inherits.
         own: What the file says at the step itself.
         source: Its data; None where there is none.
-        task: ``vae``, ``flow``, or nothing.
+        task: ``vae``, ``flow``, or None where nothing says what it trains.
         trained: Components that learn.
         frozen: Components that the file freezes.
+        size: Height and width that it trains on, in pixels.
     """
 
     index: int
-    settings: Step
-    own: dict
+    settings: StepSection
+    own: dict[str, Any]
     source: Source | None
     task: str | None
     trained: frozenset[str]
     frozen: frozenset[str]
+    size: int
 
     @property
     def name(self) -> str:
-        """As the file says."""
+        """Its name in the file."""
         return self.settings.name
 
     @property
     def place(self) -> Place:
-        """Of the step in the file."""
+        """Where it stands in the file."""
         return ("training", "pipeline", "steps", self.index)
+
+    @property
+    def is_gan_only(self) -> bool:
+        """Whether the VAE learns from the discriminator and the KL term alone."""
+        return bool(self.settings.gan_training and not self.settings.train_vae)
+
+    @property
+    def declared(self) -> set[str]:
+        """Components that its keys say it trains."""
+        settings, names = self.settings, set()
+        if settings.train_vae:
+            names |= COMPONENTS["vae" if settings.train_vae is True else settings.train_vae]
+        if settings.gan_training:
+            names.add("discriminator")
+        if self.task == "flow":
+            names.add("flow")
+        return names
 
     def origin(self, document: Document, *key: str) -> Place:
         """Where a setting's value comes from."""
         data_set = (self.source.place,) if self.source else ()
         for section in (self.place, *data_set, DEFAULTS, SHARED):
-            if (*section, *key) in document.lines:
-                return (*section, *key)
+            for name in (key[-1], f"no_{key[-1]}"):
+                if (*section, *key[:-1], name) in document.lines:
+                    return (*section, *key[:-1], name)
         return self.place
 
 
-def merge_steps(content: PipelineFile) -> list[MergedStep]:
-    """All steps of a file, each with what it inherits."""
+@dataclass(frozen=True)
+class Pipeline:
+    """A file: its lines, what it says, and its steps; and flags of the command line over it."""
+
+    document: Document
+    content: PipelineFile
+    steps: list[Step]
+    flags: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def output(self) -> Path:
+        """The folder of everything."""
+        return Path(self.content.output.output_path)
+
+    def folder(self, step: Step) -> Path:
+        """The folder of a step's run."""
+        return self.output / "steps" / f"{step.index + 1:02d}_{step.name}"
+
+    def before(self, step: Step, task: str) -> list[Step]:
+        """The steps before one that train a task."""
+        return [other for other in self.steps[: step.index] if other.task == task]
+
+
+def read_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
+    """A file's steps, as far as its keys and types go; the document has the problems so far.
+
+    Args:
+        path: The YAML file.
+        flags: Of the command line, which win over the file.
+
+    Raises:
+        PipelineError: the file cannot be read, is not YAML, or holds no pipeline at all.
+    """
+    document, flags = read_document(path), flags or {}
+    if not isinstance(document.data, dict):
+        document.report((), "expected sections: model, data, training, output")
+        document.check()
+    _check_form(document)
+    content = _read_section(document, (), PipelineFile, document.data)
+    if not content.get("training", {}).get("pipeline", {}).get("steps"):
+        document.check()
+    for section, flags_of in (("training", TrainingSection), ("output", OutputSection)):
+        named = {name: key.flag for name, key in flags_of.keys().items()}
+        over = {name: flags[flag] for name, flag in named.items() if flag in flags}
+        content[section] = content.get(section, {}) | over
+    content = PipelineFile(**content)
+    return Pipeline(document, content, _merge_steps(content, flags), flags)
+
+
+def _check_form(document: Document) -> None:
+    """Mistakes in the file's form whose consequences would say nothing; one step may stand flat."""
+    training = document.data.get("training")
+    if not isinstance(training, dict):
+        document.report(("training",), "training.pipeline.steps is missing: nothing to train")
+        document.check()
+    pipeline = training.get("pipeline")
+    if isinstance(pipeline, list):
+        document.report(
+            ("training", "pipeline"),
+            "training.pipeline is a bare list; write its steps under a key: pipeline: {steps: ...}",
+        )
+        document.check()
+    if pipeline is None and any(mode in training for mode in _MODES):
+        # A flat file (FluxFlow's): what it says under ``training`` is its one step's own.
+        step = {key: training.pop(key) for key in StepSection.model_fields if key in training}
+        training["pipeline"] = {"steps": [{"name": "train"} | step]}
+        place = ("training", "pipeline", "steps", 0)
+        document.lines |= {place[:end]: document.line(("training",)) for end in (2, 3, 4)}
+        for (top, *below), line in list(document.lines.items()):
+            if top == "training" and below and below[0] in step:
+                document.lines[(*place, *below)] = line
+    elif pipeline is None:
+        document.report(
+            ("training",),
+            "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, ...}], "
+            f"or one of {', '.join(_MODES)} under training for a single step",
+        )
+        document.check()
+
+
+def _read_section(document: Document, place: Place, cls: type[Section], values: Any) -> dict:
+    """What a section says, without what is wrong in it, which is reported."""
+    if not isinstance(values, dict):
+        if values is not None:
+            document.report(place, f"{dotted(place)}: {values!r:.80} is not keys and values")
+        return {}
+    kept: dict[str, Any] = {}
+    for key, value in values.items():
+        where = (*place, key)
+        if key not in cls.model_fields:
+            document.report(where, _unknown_key(where, cls))
+        elif inner := _sections_of(cls, key):
+            kept[key] = _read_inner(document, where, *inner, value)
+        else:
+            kept[key] = value
+    for key, about in cls.model_fields.items():
+        if about.is_required() and key not in values:
+            document.report(place, f"{dotted((*place, key))} is missing")
+    try:
+        cls(**{key: value for key, value in kept.items() if not _sections_of(cls, key)})
+    except BadOptions as error:
+        for name, text in error.problems:
+            if name:  # else a section that is missing, as it is read apart
+                text = text.replace("Input should be a valid", f"{values[name]!r:.80} is no")
+                document.report((*place, name), f"{dotted((*place, name))}: {text}")
+                kept.pop(name, None)
+    return kept
+
+
+def _sections_of(cls: type[Section], key: str) -> tuple[type[Section], Any] | None:
+    """The kind of section that a key holds, and of what it holds several: list, dict or None."""
+    kind = bare_type(cls.model_fields[key].annotation)
+    if isinstance(kind, type) and issubclass(kind, Section):
+        return kind, None
+    inner = (get_args(kind) or (None,))[-1]
+    return (inner, kind) if isinstance(inner, type) and issubclass(inner, Section) else None
+
+
+def _read_inner(
+    document: Document, place: Place, cls: type[Section], several: Any, value: Any
+) -> Any:
+    """The content of a section in a section, of a list of them, or of several by name."""
+    if several is None:
+        return _read_section(document, place, cls, value)
+    if get_origin(several) is list:
+        if not isinstance(value, list) or not value:
+            document.report(place, f"{dotted(place)}: {value!r:.80} is not a list of at least one")
+            return []
+        read = [_read_section(document, (*place, i), cls, v) for i, v in enumerate(value)]
+        # A step that lacks its name keeps its place among the others.
+        return [{"name": f"step{i + 1}"} | step for i, step in enumerate(read)]
+    if not isinstance(value, dict):
+        return _read_section(document, place, cls, value)
+    names = get_args(get_args(several)[0])  # where only some are allowed
+    for name in [name for name in value if names and name not in names]:
+        document.report(
+            (*place, name), f"unknown key {dotted((*place, name))}{nearest(name, names)}"
+        )
+    read = {name: _read_section(document, (*place, name), cls, v) for name, v in value.items()}
+    return {str(name): section for name, section in read.items() if not names or name in names}
+
+
+def _unknown_key(place: Place, cls: type[Section]) -> str:
+    for base in cls.__mro__:
+        if instead := REPLACED.get(base, {}).get(place[-1]):
+            return f"{dotted(place)} means nothing here: {instead}"
+    return f"unknown key {dotted(place)}{nearest(place[-1], cls.model_fields)}"
+
+
+def _merge_steps(content: PipelineFile, flags: Mapping[str, Any]) -> list[Step]:
+    """All steps, each with what it inherits: shared values < defaults < data set < step < flags."""
     training, pipeline = content.training, content.training.pipeline
-    shared = {key: value for key, value in _given(training).items() if key in Settings.model_fields}
-    merged = []
-    for index, step in enumerate(pipeline.steps):
-        own = _given(step)
-        above = _deep_merge(shared, _given(pipeline.defaults))
+    shared = {key: value for key, value in said(training).items() if key in Settings.model_fields}
+    keys = {key.flag: name for name, key in StepSection.keys().items() if key.flag in flags}
+    over = {keys[flag]: flags[flag] for flag in keys}
+    over["options"] = {flag: value for flag, value in flags.items() if flag not in INSTEAD}
+    if "epochs" in flags and "max_steps" not in flags:
+        over["steps"] = None  # which would win
+    steps = []
+    for index, section in enumerate(pipeline.steps):
+        own, above = said(section), _merge(shared, said(pipeline.defaults))
         source = _source(content, own.get("dataset", above.get("dataset")))
         if source and isinstance(source.section, DatasetSection):
             kept = {"batch_size", "workers", "options"}
-            from_data = {k: v for k, v in _given(source.section).items() if k in kept}
-            above = _deep_merge(above, from_data)
-        settings = Step.model_validate(_deep_merge(above, own))
-        frozen = components(settings.freeze) - components(settings.unfreeze)
-        task = _task(settings)
-        trained = _trained(settings, task, frozen, content.model.text_encoder)
-        merged.append(MergedStep(index, settings, own, source, task, trained, frozenset(frozen)))
+            of_data = {key: value for key, value in said(source.section).items() if key in kept}
+            above = _merge(above, of_data)
+        settings = StepSection(**_merge(_merge(above, own), over))
+        task = "vae" if settings.train_vae or settings.gan_training else None
+        task = task or ("flow" if settings.train_diff or settings.train_diff_full else None)
+        frozen = _components(settings.freeze) - _components(settings.unfreeze)
+        of_source = source.section.img_size if source else None
+        size = settings.options.get("resolution") or of_source or content.data.img_size
+        size = size if isinstance(size, int) else DEFAULT_SIZE  # a wrong one is told elsewhere
+        step = Step(index, settings, own, source, task, frozenset(), frozenset(frozen), size)
+        steps.append(_with_trained(step, content.model.text_encoder))
+    return steps
+
+
+def said(section: Section) -> dict[str, Any]:
+    """What the file says of a section, without defaults; switches of options by their own names."""
+    values = section.model_dump(exclude_unset=True)
+    for name in list(values.get("options", ())):
+        if flag_of(name) != name:
+            values["options"][flag_of(name)] = not values["options"].pop(name)
+    return values
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option, which may be a switch that is turned off: ``no_x``."""
+    return name if name in FLAGS or name[3:] not in FLAGS else name.removeprefix("no_")
+
+
+def _merge(under: dict, over: Mapping) -> dict:
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
     return merged
 
 
-def declared(settings: Settings) -> set[str]:
-    """Components that a step's flags say it trains."""
-    names = set()
-    if settings.train_vae:
-        chosen = {"encoder": {ENCODER}, "decoder": {DECODER}}
-        names |= chosen.get(settings.train_vae, {ENCODER, DECODER})
-    if settings.gan_training:
-        names.add(DISCRIMINATOR)
-    if settings.train_diff or settings.train_diff_full:
-        names.add(FLOW)
-    return names
+def _components(names: list[str]) -> set[str]:
+    return {component for name in names for component in COMPONENTS[name]}
 
 
-def is_gan_only(settings: Settings) -> bool:
-    """Whether the VAE learns from the discriminator and the KL term alone."""
-    return bool(settings.gan_training and not settings.train_vae)
-
-
-def _trained(settings: Step, task: str | None, frozen: set[str], text: str | None) -> frozenset:
-    names = declared(settings)
-    if is_gan_only(settings):
-        names |= {ENCODER, DECODER}
-    if task == "flow" and text == _BYTES:
-        names.add(TEXT_ENCODER)
-    options = settings.options
-    hidden = {"freeze_discriminator": DISCRIMINATOR, "freeze_flow": FLOW}  # flags without a key
-    return frozenset(names - frozen - {hidden[flag] for flag in hidden if options.get(flag)})
-
-
-def _task(settings: Settings) -> str | None:
-    if settings.train_vae or settings.gan_training:
-        return "vae"
-    return "flow" if settings.train_diff or settings.train_diff_full else None
+def _with_trained(step: Step, text_encoder: str | None) -> Step:
+    names, options = step.declared, step.settings.options
+    if step.is_gan_only:
+        names |= {"encoder", "decoder"}
+    if step.task == "flow" and text_encoder == "bytes":
+        names.add("text_encoder")
+    kept = {name for name in ("discriminator", "flow") if options.get(f"freeze_{name}")}
+    return replace(step, trained=frozenset(names - step.frozen - kept))
 
 
 def _source(content: PipelineFile, name: str | None) -> Source | None:
@@ -147,27 +333,15 @@ def _source(content: PipelineFile, name: str | None) -> Source | None:
         is_web = section.type == "webdataset"
         paths = section.webdataset_url if is_web else section.image_folder
         place = ("training", "pipeline", "datasets", name)
-        held_out = _listed(section.eval_image_folder)
-        return Source(place, name, _listed(paths), held_out, section, is_web)
+        held_out = listed(section.eval_image_folder)
+        return Source(place, name, listed(paths), held_out, section, is_web)
     paths = data.webdataset_url if data.use_webdataset else data.data_path
     if not paths:
         return None
-    held_out = _listed(data.eval_data_path)
-    return Source(("data",), "data", _listed(paths), held_out, data, data.use_webdataset)
+    held_out = listed(data.eval_data_path)
+    return Source(("data",), "data", listed(paths), held_out, data, data.use_webdataset)
 
 
-def _listed(paths: str | list[str] | None) -> list[str]:
+def listed(paths: str | list[str] | None) -> list[str]:
+    """One path or several as a list."""
     return [] if not paths else [paths] if isinstance(paths, str) else paths
-
-
-def _given(section: Any) -> dict:
-    """What the file says of a section, without defaults."""
-    return section.model_dump(exclude_unset=True)
-
-
-def _deep_merge(under: dict, over: dict) -> dict:
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _deep_merge(merged[key], value) if both else value
-    return merged

@@ -1,0 +1,112 @@
+"""``--pipeline FILE`` and the flags beside it. No torch here before a file is found to be right."""
+
+import importlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from wfimagevae.command_line import Parser
+from wfimagevae.options import BadOptions, Options, nearest
+from wfimagevae.pipeline.checks import load_pipeline
+from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.fluxflow import (
+    OPTIONS,
+    OutputSection,
+    PipelineFile,
+    StepSection,
+    TrainingSection,
+)
+from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
+from wfimagevae.pipeline.options import PipelineOptions
+
+
+def run_file(argv: Sequence[str]) -> int:
+    """Checks a pipeline's file and trains its steps, or prints what it would train."""
+    options, flags = _read_words(argv)
+    if options.print_schema:
+        print(json.dumps(schema(), indent=2))
+        return 0
+    try:
+        pipeline = load_pipeline(options.pipeline, flags)
+        for flag in flags:
+            if not any(flag in OPTIONS[step.task].by_flag() for step in pipeline.steps):
+                raise PipelineError(f"--{flag}: no step of {options.pipeline} has that flag")
+        if options.validate_pipeline:
+            plan = importlib.import_module("wfimagevae.pipeline.plan")
+            print("\n".join(plan.describe_plan(pipeline)))
+            return 0
+        importlib.import_module("wfimagevae.pipeline.run").run_pipeline(pipeline)
+    except PipelineError:
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            raise
+        return 2  # the same on every process of a machine: the first one tells it
+    return 0
+
+
+def _read_words(argv: Sequence[str]) -> tuple[PipelineOptions, dict[str, Any]]:
+    """The pipeline's own flags, and values of those of its steps' trainings."""
+    parser = Parser(PipelineOptions, description="Trains the steps of a pipeline.")
+    kinds = {cls: Parser(cls) for cls in OPTIONS.values()}
+    own, words = [], {}
+    starts = [i for i, word in enumerate(argv) if word.startswith("--")]
+    for start, end in zip(starts, [*starts[1:], len(argv)], strict=True):
+        flag = argv[start].removeprefix("--").split("=")[0]
+        having = [cls for cls, flags in kinds.items() if flag in flags.flags()]
+        if flag in parser.flags():
+            own += argv[start:end]
+        elif not having:
+            known = {
+                *parser.flags(),
+                *kinds[OPTIONS["vae"]].flags(),
+                *kinds[OPTIONS["flow"]].flags(),
+            }
+            parser.error(f"unknown flag --{flag}{nearest(flag, known, '--')}")
+        else:
+            (name, value), *_ = kinds[having[0]].read_words(argv[start:end]).items()
+            words[name] = _typed(parser, having[0], name, value)
+    options = PipelineOptions(**parser.read_words([*argv[: starts[0]], *own]))
+    if not (options.pipeline or options.print_schema):
+        raise ValueError("--validate_pipeline goes with --pipeline FILE")
+    return options, words
+
+
+def _typed(parser: Parser, cls: type[Options], flag: str, words: Any) -> Any:
+    """The value of a flag that may win over a pipeline's file; others are the parser's error."""
+    instead = INSTEAD.get(flag) or OF_ONE_STEP.get(flag)
+    section, _, key = (instead or "").rpartition(".")
+    of_section = {"": StepSection, "training": TrainingSection, "output": OutputSection}
+    key = of_section[section].keys().get(key) if section in of_section else None
+    decides = key and key.flag == flag and key.unit is None
+    if instead and flag != "resolution" and not decides:
+        parser.error(f"--{flag} does not go with --pipeline: in the file, write {instead}")
+    needed = {name: [] for name, field in cls.by_flag().items() if field.is_required()}
+    try:
+        return cls(**needed | {flag: words}).values()[flag]
+    except BadOptions as error:
+        parser.error(f"argument --{flag}: {error.problems[0][1]}")
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of pipeline files: their keys, and the flags that ``options`` take."""
+    content = PipelineFile.model_json_schema()
+    sections = content["$defs"]
+    flags = {}
+    for cls in OPTIONS.values():
+        about = cls.model_json_schema(by_alias=True)
+        sections |= about.get("$defs", {})
+        flags |= about["properties"]
+    flags = {name: about for name, about in flags.items() if name not in INSTEAD}
+    for name, section in sections.items():
+        if "options" in section.get("properties", {}):
+            alone = () if name == "StepSection" else OF_ONE_STEP
+            section["properties"]["options"] |= {
+                "properties": {n: about for n, about in flags.items() if n not in alone},
+                "patternProperties": {"^no_": {"type": "boolean"}},
+                "additionalProperties": False,
+            }
+    # A single step may stand flat under ``training``.
+    training = sections["TrainingSection"]
+    training["properties"] = sections["StepSection"]["properties"] | training["properties"]
+    del training["required"]
+    return content

@@ -1,0 +1,149 @@
+"""What to write instead of flags that keys decide, and of FluxFlow's keys without meaning here."""
+
+from wfimagevae.pipeline.fluxflow import (
+    DataSection,
+    DatasetSection,
+    ModelSection,
+    NetworkSection,
+    OutputSection,
+    PipelineFile,
+    Settings,
+    StepSection,
+    TrainingSection,
+    Transition,
+)
+
+# What the file has in place of some flags: one value has one place.
+_PLACES = {
+    "optimization: {optimizers: {vae or flow: ...}}": "optimizer weight_decay beta1 beta2 momentum",
+    "optimization: {schedulers: {vae or flow: ...}}": "lr_schedule lr_gamma lr_step_updates "
+    "warmup_steps plateau_patience",
+    "lr_min, or optimization: {schedulers: {vae or flow: ...}}": "min_lr_ratio",
+    "optimization: {optimizers: {discriminator: ...}}": "discriminator_options",
+    "optimization: {optimizers: {text_encoder: ...}}": "text_encoder_options",
+    "transition_on": "stop_metric stop_below stop_window",
+    "model.vae.name or model.flow.name": "model_name",
+    "model.vae.config or model.flow.config": "model_config",
+    "model.vae.pretrained or model.flow.pretrained": "pretrained_model_name_or_path weights_from "
+    "vae",
+    "output.output_path": "exp_name ckpt_dir",
+    "output.log_interval": "csv_log_steps",
+    "output.generate_diagrams": "disable_live_plot",
+    "nothing instead, as the same command goes on where it stopped": "resume_from_checkpoint "
+    "not_resume_optimizer not_resume_discriminator",
+    "the flags of that file themselves": "config list_flags help",
+    "train_vae, gan_training or train_diff": "task",
+    "data.data_path, or a data set's image_folder": "image_path data_path",
+    "data.eval_data_path, or a data set's eval_image_folder": "eval_image_path eval_data_path",
+    "data.reduced_min_sizes": "reduced_min_sizes",
+    "train_vae: decoder": "freeze_encoder",
+    "train_vae: encoder": "freeze_decoder",
+    "freeze: [text_encoder]": "freeze_text_encoder",
+    "use_lpips and lambda_lpips": "perceptual_weight",
+}
+# Flags that only a step itself may have: elsewhere they would meet steps whose keys decide them.
+OF_ONE_STEP = {
+    "disc_weight": "lambda_adv, or disc_weight in the options of a step with gan_training",
+    "adaptive_weight": "it in the options of a step with gan_training",
+    "rec_weight": "it in the options of a step with train_vae",
+    "resolution": "img_size, of data or of a data set; or resolution in the options of a step",
+}
+# Flag -> what to write.
+INSTEAD = {
+    **{key.flag: f"{name}, of data or of a data set" for name, key in DataSection.keys().items()},
+    **{key.flag: f"model.{name}" for name, key in ModelSection.keys().items()},
+    **{key.flag: f"output.{name}" for name, key in OutputSection.keys().items()},
+    **{key.flag: f"training.{name}" for name, key in TrainingSection.keys().items()},
+    **{key.flag: name for name, key in StepSection.keys().items()},
+    **{flag: text for text, flags in _PLACES.items() for flag in flags.split()},
+}
+INSTEAD = {flag: text for flag, text in INSTEAD.items() if flag and flag not in OF_ONE_STEP}
+
+_SIZES = "a network's size is its configuration"
+_VAE = (
+    f"{_SIZES}: model.vae.config, a JSON file such as examples/wfvae2-image-1024.json or the keys"
+)
+_FLOW = f"{_SIZES}: model.flow.name, such as FlowDiT-B/2, or model.flow.config"
+_SHARDS = "shards are counted when they are indexed"
+_TOKEN = (
+    "a secret does not belong in a file: set the environment variable HF_TOKEN, which shard URLs "
+    "of the hub are read with"
+)
+_RETRIES = "reading a URL is retried by itself; an unreadable sample is skipped and counted"
+_BALANCE = (
+    "it balances all terms by their running means, which turns the adversarial term round once it "
+    "is negative; options: {adaptive_weight: true} scales that term to the reconstruction's "
+    "gradient"
+)
+_ALL = "the step's network trains as a whole; "
+
+_MODEL = {
+    "vae_dim": f"{_VAE} (latent_dim, base_channels)",
+    "feature_maps_dim": f"{_FLOW} (hidden_size, depth)",
+    "feature_maps_dim_disc": "options: {disc_num_layers: N} sizes the discriminator",
+    "text_embedding_dim": "the text encoder decides it: model.text_encoder",
+    "pretrained_bert_model": "write model.text_encoder: bert:PATH_OR_NAME",
+    "model_type": f"{_VAE} (activation: silu, relu or bezier)",
+    "baseline_activation": f"{_VAE} (activation: silu, relu or bezier)",
+    "baseline_vae_width_mult": f"{_VAE} (base_channels)",
+    "baseline_vae_depth_mult": f"{_VAE} (encoder_num_resblocks, decoder_num_resblocks)",
+    "baseline_flow_blocks": f"{_FLOW} (depth)",
+    "baseline_flow_ffn_expansion": f"{_FLOW} (mlp_ratio)",
+    "vae_config": "write model.vae.config",
+    "flow_config": "write model.flow.config",
+}
+_DATA = {
+    "tokenizer_name": "the text encoder brings its tokenizer: model.text_encoder",
+    "webdataset_token": _TOKEN,
+    "webdataset_size": _SHARDS,
+    "webdataset_samples_per_shard": _SHARDS,
+    "dataloader_max_retries": _RETRIES,
+    "dataloader_retry_delay": _RETRIES,
+    "use_tt2m": "write use_webdataset: true and webdataset_url",
+    "tt2m_token": _TOKEN,
+}
+_SETTINGS = {
+    "training_steps": "it repeats each batch; write n_epochs, or gradient_accumulation_steps",
+    "gan_schedule": "write options: {gan_schedule: joint} (or alternate)",
+    "adaptive_weights": _BALANCE,
+    "preserve_lr": "a resumed step goes on with its learning rate; each step begins with its own",
+    "optim_sched_config": "write optimization: {optimizers: ..., schedulers: ...} in place of JSON",
+    "num_train_timesteps": "time is continuous here: options: {time_distribution: ...}",
+    "start_step": "run the same command again: it goes on where it stopped",
+    "epochs": "write n_epochs",
+    "num_workers": "write workers",
+    "learning_rate": "write lr",
+    "train_encoder": "write train_vae: encoder",
+    "train_decoder": "write train_vae: decoder",
+    "train_kl": "write kl_beta: 0 to leave the term out",
+    "train_colorstats": "write options: {color_weight: W}",
+    "train_histogram": "write options: {histogram_weight: W}",
+    "train_contrast": "write options: {contrast_weight: W}",
+    "train_coarseness": "there is no such term; see options: {wavelet_loss: true}",
+    "spade_training_mode": f"{_ALL}{_VAE} (spade: true)",
+}
+# Keys of FluxFlow's documents that mean nothing in a section here, and what to write instead.
+REPLACED = {
+    PipelineFile: {
+        "config": "that flag is for files of flags; a pipeline file is given by --pipeline",
+        "model_checkpoint": "write model.vae.pretrained or model.flow.pretrained; to go on with a "
+        "pipeline, run the same command again",
+        "optimization": "write it under training, training.pipeline.defaults or a step",
+        "pipeline": "write it under training",
+        "steps": "write them under training.pipeline",
+    },
+    ModelSection: _MODEL,
+    NetworkSection: _MODEL,
+    DataSection: _DATA,
+    DatasetSection: _DATA,
+    Settings: _SETTINGS,
+    Transition: {
+        "value": "an epoch transition happens after n_epochs",
+        "epochs": "write max_epochs",
+    },
+    OutputSection: {
+        "log_level": "everything is logged once; log_interval says how often",
+        "log_file": "redirect the command's output to a file",
+        "preserve_lr": _SETTINGS["preserve_lr"],
+    },
+}

@@ -1,0 +1,352 @@
+"""The plan of a pipeline: what each step would train, on what, for how long, in what memory."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from wfimagevae.dataset.open import as_list, build_image_data, open_images
+from wfimagevae.dataset.shards.specs import is_remote
+from wfimagevae.model.losses.lpips_network import BACKBONES
+from wfimagevae.model.weight_files import find_weights
+from wfimagevae.pipeline.checks import check_spade, parse_sizes
+from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.flags import step_flags
+from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
+from wfimagevae.pipeline.networks import (
+    Footprint,
+    VaeFacts,
+    flow_footprint,
+    vae_facts,
+    vae_footprint,
+    write_configs,
+)
+from wfimagevae.pipeline.progress import StepState, read_states
+from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.task.flow_space import build_datasets
+
+_GIB = 2**30
+# Loss terms that are named only where a step has them.
+_RARE = ("color_weight", "histogram_weight", "contrast_weight", "mmd_weight", "r1_weight")
+_SAME = {
+    "discriminator": "give all steps with gan_training the same disc_num_layers",
+    "flow": "a flow goes on in the same space (pixels, or latents of the same VAE), and one with "
+    "positions of its own (DiT) at the same img_size",
+}
+_ORDER = ("encoder", "decoder", "discriminator", "flow", "text_encoder")
+# What only training data has, as it is where there is none of it.
+_OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": []}
+
+
+@dataclass
+class _Plan:
+    """What the descriptions of all steps share.
+
+    Attributes:
+        vae: The file's autoencoder; the default one where it cannot be built.
+        states: Where the steps stand; none where that could not be read.
+        weights: Component -> step that trained it last, and the shapes of its weights.
+        dry_runs: Results of networks on shapes, to be used again.
+    """
+
+    pipeline: Pipeline
+    vae: VaeFacts
+    states: list[StepState]
+    weights: dict[str, tuple[str, dict]] = field(default_factory=dict)
+    dry_runs: dict = field(default_factory=dict)
+
+
+def describe_plan(pipeline: Pipeline) -> list[str]:
+    """The plan in lines; nothing is built but shapes, and nothing is written into the output.
+
+    Args:
+        pipeline: A checked file.
+
+    Raises:
+        PipelineError: everything that only data, networks and the output show to be wrong.
+    """
+    content, document = pipeline.content, pipeline.document
+    vae, states = vae_facts(ModelSection()), []  # the flow's problems are told all the same
+    try:
+        vae = vae_facts(content.model)
+    except (ValueError, TypeError, OSError) as error:
+        document.report(("model", "vae"), f"model.vae: {error}")
+    for step in pipeline.steps:
+        if step.task == "vae" and step.size % vae.network.spatial_factor:
+            text = f"img_size {step.size} must be a multiple of {vae.network.spatial_factor}"
+            document.report(step.place, f"step {step.name!r}: {text}")
+    if not document.problems:
+        states = read_states(pipeline, vae)
+    lines = [
+        f"{document.path}: {len(pipeline.steps)} steps, into {pipeline.output}",
+        *_command_line(pipeline),
+        "memory: weights, gradients, optimizer states and averages by count, and what backward "
+        "keeps of one micro-batch by a dry run on shapes; without caches and kernels' workspace",
+    ]
+    with TemporaryDirectory() as folder:  # for configurations that the YAML itself holds
+        content = content.changed(output=content.output.changed(output_path=folder))
+        write_configs(content)
+        plan = _Plan(replace(pipeline, content=content), vae, states)
+        for step in pipeline.steps:
+            if step.task == "vae" and not states:
+                continue
+            try:
+                lines += ["", *_describe_step(plan, step)]
+            except (ValueError, OSError) as error:
+                document.report(step.place, f"step {step.name!r}: {error}")
+            except RuntimeError as error:  # of a dry run: shapes that do not meet
+                document.report(
+                    step.place,
+                    f"step {step.name!r}: its networks do not take images of {step.size} px "
+                    f"({str(error).splitlines()[0]}); write another img_size, or other sizes in "
+                    "model.*.config",
+                )
+    document.check()
+    return lines
+
+
+def _command_line(pipeline: Pipeline) -> list[str]:
+    """Flags that were given over the file, and the steps that have them."""
+    shown = []
+    for flag, value in pipeline.flags.items():
+        tasks = [task for task, options in OPTIONS.items() if flag in options.by_flag()]
+        names = [step.name for step in pipeline.steps if step.task in tasks]
+        whom = "all steps" if len(names) == len(pipeline.steps) else ", ".join(names)
+        words = value if isinstance(value, list | tuple) else [value]
+        shown.append(f"--{flag} {' '.join(map(str, words))} ({whom})")
+    return [f"over the file, from the command line: {'; '.join(shown)}"] if shown else []
+
+
+def _describe_step(plan: _Plan, step: Step) -> list[str]:
+    pipeline, settings = plan.pipeline, step.settings
+    document = pipeline.document
+    state = plan.states[step.index] if plan.states else None
+    units = plan.vae.units(step.size) if step.task == "vae" else None
+    flags, conversions = step_flags(pipeline, step, units)
+    options = OPTIONS[step.task](**flags)
+    footprint = _footprint(plan, step, options)
+    _check_weights(plan, step, footprint)
+    title = f"{step.index + 1}. {step.name}"
+    if state and state.finished:
+        return [f"{title}: finished, {state.checkpoint}"]
+    # What its training would refuse of its networks when it begins.
+    pretrained = pipeline.content.model.flow.pretrained
+    if step.task == "vae":
+        for key, text in check_spade(step, bool(plan.vae.network.config.get("spade"))):
+            document.report(step.origin(document, *key), text)
+    elif pretrained:
+        try:
+            find_weights(pretrained)
+        except (ValueError, OSError) as error:
+            document.report(("model", "flow", "pretrained"), str(error))
+    return [
+        f"{title}: {settings.description}" if settings.description else title,
+        *_networks(step, footprint),
+        *_starts(pipeline, step, state),
+        *_data_and_length(step, options),
+        *_rates(options, step),
+        *(f"   {conversion}" for conversion in conversions),
+        *(_weights(options) if step.task == "vae" else []),
+        _memory(footprint),
+    ]
+
+
+def _footprint(plan: _Plan, step: Step, options) -> Footprint:
+    pipeline, vae, size = plan.pipeline, plan.vae, step.size
+    if step.task == "vae":
+        return vae_footprint(options, vae, step.trained, plan.dry_runs)
+    shape, is_latent = (3, size, size), _learns_latents(pipeline, step)
+    if is_latent:
+        factor, channels = vae.network.spatial_factor, vae.network.config.latent_dim
+        shape = (channels, size // factor, size // factor)
+    footprint = flow_footprint(pipeline, step, options.changed(resolution=size), shape)
+    multiple = size // shape[-1] * footprint.size_multiple
+    for width, height in parse_sizes(pipeline.content.output.sample_sizes or []):
+        if width % multiple or height % multiple:
+            raise ValueError(
+                f"sample size {width}x{height}: sides of this flow's pictures are multiples of "
+                f"{multiple}"
+            )
+    if is_latent and not step.settings.cache_latents:
+        footprint.states += 4 * sum(p.numel() for p in vae.network.encoder.parameters())
+    return footprint
+
+
+def _learns_latents(pipeline: Pipeline, step: Step) -> bool:
+    """Whether a flow step learns latents: of an earlier step's VAE, or of a trained one."""
+    return bool(pipeline.before(step, "vae")) or pipeline.content.model.vae.pretrained is not None
+
+
+def _check_weights(plan: _Plan, step: Step, footprint: Footprint) -> None:
+    """Raises ValueError where the weights of an earlier step do not fit a step's network."""
+    for component, shapes in footprint.shapes.items():
+        source, before = plan.weights.get(component, (step.name, shapes))
+        wrong = [name for name in before | shapes if before.get(name) != shapes.get(name)]
+        if wrong:
+            was, now = before.get(wrong[0], "missing"), shapes.get(wrong[0], "missing")
+            raise ValueError(
+                f"the {component} of step {source} does not fit: its {wrong[0]} is {was}, here "
+                f"{now}; {_SAME[component]}"
+            )
+        plan.weights[component] = (step.name, shapes)
+
+
+def _networks(step: Step, footprint: Footprint) -> list[str]:
+    counts = footprint.parameters
+    present = [name for name in _ORDER if name in counts]
+    trained = [f"{name} {counts[name]:,}" for name in present if name in step.trained]
+    frozen = [f"{name} {counts[name]:,}" for name in present if name not in step.trained]
+    frozen += [name for name in _ORDER if name in step.frozen and name not in counts]
+    total = sum(counts[name] for name in present if name in step.trained)
+    lines = [f"   trains {', '.join(trained)}: {total:,} parameters"]
+    return lines + ([f"   frozen {', '.join(frozen)}"] if frozen else [])
+
+
+def _starts(pipeline: Pipeline, step: Step, state: StepState | None) -> list[str]:
+    """Where a step's weights come from."""
+    if state and state.checkpoint:
+        return [f"   goes on from {state.checkpoint}"]
+    before, model = pipeline.before(step, step.task), pipeline.content.model
+    source = getattr(model, step.task).pretrained or "nothing: it is built anew"
+    if before:
+        averaged = before[-1].settings.use_ema and step.settings.use_ema
+        average = ", raw weights and their average" if averaged else ""
+        source = f"step {before[-1].name}{average}"
+    lines = [f"   the {'VAE' if step.task == 'vae' else 'flow'} starts from {source}"]
+    if step.settings.gan_training:
+        critics = [other.name for other in before if other.settings.gan_training]
+        source = f"step {critics[-1]}" if critics else "nothing: it is built anew"
+        lines.append(f"   the discriminator starts from {source}")
+    if step.task == "flow":
+        vaes = pipeline.before(step, "vae")
+        source = f"step {vaes[-1].name}" if vaes else model.vae.pretrained
+        how = "cached first" if step.settings.cache_latents else "encoded while training"
+        latents = f"latents of the VAE of {source}, shift and scale measured first, {how}"
+        lines.append(f"   learns {latents if source else 'pixels: there is no VAE before it'}")
+    return lines
+
+
+def _data_and_length(step: Step, options) -> list[str]:
+    """What a step trains on and is validated on, and how many updates it makes.
+
+    Raises:
+        ValueError: data that its training would refuse, or that ends before its transition.
+    """
+    count, world = _count(step, options), int(os.environ.get("WORLD_SIZE", 1))
+    name = step.source.name if step.source else options.dataset
+    held_out = ", ".join(step.source.held_out) if step.source else ""
+    images = "counted when training begins" if count is None else f"{count:,} images"
+    validates = held_out and options.eval_steps
+    validation = f"validated on {held_out}" if validates else "no validation"
+    lines = [f"   data {name}: {images}, {step.size} px; {validation}"]
+    batch = options.batch_size * options.grad_accum_steps * world
+    update = f"of {options.batch_size} x {options.grad_accum_steps} x {world} = {batch} images"
+    steps = options.max_steps
+    if steps is None and count is not None:
+        epoch = min(count / batch, options.max_steps_per_epoch or math.inf)
+        steps = math.ceil(options.epochs * epoch)
+        lines.append(f"   {options.epochs} epochs = {steps:,} updates {update}")
+    elif steps is None:
+        lines.append(f"   {options.epochs} epochs of updates {update}")
+    else:
+        lines.append(f"   {steps:,} updates {update}")
+    if not options.stop_metric:
+        return lines
+    window = options.stop_window
+    if steps is not None and steps // options.log_steps < window:
+        raise PipelineError(
+            f"unreachable transition: its mean is over {window} progress lines, and {steps} "
+            f"updates with log_interval {options.log_steps} have "
+            f"{steps // options.log_steps}; lower transition_on.window"
+        )
+    return [
+        *lines,
+        f"   ends earlier once {options.stop_metric} is below {options.stop_below:g}, the "
+        f"mean of {window} progress lines",
+    ]
+
+
+def _count(step: Step, options) -> int | None:
+    """Opens a step's data; images of an epoch, None where counting them would download them."""
+    if step.task == "vae":
+        if options.eval_steps and not _is_away(options.eval_image_path):
+            open_images(options, options.eval_image_path)
+        if _is_away(options.image_path):
+            return None
+        return len(build_image_data(options, options.image_path))
+    if options.dataset != "images":
+        return len(build_datasets(options)[0])
+    if _is_away(options.eval_data_path):
+        options = options.changed(eval_steps=0)
+    if not _is_away(options.data_path):
+        return len(build_datasets(options)[0])
+    held_out = options.eval_data_path if options.eval_steps else None
+    if held_out and not options.better_captions:  # which may be of training images alone
+        build_image_data(options.changed(**_OF_TRAINING), held_out)
+    return None
+
+
+def _is_away(sources: Sequence[str] | None) -> bool:
+    return any(is_remote(str(path)) for path in as_list(sources or []))
+
+
+def _rates(options, step: Step) -> list[str]:
+    line = f"   {_rate(options)}, precision {options.mix_precision}"
+    line += f", average {options.ema_decay}" if options.ema else ", no average"
+    lines = [line]
+    if "discriminator" in step.trained:
+        own = {"lr": options.lr * options.disc_lr_ratio} | options.discriminator_options
+        lines.append(f"   its discriminator: {_rate(options.changed(**own))}")
+    if step.task == "flow" and options.text_encoder_options:
+        own = options.changed(**options.text_encoder_options)
+        lines.append(f"   its text encoder: {_rate(own)}")
+    return lines
+
+
+def _rate(options) -> str:
+    """An optimizer, its rate, and what becomes of that."""
+    kind, gamma, updates = options.lr_schedule, options.lr_gamma, options.lr_step_updates
+    every = "every update" if updates == 1 else f"every {updates:,} updates"
+    text = f"{options.optimizer}, lr {options.lr:g} {kind}"
+    if kind in ("step", "exponential"):
+        text += f", times {gamma:g} {every}" + (", smoothly" if kind == "exponential" else "")
+    elif kind == "plateau":
+        text += f", times {gamma:g} after {options.plateau_patience} validations in a row without "
+        text += "a better score"
+    if kind != "constant":
+        text += f", down to {options.min_lr_ratio:g} of it"
+    warmup = options.warmup_steps
+    return text + (f", after a warm-up of {warmup:,} updates" if warmup else "")
+
+
+def _weights(options) -> list[str]:
+    """A VAE step's loss weights, and what LPIPS fetches when it begins, unless it is there."""
+    names = ("rec_weight", "perceptual_weight", "mse_weight", "kl_weight", "disc_weight")
+    text = ", ".join(f"{name} {getattr(options, name):g}" for name in names)
+    if options.disc_weight:
+        text += " (adaptive)" if options.adaptive_weight else " (constant)"
+    more = ["wavelet_weight"] if options.wavelet_loss else []
+    more += [name for name in _RARE if getattr(options, name)]
+    text += "".join(f", {name} {getattr(options, name):g}" for name in more)
+    lines = [f"   weights for sums: {text}"]
+    url, folder = BACKBONES["vgg"], Path(torch.hub.get_dir()) / "checkpoints"
+    is_there = options.lpips_weights or (folder / url.rpartition("/")[2]).is_file()
+    if options.perceptual_weight and not is_there:
+        lines.append(
+            f"   needs a network when it begins: LPIPS downloads {url} into {folder}; "
+            "options: {lpips_weights: FILE} names a copy"
+        )
+    return lines
+
+
+def _memory(footprint: Footprint) -> str:
+    states, activations = footprint.states / _GIB, footprint.activations / _GIB
+    notes = "".join(f"; {note}" for note in footprint.notes)
+    return (
+        f"   memory about {states + activations:.2f} GiB a process: {states:.2f} of states, "
+        f"{activations:.2f} of activations{notes}"
+    )

@@ -1,0 +1,218 @@
+"""Runs the steps of a pipeline, each by its own task's training; goes on where it was stopped."""
+
+import gc
+import importlib
+import json
+import logging
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from wfimagevae.dataset import Captions, IndexedImages, Labels
+from wfimagevae.dataset.open import only_source
+from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
+from wfimagevae.export.folder import write_model
+from wfimagevae.files import write_json
+from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
+from wfimagevae.generate.latent_cache import LatentCache
+from wfimagevae.generate.latent_stats import measure_latents, write_normalization
+from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
+from wfimagevae.model.text import open_text_encoder
+from wfimagevae.options import Options
+from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.flags import step_flags
+from wfimagevae.pipeline.fluxflow import OPTIONS
+from wfimagevae.pipeline.networks import network_config, vae_facts, write_configs
+from wfimagevae.pipeline.plan import describe_plan
+from wfimagevae.pipeline.progress import (
+    NETWORK_FILE,
+    changed_options,
+    read_state,
+    step_options,
+    vae_source,
+)
+from wfimagevae.pipeline.samples import FlowSamples, VaeSamples
+from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.pipeline.watch import StepWatcher
+from wfimagevae.task.flow_space import build_datasets
+
+log = logging.getLogger("wfimagevae")
+
+MEASURED_IMAGES = 4096
+_RECORD = "measured.json"
+
+
+def run_pipeline(pipeline: Pipeline) -> bool:
+    """Trains all steps that are not finished.
+
+    Args:
+        pipeline: A checked file.
+
+    Returns:
+        True if all steps are finished, False if a signal stopped one.
+
+    Raises:
+        PipelineError: finished steps were trained as another file says, or what is left cannot
+            be trained.
+        ValueError: options that cannot be met, or training that diverged.
+    """
+    with world(pipeline.content.training.device or "auto") as here:
+        if not here.is_main:
+            logging.getLogger("wfimagevae").setLevel(logging.WARNING)
+        error, started = None, time.perf_counter()
+        if here.is_main:
+            try:
+                log.info("%s", "\n".join(describe_plan(pipeline)))
+                write_configs(pipeline.content)
+            except (ValueError, OSError) as problem:  # else the others would wait for ever
+                error = str(problem)
+        if error := broadcast_object(error):
+            raise PipelineError(error)
+        if not all(_run_step(pipeline, step, here, started) for step in pipeline.steps):
+            return False
+    log.info("the pipeline is finished: %s", pipeline.output)
+    return True
+
+
+def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bool:
+    """Trains a step unless it is finished; False if a signal stopped it. Collective."""
+    content, folder = pipeline.content, pipeline.folder(step)
+    state = broadcast_object(read_state(folder) if here.is_main else None)
+    title = f"step {step.name} ({step.index + 1}/{len(pipeline.steps)})"
+    if state.finished:
+        log.info("%s is finished: %s", title, state.checkpoint)
+        return True
+    vae = vae_facts(content.model)
+    options = step_options(pipeline, vae, step)
+    log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
+    if changed := changed_options(state, options.values()):
+        log.warning("%s goes on with other options: %s", title, "; ".join(changed))
+    if here.is_main:  # beside its checkpoints, the configuration of what it trains
+        write_json(folder / NETWORK_FILE, network_config(content.model, vae, step.task))
+    if step.task == "flow":
+        _prepare_latents(pipeline, step, vae.name, here)
+    latents = vae.units(step.size).latents if step.task == "vae" else None
+    drawer = None
+    if not content.output.no_samples and (step.task == "flow" or content.output.test_image_address):
+        drawer = (VaeSamples if step.task == "vae" else FlowSamples)(pipeline, step, options)
+    watcher = StepWatcher(pipeline, step, options, latents, drawer, started)
+    task = importlib.import_module(f"wfimagevae.task.{step.task}")
+    done = task.train(options, folder, watcher)
+    if here.is_main:
+        watcher.sum_up()
+    gc.collect()  # networks and data of this step, before the next one's
+    return done
+
+
+def _prepare_latents(pipeline: Pipeline, step: Step, name: str, here: World) -> None:
+    """Measures, and caches if asked to, the latents that a flow step learns. Collective."""
+    source = vae_source(pipeline, step)
+    if source is None:
+        return
+    # The options of training on the images themselves.
+    options = OPTIONS["flow"](**step_flags(pipeline, step)[0])
+    folder = pipeline.folder(step)
+    target = prepare_autoencoder(folder, name, source, options, here)
+    if step.settings.cache_latents:
+        held_out = options.eval_data_path if options.eval_steps else None
+        for kind, paths in (("latents", options.data_path), ("held_out_latents", held_out)):
+            if paths:
+                cache_latents(folder / kind, f"{name}:{target}", paths, options, here)
+
+
+class _Batches:
+    """A process's share of a flow's own training images, as `measure_latents` takes them."""
+
+    def __init__(self, images: FlowData, count: int, batch_size: int, here: World):
+        self.images, self.size, self.device = images, batch_size, here.device
+        self.dataset = range(count)[here.rank :: here.size]
+
+    def __iter__(self) -> Iterator[dict]:
+        for start in range(0, len(self.dataset), self.size):
+            positions = list(self.dataset[start : start + self.size])
+            inputs = self.images.to_inputs(self.images.read_batch(positions), self.device)
+            yield {"image": inputs["image"], "path": positions, "unreadable": []}
+
+
+def prepare_autoencoder(
+    folder: Path, name: str, source: str, options: Options, here: World
+) -> Path:
+    """A Hugging Face folder of the VAE whose shift and scale were measured on a flow's data.
+
+    Made once: a folder of the same source and data is taken as it is. Collective.
+
+    Args:
+        folder: The folder of the flow's run.
+        name: Registered name of the VAE.
+        source: Its weights; of a checkpoint the average, if there is one.
+        options: The options of the flow's training on images.
+        here: This process and the others.
+
+    Raises:
+        ValueError: no image could be encoded, or a latent channel does not vary.
+    """
+    target, values = folder / "autoencoder", options.values()
+    names = ("dataset", "data_path", "resolution", "train_crop", "seed", "num_shapes")
+    # An output that was moved, or is spelled otherwise, holds the same weights.
+    steps, place = folder.absolute().parent, Path(source).absolute()
+    relative = str(place.relative_to(steps)) if place.is_relative_to(steps) else source
+    record = {"source": relative} | {n: values.get(n) for n in names}
+    path = target / _RECORD
+    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == record:
+        return target
+    vae = load_vae(AutoencoderOptions(model_name=name, from_pretrained=source))
+    # At one size: channels' statistics are those of the images, however they are cut.
+    plain = options.changed(eval_steps=0, aspect_buckets=0, reduced_min_sizes=[])
+    dataset, _ = build_datasets(plain)
+    count = min(len(dataset), MEASURED_IMAGES)
+    log.info("measuring shift and scale of the latents of %s on %d images", source, count)
+    loader = _Batches(dataset, count, options.batch_size, here)
+    mean, std, _ = measure_latents(vae.eval(), loader, here, options.mix_precision)
+    if here.is_main:
+        partial = folder / ".autoencoder.tmp"
+        for old in (partial, target):
+            shutil.rmtree(old, ignore_errors=True)
+        partial.mkdir(parents=True)
+        write_model(vae.cpu(), partial)
+        write_normalization(partial / "config.json", mean, std)
+        write_json(partial / _RECORD, record)
+        partial.rename(target)
+    barrier()
+    return target
+
+
+def cache_latents(folder: Path, vae: str, source: list[str], options: Options, here: World) -> None:
+    """Encodes the images of a flow step once; goes on where it was stopped. Collective.
+
+    Args:
+        folder: Where the cache goes.
+        vae: KIND:PATH of the autoencoder, which normalises its latents.
+        source: Folder or manifest.
+        options: The options of the flow's training on the images themselves.
+        here: This process and the others.
+
+    Raises:
+        ValueError: sources that cannot be cached, or latents that are not finite.
+    """
+    captions = Captions(options.captions, options.fixed_prompt_prefix)
+    images = IndexedImages(
+        only_source(source, "images"),
+        options.resolution,
+        Labels(options.labels),
+        captions,
+        options.index_cache_dir,
+    )
+    autoencoder = load_autoencoder(vae, here.device)
+    encoder, text = options.text_encoder, None
+    if encoder and encoder != "bytes":
+        text = open_text_encoder(encoder, here.device, options.text_length)
+    cached = CacheOptions(
+        mixed_precision=options.mix_precision,
+        batch_size=options.batch_size,
+        num_workers=options.dataset_num_worker,
+        normalization="vae",
+        latent_dtype="fp32" if options.mix_precision == "fp32" else "fp16",
+    )
+    LatentCache(autoencoder, vae, images, folder, cached, text).run(here)
