@@ -62,16 +62,14 @@ class Evil:
 
 def test_files_that_hold_code_or_are_cut_short_are_refused(tmp_path):
     torch.save({"state_dict": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
-        read_checkpoint(tmp_path / "evil.ckpt")
     save(tmp_path / "whole.ckpt", "x", linear(1.0))
     data = (tmp_path / "whole.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(data[: len(data) // 2])
-    with pytest.raises(ValueError, match="not a readable checkpoint"):
-        read_checkpoint(tmp_path / "cut.ckpt")
     torch.save({"weights": {}}, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match="no 'state_dict'"):
-        read_checkpoint(tmp_path / "other.ckpt")
+    unreadable = "not a readable checkpoint"
+    for name, message in (("evil", unreadable), ("cut", unreadable), ("other", "no 'state_dict'")):
+        with pytest.raises(ValueError, match=message):
+            read_checkpoint(tmp_path / f"{name}.ckpt")
 
 
 def test_a_full_disk_leaves_the_earlier_file_whole(tmp_path, monkeypatch):
@@ -140,11 +138,8 @@ def test_kill_9_during_a_save_leaves_the_checkpoint_before(tmp_path):
 def test_steps_are_ordered_by_number_and_pruned_from_the_lowest(tmp_path):
     for name in ("checkpoint-500", "checkpoint-10000", "checkpoint-2000", "best-psnr"):
         (tmp_path / f"{name}.ckpt").write_bytes(b"x")
-    assert [p.stem for p in list_checkpoints(tmp_path)] == [
-        "checkpoint-500",
-        "checkpoint-2000",
-        "checkpoint-10000",
-    ]
+    names = [f"checkpoint-{step}.ckpt" for step in (500, 2000, 10000)]
+    assert [path.name for path in list_checkpoints(tmp_path)] == names
     prune_checkpoints(tmp_path, 0)
     assert len(list_checkpoints(tmp_path)) == 3
     prune_checkpoints(tmp_path, 1)

@@ -40,6 +40,7 @@ class Checkpoint:
         A process that does not write them has no need to ``keep`` what was sharded.
         """
         content: dict[str, Any] = dict(facts)
+        # A dotted path becomes dictionaries within dictionaries.
         for name, part in self.parts.items():
             node = content
             *parents, leaf = name.split(".")

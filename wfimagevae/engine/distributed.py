@@ -33,6 +33,7 @@ def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
     Inside another ``world`` the group is the outer one's, and is left by that one. A collective
     waits ``timeout_minutes`` for the other processes.
     """
+    # torchrun's variables; without it this is the only process.
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     joins = size > 1 and not dist.is_initialized()

@@ -56,6 +56,7 @@ class EMA:
 
     @torch.no_grad()
     def _swap(self) -> None:
+        # In place: optimizers, DDP and compiled graphs keep hold of the same tensors.
         for name, live in _weights(self.network).items():
             kept = live.clone()
             live.copy_(self.average[name])

@@ -69,6 +69,7 @@ class RandomState:
     """State of this process's global generators, as plain values a checkpoint can hold."""
 
     def state_dict(self) -> dict:
+        # Lists and numbers only, which weights_only loading takes.
         version, words, gauss = random.getstate()
         name, keys, position, has_gauss, cached = np.random.get_state()
         state = {

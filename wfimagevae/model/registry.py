@@ -82,6 +82,7 @@ def _import_model(path: str) -> Callable:
         ) from None
     except (ImportError, ValueError, TypeError) as error:
         raise ValueError(f"model {path!r}: importing {module_name}: {error}") from error
+    # A class, or a function that builds one.
     builder = getattr(module, name, None)
     if not callable(builder):
         classes = [key for key, value in vars(module).items() if isinstance(value, type)]

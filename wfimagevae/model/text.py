@@ -61,6 +61,7 @@ def open_text_encoder(
         length: Tokens, or bytes, of a text. None takes the recorded one; otherwise 128, or what
             the model can take if that is less.
     """
+    # A flag's words, or what a checkpoint recorded.
     if isinstance(spec, str):
         kind, _, source = spec.partition(":")
         facts = {"kind": kind, "source": source or None, "length": length, "fingerprint": None}

@@ -72,6 +72,7 @@ def read_weights(path: str | os.PathLike) -> tuple[StateDict, dict | None]:
     content = read_torch_file(path)
     if _is_training_checkpoint(content):
         return _checkpoint_weights(path, content)
+    # Public files: the average, if there is one beside the raw weights, or the weights alone.
     weights = content.get("ema", content.get("model", content))
     if not isinstance(weights, dict) or not weights:
         raise ValueError(f"{path} holds no weights")

@@ -46,7 +46,7 @@ def sample_dopri5(
     # its first step by a probe that may lie beyond 1 too: models know times up to 1 only.
     options = {"first_step": 0.01, "step_t": torch.tensor([1.0])}
     solve = partial(load_odeint(), rtol=rtol, atol=atol, method="dopri5", options=options)
-    paths = []
+    paths = []  # one sample at a time, each with its own steps
     for row in (slice(i, i + 1) for i in range(len(x))):
         # A velocity without rows is the same for all samples.
         of_row = velocity.rows(row) if hasattr(velocity, "rows") else velocity

@@ -52,7 +52,7 @@ def sample_euler_maruyama(
     for step, (t, s) in enumerate(steps, 1):
         h = s - t
         v = evaluate(velocity, x, t)
-        if step == len(steps):
+        if step == len(steps):  # without noise, to the mean of the data
             x = x + h * v
         else:
             w = norm * DIFFUSIONS[diffusion](t)

@@ -44,6 +44,7 @@ class TextEmbedder(nn.Module):
         Returns:
             Tokens (B, 1 + L, width), their mask, bool (B, 1 + L), and the vector, (B, width).
         """
+        # The first token is always there: an empty text still has something to attend to.
         dtype = self.proj[1].weight.dtype
         tokens = self.proj(tokens.to(dtype))
         register = self.register.expand(len(tokens), -1, -1).to(tokens.dtype)
@@ -119,6 +120,7 @@ class JointTextBlock(TransformerBlock):
         text_qkv = stream.attn.project(modulate(stream.norm(text), text_shift, text_scale))
         q, k, v = (torch.cat(pair, dim=2) for pair in zip(image_qkv, text_qkv, strict=True))
         h, text_h = attend(q, k, v, _with_image(mask, x)).split([x.shape[1], text.shape[1]], 2)
+        # From here on each stream is by itself.
         x = self.feed_forward(x + gate * self.attn.join(h), *of_mlp)
         text = text + text_gate * stream.attn.join(text_h)
         return x, stream.feed_forward(text, *of_text_mlp)

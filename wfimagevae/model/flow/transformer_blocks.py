@@ -147,7 +147,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
     The mask, bool (B, keys), says which keys count; each sample has at least one.
     """
-    if mask is not None:
+    if mask is not None:  # the same for all heads and queries
         mask = mask[:, None, None, :]  # (B, 1, 1, keys)
     # The fused CPU kernel takes two to ten times as long in backward, in bfloat16.
     is_slow = q.device.type == "cpu" and q.dtype != torch.float32 and k.shape[-2] <= _FEW_TOKENS

@@ -176,6 +176,7 @@ class UNet(VelocityModel):
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
+        # Down, at the coarsest level, and up again with what was kept.
         skips = [h]
         for block in self.down_blocks:
             h = block(h) if isinstance(block, Downsample) else self.run(block, h, c)

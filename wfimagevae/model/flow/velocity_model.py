@@ -145,9 +145,11 @@ class VelocityModel(RegisteredModel):
                 f"this {type(self).__name__} takes labels alone, got a condition of "
                 f"{', '.join(condition)}; text needs a FlowTransformer with text_encoder"
             )
+        # One of each per sample.
         for name, value in (("t", t), ("t_end", t_end), ("condition", condition)):
             if value is not None and value.shape != (batch_size,):
                 raise ValueError(f"{name} must be ({batch_size},), got {tuple(value.shape)}")
+        # Given where the model reads them, and nowhere else.
         if t_end is not None and not self.has_average_velocity:
             raise ValueError("t_end given to a model without average_velocity=True in its config")
         if condition is None and self.num_classes:

@@ -38,6 +38,7 @@ class SpectralNormConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):
+            # The vectors are constants, so the gradient is that of the singular value itself.
             matrix = self.weight_orig.flatten(1)
             sigma = self.weight_u @ (matrix @ self.weight_v)
         return F.conv2d(x, self.weight_orig / sigma, self.bias, self.stride, padding=1)
@@ -55,6 +56,7 @@ class NLayerDiscriminator(nn.Module):
 
     def __init__(self, num_layers: int = 4, base_channels: int = 64):
         super().__init__()
+        # Halve the size num_layers times, then score patches.
         self.num_layers = num_layers
         widths = [base_channels * min(2**n, 8) for n in range(num_layers + 1)]
         layers: list[nn.Module] = [SpectralNormConv2d(3, widths[0], 2), nn.LeakyReLU(0.2)]

@@ -144,6 +144,7 @@ class LPIPSWithDiscriminator2D(nn.Module):
                 penalty is due.
             noise: Added to both before the discriminator sees them.
         """
+        # Both are seen through the same kind of noise, if any.
         images, reconstruction = _full(images), _full(reconstruction.detach())
         if noise is not None:
             images, reconstruction = images + noise[0], reconstruction + noise[1]
@@ -153,6 +154,7 @@ class LPIPSWithDiscriminator2D(nn.Module):
         else:
             loss = 0.5 * (F.softplus(-real).mean() + F.softplus(fake).mean())
         logs = {"disc_loss": loss, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        # R1 is lazy: it comes in few updates, and counts as many times as much there.
         if self.config.r1_weight > 0 and update % self.config.r1_interval == 0:
             penalty = gradient_penalty(self.discriminator, images)
             loss = loss + 0.5 * self.config.r1_weight * self.config.r1_interval * penalty

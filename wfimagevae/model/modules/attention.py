@@ -26,6 +26,7 @@ class AttnBlock2D(nn.Module):
         h = self.norm(x)
         if self.spade is not None:
             h = self.spade(h, latent)
+        # One head over H W tokens, and back.
         q, k, v = (_to_tokens(project(h)) for project in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H W, C)
         h = h.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, H, W)

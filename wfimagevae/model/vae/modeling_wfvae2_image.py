@@ -97,6 +97,7 @@ class WFVAE2ImageModel(ImageBaseAE):
                 "encoder_num_resblocks must be at least 1 and decoder_num_resblocks at least 2, "
                 f"got {encoder_num_resblocks} and {decoder_num_resblocks}"
             )
+        # Two halves of the same parts; the decoder may be wider, or modulated.
         common = (dropout, norm_type, mid_layers_type, activation)
         self.encoder = EncoderImage(
             latent_dim, base_channels, encoder_num_resblocks, encoder_energy_flow_size, *common

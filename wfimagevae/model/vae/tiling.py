@@ -84,6 +84,7 @@ class Tiling:
         """
         position = (torch.arange(length * scale) + 0.5) / scale  # in latent pixels
         margin, ramp = self.overlap / 4, self.overlap / 2
+        # Edges of the image are no seams.
         rows = []
         for start in starts:
             end = start + self.size
