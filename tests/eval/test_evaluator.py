@@ -56,6 +56,11 @@ def test_a_perfect_image_is_infinite_and_noted_and_null_in_json(tmp_path):
     write_json(tmp_path / "m.json", evaluation_json(evaluator, values, {}))
     content = json.loads((tmp_path / "m.json").read_text(), parse_constant=pytest.fail)
     assert content["psnr"] is None and content["ssim"] < 1 and "psnr" in content["notes"]
+    assert "| psnr   |      inf |" in evaluation_table(evaluator, values)
+    evaluator.reset()
+    evaluator.update(real, real)
+    assert evaluator.compute() == {"psnr": math.inf, "ssim": pytest.approx(1)}
+    assert evaluator.notes["psnr"].endswith("4 of 4 reconstructions equal their original")
 
 
 def test_no_images_unknown_metrics_and_values_outside_the_range_are_errors():
@@ -66,18 +71,6 @@ def test_no_images_unknown_metrics_and_values_outside_the_range_are_errors():
         Evaluator(["psnr", "fid"], CPU)
     with pytest.raises(ValueError, match=r"\[-1, 1\]"):
         Evaluator(["psnr"], CPU).update(real * 127.5, generated)
-
-
-def test_missing_weights_leave_the_other_metrics(no_downloads):
-    real, generated = pairs()
-    evaluator = Evaluator(("psnr", "lpips", "rfid"), CPU)
-    evaluator.update(real, generated)
-    values = evaluator.compute()
-    assert list(values) == ["psnr"]
-    assert "--lpips_weights" in evaluator.unavailable["lpips"]
-    assert "--inception_weights" in evaluator.unavailable["rfid"]
-    table = evaluation_table(evaluator, values)
-    assert table.count("n/a") == 2 and "rfid is unavailable: " in table
 
 
 def test_local_weights_make_all_metrics_available(alexnet_weights, inception_weights, monkeypatch):

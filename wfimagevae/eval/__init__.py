@@ -1,4 +1,4 @@
-"""Measuring reconstructions: metrics, their evaluation over folders, and model comparison."""
+"""Measuring images: metrics of pairs and of sets, their evaluation, and what it reports."""
 
 # psnr and ssim are the names of modules here: import those functions from them.
 _EXPORTS = {

@@ -104,10 +104,7 @@ def load_dinov2(
     Args:
         device: Where it runs.
         repo: Folder with a clone of the DINOv2 code; None takes torch.hub's copy.
-        weights: Weight file for that code, needed with it.
-
-    Raises:
-        MissingWeights, ValueError: as of `load_inception`.
+        weights: Weight file for that code, needed with it. Errors are those of `load_inception`.
     """
     _require_torch_fidelity("DINOv2")
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase
