@@ -33,8 +33,8 @@ class ScaleOptions(SamplingOptions):
 
     guidance_scale: list[NonNegative] = option(
         [1.0],
-        "classifier-free guidance; 1 is none, 0 ignores the class and the prompt; of several, each "
-        "is a column of the grid, from the same noise",
+        f"{SamplingOptions.model_fields['guidance_scale'].description}; of several, each is a "
+        "column of the grid, from the same noise",
         "W",
     )
 

@@ -68,27 +68,31 @@ def test_training_on_stored_embeddings_equals_encoding_while_training(caches, tm
     assert losses(stored) == pytest.approx(losses(fly), rel=1e-4)
     assert len(losses(stored)) == 2
 
-    words = ["--from_pretrained", stored, "--output_dir", tmp_path / "out", "--steps", 2]
-    prompt = ["--prompt", "a red circle", "--device", "cpu"]
-    generate.main([str(word) for word in (*words, *prompt)])
-    exported = tmp_path / "export"
+    exported, record = tmp_path / "export", tmp_path / "run" / "a-red-circle.json"
     save_hf_model.main(["--from_pretrained", str(stored), "--save_dir", str(exported)])
     card = (exported / "README.md").read_text()
     assert "frozen text encoder t5:t5, which is not in this folder" in card
-    words[1], words[3] = exported, tmp_path / "again"
-    generate.main([str(word) for word in (*words, *prompt)])
-    pictures = [(tmp_path / name / "a-red-circle.png").read_bytes() for name in ("out", "again")]
-    assert pictures[0] == pictures[1]
-    record = tmp_path / "out" / "a-red-circle.json"
-    words = ["--from_json", record, "--output_dir", tmp_path / "third", "--device", "cpu"]
-    generate.main(list(map(str, words)))
-    assert (tmp_path / "third" / "a-red-circle.png").read_bytes() == pictures[0]
+    prompt, pictures = ("--steps", 2, "--prompt", "a red circle"), []
+    for name, words in (
+        ("run", ("--from_pretrained", stored, *prompt)),
+        ("exported", ("--from_pretrained", exported, *prompt)),
+        ("again", ("--from_json", record)),
+    ):
+        words = (*words, "--output_dir", tmp_path / name, "--device", "cpu")
+        generate.main([str(word) for word in words])
+        pictures.append((tmp_path / name / "a-red-circle.png").read_bytes())
+    assert len(set(pictures)) == 1
 
 
 def test_bytes_need_no_cache_and_take_the_captions(caches, tmp_path):
     train(FlowPlace(tmp_path), "bytes", caches / "encoded", text_encoder="bytes")
-    with pytest.raises(ValueError, match="bytes need no cache"):
-        cache(caches, "x", "--vae", "WFVAE2Image:x", "--text_encoder", "bytes")
+    for encoder, captions, words in (
+        ("bytes", "sidecar", "bytes need no cache"),
+        ("t5:x", "none", "--text_encoder is for captions: give --captions"),
+    ):
+        more = ("--vae", "WFVAE2Image:x", "--text_encoder", encoder, "--captions", captions)
+        with pytest.raises(ValueError, match=words):
+            cache(caches, "x", *more)
 
 
 def test_another_encoder_than_the_caches_is_refused(caches, tmp_path):
@@ -126,9 +130,3 @@ def test_held_out_latents_are_of_the_same_encoder_and_have_captions(caches, tmp_
 def test_resolutions_of_latents_are_their_own(caches, tmp_path):
     with pytest.raises(ValueError, match=r"--resolution 64: .* 32 px"):
         train(FlowPlace(tmp_path), "x", caches / "plain", resolution=64)
-
-
-def test_flags_of_text_without_captions_are_refused(caches):
-    words = ["--image_path", str(caches / "images"), "--output_dir", "x", "--vae", "WFVAE2Image:x"]
-    with pytest.raises(ValueError, match="--text_encoder is for captions: give --captions"):
-        cache_latents.main([*words, "--text_encoder", "t5:x"])

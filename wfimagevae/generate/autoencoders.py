@@ -141,10 +141,10 @@ def load_vae(options: AutoencoderOptions) -> nn.Module:
 
 
 @contextlib.contextmanager
-def raw_weights(wanted: bool) -> Iterator[None]:
-    """While it lasts, and if wanted, `from_pretrained` leaves a checkpoint's EMA aside."""
+def raw_weights(enabled: bool) -> Iterator[None]:
+    """While it lasts, and if enabled, `from_pretrained` leaves a checkpoint's EMA aside."""
     before = os.environ.get("NOT_USE_EMA_MODEL", "0")
-    os.environ["NOT_USE_EMA_MODEL"] = "1" if wanted else before
+    os.environ["NOT_USE_EMA_MODEL"] = "1" if enabled else before
     try:
         yield
     finally:
