@@ -1,6 +1,6 @@
 """Options of the training benchmark: a training's own, and what is timed. No torch here."""
 
-from wfimagevae.options import Count, ListOf, Natural, Options, option
+from wfimagevae.options import Count, Natural, Options, option
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.vae_options import VaeOptions
 
@@ -18,12 +18,13 @@ class BenchOptions(Options):
     )
 
 
-class VaeBenchOptions(VaeOptions, BenchOptions, defaults={"grad_accum_steps": 1, "disc_start": 0}):
+class VaeBenchOptions(
+    VaeOptions,
+    BenchOptions,
+    defaults={"grad_accum_steps": 1, "disc_start": 0, "image_path": None},  # None: random images
+):
     """benchmark: what is timed"""
 
-    image_path: ListOf[str] | None = option(
-        None, "as for train_image_ddp.py; random images if not given", "PATH", basic=True
-    )
     compare_schedules: bool = option(
         False,
         "also time --gan_schedule alternate in turns with joint, one update of each player, and "
