@@ -1,5 +1,6 @@
 """Experiment trackers, off by default; one that fails is switched off and never stops training."""
 
+import importlib
 import importlib.util
 import logging
 import os
@@ -85,61 +86,40 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, options: Mapping[str
         return Tracker(kind)
     if importlib.util.find_spec(kind) is None:
         raise ValueError(f"--tracker {kind} needs a package: pip install {kind}")
-    backend = {"wandb": _Wandb, "trackio": _Trackio, "tensorboard": _TensorBoard}[kind]
-    return Tracker(kind, lambda: backend(Path(run_dir), name, dict(options)))
+    backend = _TensorBoard if kind == "tensorboard" else _Wandb
+    return Tracker(kind, lambda: backend(kind, Path(run_dir), name, dict(options)))
 
 
 class _Wandb:
-    def __init__(self, run_dir: Path, name: str, options: dict):
-        import wandb
+    """wandb, or trackio, which has its interface."""
 
-        id_path = run_dir / "wandb_id.txt"
-        if not id_path.exists():
-            id_path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-        self._image = wandb.Image
-        self._run = wandb.init(
-            project=os.environ.get("WANDB_PROJECT", PROJECT),
-            id=id_path.read_text(encoding="utf-8").strip(),
-            resume="allow",
-            name=name,
-            dir=str(run_dir),
-            config=options,
-        )
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._run.log(dict(values), step=step)
-
-    def log_images(self, step: int, images: Mapping[str, Path]) -> None:
-        self._run.log({n: self._image(str(path)) for n, path in images.items()}, step=step)
-
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Trackio:
-    def __init__(self, run_dir: Path, name: str, options: dict):
-        # trackio reads its folder when imported.
-        os.environ.setdefault("TRACKIO_DIR", str(run_dir / "trackio"))
-        import trackio
-
-        self._trackio = trackio
-        project = os.environ.get("TRACKIO_PROJECT", PROJECT)
-        trackio.init(project=project, name=name, resume="allow", config=options)
-        _log.info("to look at it: TRACKIO_DIR=%s trackio show", os.environ["TRACKIO_DIR"])
+    def __init__(self, kind: str, run_dir: Path, name: str, options: dict):
+        place = {}
+        if kind == "trackio":  # it reads its folder when imported
+            folder = os.environ.setdefault("TRACKIO_DIR", str(run_dir / "trackio"))
+            _log.info("to look at it: TRACKIO_DIR=%s trackio show", folder)
+        else:
+            id_path = run_dir / "wandb_id.txt"
+            if not id_path.exists():
+                id_path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+            place = {"id": id_path.read_text(encoding="utf-8").strip(), "dir": str(run_dir)}
+        self._module = importlib.import_module(kind)
+        project = os.environ.get(f"{kind.upper()}_PROJECT", PROJECT)
+        self._module.init(project=project, name=name, resume="allow", config=options, **place)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._trackio.log(dict(values), step=step)
+        self._module.log(dict(values), step=step)
 
     def log_images(self, step: int, images: Mapping[str, Path]) -> None:
-        loaded = {n: self._trackio.Image(str(path)) for n, path in images.items()}
-        self._trackio.log(loaded, step=step)
+        loaded = {n: self._module.Image(str(path)) for n, path in images.items()}
+        self._module.log(loaded, step=step)
 
     def close(self) -> None:
-        self._trackio.finish()
+        self._module.finish()
 
 
 class _TensorBoard:
-    def __init__(self, run_dir: Path, name: str, options: dict):
+    def __init__(self, kind: str, run_dir: Path, name: str, options: dict):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
