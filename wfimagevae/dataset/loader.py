@@ -49,9 +49,6 @@ class TrainLoader:
     ``position``, the B data positions; ``unreadable``, a list of (path, reason) of the files met
     for the first time, each of which is also logged once, by each rank that meets it.
 
-    Workers hand over what ``read_batch`` returns. For images these are 8-bit crops: a quarter of
-    the bytes between processes and to the device.
-
     Args:
         dataset: The data; its `DataError` comes out of ``next``.
         batch_size: Samples per batch and rank.
@@ -104,6 +101,7 @@ class TrainLoader:
             self.close()
             raise batch["error"]
         self._position += self.batch_size * self.world_size
+        # Tell of each unreadable file once.
         position, unreadable = batch.pop("position"), []
         for path, reason in batch.pop("unreadable", []):
             if path not in self._unreadable:  # another worker may have met it before

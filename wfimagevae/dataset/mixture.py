@@ -22,8 +22,7 @@ class Mixture(FlowData):
     the sets' sizes as weights, every sample comes once an epoch.
 
     Args:
-        parts: The data sets, of one kind and with the same classes. One without captions has ""
-            for each, where another has captions.
+        parts: The data sets, of one kind and with the same classes.
         weights: Share of each, to the nearest fraction with a denominator of up to a million; None
             takes their sizes.
         block_size: Positions in a row that come from one set: 1, or the batch size where a batch
@@ -43,6 +42,7 @@ class Mixture(FlowData):
         self.sample_shape, self.class_names = first.sample_shape, first.class_names
         self.has_captions = any(part.has_captions for part in self.parts)
         shares = [Fraction(len(part)) for part in parts] if weights is None else _shares(weights)
+        # The first set against all others, the second against the rest, and so on.
         left = [sum(shares[i:]) for i in range(len(shares))]
         self._ratios = [share / rest for share, rest in zip(shares, left, strict=True)]
         self.order_facts = _facts(self.parts) | {

@@ -90,6 +90,7 @@ def assign_buckets(
     if len(usable) < len(sizes):
         unreadable = len(sizes) - len(usable)
         _log.warning("%s: %d images are unreadable: left out", source, unreadable)
+    # Each image has a target at constant area, and one a reduced size that is smaller.
     sizes = sizes[usable]
     full_size = rules.buckets(sizes)
     targets = [full_size]
@@ -97,6 +98,7 @@ def assign_buckets(
         smaller = rules.reduced(sizes, short_side)
         is_new = smaller.min(axis=1) < full_size.min(axis=1)
         targets.append(np.where(is_new[:, None], smaller, 0))
+    # Leave out what would have to be enlarged.
     numbers, codes = [], []
     for target in targets:
         fits = (target > 0).all(axis=1)
@@ -110,6 +112,7 @@ def assign_buckets(
     numbers, codes = np.concatenate(numbers), np.concatenate(codes)
     if not len(codes):
         raise ValueError(f"{source}: every image is smaller than its bucket; lower --resolution")
+    # Sort by bucket, then by number, and cut where the bucket changes.
     order = np.lexsort((numbers, codes))
     numbers, codes = numbers[order], codes[order]
     # A reduced picture may fall into a bucket twice, at two short sides that round to one size.

@@ -109,16 +109,12 @@ class CropDataset(FlowData, Dataset):
         self._failed: dict[tuple[int, tuple[int, int]], str] = {}
 
     def __len__(self) -> int:
-        """The length of an epoch in positions."""
         return self._order.num_items
 
     def __getitem__(self, position: int) -> dict:
-        """The sample at a position, any integer from 0 on.
+        """The sample at a position, any integer from 0 on: one row of `read_batch` and `to_inputs`.
 
-        Returns:
-            ``image`` float32 (3, h, w) in [-1, 1], channels last in memory; ``label``, an integer,
-            if there are labels; ``caption``, a string, if there are captions; ``position``;
-            ``unreadable``, a list of (path, reason) of the files that were just found so.
+        ``label`` is an integer; besides, there is ``position``.
         """
         batch = self.read_batch([position])
         inputs = self.to_inputs(batch, torch.device("cpu"))
@@ -132,7 +128,8 @@ class CropDataset(FlowData, Dataset):
 
         Returns:
             ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,), if there are labels; ``caption``,
-            B strings, if there are captions; ``unreadable``, as for `__getitem__`.
+            B strings, if there are captions; ``unreadable``, a list of (path, reason) of the files
+            that were just found so.
         """
         sizes = {self._size(position) for position in positions}
         if len(sizes) > 1:
@@ -162,6 +159,7 @@ class CropDataset(FlowData, Dataset):
         self, position: int, size: tuple[int, int]
     ) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
         """A crop, uint8 (*size, 3), the image it is of, and the unreadable files just met."""
+        # Try what the order names, then what it has for stand-ins, until one can be read.
         met: list[tuple[str, str]] = []
         skipped: set[int] = set()
         for index in self._order.candidates(position):
@@ -187,10 +185,10 @@ class TrainImageDataset(CropDataset):
     """Square crops of the images of a folder or manifest, in an endless shuffled order.
 
     Args:
-        source: Folder of images, scanned recursively, or JSON-lines manifest.
+        source: Folder, searched recursively, or JSON-lines manifest.
         resolution, train_crop, augment: See `CropRules`.
         seed: Seed of the order and of the crops.
-        cache_dir: Where the list of images is kept between runs; None for the default.
+        cache_dir: Where the list of images is kept between runs; see `IndexCache`.
         use_manifest: Insist that ``source`` is a manifest.
         labels, captions: Where they come from; a bare kind of `Labels` or `Captions` will do.
     """

@@ -22,17 +22,12 @@ class ValidImageDataset(Dataset):
     """Images in sorted order, resized and centre-cropped: the same on every machine and run.
 
     Args:
-        source: Folder of images, scanned recursively, JSON-lines manifest, or images already
-            listed.
+        source: Folder, searched recursively, JSON-lines manifest, or images already listed.
         resolution: The short side is resized to this many pixels (enlarged too) by
             `decode.INTERPOLATION`; None keeps the native size.
-        crop_size: Height and width of the centre crop. None is ``resolution``; where that is None
-            as well, the whole image.
+        crop_size: Side of the centre crop; None is ``resolution``, or else the whole image.
         subset_size: Use this many images, evenly spaced over the sorted list; 0 uses all.
-        cache_dir: Where the list of images is kept between runs; None for the default.
-
-    Raises:
-        ValueError: a bad option, or ``source`` has no images.
+        cache_dir: Where the list of images is kept between runs; see `IndexCache`.
     """
 
     def __init__(
@@ -74,11 +69,8 @@ class ValidImageDataset(Dataset):
         return self._indices[i]
 
     def __getitem__(self, i: int) -> dict:
-        """Image ``i``.
-
-        Returns:
-            ``image`` float32 (3, h, w) in [-1, 1], channels last in memory, or None if the file is
-            unreadable; ``path``, relative, with forward slashes; ``error``, the reason or None.
+        """Image ``i``: ``image`` float32 (3, h, w) in [-1, 1], channels last in memory, or None;
+        ``path``, relative, with forward slashes; ``error``, why it is unreadable, or None.
         """
         index = self._indices[i]
         sample = {"image": None, "path": self.images.relative(index), "error": None}
@@ -108,14 +100,9 @@ def collate_images(samples: list[dict]) -> dict:
 
 
 class IndexedImages:
-    """Images of a folder or manifest in sorted order, cut by `resized_center_crop`.
+    """Images of a folder or manifest in sorted order, with all their captions.
 
-    Args:
-        source: Folder of images, scanned recursively, or JSON-lines manifest.
-        resolution: Height and width of a crop, in pixels.
-        labels: Where the classes come from.
-        captions: Where the captions come from, all of which are kept.
-        cache_dir: Where the list of images is kept between runs; None for the default.
+    ``resolution`` is the side, in pixels, of the crops that `resized_center_crop` makes of them.
     """
 
     def __init__(
@@ -135,7 +122,6 @@ class IndexedImages:
         self.has_captions = samples.captions is not None
 
     def __len__(self) -> int:
-        """Number of images, unreadable ones included."""
         return len(self.images)
 
     def text(self, index: int) -> dict[str, Any]:
@@ -161,11 +147,8 @@ class IndexedImages:
         return digest.hexdigest()
 
     def read_batch(self, indices: list[int]) -> dict[str, Any]:
-        """The readable ones of some images.
-
-        Returns:
-            ``pixels`` uint8 (n, R, R, 3); ``index``, of these n; ``unreadable``, a list of
-            (path, reason).
+        """The readable ones of some images: ``pixels`` uint8 (n, R, R, 3) and their ``index``;
+        ``unreadable``, a list of (path, reason).
         """
         pixels, readable, unreadable = [], [], []
         for index in indices:

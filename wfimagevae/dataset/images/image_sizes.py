@@ -19,15 +19,10 @@ _CHUNK = 512
 def measured_sizes(
     images: ImageIndex, cache_dir: str | Path | None = None, image_folder: str | None = None
 ) -> np.ndarray:
-    """Width and height of every image, upright; only files that are new or changed are opened.
+    """Width and height of every image, upright, int32 (N, 2); 0 for a file that is no image.
 
-    Args:
-        images: The images.
-        cache_dir: Where sizes are kept between runs; see `IndexCache`.
-        image_folder: The user's folder of these images, if they are of one: nothing is kept in it.
-
-    Returns:
-        int32 (N, 2); 0 for a file that is missing or no image.
+    Only files that are new or changed are opened. Nothing is kept in ``image_folder``, the user's
+    folder of these images, if they are of one.
     """
     cache = IndexCache(cache_dir, "image sizes", [image_folder] if image_folder else [])
     paths = [images.path(i) for i in range(len(images))]

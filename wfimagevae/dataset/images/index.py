@@ -86,13 +86,9 @@ def index_images(
 
     Args:
         source: Folder, or file of JSON lines with a path under one of `MANIFEST_KEYS`, absolute or
-            relative to the manifest's folder.
+            relative to the manifest's folder. A bad line is named as file:line.
         cache_dir: Where listings are kept; see `IndexCache`.
         use_manifest: Insist that ``source`` is a manifest.
-
-    Raises:
-        ValueError: ``source`` does not exist, is not what was insisted on, has a bad line (named
-            as file:line) or no image.
     """
     root = os.path.abspath(os.path.expanduser(source))
     if os.path.isdir(root):

@@ -39,10 +39,7 @@ class Labels:
 def read_labels(
     source: str | Path, images: ImageIndex, labels: Labels
 ) -> tuple[np.ndarray | None, list[str]]:
-    """The class of every image of a folder or manifest, and the classes' names.
-
-    Returns:
-        int64 (len(images),), or None without labels; the names in the order of their numbers.
+    """The class of every image of a folder or manifest, int64 (N,) or None, and the classes' names.
 
     Raises:
         ValueError: a class without an image, an image outside the classes, other classes than
@@ -101,17 +98,15 @@ def number_labels(
     source: str,
     class_names: Sequence[str] | None,
 ) -> tuple[np.ndarray, list[str]]:
-    """Numbers for classes that are given as numbers or names, the same kind throughout.
+    """Numbers, int64 (N,), and names of classes given as numbers or names, one kind throughout.
 
     Args:
         values: The class of every image, as its source gives it.
         where: Tells the place that ``values[i]`` comes from.
         source: Name of them all in messages.
         class_names: The classes to number by, as for `Labels`; another one is a ValueError.
-
-    Returns:
-        int64 (len(values),); the names in the order of their numbers.
     """
+    # All are numbers, or all are names.
     for i, label in enumerate(values):
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(
@@ -124,6 +119,7 @@ def number_labels(
                 f"{where(i)}: label {label!r} is a {'number' if by_name else 'name'}, "
                 f"that of {where(0)} is not; use one kind throughout"
             )
+    # Number them in the order of the training classes, or in their own.
     if class_names is not None:
         order = list(class_names)
     elif by_name:

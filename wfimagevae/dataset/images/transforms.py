@@ -12,10 +12,7 @@ from torch import Tensor
 def random_crop(image: Image.Image, size: int | tuple[int, int], rng: random.Random) -> np.ndarray:
     """A crop at a random place, mirrored left to right half of the time: uint8 (height, width, 3).
 
-    Args:
-        image: RGB, at least ``size`` pixels high and wide.
-        size: Height and width of the crop, in pixels; one number for a square.
-        rng: Source of the three random numbers used.
+    ``rng`` gives three numbers; the image is at least ``size`` (height, width; or one for both).
     """
     height, width = (size, size) if isinstance(size, int) else size
     # random() is the one method whose stream Python promises to keep between versions.
@@ -65,9 +62,7 @@ def to_signed_unit(pixels: Tensor) -> Tensor:
 def image_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
     """``image`` float32 (B, 3, h, w) in [-1, 1] and ``label``, if any, on a device; ``caption``.
 
-    Args:
-        batch: ``pixels`` uint8 (B, h, w, 3), ``label`` int64 (B,) or absent, ``caption`` or absent.
-        device: Copied to asynchronously where it is a CUDA device and the memory is pinned.
+    They are made of ``pixels`` uint8 (B, h, w, 3), ``label`` int64 (B,) and ``caption``.
     """
     inputs = {"image": to_signed_unit(to_device(batch["pixels"], device))}
     if "label" in batch:

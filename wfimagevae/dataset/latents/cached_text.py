@@ -33,9 +33,8 @@ def compact(part: dict[str, Tensor]) -> dict[str, Tensor]:
 def text_tensors(parts: Sequence[dict[str, Tensor]], counts: Sequence[int]) -> dict[str, Tensor]:
     """The tensors that a shard keeps of its captions' embeddings.
 
-    Args:
-        parts: Embeddings of the captions in turn, by `compact`; at least one part.
-        counts: Number of these captions that each sample has.
+    ``parts`` are what `compact` gave of the captions in turn, at least one; each sample has
+    ``counts`` of them.
     """
     length = max(part["mask"].shape[1] for part in parts)
     padded = [
@@ -61,11 +60,8 @@ class CachedText:
     def read(self, places: Sequence[tuple[int, int, int | None]]) -> dict[str, Tensor]:
         """Embeddings of captions; zeros and an empty mask for a sample without one.
 
-        Args:
-            places: Number of the shard of each sample, its row there, and which of its captions.
-
-        Returns:
-            ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).
+        ``places`` are the shard's number, the row there, and which caption, of each sample.
+        Gives ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).
         """
         tokens = torch.zeros(len(places), self._length, self._width, dtype=torch.float16)
         mask = torch.zeros(len(places), self._length, dtype=torch.bool)

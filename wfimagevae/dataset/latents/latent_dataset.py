@@ -117,6 +117,7 @@ class LatentDataset(FlowData):
         self.folder = Path(os.path.expanduser(path))
         self.record = record = read_record(self.folder)
         self.seed, self.augment = seed, augment
+        # Data held out must be of the training data's kind, and take its normalisation.
         if like is not None:
             self.check_matches(like["vae"]["fingerprint"], like["resolution"])
             self._check_classes(like["class_names"])
@@ -127,6 +128,7 @@ class LatentDataset(FlowData):
         )
         self.sample_shape = tuple(record["latent_shape"])
         self.class_names = list(record["class_names"])
+        # Look at every shard now, rather than when training comes to it.
         self._is_sampled = record["posterior"] == "sample"
         self._tensor = "moments" if self._is_sampled else "latents"
         self._mapped: dict[tuple[int, str], Tensor] = {}
@@ -135,6 +137,7 @@ class LatentDataset(FlowData):
             self._check_shard(number)
         self._ends = np.cumsum(record["samples"], dtype=np.int64)
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
+        # Captions, their embeddings, and labels, as far as they are asked for.
         if prefix and record.get("prefix"):
             raise DataError(
                 f"{self.folder}: its captions begin with {record['prefix']!r} already; leave "

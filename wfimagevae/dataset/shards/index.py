@@ -58,7 +58,8 @@ def index_shards(
 
     Shards that are new or changed are read once, headers and texts only, by as many processes as
     there are cores. A remote shard is fetched whole for that, unless the ``shards.json`` beside it
-    (which scripts/make_webdataset.py writes) has a finished index. Damaged shards are warned of.
+    (which scripts/make_webdataset.py writes) has a finished index. Damaged shards are warned of; a
+    DataError is one that cannot be read or fetched at all, or no sample in any.
 
     Args:
         sources: Absolute paths, URLs and pipes, as `expand_shards` gives them.
@@ -66,9 +67,6 @@ def index_shards(
         store: Fetches remote shards.
         extra: Types of members that are images or texts besides the usual ones.
         with_texts: Also give the texts, which take the most memory.
-
-    Raises:
-        DataError: a shard that cannot be read or fetched at all, or no sample in any.
     """
     store, extra = store or RemoteShards(), extra or ExtraTypes()
     # Where the user named no cache, it is no matter that shards stand in the home folder.
@@ -82,10 +80,11 @@ def index_shards(
         stamp = store.stamp(source) if is_remote(source) else file_stamp(source)
         return ShardFile(source, stamp)
 
+    # Ask for the version of every shard, and look for its index in the cache.
     with ThreadPoolExecutor(_ASKING) as pool:
         shards = list(pool.map(stamped, sources))
     read = functools.partial(TarIndex.from_arrays, with_texts=with_texts)
-    with cache.locked():
+    with cache.locked():  # the processes of a machine do the work once
         indexes = {s.source: cache.load(key(s), [_VERSION, s.stamp], read) for s in shards}
         published = _PublishedIndices(store) if extra == ExtraTypes() else None
         missing = [
@@ -94,6 +93,7 @@ def index_shards(
             if (index := indexes[shard.source]) is None
             or (index.sha256 and published and not published.is_of(index, shard))
         ]
+        # Make the others, and keep each at once: all may take hours.
         for shard, index in _made(missing, store, extra, published):
             cache.save(key(shard), [_VERSION, shard.stamp], index.arrays())
             indexes[shard.source] = index

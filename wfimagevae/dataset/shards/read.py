@@ -154,7 +154,6 @@ def open_shards(
 
     Raises:
         ValueError: no shards, or no sample has an image, a label or a caption of the types asked.
-        DataError: a shard that cannot be read at all.
     """
     wanted, options = wanted or ImageParts(), options or StreamOptions()
     image_types = [t.strip().lower() for t in options.wds_image_key.split(";") if t.strip()]

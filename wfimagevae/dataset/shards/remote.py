@@ -79,15 +79,9 @@ class RemoteShards:
     def open(self, url: str, stamp: list[Any], sha256: str = "") -> int:
         """A descriptor of a shard's copy, fetched first if there is none of this version.
 
-        It can be read even when another process removes the copy, to make room.
-
-        Args:
-            url: URL or pipe of the shard.
-            stamp: Its version, as `stamp` gives it.
-            sha256: Hash that its content must have; empty is any.
-
-        Raises:
-            DataError: it cannot be fetched, not whole, or cannot be kept, or is another file.
+        It can be read even when another process removes the copy, to make room. ``stamp`` is its
+        version, as `stamp` gives it, ``sha256`` the hash that its content must have, if any. A
+        DataError tells that it cannot be fetched whole, or kept, or is another file.
         """
         target = self.path(url, stamp)
         try:
@@ -177,6 +171,7 @@ class RemoteShards:
             with contextlib.suppress(FileNotFoundError):  # another process makes room, too
                 status = path.stat()
                 shards.append((status.st_mtime, status.st_size, path))
+        # Remove those that were used longest ago: each opening sets a copy's time.
         excess = sum(size for _, size, _ in shards) - self.max_bytes
         for _, size, path in sorted(shards):
             if excess <= 0:

@@ -141,9 +141,6 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
         path: An uncompressed tar file.
         extra: Types that count as images and as texts besides the usual ones.
         handle: Its descriptor where it is open already, which is closed; ``path`` is for messages.
-
-    Raises:
-        DataError: the file cannot be opened or is compressed, or its types are too many.
     """
     try:
         with open(path if handle is None else handle, "rb") as file:
@@ -153,6 +150,7 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
 
 
 def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
+    # Group the members to samples; those with a fault count as damage.
     faults: list[str] = []
     samples = _grouped(_members(file, path, faults))
     if faults and samples:  # the last one may lack members that lay behind
@@ -171,6 +169,7 @@ def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
             f"{path} has {len(kinds)} types of members, such as {', '.join(kinds[:3])}: a type is "
             "what follows the first dot of a file name, so sample names must not have dots"
         )
+    # One column for each type of member, over all whole samples.
     columns = {}
     for kind in kinds:
         members = [sample.members.get(kind) for sample in whole]

@@ -85,6 +85,7 @@ class ShardWriter:
     def write(self, number: int, tick: Callable[[], Any] = lambda: None) -> None:
         """Writes one shard and its index, each whole or not at all; ticks after every image."""
         (tar, index_file), size = self._paths(number), self.options.samples_per_shard
+        # The tar file first: where its index is, the shard is done.
         unreadable: list[list[str]] = []
         with replacing(tar, is_lasting=True) as file:
             with tarfile.open(fileobj=file, mode="w", format=tarfile.GNU_FORMAT) as archive:

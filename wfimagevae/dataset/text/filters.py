@@ -56,6 +56,7 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     Raises:
         ValueError: nothing stays, or no image has a field that a filter looks at.
     """
+    # What each filter would keep, in the order of the reasons.
     checks: list[tuple[str, np.ndarray]] = []
     if needs_sizes(options):
         short, long = samples.sizes.min(axis=1), samples.sizes.max(axis=1)
@@ -104,6 +105,7 @@ def _record_checks(
         filters.append(("languages", LANGUAGE_FIELDS, is_wanted))
     if not filters:
         return []
+    # One pass over the records, which are parsed anew each time they are asked for.
     columns: list[list[Any]] = [[] for _ in filters]
     for i in range(len(samples)):
         record = samples.record(i) if samples.record else {}
@@ -192,13 +194,11 @@ def use_better_captions(
 
     Args:
         samples: Images, with captions or without.
-        better: The list, as `read_better_captions` gives it.
+        better: The list, as `read_better_captions` gives it; a name that fits several images is an
+            error.
         prefix: Set before every caption, as for `Captions`.
         source: Name of the images in messages.
         owners: Images of other sources by the names that they have in the list; added to.
-
-    Raises:
-        ValueError: a name of the list fits several images.
     """
     used = 0
     captions: list[list[str]] = []

@@ -19,14 +19,8 @@ CIFAR10_SIZE = 32  # px
 class Cifar10Dataset(FlowData):
     """CIFAR-10's 50,000 or 10,000 images, held in memory, in shuffled order; see `FlowData`.
 
-    Nothing is downloaded. (CIFAR-10 as folders of images is read by `TrainImageDataset` with
-    labels ``folder``.)
-
-    Args:
-        root: Folder that contains ``cifar-10-batches-py``.
-        seed: Seed of the order and of the flips.
-        split: ``train`` or ``test``.
-        augment: Mirror half of the images.
+    Nothing is downloaded: ``root`` contains ``cifar-10-batches-py``. (CIFAR-10 as folders of
+    images is read by `TrainImageDataset` with labels ``folder``.)
     """
 
     def __init__(

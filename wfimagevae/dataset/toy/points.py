@@ -78,11 +78,8 @@ DISTRIBUTIONS = {
 class PointDataset(FlowData):
     """Fresh points of a 2-D distribution: no position repeats another's. See `FlowData`.
 
-    Args:
-        name: One of `DISTRIBUTIONS`, whose modes are the classes.
-        seed: With a position, it decides a point.
-        num_items: Points that count as an epoch.
-        split: ``train`` or ``test``: other points of the same distribution.
+    ``name`` is one of `DISTRIBUTIONS`, whose modes are the classes; ``num_items`` points count as
+    an epoch; the split ``test`` has other points of the same distribution than ``train``.
     """
 
     data_key, sample_shape = "point", (2,)

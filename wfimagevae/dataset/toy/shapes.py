@@ -80,14 +80,14 @@ class ShapesDataset(FlowData):
 
     Image ``index`` is a function of (seed, index): shapes and colours come in turn, so that all
     are equally frequent; place, size, a tilt of up to 15 degrees and the gray of the background
-    are random. Position k shows item ``index(k)`` of the shuffled order.
+    are random. Position k shows item ``index(k)`` of the shuffled order. Ranges of indices that do
+    not overlap share no picture, as training data and data held out must not.
 
     Args:
         resolution: Height and width in pixels.
         seed: Seed of the pictures, the order and the flips.
         num_items: Images in an epoch.
-        first_index: Index of the first; ranges that do not overlap share no picture, as training
-            data and data held out must not.
+        first_index: Index of the first.
         augment: Mirror half of the images.
         prefix: Set before every caption, as for `Captions`.
     """
