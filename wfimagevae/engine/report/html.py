@@ -60,11 +60,10 @@ def write_report(
     run_dir, output = Path(run_dir), Path(output)
     options_path = run_dir / "options.json"
     options = read_json(options_path) if options_path.exists() else {}
-    # What --csv_log_path said, as typed and in the run's folder.
-    csv_paths, path = [run_dir / "training_losses.csv"], options.get("csv_log_path")
-    csv_paths = list(
-        dict.fromkeys([Path(path), run_dir / Path(path).name, *csv_paths] if path else csv_paths)
-    )
+    # The losses are where --csv_log_path said, as typed or in the run's folder.
+    typed = options.get("csv_log_path")
+    csv_paths = [Path(typed), run_dir / Path(typed).name] if typed else []
+    csv_paths = list(dict.fromkeys([*csv_paths, run_dir / "training_losses.csv"]))
     csv_path = next((path for path in csv_paths if path.is_file()), None)
     if not options and not csv_path:
         raise ValueError(
@@ -81,10 +80,11 @@ def write_report(
     pages = plot_losses(csv_path, run_dir / "training_losses_live") if csv_path else []
     plots = [f'<div class="plot">{_image(page, page.stem)}</div>' for page in pages]
 
-    validations = read_json_lines(run_dir / "validation.jsonl")
+    # A run that does not say its task has no defaults to compare with: all its options are alike.
     default = (defaults or {}).get(options.get("task"), options)
     changed = [(n, v, default.get(n)) for n, v in sorted(options.items()) if default.get(n) != v]
     others = [(n, v) for n, v in sorted(options.items()) if default.get(n) == v]
+    validations = read_json_lines(run_dir / "validation.jsonl")
     columns = list(dict.fromkeys(name for row in validations for name in row))
     sections = {
         "Training curves": note + "".join(plots),
