@@ -2,7 +2,7 @@
 
 import pytest
 
-from wfimagevae.engine.run_folder import find_resume, run_name
+from wfimagevae.engine.resume import find_resume, run_name
 
 
 def make_run(parent, name, steps):

@@ -8,7 +8,8 @@ from wfimagevae.objective.options import MeanFlowOptions
 
 def plain(**options) -> MeanFlowOptions:
     """Uniform times and no dropped conditions, but for what is given."""
-    return MeanFlowOptions(**{"time_distribution": "uniform", "cfg_dropout_prob": 0.0} | options)
+    defaults = {"time_distribution": "uniform", "cfg_dropout_prob": 0.0}
+    return MeanFlowOptions().changed(**defaults | options)
 
 
 class GaussianField(nn.Module):

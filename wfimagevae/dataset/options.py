@@ -17,6 +17,7 @@ from wfimagevae.options import (
 )
 
 POINT_SETS = ("five_gaussians", "moons", "checkerboard", "rings")
+DRAWN = ("shapes", *POINT_SETS)  # made here, from no files
 DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
 Crop = Literal["native", "resized", "center"]
 

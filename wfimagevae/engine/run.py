@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -15,9 +16,8 @@ from wfimagevae.engine.checkpoint import (
     write_checkpoint,
 )
 from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
-from wfimagevae.engine.early_stop import EarlyStop
 from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import StopOptions, TrainingOptions
 from wfimagevae.engine.player import Player
 from wfimagevae.engine.report.metrics import Means
 from wfimagevae.engine.report.progress import Reporter
@@ -61,6 +61,47 @@ def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -
     samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
     epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
     return RunLength(options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps)
+
+
+class EarlyStop:
+    """Watches one logged value; its memory and its decision are part of a checkpoint.
+
+    Args:
+        options: Which value, and below what.
+
+    Attributes:
+        reached: The mean has been below, once and for all.
+    """
+
+    def __init__(self, options: StopOptions):
+        self.metric, self.below = options.stop_metric, options.stop_below
+        self.window = options.stop_window
+        self.recent: list[float] = []
+        self.reached = False
+
+    def observe(self, values: Mapping[str, float]) -> bool:
+        """Takes one line's values; True where the mean is below for the first time."""
+        value = values.get(self.metric)
+        if self.metric is None or self.reached or value is None or not math.isfinite(value):
+            return False
+        self.recent = [*self.recent, value][-self.window :]
+        full = len(self.recent) == self.window
+        self.reached = full and self.mean < self.below
+        return self.reached
+
+    @property
+    def mean(self) -> float:
+        """Of the values in the window so far."""
+        return math.fsum(self.recent) / len(self.recent)
+
+    def state_dict(self) -> dict:
+        return {"metric": self.metric, "recent": list(self.recent), "reached": self.reached}
+
+    def load_state_dict(self, state: dict) -> None:
+        """Goes on where it stood; another metric, or none, starts anew."""
+        if state["metric"] == self.metric:
+            self.recent = state["recent"][-self.window :]
+            self.reached = state["reached"]
 
 
 class Run:

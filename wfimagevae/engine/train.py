@@ -27,9 +27,8 @@ from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.metrics import check_csv_log, csv_log_path
 from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker, open_tracker
-from wfimagevae.engine.resume import resume_run, take_weights
+from wfimagevae.engine.resume import find_resume, resume_run, run_name, take_weights
 from wfimagevae.engine.run import Run, RunLength, Watcher, run_length
-from wfimagevae.engine.run_folder import find_resume, run_name
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.files import write_text
 

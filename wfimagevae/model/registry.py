@@ -3,18 +3,13 @@
 import difflib
 import importlib
 import os
+import pkgutil
 import sys
 from collections.abc import Callable
 from typing import ClassVar
 
-# Importing a module registers its models; names are looked up after that.
-_BUILT_IN = (
-    "wfimagevae.model.vae.modeling_wfvae2_image",
-    "wfimagevae.model.flow.flow_transformer",
-    "wfimagevae.model.flow.mlp",
-    "wfimagevae.model.flow.small_cnn",
-    "wfimagevae.model.flow.unet",
-)
+# Importing a module of these folders registers its models; names are looked up after that.
+_FOLDERS = ("wfimagevae.model.vae", "wfimagevae.model.flow")
 
 
 class ModelRegistry:
@@ -61,8 +56,9 @@ class ModelRegistry:
 
     @classmethod
     def _load(cls) -> dict[str, Callable]:
-        for module in _BUILT_IN:
-            importlib.import_module(module)
+        for folder in map(importlib.import_module, _FOLDERS):
+            for module in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
+                importlib.import_module(module.name)
         return cls._builders
 
 

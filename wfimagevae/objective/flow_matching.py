@@ -60,6 +60,8 @@ class FlowMatching(nn.Module):
     Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
     """
 
+    average_velocity = False  # whether its network takes an end time
+
     def __init__(
         self,
         network: nn.Module,
@@ -96,6 +98,15 @@ class FlowMatching(nn.Module):
             loss = loss + self.options.direction_weight * turn
             logs["train/direction_loss"] = turn.detach()
         return loss, logs
+
+    def facts(self) -> dict:
+        """What generating needs to know of the objective."""
+        options = self.options
+        return {"objective": options.objective, "cfg_dropout_prob": options.cfg_dropout_prob}
+
+    def passes(self) -> float:
+        """Arithmetic of an update, in forward passes of the network: once forward, twice back."""
+        return 3.0
 
     def draw_times(self, purpose: str, positions: list[int]) -> Tensor:
         """Times of their distribution, float64 (B,), on the CPU."""

@@ -48,6 +48,8 @@ class MeanFlow(FlowMatching):
     Source: Geng et al. 2025, arXiv:2505.13447, algorithm 1, with time reversed.
     """
 
+    average_velocity = True
+
     def __init__(
         self,
         network: nn.Module,
@@ -90,6 +92,21 @@ class MeanFlow(FlowMatching):
         loss = (weight * total).mean()
         logs = {"train/loss": loss.detach(), "train/error": per_dim.mean()}
         return loss, logs | error_by_time(per_dim, point.t)
+
+    def facts(self) -> dict:
+        """As of flow matching, and the guidance scale that the target contains."""
+        guidance = self.options.meanflow_omega / (1 - self.options.meanflow_kappa)
+        return super().facts() | {"target_guidance": guidance}
+
+    def passes(self) -> float:
+        """The forward-mode pass counts as two, for the share of samples that needs it.
+
+        The network's own velocity, which improved MeanFlow follows, is one more.
+        """
+        options = self.options
+        own_velocity = 1 if options.meanflow_improved else 0
+        derivative = (2 + own_velocity) * options.meanflow_ratio
+        return super().passes() + derivative + (2 if options.guides_target else 0)
 
     def _times(self, positions: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """Times and end times, float64 (B,) on the CPU, and the rows where they differ.

@@ -6,11 +6,16 @@ from pydantic import model_validator
 
 from wfimagevae.options import NonNegative, Number, Options, Positive, Share, Switch, option
 
+OBJECTIVES = {
+    "flow_matching": "wfimagevae.objective.flow_matching.FlowMatching",
+    "mean_flow": "wfimagevae.objective.mean_flow.MeanFlow",
+}
+
 
 class ObjectiveOptions(Options):
     """objective: time 0 is noise, time 1 is data"""
 
-    objective: Literal["flow_matching", "mean_flow"] = option(
+    objective: Literal[tuple(OBJECTIVES)] = option(
         "flow_matching", "velocities, or average velocities that sample in one step", basic=True
     )
     time_distribution: Literal["uniform", "logit_normal"] = option(
@@ -64,13 +69,25 @@ class MeanFlowOptions(ObjectiveOptions):
     )
 
     @model_validator(mode="after")
-    def _check_target_guidance(self) -> Self:
+    def _check_terms(self) -> Self:
         if self.meanflow_kappa == 1:
             raise ValueError("--meanflow_kappa must be in [0, 1), got 1")
         low, high = self.meanflow_window
         if low >= high:
             raise ValueError(
                 f"--meanflow_window must be 0 <= low < high <= 1, got {low:g} {high:g}"
+            )
+        if self.objective == "flow_matching" and self.guides_target:
+            raise ValueError(
+                "--meanflow_omega and --meanflow_kappa are guidance in the target of "
+                "--objective mean_flow only"
+            )
+        if self.objective == "mean_flow" and self.direction_weight:
+            raise ValueError("--direction_weight is a term of --objective flow_matching only")
+        if self.guides_target and not self.cfg_dropout_prob:
+            raise ValueError(
+                "guidance in the target needs --cfg_dropout_prob above 0: without dropped "
+                "conditions the null condition is never learned"
             )
         return self
 

@@ -24,7 +24,6 @@ from wfimagevae.task.flow_networks import (
     build_network,
     build_objective,
     describe_network,
-    objective_facts,
     update_flops,
 )
 from wfimagevae.task.flow_options import FlowOptions
@@ -55,7 +54,7 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> Assembly:
     check_bucket_sizes(dataset, space, network)
     # The one player.
     objective = build_objective(options, network, space)
-    lines, flops = describe_network(options, network, space), update_flops(objective, options)
+    lines, flops = describe_network(options, network, space), update_flops(objective)
     if options.fsdp:
         shard(network, network.blocks_to_shard(), process.device)
     max_steps = run_length(options, len(dataset), process.size).max_steps
@@ -77,7 +76,7 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> Assembly:
     if held_out is not None and options.eval_steps:
         validator = FlowValidator(options, objective, draws, held_out, process, folder, tracker)
     task = FlowTask(player, validator, loader, {"config": plain_config(network)}, draws)
-    generator = GeneratorFacts(space.facts | objective_facts(options))
+    generator = GeneratorFacts(space.facts | objective.facts())
     parts = _parts(task, network) | {"generator": generator}
     weights = {"flow": "state_dict.gen_model"}
     return Assembly(task, loader, tracker, parts, HEADLINE, lines, weights)

@@ -1,6 +1,7 @@
 """The networks of flow training: velocity network, objective, generator, and their cost."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
 from wfimagevae.objective.flow_matching import FlowMatching
-from wfimagevae.objective.mean_flow import MeanFlow
+from wfimagevae.objective.options import OBJECTIVES
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import FlowSpace, warn_of_another_encoder
 
@@ -36,7 +37,7 @@ def build_network(options: FlowOptions, space: FlowSpace, device: torch.device) 
         keys["num_dims"] = space.shape[0]
     else:
         keys |= {"in_channels": space.shape[0], "input_size": space.shape[1]}
-    keys["average_velocity"] = options.objective == "mean_flow"
+    keys["average_velocity"] = resolve_name(OBJECTIVES[options.objective]).average_velocity
     if pretrained:
         warn_of_another_encoder(pretrained, space.text)
         network = VelocityModel.from_pretrained(
@@ -70,18 +71,17 @@ def build_network(options: FlowOptions, space: FlowSpace, device: torch.device) 
 
 
 def build_objective(options: FlowOptions, network: nn.Module, space: FlowSpace) -> FlowMatching:
-    """Flow matching or MeanFlow, as the options say.
+    """The objective that the options name, which owns the network.
 
     Raises:
         ValueError: what this PyTorch cannot do.
     """
-    is_mean_flow = options.objective == "mean_flow"
-    if is_mean_flow and options.fsdp and options.compile and torch.__version__ < (2, 15):
+    kind = resolve_name(OBJECTIVES[options.objective])
+    if kind.average_velocity and options.fsdp and options.compile and torch.__version__ < (2, 15):
         raise ValueError(
-            "--fsdp --compile with --objective mean_flow needs torch 2.15, this is "
+            f"--fsdp --compile with --objective {options.objective} needs torch 2.15, this is "
             f"{torch.__version__}: leave out --compile"
         )
-    kind = MeanFlow if is_mean_flow else FlowMatching
     objective = kind(network, space.encode, options, options.seed, space.condition)
     if options.compile:
         objective.compile(options.compile_mode)
@@ -92,33 +92,16 @@ def build_generator(
     options: FlowOptions, objective: FlowMatching, space: FlowSpace, device: torch.device
 ) -> FlowGenerator:
     """What draws samples from the network in training."""
-    facts = space.facts | objective_facts(options)
+    facts = space.facts | objective.facts()
     downsampling = options.resolution // space.shape[-1] if facts["space"] == "latent" else 1
     network, decode = objective.network, space.decode
     precision = options.mix_precision
     return FlowGenerator(network, device, facts, decode, space.text, downsampling, precision)
 
 
-def objective_facts(options: FlowOptions) -> dict:
-    """What generating needs to know of the objective."""
-    facts = {"objective": options.objective, "cfg_dropout_prob": options.cfg_dropout_prob}
-    if options.objective == "mean_flow":
-        facts["target_guidance"] = options.meanflow_omega / (1 - options.meanflow_kappa)
-    return facts
-
-
-def update_flops(objective: FlowMatching, options: FlowOptions) -> float:
-    """Arithmetic of one update for one sample, in FLOP: forward once, backward twice.
-
-    MeanFlow's forward-mode pass counts as two forward passes of the share that makes it; the
-    network's own velocity, which improved MeanFlow follows, is one more.
-    """
-    macs = sample_macs(objective.network)
-    passes = 3.0
-    if options.objective == "mean_flow":
-        passes += (3 if options.meanflow_improved else 2) * options.meanflow_ratio
-        passes += 2 if options.guides_target else 0
-    return 2.0 * passes * macs
+def update_flops(objective: FlowMatching) -> float:
+    """Arithmetic of one update for one sample, in FLOP."""
+    return 2.0 * objective.passes() * sample_macs(objective.network)
 
 
 def sample_macs(network: nn.Module) -> int:

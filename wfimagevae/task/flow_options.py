@@ -1,8 +1,6 @@
 """All options of flow training. No torch here."""
 
-from typing import Literal, Self
-
-from pydantic import model_validator
+from typing import Literal
 
 from wfimagevae.dataset.options import (
     FlowDataOptions,
@@ -118,19 +116,3 @@ class FlowOptions(
     """task: all options of flow training"""
 
     task: Literal[TASKS] = option("flow", "what to train", basic=True)
-
-    @model_validator(mode="after")
-    def _check_terms(self) -> Self:
-        if self.objective == "flow_matching" and self.guides_target:
-            raise ValueError(
-                "--meanflow_omega and --meanflow_kappa are guidance in the target of "
-                "--objective mean_flow only"
-            )
-        if self.objective == "mean_flow" and self.direction_weight:
-            raise ValueError("--direction_weight is a term of --objective flow_matching only")
-        if self.guides_target and not self.cfg_dropout_prob:
-            raise ValueError(
-                "guidance in the target needs --cfg_dropout_prob above 0: without dropped "
-                "conditions the null condition is never learned"
-            )
-        return self

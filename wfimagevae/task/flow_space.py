@@ -10,7 +10,7 @@ from torch import Tensor
 from wfimagevae.dataset import Cifar10Dataset, LatentDataset, PointDataset, ShapesDataset
 from wfimagevae.dataset.latents.latent_dataset import read_record
 from wfimagevae.dataset.open import Sources, build_image_sets, check_only_images, only_source
-from wfimagevae.dataset.options import POINT_SETS
+from wfimagevae.dataset.options import DRAWN, POINT_SETS
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
@@ -74,7 +74,7 @@ def with_resolution(options: FlowOptions) -> FlowOptions:
     kind, asked = options.dataset, options.resolution
     if kind in POINT_SETS:
         return options.changed(resolution=asked or 0)
-    if kind not in ("shapes", *POINT_SETS) and not options.data_path:
+    if kind not in DRAWN and not options.data_path:
         raise ValueError(f"--dataset {kind} needs --data_path")
     own = None
     if kind == "latents":

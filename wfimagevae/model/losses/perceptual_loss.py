@@ -31,9 +31,7 @@ _STATISTICS = {
     "contrast": contrast_distance,
 }
 # Logged as sums over pixels and, besides, as means.
-_SUMS = tuple(
-    f"train/{name}_loss" for name in ("kl", "wl", "mse", "mmd", "color", "histogram", "contrast")
-)
+_SUMS = tuple(f"train/{name}_loss" for name in ("kl", "wl", "mse", "mmd", *_STATISTICS))
 
 
 class LPIPSWithDiscriminator2D(nn.Module):
