@@ -40,6 +40,7 @@ def check_reload(vae: nn.Module, folder: Path) -> None:
     wrong |= {k for k in state.keys() & other.keys() if not torch.equal(state[k], other[k])}
     if wrong:
         raise ValueError(f"{folder}: {len(wrong)} tensors differ after reloading: {min(wrong)}")
+    # Equal weights are not enough: the configuration decides what is done with them.
     size = 4 * vae.spatial_factor
     image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     image = image.contiguous(memory_format=torch.channels_last)
@@ -113,6 +114,7 @@ def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
         {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
         for config in (encoder_from.config, decoder_from.config)
     )
+    # The halves agree in all that both read.
     unlike = [
         f"{key} ({first[key]} and {second.get(key)})"
         for key in first

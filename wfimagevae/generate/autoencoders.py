@@ -192,6 +192,7 @@ def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
     """
     from diffusers import AutoModel
 
+    # A folder, or a name on the hub with its subfolder.
     path = os.path.expanduser(path)
     on_hub = not Path(path).is_dir() and is_hub_name(path, subfolders=True)
     if not Path(path).is_dir() and not on_hub:

@@ -203,6 +203,8 @@ def write_npz(
     barrier()
     if not world.is_main:
         return
+
+    # The finished file takes its place in one step.
     content = {"arr_0": np.load(partial, mmap_mode="r")}
     labels = [subject.label for subject in sheet.subjects]
     if None not in labels:

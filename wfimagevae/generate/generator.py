@@ -96,6 +96,7 @@ class FlowGenerator:
         # Numbers out of range say so themselves.
         time_grid(steps, options.time_shift)
         _guidance(options)
+        # What the network cannot do, whatever the numbers.
         if model.prediction == "epsilon":
             raise ValueError(
                 "this model predicts epsilon on 1000 discrete steps, as public DiT "
@@ -176,6 +177,7 @@ class FlowGenerator:
         def draw(step: int) -> Tensor:
             return self.noise(indices, options.seed, step, size)
 
+        # In evaluation mode, whatever a training that validates is in.
         noise = draw(0) if noise is None else noise
         was_training = self.model.training
         self.model.eval()
@@ -190,7 +192,7 @@ class FlowGenerator:
     ) -> GuidedVelocity:
         """The guided velocity of ``count`` samples, as samplers call it; errors as of `sample`."""
         self.resolve(options)
-        if isinstance(condition, Tensor):
+        if isinstance(condition, Tensor):  # classes alone
             condition = self.condition(count, condition)
         null = self.condition(count)
         condition = null if condition is None else condition
@@ -227,6 +229,7 @@ class FlowGenerator:
             raise ValueError(f"prompt {prompts[0]!r} asked of a model that takes no text")
         if len(prompts) != count:
             raise ValueError(f"{count} prompts are needed, got {len(prompts)}")
+        # Tokens, masks and pooled states, each joined over the batch.
         parts = [self._encode(prompt) for prompt in prompts]
         return condition | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 

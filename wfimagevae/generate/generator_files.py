@@ -60,6 +60,7 @@ def load_generator(
         text = text | {"source": place or None}
         facts = facts | {"text": text}
 
+    # The parts around the network: from and to latents, from texts.
     model, decode, downsampling, encoder = model.to(device), None, 1, None
     if facts["space"] == "latent":
         space = open_latent_space(facts, device)
@@ -69,6 +70,8 @@ def load_generator(
     if model.takes_text:
         encoder = _open_text_encoder(text, device)
     generator = FlowGenerator(model, device, facts, decode, encoder, downsampling, precision)
+
+    # What finds the same flow again, from any folder.
     is_local = Path(path).expanduser().exists()
     generator.source = {
         "path": str(source.expanduser().absolute()) if is_local else path,

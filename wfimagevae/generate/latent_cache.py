@@ -96,6 +96,7 @@ class LatentCache:
         Raises:
             ValueError: latents are not finite, or no image is readable.
         """
+        # One process sees what is missing, all share it out, one writes the record of all.
         missing = broadcast_object(self._prepare() if world.is_main else None)
         unreadable = self._write_shards(missing[world.rank :: world.size], world)
         unreadable = [entry for part in gather_objects(unreadable) for entry in part]
@@ -207,7 +208,7 @@ class LatentCache:
 
         # A shard whose images are all unreadable has every tensor, too, without rows.
         tensors = {name: torch.cat([part[name] for part in parts]) for name in self._nothing}
-        if self.text is not None:
+        if self.text is not None:  # without captions, too, a shard has tensors of texts
             counts = [len(self.images.captions(i)) for i in indices]
             nothing = {name: values[:0] for name, values in self.text([""]).items()}
             tensors |= text_tensors([compact(nothing), *texts], counts)
@@ -261,6 +262,8 @@ class LatentCache:
         shards = [shard_facts(open_shard(path)) for path in paths]
         sums = torch.tensor([shard["sums"] for shard in shards], dtype=torch.float64).sum(0)
         mean, std = mean_and_std(sums)
+
+        # The VAE's own shift and scale win, one number for all channels spread over them.
         facts, origin = normalization(mean, std), "statistics"
         if self.autoencoder.normalization and self.options.normalization != "statistics":
             channels, origin = self.latent_shape[0], "vae"

@@ -45,6 +45,7 @@ def picture_record(
     ``batch`` is how many samples were drawn at once, and which of them it is: arithmetic rounds
     differently in batches of another size.
     """
+    # Another version of one of these may round differently.
     versions = {}
     for package in _PACKAGES:
         try:
@@ -67,6 +68,7 @@ def picture_record(
 
 def read_picture_record(path: str | Path) -> dict[str, Any]:
     """A record that was written beside a picture; ValueError for any other file."""
+    # Names first: all that are missing are told at once.
     record = read_json(path)
     missing = {*_SUBJECT, *_VALUES, *_PARTS} - record.keys()
     for part, keys in _PARTS.items():
@@ -77,6 +79,8 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is no record of a picture of generate.py: no {', '.join(sorted(missing))}"
         )
+
+    # Then values.
     size, row = (record["batch"][key] for key in ("size", "row"))
     if not (isinstance(size, int) and isinstance(row, int) and 0 <= row < size):
         raise ValueError(f"{path}: there is no sample {row!r} in a batch of {size!r}")
@@ -104,6 +108,7 @@ def draw_again(generator: FlowGenerator, record: Mapping[str, Any]) -> Tensor:
         _log.warning(
             "drawn on %s, now on %s: pixels may differ by rounding", record["device"], place
         )
+    # A batch as large as then, of copies: only one of its samples is of interest.
     options, size = _read_sampling(record)
     subject = Subject(**{name: record[name] for name in _SUBJECT})
     samples = generator.draw([subject] * record["batch"]["size"], options, size)

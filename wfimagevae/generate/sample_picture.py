@@ -38,6 +38,7 @@ class SamplePicture:
         self.generator = generator
         num_classes = generator.model.num_classes
         side = max(round(count**0.5), 1)
+        # A square of rows, each of which shows one thing.
         if subjects:
             self.rows = list(subjects[:side])
         elif num_classes:

@@ -83,6 +83,8 @@ def field_frames(
     fastest = speeds.quantile(0.95).clamp_min(1e-12)
     # The longest arrow spans the distance between two places.
     lengths = (speeds / fastest).clamp_max(1).sqrt() * 2 * plane.limit / (density + 1)
+
+    # The arrows are drawn once; each frame turns, scales and colours them.
     canvas = _Canvas(plane)
     arrows = canvas.axes.quiver(
         *places.T.numpy(),
@@ -116,6 +118,7 @@ def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator
         raise ValueError("paths of points are not finite")
     from matplotlib.collections import LineCollection
 
+    # Points, trails and starts are drawn once; each frame moves the points, lengthens the trails.
     canvas, paths = _Canvas(plane), paths.float().cpu()
     colours = direction_colours(paths[-1] - paths[0])
     points = canvas.axes.scatter(*paths[0].T.numpy(), s=14, c=colours, zorder=4)

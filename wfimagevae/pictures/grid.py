@@ -67,6 +67,7 @@ def sample_grid(
     pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     height, width = pixels.shape[-2:]
 
+    # Labels take room at the left and above.
     font, left = ImageFont.load_default(size=14), _GAP
     if row_labels:
         widest = max(font.getlength(label) for label in row_labels)
