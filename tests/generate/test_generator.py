@@ -1,8 +1,5 @@
 """What a generator makes of prompts, negative prompts and sizes; the model is known exactly."""
 
-import contextlib
-from pathlib import Path
-
 import pytest
 import torch
 from PIL import Image
@@ -111,9 +108,15 @@ def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
     assert [subject.index for subject in drawn] == list(range(300))
 
 
-def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, monkeypatch):
-    grids = []
-    monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: grids.append(a))
+@pytest.fixture
+def grids(monkeypatch):
+    """What `save_grid` is called with."""
+    calls = []
+    monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: calls.append(a))
+    return calls
+
+
+def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
     generator, prompts = generator_of(WordModel()), named_prompts([RED, BLUE, ""])
     for per_prompt, scales in ((1, (0.0, 1.0)), (2, (1.0,))):
         columns = [EULER.changed(guidance_scale=scale) for scale in scales]
@@ -173,11 +176,8 @@ def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypat
     with Image.open(path) as shown:
         assert shown.format == "PNG" and len(shown.getcolors(10**6)) > 2
 
-    def full_disk(self, target, **how):
-        with contextlib.ExitStack() as stack:
-            is_path = isinstance(target, str | Path)
-            file = stack.enter_context(open(target, "wb")) if is_path else target
-            file.write(b"half")
+    def full_disk(self, file, **how):
+        file.write(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
@@ -186,9 +186,7 @@ def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypat
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 
-def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, monkeypatch):
-    grids = []
-    monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: grids.append(a))
+def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, grids):
     for count in (3, 9):
         generator = generator_of(BlobModel())
         sheet = class_sheet(generator, subjects_in_turn(count, [0, 1, 2]), [EULER])

@@ -7,6 +7,11 @@ import torch
 from wfimagevae.model.registry import ModelRegistry
 
 
+def command(script, *words):
+    """Runs a script's main on words of any type and returns its status."""
+    return script.main([str(word) for word in words])
+
+
 def export(folder, facts, name, **options):
     """Writes an exported flow of a registered network, its last layer not zero."""
     torch.manual_seed(0)

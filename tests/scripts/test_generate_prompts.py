@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
-from tests.scripts.flow_exports import export
+from tests.scripts.flow_exports import command, export
 from wfimagevae.dataset.toy.shapes import SHAPES
 from wfimagevae.generate.generator import FlowGenerator
 
@@ -30,7 +30,7 @@ def text_flow(tmp_path_factory):
 
 def run(model, output, *more):
     words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu", "--steps", 2)
-    assert not generate.main([str(word) for word in (*words, *more)])
+    assert not command(generate, *words, *more)
     return pictures(output)
 
 
@@ -38,8 +38,7 @@ def draw_again(record, *more):
     """The path of the picture of a record, drawn again: the very same file."""
     folder = record.parent.with_name("again")
     before = set(folder.glob("*.png"))
-    words = ("--from_json", record, "--output_dir", folder, "--device", "cpu", *more)
-    generate.main([str(word) for word in words])
+    command(generate, "--from_json", record, "--output_dir", folder, "--device", "cpu", *more)
     (path,) = set(folder.glob("*.png")) - before
     assert path.read_bytes() == record.with_suffix(".png").read_bytes()
     return path
@@ -121,7 +120,7 @@ def test_classes_and_prompts_go_together(tmp_path):
 def test_npz_has_a_picture_a_prompt_and_scale(text_flow, tmp_path):
     words = ["--from_pretrained", text_flow, "--npz", tmp_path / "x.npz", "--steps", 2]
     words += ["--prompt", *PROMPTS, "--guidance_scale", 0, 1, "--device", "cpu"]
-    generate.main(list(map(str, words)))
+    command(generate, *words)
     content = np.load(tmp_path / "x.npz")
     assert content["arr_0"].shape == (4, 16, 16, 3) and list(content) == ["arr_0"]
     first, second = content["arr_0"][:2].astype(int)
@@ -183,8 +182,7 @@ def test_the_grid_over_scales_that_the_help_shows_can_be_made_again(text_flow, t
 
 
 def test_an_export_draws_the_same_and_its_card_tells_of_prompts(text_flow, tmp_path):
-    words = ["--from_pretrained", str(text_flow), "--save_dir", str(tmp_path / "export")]
-    save_hf_model.main(words)  # which compares samples
+    command(save_hf_model, "--from_pretrained", text_flow, "--save_dir", tmp_path / "export")
     card = (tmp_path / "export" / "README.md").read_text()
     assert "pipeline_tag: text-to-image" in card and "up to 24 bytes" in card
     assert list(run(tmp_path / "export", tmp_path / "out", "--prompt", "x")) == ["x"]
@@ -199,17 +197,15 @@ def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
     words += ["--steps", 1, "--output_json", output, "--device", "cpu", "--num_workers", 0]
     folder = ["--real_image_dir", photos, "--resolution", 16]
     with pytest.raises(ValueError, match="with --captions, or --dataset shapes"):
-        eval_generation.main(list(map(str, words + folder)))
-    told = [*folder, "--captions", "sidecar"]
-    assert eval_generation.main(list(map(str, words + told))) == 0
+        command(eval_generation, *words, *folder)
+    assert command(eval_generation, *words, *folder, "--captions", "sidecar") == 0
     sampling = json.loads(output.read_text())["results"][0]["sampling"]
     assert sampling["prompts"] == "balanced, 3" and sampling["labels"] == "none"
     assert sampling["captions"] == {"source": "sidecar", "prefix": ""}
     shapes = ["--dataset", "shapes", "--resolution", 16]
     hashes = {sampling["prompts_hash"]}
     for prefix in ("", "oil"):
-        more = [*shapes, "--fixed_prompt_prefix", prefix]
-        assert eval_generation.main(list(map(str, words + more))) == 0
+        assert command(eval_generation, *words, *shapes, "--fixed_prompt_prefix", prefix) == 0
         sampling = json.loads(output.read_text())["results"][0]["sampling"]
         assert sampling["prompts"] == "balanced, 64"
         assert sampling["captions"] == {"source": "shapes", "prefix": prefix}
@@ -220,7 +216,7 @@ def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
         (("--negative_prompt", "x"), "acts through guidance"),
     ):
         with pytest.raises(ValueError, match=told):
-            eval_generation.main(list(map(str, [*words, *shapes, *more])))
+            command(eval_generation, *words, *shapes, *more)
 
 
 def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypatch):
@@ -236,7 +232,7 @@ def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypat
     monkeypatch.setattr(FlowGenerator, "draw", draw)
     words = ["--from_pretrained", flow, "--metric", "energy_distance", "--num_images", 70]
     words += ["--dataset", "shapes", "--resolution", 8, "--device", "cpu"]
-    assert eval_generation.main(list(map(str, words))) == 0
+    assert command(eval_generation, *words) == 0
     assert len({subject.prompt for subject in drawn}) == 64
     assert all(subject.prompt.endswith(f" {shapes[subject.label]}") for subject in drawn)
 
@@ -245,6 +241,6 @@ def test_pictures_of_a_text_flow_take_prompts(text_flow, tmp_path):
     words = ["--from_pretrained", text_flow, "--output_dir", tmp_path, "--device", "cpu"]
     words += ["--steps", 2, "--num_rows", 2, "--num_columns", 2]
     with pytest.raises(ValueError, match="give --prompt"):
-        visualize_flow.main(list(map(str, words)))
-    visualize_flow.main(list(map(str, [*words, "--prompt", *PROMPTS])))
+        command(visualize_flow, *words)
+    command(visualize_flow, *words, "--prompt", *PROMPTS)
     assert (tmp_path / "denoising.png").exists() and (tmp_path / "interpolation.gif").exists()

@@ -75,12 +75,9 @@ def test_two_processes_measure_what_one_does(tiny_vae, photos, tmp_path, run_scr
     np.testing.assert_allclose(one["std"], two["std"], rtol=1e-6)
 
 
-def test_write_needs_a_hugging_face_folder(photos, tmp_path):
+def test_write_needs_a_hugging_face_folder_by_name(tiny_vae, photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="save_hf_model"):
         run(tmp_path, photos, "--write")
-
-
-def test_write_never_means_the_folder_one_stands_in(tiny_vae, photos, tmp_path, monkeypatch):
     shutil.copy(tiny_vae / "config.json", tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="--write needs --from_pretrained"):

@@ -1,5 +1,6 @@
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,29 +113,29 @@ def test_a_folder_that_differs_is_noticed(tiny_vae, tmp_path):
         check_reload(vae, tiny_vae)
 
 
-def test_an_export_never_overwrites_its_source(tiny_vae, tmp_path):
-    folder = shutil.copytree(tiny_vae, tmp_path / "model")
-    with pytest.raises(ValueError, match="where the model comes from"):
-        export(folder, f"{folder}/")
-
-
-def test_a_target_that_would_not_be_read_back_is_refused(run_folder, tiny_vae, tmp_path):
-    """A .ckpt wins over an export beside it."""
-    checkpoint, before = run_folder / "checkpoint-20.ckpt", sorted(run_folder.iterdir())
-    for source in (checkpoint, tiny_vae):
-        with pytest.raises(ValueError, match=r"holds \.ckpt files"):
-            export(source, run_folder)
-    assert sorted(run_folder.iterdir()) == before
-    with pytest.raises(ValueError, match="is a file"):
-        export(tiny_vae, checkpoint)
-
-
-def test_figures_must_be_those_of_an_evaluation(tiny_vae, tmp_path):
-    (tmp_path / "broken.json").write_text("{")
-    for path, words in ((tiny_vae / "config.json", "no protocol"), ("broken.json", "is not JSON")):
-        with pytest.raises(ValueError, match=words):
-            export(tiny_vae, tmp_path / "hf", "--metrics_json", tmp_path / path)
-    assert not (tmp_path / "hf").exists()
+@pytest.mark.parametrize(
+    ("source", "target", "more", "words"),
+    [
+        ("vae", "vae/", (), "where the model comes from"),
+        ("run/checkpoint-20.ckpt", "run", (), r"holds \.ckpt files"),  # which win over an export
+        ("vae", "run", (), r"holds \.ckpt files"),
+        ("vae", "run/checkpoint-20.ckpt", (), "is a file"),
+        ("vae", "hf", ("--metrics_json", "vae/config.json"), "no protocol"),
+        ("vae", "hf", ("--metrics_json", "broken.json"), "is not JSON"),
+        ("vae", "hf", ("--vae", "WFVAE2Image:x"), "--vae WFVAE2Image:x belongs to a flow"),
+        ("vae", "hf", ("--text_encoder", "t5:x"), "--text_encoder t5:x belongs to a flow"),
+    ],
+)
+def test_what_would_be_no_export_is_refused(
+    run_folder, tiny_vae, tmp_path, monkeypatch, source, target, more, words
+):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_vae, "vae")
+    Path("broken.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        export(source, target, *more)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_from_another_folder(run_folder, tmp_path, run_script):
@@ -142,9 +143,3 @@ def test_from_another_folder(run_folder, tmp_path, run_script):
     done = run_script("save_hf_model.py", *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "hf" / "config.json").is_file()
-
-
-def test_an_autoencoder_takes_no_other_one_along(tiny_vae, tmp_path):
-    for flag, value in (("--vae", "WFVAE2Image:elsewhere"), ("--text_encoder", "t5:x")):
-        with pytest.raises(ValueError, match=f"{flag} {value} belongs to a flow"):
-            export(tiny_vae, tmp_path / "hf", flag, value)
