@@ -30,15 +30,6 @@ def test_states_lead_from_noise_to_the_generators_samples():
     torch.testing.assert_close(states[-1], samples)
 
 
-def test_states_of_an_exact_flow_follow_its_map():
-    """x_t = sd_t x_0 with sd_t^2 = (1 - t)^2 + t^2 std^2."""
-    options = sampling("rk4", 20)
-    times, states, _ = draw_states(generator_of(GaussianFlow()), subjects_in_turn(9), options)
-    for t, x in zip(times.tolist(), states, strict=True):
-        deviation = ((1 - t) ** 2 + (t * 0.5) ** 2) ** 0.5
-        torch.testing.assert_close(x, deviation * states[0], atol=2e-4, rtol=1e-3)
-
-
 def test_predicted_ends_of_straight_lines_are_their_ends():
     generator, options = generator_of(BlobModel()), sampling("euler", 5)
     times, states, velocity = draw_states(generator, subjects_in_turn(3, [0, 1, 2]), options)

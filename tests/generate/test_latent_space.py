@@ -35,17 +35,6 @@ def test_noise_draws_from_the_posterior():
     torch.testing.assert_close(space.encode(images, noise), 2 * 3 * noise)
 
 
-def test_our_model_is_normalised_as_its_configuration_says():
-    vae = WFVAE2ImageModel.from_config(TINY_MODEL)
-    vae.set_latent_statistics([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0])
-    autoencoder = as_autoencoder(vae, CPU)
-    space = LatentSpace(autoencoder, *autoencoder.normalization)
-    images = torch.rand(1, 3, 16, 16) * 2 - 1
-    with torch.no_grad():
-        expected = vae.normalize_latents(vae.encode(images).latent_dist.mode())
-    torch.testing.assert_close(space.encode(images), expected)
-
-
 def test_decoding_is_clamped_and_refuses_what_is_not_finite():
     space = LatentSpace(doubling(), [0.0], [1.0])
     assert space.decode(torch.full((1, 3, 2, 2), 9.0)).max() == 1

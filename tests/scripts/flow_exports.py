@@ -2,14 +2,30 @@
 
 import json
 
+import numpy as np
 import torch
+from PIL import Image
 
+from scripts import generate
 from wfimagevae.model.registry import ModelRegistry
 
 
 def command(script, *words):
     """Runs a script's main on words of any type and returns its status."""
     return script.main([str(word) for word in words])
+
+
+def pictures(folder):
+    """Pixels of every image but grids, by name without extension."""
+    names = sorted(p.stem for p in folder.glob("*.png") if not p.stem.startswith("grid"))
+    return {name: np.asarray(Image.open(folder / f"{name}.png")).astype(int) for name in names}
+
+
+def generated(model, output, *more):
+    """The pictures that generate.py writes into a folder."""
+    words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu")
+    assert not command(generate, *words, *more)
+    return pictures(output)
 
 
 def export(folder, facts, name, **options):

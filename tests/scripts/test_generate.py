@@ -8,25 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from scripts import cache_latents, generate, save_hf_model
+from scripts import cache_latents, save_hf_model
 from tests.images import write_images
-from tests.scripts.flow_exports import export_pixels
+from tests.scripts.flow_exports import export_pixels, generated, pictures
 from tests.task.flow_training import FlowPlace
 from wfimagevae.generate.generator_files import load_generator
 
 LATENTS = {"dataset": "latents", "model_name": "FlowDiT-S/1", "resolution": None}
-
-
-def pictures(folder):
-    """Pixels of every image but the grid, by name."""
-    files = sorted(p for p in folder.glob("*.png") if p.name != "grid.png")
-    return {p.name: np.asarray(Image.open(p)).astype(int) for p in files}
-
-
-def run(model, output, *more):
-    words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu", *more)
-    assert not generate.main([str(word) for word in words])
-    return pictures(output)
 
 
 @pytest.fixture(scope="module")
@@ -36,33 +24,33 @@ def pixel_flow(tmp_path_factory):
 
 def test_batches_and_ranks_change_no_picture(pixel_flow, tmp_path, run_script):
     options = ("--num_images", 7, "--steps", 4, "--guidance_scale", 2, "--sampler", "heun")
-    singly = run(pixel_flow, tmp_path / "a", "--batch_size", 1, *options)
-    together = run(pixel_flow, tmp_path / "b", "--batch_size", 8, *options)
+    singly = generated(pixel_flow, tmp_path / "a", "--batch_size", 1, *options)
+    together = generated(pixel_flow, tmp_path / "b", "--batch_size", 8, *options)
     words = ("--from_pretrained", pixel_flow, "--output_dir", "c", *options)
     result = run_script("generate.py", *words, cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
     two_ranks = pictures(tmp_path / "c")
     assert list(singly) == list(together) == list(two_ranks)
-    assert list(singly)[:3] == ["000000-circle.png", "000001-square.png", "000002-circle.png"]
+    assert list(singly)[:3] == ["000000-circle", "000001-square", "000002-circle"]
     for others in (together, two_ranks):  # one 8-bit level, by rounding
         assert all(abs(pixels - others[name]).max() <= 1 for name, pixels in singly.items())
 
 
 def test_a_sample_follows_its_seed_and_its_class(pixel_flow, tmp_path):
-    few = run(pixel_flow, tmp_path / "few", "--num_images", 2, "--steps", 2)
-    more = run(pixel_flow, tmp_path / "more", "--num_images", 4, "--steps", 2)
-    other = run(pixel_flow, tmp_path / "other", "--num_images", 2, "--steps", 2, "--seed", 1)
+    few = generated(pixel_flow, tmp_path / "few", "--num_images", 2, "--steps", 2)
+    more = generated(pixel_flow, tmp_path / "more", "--num_images", 4, "--steps", 2)
+    other = generated(pixel_flow, tmp_path / "other", "--num_images", 2, "--steps", 2, "--seed", 1)
     for name, pixels in few.items():
         assert abs(pixels - more[name]).max() <= 1
         assert abs(pixels - other[name]).max() > 20
     words = ("--num_images", 2, "--steps", 2, "--class_labels", "square")
-    squares = run(pixel_flow, tmp_path / "sq", *words)
-    assert list(squares) == ["000000-square.png", "000001-square.png"]
-    assert (squares["000000-square.png"] != few["000000-circle.png"]).any()
+    squares = generated(pixel_flow, tmp_path / "sq", *words)
+    assert list(squares) == ["000000-square", "000001-square"]
+    assert (squares["000000-square"] != few["000000-circle"]).any()
 
 
 def test_npz_holds_the_same_pictures_for_public_fid_code(pixel_flow, tmp_path, run_script):
-    files = run(pixel_flow, tmp_path / "png", "--num_images", 3, "--steps", 2)
+    files = generated(pixel_flow, tmp_path / "png", "--num_images", 3, "--steps", 2)
     words = ("--from_pretrained", pixel_flow, "--npz", "out/all.npz", "--num_images", 3)
     result = run_script("generate.py", *words, "--steps", 2, cwd=tmp_path, processes=2)
     assert result.returncode == 0, result.stderr
@@ -73,7 +61,9 @@ def test_npz_holds_the_same_pictures_for_public_fid_code(pixel_flow, tmp_path, r
 
 
 def test_the_record_tells_how_to_draw_them_again(pixel_flow, tmp_path):
-    run(pixel_flow, tmp_path, "--num_images", 4, "--steps", 3, "--sampler", "euler", "--seed", 9)
+    generated(
+        pixel_flow, tmp_path, "--num_images", 4, "--steps", 3, "--sampler", "euler", "--seed", 9
+    )
     record = json.loads((tmp_path / "samples.json").read_text())
     assert record["sampling"]["sampler"] == "euler" and record["sampling"]["steps"] == 3
     assert record["sampling"]["seed"] == 9 and record["labels"] == [0, 1, 0, 1]
@@ -103,7 +93,7 @@ def test_bad_options_are_explained(pixel_flow, tmp_path, more, words):
         facts |= {"space": "latent", "vae": {"source": None}}
         (pixel_flow / "generator.json").write_text(json.dumps(facts))
     with pytest.raises(ValueError, match=words):
-        run(pixel_flow, tmp_path / "out", *more)
+        generated(pixel_flow, tmp_path / "out", *more)
 
 
 def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
@@ -114,7 +104,7 @@ def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
         torch.save(model.state_dict(), tmp_path / name)
     from_file = ("--model_name", "DiT-S/8")
     with pytest.raises(ValueError, match="--vae diffusers:"):
-        run(tmp_path / "SiT-S-8.pt", tmp_path / "out", *from_file)
+        generated(tmp_path / "SiT-S-8.pt", tmp_path / "out", *from_file)
     vae = tmp_path / "vae"
     from diffusers import AutoencoderKL
 
@@ -126,9 +116,9 @@ def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
     ).save_pretrained(vae)
     with_vae = (*from_file, "--vae", f"diffusers:{vae}", "--num_images", 2, "--steps", 1)
     with pytest.raises(ValueError, match="epsilon on 1000 discrete steps"):
-        run(tmp_path / "DiT-S-8.pt", tmp_path / "out", *with_vae)
-    found = run(tmp_path / "SiT-S-8.pt", tmp_path / "out", *with_vae)
-    assert found["000000-0.png"].shape == (256, 256, 3)
+        generated(tmp_path / "DiT-S-8.pt", tmp_path / "out", *with_vae)
+    found = generated(tmp_path / "SiT-S-8.pt", tmp_path / "out", *with_vae)
+    assert found["000000-0"].shape == (256, 256, 3)
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +146,9 @@ def cache(folder, split, output, *more, resolution=32):
 def test_a_latent_flow_generates_with_the_recorded_vae(latent_run, tmp_path):
     _, run_folder = latent_run
     assert (run_folder / "val_samples" / "step-00000002-heun.png").exists()
-    found = run(run_folder, tmp_path / "out", "--num_images", 2, "--steps", 2)
-    assert list(found) == ["000000-cat.png", "000001-dog.png"]
-    assert found["000000-cat.png"].shape == (32, 32, 3)
+    found = generated(run_folder, tmp_path / "out", "--num_images", 2, "--steps", 2)
+    assert list(found) == ["000000-cat", "000001-dog"]
+    assert found["000000-cat"].shape == (32, 32, 3)
 
 
 def test_generated_latents_are_unnormalised_by_the_record(latent_run):
@@ -186,8 +176,8 @@ def test_an_export_brings_its_vae_along(latent_run, tmp_path):
     assert str(folder) not in "".join(path.read_text() for path in texts)
     moved = shutil.move(tmp_path / "export", tmp_path / "moved")
     options = ("--num_images", 2, "--steps", 2)
-    ours = run(run_folder, tmp_path / "run", *options)
-    exported = run(moved, tmp_path / "export_out", *options)
+    ours = generated(run_folder, tmp_path / "run", *options)
+    exported = generated(moved, tmp_path / "export_out", *options)
     assert all((ours[name] == exported[name]).all() for name in ours)
 
 

@@ -7,11 +7,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
-from tests.scripts.flow_exports import command, export
+from tests.scripts.flow_exports import command, export, generated, pictures
 from wfimagevae.dataset.toy.shapes import SHAPES
 from wfimagevae.generate.generator import FlowGenerator
 
@@ -29,9 +28,7 @@ def text_flow(tmp_path_factory):
 
 
 def run(model, output, *more):
-    words = ("--from_pretrained", model, "--output_dir", output, "--device", "cpu", "--steps", 2)
-    assert not command(generate, *words, *more)
-    return pictures(output)
+    return generated(model, output, "--steps", 2, *more)
 
 
 def draw_again(record, *more):
@@ -42,11 +39,6 @@ def draw_again(record, *more):
     (path,) = set(folder.glob("*.png")) - before
     assert path.read_bytes() == record.with_suffix(".png").read_bytes()
     return path
-
-
-def pictures(folder):
-    names = sorted(p.stem for p in folder.glob("*.png") if not p.stem.startswith("grid"))
-    return {name: np.asarray(Image.open(folder / f"{name}.png")).astype(int) for name in names}
 
 
 def difference(a, b):
