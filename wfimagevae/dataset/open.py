@@ -24,12 +24,11 @@ from wfimagevae.dataset.shards.read import captions_place, open_shards
 from wfimagevae.dataset.shards.specs import is_shard_spec
 from wfimagevae.dataset.text.captions import CAPTION_KINDS, Captions, check_captions
 from wfimagevae.dataset.text.filters import (
+    BetterCaptions,
     filtered,
     needs_records,
     needs_sizes,
-    read_better_captions,
     read_words,
-    use_better_captions,
 )
 
 log = logging.getLogger("wfimagevae")
@@ -42,62 +41,63 @@ def build_image_sets(
 ) -> tuple[FlowData, FlowData | None]:
     """Images to train on, and held-out ones where there are sources of them.
 
-    Args:
-        options: Of the training.
-        sources: As for `build_image_data`.
-        held_out: The same, of held-out images; or None.
-
     Raises:
         ValueError: as `build_image_data`; or one better caption fits images of both.
     """
-    better = _BetterCaptions(options)
-    train = build_image_data(options, sources, better=better)
-    return train, build_image_data(options, held_out, train, better) if held_out else None
+    better = _better_captions(options)
+    train = _build(options, sources, None, better)
+    return train, _build(options, held_out, train, better) if held_out else None
 
 
 def build_image_data(
-    options: StreamOptions,
-    sources: Sources,
-    train: FlowData | None = None,
-    better: "_BetterCaptions | None" = None,
+    options: StreamOptions, sources: Sources, train: FlowData | None = None
 ) -> FlowData:
     """Images to train on, or held-out ones.
 
     Args:
-        options: Of the training.
+        options: The training's options.
         sources: Folders, manifests and WebDataset shards. Shards of several specifications are
             one set, unless --data_weights tells them apart.
         train: The training data, where these are held-out images: the same classes, middle crops
             of one size, every source by its size.
-        better: The list of better captions, where other images share it.
 
     Raises:
         ValueError: a source without images, sources that do not go together, or options that
             cannot be met.
     """
-    weights = options.data_weights if train is None else None
-    names = train.class_names if train is not None else None
+    return _build(options, sources, train, _better_captions(options))
+
+
+def _build(
+    options: StreamOptions,
+    sources: Sources,
+    train: FlowData | None,
+    better: BetterCaptions | None,
+) -> FlowData:
+    is_train = train is None
+    weights = options.data_weights if is_train else None
+    names = None if is_train else train.class_names
     groups = _grouped(as_list(sources), weights)
-    _check_options(options, groups, train is not None)
-    better = better or _BetterCaptions(options)
+    kind = _captions_of(options).kind
+    only_shards = all(is_shard_spec(group[0]) for group in groups)
+    if kind not in CAPTION_KINDS and only_shards and is_train:
+        raise ValueError(
+            f"--captions {kind}: a file of names and captions is for folders, and shards have "
+            "their own (--wds_caption_key); to replace those, give JSON lines by --better_captions"
+        )
     parts: list[FlowData] = []
     for group in groups:
-        parts.append(_build_part(options, group, names or None, better, train is not None))
+        parts.append(_build_part(options, group, names or None, better, is_train))
         names = parts[0].class_names
-    if train is None:
+    if better and is_train:
         better.check_used()
     if len(parts) == 1 and weights is None:
         return parts[0]
-    block = options.batch_size if train is None and _is_bucketed(options) else 1
-    return Mixture(parts, weights, block)
+    return Mixture(parts, weights, options.batch_size if is_train and _is_bucketed(options) else 1)
 
 
 def open_images(options: StreamOptions, sources: Sources) -> Images:
-    """The images of folders, manifests and shards, in their own order, to validate on.
-
-    Raises:
-        ValueError: a source without images.
-    """
+    """The images of folders, manifests and shards, in their own order, to validate on."""
     parts = ImageParts(index_cache_dir=options.index_cache_dir)
     images = [
         open_shards(group, parts, options).images
@@ -109,11 +109,7 @@ def open_images(options: StreamOptions, sources: Sources) -> Images:
 
 
 def check_only_images(options: StreamOptions) -> None:
-    """Refuses flags of images for data of another kind, which has no use for them.
-
-    Raises:
-        ValueError: one of them is set.
-    """
+    """Refuses flags of images (ValueError) for other data, which has no use for them."""
     names = ("data_weights", "aspect_buckets", "reduced_min_sizes", "better_captions")
     names += ("min_image_size", "max_aspect_ratio", "skip_nsfw", "languages", "skip_words")
     wrong = [name for name in names if getattr(options, name)]
@@ -131,15 +127,11 @@ def as_list(sources: Sources) -> list[str | Path]:
 
 
 def only_source(sources: Sources, kind: str) -> str | Path:
-    """The one source of a kind of data that takes no more.
-
-    Raises:
-        ValueError: several sources.
-    """
-    found = as_list(sources)
-    if len(found) > 1:
-        raise ValueError(f"--dataset {kind} takes one path, got {len(found)}")
-    return found[0]
+    """The one source of a kind of data that takes no more; ValueError for several."""
+    first, *others = as_list(sources)
+    if others:
+        raise ValueError(f"--dataset {kind} takes one path, got {1 + len(others)}")
+    return first
 
 
 def _grouped(sources: list[str | Path], weights: Sequence[float] | None) -> list[list[str | Path]]:
@@ -156,16 +148,6 @@ def _grouped(sources: list[str | Path], weights: Sequence[float] | None) -> list
     return folders + ([shards] if shards else [])
 
 
-def _check_options(options: StreamOptions, groups: list[list[str | Path]], held_out: bool) -> None:
-    kind = _captions_of(options).kind
-    only_shards = all(is_shard_spec(group[0]) for group in groups)
-    if kind not in CAPTION_KINDS and only_shards and not held_out:
-        raise ValueError(
-            f"--captions {kind}: a file of names and captions is for folders, and shards have "
-            "their own (--wds_caption_key); to replace those, give JSON lines by --better_captions"
-        )
-
-
 def _captions_of(options: StreamOptions) -> Captions:
     return Captions(options.captions, options.fixed_prompt_prefix)
 
@@ -174,51 +156,27 @@ def _is_bucketed(options: StreamOptions) -> bool:
     return options.aspect_buckets > 0 or bool(options.reduced_min_sizes)
 
 
-class _BetterCaptions:
+def _better_captions(options: StreamOptions) -> BetterCaptions | None:
     """The list of --better_captions, if this training reads captions at all."""
-
-    def __init__(self, options: StreamOptions):
-        self._file = options.better_captions
-        self._prefix = options.fixed_prompt_prefix
-        self._owners: dict[str, str] = {}
-        self._captions = None
-        if self._file and (options.reads_captions or options.skip_words):
-            self._captions = read_better_captions(self._file)
-        elif self._file:
-            log.info("no captions are read here, so --better_captions changes nothing")
-
-    @property
-    def is_on(self) -> bool:
-        """Whether there is a list to read."""
-        return self._captions is not None
-
-    def apply(self, samples: ImageSet, name: str) -> None:
-        """Sets what the list has for these images."""
-        if self.is_on:
-            use_better_captions(samples, self._captions, self._prefix, name, self._owners)
-
-    def check_used(self) -> None:
-        """Raises ValueError where the list had nothing for any image."""
-        if self.is_on and not self._owners:
-            some = ", ".join(list(self._captions)[:2])
-            raise ValueError(
-                f"--better_captions {self._file} has no caption for any image; its names are "
-                f"{some} ..."
-            )
+    if options.better_captions and (options.reads_captions or options.skip_words):
+        return BetterCaptions(options.better_captions)
+    if options.better_captions:
+        log.info("no captions are read here, so --better_captions changes nothing")
+    return None
 
 
 def _build_part(
     options: StreamOptions,
     sources: list[str | Path],
     names: list[str] | None,
-    better: _BetterCaptions,
-    held_out: bool,
+    better: BetterCaptions | None,
+    is_train: bool,
 ) -> CropDataset:
     samples = _open(options, sources, names, better)
     name = _name_of(sources)
     samples = filtered(samples, options, name)
-    rules = CropRules(options.resolution, options.train_crop, augment=not held_out)
-    order = None if held_out else _order(options, samples, name)
+    rules = CropRules(options.resolution, options.train_crop, augment=is_train)
+    order = _order(options, samples, name) if is_train else None
     captions = samples.captions if options.reads_captions else None
     return CropDataset(samples.images, rules, options.seed, order, samples.labels, captions)
 
@@ -231,7 +189,7 @@ def _open(
     options: StreamOptions,
     sources: list[str | Path],
     names: list[str] | None,
-    better: _BetterCaptions,
+    better: BetterCaptions | None,
 ) -> ImageSet:
     is_shards, is_file = is_shard_spec(sources[0]), os.path.isfile(os.path.expanduser(sources[0]))
     if is_shards and options.use_manifest:
@@ -244,17 +202,18 @@ def _open(
         Labels(options.labels, names),
         captions,
         sizes=needs_sizes(options) or _is_bucketed(options),
-        records=needs_records(options) or (is_shards and better.is_on),
-        may_lack_captions=better.is_on,
+        records=needs_records(options) or (is_shards and better is not None),
+        may_lack_captions=better is not None,
         index_cache_dir=options.index_cache_dir,
     )
     if is_shards:
         samples = open_shards(sources, wanted, options)
     else:
         samples = open_folder(sources[0], wanted, options.use_manifest)
-    better.apply(samples, _name_of(sources))
-    if is_shards and samples.captions is not None and better.is_on:
-        check_captions(samples.captions, samples.images.name, captions_place(options))
+    if better:
+        better.use(samples, captions.prefix, _name_of(sources))
+        if is_shards and wanted.captions.kind != "none":
+            check_captions(samples.captions, samples.images.name, captions_place(options))
     return samples
 
 

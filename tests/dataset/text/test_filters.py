@@ -8,10 +8,9 @@ from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.text.captions import Captions, CaptionTable
 from wfimagevae.dataset.text.filters import (
+    BetterCaptions,
     filtered,
-    read_better_captions,
     read_words,
-    use_better_captions,
 )
 
 # One field or size of each sample is what a filter looks at.
@@ -146,8 +145,8 @@ def test_better_captions_replace_those_they_name(found, tmp_path, caplog):
         '{"name": "00004", "caption": "first"}\n{"key": "00004", "caption": "second"}\n'
         '{"key": "unknown", "caption": "x"}\n'
     )
-    assert use_better_captions(found, {"other": ["x"]}, "", "test") == 0
-    assert use_better_captions(found, read_better_captions(file), "photo", "test") == 2
+    assert BetterCaptions(file).use(found.select([0, 2]), "", "test") == 0
+    assert BetterCaptions(file).use(found, "photo", "test") == 2
     better = found.captions
     assert better.all(1) == ["photo. a better one"]
     assert better.all(4) == ["photo. first", "photo. second"]
@@ -161,7 +160,7 @@ def test_better_captions_name_files_with_or_without_extension(tmp_path):
     file = tmp_path / "better.jsonl"
     file.write_text('{"name": "a.png", "caption": "A"}\n{"name": "b", "caption": "B"}\n')
     found = open_folder(tmp_path)
-    assert use_better_captions(found, read_better_captions(file), "", "test") == 2
+    assert BetterCaptions(file).use(found, "", "test") == 2
     assert [found.captions.all(i) for i in range(2)] == [["A"], ["B"]]
 
 
@@ -176,4 +175,4 @@ def test_better_captions_name_files_with_or_without_extension(tmp_path):
 def test_bad_lists_of_captions_are_errors(tmp_path, line, message):
     (tmp_path / "better.jsonl").write_text(line)
     with pytest.raises(ValueError, match=message):
-        read_better_captions(tmp_path / "better.jsonl")
+        BetterCaptions(tmp_path / "better.jsonl")

@@ -5,7 +5,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -158,68 +158,65 @@ def _whole(word: str) -> re.Pattern[str]:
     return re.compile(before + re.escape(word) + after)
 
 
-def read_better_captions(file: str | Path) -> dict[str, list[str]]:
+class BetterCaptions:
     """Captions by name, from JSON lines ``{"key": ..., "caption": ...}`` (or ``"name"``).
 
     A name is an image's path below its folder, with or without extension, or a sample's key in
     shards, or its field ``name`` (the path that `ShardWriter` found it at). Where these fit several
-    images, it is the absolute path, or SHARD::KEY with the absolute path or URL of the shard.
-    Several lines of one name are several captions. A bad line (ValueError) is named as file:line.
+    images, of all sets that use the list, it is the absolute path, or SHARD::KEY with the absolute
+    path or URL of the shard. Several lines of one name are several captions. A bad line is named
+    as file:line.
     """
-    better: dict[str, list[str]] = {}
-    path = os.path.expanduser(file)
-    try:
-        for where, record, text in json_lines(path):
-            fields = record if isinstance(record, dict) else {}
-            name, caption = fields.get("key", fields.get("name")), fields.get("caption")
-            is_text = isinstance(name, str) and isinstance(caption, str)
-            if not (is_text and caption.strip()):
+
+    def __init__(self, file: str | Path):
+        self._file, self._captions = os.path.expanduser(file), {}
+        self._owners: dict[str, str] = {}  # the image that has a name
+        try:
+            for where, record, text in json_lines(self._file):
+                fields = record if isinstance(record, dict) else {}
+                name, caption = fields.get("key", fields.get("name")), fields.get("caption")
+                is_text = isinstance(name, str) and isinstance(caption, str)
+                if not (is_text and caption.strip()):
+                    raise ValueError(
+                        f'{where}: expected {{"key": ..., "caption": ...}}, got {text:.80}'
+                    )
+                self._captions.setdefault(name, []).append(" ".join(caption.split()))
+        except FileNotFoundError:
+            raise ValueError(f"better captions {self._file}: no such file") from None
+
+    def use(self, samples: ImageSet, prefix: str, source: str) -> int:
+        """Sets the list's captions in place of images' own; returns how many images it names.
+
+        ``prefix`` is set before each, as for `Captions`; ``source`` names the images in messages.
+        """
+        used = 0
+        captions: list[list[str]] = []
+        for i in range(len(samples)):
+            name = next((name for name in _aliases(samples, i) if name in self._captions), None)
+            if name is None:
+                captions.append(samples.captions.all(i) if samples.captions else [])
+                continue
+            image = samples.images.name(i)
+            if self._owners.setdefault(name, image) != image:
                 raise ValueError(
-                    f'{where}: expected {{"key": ..., "caption": ...}}, got {text:.80}'
+                    f"better captions: {name!r} fits several images, {self._owners[name]} and "
+                    f"{image}; name each in full, as here"
                 )
-            better.setdefault(name, []).append(" ".join(caption.split()))
-    except FileNotFoundError:
-        raise ValueError(f"better captions {path}: no such file") from None
-    return better
+            captions.append([with_prefix(prefix, text) for text in self._captions[name]])
+            used += 1
+        if used:
+            samples.captions = CaptionTable(captions)
+        _log.info("%s: better captions for %d of %d images", source, used, len(samples))
+        return used
 
-
-def use_better_captions(
-    samples: ImageSet,
-    better: Mapping[str, list[str]],
-    prefix: str,
-    source: str,
-    owners: dict[str, str] | None = None,
-) -> int:
-    """Sets captions from a list in place of an image's own; returns how many images the list names.
-
-    Args:
-        samples: Images, with captions or without.
-        better: The list, as `read_better_captions` gives it; a name that fits several images is an
-            error.
-        prefix: Set before every caption, as for `Captions`.
-        source: Name of the images in messages.
-        owners: Images of other sources by the names that they have in the list; added to.
-    """
-    used = 0
-    captions: list[list[str]] = []
-    owners = {} if owners is None else owners
-    for i in range(len(samples)):
-        name = next((alias for alias in _aliases(samples, i) if alias in better), None)
-        if name is None:
-            captions.append(samples.captions.all(i) if samples.captions else [])
-            continue
-        image = samples.images.name(i)
-        if owners.setdefault(name, image) != image:
+    def check_used(self) -> None:
+        """Raises ValueError where the list had nothing for any image."""
+        if not self._owners:
+            names = ", ".join(list(self._captions)[:2])
             raise ValueError(
-                f"better captions: {name!r} fits several images, {owners[name]} and {image}; "
-                "name each in full, as here"
+                f"--better_captions {self._file} has no caption for any image; its names are "
+                f"{names} ..."
             )
-        captions.append([with_prefix(prefix, text) for text in better[name]])
-        used += 1
-    if used:
-        samples.captions = CaptionTable(captions)
-    _log.info("%s: better captions for %d of %d images", source, used, len(samples))
-    return used
 
 
 def _aliases(samples: ImageSet, i: int) -> list[str]:
