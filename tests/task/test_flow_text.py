@@ -9,7 +9,7 @@ from scripts import save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.task.flow_training import FlowPlace
-from tests.task.training import differences, load
+from tests.task.training import differences, load, refused
 from wfimagevae.command_line import parse
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
@@ -197,7 +197,7 @@ def test_a_prefix_stands_before_every_caption(place, captioned):
     ],
 )
 def test_bad_options_are_explained_before_the_first_step(place, options, words):
-    with pytest.raises(ValueError, match=words):
+    with refused(words):
         place.train("bad", 1, **options)
 
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from tests.images import TINY_MODEL, smooth_image
-from tests.task.training import Workplace, differences, largest_difference, load
+from tests.task.training import Workplace, differences, largest_difference, load, refused
 from train_ddp import main
 from wfimagevae.command_line import run_cli
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
@@ -289,7 +289,7 @@ def test_a_resumed_run_may_have_another_discriminator_if_it_starts_anew(workplac
     ],
 )
 def test_bad_options_are_explained(workplace, options, words):
-    with pytest.raises((ValueError, OSError), match=words):
+    with refused(words):
         workplace.train("bad", 2, **options)
 
 

@@ -1,16 +1,29 @@
 """Short trainings for tests: in this process, or under torchrun."""
 
 import os
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.images import write_images, write_tiny_config
 from train_ddp import main
 
 ROOT = Path(__file__).parents[2]
+
+
+@contextmanager
+def refused(words: str) -> Iterator[None]:
+    """A training that its options, or what they name, forbid; a bad flag ends the process."""
+    with pytest.raises((ValueError, OSError, SystemExit)) as error:
+        yield
+    cause = error.value.__context__ if isinstance(error.value, SystemExit) else error.value
+    assert re.search(words, str(cause))
 
 
 class Workplace:
