@@ -30,7 +30,7 @@ from wfimagevae.engine.run import Run, RunLength
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
 from wfimagevae.task.flow import FlowTask, build_flow_player
-from wfimagevae.task.flow_networks import build_network, build_objective, update_flops
+from wfimagevae.task.flow_networks import build_network, build_objective, sample_macs
 from wfimagevae.task.flow_space import (
     DEFAULT_RESOLUTION,
     FlowSpace,
@@ -41,7 +41,7 @@ from wfimagevae.task.flow_space import (
     with_resolution,
 )
 from wfimagevae.task.vae import VaeTask, build_players
-from wfimagevae.task.vae_networks import build_loss, build_vae
+from wfimagevae.task.vae_networks import build_loss, build_vae, update_flops, vae_macs
 
 _VAE_FACTS = (
     *("resolution", "batch_size", "grad_accum_steps", "mix_precision", "compile"),
@@ -236,6 +236,9 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     seed_everything(options.seed)
     vae, loss = build_vae(options, device), build_loss(options, device)
     players = build_players(options, vae, loss, max_steps=10**6)
+    flops = update_flops(vae, loss, options, vae_macs(vae, options.resolution))
+    for player in players:
+        player.flops_per_sample = flops[player.name]
     if options.image_path:
         batches = _loader(options, build_image_data(options, options.image_path), device)
     else:
@@ -278,7 +281,7 @@ def _flow_benchmark(
 ) -> TrainBenchmark:
     objective = build_objective(options, network, space)
     player = build_flow_player(options, objective, 10**6)
-    player.flops_per_sample = update_flops(objective)
+    player.flops_per_sample = 2.0 * objective.passes() * sample_macs(network)
     facts = {name: getattr(options, name) for name in _FLOW_FACTS}
     facts |= {"sample_shape": network.sample_shape, "num_classes": network.num_classes}
     return TrainBenchmark(FlowTask(player, None, batches, facts={}), batches, options, facts)

@@ -24,7 +24,7 @@ from wfimagevae.task.flow_networks import (
     build_network,
     build_objective,
     describe_network,
-    update_flops,
+    sample_macs,
 )
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import (
@@ -54,12 +54,13 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> Assembly:
     check_bucket_sizes(dataset, space, network)
     # The one player.
     objective = build_objective(options, network, space)
-    lines, flops = describe_network(options, network, space), update_flops(objective)
+    macs = sample_macs(network)
+    lines = describe_network(options, network, space, macs)
     if options.fsdp:
         shard(network, network.blocks_to_shard(), process.device)
     max_steps = run_length(options, len(dataset), process.size).max_steps
     player = build_flow_player(options, objective, max_steps)
-    player.flops_per_sample = flops
+    player.flops_per_sample = 2.0 * objective.passes() * macs
     loader = TrainLoader(
         dataset,
         options.batch_size,

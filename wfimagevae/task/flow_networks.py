@@ -99,11 +99,6 @@ def build_generator(
     return FlowGenerator(network, device, facts, decode, space.text, downsampling, precision)
 
 
-def update_flops(objective: FlowMatching) -> float:
-    """Arithmetic of one update for one sample, in FLOP."""
-    return 2.0 * objective.passes() * sample_macs(objective.network)
-
-
 def sample_macs(network: nn.Module) -> int:
     """Multiply-accumulates of a forward pass for one sample."""
     device = next(network.parameters()).device
@@ -113,7 +108,9 @@ def sample_macs(network: nn.Module) -> int:
         return count_macs(lambda: network(x, t, network.null_condition(1, device)))
 
 
-def describe_network(options: FlowOptions, network: nn.Module, space: FlowSpace) -> list[str]:
+def describe_network(
+    options: FlowOptions, network: nn.Module, space: FlowSpace, macs: int
+) -> list[str]:
     """What a flow's training is about to do, in a few lines."""
     shape = " x ".join(map(str, space.shape))
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
@@ -123,7 +120,7 @@ def describe_network(options: FlowOptions, network: nn.Module, space: FlowSpace)
         classes += f", length {text['length']}"
     return [
         f"{options.model_name}: {count_parameters(network):,} parameters, "
-        f"{sample_macs(network) / 1e9:.3g} GMAC a sample of {shape}; {classes}",
+        f"{macs / 1e9:.3g} GMAC a sample of {shape}; {classes}",
         f"{options.objective} on {options.dataset}"
         + (f", average of the weights {options.ema_decay}" if options.ema else ""),
     ]

@@ -69,6 +69,10 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> Assembly:
     # The players, one or two.
     max_steps = run_length(options, len(dataset), process.size).max_steps
     players = build_players(options, vae, loss, max_steps)
+    macs = vae_macs(vae, options.resolution)
+    flops = update_flops(vae, loss, options, macs)
+    for player in players:
+        player.flops_per_sample = flops[player.name]
     loader = TrainLoader(
         dataset,
         options.batch_size,
@@ -91,7 +95,7 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> Assembly:
     fresh = ()
     if options.not_resume_discriminator:
         fresh = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
-    lines = _describe(task, options)
+    lines = _describe(task, options, macs)
     return Assembly(task, loader, tracker, _parts(task), HEADLINE, lines, weights, fresh)
 
 
@@ -198,7 +202,7 @@ def build_players(
         loss: Both players' losses.
         max_steps: Where learning-rate schedules end.
     """
-    is_joint, flops = options.gan_schedule == "joint", update_flops(vae, loss, options)
+    is_joint = options.gan_schedule == "joint"
     generator_updates, discriminator_updates = count_updates(options, max_steps)
     # In a joint step the discriminator takes the generator's reconstructions from this queue.
     queue = deque() if is_joint and options.trains_discriminator else None
@@ -206,7 +210,6 @@ def build_players(
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     divisor = 3 * options.resolution**2
     generator = build_player("generator", objective, options, generator_updates, divisor)
-    generator.flops_per_sample = flops["generator"]
     if options.ema:
         generator.ema = Averages(vae, options.ema_decay, options.ema_warmup)
     if not options.trains_discriminator:
@@ -216,7 +219,6 @@ def build_players(
     own_lr = {"lr": options.lr * options.disc_lr_ratio}
     changed = options.changed(**own_lr | options.discriminator_options)
     discriminator = build_player("discriminator", objective, changed, discriminator_updates)
-    discriminator.flops_per_sample = flops["discriminator"]
     return [generator, discriminator]
 
 
@@ -268,14 +270,14 @@ def _parts(task: VaeTask) -> dict:
     return parts
 
 
-def _describe(task: VaeTask, options: VaeOptions) -> list[str]:
+def _describe(task: VaeTask, options: VaeOptions, macs: int) -> list[str]:
     """What the training is about to do, in a few lines."""
     vae, size = task.vae, options.resolution
     trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
     names = " + ".join(player.name for player in task.players)
     lines = [
         f"{options.model_name}: {count_parameters(vae):,} parameters ({trained:,} trained), "
-        f"{vae_macs(vae, size)[0] / 1e9:.1f} GMAC an image of {size} px; players: {names}",
+        f"{macs / 1e9:.1f} GMAC an image of {size} px; players: {names}",
     ]
     if options.perceptual_weight == 0:
         lines.append("training without LPIPS (--perceptual_weight 0)")

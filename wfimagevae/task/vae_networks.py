@@ -158,33 +158,39 @@ def _require(flag: str, size: int, least: int, whom: str, otherwise: str) -> Non
         )
 
 
-def vae_macs(vae: nn.Module, size: int) -> tuple[int, int]:
-    """Multiply-accumulates of a round trip, and of its encoder alone, for one square image."""
+def vae_macs(vae: nn.Module, size: int) -> int:
+    """Multiply-accumulates of a round trip, for one square image."""
     with shapes_only():
         image = _blank(vae, size)
-        encoder = count_macs(lambda: vae.encode(image))
-        return count_macs(lambda: vae(image, sample_posterior=False)), encoder
+        return count_macs(lambda: vae(image, sample_posterior=False))
 
 
-def update_flops(vae: nn.Module, loss: nn.Module, options: VaeOptions) -> dict[str, float]:
+def update_flops(
+    vae: nn.Module, loss: nn.Module, options: VaeOptions, macs: int
+) -> dict[str, float]:
     """Arithmetic of one update of each player for one image, in FLOP.
 
     Counted on shapes alone: a forward pass once, a backward pass twice (once to the input
     alone). Recomputation by gradient checkpointing does not count: it is no progress.
+
+    Args:
+        vae: The network in training.
+        loss: Both players' losses.
+        options: Of the training.
+        macs: As `vae_macs` counts them.
     """
-    whole, encoder = vae_macs(vae, options.resolution)
-    forward_backward = 3 * whole
-    if options.freeze_encoder:
-        forward_backward -= 2 * encoder
-    if options.freeze_decoder:
-        forward_backward -= whole - encoder
+    forward_backward, critic, features = 3 * macs, 0, 0
     with shapes_only():
         image = _blank(vae, options.resolution)
-        critic = count_macs(lambda: loss.discriminator(image)) if options.disc_weight else 0
-        perceptual = loss.perceptual_loss
-        features = count_macs(lambda: perceptual.features(image)) if perceptual else 0
-    generator = forward_backward + 3 * features + (2 * critic if options.disc_weight else 0)
-    discriminator = 6 * critic + (whole if options.gan_schedule == "alternate" else 0)
+        if options.freeze_encoder or options.freeze_decoder:
+            encoder = count_macs(lambda: vae.encode(image))
+            forward_backward -= 2 * encoder if options.freeze_encoder else macs - encoder
+        if options.disc_weight:
+            critic = count_macs(lambda: loss.discriminator(image))
+        if loss.perceptual_loss:
+            features = count_macs(lambda: loss.perceptual_loss.features(image))
+    generator = forward_backward + 3 * features + 2 * critic
+    discriminator = 6 * critic + (macs if options.gan_schedule == "alternate" else 0)
     if options.r1_weight:
         discriminator += 6 * critic / options.r1_interval
     return {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}
