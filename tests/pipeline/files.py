@@ -14,9 +14,11 @@ import yaml
 from tests.images import TINY_MODEL, write_images
 from tests.task.training import ROOT
 from train_ddp import main
+from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS
+from wfimagevae.pipeline.plan import describe_plan
 
 TINY_VAE = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
 TINY_FLOW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
@@ -105,6 +107,15 @@ class PipelinePlace:
         """Runs it in this process; returns the output folder."""
         assert main(["--pipeline", str(self.write(content))]) == 0
         return Path(content["output"]["output_path"])
+
+    def plan(self, content: dict) -> str:
+        """What the file's plan says."""
+        return "\n".join(describe_plan(load_pipeline(self.write(content))))
+
+    def refuses(self, content: dict, message: str) -> None:
+        """Checks that validating the file ends with this message."""
+        with pytest.raises(PipelineError, match=message):
+            self.plan(content)
 
     def start(self, content: dict, launcher: list[str] | None = None) -> subprocess.Popen:
         """Starts it in a process of its own."""

@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
 from tests.pipeline.files import PLAIN, PipelinePlace, options_of, problems, with_step
 from tests.task.training import ROOT
@@ -168,29 +167,6 @@ def test_a_transition_waits_for_nothing_that_the_step_does_not_log(load, metric,
     load(with_step(f"{WAITS}{metric}}}\n        {remedy}", mode=mode))
 
 
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ("[{train_vae: decoder}]", "leaves the encoder as it was made"),
-        ("[{train_vae: true}, {train_diff: true, freeze: [text_encoder]}]", "leaves the text_enco"),
-        ("[{train_vae: true}, {train_diff: true, options: {freeze_flow: true}}]", "the flow as it"),
-        (
-            "[{train_vae: true, gan_training: true, options: {freeze_discriminator: true}}]",
-            "leaves the discriminator",
-        ),
-        ("[{train_vae: true}, {train_vae: encoder, gan_training: true}]", "give lambda_adv"),
-    ],
-)
-def test_random_weights_are_not_frozen(load, steps, message):
-    listed = yaml.safe_load(steps)
-    named = [{"name": f"s{i}", "n_epochs": 1} | step for i, step in enumerate(listed)]
-    content = yaml.safe_load(PLAIN) | {"model": {"text_encoder": "bytes"}}
-    content["training"] = {"lr": 1e-4, "pipeline": {"steps": named}}
-    found = problems(load, yaml.safe_dump(content))
-    assert [told for lines in found.values() for told in lines if message in told], found
-    assert sum(map(len, found.values())) == 1
-
-
 def test_what_is_learned_may_be_frozen_and_what_a_step_reads_may_be_shared(load):
     text = """\
 model: {text_encoder: bytes}
@@ -262,9 +238,25 @@ def test_a_plain_file_is_right_and_flat_or_not_means_the_same(load):
     assert (options.grad_accum_steps, options.mix_precision) == (1, "fp32")
 
 
+def then(step: str, first: str = "train_vae: true") -> str:
+    """A file of two steps, the second in line 10."""
+    text = BYTES + PLAIN.replace("train_vae: true", first)
+    return f"{text}      - {{name: then, n_epochs: 1, {step}}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "line", "message"),
     [
+        # Random weights are not frozen, and no loss is without a gradient.
+        (PLAIN.replace("true", "decoder"), 6, "leaves the encoder as it was made"),
+        (then("train_diff: true, freeze: [text_encoder]"), 10, "leaves the text_encoder as it"),
+        (then("train_diff: true, options: {freeze_flow: true}"), 10, "leaves the flow as it was"),
+        (
+            then("train_vae: true, gan_training: true, options: {freeze_discriminator: true}"),
+            10,
+            "leaves the discriminator",
+        ),
+        (then("train_vae: encoder, gan_training: true"), 10, "give lambda_adv"),
         (
             "training:\n  pipeline:\n    - name: one\n",
             2,

@@ -6,16 +6,15 @@ import tarfile
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.images import write_images
-from tests.pipeline.files import COLOURS, TINY_FLOW, TINY_VAE, PipelinePlace, options_of
+from tests.pipeline.files import COLOURS, TINY_FLOW, TINY_VAE, PipelinePlace, options_of, steps_of
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.document import PipelineError
-from wfimagevae.pipeline.fluxflow import OPTIONS
 from wfimagevae.pipeline.networks import _dry, _kept_bytes
-from wfimagevae.pipeline.plan import describe_plan
+from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import build_datasets
 
 
@@ -24,63 +23,58 @@ def place(tmp_path_factory):
     return PipelinePlace(tmp_path_factory.mktemp("plans"))
 
 
+@pytest.fixture
+def content(place, tmp_path):
+    return place.content(tmp_path.name)
+
+
 def parameters(network: nn.Module) -> int:
     return sum(p.numel() for p in network.parameters())
 
 
-def test_the_plan_counts_what_is_trained_and_frozen(place):
-    content = place.content("out")
-    steps = content["training"]["pipeline"]["steps"]
+def flow_network():
+    keys = {"text_encoder": "bytes", "text_length": 24, "in_channels": 4, "input_size": 4}
+    return ModelRegistry.get_model("FlowDiT-S/2")(**TINY_FLOW, **keys, num_classes=0)
+
+
+def test_the_plan_counts_what_is_trained_and_frozen(place, content):
+    steps = steps_of(content)
     steps[1] |= {"train_vae": "decoder", "n_epochs": 3, "lambda_adv": 0.5}
     del steps[1]["steps"]
-    plan = "\n".join(describe_plan(load_pipeline(place.write(content))))
+    plan = place.plan(content)
     vae = ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE)
     critic = parameters(NLayerDiscriminator(1))
     encoder, decoder = parameters(vae.encoder), parameters(vae.decoder)
-    assert f"trains decoder {decoder:,}, discriminator {critic:,}: {decoder + critic:,}" in plan
-    assert f"frozen encoder {encoder:,}" in plan
-    keys = {"text_encoder": "bytes", "text_length": 24, "in_channels": 4, "input_size": 4}
-    flow = ModelRegistry.get_model("FlowDiT-S/2")(**TINY_FLOW, **keys, num_classes=0)
-    text = parameters(flow.text_encoder)
-    assert f"trains flow {parameters(flow) - text:,}, text_encoder {text:,}" in plan
-    assert "lambda_adv 0.5 -> --disc_weight 1536 (times 3 H W = 3072" in plan
-    assert "3 epochs = 11 updates of 2 x 1 x 1 = 2 images" in plan  # of 7 images
-    assert "latents of the VAE of step gan" in plan
-    assert "the VAE starts from step warmup, raw weights and their average" in plan
-    assert not (place.folder / "out").exists()
+    flow, text = parameters(flow_network()), parameters(flow_network().text_encoder)
+    for line in (
+        f"trains decoder {decoder:,}, discriminator {critic:,}: {decoder + critic:,}",
+        f"frozen encoder {encoder:,}",
+        f"trains flow {flow - text:,}, text_encoder {text:,}",
+        "lambda_adv 0.5 -> --disc_weight 1536 (times 3 H W = 3072",
+        "3 epochs = 11 updates of 2 x 1 x 1 = 2 images",  # of 7 images
+        "latents of the VAE of step gan",
+        "the VAE starts from step warmup, raw weights and their average",
+    ):
+        assert line in plan
+    assert not (place.folder / content["output"]["output_path"]).exists()
 
 
-def test_the_plan_tells_what_becomes_of_each_rate(place):
-    content = place.content("rates")
-    steps = content["training"]["pipeline"]["steps"]
+def test_the_plan_tells_what_becomes_of_each_rate_and_term(place, content, monkeypatch):
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(place.folder / "no_hub"))
+    steps = steps_of(content)
+    steps[0] |= {"use_lpips": True, "options": {"wavelet_loss": True, "wavelet_weight": 0.25}}
     vae = {"type": "StepLR", "step_size": 30}
     critic = {"type": "ReduceLROnPlateau", "patience": 3}
     steps[1]["optimization"] = {"schedulers": {"vae": vae, "discriminator": critic}}
     steps[1]["options"] = {"eval_steps": 2}
     steps[2]["optimization"] = {"schedulers": {"flow": {"type": "ExponentialLR", "gamma": 0.99}}}
-    plan = "\n".join(describe_plan(load_pipeline(place.write(content))))
+    plan = place.plan(content)
     assert "lr 0.001 step, times 0.1 every 30 updates, down to 0 of it" in plan
-    told = "its discriminator: adamw, lr 0.004 plateau, times 0.1 after 3 validations in a row"
-    assert told in plan
+    waits = "its discriminator: adamw, lr 0.004 plateau, times 0.1 after 3 validations in a row"
+    assert waits in plan
     assert "lr 0.001 exponential, times 0.99 every update" in plan
-
-
-def test_a_window_longer_than_the_step_is_refused(place):
-    content = place.content("window")
-    step = content["training"]["pipeline"]["steps"][0]
-    del step["steps"]
-    transition = {"mode": "loss_threshold", "metric": "vae_loss", "threshold": 1, "max_epochs": 2}
-    step["transition_on"] = transition
-    with pytest.raises(PipelineError, match=r"mean is over 20 .* 7 updates .* have 3"):
-        describe_plan(load_pipeline(place.write(content)))
-
-
-def test_data_that_is_empty_is_told_with_the_step(place):
-    content = place.content("empty")
-    (place.folder / "nothing").mkdir()
-    content["data"]["data_path"] = str(place.folder / "nothing")
-    with pytest.raises(PipelineError, match=r"step 'warmup': no images(.|\n)*step 'flow': no im"):
-        describe_plan(load_pipeline(place.write(content)))
+    assert "disc_weight 0, wavelet_weight 0.25" in plan and plan.count("wavelet_weight") == 1
+    assert "LPIPS downloads https" in plan
 
 
 def held_out_without_captions(place) -> str:
@@ -96,26 +90,20 @@ def held_out_without_images(place) -> str:
     ("held_out", "message"),
     [
         (held_out_without_images, r"'warmup': no images in .*hollow(.|\n)*'flow': no images in"),
-        (
-            held_out_without_captions,
-            r"1 problem:\n.*'flow': none of 2 images has a caption.*silent",
-        ),
+        (held_out_without_captions, r"1 problem:\n.*'flow': none of 2 images has a capt.*silent"),
     ],
 )
-def test_held_out_data_is_opened_while_a_file_is_validated(place, held_out, message):
-    content = place.content("held_out_plan")
+def test_held_out_data_is_opened_while_a_file_is_validated(place, content, held_out, message):
     content["training"]["options"]["eval_steps"] = 1
     content["data"]["eval_data_path"] = held_out(place)
-    with pytest.raises(PipelineError, match=message):
-        plan_of(place, content)
+    place.refuses(content, message)
     # Nor does data that is counted later, as counting would download it, hide it.
     data = {"webdataset_url": f"pipe:cat {shard_of(place, 'train')}", "use_webdataset": True}
     del content["data"]["data_path"]
     content["data"] |= data
-    with pytest.raises(PipelineError, match=message):
-        plan_of(place, content)
+    place.refuses(content, message)
     content["training"]["options"]["eval_steps"] = 0
-    assert "counted when training begins" in plan_of(place, content)
+    assert "counted when training begins" in place.plan(content)
 
 
 def shard_of(place, name: str) -> str:
@@ -128,24 +116,19 @@ def shard_of(place, name: str) -> str:
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
-def test_held_out_data_beside_shards_has_captions(place, kind):
-    content = place.content(f"shards_and_{kind}")
+def test_held_out_data_beside_shards_has_captions(place, content, kind):
     content["training"]["options"]["eval_steps"] = 1
     held_out = str(place.folder / "held_out") if kind == "folder" else shard_of(place, "held_out")
     content["data"] = {"use_webdataset": True, "img_size": 32, "eval_data_path": held_out}
     content["data"]["webdataset_url"] = shard_of(place, "train")
-    loaded = load_pipeline(place.write(content))
-    assert f"validated on {held_out}" in "\n".join(describe_plan(loaded))
-    options = options_of(loaded, -1)
+    assert f"validated on {held_out}" in place.plan(content)
     captions = [f"a {colour} cloud" for colour in COLOURS]
-    for data in build_datasets(options):
+    for data in build_datasets(options_of(load_pipeline(place.write(content)), -1)):
         assert set(data.read_batch(range(len(data)))["caption"]) == set(captions)
 
 
 def test_kept_bytes_are_those_that_backward_reads():
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    options = OPTIONS["flow"](mix_precision="fp32")
+    options = FlowOptions(mix_precision="fp32")
     with FakeTensorMode():
         network = _dry(lambda: nn.Sequential(nn.Linear(8, 16), nn.Tanh(), nn.Linear(16, 4)))
         x = torch.empty(5, 8)
@@ -153,105 +136,90 @@ def test_kept_bytes_are_those_that_backward_reads():
         assert _kept_bytes(network, options, lambda: network(x)) == 4 * 5 * (8 + 16)
 
 
-def test_memory_grows_with_the_batch(place):
+def test_memory_grows_with_the_batch(place, content):
     def activations(batch_size: int) -> float:
-        content = place.content("memory", batch_size=batch_size)
+        content["training"]["batch_size"] = batch_size
         content["data"]["img_size"] = 256
-        plan = "\n".join(describe_plan(load_pipeline(place.write(content))))
-        return float(re.search(r"([\d.]+) of activations", plan)[1])
+        return float(re.search(r"([\d.]+) of activations", place.plan(content))[1])
 
     assert activations(32) == pytest.approx(2 * activations(16), rel=0.05)
 
 
-def plan_of(place, content: dict) -> str:
-    return "\n".join(describe_plan(load_pipeline(place.write(content))))
+def window(content: dict, place) -> None:
+    step = steps_of(content)[0]
+    del step["steps"]
+    transition = {"mode": "loss_threshold", "metric": "vae_loss", "threshold": 1, "max_epochs": 2}
+    step["transition_on"] = transition
 
 
-def gan_twice(content: dict) -> None:
-    steps = content["training"]["pipeline"]["steps"]
-    steps[0] |= {"gan_training": True, "options": {"disc_num_layers": 2}}
+def empty(content: dict, place) -> None:
+    (place.folder / "nothing").mkdir()
+    content["data"]["data_path"] = str(place.folder / "nothing")
 
 
-def vae_between_flows(content: dict) -> None:
+def gan_twice(content: dict, place) -> None:
+    steps_of(content)[0] |= {"gan_training": True, "options": {"disc_num_layers": 2}}
+
+
+def vae_between_flows(content: dict, place) -> None:
     del content["model"]["vae"]
-    steps = content["training"]["pipeline"]["steps"]
-    steps.insert(0, {"name": "pixels", "steps": 1, "train_diff": True})
+    steps_of(content).insert(0, {"name": "pixels", "steps": 1, "train_diff": True})
 
 
-def two_sizes(content: dict) -> None:
+def two_sizes(content: dict, place) -> None:
     content["model"]["flow"]["name"] = "DiT-S/2"
-    steps = content["training"]["pipeline"]["steps"]
-    steps.append({"name": "large", "steps": 1, "train_diff": True, "options": {"resolution": 64}})
+    large = {"name": "large", "steps": 1, "train_diff": True, "options": {"resolution": 64}}
+    steps_of(content).append(large)
+
+
+def deep_discriminator(content: dict, place) -> None:
+    content["training"]["options"]["disc_num_layers"] = 5
+
+
+def bad_configurations(content: dict, place) -> None:
+    content["model"]["vae"]["config"] = TINY_VAE | {"latent_dims": 4}
+    content["model"]["flow"]["config"] = TINY_FLOW | {"hidden_sizes": 4}
+
+
+def flow_from_nowhere(content: dict, place) -> None:
+    content["model"]["flow"]["pretrained"] = "nowhere/flow_run"
+
+
+def spade_for_a_plain_vae(content: dict, place) -> None:
+    weights = place.folder / "plain_vae"
+    ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE).save_pretrained(weights)
+    content["model"]["vae"] = {"pretrained": str(weights)}
+    steps_of(content)[0]["train_spade"] = True
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (window, r"mean is over 20 .* 7 updates .* have 3"),
+        (empty, r"step 'warmup': no images(.|\n)*step 'flow': no im"),
+        (lambda content, _: content["data"].update(img_size=36), "'warmup': img_size 36 must be"),
         (gan_twice, "step 'gan': the discriminator of step warmup does not fit"),
         (vae_between_flows, "step 'flow': the flow of step pixels does not fit"),
         (two_sizes, "step 'large': the flow of step flow does not fit: its pos_embed"),
+        (deep_discriminator, r"'gan': 32 px images are too small.*disc_num_layers"),
+        (bad_configurations, r"line 2: model.vae: (.|\n)*'flow': .*hidden_sizes"),
+        (flow_from_nowhere, "nowhere/flow_run is no local path"),
+        (spade_for_a_plain_vae, "train_spade: true and a model of the other kind"),
     ],
 )
-def test_weights_that_do_not_fit_the_next_step_are_refused(place, change, message):
-    content = place.content("unfit")
-    change(content)
-    with pytest.raises(PipelineError, match=message):
-        plan_of(place, content)
-
-
-def test_images_too_small_for_the_discriminator_are_refused(place):
-    content = place.content("small")
-    content["training"]["options"]["disc_num_layers"] = 5
-    with pytest.raises(PipelineError, match=r"'gan': 32 px images are too small.*disc_num_layers"):
-        plan_of(place, content)
-
-
-def test_bad_configurations_of_both_networks_are_told_with_their_lines(place):
-    content = place.content("configs")
-    content["model"]["vae"]["config"] = TINY_VAE | {"latent_dims": 4}
-    content["model"]["flow"]["config"] = TINY_FLOW | {"hidden_sizes": 4}
-    with pytest.raises(PipelineError, match=r"line 2: model.vae: (.|\n)*'flow': .*hidden_sizes"):
-        plan_of(place, content)
-
-
-def test_a_pretrained_flow_that_is_nowhere_is_refused(place, monkeypatch):
+def test_what_data_and_networks_show_to_be_wrong_is_refused(
+    place, content, monkeypatch, change, message
+):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    content = place.content("pretrained")
-    content["model"]["flow"]["pretrained"] = "nowhere/flow_run"
-    with pytest.raises(PipelineError, match="nowhere/flow_run is no local path"):
-        plan_of(place, content)
+    change(content, place)
+    place.refuses(content, message)
 
 
-def test_the_plan_of_a_pretrained_flow_is_of_that_network(place):
-    keys = {"text_encoder": "bytes", "text_length": 24, "in_channels": 4, "input_size": 4}
-    flow = ModelRegistry.get_model("FlowDiT-S/2")(**TINY_FLOW, **keys, num_classes=0)
+def test_the_plan_of_a_pretrained_flow_is_of_that_network(place, content):
+    flow = flow_network()
     flow.save_pretrained(place.folder / "own_flow")
-    content = place.content("own_flow_plan")
     content["model"]["flow"] = {"pretrained": str(place.folder / "own_flow")}  # its size is there
     text = parameters(flow.text_encoder)
-    plan = plan_of(place, content)
-    assert f"trains flow {parameters(flow) - text:,}, text_encoder {text:,}" in plan
+    assert f"trains flow {parameters(flow) - text:,}, text_encoder {text:,}" in place.plan(content)
     content["model"]["flow"]["config"] = {"depth": 2}
-    with pytest.raises(PipelineError, match=r"'flow'.*missing: .*blocks.1"):
-        plan_of(place, content)
-
-
-def test_a_pretrained_vae_without_spade_is_not_trained_with_it(place):
-    weights = place.folder / "plain_vae"
-    ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE).save_pretrained(weights)
-    content = place.content("spade")
-    content["model"]["vae"] = {"pretrained": str(weights)}
-    content["training"]["pipeline"]["steps"][0]["train_spade"] = True
-    with pytest.raises(PipelineError, match="train_spade: true and a model of the other kind"):
-        plan_of(place, content)
-
-
-def test_the_plan_names_the_wavelet_term_and_what_must_be_downloaded(place, monkeypatch):
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(place.folder / "no_hub"))
-    content = place.content("terms")
-    step = content["training"]["pipeline"]["steps"][0]
-    step |= {"use_lpips": True, "options": {"wavelet_loss": True, "wavelet_weight": 0.25}}
-    plan = plan_of(place, content)
-    assert "disc_weight 0, wavelet_weight 0.25" in plan
-    assert plan.count("wavelet_weight") == 1
-    assert "LPIPS downloads https" in plan
+    place.refuses(content, r"'flow'.*missing: .*blocks.1")

@@ -31,9 +31,7 @@ def options(tmp_path_factory):
 
 def test_the_gradient_is_that_of_the_means(options):
     torch.manual_seed(0)
-    config = {"latent_dim": CHANNELS, "base_channels": [8, 8, 16], "encoder_energy_flow_size": 8}
-    config |= {"decoder_base_channels": [8, 8, 16], "decoder_energy_flow_size": 8}
-    vae = WFVAE2ImageModel(**config).double()
+    vae = WFVAE2ImageModel(**TINY_VAE).double()
     loss = LPIPSWithDiscriminator2D(options.changed(wavelet_weight=0.0)).double()
     images = torch.rand(2, 3, SIZE, SIZE, dtype=torch.float64) * 2 - 1
     output = vae(images, noise=torch.randn(2, CHANNELS, 4, 4, dtype=torch.float64))
@@ -80,14 +78,16 @@ def test_clipping_allows_the_same_gradients(options):
     assert not options.adaptive_weight
 
 
-def test_metrics_of_the_file_are_those_that_trainings_log(monkeypatch):
-    """With every term on, what a training logs is what a transition may wait for."""
-    target = "wfimagevae.model.losses.perceptual_loss.load_lpips"
+@pytest.fixture
+def lpips(monkeypatch):
+    """A distance that needs no weights."""
     distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
-    monkeypatch.setattr(target, lambda *_: distance)
-    config = {"latent_dim": CHANNELS, "base_channels": [8, 8, 16], "encoder_energy_flow_size": 8}
-    config |= {"decoder_base_channels": [8, 8, 16], "decoder_energy_flow_size": 8}
-    vae = WFVAE2ImageModel(**config)
+    monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.load_lpips", lambda *_: distance)
+
+
+def test_metrics_of_the_file_are_those_that_trainings_log(lpips):
+    """With every term on, what a training logs is what a transition may wait for."""
+    vae = WFVAE2ImageModel(**TINY_VAE)
     weights = ("kl", "mmd", "color", "histogram", "contrast", "mse", "wavelet", "r1")
     loss = LPIPSWithDiscriminator2D(
         LossConfig(
@@ -125,9 +125,7 @@ ADVERSARIAL = {"gan_training": True, "lambda_adv": 0.5}
         {"train_vae": True, "gan_training": True, "lambda_adv": 0},
     ],
 )
-def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, monkeypatch, given):
-    distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
-    monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.load_lpips", lambda *_: distance)
+def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, lpips, given):
     place = PipelinePlace(tmp_path)
     content = place.content("out")
     content["training"]["options"]["disc_start"] = 0

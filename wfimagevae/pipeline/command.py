@@ -47,28 +47,23 @@ def run_file(argv: Sequence[str]) -> int:
 def _read_words(argv: Sequence[str]) -> tuple[PipelineOptions, dict[str, Any]]:
     """The pipeline's own flags, and values of those of its steps' trainings."""
     parser = Parser(PipelineOptions, description="Trains the steps of a pipeline.")
-    kinds = {cls: Parser(cls) for cls in OPTIONS.values()}
-    own, words = [], {}
+    tasks = [Parser(cls) for cls in OPTIONS.values()]
+    own, flags = [], {}
     starts = [i for i, word in enumerate(argv) if word.startswith("--")]
     for start, end in zip(starts, [*starts[1:], len(argv)], strict=True):
         flag = argv[start].removeprefix("--").split("=")[0]
-        having = [cls for cls, flags in kinds.items() if flag in flags.flags()]
         if flag in parser.flags():
             own += argv[start:end]
-        elif not having:
-            known = {
-                *parser.flags(),
-                *kinds[OPTIONS["vae"]].flags(),
-                *kinds[OPTIONS["flow"]].flags(),
-            }
-            parser.error(f"unknown flag --{flag}{nearest(flag, known, '--')}")
+        elif having := [task for task in tasks if flag in task.flags()]:
+            ((name, words),) = having[0].read_words(argv[start:end]).items()
+            flags[name] = _typed(parser, having[0].cls, name, words)
         else:
-            (name, value), *_ = kinds[having[0]].read_words(argv[start:end]).items()
-            words[name] = _typed(parser, having[0], name, value)
+            known = [name for each in (parser, *tasks) for name in each.flags()]
+            parser.error(f"unknown flag --{flag}{nearest(flag, known, '--')}")
     options = PipelineOptions(**parser.read_words([*argv[: starts[0]], *own]))
     if not (options.pipeline or options.print_schema):
         raise ValueError("--validate_pipeline goes with --pipeline FILE")
-    return options, words
+    return options, flags
 
 
 def _typed(parser: Parser, cls: type[Options], flag: str, words: Any) -> Any:

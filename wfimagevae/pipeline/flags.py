@@ -3,20 +3,9 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from wfimagevae.pipeline import fluxflow
 from wfimagevae.pipeline.document import Document
-from wfimagevae.pipeline.fluxflow import (
-    DEFAULT_LAMBDA_ADV,
-    INTERVAL,
-    OPTIMIZERS,
-    OPTIONS,
-    PIXELS,
-    RATIO,
-    SCHEDULES,
-    OptimizerSection,
-    PipelineFile,
-    SchedulerSection,
-    StepSection,
-)
+from wfimagevae.pipeline.fluxflow import Section
 from wfimagevae.pipeline.metrics import METRICS
 from wfimagevae.pipeline.steps import Pipeline, Step
 
@@ -29,10 +18,7 @@ OPTIMIZED = {
 # Values of torch that ours always have.
 _FIXED = {"eps": 1e-8, "alpha": 0.99, "centered": False, "amsgrad": False}
 _DECOUPLED = ("adamw", "lion", "muon")
-_TAKEN_BY = {
-    "betas": ("adamw", "adam", "lion", "muon"),
-    "momentum": ("sgd", "rmsprop", "muon"),
-}
+_TAKEN_BY = {"betas": (*_DECOUPLED, "adam"), "momentum": ("sgd", "rmsprop", "muon")}
 
 
 class Units(NamedTuple):
@@ -44,7 +30,7 @@ class Units(NamedTuple):
 
 def idleness(step: Step, key: str) -> str | None:
     """Why a step's training reads no such key; None if it does, or what it trains is unknown."""
-    use = StepSection.keys().get(key)
+    use = fluxflow.StepSection.keys().get(key)
     if use is None or step.task is None:
         return None
     if use.task not in (None, step.task):
@@ -88,9 +74,12 @@ def step_flags(
         flags["sample_prompts"] = None
     if settings.transition_on.mode == "loss_threshold":
         flags |= _stop_flags(step, units)
-    flags |= _vae_flags(step) if step.task == "vae" else _flow_flags(step, content)
+    if step.task == "vae":
+        flags |= _vae_flags(step)
+    elif content.model.text_encoder == "bytes" and "text_encoder" in step.frozen:
+        flags["freeze_text_encoder"] = True
     flags |= _optimization_flags(step, pipeline.document)
-    known = OPTIONS[step.task].by_flag()
+    known = fluxflow.OPTIONS[step.task].by_flag()
     flags = {flag: value for flag, value in flags.items() if flag in known and value is not None}
     shared = {flag: value for flag, value in settings.options.items() if flag in known}
     over = {flag: value for flag, value in pipeline.flags.items() if flag in known}
@@ -109,20 +98,20 @@ def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
     of all latents' divergences, C h w times their mean; the adversarial term is one number.
     """
     pixels, latents = units or Units(1, 1)
-    interval = step.settings.r1_interval or OPTIONS["vae"].by_flag()["r1_interval"].default
+    interval = step.settings.r1_interval or fluxflow.OPTIONS["vae"].by_flag()["r1_interval"].default
     factors = {
-        PIXELS: (pixels, f"times 3 H W = {pixels}"),
-        RATIO: (pixels / latents, f"times 3 H W / C h w = {pixels} / {latents}"),
-        INTERVAL: (
+        fluxflow.PIXELS: (pixels, f"times 3 H W = {pixels}"),
+        fluxflow.RATIO: (pixels / latents, f"times 3 H W / C h w = {pixels} / {latents}"),
+        fluxflow.INTERVAL: (
             1 / interval,
             f"divided by r1_interval {interval}: the rarer the term, the more it counts here",
         ),
     }
     flags, conversions = {}, []
-    for name, key in StepSection.keys().items():
+    for name, key in fluxflow.StepSection.keys().items():
         value = getattr(step.settings, name)
         if name == "lambda_adv" and value is None and step.is_gan_only:
-            value = DEFAULT_LAMBDA_ADV
+            value = fluxflow.DEFAULT_LAMBDA_ADV
         is_free = name in ("kl_warmup_steps", "kl_free_bits") and step.settings.kl_beta == 0
         if not key.flag or value is None or idleness(step, name) or is_free:
             continue
@@ -148,10 +137,9 @@ def _stop_flags(step: Step, units: Units | None) -> Flags:
     return flags | {"stop_metric": name, "stop_below": threshold, "stop_window": transition.window}
 
 
-def _data_flags(step: Step, content: PipelineFile) -> Flags:
+def _data_flags(step: Step, content: fluxflow.PipelineFile) -> Flags:
     source = step.source
-    flags: Flags = {"resolution": step.size, "eval_resolution": step.size}
-    flags["eval_crop_size"] = step.size
+    flags: Flags = dict.fromkeys(("resolution", "eval_resolution", "eval_crop_size"), step.size)
     if source is None:
         return flags
     name = "image_path" if step.task == "vae" else "data_path"
@@ -166,9 +154,8 @@ def _data_flags(step: Step, content: PipelineFile) -> Flags:
     }
     if step.task == "vae" or not content.model.text_encoder:
         return flags
-    prefix = section.fixed_prompt_prefix or content.data.fixed_prompt_prefix
-    flags["fixed_prompt_prefix"] = prefix
-    folders = source.paths
+    folders, prefix = source.paths, section.fixed_prompt_prefix
+    flags["fixed_prompt_prefix"] = prefix or content.data.fixed_prompt_prefix
     if source.is_webdataset:
         key, kind = section.webdataset_caption_key, section.webdataset_label_key
         if kind or key not in (None, "txt"):  # a field of the JSON member, as FluxFlow means it
@@ -199,11 +186,6 @@ def _vae_flags(step: Step) -> Flags:
     return flags
 
 
-def _flow_flags(step: Step, content: PipelineFile) -> Flags:
-    freezes = content.model.text_encoder == "bytes" and "text_encoder" in step.frozen
-    return {"freeze_text_encoder": freezes or None}
-
-
 def _optimization_flags(step: Step, document: Document) -> Flags:
     """Flags of a step's optimizers and schedules; what cannot be met is reported.
 
@@ -225,11 +207,11 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
     return flags
 
 
-def _optimizer_flags(section: OptimizerSection, step: Step, document: Document, name: str) -> Flags:
+def _optimizer_flags(section: Section, step: Step, document: Document, name: str) -> Flags:
     def report(key: str, message: str) -> None:
         document.report(step.origin(document, "optimization", "optimizers", name, key), message)
 
-    kind = OPTIMIZERS.get(section.type, section.type)
+    kind = fluxflow.OPTIMIZERS.get(section.type, section.type)
     for key, fixed in _FIXED.items():
         value = getattr(section, key)
         if value not in (None, fixed):
@@ -247,17 +229,16 @@ def _optimizer_flags(section: OptimizerSection, step: Step, document: Document, 
     return {flag: value for flag, value in flags.items() if value is not None}
 
 
-def _schedule_flags(section: SchedulerSection, step: Step, document: Document, name: str) -> Flags:
+def _schedule_flags(section: Section, step: Step, document: Document, name: str) -> Flags:
     def report(message: str, *key: str) -> None:
         place = step.origin(document, "optimization", "schedulers", name, *key)
         document.report(place, f"{section.type} of {name} {message}")
 
-    schedule, lr_min = SCHEDULES[section.type], step.settings.lr_min
+    schedule, lr_min = fluxflow.SCHEDULES[section.type], step.settings.lr_min
     flags: Flags = {"lr_schedule": schedule.kind, "min_lr_ratio": 0.0, **schedule.flags}
     flags |= {} if lr_min is None else {"min_lr_ratio": lr_min}
-    needed = schedule.needs
-    if needed and getattr(section, needed) is None:
-        report(f"needs {needed}: it has no usual value")
+    if schedule.needs and getattr(section, schedule.needs) is None:
+        report(f"needs {schedule.needs}: it has no usual value")
     # Data that is drawn needs no held-out files.
     validates = step.source is None or bool(step.source.held_out)
     if schedule.kind == "plateau" and not step.settings.options.get("eval_steps", validates):
@@ -269,7 +250,7 @@ def _schedule_flags(section: SchedulerSection, step: Step, document: Document, n
         value = getattr(section, key)
         if value is None or (key, value) in (("start_factor", 1), ("mode", "min")):
             continue  # it says what happens anyway
-        if flag := schedule.keys.get(key, "warmup_steps" if key == "warmup_steps" else None):
+        if flag := {**schedule.keys, "warmup_steps": "warmup_steps"}.get(key):
             flags[flag] = value
         else:
             report(_UNMET.get(key, f"has no {key}; leave it out"), key)
@@ -283,7 +264,7 @@ _UNMET = {
 }
 
 
-def config_file(content: PipelineFile, name: str) -> str | None:
+def config_file(content: fluxflow.PipelineFile, name: str) -> str | None:
     """The JSON file of a network's configuration; one written in the YAML gets a file."""
     config = getattr(content.model, name).config
     if isinstance(config, dict):

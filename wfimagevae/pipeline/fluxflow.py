@@ -32,19 +32,12 @@ DEFAULT_LAMBDA_ADV = 0.5  # of a discriminator that alone teaches the VAE
 
 
 class Key(NamedTuple):
-    """What a key of the file is to a training.
+    """What a key of the file is to a training."""
 
-    Attributes:
-        flag: That it becomes; None for keys that say what is trained, and how.
-        task: The kind of step that reads it; None for both.
-        needs: Keys without which nothing reads it.
-        unit: Of a loss weight: the factor to the flag, or what is the same in both.
-    """
-
-    flag: str | None
-    task: str | None = None
-    needs: tuple[str, ...] = ()
-    unit: str | None = None
+    flag: str | None  # that it becomes; None for keys that say what is trained, and how
+    task: str | None = None  # the kind of step that reads it; None for both
+    needs: tuple[str, ...] = ()  # keys without which nothing reads it
+    unit: str | None = None  # a loss weight's factor to the flag, or what is the same in both
 
 
 def _flag(flag: str, *use: Any) -> Any:
@@ -152,22 +145,18 @@ _STEP = {"step_size": "lr_step_updates", "gamma": "lr_gamma"}
 _PLATEAU = {"factor": "lr_gamma", "patience": "plateau_patience"}
 _EXPONENTIAL = Schedule("exponential", {"gamma": "lr_gamma"}, {"lr_step_updates": 1}, "gamma")
 # By torch's name with FluxFlow's documented defaults, and by ours with our flags' defaults.
+_COSINE, _LINEAR = {"eta_min_factor": "min_lr_ratio"}, {"end_factor": "min_lr_ratio"}
 SCHEDULES = {
-    "CosineAnnealingLR": Schedule(
-        "cosine", {"eta_min_factor": "min_lr_ratio"}, {"min_lr_ratio": 0.1}
-    ),
-    "LinearLR": Schedule("linear", {"end_factor": "min_lr_ratio"}, {"min_lr_ratio": 0.1}),
+    "CosineAnnealingLR": Schedule("cosine", _COSINE, {"min_lr_ratio": 0.1}),
+    "LinearLR": Schedule("linear", _LINEAR, {"min_lr_ratio": 0.1}),
     "StepLR": Schedule("step", _STEP, {"lr_gamma": 0.1}, "step_size"),
     "ExponentialLR": _EXPONENTIAL,
     "ConstantLR": Schedule("constant", {}),
     "ReduceLROnPlateau": Schedule("plateau", _PLATEAU, {"lr_gamma": 0.1, "plateau_patience": 10}),
-    "cosine": Schedule("cosine", {"eta_min_factor": "min_lr_ratio"}),
-    "linear": Schedule("linear", {"end_factor": "min_lr_ratio"}),
-    "step": Schedule("step", _STEP),
-    "exponential": _EXPONENTIAL,
-    "constant": Schedule("constant", {}),
-    "plateau": Schedule("plateau", _PLATEAU),
 }
+# Our names mean the same with our flags' own defaults.
+SCHEDULES |= {s.kind: Schedule(s.kind, s.keys) for s in SCHEDULES.values()}
+SCHEDULES["exponential"] = _EXPONENTIAL
 OPTIMIZERS = {
     "AdamW": "adamw",
     "Adam": "adam",

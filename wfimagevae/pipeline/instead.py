@@ -1,17 +1,6 @@
 """What to write instead of flags that keys decide, and of FluxFlow's keys without meaning here."""
 
-from wfimagevae.pipeline.fluxflow import (
-    DataSection,
-    DatasetSection,
-    ModelSection,
-    NetworkSection,
-    OutputSection,
-    PipelineFile,
-    Settings,
-    StepSection,
-    TrainingSection,
-    Transition,
-)
+from wfimagevae.pipeline import fluxflow
 
 # What the file has in place of some flags: one value has one place.
 _PLACES = {
@@ -48,15 +37,16 @@ OF_ONE_STEP = {
     "rec_weight": "it in the options of a step with train_vae",
     "resolution": "img_size, of data or of a data set; or resolution in the options of a step",
 }
-# Flag -> what to write.
-INSTEAD = {
-    **{key.flag: f"{name}, of data or of a data set" for name, key in DataSection.keys().items()},
-    **{key.flag: f"model.{name}" for name, key in ModelSection.keys().items()},
-    **{key.flag: f"output.{name}" for name, key in OutputSection.keys().items()},
-    **{key.flag: f"training.{name}" for name, key in TrainingSection.keys().items()},
-    **{key.flag: name for name, key in StepSection.keys().items()},
-    **{flag: text for text, flags in _PLACES.items() for flag in flags.split()},
+_KEYS = {
+    "{}, of data or of a data set": fluxflow.DataSection,
+    "model.{}": fluxflow.ModelSection,
+    "output.{}": fluxflow.OutputSection,
+    "training.{}": fluxflow.TrainingSection,
+    "{}": fluxflow.StepSection,
 }
+# Flag -> what to write.
+INSTEAD = {key.flag: t.format(n) for t, cls in _KEYS.items() for n, key in cls.keys().items()}
+INSTEAD |= {flag: text for text, flags in _PLACES.items() for flag in flags.split()}
 INSTEAD = {flag: text for flag, text in INSTEAD.items() if flag and flag not in OF_ONE_STEP}
 
 _SIZES = "a network's size is its configuration"
@@ -124,7 +114,7 @@ _SETTINGS = {
 }
 # Keys of FluxFlow's documents that mean nothing in a section here, and what to write instead.
 REPLACED = {
-    PipelineFile: {
+    fluxflow.PipelineFile: {
         "config": "that flag is for files of flags; a pipeline file is given by --pipeline",
         "model_checkpoint": "write model.vae.pretrained or model.flow.pretrained; to go on with a "
         "pipeline, run the same command again",
@@ -132,16 +122,16 @@ REPLACED = {
         "pipeline": "write it under training",
         "steps": "write them under training.pipeline",
     },
-    ModelSection: _MODEL,
-    NetworkSection: _MODEL,
-    DataSection: _DATA,
-    DatasetSection: _DATA,
-    Settings: _SETTINGS,
-    Transition: {
+    fluxflow.ModelSection: _MODEL,
+    fluxflow.NetworkSection: _MODEL,
+    fluxflow.DataSection: _DATA,
+    fluxflow.DatasetSection: _DATA,
+    fluxflow.Settings: _SETTINGS,
+    fluxflow.Transition: {
         "value": "an epoch transition happens after n_epochs",
         "epochs": "write max_epochs",
     },
-    OutputSection: {
+    fluxflow.OutputSection: {
         "log_level": "everything is logged once; log_interval says how often",
         "log_file": "redirect the command's output to a file",
         "preserve_lr": _SETTINGS["preserve_lr"],

@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.device import autocast
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.files import json_text, read_json, write_json
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
@@ -92,26 +93,19 @@ def write_configs(content: PipelineFile) -> None:
 
 @dataclass
 class Footprint:
-    """What a step holds.
-
-    Attributes:
-        parameters: Number in each component.
-        states: Bytes of weights, gradients, optimizer and averages.
-        activations: Bytes that backward needs of one micro-batch.
-        notes: What is not counted.
-        size_multiple: Height and width of a flow's samples are multiples of this.
-        shapes: Of the weights that travel to later steps, by component and name.
-    """
+    """What a step holds, by component; sizes in bytes."""
 
     parameters: dict[str, int] = field(default_factory=dict)
-    states: int = 0
-    activations: int = 0
-    notes: list[str] = field(default_factory=list)
-    size_multiple: int = 1
-    shapes: dict[str, dict[str, tuple]] = field(default_factory=dict)
+    states: int = 0  # weights, gradients, optimizer and averages
+    activations: int = 0  # what backward needs of one micro-batch
+    notes: list[str] = field(default_factory=list)  # what is not counted
+    size_multiple: int = 1  # of the height and width of a flow's samples
+    shapes: dict[str, dict[str, tuple]] = field(default_factory=dict)  # of weights that travel on
 
 
-def vae_footprint(options, vae: VaeFacts, trained: frozenset, dry_runs: dict) -> Footprint:
+def vae_footprint(
+    options: TrainingOptions, vae: VaeFacts, trained: frozenset, dry_runs: dict
+) -> Footprint:
     """Size and memory of a VAE step.
 
     Args:
@@ -154,7 +148,7 @@ def vae_footprint(options, vae: VaeFacts, trained: frozenset, dry_runs: dict) ->
     return footprint
 
 
-def _critic(options) -> tuple[int, int, dict[str, tuple]]:
+def _critic(options: TrainingOptions) -> tuple[int, int, dict[str, tuple]]:
     """The discriminator's parameters, the bytes that it keeps, and its weights' shapes."""
     size, layers = options.resolution, options.disc_num_layers
     with FakeTensorMode():
@@ -170,7 +164,7 @@ def _critic(options) -> tuple[int, int, dict[str, tuple]]:
 
 
 def flow_footprint(
-    pipeline: Pipeline, step: Step, options, shape: tuple[int, int, int]
+    pipeline: Pipeline, step: Step, options: TrainingOptions, shape: tuple[int, int, int]
 ) -> Footprint:
     """Size and memory of a flow step; frozen networks that encode images come on top.
 
@@ -245,7 +239,9 @@ def _dry(build: Callable[[], nn.Module]) -> nn.Module:
     return network
 
 
-def _state_bytes(parameters: dict[str, int], options, trained: frozenset, averaged: int) -> int:
+def _state_bytes(
+    parameters: dict[str, int], options: TrainingOptions, trained: frozenset, averaged: int
+) -> int:
     moments = _MOMENTS[options.optimizer]
     values = sum(parameters.values())
     values += sum((1 + moments) * n for name, n in parameters.items() if name in trained)
@@ -253,7 +249,7 @@ def _state_bytes(parameters: dict[str, int], options, trained: frozenset, averag
     return values * _BYTES
 
 
-def _kept_bytes(network: nn.Module, options, forward: Callable[[], object]) -> int:
+def _kept_bytes(network: nn.Module, options: TrainingOptions, forward: Callable[[], object]) -> int:
     """Bytes that autograd keeps of a forward pass, parameters aside."""
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, Tensor] = {}

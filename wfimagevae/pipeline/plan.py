@@ -11,6 +11,7 @@ import torch
 
 from wfimagevae.dataset.open import as_list, build_image_data, open_images
 from wfimagevae.dataset.shards.specs import is_remote
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.weight_files import find_weights
 from wfimagevae.pipeline.checks import check_spade, parse_sizes
@@ -44,18 +45,12 @@ _OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": 
 
 @dataclass
 class _Plan:
-    """What the descriptions of all steps share.
-
-    Attributes:
-        vae: The file's autoencoder; the default one where it cannot be built.
-        states: Where the steps stand; none where that could not be read.
-        weights: Component -> step that trained it last, and the shapes of its weights.
-        dry_runs: Results of networks on shapes, to be used again.
-    """
+    """What the descriptions of all steps share."""
 
     pipeline: Pipeline
     vae: VaeFacts
-    states: list[StepState]
+    states: list[StepState]  # none where the autoencoder cannot be built
+    # Component -> step that trained it last, and the shapes of its weights.
     weights: dict[str, tuple[str, dict]] = field(default_factory=dict)
     dry_runs: dict = field(default_factory=dict)
 
@@ -70,11 +65,12 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
         PipelineError: everything that only data, networks and the output show to be wrong.
     """
     content, document = pipeline.content, pipeline.document
-    vae, states = vae_facts(ModelSection()), []  # the flow's problems are told all the same
+    states: list[StepState] = []
     try:
         vae = vae_facts(content.model)
     except (ValueError, TypeError, OSError) as error:
         document.report(("model", "vae"), f"model.vae: {error}")
+        vae = vae_facts(ModelSection())  # the flow's problems are told all the same
     for step in pipeline.steps:
         if step.task == "vae" and step.size % vae.network.spatial_factor:
             text = f"img_size {step.size} must be a multiple of {vae.network.spatial_factor}"
@@ -155,7 +151,7 @@ def _describe_step(plan: _Plan, step: Step) -> list[str]:
     ]
 
 
-def _footprint(plan: _Plan, step: Step, options) -> Footprint:
+def _footprint(plan: _Plan, step: Step, options: TrainingOptions) -> Footprint:
     pipeline, vae, size = plan.pipeline, plan.vae, step.size
     if step.task == "vae":
         return vae_footprint(options, vae, step.trained, plan.dry_runs)
@@ -230,7 +226,7 @@ def _starts(pipeline: Pipeline, step: Step, state: StepState | None) -> list[str
     return lines
 
 
-def _data_and_length(step: Step, options) -> list[str]:
+def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
     """What a step trains on and is validated on, and how many updates it makes.
 
     Raises:
@@ -270,7 +266,7 @@ def _data_and_length(step: Step, options) -> list[str]:
     ]
 
 
-def _count(step: Step, options) -> int | None:
+def _count(step: Step, options: TrainingOptions) -> int | None:
     """Opens a step's data; images of an epoch, None where counting them would download them."""
     if step.task == "vae":
         if options.eval_steps and not _is_away(options.eval_image_path):
@@ -294,7 +290,7 @@ def _is_away(sources: Sequence[str] | None) -> bool:
     return any(is_remote(str(path)) for path in as_list(sources or []))
 
 
-def _rates(options, step: Step) -> list[str]:
+def _rates(options: TrainingOptions, step: Step) -> list[str]:
     line = f"   {_rate(options)}, precision {options.mix_precision}"
     line += f", average {options.ema_decay}" if options.ema else ", no average"
     lines = [line]
@@ -307,7 +303,7 @@ def _rates(options, step: Step) -> list[str]:
     return lines
 
 
-def _rate(options) -> str:
+def _rate(options: TrainingOptions) -> str:
     """An optimizer, its rate, and what becomes of that."""
     kind, gamma, updates = options.lr_schedule, options.lr_gamma, options.lr_step_updates
     every = "every update" if updates == 1 else f"every {updates:,} updates"
@@ -323,7 +319,7 @@ def _rate(options) -> str:
     return text + (f", after a warm-up of {warmup:,} updates" if warmup else "")
 
 
-def _weights(options) -> list[str]:
+def _weights(options: TrainingOptions) -> list[str]:
     """A VAE step's loss weights, and what LPIPS fetches when it begins, unless it is there."""
     names = ("rec_weight", "perceptual_weight", "mse_weight", "kl_weight", "disc_weight")
     text = ", ".join(f"{name} {getattr(options, name):g}" for name in names)

@@ -33,20 +33,13 @@ NETWORK_FILE = "network.json"
 
 @dataclass(frozen=True)
 class StepState:
-    """Where a step stands.
-
-    Attributes:
-        checkpoint: Its newest; None where it has not begun.
-        finished: There is nothing left to train.
-        options: What it was last trained with; none where it has not begun.
-        network: Configuration of what it trains; none where that was not kept.
-    """
+    """Where a step stands."""
 
     folder: Path
-    checkpoint: Path | None = None
+    checkpoint: Path | None = None  # its newest; None where it has not begun
     finished: bool = False
-    options: dict | None = None
-    network: dict | None = None
+    options: dict | None = None  # what it was last trained with
+    network: dict | None = None  # configuration of what it trains, where that was kept
 
 
 def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> Options:

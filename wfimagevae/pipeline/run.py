@@ -13,6 +13,7 @@ from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.open import only_source
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
 from wfimagevae.files import write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
@@ -20,7 +21,6 @@ from wfimagevae.generate.latent_cache import LatentCache
 from wfimagevae.generate.latent_stats import measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS
@@ -137,7 +137,7 @@ class _Batches:
 
 
 def prepare_autoencoder(
-    folder: Path, name: str, source: str, options: Options, here: World
+    folder: Path, name: str, source: str, options: TrainingOptions, here: World
 ) -> Path:
     """A Hugging Face folder of the VAE whose shift and scale were measured on a flow's data.
 
@@ -183,7 +183,9 @@ def prepare_autoencoder(
     return target
 
 
-def cache_latents(folder: Path, vae: str, source: list[str], options: Options, here: World) -> None:
+def cache_latents(
+    folder: Path, vae: str, source: list[str], options: TrainingOptions, here: World
+) -> None:
     """Encodes the images of a flow step once; goes on where it was stopped. Collective.
 
     Args:

@@ -15,6 +15,7 @@ from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.generator_files import open_latent_space
@@ -34,7 +35,7 @@ class SampleDrawer:
         options: The options of its training.
     """
 
-    def __init__(self, pipeline: Pipeline, step: Step, options):
+    def __init__(self, pipeline: Pipeline, step: Step, options: TrainingOptions):
         output = pipeline.content.output
         self.folder, self.step, self.options = pipeline.output / "samples", step, options
         self.sizes = parse_sizes(output.sample_sizes or [step.size])

@@ -31,14 +31,8 @@ _MODES = ("train_vae", "gan_training", "train_diff", "train_diff_full")
 
 @dataclass(frozen=True)
 class Source:
-    """Where a step's data comes from.
-
-    Attributes:
-        place: Its section in the file.
-        held_out: Paths that the step is validated on; none without validation.
-        section: All that the file says of it.
-        is_webdataset: The paths are tar shards.
-    """
+    """Where a step's data comes from: its section in the file, and the paths to train on, which may
+    be tar shards, and to validate on."""
 
     place: Place
     name: str
@@ -50,27 +44,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Step:
-    """A step as it will be trained.
+    """A step as it will be trained."""
 
-    Attributes:
-        index: Its number among the steps, starting at 0.
-        settings: What it says, with all that it inherits.
-        own: What the file says at the step itself.
-        source: Its data; None where there is none.
-        task: ``vae``, ``flow``, or None where nothing says what it trains.
-        trained: Components that learn.
-        frozen: Components that the file freezes.
-        size: Height and width that it trains on, in pixels.
-    """
-
-    index: int
-    settings: StepSection
-    own: dict[str, Any]
+    index: int  # starting at 0
+    settings: StepSection  # with all that it inherits
+    own: dict[str, Any]  # what the file says at the step itself
     source: Source | None
-    task: str | None
-    trained: frozenset[str]
-    frozen: frozenset[str]
-    size: int
+    task: str | None  # None where nothing says what it trains
+    trained: frozenset[str]  # components that learn
+    frozen: frozenset[str]  # components that the file freezes
+    size: int  # height and width that it trains on, in pixels
 
     @property
     def name(self) -> str:
@@ -166,10 +149,8 @@ def _check_form(document: Document) -> None:
         document.check()
     pipeline = training.get("pipeline")
     if isinstance(pipeline, list):
-        document.report(
-            ("training", "pipeline"),
-            "training.pipeline is a bare list; write its steps under a key: pipeline: {steps: ...}",
-        )
+        text = "training.pipeline is a bare list; write its steps under a key: pipeline: "
+        document.report(("training", "pipeline"), text + "{steps: ...}")
         document.check()
     if pipeline is None and any(mode in training for mode in _MODES):
         # A flat file (FluxFlow's): what it says under ``training`` is its one step's own.
@@ -181,11 +162,11 @@ def _check_form(document: Document) -> None:
             if top == "training" and below and below[0] in step:
                 document.lines[(*place, *below)] = line
     elif pipeline is None:
-        document.report(
-            ("training",),
-            "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, ...}], "
-            f"or one of {', '.join(_MODES)} under training for a single step",
+        text = (
+            "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, ...}]"
         )
+        text += f", or one of {', '.join(_MODES)} under training for a single step"
+        document.report(("training",), text)
         document.check()
 
 
@@ -243,12 +224,14 @@ def _read_inner(
     if not isinstance(value, dict):
         return _read_section(document, place, cls, value)
     names = get_args(get_args(several)[0])  # where only some are allowed
-    for name in [name for name in value if names and name not in names]:
-        document.report(
-            (*place, name), f"unknown key {dotted((*place, name))}{nearest(name, names)}"
-        )
-    read = {name: _read_section(document, (*place, name), cls, v) for name, v in value.items()}
-    return {str(name): section for name, section in read.items() if not names or name in names}
+    read = {}
+    for name, section in value.items():
+        where = (*place, name)
+        if names and name not in names:
+            document.report(where, f"unknown key {dotted(where)}{nearest(name, names)}")
+        else:
+            read[str(name)] = _read_section(document, where, cls, section)
+    return read
 
 
 def _unknown_key(place: Place, cls: type[Section]) -> str:

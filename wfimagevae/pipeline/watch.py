@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from wfimagevae.engine.loop import Task
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.metrics import JsonLines
 from wfimagevae.engine.report.plots import Panel, Series, draw_page
 from wfimagevae.engine.report.progress import log_write_errors
@@ -106,7 +107,7 @@ class StepWatcher:
         self,
         pipeline: Pipeline,
         step: Step,
-        options,
+        options: TrainingOptions,
         latents: int | None,
         drawer: SampleDrawer | None,
         started: float,
