@@ -124,7 +124,7 @@ def test_gan_only_training_is_weights(workplace):
     last = losses(folder)[-1]
     assert float(last["train/nll_loss"]) == 0
     assert not {"train/kl_loss", "train/wl_loss", "train/perceptual_loss"} & last.keys()
-    with pytest.raises(ValueError, match="--no_adaptive_weight"):
+    with refused("--no_adaptive_weight"):
         workplace.train("gan-adaptive", 4, rec_weight=0)
 
 
