@@ -2,6 +2,8 @@
 
 import ast
 import functools
+import importlib
+import pkgutil
 import re
 import runpy
 import shutil
@@ -13,6 +15,9 @@ from pathlib import Path
 import pytest
 import setuptools
 from packaging.requirements import Requirement
+
+import wfimagevae
+from wfimagevae.options import Options
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wfimagevae"
@@ -37,6 +42,7 @@ LAYERS = {
 MODULE_NAME = re.compile(r"wfimagevae(\.\w+)+")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
+MAX_MODULES = 16  # of a folder
 ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"} | {
     "torch_fidelity",
     "torchdiffeq",
@@ -239,3 +245,69 @@ def test_a_source_distribution_builds_without_the_repository(tmp_path):
     run([sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path / "b"], cwd=unpacked)
     built = {path.name for path in (tmp_path / "b" / "lib" / "wfimagevae").iterdir()}
     assert {path.name for path in PACKAGE.iterdir()} - built <= {"__pycache__"}
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
+def test_options_are_objects_not_dictionaries(path):
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.arg) and node.arg == "options" and node.annotation:
+            kind = ast.unparse(node.annotation)
+            assert not kind.startswith(("dict", "Mapping")), f"line {node.lineno}: {kind}"
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("options"):
+            assert not isinstance(node.slice, ast.Constant), f"line {node.lineno}: by name"
+
+
+def option_classes():
+    for module in pkgutil.walk_packages(wfimagevae.__path__, "wfimagevae."):
+        if module.name.endswith("options"):
+            importlib.import_module(module.name)
+    waiting, classes = [Options], []
+    while waiting:
+        classes += (below := waiting.pop().__subclasses__())
+        waiting += below
+    return [cls for cls in classes if cls.__module__.startswith("wfimagevae.")]
+
+
+def test_an_option_has_one_home():
+    """Commands may differ in what a name means; the same words never stand in two classes.
+
+    What is declared by a shared name, or by a class that changes what it inherits, is one home.
+    """
+    homes = {}
+    for path in PACKAGE.rglob("*options.py"):
+        for group in (node for node in parse(path).body if isinstance(node, ast.ClassDef)):
+            for field in (node for node in group.body if isinstance(node, ast.AnnAssign)):
+                if isinstance(field.value, ast.Call) and ast.unparse(field.value.func) == "option":
+                    words = field.target.id, ast.unparse(field.annotation), ast.unparse(field.value)
+                    homes.setdefault(words, []).append(f"{relative(path)}: {group.name}")
+    assert [(words[0], places) for words, places in homes.items() if len(places) > 1] == []
+
+
+def test_no_command_inherits_an_option_from_two_sides():
+    for command in option_classes():
+        homes = {}
+        for group, names in command.groups().items():
+            for name in names:
+                other = homes.setdefault(name, group)
+                assert issubclass(group, other), f"{command.__name__}: {name}: {other}, {group}"
+
+
+def test_no_folder_of_the_package_is_crowded():
+    for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
+        modules = [path for path in folder.glob("*.py") if path.stem != "__init__"]
+        assert len(modules) <= MAX_MODULES, f"{relative(folder)} has {len(modules)} modules"
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)
+def test_docstrings_are_sentences(path):
+    for node in ast.walk(parse(path)):
+        if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module):
+            continue
+        text = ast.get_docstring(node)
+        is_title = isinstance(node, ast.ClassDef) and re.search("(Options|Config)$", node.name)
+        if text is None or is_title:
+            continue
+        first = " ".join(text.split("\n\n")[0].split())
+        assert re.match(r"[A-Z`]", first) and first.endswith((".", ":")), first
+        is_fragment = len(first.split()) < 3 or re.match("(Of|And|But) ", first)
+        assert not is_fragment, f"{first!r} is a fragment"

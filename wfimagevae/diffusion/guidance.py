@@ -160,7 +160,7 @@ class GuidedVelocity:
 
 
 def _repeat(x: Tensor) -> Tensor:
-    """(B, ...) -> (2B, ...); a scalar stays one."""
+    """Two copies of a batch, (2B, ...); a scalar stays one."""
     return torch.cat([x, x]) if x.dim() else x
 
 

@@ -181,6 +181,14 @@ class CheckpointOptions(Options):
     )
 
 
+class MismatchOptions(Options):
+    """model: where its weights do not fit"""
+
+    ignore_mismatched_sizes: bool = option(
+        False, "pretrained weights of another shape start anew, with a warning"
+    )
+
+
 class LoggingOptions(Options):
     """logging: what is written while training"""
 

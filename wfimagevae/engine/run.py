@@ -91,7 +91,7 @@ class EarlyStop:
 
     @property
     def mean(self) -> float:
-        """Of the values in the window so far."""
+        """Mean of the values in the window so far."""
         return math.fsum(self.recent) / len(self.recent)
 
     def state_dict(self) -> dict:

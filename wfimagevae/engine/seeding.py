@@ -17,7 +17,7 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def stable_hash(*values: int | str) -> int:
-    """63 bits that depend on the values alone: not on process, machine or Python version."""
+    """A number of 63 bits that depends on the values alone: not on process, machine or Python."""
     digest = hashlib.sha256(repr(values).encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
@@ -44,7 +44,7 @@ def sample_noise(
 
 
 def _noise_seed(seed: int, position: int) -> int:
-    """32 bits that no other of 2**32 positions has.
+    """A number of 32 bits that no other of 2**32 positions has.
 
     The CPU's generator reads no more of its seed; of plain hashes some would be equal among
     100,000 samples. Four rounds of a Feistel network are a random permutation (Luby and Rackoff).

@@ -68,7 +68,7 @@ def weights_digest(path: str | Path | None, url: str = "") -> str:
 def load_inception(
     device: torch.device, weights: str | None = None, num_features: int = NUM_FEATURES
 ) -> Extractor:
-    """torch-fidelity's port of the TensorFlow Inception network of published FIDs.
+    """The torch-fidelity package's port of the TensorFlow Inception network of published FIDs.
 
     Args:
         device: Where it runs (on Apple's MPS, which lacks float64: the CPU).

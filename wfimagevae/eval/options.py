@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, model_validator
 
 from wfimagevae.generate.options import (
+    CROP_SIZE,
     ImageFolderOptions,
     PointSet,
     Sampler,
@@ -94,9 +95,7 @@ class ReferenceOptions(Options):
     resolution: Count | None = option(
         None, "resize the reference's shorter side to this; not given: native size", "PX"
     )
-    crop_size: Count | None = option(
-        None, "centre crop after resizing; not given: the resolution", "PX"
-    )
+    crop_size: Count | None = CROP_SIZE
     subset_size: Natural = option(
         0, "only N of the folder's images, evenly spaced over the sorted list; 0: all", "N"
     )

@@ -138,7 +138,7 @@ class NpzImages:
         return len(self.images)
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
-        """See `SampleSet`."""
+        """Samples in this order; see `SampleSet`."""
         for i in range(0, len(numbers), batch_size):
             yield torch.from_numpy(self.images[numbers[i : i + batch_size]]).permute(0, 3, 1, 2)
 
@@ -171,7 +171,7 @@ class DrawnSamples:
         return self.count
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
-        """See `SampleSet`."""
+        """Samples in this order; see `SampleSet`."""
         cpu, key = torch.device("cpu"), self.dataset.data_key
         for i in range(0, len(numbers), batch_size):
             batch = self.dataset.read_batch(numbers[i : i + batch_size])

@@ -1,4 +1,4 @@
-"""Structural similarity."""
+"""Structural similarity of images."""
 
 import torch
 from torch import Tensor

@@ -50,14 +50,14 @@ def check_reload(vae: nn.Module, folder: Path) -> None:
 
 
 def vae_card(
-    vae: nn.Module, name: str, options: Mapping | None = None, evaluation: Mapping | None = None
+    vae: nn.Module, name: str, training: Mapping | None = None, evaluation: Mapping | None = None
 ) -> str:
     """Text of a model card.
 
     Args:
         vae: The model.
         name: Title.
-        options: Resolved training options, if known.
+        training: Resolved training options, if known.
         evaluation: What eval_image.py wrote, if measured.
     """
     factor, class_name = vae.spatial_factor, type(vae).__name__
@@ -90,8 +90,8 @@ with torch.no_grad():
         code = evaluation.get("protocol_hash", "?")
         lines.append(f"\n{count} images, {size}, protocol {code}.\n")
         sections.append("\n".join(lines))
-    if options:
-        sections.append(option_table(options, _CARD_OPTIONS))
+    if training:
+        sections.append(option_table(training, _CARD_OPTIONS))
     return write_card(name, "image-to-image", ("autoencoder", "vae", "wavelet"), sections)
 
 

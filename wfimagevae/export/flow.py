@@ -55,8 +55,8 @@ def export_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
         raise ValueError(f"{folder}: the reloaded model's samples differ")
 
 
-def flow_card(generator: FlowGenerator, name: str, options: Mapping | None = None) -> str:
-    """Text of a model card; options are those of training, if known."""
+def flow_card(generator: FlowGenerator, name: str, training: Mapping | None = None) -> str:
+    """Text of a model card; with options of its training, if known."""
     model, facts = generator.model, generator.facts
     parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = " x ".join(map(str, model.sample_shape))
@@ -72,7 +72,7 @@ Time 0 is noise, 1 is data.
 python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples{example}
 ```
 """
-    table = [option_table(options, _CARD_OPTIONS)] if options else []
+    table = [option_table(training, _CARD_OPTIONS)] if training else []
     return write_card(name, task, tags, [text, *table])
 
 

@@ -46,8 +46,8 @@ def write_card(name: str, task: str, tags: Iterable[str], sections: Sequence[str
     return "\n".join(["---", front, "---\n", f"# {name}\n", *sections])
 
 
-def option_table(options: Mapping, names: Sequence[str]) -> str:
-    """Section of a model card: those of the options that are there and counted."""
-    idle = "epochs" if options.get("max_steps") else "max_steps"  # the one wins over the other
-    rows = [f"| {n} | {options[n]} |" for n in names if n in options and n != idle]
+def option_table(training: Mapping, names: Sequence[str]) -> str:
+    """Section of a model card: those of a training's options that are there and counted."""
+    idle = "epochs" if training.get("max_steps") else "max_steps"  # the one wins over the other
+    rows = [f"| {n} | {training[n]} |" for n in names if n in training and n != idle]
     return "\n".join(["## Training\n", "| option | value |", "|---|---|", *rows, ""])

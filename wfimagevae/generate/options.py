@@ -151,6 +151,9 @@ class CacheOptions(ComputeOptions):
     shard_size: Count = option(4096, "images a shard; processes share out whole shards", "N")
 
 
+CROP_SIZE = option(None, "centre crop after resizing; not given: the resolution", "PX")
+
+
 class ImageFolderOptions(Options):
     """images"""
 
@@ -160,9 +163,7 @@ class ImageFolderOptions(Options):
     resolution: Count | None = option(
         None, "resize the shorter side to this; not given: native size, one image at a time", "PX"
     )
-    crop_size: Count | None = option(
-        None, "centre crop after resizing; not given: the resolution", "PX"
-    )
+    crop_size: Count | None = CROP_SIZE
     subset_size: Natural = option(
         0, "only N images, evenly spaced over the sorted list; 0: all", "N"
     )

@@ -143,7 +143,7 @@ class MeanFlow(FlowMatching):
 
     @torch.no_grad()
     def _along(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor) -> Tensor:
-        """du/dt along the path, or along the network's own velocity."""
+        """Derivative du/dt along the path, or along the network's own velocity."""
         if self.options.meanflow_improved:
             velocity = self.network(x_t, t, condition, t).to(velocity.dtype)
         # Only the mathematical form of attention has forward-mode derivatives.

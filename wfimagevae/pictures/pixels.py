@@ -27,7 +27,7 @@ def to_uint8(images: Tensor) -> Tensor:
 
 
 def from_uint8(images: Tensor) -> Tensor:
-    """8-bit images as float32 in [-1, 1]."""
+    """Images of 8 bits as float32 in [-1, 1]."""
     return images.float().div(127.5).sub(1)
 
 
@@ -43,5 +43,5 @@ def _check_range(images: Tensor, low: float) -> None:
 
 
 def measuring_dtype(device: torch.device) -> torch.dtype:
-    """float64 where the device has it: free of cancellation, and never run in TF32."""
+    """Double precision where the device has it: free of cancellation, and never run in TF32."""
     return torch.float32 if device.type == "mps" else torch.float64

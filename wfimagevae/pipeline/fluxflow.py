@@ -261,7 +261,7 @@ class Settings(Section):
 
 
 class StepSection(Settings):
-    """One training."""
+    """A step: one training."""
 
     name: _kind(
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)],

@@ -139,20 +139,20 @@ def _check_folders(output: Path, states: list[StepState]) -> None:
         )
 
 
-def changed_options(state: StepState, options: dict) -> list[str]:
+def changed_options(state: StepState, values: dict) -> list[str]:
     """``name: before -> now`` of the options that would have given another result."""
-    before, now = _moved(state.options or {}), _moved(options)
+    before, now = _moved(state.options or {}), _moved(values)
     harmless = _HARMLESS | ({"log_steps"} if not now.get("stop_metric") else set())
     if not any(_waits_for_scores(options) for options in (before, now)):
         harmless |= {name for name in before if name.startswith("eval_")}
     return _differences(before, now, set(before) - harmless)
 
 
-def _optimizers(options: dict) -> dict[str, str]:
-    kinds = {"optimizer": options.get("optimizer")}
+def _optimizers(values: dict) -> dict[str, str]:
+    kinds = {"optimizer": values.get("optimizer")}
     for name in ("discriminator_options", "text_encoder_options"):
-        if name in options:
-            kinds[f"optimizer of {name}"] = options[name].get("optimizer", kinds["optimizer"])
+        if name in values:
+            kinds[f"optimizer of {name}"] = values[name].get("optimizer", kinds["optimizer"])
     return kinds
 
 
@@ -166,9 +166,9 @@ def _differences(before: dict | None, now: dict, names: Iterable[str]) -> list[s
     ]
 
 
-def _moved(options: dict) -> dict:
+def _moved(values: dict) -> dict:
     """Options as if the steps' folder, wherever it is and however it is spelled, were here."""
-    folder = re.escape(str(options.get("ckpt_dir")))
+    folder = re.escape(str(values.get("ckpt_dir")))
 
     def move(value: Any) -> Any:
         if isinstance(value, list):
@@ -177,10 +177,10 @@ def _moved(options: dict) -> dict:
             return re.sub(rf"(^|:){folder}/", r"\1", value)
         return value
 
-    return {name: move(value) for name, value in options.items()}
+    return {name: move(value) for name, value in values.items()}
 
 
-def _waits_for_scores(options: dict) -> bool:
+def _waits_for_scores(values: dict) -> bool:
     """Whether validations change a learning rate."""
-    parts = [options, *(value for value in options.values() if isinstance(value, dict))]
+    parts = [values, *(value for value in values.values() if isinstance(value, dict))]
     return any(part.get("lr_schedule") == "plateau" for part in parts)

@@ -60,7 +60,7 @@ class SampleDrawer:
         network.train(was_training)
 
     def _save(self, size: tuple[int, int], subject: str, suffix: str, image: Tensor) -> None:
-        """``<width>x<height>/<step>_<index>_<epoch>_<batch>_<hash>-<suffix>.webp``."""
+        """Writes it as ``<width>x<height>/<step>_<index>_<epoch>_<batch>_<hash>-<suffix>.webp``."""
         code = hashlib.md5(subject.encode()).hexdigest()[:8]
         name = f"{self.step.name}_{self.place}_{code}-{suffix}.webp"
         path = self.folder / f"{size[0]}x{size[1]}" / name

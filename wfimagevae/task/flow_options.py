@@ -8,7 +8,12 @@ from wfimagevae.dataset.options import (
     StreamOptions,
     TextDataOptions,
 )
-from wfimagevae.engine.options import OptimizerOptions, ShardingOptions, TrainingOptions
+from wfimagevae.engine.options import (
+    MismatchOptions,
+    OptimizerOptions,
+    ShardingOptions,
+    TrainingOptions,
+)
 from wfimagevae.generate.options import SAMPLERS
 from wfimagevae.objective.options import MeanFlowOptions
 from wfimagevae.options import (
@@ -47,9 +52,6 @@ class FlowModelOptions(Options):
         "file, whose size --model_name names",
         "PATH",
         basic=True,
-    )
-    ignore_mismatched_sizes: bool = option(
-        False, "pretrained weights of another shape start anew, with a warning"
     )
 
 
@@ -92,6 +94,7 @@ class FlowOptions(
     StreamOptions,
     TextDataOptions,
     FlowModelOptions,
+    MismatchOptions,
     TextEncoderTrainingOptions,
     MeanFlowOptions,
     FlowValidationOptions,

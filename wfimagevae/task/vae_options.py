@@ -10,7 +10,7 @@ from wfimagevae.dataset.options import (
     StreamOptions,
     VaeDataOptions,
 )
-from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
+from wfimagevae.engine.options import MismatchOptions, OptimizerOptions, TrainingOptions
 from wfimagevae.model.losses.options import LossConfig
 from wfimagevae.options import Count, Natural, Options, Positive, option, overrides_of
 from wfimagevae.task import TASKS
@@ -31,9 +31,6 @@ class VaeModelOptions(Options):
     )
     pretrained_model_name_or_path: str | None = option(
         None, "start from these weights: a .ckpt, a folder or a hub name", "PATH", basic=True
-    )
-    ignore_mismatched_sizes: bool = option(
-        False, "pretrained weights of another shape start anew, with a warning"
     )
     freeze_encoder: bool = option(False, "train the decoder only")
     freeze_decoder: bool = option(
@@ -86,6 +83,7 @@ class VaeOptions(
     LoaderOptions,
     StreamOptions,
     VaeModelOptions,
+    MismatchOptions,
     LossConfig,
     GameOptions,
     EvalImageOptions,

@@ -55,7 +55,7 @@ def mirror_half(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
 
 
 def to_signed_unit(pixels: Tensor) -> Tensor:
-    """uint8 pixels (..., h, w, 3) as float32 (..., 3, h, w) in [-1, 1], channels last in memory."""
+    """Pixels, uint8 (..., h, w, 3), as float32 (..., 3, h, w) in [-1, 1], channels last."""
     return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)
 
 

@@ -59,7 +59,7 @@ def sample_dopri5(
 
 
 def load_odeint() -> Callable[..., Tensor]:
-    """torchdiffeq's solver; ValueError, which says how to get it, where it is not installed."""
+    """The solver of torchdiffeq; a ValueError says how to get it, where it is missing."""
     try:
         from torchdiffeq import odeint
     except ModuleNotFoundError:

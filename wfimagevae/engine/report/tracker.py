@@ -62,7 +62,7 @@ class Tracker:
             return None
 
 
-def open_tracker(kind: str, run_dir: str | Path, name: str, options: Mapping[str, Any]) -> Tracker:
+def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str, Any]) -> Tracker:
     """Connects to an experiment tracker, whose files go into ``run_dir``.
 
     A resumed run goes on in its old record. WANDB_MODE=offline and the other variables of the
@@ -72,7 +72,7 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, options: Mapping[str
         kind: One of `TRACKERS`.
         run_dir: The run's folder.
         name: The run's name.
-        options: Resolved options, kept beside the numbers.
+        config: Resolved options, kept beside the numbers.
 
     Returns:
         A tracker; off if ``kind`` is ``none``, or if the service could not be reached.
@@ -87,13 +87,13 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, options: Mapping[str
     if importlib.util.find_spec(kind) is None:
         raise ValueError(f"--tracker {kind} needs a package: pip install {kind}")
     backend = _TensorBoard if kind == "tensorboard" else _Wandb
-    return Tracker(kind, lambda: backend(kind, Path(run_dir), name, dict(options)))
+    return Tracker(kind, lambda: backend(kind, Path(run_dir), name, dict(config)))
 
 
 class _Wandb:
-    """wandb, or trackio, which has its interface."""
+    """Tracker of wandb, or of trackio, which has its interface."""
 
-    def __init__(self, kind: str, run_dir: Path, name: str, options: dict):
+    def __init__(self, kind: str, run_dir: Path, name: str, config: dict):
         place = {}
         if kind == "trackio":  # it reads its folder when imported
             folder = os.environ.setdefault("TRACKIO_DIR", str(run_dir / "trackio"))
@@ -105,7 +105,7 @@ class _Wandb:
             place = {"id": id_path.read_text(encoding="utf-8").strip(), "dir": str(run_dir)}
         self._module = importlib.import_module(kind)
         project = os.environ.get(f"{kind.upper()}_PROJECT", PROJECT)
-        self._module.init(project=project, name=name, resume="allow", config=options, **place)
+        self._module.init(project=project, name=name, resume="allow", config=config, **place)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._module.log(dict(values), step=step)
@@ -119,11 +119,11 @@ class _Wandb:
 
 
 class _TensorBoard:
-    def __init__(self, kind: str, run_dir: Path, name: str, options: dict):
+    def __init__(self, kind: str, run_dir: Path, name: str, config: dict):
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(run_dir / "tensorboard"))
-        table = "\n".join(f"| {key} | {value} |" for key, value in options.items())
+        table = "\n".join(f"| {key} | {value} |" for key, value in config.items())
         self._writer.add_text(name, f"| option | value |\n|---|---|\n{table}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:

@@ -27,7 +27,7 @@ class TimeEmbedder(nn.Module):
         )
 
     def forward(self, t: Tensor) -> Tensor:
-        """(B,) to (B, width); in the parameters' type under autocast too, as times need it."""
+        """Vectors, (B, width), of times, (B,); in the parameters' type under autocast, too."""
         with torch.autocast(t.device.type, enabled=False):
             features = frequency_features(self.scale * t).to(self.mlp[0].weight.dtype)
             return self.mlp(features)

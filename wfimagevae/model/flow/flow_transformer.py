@@ -243,17 +243,17 @@ class FlowTransformer(VelocityModel):
         if patch != [patch_size] * 2:
             raise ValueError(f"the weights are for patches of {patch}, the model for {patch_size}")
         # What the shapes tell of a file that has no config.
-        options = {
+        keys = {
             "in_channels": channels,
             "learn_sigma": num_outputs == 2 * channels * patch_size**2,
             "num_classes": 0,
             "average_velocity": any(key.startswith("t_end_embedder.") for key in state_dict),
         }
         if "pos_embed" in state_dict:
-            options["input_size"] = math.isqrt(state_dict["pos_embed"].shape[1]) * patch_size
+            keys["input_size"] = math.isqrt(state_dict["pos_embed"].shape[1]) * patch_size
         if "y_embedder.embedding_table.weight" in state_dict:
-            options["num_classes"] = len(state_dict["y_embedder.embedding_table.weight"]) - 1
-        return options | text_options(state_dict)
+            keys["num_classes"] = len(state_dict["y_embedder.embedding_table.weight"]) - 1
+        return keys | text_options(state_dict)
 
     def _initialize(self) -> None:
         """DiT's: Xavier; zero where a block or the output begins, so that blocks do nothing."""

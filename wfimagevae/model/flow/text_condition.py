@@ -74,16 +74,16 @@ def text_options(state_dict: StateDict) -> dict:
     """Config keys of the texts that weights are for; the length leaves no trace in them."""
     if "text_embedder.register" not in state_dict:
         return {}
-    options = {
+    keys = {
         "text_encoder": "external",
         "text_width": len(state_dict["text_embedder.proj.0.weight"]),
         "pooled_width": len(state_dict["text_embedder.pooled.0.weight"]),
         "text_attention": "joint",
     }
     if any(name.endswith(".text_attn.q.weight") for name in state_dict):
-        options["text_attention"] = "cross"
+        keys["text_attention"] = "cross"
     if "text_encoder.embedding.weight" in state_dict:
         blocks = {name.split(".")[2] for name in state_dict if "text_encoder.blocks." in name}
-        options |= {"text_encoder": "bytes", "byte_depth": len(blocks)}
-        options |= {"byte_width": options["text_width"], "text_width": 0, "pooled_width": 0}
-    return options
+        keys |= {"text_encoder": "bytes", "byte_depth": len(blocks)}
+        keys |= {"byte_width": keys["text_width"], "text_width": 0, "pooled_width": 0}
+    return keys

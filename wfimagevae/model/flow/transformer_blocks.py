@@ -12,7 +12,7 @@ _FEW_TOKENS = 1024
 
 
 class PatchEmbedder(nn.Module):
-    """(B, C, H, W) to a token for each patch, row by row: (B, N, width)."""
+    """A token for each patch of (B, C, H, W), row by row: (B, N, width)."""
 
     def __init__(self, patch_size: int, in_channels: int, width: int):
         super().__init__()
@@ -108,7 +108,7 @@ class TransformerBlock(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
     def forward(self, x: Tensor, c: Tensor, rotation: Tensor | None = None) -> Tensor:
-        """(B, N, width) tokens and (B, width) condition to tokens."""
+        """Tokens, (B, N, width), from tokens and a condition, (B, width)."""
         (shift, scale, gate), of_mlp = self.modulations(c)
         x = x + gate * self.attn(modulate(self.norm(x), shift, scale), rotation)
         return self.feed_forward(x, *of_mlp)

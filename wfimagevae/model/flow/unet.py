@@ -17,7 +17,7 @@ from wfimagevae.model.registry import ModelRegistry
 
 
 class ResidualBlock(nn.Module):
-    """norm, swish, 3x3, norm that the condition scales and shifts, swish, 3x3, plus the input.
+    """Norm, swish, 3x3, norm that the condition scales and shifts, swish, 3x3, plus the input.
 
     Args:
         in_channels: Width of the input, (B, C, H, W).

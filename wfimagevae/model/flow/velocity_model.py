@@ -196,13 +196,13 @@ class VelocityModel(RegisteredModel):
         """A model for a public file: the name tells its size, its shapes tell the rest."""
         with torch.device("meta"):
             sketch = build_velocity_model(name)
-        options = sketch.options_of_weights(weights, sketch.config)
+        keys = sketch.options_of_weights(weights, sketch.config)
         if "prediction" in sketch.config:
             is_dit = source.name.lower().startswith("dit")
-            options["prediction"] = "epsilon" if is_dit else "velocity"
-        options |= overrides
-        logger.info("%s read as %s with %s", source, name, options)
-        return build_velocity_model(name, **options)
+            keys["prediction"] = "epsilon" if is_dit else "velocity"
+        keys |= overrides
+        logger.info("%s read as %s with %s", source, name, keys)
+        return build_velocity_model(name, **keys)
 
     def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
         if overrides.get("average_velocity"):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 class SpectralNormConv2d(nn.Module):
-    """4x4 convolution whose weight is divided by its largest singular value.
+    """Convolution of 4x4 whose weight is divided by its largest singular value.
 
     State-dict names are those of `torch.nn.utils.spectral_norm` (``weight_orig``, ``weight_u``,
     ``weight_v``, ``bias``). The estimate of the singular value changes in `power_iteration`

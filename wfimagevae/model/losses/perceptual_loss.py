@@ -222,7 +222,7 @@ def _full(x: Tensor) -> Tensor:
 
 
 def _image_gradient(loss: Tensor, image: Tensor, scale: float) -> Tensor:
-    """d loss / d image, zero for a loss without terms; computed at ``scale``."""
+    """Gradient d loss / d image, zero for a loss without terms; computed at ``scale``."""
     if not loss.requires_grad:
         return torch.zeros_like(image)
     return torch.autograd.grad(loss * scale, image)[0] / scale

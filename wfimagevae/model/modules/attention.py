@@ -34,7 +34,7 @@ class AttnBlock2D(nn.Module):
 
 
 def _to_tokens(x: Tensor) -> Tensor:
-    """(B, C, H, W) to one head of tokens, (B, 1, H W, C); a view of channels_last memory."""
+    """One head of tokens, (B, 1, H W, C), from (B, C, H, W); a view of channels_last memory."""
     # Contiguous, because with a strided last dimension the CPU kernel falls back to the one
     # that holds the whole matrix.
     return x.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1).contiguous()

@@ -8,7 +8,7 @@ from wfimagevae.model.modules.spade import Spade
 
 
 class ResnetBlock2D(nn.Module):
-    """norm, activation, 3x3, norm, activation, dropout, 3x3, plus the input.
+    """Norm, activation, 3x3, norm, activation, dropout, 3x3, plus the input.
 
     Args:
         in_channels: Width of the input.

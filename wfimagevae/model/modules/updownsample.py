@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 
 class Downsample(nn.Module):
-    """3x3 convolution of stride 2; one row and one column of zeros at the bottom and right."""
+    """Convolution, 3x3, of stride 2; one row and one column of zeros at the bottom and right."""
 
     def __init__(self, channels: int):
         super().__init__()
