@@ -174,10 +174,12 @@ data: {data_path: .}
 training:
   n_epochs: 1
   lambda_lpips: 2
+  r1_gamma: 3
+  lr: 1e-3
   cfg_dropout_prob: 0.1
   pipeline:
     steps:
-      - {name: vae, train_vae: true, gan_training: true, use_lpips: true}
+      - {name: vae, train_vae: true, gan_training: true, use_lpips: true, lr: null}
       - {name: half, train_vae: decoder, options: {adaptive_weight: false}}
       - {name: other, train_vae: encoder, gan_training: true, options: {no_adaptive_weight: true}}
       - {name: flow, train_diff: true}
@@ -185,8 +187,11 @@ training:
 """
     with pytest.raises(PipelineError, match="write gan_training: true with it"):
         load(text)
-    steps = load(text.replace(", options: {adaptive_weight: false}", "")).steps
-    assert [step.trained for step in steps[1:]] == [
+    pipeline = load(text.replace(", options: {adaptive_weight: false}", ""))
+    # What a step does not read does not reach it, and null takes what is inherited away.
+    shared = [(options_of(pipeline, i).r1_weight, options_of(pipeline, i).lr) for i in (0, 1)]
+    assert shared == [(3 / 16, 1e-5), (0, 1e-3)]
+    assert [step.trained for step in pipeline.steps[1:]] == [
         {"decoder"},
         {"encoder", "discriminator"},
         {"flow", "text_encoder"},

@@ -55,7 +55,8 @@ def step_flags(
     content, settings, network = pipeline.content, step.settings, step.task
     weights, conversions = _weights(step, units)
     flags: Flags = {
-        **content.training.flags_of(),
+        "seed": content.training.seed,
+        "device": content.training.device,
         **content.output.flags_of(),
         **content.model.flags_of(),
         **getattr(content.model, network).flags_of(),

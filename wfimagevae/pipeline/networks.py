@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -106,13 +107,7 @@ class Footprint:
 def vae_footprint(
     options: TrainingOptions, vae: VaeFacts, trained: frozenset, dry_runs: dict
 ) -> Footprint:
-    """Size and memory of a VAE step.
-
-    Args:
-        options: The options of its training.
-        vae: The autoencoder.
-        trained: Components that learn.
-        dry_runs: Results of the steps so far; a step takes one of the same sizes from there.
+    """Size and memory of a VAE step; dry runs of one size serve all steps.
 
     Raises:
         ValueError: images too small for the discriminator.
@@ -166,16 +161,10 @@ def _critic(options: TrainingOptions) -> tuple[int, int, dict[str, tuple]]:
 def flow_footprint(
     pipeline: Pipeline, step: Step, options: TrainingOptions, shape: tuple[int, int, int]
 ) -> Footprint:
-    """Size and memory of a flow step; frozen networks that encode images come on top.
-
-    Args:
-        pipeline: The file.
-        step: One of its steps.
-        options: The options of its training.
-        shape: Of one sample.
-    """
+    """Size and memory of a flow step on samples of a shape, without frozen image encoders."""
     keys, note = _text_keys(pipeline.content.model)
-    text = None if keys is None else _PlannedText(keys)
+    # It stands for a text encoder that is not loaded: only what sizes the network.
+    text = None if keys is None else SimpleNamespace(config_keys=keys)
     space = FlowSpace(shape, 0, None, None, {}, None, text)
     footprint = Footprint(notes=[note] if note else [])
     plain = options.changed(compile=False)
@@ -194,13 +183,6 @@ def flow_footprint(
     footprint.activations = kept
     footprint.states = _state_bytes(footprint.parameters, options, step.trained, total)
     return footprint
-
-
-class _PlannedText:
-    """Stands for a text encoder that is not loaded: only what sizes the network."""
-
-    def __init__(self, config_keys: dict):
-        self.config_keys = config_keys
 
 
 def _text_keys(model: ModelSection) -> tuple[dict | None, str]:

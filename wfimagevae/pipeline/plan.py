@@ -56,10 +56,7 @@ class _Plan:
 
 
 def describe_plan(pipeline: Pipeline) -> list[str]:
-    """The plan in lines; nothing is built but shapes, and nothing is written into the output.
-
-    Args:
-        pipeline: A checked file.
+    """A checked file's plan, in lines; only shapes are built, and nothing is written.
 
     Raises:
         PipelineError: everything that only data, networks and the output show to be wrong.
@@ -95,12 +92,9 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
             except (ValueError, OSError) as error:
                 document.report(step.place, f"step {step.name!r}: {error}")
             except RuntimeError as error:  # of a dry run: shapes that do not meet
-                document.report(
-                    step.place,
-                    f"step {step.name!r}: its networks do not take images of {step.size} px "
-                    f"({str(error).splitlines()[0]}); write another img_size, or other sizes in "
-                    "model.*.config",
-                )
+                text = f"its networks do not take images of {step.size} px ("
+                text += f"{str(error).splitlines()[0]}); write another img_size, or other sizes in "
+                document.report(step.place, f"step {step.name!r}: {text}model.*.config")
     document.check()
     return lines
 

@@ -143,13 +143,6 @@ def prepare_autoencoder(
 
     Made once: a folder of the same source and data is taken as it is. Collective.
 
-    Args:
-        folder: The folder of the flow's run.
-        name: Registered name of the VAE.
-        source: Its weights; of a checkpoint the average, if there is one.
-        options: The options of the flow's training on images.
-        here: This process and the others.
-
     Raises:
         ValueError: no image could be encoded, or a latent channel does not vary.
     """
@@ -186,14 +179,7 @@ def prepare_autoencoder(
 def cache_latents(
     folder: Path, vae: str, source: list[str], options: TrainingOptions, here: World
 ) -> None:
-    """Encodes the images of a flow step once; goes on where it was stopped. Collective.
-
-    Args:
-        folder: Where the cache goes.
-        vae: KIND:PATH of the autoencoder, which normalises its latents.
-        source: Folder or manifest.
-        options: The options of the flow's training on the images themselves.
-        here: This process and the others.
+    """Encodes a folder or manifest of images once; goes on where it was stopped. Collective.
 
     Raises:
         ValueError: sources that cannot be cached, or latents that are not finite.

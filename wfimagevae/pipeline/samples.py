@@ -27,13 +27,7 @@ from wfimagevae.task.flow_validation import sampling_options
 
 
 class SampleDrawer:
-    """Draws a step's samples; every process has one, called alike on all of them.
-
-    Args:
-        pipeline: The file, which says what to draw.
-        step: One of its steps.
-        options: The options of its training.
-    """
+    """Draws a step's samples; every process has one, called alike on all of them."""
 
     def __init__(self, pipeline: Pipeline, step: Step, options: TrainingOptions):
         output = pipeline.content.output

@@ -73,8 +73,7 @@ def console_line(
         title: The step's name and number.
         where: The place in the step.
         metrics: Values under FluxFlow's names.
-        seconds: Time of a batch.
-        elapsed: Seconds since the command began.
+        seconds: Time of a batch; ``elapsed`` is that since the command began.
     """
     minutes, second = divmod(int(elapsed), 60)
     return " | ".join(
@@ -92,9 +91,7 @@ class StepWatcher:
     """Looks on while one step trains.
 
     Args:
-        pipeline: The file.
-        step: One of its steps.
-        options: The options of its training.
+        pipeline: The file, of which ``step`` is one and ``options`` those of its training.
         latents: Latent values of an image, for a VAE step.
         drawer: Draws samples, if asked for.
         started: When the command began, by `time.perf_counter`.
@@ -202,12 +199,7 @@ def metrics_path(folder: Path, name: str) -> Path:
 
 
 def draw_graphs(folder: Path, name: str) -> None:
-    """Draws a step's losses, KL, learning rates and batch times, and all at once.
-
-    Args:
-        folder: The pipeline's output.
-        name: The step's name.
-    """
+    """Draws a step's losses, KL, learning rates and batch times, and all at once."""
     series = _series(read_json_lines(metrics_path(folder, name)))
     rates = tuple(key for key in series if key.startswith("lr/"))
     learning = (Panel("learning rate", rates, log=False),)
