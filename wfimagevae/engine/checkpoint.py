@@ -26,9 +26,8 @@ class Stateful(Protocol):
 class Checkpoint:
     """Collects and restores named parts of one file.
 
-    Args:
-        parts: Dotted path inside the file -> what has the state, such as
-            ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``.
+    ``parts`` maps dotted paths inside the file to what has the state, such as
+    ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``.
     """
 
     def __init__(self, parts: dict[str, Stateful]):
@@ -101,13 +100,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 def set_aside_later(folder: Path, step: int, best_name: str) -> list[Path]:
     """Renames what a run that goes back to ``step`` had saved after it: it is no longer its newest.
 
-    Args:
-        folder: The run's folder.
-        step: The step that the run goes on from.
-        best_name: File name of its best checkpoint, which may be later too.
-
-    Returns:
-        The new paths.
+    The best checkpoint, ``best_name``, may be later too. Returns the new paths.
     """
     later = [path for path in list_checkpoints(folder) if step_of(path) > step]
     best = folder / best_name

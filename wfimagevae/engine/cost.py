@@ -64,11 +64,7 @@ def seconds_per_call(
 ) -> float:
     """Median time of a call, with the device synchronised around each.
 
-    Args:
-        function: What to time.
-        device: Where it runs.
-        min_seconds: Repeats until this has passed, and at least three times.
-        warm_up: Calls beforehand that do not count.
+    Repeats until ``min_seconds`` have passed, and at least three times, after ``warm_up`` calls.
     """
     for _ in range(warm_up):
         function()

@@ -39,10 +39,7 @@ class Task(Protocol):
 def fit(task: Task, batches: Iterator, run: Run) -> None:
     """Trains until the last step, or until a signal asks to stop.
 
-    Args:
-        task: The players and whose turn it is.
-        batches: Endless micro-batches of this process.
-        run: Where training stands; advanced in place.
+    ``batches`` are this process's endless micro-batches; ``run`` is advanced in place.
     """
     run.reporter.begin(run.step, run.max_steps)
     if run.watcher:

@@ -18,12 +18,10 @@ def build_optimizer(
     """The optimizer that the options name; Adam and AdamW fused where that exists.
 
     Args:
-        options: Which one, and how it steps.
-        parameters: What it trains, all on one device.
         blocks: A network's hidden layers: muon trains their matrices, and AdamW the rest
             (embeddings, biases, norms, first and last layers).
-        loss_divisor: What the loss was divided by before backward; epsilon is divided by it
-            too, so that normalised updates do not depend on it. Those of sgd do.
+        loss_divisor: What the loss was divided by before backward; epsilon is divided by it too, so
+            that normalised updates do not depend on it. Those of sgd do.
 
     Raises:
         ValueError: nothing to train, or a package or torch version is missing.

@@ -19,20 +19,13 @@ class Player:
     """One objective, its optimizer, schedule, gradient scaler and average.
 
     Args:
-        name: Prefix of its log entries.
         objective: ``forward(batch, step) -> (loss, logs)`` and ``begin_update()``. It owns the
             network it trains; unless that is sharded, DDP wraps the objective as a whole.
-        optimizer: Over the objective's trainable parameters.
-        schedule: Factor of the learning rate at this player's n-th update; or one for each of
-            the optimizer's parameter groups.
+        schedule: Factor of the learning rate at this player's n-th update; or one for each of the
+            optimizer's parameter groups.
         precision: ``fp32``, ``bf16`` or ``fp16`` (with a gradient scaler).
         clip_grad_norm: Largest norm of the gradient, in units of the objective's loss.
         find_unused_parameters: DDP's flag, for objectives that do not use every parameter.
-
-    Attributes:
-        ema: Average that follows this player's updates, if any.
-        flops_per_sample: Arithmetic of one update for one sample, where it is known.
-        group_names: Under which the learning rate of each parameter group is logged.
     """
 
     def __init__(
@@ -60,17 +53,11 @@ class Player:
         self.module = data_parallel(objective, find_unused_parameters)
 
     def update(self, micro_batches: list, step: int) -> dict[str, Tensor]:
-        """One update from the mean gradient of the micro-batches.
+        """One update from the mean gradient of the micro-batches, which are of equal size.
 
-        A non-finite loss or gradient, on any rank, leaves weights and moments as they are and
-        is counted in ``skipped``.
-
-        Args:
-            micro_batches: Batches of equal size.
-            step: Iteration of the loop.
-
-        Returns:
-            Means over the micro-batches of what the objective logged, on the device.
+        A non-finite loss or gradient, on any rank, leaves weights and moments as they are and is
+        counted in ``skipped``. Returns means over the micro-batches of what the objective logged,
+        on the device.
         """
         self.optimizer.zero_grad(set_to_none=True)
         self.objective.begin_update()
@@ -186,12 +173,9 @@ class OptimizerState:
 
 @dataclass(frozen=True)
 class PlayerPart:
-    """Parameters of a player that are trained in a way of their own.
+    """Parameters of a player whose optimizer and schedule have some other options.
 
-    Attributes:
-        name: Name of their learning rate in logs.
-        parameters: Which parameters.
-        changes: Options of the optimizer and its schedule that are different for them.
+    ``name`` is that of their learning rate in logs.
     """
 
     name: str
@@ -211,12 +195,9 @@ def build_player(
     """A player whose optimizer, schedule and precision are as the options say.
 
     Args:
-        name: Prefix of its log entries.
-        objective: What it trains.
-        options: Of the training.
         updates: How many it makes in all: schedules end there.
-        loss_divisor: What the objective divides its logged loss by before it is backpropagated;
-            the largest gradient norm is in units of the logged loss.
+        loss_divisor: What the objective divides its logged loss by before it is backpropagated; the
+            largest gradient norm is in units of the logged loss.
         blocks: The network's hidden layers, whose matrices muon trains.
         parts: Parameters that have options of their own.
     """

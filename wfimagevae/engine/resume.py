@@ -23,11 +23,8 @@ def run_name(exp_name: str, lr: float, batch_size: int, accum_steps: int, resolu
 def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, Path | None]:
     """The folder to write to and the checkpoint to continue from, if any.
 
-    Args:
-        resume: A checkpoint, a folder of them, ``auto`` (the newest checkpoint of a run of
-            this name, or a fresh start) or None.
-        folder: Where this command's options put a run.
-        exp_name: The run's name, without its options.
+    ``resume`` is a checkpoint, a folder of them, ``auto`` (the newest checkpoint of a run of this
+    name, or a fresh start) or None; ``folder`` is where this command's options put a run.
 
     Raises:
         ValueError: nothing is there to resume, several runs could be meant, a run would be
@@ -70,14 +67,7 @@ def _unused(folder: Path) -> Path:
 
 
 def resume_run(run: Run, content: dict, path: Path, fresh: tuple[str, ...]) -> None:
-    """Puts a run where its checkpoint stands.
-
-    Args:
-        run: Moved there.
-        content: Of the checkpoint.
-        path: Of the checkpoint, for messages.
-        fresh: How the names of parts begin that start anew.
-    """
+    """Puts a run where its checkpoint stands; parts named in ``fresh``, by prefix, start anew."""
     parts = run.checkpoint.parts
     if "player_state" not in content:
         log.warning(
@@ -128,13 +118,9 @@ def take_weights(
 ) -> None:
     """Fills a fresh run's networks from checkpoints of other runs.
 
-    Each network takes the raw weights of the first checkpoint that trained it; if both that run
-    and this one average them, the average goes on, with its count of updates.
-
-    Args:
-        parts: All that this run's checkpoints hold.
-        weights: Player -> part with the weights that it trains.
-        paths: Checkpoints, the first wins.
+    Each player takes the raw weights, found under the name in ``weights``, of the first checkpoint
+    that trained it; if both that run and this one average them, the average goes on, with its count
+    of updates.
 
     Raises:
         ValueError: a file is no checkpoint, or its weights do not fit.

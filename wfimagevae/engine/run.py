@@ -64,20 +64,16 @@ def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -
 
 
 class EarlyStop:
-    """Watches one logged value; its memory and its decision are part of a checkpoint.
+    """Watches one logged value, until its mean over a window is below a bound, once and for all.
 
-    Args:
-        options: Which value, and below what.
-
-    Attributes:
-        reached: The mean has been below, once and for all.
+    Its memory and its decision are part of a checkpoint.
     """
 
     def __init__(self, options: StopOptions):
         self.metric, self.below = options.stop_metric, options.stop_below
         self.window = options.stop_window
         self.recent: list[float] = []
-        self.reached = False
+        self.mean, self.reached = math.nan, False
 
     def observe(self, values: Mapping[str, float]) -> bool:
         """Takes one line's values; True where the mean is below for the first time."""
@@ -85,14 +81,9 @@ class EarlyStop:
         if self.metric is None or self.reached or value is None or not math.isfinite(value):
             return False
         self.recent = [*self.recent, value][-self.window :]
-        full = len(self.recent) == self.window
-        self.reached = full and self.mean < self.below
+        self.mean = math.fsum(self.recent) / len(self.recent)
+        self.reached = len(self.recent) == self.window and self.mean < self.below
         return self.reached
-
-    @property
-    def mean(self) -> float:
-        """Mean of the values in the window so far."""
-        return math.fsum(self.recent) / len(self.recent)
 
     def state_dict(self) -> dict:
         return {"metric": self.metric, "recent": list(self.recent), "reached": self.reached}
@@ -107,14 +98,8 @@ class EarlyStop:
 class Run:
     """Where a training run stands, and what happens between its steps.
 
-    Args:
-        world: This process and the others.
-        options: Intervals, in steps (iterations of the loop), and limits.
-        length: Where it ends.
-        folder: Where checkpoints go.
-        checkpoint: All the state there is, but for this run's own.
-        interrupt: Signals and the clock.
-        reporter: Progress lines, files, plots and trackers.
+    Intervals of the options count iterations of the loop. ``checkpoint`` has all the state there
+    is, but for this run's own, and ``folder`` is where checkpoints go.
     """
 
     def __init__(
@@ -187,28 +172,18 @@ class Run:
         steps = self.step, self.max_steps
         measured = self.reporter.report(*steps, values, to_log, to_csv)
         task.watch(self.step, values)
-        if to_log:
-            self._check_early_stop(values)
+        # The values are equal on all processes, and so is the decision to end.
+        stop = self.early_stop
+        if to_log and self.step % self.options.log_steps == 0 and stop.observe(values):
+            line = "%s is %.6g on average over %d lines, below %g: the run ends at step %d"
+            log.info(line, stop.metric, stop.mean, stop.window, stop.below, self.step)
+        if to_log and self.finished and stop.metric and not stop.recent:
+            log.warning("%s was never logged: nothing could end by it", stop.metric)
         if to_log and self.watcher:
             self.watcher.logged(self.step, measured)
         for player in task.players:
             if values[f"skipped_in_a_row/{player.name}"] >= self.options.max_bad_updates:
                 raise Diverged(self._divergence(player))
-
-    def _check_early_stop(self, values: dict[str, float]) -> None:
-        """Ends the run where a progress line's values, equal on all processes, say so."""
-        if self.step % self.options.log_steps == 0 and self.early_stop.observe(values):
-            stop = self.early_stop
-            log.info(
-                "%s is %.6g on average over %d lines, below %g: the run ends at step %d",
-                stop.metric,
-                stop.mean,
-                stop.window,
-                stop.below,
-                self.step,
-            )
-        if self.finished and self.early_stop.metric and not self.early_stop.recent:
-            log.warning("%s was never logged: nothing could end by it", self.early_stop.metric)
 
     def _divergence(self, player: Player) -> str:
         good = "there is no checkpoint from before them"

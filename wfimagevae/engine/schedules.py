@@ -8,13 +8,9 @@ from wfimagevae.engine.options import OptimizerOptions
 class LrSchedule:
     """Factor of the learning rate at each update of a player: linear warm-up, then the decay.
 
-    ``linear`` and ``cosine`` end at ``total_updates``. ``step`` multiplies by ``lr_gamma`` every
-    ``lr_step_updates``, ``exponential`` does the same smoothly, ``plateau`` after
-    ``plateau_patience`` validations in a row without a better score.
-
-    Args:
-        options: Which decay.
-        total_updates: All of the player's updates, warm-up included.
+    ``linear`` and ``cosine`` end at ``total_updates``, warm-up included. ``step`` multiplies by
+    ``lr_gamma`` every ``lr_step_updates``, ``exponential`` does the same smoothly, ``plateau``
+    after ``plateau_patience`` validations in a row without a better score.
     """
 
     def __init__(self, options: OptimizerOptions, total_updates: int = 1):

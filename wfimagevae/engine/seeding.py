@@ -27,14 +27,8 @@ def sample_noise(
 ) -> Tensor:
     """Standard normal noise that follows each sample, whatever its rank, batch or worker.
 
-    Args:
-        seed: Seed of the run.
-        positions: Data position of each sample; no two below 2**32 have the same noise.
-        shape: Shape of one sample's noise.
-        device: Where to draw; CUDA and CPU draw different numbers.
-
-    Returns:
-        (len(positions), *shape), float32.
+    Gives (len(positions), *shape), float32. No two data positions below 2**32 have the same noise;
+    CUDA and CPU draw different numbers.
     """
     noise = torch.empty(len(positions), *shape, device=device)
     generator = torch.Generator(device)

@@ -50,14 +50,11 @@ class Assembly:
     """A kind of training, put together.
 
     Attributes:
-        task: Players, whose turn it is, validation.
-        loader: Training data.
-        tracker: Where figures and pictures go besides the files.
         parts: What a checkpoint holds: dotted path in the file -> what has the state.
         headline: Names shown in the progress line.
         description: What the run is about to do, in a few lines.
-        weights: Player -> part of the checkpoint with the weights that it trains; those of
-            another run can be taken up from there.
+        weights: Player -> part of the checkpoint with the weights that it trains; those of another
+            run can be taken up from there.
         fresh_parts: How the names of parts begin that start anew, whatever a checkpoint holds.
     """
 
@@ -82,14 +79,9 @@ def run_training(
 ) -> bool:
     """Trains until the last step, or until a signal; resumes where the options say so.
 
-    Args:
-        options: Of the training.
-        assemble: Builds the training from the options, this process and the run's folder.
-        folder: Folder of a run that goes on where it stands; None finds it as the options say.
-        watcher: Looks on, if given.
-
-    Returns:
-        True if training is finished, False if a signal stopped it.
+    ``assemble`` builds the training from the options, this process and the run's folder. A run in a
+    ``folder`` goes on where it stands; None finds the folder as the options say. Returns True if
+    training is finished, False if a signal stopped it.
 
     Raises:
         ValueError: options that cannot be met, or training that diverged.

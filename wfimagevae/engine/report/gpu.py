@@ -46,23 +46,15 @@ _COLUMNS = {"bf16": 0, "fp16": 1, "tf32": 2, "fp32": 2}
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Dense tensor-core peak of a known GPU, the denominator of MFU.
+    """Dense tensor-core peak in FLOP/s of a known GPU, the denominator of MFU.
 
-    Args:
-        device_name: As `torch.cuda.get_device_name` gives it.
-        precision: bf16, fp16 or tf32; fp32 means TF32, which `enable_fast_kernels` turns on.
+    Without sparsity, accumulating in float32; fp32 means TF32, which `enable_fast_kernels` turns
+    on. None for a GPU that is not in the table (laptop chips and MIG slices are slower than their
+    namesakes, so not either), or one without tensor cores for this precision.
 
-    Returns:
-        FLOP/s without sparsity, accumulating in float32; None for a GPU that is not in the
-        table (laptop chips and MIG slices are slower than their namesakes, so not either), or
-        one without tensor cores for this precision.
-
-    Raises:
-        ValueError: unknown precision.
-
-    Source: NVIDIA data sheets of the products, half of the figure where only that with sparsity
-    is given; GeForce and RTX cards: the GA102, Ada, Blackwell architecture white papers, rows
-    "with FP32 accumulate". A10G: AWS's description of G5 instances.
+    Source: NVIDIA data sheets of the products, half of the figure where only that with sparsity is
+    given; GeForce and RTX cards: the GA102, Ada, Blackwell architecture white papers, rows "with
+    FP32 accumulate". A10G: AWS's description of G5 instances.
     """
     if precision not in _COLUMNS:
         raise ValueError(f"unknown precision {precision!r}; use one of {', '.join(_COLUMNS)}")
@@ -75,24 +67,20 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 
 class GpuMonitor:
-    """Reads memory, utilisation, power and temperature of this process's GPU.
+    """Reads memory, utilisation, power and temperature of this process's GPU, if it has one.
 
     The sensors are read through nvidia-ml-py (AMD's through amdsmi). Where it is missing or the
     driver refuses, one line says so and only the memory is left.
-
-    Args:
-        device: The device that this process computes on; without CUDA there is nothing to read.
     """
 
     def __init__(self, device: torch.device):
         self._device, self._has_complained = device, False
 
     def read(self) -> dict[str, float]:
-        """Current figures of the whole GPU, other processes included.
+        """Current figures of the whole GPU, other processes included; those that it reports of:
 
-        Returns:
-            ``gpu/memory_used_mib``, ``gpu/utilisation`` (0 to 1, share of time with a kernel
-            running), ``gpu/power_w``, ``gpu/temperature_c``, but those that it does not report.
+        ``gpu/memory_used_mib``, ``gpu/utilisation`` (0 to 1, share of time with a kernel running),
+        ``gpu/power_w``, ``gpu/temperature_c``.
         """
         if self._device.type != "cuda":
             return {}

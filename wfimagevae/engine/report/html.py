@@ -40,19 +40,11 @@ def write_report(
     max_pictures: int = 8,
     defaults: Mapping[str, Mapping] | None = None,
 ) -> Path:
-    """Redraws a run's loss plots and writes a report that needs no other file.
+    """Redraws a run's loss plots and writes an HTML page about the run that needs no other file.
 
-    What a run did not write (validation pictures, GPU figures) is left out; where its CSV is not
-    found, the report and a warning say where it was looked for.
-
-    Args:
-        run_dir: Folder of a training run.
-        output: HTML file to write.
-        max_pictures: Validation pictures of each kind to embed.
-        defaults: The options' default values by task: what differs from them is shown first.
-
-    Returns:
-        The file written.
+    It has up to ``max_pictures`` validation pictures of each kind, and first the options that
+    differ from the ``defaults`` of their task. What a run did not write is left out; where its CSV
+    is not found, the report and a warning say where it was looked for.
 
     Raises:
         ValueError: the folder holds nothing of a run, or its options.json is broken.
@@ -97,11 +89,8 @@ def write_report(
     }
     title = html.escape(run_dir.resolve().name)
     body = [f"<h1>{title}</h1>", _tiles(csv_path, validations)]
-    body += [
-        f"<section><h2>{html.escape(name)}</h2>{text}</section>"
-        for name, text in sections.items()
-        if text
-    ]
+    for name, text in sections.items():
+        body += [f"<section><h2>{html.escape(name)}</h2>{text}</section>"] if text else []
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -113,7 +102,6 @@ def write_report(
 
 
 def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
-    """The latest of what a person asks for first."""
     latest: dict[str, str] = {}
     series = read_losses(csv_path) if csv_path else {}
     if series:
@@ -167,9 +155,8 @@ def _latest_pictures(folder: Path) -> list[Path]:
 
 
 def _figure(path: Path, caption: str) -> str:
-    return (
-        f"<figure>{_image(path, caption)}<figcaption>{html.escape(caption)}</figcaption></figure>"
-    )
+    text = html.escape(caption)
+    return f"<figure>{_image(path, caption)}<figcaption>{text}</figcaption></figure>"
 
 
 def _image(path: Path, text: str) -> str:

@@ -75,12 +75,7 @@ def check_csv_log(path: Path | None) -> None:
 class CsvLog:
     """A CSV file that grows by rows and, when a new name appears, by columns.
 
-    Args:
-        path: The file; an existing one is continued.
-        resume_step: Rows of later steps are dropped: they come again.
-
-    Raises:
-        ValueError: the file has other columns.
+    An existing file is continued, without rows after ``resume_step``, which come again.
     """
 
     def __init__(self, path: Path, resume_step: int):
@@ -117,15 +112,14 @@ class CsvLog:
 
 
 class JsonLines:
-    """A file of one JSON object a line; see `CsvLog` for the arguments."""
+    """A file of one JSON object a line, continued like a `CsvLog`."""
 
     def __init__(self, path: Path, resume_step: int):
         self.path = path
         if path.exists():
-            rows = [
-                row for row in read_json_lines(path) if row.get("step", math.inf) <= resume_step
-            ]
-            write_text(path, "".join(map(_json_line, rows)))
+            rows = read_json_lines(path)
+            kept = [row for row in rows if row.get("step", math.inf) <= resume_step]
+            write_text(path, "".join(map(_json_line, kept)))
 
     def write(self, row: dict) -> None:
         """Appends a row; numbers that JSON cannot hold become null."""

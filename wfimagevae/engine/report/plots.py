@@ -65,19 +65,10 @@ _REDUNDANT = ("train/rec_loss", *(f"skipped_in_a_row/{name}" for name in _PLAYER
 def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     """Draws the training curves as two pages: losses, and the adversarial game with the rest.
 
-    A panel without data is left out, and a column that belongs to no panel gets its own on page
-    2. Long runs are thinned to about 1500 rows, so that the cost stays flat.
-
-    Args:
-        csv_path: ``training_losses.csv``.
-        output_prefix: Path without the ending; ``_page1.png`` and ``_page2.png`` are added. A
-            ``validation.jsonl`` in its folder is drawn too.
-
-    Returns:
-        The two files, each replaced in one move, so that a viewer never sees half of one.
-
-    Raises:
-        OSError: the CSV cannot be read, or the folder cannot be written.
+    A ``validation.jsonl`` in the folder of ``output_prefix`` is drawn too. A panel without data is
+    left out, and a column that belongs to no panel gets its own on page 2. Long runs are thinned to
+    about 1500 rows, so that the cost stays flat. Returns the files ``<output_prefix>_page1.png``
+    and ``_page2.png``, each replaced in one move, so that a viewer never sees half of one.
     """
     output_prefix = Path(output_prefix)
     validations = read_json_lines(output_prefix.with_name("validation.jsonl"))
@@ -139,14 +130,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
-    """Draws the panels that have data on one page, and replaces the PNG file in one move.
-
-    Args:
-        title: Heading of the page.
-        panels: Which series to show together.
-        series: Steps and values by name.
-        path: The file.
-    """
+    """Draws the panels that have data on one page, and replaces the PNG file in one move."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -171,7 +155,7 @@ def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -
 
 
 def _draw_panel(axes, panel: Panel, series: Series) -> None:
-    from matplotlib.ticker import EngFormatter
+    from matplotlib.ticker import EngFormatter, FuncFormatter, LogLocator, NullFormatter
 
     present = [name for name in panel.columns if name in series]
     for color, name in zip(_COLORS, present, strict=False):
@@ -181,7 +165,17 @@ def _draw_panel(axes, panel: Panel, series: Series) -> None:
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         style = {"linewidth": 1.6, "marker": "o" if len(values) < 30 else None, "ms": 3}
         axes.plot(steps, smooth, color=color, label=name.removeprefix("train/"), **style)
-    _scale_y(axes, panel, np.concatenate([series[name][1] for name in present]))
+    # A log scale where values span more than a factor of five.
+    values = np.concatenate([series[name][1] for name in present])
+    if panel.log and values.min() > 0 and values.max() > 5 * values.min():
+        axes.set_yscale("log")
+        decades = np.log10(values.max() / values.min())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
+        axes.yaxis.get_offset_text().set_fontsize(8)
     axes.set_title(panel.title, fontsize=10, loc="left")
     axes.tick_params(labelsize=8, which="both")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -190,17 +184,3 @@ def _draw_panel(axes, panel: Panel, series: Series) -> None:
     if len(present) > 1:
         place = {"loc": "lower right", "bbox_to_anchor": (1.01, 0.97), "ncols": 2}
         axes.legend(fontsize=8, frameon=False, **place)
-
-
-def _scale_y(axes, panel: Panel, values: np.ndarray) -> None:
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    if not (panel.log and values.min() > 0 and values.max() > 5 * values.min()):
-        axes.ticklabel_format(axis="y", style="sci", scilimits=(-3, 5))
-        axes.yaxis.get_offset_text().set_fontsize(8)
-        return
-    axes.set_yscale("log")
-    decades = np.log10(values.max() / values.min())
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 3 else (1,)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())

@@ -33,14 +33,8 @@ def log_write_errors(what: str) -> Iterator[None]:
 class Reporter:
     """Counts a run's samples, time and arithmetic, and writes what is measured on rank 0.
 
-    Args:
-        options: Options of the training: intervals, files, and the precision that decides which
-            peak arithmetic rate MFU refers to.
-        folder: The run's folder.
-        world: This process and the others.
-        tracker: wandb, trackio, tensorboard or none.
-        headline: Names shown in the progress line, where they have a value.
-        line: Makes the progress line of a step from its values; None writes the usual one.
+    The progress line shows the values of ``headline`` that there are; ``line``, if given, makes the
+    whole line from a step and its values. MFU refers to the peak rate of the options' precision.
     """
 
     # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
@@ -71,11 +65,7 @@ class Reporter:
         self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
 
     def begin(self, step: int, max_steps: int) -> None:
-        """Opens the files, without rows after ``step``, which come again; starts the clock.
-
-        Raises:
-            ValueError: the CSV file is no log of losses.
-        """
+        """Opens the files, without rows after ``step``, which come again; starts the clock."""
         if self.world.is_main:
             path = self.csv_path
             if path and path.exists() and not step and path.parent != self.folder.absolute():
@@ -116,11 +106,7 @@ class Reporter:
     def report(
         self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
     ) -> dict[str, float]:
-        """Writes the means of the steps since the last report, as a progress line, to the CSV.
-
-        Returns:
-            The values, with what is measured here beside them.
-        """
+        """Writes the means since the last report, and returns them with what is measured here."""
         # Speed, wait and share of the peak since the last report.
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
@@ -172,7 +158,6 @@ class Reporter:
         self.plot_time += time.perf_counter() - start
 
     def validation(self, step: int, values: dict[str, float]) -> None:
-        """Writes validation figures."""
         if self.world.is_main:
             figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
             log.info("validation at step %d | %s", step, figures)

@@ -18,10 +18,8 @@ _log = logging.getLogger(__name__)
 class Tracker:
     """A tracking service behind a fence: its first failure is one warning, and then it is off.
 
-    Args:
-        kind: The service's name, for the warning.
-        connect: Makes its backend, which has the methods ``log``, ``log_images`` and ``close``
-            of this class; None tracks nothing.
+    ``connect`` makes its backend, which has the methods ``log``, ``log_images`` and ``close`` of
+    this class; None tracks nothing.
     """
 
     def __init__(self, kind: str, connect: Callable[[], Any] | None = None):
@@ -66,16 +64,8 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
     """Connects to an experiment tracker, whose files go into ``run_dir``.
 
     A resumed run goes on in its old record. WANDB_MODE=offline and the other variables of the
-    services apply; WANDB_PROJECT (or TRACKIO_PROJECT) replaces the project's name, wfimagevae.
-
-    Args:
-        kind: One of `TRACKERS`.
-        run_dir: The run's folder.
-        name: The run's name.
-        config: Resolved options, kept beside the numbers.
-
-    Returns:
-        A tracker; off if ``kind`` is ``none``, or if the service could not be reached.
+    services apply; WANDB_PROJECT (or TRACKIO_PROJECT) replaces the project's name, wfimagevae. The
+    tracker is off for kind ``none``, and where the service could not be reached.
 
     Raises:
         ValueError: unknown ``kind``, or its package is not installed.
