@@ -78,6 +78,7 @@ def test_command_line_wins_over_yaml_over_defaults(read_yaml):
     assert (options.lr, options.batch_size, options.image_path) == (1e-4, 16, "here")
     assert (options.ema, options.freeze, options.metric) == (False, True, ["ssim", "lpips"])
     assert (options.decay, options.network, options.critic) == ([0.5], None, {"lr": 0.5})
+    assert not read_yaml("image_path: x\nno_ema: true\n").ema
 
 
 @pytest.mark.parametrize(

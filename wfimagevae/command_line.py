@@ -121,6 +121,11 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) ->
     given = parser.read_words(sys.argv[1:] if argv is None else argv)
     path = given.get("config")
     in_file = read_config(path, parser) if path else {}
+    for name, value in list(in_file.items()):
+        action = parser.flags().get(name)  # no_x: true is a flag of a file, too
+        if action and name == f"no_{action.dest}" and isinstance(value, bool):
+            del in_file[name]
+            in_file |= {action.dest: False} if value else {}
     try:
         return cls.read(in_file | given)
     except BadOptions as error:

@@ -275,7 +275,9 @@ def said(section: Section) -> dict[str, Any]:
     values = section.model_dump(exclude_unset=True)
     for name in list(values.get("options", ())):
         if flag_of(name) != name:
-            values["options"][flag_of(name)] = not values["options"].pop(name)
+            value = values["options"].pop(name)
+            if value is not False:  # which says what is so anyway
+                values["options"][flag_of(name)] = False if value is True else value
     return values
 
 
