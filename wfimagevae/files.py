@@ -31,9 +31,8 @@ _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
     """A temporary file, open for writing and reading, that takes the place of ``path`` at the end.
 
-    Args:
-        path: Stays as it was if anything fails, even if the process is killed.
-        is_lasting: Synced to the disk first, for what cannot be made again from what is at hand.
+    If anything fails, ``path`` stays as it was, even if the process is killed. What cannot be made
+    again from what is at hand (``is_lasting``) is synced to the disk first.
     """
     # The whole name could be too long with more around it.
     handle, temporary = tempfile.mkstemp(
@@ -65,8 +64,8 @@ def _sync_folder(folder: Path) -> None:
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: bool = True) -> None:
     """Calls ``write(file)`` on a temporary file and renames it to ``path``, whose folder is made.
 
-    Raises:
-        OSError: the file could not be written; what stood at ``path`` is untouched.
+    Where that fails, what stood at ``path`` is untouched, and the error, of torch.save too, is an
+    OSError.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -87,10 +86,7 @@ def write_json(path: str | os.PathLike, content: Mapping) -> None:
 
 
 def json_text(content: Mapping) -> str:
-    """An object as indented JSON.
-
-    Infinity and NaN, which JSON has no words for, must have been replaced (ValueError).
-    """
+    """An object as indented JSON; ValueError for infinity and NaN, which JSON has no words for."""
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
@@ -117,13 +113,10 @@ def read_json_lines(path: str | os.PathLike) -> list[dict]:
 def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
     """The dict in a file of `torch.save`, on the CPU; no code in the file is run.
 
-    Args:
-        path: The file.
-        mmap: Read tensors when they are used, from a file that stays as it is until then.
+    With ``mmap`` tensors are read when they are used, from a file that stays as it is until then.
 
     Raises:
         ValueError: not such a file, or it holds anything else.
-        OSError: the file cannot be read.
     """
     import torch
 
@@ -149,11 +142,8 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
 def is_hub_name(path: str | os.PathLike, subfolders: bool = False) -> bool:
     """Whether a path means a model on the Hugging Face hub, ``user/model``, not a local file.
 
-    A folder called like the user means a mistyped local path.
-
-    Args:
-        path: As a user writes it.
-        subfolders: ``user/model/folder/in/it`` is a name too.
+    A folder called like the user means a mistyped local path. With ``subfolders``,
+    ``user/model/folder/in/it`` is a name too.
     """
     pattern = r"\w[\w.-]*/\w[\w.-]*" + (r"(/[\w.-]+)*" if subfolders else "")
     if not re.fullmatch(pattern, str(path)) or str(path).endswith(_WEIGHTS):
@@ -164,10 +154,7 @@ def is_hub_name(path: str | os.PathLike, subfolders: bool = False) -> bool:
 def cache_folder(folder: str | Path | None, name: str) -> Path:
     """A folder for what is kept from run to run.
 
-    Args:
-        folder: As the user says; None is ``wfimagevae/NAME`` under ``$XDG_CACHE_HOME`` or
-            ``~/.cache``.
-        name: Of the default.
+    None is the default, ``wfimagevae/NAME`` under ``$XDG_CACHE_HOME`` or ``~/.cache``.
     """
     if folder is None:
         home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")

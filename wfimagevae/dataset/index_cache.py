@@ -24,13 +24,9 @@ _log = logging.getLogger("wfimagevae")
 class IndexCache:
     """Arrays by key, a file each, that hold for one version of what they were made from.
 
-    A cache that cannot be used is warned of once and done without.
-
-    Args:
-        cache_dir: The user's choice; None is ``wfimagevae/index`` under ``$XDG_CACHE_HOME`` or
-            ``~/.cache``.
-        what: Kind of its arrays: the name of a sub-folder, and for messages.
-        sources: The user's folders of images or shards, into which nothing is written.
+    ``what`` names the arrays in messages, and their sub-folder of ``cache_dir`` (None as for
+    `cache_folder`). Nothing is written into ``sources``, the user's folders of images or shards. A
+    cache that cannot be used is warned of once and done without.
     """
 
     def __init__(self, cache_dir: str | Path | None, what: str, sources: Iterable[str] = ()):

@@ -45,18 +45,14 @@ class TrainLoader:
     """Endless iterator over this rank's batches, whose state is one integer.
 
     ``next(loader)`` gives a dict: what the dataset's ``to_inputs`` makes of a batch, such as
-    ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in memory, on ``device``;
-    ``position``, the B data positions; ``unreadable``, a list of (path, reason) of the files met
-    for the first time, each of which is also logged once, by each rank that meets it.
+    ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in memory, on ``device`` (a CUDA device
+    gets it through pinned memory); ``position``, the B data positions; ``unreadable``, a list of
+    (path, reason) of the files met for the first time, each of which is also logged once, by each
+    rank that meets it. The dataset's `DataError` comes out of ``next``.
 
-    Args:
-        dataset: The data; its `DataError` comes out of ``next``.
-        batch_size: Samples per batch and rank.
-        rank, world_size: Number of this process, and of all.
-        num_workers: Reading processes; 0 reads in this one.
-        prefetch_factor: Batches that each worker prepares ahead.
-        persistent_workers: Handed to DataLoader; the stream is endless, so nothing depends on it.
-        device: Where the samples go; through pinned memory to a CUDA device.
+    ``batch_size`` counts samples per rank; ``num_workers`` 0 reads in this process; each worker
+    prepares ``prefetch_factor`` batches ahead. The stream is endless, so nothing depends on
+    ``persistent_workers``.
     """
 
     def __init__(

@@ -19,14 +19,11 @@ class Mixture(FlowData):
     After any number of blocks each set has had its share of them, to within less than one a set
     (rounding is nested: the first set against all others, the second against the rest ...). Which
     set a block comes from, and where that set stands, follow from the block's number alone. With
-    the sets' sizes as weights, every sample comes once an epoch.
+    the sets' sizes as weights (None), every sample comes once an epoch.
 
-    Args:
-        parts: The data sets, of one kind and with the same classes.
-        weights: Share of each, to the nearest fraction with a denominator of up to a million; None
-            takes their sizes.
-        block_size: Positions in a row that come from one set: 1, or the batch size where a batch
-            must come from one set.
+    The sets are of one kind and have the same classes. Weights count to the nearest fraction with a
+    denominator of up to a million. ``block_size`` positions in a row come from one set: 1, or the
+    batch size where a batch must come from one set.
     """
 
     def __init__(
@@ -50,7 +47,6 @@ class Mixture(FlowData):
         }
 
     def __len__(self) -> int:
-        """Samples of all sets together."""
         return sum(len(part) for part in self.parts)
 
     @property
@@ -85,12 +81,10 @@ class Mixture(FlowData):
         return {key: _joined([batch[key] for batch in batches], key, back) for key in batches[0]}
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """The inputs that the first set makes of a batch."""
         return self.parts[0].to_inputs(batch, device)
 
 
 def _shares(weights: Sequence[float]) -> list[Fraction]:
-    """Weights as fractions."""
     if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ValueError(f"weights of data sets must be numbers above 0, got {list(weights)}")
     shares = [Fraction(weight).limit_denominator(_PRECISION) for weight in weights]

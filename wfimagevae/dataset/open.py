@@ -52,18 +52,15 @@ def build_image_sets(
 def build_image_data(
     options: StreamOptions, sources: Sources, train: FlowData | None = None
 ) -> FlowData:
-    """Images to train on, or held-out ones.
+    """Images to train on, or held-out ones where ``train`` is the training data.
 
-    Args:
-        options: The training's options.
-        sources: Folders, manifests and WebDataset shards. Shards of several specifications are
-            one set, unless --data_weights tells them apart.
-        train: The training data, where these are held-out images: the same classes, middle crops
-            of one size, every source by its size.
+    Held-out images have the training data's classes, and are middle crops of one size, every source
+    by its size. Sources are folders, manifests and WebDataset shards; shards of several
+    specifications are one set, unless --data_weights tells them apart.
 
     Raises:
-        ValueError: a source without images, sources that do not go together, or options that
-            cannot be met.
+        ValueError: a source without images, sources that do not go together, or options that cannot
+            be met.
     """
     return _build(options, sources, train, _better_captions(options))
 

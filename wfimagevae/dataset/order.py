@@ -35,8 +35,8 @@ class Order:
 
     Attributes:
         num_items: Length of an epoch, in positions.
-        facts: Plain values that the order depends on besides seed and images; positions of one
-            run mean nothing to an order with other facts.
+        facts: Plain values that the order depends on besides seed and images; positions of one run
+            mean nothing to an order with other facts.
         sizes: Height and width of all samples, where they are not the data set's own.
     """
 
@@ -82,15 +82,12 @@ class ShuffledOrder(Order):
 class ShardOrder(Order):
     """An endless order that shuffles files, then what lies in a few neighbouring files together.
 
-    Every epoch shows every item once. Only the files of one group are read at a time (two, where
-    a batch straddles groups), so that each can be fetched, read and given up. To find an item
-    costs a shuffle of its group at most, never one of the epoch.
+    Every epoch shows every item once. Only the ``group_size`` files of one group are read at a time
+    (two groups, where a batch straddles them), so that each can be fetched, read and given up. To
+    find an item costs a shuffle of its group at most, never one of the epoch.
 
-    Args:
-        files: Number of the file that each item lies in, increasing.
-        seed: Seed of the order. Orders of one seed and number of files take them alike.
-        group_size: Files that are shuffled together.
-        num_files: Number of files, those without an item included.
+    ``files`` are the numbers, increasing, of the file that each item lies in, out of ``num_files``
+    that may have none. Orders of one seed and number of files take them alike.
     """
 
     def __init__(self, files: np.ndarray, seed: int, group_size: int, num_files: int = 0):
@@ -122,7 +119,6 @@ class ShardOrder(Order):
         return files, np.cumsum(self._counts[files])[last.clip(max=len(files) - 1)]
 
     def _items(self, epoch: int, group: int, files: np.ndarray) -> np.ndarray:
-        """The items of a group, shuffled."""
         files = files[group * self.group_size :][: self.group_size]
         starts = np.cumsum(self._counts) - self._counts
         items = np.concatenate([starts[f] + np.arange(self._counts[f]) for f in files])

@@ -13,13 +13,10 @@ log = logging.getLogger("wfimagevae")
 
 
 class EMA:
-    """Average of a network's weights over its updates, at least float32, under bare names.
+    """Average of a network's weights and floating-point buffers, at least float32, by bare names.
 
-    Args:
-        network: The network whose parameters and floating-point buffers are averaged.
-        decay: Share of the average that an update keeps.
-        warmup: Lower the decay at first to (1 + n) / (10 + n), n the updates so far, so
-            that the initial weights are soon forgotten.
+    An update keeps a share ``decay`` of the average; ``warmup`` lowers it at first to (1 + n) / (10
+    + n), n the updates so far, so that the initial weights are soon forgotten.
     """
 
     def __init__(self, network: nn.Module, decay: float = 0.999, warmup: bool = True):

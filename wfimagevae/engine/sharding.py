@@ -20,14 +20,11 @@ from wfimagevae.engine.distributed import is_distributed
 def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Shards a network's parameters over all processes, in place (FSDP2).
 
-    Call it before optimizers and averages are made: they then hold shards too. From there on a
-    call of the network is collective: every process makes equally many. The network may come on
-    the CPU; its blocks move to the device one by one. `load_state_dict` takes whole tensors.
-
-    Args:
-        network: With the same weights on every process.
-        blocks: Its repeated parts, each gathered for its own computation alone.
-        device: Device of this process.
+    Call it before optimizers and averages are made: they then hold shards too. From there on a call
+    of the network is collective: every process makes equally many. The network, with the same
+    weights on every process, may come on the CPU; ``blocks``, its repeated parts, move to the
+    device one by one, and each is gathered for its own computation alone. `load_state_dict` takes
+    whole tensors.
     """
     if not dist.is_initialized():
         raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node N ...")

@@ -76,13 +76,8 @@ def assign_buckets(
 ) -> dict[tuple[int, int], np.ndarray]:
     """The images of every bucket: (height, width) -> their numbers, increasing.
 
-    Images without a readable header, and those too small for their bucket, are in none; how many,
-    of each, is logged. ValueError if none is in any.
-
-    Args:
-        sizes: Width and height of each, int32 (N, 2).
-        rules: Which sizes there are.
-        source: Name of the images in messages.
+    ``sizes`` are width and height, int32 (N, 2). Images without a readable header, and those too
+    small for their bucket, are in none; how many, of each, is logged. ValueError if none is in any.
     """
     usable = np.flatnonzero(sizes.min(axis=1) > 0)
     if not len(usable):
@@ -131,11 +126,8 @@ class BucketOrder(Order):
     ``floor((e + 1) n_b / B) - floor(e n_b / B)`` blocks, in random order: so nothing is dropped,
     however small the bucket, and no image comes again before its bucket's other images have.
 
-    Args:
-        buckets: (height, width) -> numbers of the images.
-        batch_size: Positions in a block: the batch size of each rank.
-        seed: Seed of all shuffles.
-        make_order: Makes an `Order` of 0 to n_b - 1 from the numbers of a bucket's n_b images.
+    ``batch_size`` is that of each rank; ``make_order`` makes an `Order` of 0 to n_b - 1 from the
+    numbers of a bucket's n_b images.
     """
 
     def __init__(
@@ -156,11 +148,9 @@ class BucketOrder(Order):
         self._last = (-1, 0, 0)
 
     def size(self, position: int) -> tuple[int, int]:
-        """Height and width of the sample at ``position``."""
         return self.sizes[self._place(position)[0]]
 
     def index(self, position: int) -> int:
-        """The image at ``position``."""
         bucket, place = self._place(position)
         return int(self._members[bucket][self._orders[bucket].index(place)])
 

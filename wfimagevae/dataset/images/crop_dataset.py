@@ -73,19 +73,14 @@ class CropRules:
 class CropDataset(FlowData, Dataset):
     """Crops, half of them mirrored, in an endless order, with labels and captions or without.
 
-    The sample at a position depends on (seed, position) and the files alone, never on the worker
-    or rank that reads it. An unreadable image is replaced by the next readable one that the order
-    names, cropped with the random numbers of the position it stands in for; each file is tried
-    once per process and size. When 1000 images in a row, or all, fail, that is `NoReadableImage`.
-    See `FlowData` for its attributes.
+    The sample at a position depends on (seed, position) and the files alone, never on the worker or
+    rank that reads it. An unreadable image is replaced by the next readable one that the order
+    names, cropped with the random numbers of the position it stands in for; each file is tried once
+    per process and size. When 1000 images in a row, or all, fail, that is `NoReadableImage`. See
+    `FlowData` for its attributes.
 
-    Args:
-        images: The images.
-        rules: How they are cropped.
-        seed: Seed of the crops.
-        order: Which image comes when, and in which size; None shuffles them all, every epoch anew.
-        labels: Class of every image, int64, or None, and the names of the classes.
-        captions: Captions of every image, or None.
+    ``labels`` are the class of every image, int64, or None, and the classes' names. Without an
+    ``order`` all images are shuffled, every epoch anew.
     """
 
     def __init__(
@@ -126,10 +121,9 @@ class CropDataset(FlowData, Dataset):
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """The samples at some positions, all of one size, compact, as they travel.
 
-        Returns:
-            ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,), if there are labels; ``caption``,
-            B strings, if there are captions; ``unreadable``, a list of (path, reason) of the files
-            that were just found so.
+        Gives ``pixels`` uint8 (B, h, w, 3); ``label`` int64 (B,), if there are labels; ``caption``,
+        B strings, if there are captions; ``unreadable``, a list of (path, reason) of the files that
+        were just found so.
         """
         sizes = {self._size(position) for position in positions}
         if len(sizes) > 1:
@@ -184,13 +178,9 @@ class CropDataset(FlowData, Dataset):
 class TrainImageDataset(CropDataset):
     """Square crops of the images of a folder or manifest, in an endless shuffled order.
 
-    Args:
-        source: Folder, searched recursively, or JSON-lines manifest.
-        resolution, train_crop, augment: See `CropRules`.
-        seed: Seed of the order and of the crops.
-        cache_dir: Where the list of images is kept between runs; see `IndexCache`.
-        use_manifest: Insist that ``source`` is a manifest.
-        labels, captions: Where they come from; a bare kind of `Labels` or `Captions` will do.
+    ``labels`` and ``captions`` say where they come from; a bare kind of `Labels` or `Captions` will
+    do. The list of images is kept in ``cache_dir`` between runs (see `IndexCache`);
+    ``use_manifest`` insists that ``source`` is a manifest; the others are those of `CropRules`.
     """
 
     def __init__(  # noqa: PLR0913 - each is independent of the others

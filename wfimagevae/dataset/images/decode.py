@@ -55,14 +55,13 @@ def open_rgb(
     min_side: int | tuple[int, int] = 1,
     short_side: int | tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Reads a file as an upright 8-bit RGB image.
+    """Reads a JPEG, PNG, WebP, BMP or GIF file, or its content, as an upright 8-bit RGB image.
 
     The EXIF orientation is applied. Grayscale and palette images become RGB, 16-bit grayscale is
     scaled to 8 bits, CMYK is converted without a colour profile (embedded profiles are ignored),
     and transparency is composited over white. Of an animation, the first frame counts.
 
     Args:
-        path: A JPEG, PNG, WebP, BMP or GIF file, whatever its extension, or its content.
         min_side: Smallest height and width, in pixels, that counts as readable.
         short_side: Resize so that the smaller of height and width has this many pixels, by
             `INTERPOLATION`. A JPEG at least twice `DRAFT_MARGIN` times as large is decoded at

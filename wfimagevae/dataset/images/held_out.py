@@ -27,7 +27,6 @@ class ValidImageDataset(Dataset):
             `decode.INTERPOLATION`; None keeps the native size.
         crop_size: Side of the centre crop; None is ``resolution``, or else the whole image.
         subset_size: Use this many images, evenly spaced over the sorted list; 0 uses all.
-        cache_dir: Where the list of images is kept between runs; see `IndexCache`.
     """
 
     def __init__(
@@ -86,9 +85,8 @@ class ValidImageDataset(Dataset):
 def collate_images(samples: list[dict]) -> dict:
     """Stacks the readable samples of a `ValidImageDataset` and lists the others.
 
-    Returns:
-        ``image`` (n, 3, h, w), channels last in memory, or None if n is 0; ``path``, a list of n;
-        ``unreadable``, a list of (path, reason).
+    Gives ``image`` (n, 3, h, w), channels last in memory, or None if n is 0; ``path``, a list of n;
+    ``unreadable``, a list of (path, reason).
     """
     readable = [sample for sample in samples if sample["error"] is None]
     images = [sample["image"].movedim(0, -1) for sample in readable]
@@ -131,7 +129,6 @@ class IndexedImages:
         return {"name": self.images.relative(index), "caption": caption}
 
     def captions(self, index: int) -> list[str]:
-        """Every caption of an image; none without captions."""
         return [] if self._captions is None else self._captions.all(index)
 
     def fingerprint(self) -> str:

@@ -69,12 +69,10 @@ class JoinedImages(Images):
         return number, self.parts[number], i - int(self._starts[number])
 
     def name(self, i: int) -> str:
-        """As its source names it."""
         _, part, row = self._place(i)
         return part.name(row)
 
     def aliases(self, i: int) -> list[str]:
-        """As its source gives them."""
         _, part, row = self._place(i)
         return part.aliases(row)
 
@@ -84,7 +82,6 @@ class JoinedImages(Images):
         return f"{number}/{part.relative(row)}"
 
     def file(self, i: int) -> str | BinaryIO:
-        """As its source has it."""
         _, part, row = self._place(i)
         return part.file(row)
 
@@ -101,10 +98,9 @@ class JoinedImages(Images):
 class ImageParts:
     """What to read of images besides their pixels.
 
-    Attributes:
-        sizes, records: Whether sizes, and fields of a manifest's line or a json member, are wanted.
-        may_lack_captions: Leave it to the caller to check that shards have any.
-        index_cache_dir: Where lists of images, their sizes, and indices of shards are kept.
+    ``sizes`` are wanted or not, and so are ``records``, fields of a manifest's line or a json
+    member. ``may_lack_captions`` leaves it to the caller to check that shards have any.
+    ``index_cache_dir`` keeps lists of images, their sizes, and indices of shards.
     """
 
     labels: Labels = field(default_factory=Labels)
@@ -120,8 +116,7 @@ def open_folder(
 ) -> ImageSet:
     """The images of a folder or manifest; of the latter only, if ``use_manifest`` insists on it.
 
-    Raises:
-        ValueError: as `index_images`, `read_labels` and `read_captions`.
+    Errors are those of `index_images`, `read_labels` and `read_captions`.
     """
     wanted = wanted or ImageParts()
     images = index_images(source, wanted.index_cache_dir, use_manifest)

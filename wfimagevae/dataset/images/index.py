@@ -28,12 +28,9 @@ _log = logging.getLogger("wfimagevae")
 class ImageIndex(Images):
     """Paths of images, sorted by their bytes, in two arrays.
 
-    Millions of Python strings would end up once in every forked worker, because counting
-    references writes to their memory pages. Arrays stay shared.
-
-    Args:
-        root: Absolute folder that the entries are relative to.
-        entries: Paths of the images, encoded as the file system does; absolute ones stay so.
+    Millions of Python strings would end up once in every forked worker, because counting references
+    writes to their memory pages. Arrays stay shared. The entries are encoded as the file system
+    does, and relative to ``root``, an absolute folder; absolute ones stay so.
     """
 
     def __init__(self, root: str, entries: list[bytes]):
@@ -47,7 +44,6 @@ class ImageIndex(Images):
         return self._entries[i]
 
     def path(self, i: int) -> str:
-        """Absolute path of image ``i``."""
         return os.path.join(self.root, os.fsdecode(self.entry(i)))
 
     name = file = path
@@ -58,7 +54,6 @@ class ImageIndex(Images):
         return [name, os.path.splitext(name)[0]]
 
     def select(self, indices: Sequence[int]) -> "ImageIndex":
-        """Some of these images."""
         return ImageIndex(self.root, [self.entry(i) for i in indices])
 
     def relative(self, i: int) -> str:
@@ -81,14 +76,12 @@ def index_images(
     """Lists the images of a folder or manifest.
 
     A folder is scanned recursively, links followed, for the file names in `EXTENSIONS`, in any
-    case; names that start with a dot are skipped. Its listing is kept in the cache, and only
-    folders that changed since are read again. Nothing is written into ``source``.
+    case; names that start with a dot are skipped. Its listing is kept in the cache (see
+    `IndexCache`), and only folders that changed since are read again. Nothing is written into
+    ``source``.
 
-    Args:
-        source: Folder, or file of JSON lines with a path under one of `MANIFEST_KEYS`, absolute or
-            relative to the manifest's folder. A bad line is named as file:line.
-        cache_dir: Where listings are kept; see `IndexCache`.
-        use_manifest: Insist that ``source`` is a manifest.
+    A manifest has JSON lines with a path under one of `MANIFEST_KEYS`, absolute or relative to the
+    manifest's folder; a bad line is named as file:line. ``use_manifest`` insists on one.
     """
     root = os.path.abspath(os.path.expanduser(source))
     if os.path.isdir(root):

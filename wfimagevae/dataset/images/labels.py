@@ -100,11 +100,8 @@ def number_labels(
 ) -> tuple[np.ndarray, list[str]]:
     """Numbers, int64 (N,), and names of classes given as numbers or names, one kind throughout.
 
-    Args:
-        values: The class of every image, as its source gives it.
-        where: Tells the place that ``values[i]`` comes from.
-        source: Name of them all in messages.
-        class_names: The classes to number by, as for `Labels`; another one is a ValueError.
+    ``where(i)`` tells the place that ``values[i]`` comes from, ``source`` names them all in
+    messages. Classes are numbered by ``class_names``, as for `Labels`; another one is a ValueError.
     """
     # All are numbers, or all are names.
     for i, label in enumerate(values):

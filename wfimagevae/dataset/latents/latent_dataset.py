@@ -29,7 +29,6 @@ _FIELDS |= {"latent_shape", "samples", "shift", "scale"}
 
 
 def shard_path(folder: Path, number: int) -> Path:
-    """File of a shard's tensors."""
     return folder / f"latents-{number:05d}.safetensors"
 
 
@@ -82,23 +81,21 @@ def read_record(folder: str | Path) -> dict[str, Any]:
 class LatentDataset(FlowData):
     """Normalised latents, (z - shift) * scale, in an endless shuffled order; see `FlowData`.
 
-    The sample at a position depends on (seed, position) and the cache alone: which item it is,
-    the draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and
-    which of its captions it shows. Up to 256 MiB of evenly spaced samples are checked to be finite
-    at once, and each sample again when it is read.
+    The sample at a position depends on (seed, position) and the cache alone: which item it is, the
+    draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and which
+    of its captions it shows. Up to 256 MiB of evenly spaced samples are checked to be finite at
+    once, and each sample again when it is read.
 
     Args:
-        path: Folder of a finished cache.
-        seed: Seed of the order, the draws and the flips.
         augment: Take the mirrored copy half of the time, where the cache has one.
-        like: Record of the training cache, for data held out: latents are normalised as there,
-            and must come from the same VAE at the same resolution, with the same classes.
+        like: Record of the training cache, for data held out: latents are normalised as there, and
+            must come from the same VAE at the same resolution, with the same classes.
         prefix: Set before every caption, as for `Captions`.
         text: ``none``; ``captions``; or ``embeddings``, which the cache must hold, besides.
 
     Raises:
-        DataError: no finished cache, a shard missing, truncated, not finite or of another cache,
-            or ``like`` does not fit. From `read_batch`: a sample that is not finite.
+        DataError: no finished cache, a shard missing, truncated, not finite or of another cache, or
+            ``like`` does not fit. From `read_batch`: a sample that is not finite.
     """
 
     data_key = "latent"

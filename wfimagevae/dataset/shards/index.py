@@ -56,17 +56,12 @@ def index_shards(
 ) -> list[tuple[ShardFile, TarIndex]]:
     """The samples of every shard, from the cache where the shard has not changed.
 
-    Shards that are new or changed are read once, headers and texts only, by as many processes as
-    there are cores. A remote shard is fetched whole for that, unless the ``shards.json`` beside it
-    (which scripts/make_webdataset.py writes) has a finished index. Damaged shards are warned of; a
-    DataError is one that cannot be read or fetched at all, or no sample in any.
-
-    Args:
-        sources: Absolute paths, URLs and pipes, as `expand_shards` gives them.
-        cache_dir: Where indices are kept; see `IndexCache`.
-        store: Fetches remote shards.
-        extra: Types of members that are images or texts besides the usual ones.
-        with_texts: Also give the texts, which take the most memory.
+    Shards (see `expand_shards`) that are new or changed are read once, headers and texts only, by
+    as many processes as there are cores. A remote shard is fetched whole by ``store`` for that,
+    unless the ``shards.json`` beside it (which scripts/make_webdataset.py writes) has a finished
+    index. Damaged shards are warned of; a DataError is one that cannot be read or fetched at all,
+    or no sample in any. Without ``with_texts``, the texts, which take the most memory, are left
+    out.
     """
     store, extra = store or RemoteShards(), extra or ExtraTypes()
     # Where the user named no cache, it is no matter that shards stand in the home folder.

@@ -34,10 +34,9 @@ class ShardImages(Images):
     """Images in tar files, in the order in which they lie there.
 
     Args:
-        shards: The files.
-        store: Gives local copies of the remote ones.
-        shard: Number of the shard of each image, uint32, increasing.
-        span: Offset and length of each image in its shard, in bytes, int64.
+        store: Gives local copies of the remote files.
+        shard: Number of the file of each image, uint32, increasing.
+        span: Offset and length of each image in its file, in bytes, int64.
         sizes: Width and height of each, upright, int32 (N, 2); 0 where its header is damaged.
         keys: Names of the samples.
     """
@@ -68,7 +67,6 @@ class ShardImages(Images):
         return len(self.shard)
 
     def key(self, i: int) -> str:
-        """Key of the sample."""
         return os.fsdecode(self.keys[i])
 
     def name(self, i: int) -> str:
@@ -86,7 +84,6 @@ class ShardImages(Images):
         return "/".join([self.shards[self.shard[i]].stem, *parts]) + ".png"
 
     def file(self, i: int) -> BinaryIO:
-        """The content of image ``i``, in memory."""
         return io.BytesIO(self.content(i))
 
     def content(self, i: int) -> bytes:
@@ -106,7 +103,6 @@ class ShardImages(Images):
         return content
 
     def select(self, indices: Sequence[int]) -> "ShardImages":
-        """Some of these images."""
         rows = np.asarray(indices, np.int64)
         span = self._offset[rows], self._length[rows]
         sizes, keys = self.sizes[rows], self.keys.select(rows)
@@ -143,14 +139,11 @@ def open_shards(
     wanted: ImageParts | None = None,
     options: StreamOptions | None = None,
 ) -> ImageSet:
-    """The samples that have an image, in all shards of some specifications.
+    """The samples that have an image, in all shards of some specifications (see `expand_shards`).
 
-    Args:
-        specs: See `expand_shards`.
-        wanted: What to read besides images. The classes and captions are the shards' own, under
-            the keys of ``options``, whatever the kind; numbers of classes that `ShardWriter` wrote
-            mean its own shards' classes, so the names that go with them count.
-        options: Which members are what, and where remote shards are kept; None for the defaults.
+    The classes and captions that are ``wanted`` are the shards' own, under the keys of ``options``,
+    whatever the kind; numbers of classes that `ShardWriter` wrote mean its own shards' classes, so
+    the names that go with them count.
 
     Raises:
         ValueError: no shards, or no sample has an image, a label or a caption of the types asked.

@@ -36,17 +36,15 @@ class RemoteShards:
     """Local copies of remote shards.
 
     http(s):// and hf:// are fetched in this process. The environment's WDS_TOKEN, and HF_TOKEN (or
-    a stored login) for huggingface.co, go out as a header, to the host of the URL only: never
-    after a redirect to another, and never in the arguments of a process, where others would see
-    them (which is why the webdataset library's own hf:// and http:// commands are not used). Every
-    other scheme and ``pipe:`` goes through the library's ``gopen``.
+    a stored login) for huggingface.co, go out as a header, to the host of the URL only: never after
+    a redirect to another, and never in the arguments of a process, where others would see them
+    (which is why the webdataset library's own hf:// and http:// commands are not used). Every other
+    scheme and ``pipe:`` goes through the library's ``gopen``.
 
     Args:
-        cache_dir: Where copies are kept; None is ``wfimagevae/shards`` under ``$XDG_CACHE_HOME``
-            or ``~/.cache``.
-        max_bytes: The folder is kept under this size by removing the shards that were used
-            longest ago; 0 keeps all. A removed shard is fetched again when it is needed, so leave
-            room for those that are read at a time.
+        cache_dir: Where copies are kept; None as for `cache_folder`.
+        max_bytes: The folder is kept under this size by removing the shards that were used longest
+            ago; 0 keeps all. Leave room for those that are read at a time.
         read_at_a_time: Shards that a process keeps open where there is a limit: the space of a
             removed shard is free only when nobody has it open any more.
     """
@@ -91,7 +89,10 @@ class RemoteShards:
                 with FileLock(target.with_name(f".{target.name}.lock")):
                     handle = _open_copy(target)  # another process fetched it meanwhile
                     if handle is None:
-                        _remove_leftovers(target)
+                        # What a process that was killed left half fetched.
+                        for path in target.parent.glob(f".{target.name}.*"):
+                            if path.suffix != ".lock":
+                                path.unlink(missing_ok=True)
                         handle = self._retried(lambda: self._fetch(url, target, sha256), url)
                         self._make_room(target)
         except OSError as error:
@@ -190,13 +191,6 @@ def _open_copy(target: Path) -> int | None:
     with contextlib.suppress(OSError):
         os.utime(target)
     return handle
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Removes what a process that was killed left half fetched; the lock must be held."""
-    for path in target.parent.glob(f".{target.name}.*"):
-        if path.suffix != ".lock":
-            path.unlink(missing_ok=True)
 
 
 def _is_http(url: str) -> bool:

@@ -35,10 +35,9 @@ def is_shard_spec(source: str | Path) -> bool:
 def expand_shards(spec: str | Path) -> list[str]:
     """The shards that a specification means, in order: absolute paths, URLs and pipes.
 
-    Args:
-        spec: A tar file, a folder of them, a glob, a URL, or ``pipe:COMMAND``. Braces
-            (``{000..099}``), ``${NAME}`` for the environment variable WDS_NAME, and ``::`` between
-            several are expanded as the webdataset library does. ValueError if nothing is there.
+    It is a tar file, a folder of them, a glob, a URL, or ``pipe:COMMAND``. Braces (``{000..099}``),
+    ``${NAME}`` for the environment variable WDS_NAME, and ``::`` between several are expanded as
+    the webdataset library does. ValueError if nothing is there.
     """
     text = str(spec)
     if os.path.exists(os.path.expanduser(text)):

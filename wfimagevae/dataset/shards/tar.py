@@ -28,10 +28,11 @@ _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library leaves out
 
 @dataclass
 class Column:
-    """The members of one type, one a sample; -1 for a sample that has none.
+    """The members of one type, one a sample.
 
     Attributes:
-        offset, size: Where members begin, and their lengths, in bytes, int64 (N,).
+        offset, size: Where members begin, and their lengths, in bytes, int64 (N,); offset -1 for a
+            sample that has none.
         width, height: Size of images, upright, in pixels, int32 (N,); 0 where the header is
             damaged, None for other types.
         text: Contents of texts; None for other types.
@@ -102,7 +103,6 @@ class ExtraTypes:
 
     @classmethod
     def besides_the_usual(cls, images: Iterable[str], texts: Iterable[str]) -> "ExtraTypes":
-        """Those of some types that do not count already."""
         images, texts = (dict.fromkeys(kinds) for kinds in (images, sorted(texts)))
         return cls(
             tuple(kind for kind in images if not cls().is_image(kind)),
@@ -110,11 +110,9 @@ class ExtraTypes:
         )
 
     def is_image(self, kind: str) -> bool:
-        """Whether members of a type are images."""
         return kind in self.images or kind.rpartition(".")[2] in IMAGE_TYPES
 
     def is_text(self, kind: str) -> bool:
-        """Whether members of a type are texts."""
         return kind in self.texts or kind.rpartition(".")[2] in TEXT_TYPES
 
 
@@ -132,15 +130,11 @@ class _Sample:
 
 
 def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = None) -> TarIndex:
-    """Reads the headers of a shard, its texts, and the headers of its images.
+    """Reads the headers of an uncompressed shard, its texts, and the headers of its images.
 
     Members are grouped to samples as the webdataset library does. Of a file that is cut short or
-    damaged, the whole samples in front of the damage count.
-
-    Args:
-        path: An uncompressed tar file.
-        extra: Types that count as images and as texts besides the usual ones.
-        handle: Its descriptor where it is open already, which is closed; ``path`` is for messages.
+    damaged, the whole samples in front of the damage count. A ``handle`` is the file's descriptor
+    where it is open already, and is closed; ``path`` is then for messages.
     """
     try:
         with open(path if handle is None else handle, "rb") as file:

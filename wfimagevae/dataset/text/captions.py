@@ -63,11 +63,9 @@ class CaptionTable:
         self._firsts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))])
 
     def __len__(self) -> int:
-        """Number of images."""
         return len(self._firsts) - 1
 
     def all(self, index: int) -> list[str]:
-        """Every caption of an image."""
         lines = range(*self._firsts[index : index + 2])
         return [self._lines[line].decode("utf-8") for line in lines]
 

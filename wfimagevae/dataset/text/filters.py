@@ -24,12 +24,10 @@ _log = logging.getLogger("wfimagevae")
 
 
 def needs_sizes(options: StreamOptions) -> bool:
-    """Whether the filters look at sizes."""
     return options.min_image_size > 0 or options.max_aspect_ratio > 0
 
 
 def needs_records(options: StreamOptions) -> bool:
-    """Whether the filters look at fields of a manifest's line or json member."""
     return options.min_similarity is not None or options.skip_nsfw or bool(options.languages)
 
 
@@ -87,7 +85,6 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
 def _record_checks(
     samples: ImageSet, options: StreamOptions, source: str
 ) -> list[tuple[str, np.ndarray]]:
-    """Which images each filter by fields keeps."""
     languages = [language.strip().lower() for language in options.languages]
 
     def is_safe(value: Any) -> bool:

@@ -13,7 +13,6 @@ class PackedTexts:
 
     @classmethod
     def pack(cls, texts: Iterable[bytes]) -> "PackedTexts":
-        """Packs some byte strings."""
         texts = list(texts)
         ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
         return cls(np.frombuffer(b"".join(texts), np.uint8), ends)

@@ -78,18 +78,11 @@ SHAPES: dict[str, Outline | tuple] = {
 class ShapesDataset(FlowData):
     """Images of one shape each; the shape is the class. See `FlowData`.
 
-    Image ``index`` is a function of (seed, index): shapes and colours come in turn, so that all
-    are equally frequent; place, size, a tilt of up to 15 degrees and the gray of the background
-    are random. Position k shows item ``index(k)`` of the shuffled order. Ranges of indices that do
-    not overlap share no picture, as training data and data held out must not.
-
-    Args:
-        resolution: Height and width in pixels.
-        seed: Seed of the pictures, the order and the flips.
-        num_items: Images in an epoch.
-        first_index: Index of the first.
-        augment: Mirror half of the images.
-        prefix: Set before every caption, as for `Captions`.
+    Image ``index`` is a function of (seed, index): shapes and colours come in turn, so that all are
+    equally frequent; place, size, a tilt of up to 15 degrees and the gray of the background are
+    random. Position k shows item ``index(k)`` of the shuffled order, half of the time mirrored
+    where ``augment`` is set. An epoch has ``num_items`` images, from ``first_index`` on: ranges
+    that do not overlap share no picture, as training data and data held out must not.
     """
 
     has_captions = True
@@ -129,7 +122,6 @@ class ShapesDataset(FlowData):
         return self.class_names[self.label(index)], colours[index // len(SHAPES) % len(colours)]
 
     def label(self, index: int) -> int:
-        """The class of picture ``index``."""
         return index % len(SHAPES)
 
     def caption(self, index: int) -> str:
