@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wfimagevae.model.modules.attention import AttnBlock2D
+from wfimagevae.model.modules.blocks import AttnBlock2D, Downsample, ResnetBlock2D, Upsample
 from wfimagevae.model.modules.normalize import build_norm, norm_activation_conv
 from wfimagevae.model.modules.posterior import DiagonalGaussian
-from wfimagevae.model.modules.resnet_block import ResnetBlock2D
-from wfimagevae.model.modules.updownsample import Downsample, Upsample
 
 LAST = torch.channels_last
 ACTIVATIONS = pytest.mark.parametrize("activation", [F.silu, F.relu])

@@ -78,18 +78,12 @@ def guided_velocity(
     guidance: Guidance | None = None,
     count: Callable[[int], None] | None = None,
 ) -> "GuidedVelocity":
-    """The velocity that a sampler calls, from a network, its condition and guidance.
+    """The velocity that a sampler calls, from ``model(x, t, condition, t_end)`` and guidance.
 
     Where guidance is active the network is called once, with 2B samples, the conditional half
-    first; elsewhere, and at scale 1, with B.
-
-    Args:
-        model: ``model(x, t, condition, t_end)``, t and t_end (B,) on the device of x.
-        condition: For example class labels, (B,); None for an unconditional model.
-        null_condition: The condition that says nothing, of the same structure and sizes; may be
-            None where the scale is 1.
-        guidance: None is no guidance.
-        count: Called at each evaluation with the number of samples that the network saw.
+    first; elsewhere, and at scale 1, with B. The condition, class labels, (B,), for example, is
+    None for an unconditional model; the null one, which says nothing, may be None where the scale
+    is 1. ``count`` is called at each evaluation with the number of samples that the network saw.
     """
     guidance = guidance or Guidance()
     if guidance.scale != 1 and (condition is None or null_condition is None):
@@ -112,18 +106,15 @@ class GuidedVelocity:
     count: Callable[[int], None] | None = None
 
     def rows(self, rows: slice) -> "GuidedVelocity":
-        """The velocity of those samples alone."""
         conditions = (self.condition, self.null_condition)
         some = [map_tensors(lambda leaf: leaf[rows], condition) for condition in conditions]
         return GuidedVelocity(self.model, *some, self.guidance, self.count)
 
     def __call__(self, x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
-        """The guided velocity, (B, ...), of the type of ``x``.
+        """The guided velocity, (B, ...), of the type of the state ``x``, (B, ...).
 
-        Args:
-            x: State, (B, ...).
-            t: Its time in [0, 1], a scalar or (B,), on any device.
-            t_end: End of an average velocity, likewise; None asks for the velocity at t.
+        Times in [0, 1] are scalars or (B,), on any device; ``t_end`` is the end of an average
+        velocity, None asks for the velocity at t.
         """
         channels = self.guidance.channels
         if channels is not None and (x.dim() < 2 or channels > x.shape[1]):
@@ -160,7 +151,6 @@ class GuidedVelocity:
 
 
 def _repeat(x: Tensor) -> Tensor:
-    """Two copies of a batch, (2B, ...); a scalar stays one."""
     return torch.cat([x, x]) if x.dim() else x
 
 

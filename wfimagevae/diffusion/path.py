@@ -6,10 +6,7 @@ from torch import Tensor
 def straight_path(noise: Tensor, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
     """Point ``x_t`` and velocity ``d x_t / dt`` on the straight line from noise to data, (B, ...).
 
-    Args:
-        noise: Standard normal source, (B, ...).
-        data: Clean images, latents or points, same shape.
-        t: Times in [0, 1], (B,); 0 is noise, 1 is data.
+    Times, (B,), are in [0, 1]; 0 is noise, 1 is data.
 
     Source: Lipman et al. 2023, arXiv:2210.02747, optimal-transport path.
     """

@@ -30,11 +30,8 @@ def time_grid(num_steps: int, shift: float = 1.0) -> Tensor:
 class TimeDistribution:
     """From uniform numbers to the times that training draws.
 
-    Attributes:
-        kind: ``uniform`` or ``logit_normal``: sigmoid(mean + std z), z standard normal.
-        mean: Mean of the logit; above 0 leans towards the data.
-        std: Standard deviation of the logit.
-        shift: As for `shift_times`, applied last.
+    ``kind`` is ``uniform`` or ``logit_normal``: sigmoid(mean + std z), z standard normal; a mean
+    above 0 leans towards the data. The shift of `shift_times` is applied last.
     """
 
     kind: str = "uniform"

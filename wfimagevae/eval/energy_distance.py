@@ -12,15 +12,11 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     """Unbiased energy distance, 2 E|x - y| - E|x - x'| - E|y - y'|, x' and y' independent copies.
 
     Its expectation is 0 for equal distributions and positive otherwise, whatever the sizes of the
-    sets, so a value may be negative. Distances are Euclidean between whole samples, in the
-    samples' units: the value grows with the range and the number of elements.
+    sets, so a value may be negative. Distances are Euclidean between whole samples, in the samples'
+    units: the value grows with the range and the number of elements.
 
-    Args:
-        x: Samples, (N, ...), N >= 2, of any number type, on the device that computes, in float64.
-        y: Other samples, (M, ...), M >= 2, of the same shape each.
-
-    Raises:
-        ValueError: fewer than two samples, shapes that differ, or values that are not finite.
+    Samples are (N, ...) and (M, ...), of any number type, and compared in float64 on the device of
+    ``x``. Fewer than two, shapes that differ, or values that are not finite are a ValueError.
 
     Source: Szekely and Rizzo 2013, "Energy statistics", equation 6.1, with U-statistics.
     """

@@ -51,11 +51,6 @@ def _main_process_first() -> Iterator[None]:
 class Evaluator:
     """Metrics of pairs, accumulated over batches; every image weighs the same.
 
-    Args:
-        metrics: Any of psnr, ssim, lpips and rfid; ValueError for others.
-        device: Where the metrics are computed.
-        options: Networks of lpips and rfid; None takes the default ones.
-
     Attributes:
         unavailable: Metric -> the way to get its weights, for those that are missing.
         notes: Metric -> what its value hides, after `compute`.
@@ -89,7 +84,6 @@ class Evaluator:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the images seen."""
         self._images = 0
         # Per metric: sum of the finite values, number of the infinite ones.
         self._sums = {name: [0.0, 0] for name in self._per_image}
@@ -160,17 +154,9 @@ class _Collected:
 class SetEvaluator:
     """Metrics of sets of samples against a reference set, on any number of processes.
 
-    Args:
-        options: The metrics, and what defines them.
-        world: This process and the others.
-        reference: The set that others are compared with; it is read at once.
-        batch_size: Samples at a time.
-
-    Attributes:
-        unavailable: Metric -> the way to get its weights, for those that are missing.
-
-    Raises:
-        ValueError: a weight file that holds something else, too few samples, or of unlike sizes.
+    The reference is read at once. ``unavailable`` maps a metric to the way to get its weights, if
+    they are missing. A weight file that holds something else, too few samples, or of unlike sizes,
+    are a ValueError.
     """
 
     def __init__(
@@ -195,12 +181,9 @@ class SetEvaluator:
     def measure(self, samples: SampleSet) -> tuple[dict[str, float], dict[str, str], dict]:
         """Compares a set with the reference; every process must call it, all return the same.
 
-        Too few samples, or of unlike sizes, are a ValueError.
-
-        Returns:
-            The figures, unavailable ones left out: ``fid``, ``kid`` and ``kid_std``, ``precision``
-            and ``recall``, ``energy_distance``; metric -> what a reader of its figure should know;
-            and the protocol.
+        Gives the figures, unavailable ones left out: ``fid``, ``kid`` and ``kid_std``,
+        ``precision`` and ``recall``, ``energy_distance``; metric -> what a reader of its figure
+        should know; and the protocol. Too few samples, or of unlike sizes, are a ValueError.
         """
         real, generated = self._real, self._collect("generated", samples)
         count = min(real.count, generated.count)

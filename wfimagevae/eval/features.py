@@ -49,7 +49,6 @@ def describe_features(options: SetMetricOptions, width: int) -> dict[str, str]:
 
 
 def describe_inception(weights: str | None, width: int = NUM_FEATURES) -> dict[str, str]:
-    """The same for the Inception network."""
     return {
         "features": f"torch-fidelity InceptionV3, {width}",
         "weights": weights_digest(weights, INCEPTION_URL),
@@ -70,14 +69,10 @@ def load_inception(
 ) -> Extractor:
     """The torch-fidelity package's port of the TensorFlow Inception network of published FIDs.
 
-    Args:
-        device: Where it runs (on Apple's MPS, which lacks float64: the CPU).
-        weights: torch-fidelity's weight file; None takes the cached or downloaded one.
-        num_features: Width of the layer that is read: 64, 192, 768 or 2048.
-
-    Raises:
-        MissingWeights: the weights cannot be had; the message says how to get them.
-        ValueError: the file holds something else, or torch-fidelity is not installed.
+    On Apple's MPS, which lacks float64, it runs on the CPU. ``weights`` is torch-fidelity's weight
+    file; None takes the cached or downloaded one, and raises `MissingWeights` if it cannot be had.
+    ``num_features``, the width of the layer that is read, is 64, 192, 768 or 2048. A file that
+    holds something else, or no torch-fidelity, is a ValueError.
     """
     _require_torch_fidelity("Inception")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
@@ -101,10 +96,8 @@ def load_dinov2(
 ) -> Extractor:
     """DINOv2's class token by its own code, after torch-fidelity's preprocessing.
 
-    Args:
-        device: Where it runs.
-        repo: Folder with a clone of the DINOv2 code; None takes torch.hub's copy.
-        weights: Weight file for that code, needed with it. Errors are those of `load_inception`.
+    ``repo`` is a folder with a clone of the DINOv2 code, needed with ``weights`` for it; None takes
+    torch.hub's copy. Errors are those of `load_inception`.
     """
     _require_torch_fidelity("DINOv2")
     from torch_fidelity.feature_extractor_base import FeatureExtractorBase

@@ -43,19 +43,13 @@ def output_names(paths: Sequence[str], extension: str) -> dict[str, str]:
 def match_pairs(
     real: Sequence[str], generated: Sequence[str], is_subset: bool = False
 ) -> list[tuple[str, str]]:
-    """Finds each original's reconstruction.
+    """Finds each original's reconstruction, by relative POSIX paths, in the originals' order.
 
-    The partner has the same relative path, or that path with an extension added, or with
-    another extension (if one original alone has that stem). Generated files in the top-level
-    folder ``origin`` are no samples.
-
-    Args:
-        real: Relative POSIX paths of the originals, whose order the pairs keep.
-        generated: Relative POSIX paths of the reconstructions.
-        is_subset: The originals are a part of all: reconstructions may be left over.
-
-    Raises:
-        ValueError: partners are missing on either side (listed), or ambiguous.
+    The partner has the same relative path, or that path with an extension added, or with another
+    extension (if one original alone has that stem). Generated files in the top-level folder
+    ``origin`` are no samples. Reconstructions may be left over if the originals ``is_subset`` of
+    all; otherwise partners that are missing on either side (listed), or ambiguous, are a
+    ValueError.
     """
     # Index the reconstructions by path and by stem.
     samples = [path for path in generated if PurePosixPath(path).parts[0] != ORIGIN_FOLDER]

@@ -138,7 +138,6 @@ class NpzImages:
         return len(self.images)
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
-        """Samples in this order; see `SampleSet`."""
         for i in range(0, len(numbers), batch_size):
             yield torch.from_numpy(self.images[numbers[i : i + batch_size]]).permute(0, 3, 1, 2)
 
@@ -171,7 +170,6 @@ class DrawnSamples:
         return self.count
 
     def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
-        """Samples in this order; see `SampleSet`."""
         cpu, key = torch.device("cpu"), self.dataset.data_key
         for i in range(0, len(numbers), batch_size):
             batch = self.dataset.read_batch(numbers[i : i + batch_size])
@@ -218,18 +216,11 @@ def open_reference(
 class GeneratedSamples:
     """What a generator draws, sample by sample the same in any batch and on any rank.
 
-    Args:
-        generator: The model; options that do not fit it are a ValueError.
-        options: Sampler, steps, guidance, seed.
-        count: Number of samples.
-        label_sampling: ``balanced`` takes what is shown in turn; ``random`` draws it anew for each
-            sample.
-        shown: What is drawn, by its class, its prompt or both; by default each class, or nothing.
-
-    Attributes:
-        subjects: What each sample shows.
-        nfe: Evaluations of the network for one sample, after `batches`; where guidance is
-            active, a step's conditional and null evaluations count as two.
+    What is ``shown``, by class, prompt or both, is by default each class, or nothing; ``balanced``
+    takes it in turn, ``random`` draws it anew for each sample. ``subjects`` says what each sample
+    shows; ``nfe``, after `batches`, counts evaluations of the network for one sample: where
+    guidance is active, a step's conditional and null ones are two. Options that do not fit the
+    model are a ValueError.
     """
 
     def __init__(

@@ -77,7 +77,6 @@ class FrechetDistance:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the images seen."""
         self._moments = Moments(), Moments()
 
     def update(self, real: Tensor, generated: Tensor) -> None:

@@ -103,10 +103,8 @@ class ImageBaseAE(RegisteredModel):
     ) -> None:
         """Writes the latents' mean and 1 / standard deviation, per channel, into the config.
 
-        None is a mean of 0, and a scale of 0.18215, for all channels.
-
-        Raises:
-            ValueError: not one finite number per channel, or a scale that is not positive.
+        None is a mean of 0, and a scale of 0.18215, for all channels. Not one finite number per
+        channel, or a scale that is not positive, is a ValueError.
         """
         count = self.config.latent_dim
         shift = [0.0] * count if shift is None else shift

@@ -42,17 +42,11 @@ class RegisteredModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | str | os.PathLike, **overrides) -> Self:
-        """A new model with fresh weights.
+        """A new model with fresh weights, of a config or its JSON file; ``overrides`` win over it.
 
-        Args:
-            config: The config, or a JSON file of it. Called on a kind of network, its
-                ``_class_name`` chooses the model: a class's name, a registered name, or
-                ``package.module:Class``.
-            overrides: Config keys to replace.
-
-        Raises:
-            ValueError: wrong or missing ``_class_name``, unknown keys, or values that the model
-                refuses.
+        Called on a kind of network, the config's ``_class_name`` chooses the model: a class's name,
+        a registered name, or ``package.module:Class``. It is a ValueError if that is wrong or
+        missing, for unknown keys, and for values that the model refuses.
         """
         if not isinstance(config, dict):
             config = read_json(config)
@@ -82,15 +76,14 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         """A model with trained weights, in eval mode.
 
         Args:
-            path: A training checkpoint (.ckpt); a folder of them, of which the one with the
-                highest step is taken; a Hugging Face folder; or a hub name, ``user/model``.
-                Checkpoints give their EMA weights, unless the environment has
-                NOT_USE_EMA_MODEL=1. Of velocity networks also a public SiT or DiT file: a state
-                dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
-            model_config: JSON file with the config of a checkpoint that embeds none and has no
-                config.json beside it; given, it wins over those.
-            ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either
-                side alone has classes, and warn.
+            path: A training checkpoint (.ckpt); a folder of them, of which the one with the highest
+                step is taken; a Hugging Face folder; or a hub name, ``user/model``. Checkpoints
+                give their EMA weights, unless the environment has NOT_USE_EMA_MODEL=1. Of velocity
+                networks also a public SiT or DiT file: a state dict, or one as ``ema`` or
+                ``model``, in .pt, .pth or .safetensors.
+            model_config: JSON file with a checkpoint's config; wins over one in it or beside it.
+            ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either side
+                alone has classes, and warn.
             torch_dtype: Type of the parameters; None keeps float32.
             subfolder: Folder inside ``path`` that holds config.json.
             model_name: Registered name of the size of a public file, which has no config; passed
@@ -103,10 +96,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             hub_options: For `huggingface_hub.snapshot_download`: revision, token, cache_dir,
                 local_files_only.
 
-        Raises:
-            ValueError: not a checkpoint or model, no config, weights that do not fit it, or
-                ``model_config`` for a Hugging Face folder.
-            FileNotFoundError: a local path that does not exist.
+        Weights that do not fit, or no config, are a ValueError; a local path that does not exist is
+        a FileNotFoundError.
         """
         # Where the weights are, and what describes them.
         source = find_weights(path, subfolder, hub_options)
@@ -132,12 +123,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """Copies weights in, with or without a leading ``module.`` before their keys.
 
-        Args:
-            state_dict: The weights; an autoencoder's may hold Haar kernels, which are ignored.
-            ignore_mismatched_sizes: Keep this model's weights where shapes differ, and warn.
-
-        Raises:
-            ValueError: missing or unexpected keys, or shapes that differ; all are listed.
+        ``ignore_mismatched_sizes`` keeps this model's weights where shapes differ, and warns.
+        Otherwise these, and missing and unexpected keys, are a ValueError that lists them all.
         """
         weights, own = bare(state_dict), self.state_dict()
         if self._passed_over:
@@ -171,7 +158,6 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         return f"{own.__module__}:{own.__name__}"
 
     def to_json_string(self) -> str:
-        """The config as it is saved."""
         config = json.loads(super().to_json_string()) | {"_class_name": self.class_name()}
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 

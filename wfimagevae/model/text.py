@@ -34,12 +34,9 @@ class TextEncoder(Protocol):
     """Turns prompts into the text part of a flow transformer's condition.
 
     An empty or blank prompt gives zeros, which are the null condition. Prompts that are too long
-    are cut; a warning says so once.
-
-    Attributes:
-        facts: What opens it again with `open_text_encoder`: ``kind``, ``source``, ``length`` and
-            ``fingerprint`` of the weights, the latter None of bytes.
-        config_keys: Config keys of a `FlowTransformer` that reads what this gives.
+    are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`: ``kind``,
+    ``source``, ``length`` and ``fingerprint`` of the weights, the latter None of bytes;
+    ``config_keys`` are those of a `FlowTransformer` that reads what this gives.
     """
 
     facts: dict
@@ -52,14 +49,11 @@ class TextEncoder(Protocol):
 def open_text_encoder(
     spec: str | Mapping, device: torch.device | str, length: int | None = None
 ) -> TextEncoder:
-    """The text encoder that a flag names or that a checkpoint recorded.
+    """The text encoder that a flag names or that a checkpoint recorded, on a device.
 
-    Args:
-        spec: ``bytes``; ``clip:``, ``t5:`` or ``bert:`` and a folder or hub name, user/model, of a
-            model of that family; or an encoder's ``facts``.
-        device: Where it computes, and where its results are.
-        length: Tokens, or bytes, of a text. None takes the recorded one; otherwise 128, or what
-            the model can take if that is less.
+    ``spec`` is ``bytes``; ``clip:``, ``t5:`` or ``bert:`` and a folder or hub name, user/model, of
+    a model of that family; or an encoder's ``facts``. ``length`` is in tokens, or bytes; None takes
+    the recorded one, otherwise 128, or what the model can take if that is less.
     """
     # A flag's words, or what a checkpoint recorded.
     if isinstance(spec, str):
@@ -114,16 +108,11 @@ class ByteEncoder:
 
 
 class FrozenEncoder:
-    """Tokens of the last layer, and one vector for the text.
+    """Tokens of the last layer of a model of transformers, and one vector for the text.
 
-    The vector is CLIP's own, at the token that ends the text; elsewhere the mean of the tokens:
-    T5 has no other, and the first token of a BERT says little of the text unless it was trained
-    to (Reimers and Gurevych 2019, arXiv:1908.10084).
-
-    Args:
-        tokenizer: Tokenizer of transformers.
-        network: Model of transformers, on the device where it computes.
-        facts: As for `TextEncoder`.
+    The vector is CLIP's own, at the token that ends the text; elsewhere the mean of the tokens: T5
+    has no other, and the first token of a BERT says little of the text unless it was trained to
+    (Reimers and Gurevych 2019, arXiv:1908.10084).
     """
 
     def __init__(self, tokenizer, network: nn.Module, facts: dict):
@@ -238,7 +227,6 @@ def _load(kind: str, source: str) -> tuple:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings and progress bars of transformers."""
     from transformers.utils import logging as messages
 
     level, has_bars = messages.get_verbosity(), messages.is_progress_bar_enabled()

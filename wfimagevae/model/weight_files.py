@@ -45,10 +45,9 @@ def read_checkpoint_weights(
 ) -> tuple[StateDict, dict | None]:
     """The generator's weights in a training checkpoint, memory-mapped, and its config if any.
 
-    Args:
-        path: A .ckpt file: ``state_dict.gen_model``, ``ema_state_dict`` (if that is empty, the
-            raw weights are taken, and a line says so) and, in ours, ``config``.
-        use_ema: None means yes, unless the environment has NOT_USE_EMA_MODEL=1.
+    The file holds ``state_dict.gen_model``, ``ema_state_dict`` (if that is empty, the raw weights
+    are taken, and a line says so) and, in ours, ``config``. ``use_ema`` None means yes, unless the
+    environment has NOT_USE_EMA_MODEL=1.
     """
     checkpoint = read_torch_file(Path(path))
     if not _is_training_checkpoint(checkpoint):
@@ -62,9 +61,8 @@ def read_checkpoint_weights(
 def read_weights(path: str | os.PathLike) -> tuple[StateDict, dict | None]:
     """As `read_checkpoint_weights`, also of a public file, which has no config.
 
-    Args:
-        path: A training checkpoint; or a state dict in a .safetensors, .pt or .pth file, the
-            latter two also as ``ema`` (taken first) or ``model`` in a dict.
+    That is a state dict in a .safetensors, .pt or .pth file, in the latter two also as ``ema``
+    (taken first) or ``model`` in a dict.
     """
     path = Path(path)
     if path.suffix == ".safetensors":
@@ -133,15 +131,9 @@ def find_weights(
 ) -> Path:
     """The file of weights, or Hugging Face folder, that ``path`` means.
 
-    Args:
-        path: File, folder of checkpoints, Hugging Face folder or hub name, ``user/model``, which
-            is downloaded if it is not cached.
-        subfolder: Folder inside ``path``.
-        hub_options: For `huggingface_hub.snapshot_download`.
-
-    Raises:
-        ValueError: several checkpoints without steps, or a hub name that cannot be had.
-        FileNotFoundError: a local path that does not exist.
+    That is a file, a folder of checkpoints, a Hugging Face folder or a hub name, ``user/model``,
+    which is downloaded if it is not cached. Several checkpoints without steps, or a hub name that
+    cannot be had, are a ValueError; a local path that does not exist is a FileNotFoundError.
     """
     source = Path(path).expanduser()
     if not source.exists():

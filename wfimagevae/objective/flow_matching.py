@@ -25,14 +25,9 @@ _BANDS = (1.0, 1.5, 2.0)
 
 @dataclass(frozen=True)
 class PathPoint:
-    """A batch on its way from noise to data.
+    """A batch, (B, ...), on its way from noise to data at times t, (B,); velocity is d x_t / dt.
 
-    Attributes:
-        x_t: State, (B, ...).
-        velocity: d x_t / dt, (B, ...).
-        t: Time of the state, (B,).
-        condition: What the network is told, or None.
-        dropped: Whose whole condition was replaced by the null one, bool (B,), on the CPU.
+    ``dropped``, bool (B,), on the CPU, says whose whole condition was replaced by the null one.
     """
 
     x_t: Tensor
@@ -51,11 +46,8 @@ class FlowMatching(nn.Module):
         options: Times, dropped conditions, terms. The direction term is over the channels of each
             place, as LightningDiT (arXiv:2501.01423) adds it.
         seed: Of the run; noise, times and dropped conditions follow from it and the data position.
-        condition: Gives what the network is told of a batch, on the data's device; by default
-            its ``label``, of a network with classes.
-
-    Raises:
-        ValueError: a network that takes text, without ``condition``.
+        condition: Gives what the network is told of a batch, on the data's device; by default its
+            ``label``. A network that takes text without it is a ValueError.
 
     Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
     """
@@ -125,13 +117,7 @@ class FlowMatching(nn.Module):
         return PathPoint(x_t, velocity, t, condition, draws < self.options.cfg_dropout_prob)
 
     def _condition(self, batch: Batch, draws: Tensor, device: torch.device) -> Condition | None:
-        """The batch's condition, parts of which are null where they are dropped; or None.
-
-        Args:
-            batch: Of training data.
-            draws: Uniform in [0, 1), (B,), on the CPU: which parts a sample loses.
-            device: Of the data.
-        """
+        """The condition, null in the parts that uniform draws, (B,), on the CPU, drop; or None."""
         if not self.network.is_conditional:
             return None
         with torch.no_grad():
@@ -159,12 +145,7 @@ def _dropped(condition: Condition, null: Condition, rows: Tensor) -> Condition:
 
 
 def error_by_time(error: Tensor, t: Tensor) -> Logs:
-    """Each quarter of the time's pooled error, as (sum, weight) pairs.
-
-    Args:
-        error: One number a sample, (B,).
-        t: Times in [0, 1], (B,).
-    """
+    """Each quarter of the time's pooled (sum, weight) of errors, (B,), at times, (B,)."""
     bins = (t * NUM_TIME_BINS).long().clamp_max(NUM_TIME_BINS - 1)
     inside = F.one_hot(bins, NUM_TIME_BINS).to(error.dtype)  # (B, bins)
     # No matrix product: autocast would round the errors.

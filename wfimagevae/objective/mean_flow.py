@@ -24,26 +24,22 @@ class MeanFlow(FlowMatching):
     """Trains a network to predict u(x_t, t, s), the average velocity from t to s.
 
     In this repository's direction of time (0 noise, 1 data) the average is anchored at the
-    *noisier* point x_t, and s >= t. Differentiating ``(s - t) u = integral of v from t to s``
-    in t gives the identity that is trained::
+    *noisier* point x_t, and s >= t. Differentiating ``(s - t) u = integral of v from t to s`` in t
+    gives the identity that is trained, du/dt along the path (tangents (v, 1, 0) for (x, t, s))::
 
-        u = v(x_t, t) + (s - t) du/dt,    du/dt along the path: tangents (v, 1, 0) for (x, t, s)
+        u = v(x_t, t) + (s - t) du/dt
 
     The target is detached. The derivative comes from one forward-mode pass that keeps no graph,
     over the samples with s != t alone; the prediction is a forward pass of its own.
 
-    Args:
-        network: ``network(x, t, condition, t_end)``, with average velocities; owned.
-        encode: As for `FlowMatching`.
-        options: Times, weighting, and guidance inside the target, so that sampling needs a single
-            evaluation: in its window, for samples whose condition was not dropped, the velocity
-            becomes ``omega v + (1 - omega - kappa) u(x, t, t | null) + kappa u(x, t, t | y)``
-            (equation 19 and appendix B). The improved form (Geng et al. 2025, arXiv:2512.02012)
-            takes the derivative along the network's own velocity u(x, t, t).
-        seed, condition: As for `FlowMatching`.
+    Guidance inside the target, so that sampling needs a single evaluation: in its window, for
+    samples whose condition was not dropped, the velocity becomes
+    ``omega v + (1 - omega - kappa) u(x, t, t | null) + kappa u(x, t, t | y)`` (equation 19 and
+    appendix B). The improved form (Geng et al. 2025, arXiv:2512.02012) takes the derivative along
+    the network's own velocity u(x, t, t).
 
-    Raises:
-        ValueError: the network knows no end time, or guidance without conditions.
+    Arguments are those of `FlowMatching`. A network that knows no end time, or guidance without
+    conditions, is a ValueError.
 
     Source: Geng et al. 2025, arXiv:2505.13447, algorithm 1, with time reversed.
     """

@@ -36,15 +36,11 @@ def instance_noise(loss: nn.Module, batch: Batch, step: int, seed: int, kind: st
 
 
 class GeneratorObjective(nn.Module):
-    """Trains the VAE against pixels, features, wavelets and a borrowed discriminator.
+    """Trains the VAE, which it owns, against pixels, features, wavelets and a discriminator.
 
-    Args:
-        vae: The network that it owns.
-        loss: `LPIPSWithDiscriminator2D`; borrowed, so that it is in neither this objective's
-            gradient averaging nor its state.
-        seed: Of the run, for the posterior's noise.
-        hand_over: Where detached reconstructions go for the discriminator's turn, if it takes
-            them from there.
+    ``loss`` is an `LPIPSWithDiscriminator2D`; borrowed, so that it is in neither this objective's
+    gradient averaging nor its state. ``hand_over`` is where detached reconstructions go for the
+    discriminator's turn, if it takes them from there.
     """
 
     def __init__(self, vae: nn.Module, loss: nn.Module, seed: int, hand_over: deque | None = None):
@@ -73,12 +69,9 @@ class GeneratorObjective(nn.Module):
 class DiscriminatorObjective(nn.Module):
     """Trains the discriminator to tell images from reconstructions.
 
-    Args:
-        loss: `LPIPSWithDiscriminator2D`, which it owns.
-        reconstruct: Gives a batch's detached reconstruction: the one that the generator's turn
-            handed over, or one made anew.
-        seed: Of the run, for instance noise.
-        steps_a_turn: Iterations of the loop from one update of the discriminator to the next.
+    It owns ``loss``, an `LPIPSWithDiscriminator2D`. ``reconstruct`` gives a batch's detached
+    reconstruction: the one that the generator's turn handed over, or one made anew.
+    ``steps_a_turn`` counts iterations of the loop from one update of the discriminator to the next.
     """
 
     def __init__(

@@ -27,8 +27,7 @@ def save_animation(
 ) -> None:
     """Writes RGB frames of one size, in one step; the last one stays, a GIF repeats for ever.
 
-    Raises:
-        ValueError: no frames, frames of unlike sizes, another format, or no ffmpeg for an MP4.
+    No frames, frames of unlike sizes, another format, or no ffmpeg for an MP4 are a ValueError.
     """
     check_animation_path(path)
     if not frames or len({frame.size for frame in frames}) > 1:

@@ -59,16 +59,8 @@ def field_frames(
     """The velocity field at some times: arrows coloured by direction, the data in grey.
 
     An arrow's length is the root of its speed, on one scale for all frames: slow places stay
-    legible beside fast ones.
-
-    Args:
-        velocity: ``velocity(x, t)``, x (N, 2) float32, t a scalar tensor; gives (N, 2).
-        times: Time of each frame, in [0, 1].
-        plane: The part that is shown.
-        density: Arrows along each side.
-
-    Raises:
-        ValueError: the field is not (N, 2), or not finite.
+    legible beside fast ones. ``velocity(x, t)`` takes x (N, 2), float32, and t, a scalar tensor,
+    and gives (N, 2), finite, or it is a ValueError; ``density`` arrows stand along each side.
     """
     line = torch.linspace(-plane.limit, plane.limit, density + 2)[1:-1]
     places = torch.cartesian_prod(line, line)  # (density^2, 2)
@@ -152,7 +144,7 @@ class _Canvas:
 
 
 def _draw_wheel(figure) -> None:
-    """Which colour is which direction."""
+    """Shows which colour is which direction."""
     axes = figure.add_axes((0.91, 0.935, 0.06, 0.06), projection="polar", zorder=5)
     edges = torch.linspace(0, 2 * math.pi, 49)
     middles = (edges[1:] + edges[:-1]) / 2

@@ -41,14 +41,9 @@ def sample_grid(
 ) -> Image.Image:
     """Lays images out row by row; tiny ones are enlarged by a whole factor, pixel by pixel.
 
-    Args:
-        images: In [-1, 1], clamped to it, (B, 3, H, W).
-        columns: Images in a row; the last row may be shorter.
-        row_labels: A name for each row, shown at its left, on several lines if it is long.
-        column_labels: A name for each column, shown above it.
-
-    Raises:
-        ValueError: no RGB image, values that are not finite, or as many labels as do not fit.
+    Images, (B, 3, H, W), are clamped to [-1, 1]; the last row may be shorter. Labels stand at the
+    left of each row, on several lines if they are long, and above each column. No RGB image, values
+    that are not finite, or a wrong number of labels are a ValueError.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
         raise ValueError(f"a grid is made of RGB images (B, 3, H, W), got {tuple(images.shape)}")
@@ -144,15 +139,9 @@ def save_contact_sheet(
 ) -> None:
     """Writes a labelled sheet: a row an image; original, every column, error of the last one.
 
-    Args:
-        path: Image file to write.
-        originals: Image files, one a row.
-        columns: Title and image files of each further column, as many and of the same sizes.
-        gain: Factor of the error shown, in units of grey levels.
-        row_height: Height of each picture, in pixels; the error is taken at full size.
-
-    Raises:
-        ValueError: an image and its partner differ in size.
+    ``columns`` are titles and image files, as many as originals and of the same sizes, or it is a
+    ValueError. ``gain`` is the factor of the error shown, which is taken at full size;
+    ``row_height`` is in pixels.
     """
     titles = ["original", *(title for title, _ in columns), f"error x {gain:g}"]
     font, rows, top = ImageFont.load_default(size=14), [], 0

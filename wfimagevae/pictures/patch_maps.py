@@ -35,8 +35,7 @@ def save_patch_scores(
 ) -> list[float]:
     """Draws the scores of an image and its reconstruction, (3, H, W) in [-1, 1], side by side.
 
-    Returns:
-        The image's mean logit; the reconstruction's mean, least and greatest.
+    Gives the image's mean logit, and the reconstruction's mean, least and greatest.
     """
     scores = discriminator(torch.stack([real, fake])).float()  # (2, 1, h, w)
     limit = max(scores.abs().max().item(), 1e-6)

@@ -28,11 +28,9 @@ class ImageWriter:
         return self
 
     def write(self, name: str, content: Tensor | str) -> None:
-        """Queues an 8-bit RGB image, (3, H, W), or a text that goes with one.
+        """Queues an 8-bit RGB image, (3, H, W), or a text, to be written under a relative path.
 
-        Args:
-            name: Relative path; folders in it are made.
-            content: What is written; the call waits while too many are queued.
+        The call waits while too many are queued.
         """
         while len(self._pending) >= self._max_pending:
             self._pending.popleft().result()
@@ -62,10 +60,7 @@ def _save_text(path: Path, text: str) -> None:
 def save_image(path: str | Path, pixels: Tensor) -> None:
     """Writes an 8-bit RGB image, (3, H, W); png and webp are lossless, jpg has quality 95.
 
-    A file of this name is either whole or not there.
-
-    Raises:
-        ValueError: another extension.
+    A file of this name is either whole or not there. Another extension is a ValueError.
     """
     from PIL import Image
 

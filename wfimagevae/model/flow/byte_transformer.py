@@ -29,12 +29,8 @@ class ByteBlock(nn.Module):
 class ByteTransformer(nn.Module):
     """A token for every four bytes of a text, and the mean of the tokens.
 
-    Positions are rotations (RoPE): no parameter depends on the length.
-
-    Args:
-        width: Of the tokens, a multiple of 32.
-        depth: Number of blocks.
-        length: Bytes of a text.
+    ``length`` is in bytes, ``width`` a multiple of 32. Positions are rotations (RoPE): no parameter
+    depends on the length.
 
     Source: Clark et al. 2022 (CANINE), arXiv:2103.06874, for a token for four characters.
     """
@@ -57,9 +53,8 @@ class ByteTransformer(nn.Module):
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Reads bytes plus one, 0 behind the text's end, int64 (B, L).
 
-        Returns:
-            Tokens (B, N, width), N a quarter of L, the mask of the text, bool (B, N), and the mean
-            (B, width); all zeros without a text.
+        Gives tokens (B, N, width), N a quarter of L, the mask of the text, bool (B, N), and the
+        mean (B, width); all zeros without a text.
         """
         ids = F.pad(ids, (0, -ids.shape[1] % BYTES_A_TOKEN))
         mask = ids[:, ::BYTES_A_TOKEN] > 0

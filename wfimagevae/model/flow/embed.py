@@ -12,9 +12,7 @@ MAX_PERIOD = 10_000.0
 class TimeEmbedder(nn.Module):
     """A time to a vector: cosines and sines, then an MLP.
 
-    Args:
-        width: Size of the vector.
-        scale: The highest frequency, in radians per unit of time; the lowest is 1 / 10000 of it.
+    ``scale`` is the highest frequency, in radians per unit of time; the lowest is 1 / 10000 of it.
 
     Source: Peebles and Xie 2023 (DiT), arXiv:2212.09748; SiT leaves times in [0, 1].
     """

@@ -55,31 +55,17 @@ class FlowTransformer(VelocityModel):
     text at all.
 
     Args:
-        input_size: Height and width of a sample.
-        patch_size: Side of a patch, which is a token.
-        in_channels: Channels of a sample.
-        hidden_size: Width of the tokens.
-        depth: Number of blocks.
-        num_heads: Heads of the attention.
-        mlp_ratio: Hidden width of the MLPs, relative to ``hidden_size``.
-        num_classes: 0 is an unconditional model.
         learn_sigma: The output has twice the channels, of which the second half is dropped.
-        average_velocity: Take an end time.
         prediction: What the layers compute: ``velocity``; ``data``, of which (data - x) / (1 - t)
             makes the velocity (Li and He 2025, arXiv:2511.13720: large patches of pixels are
             learned far sooner); ``epsilon`` for weights of a public DiT, which no sampler takes.
-        norm: ``layernorm`` or ``rmsnorm``.
-        mlp: ``gelu`` or ``swiglu``.
+        norm: ``layernorm`` or ``rmsnorm``; ``mlp`` is ``gelu`` or ``swiglu``.
         position: ``absolute``, or ``rope`` (2-D rotations; takes other sizes too).
-        qk_norm: Normalize queries and keys.
-        text_encoder: ``bytes``, a small transformer of its own; ``external``; or ``none``.
-        text_length: Bytes or tokens of a text, L.
-        text_width: Size of the tokens from outside, D.
-        pooled_width: Size of the pooled vector from outside, P.
+        text_encoder: ``bytes``, a small transformer of its own, ``byte_width`` (a multiple of 32)
+            wide; ``external``; or ``none``.
+        text_length: Bytes or tokens of a text, L; ``text_width`` is D, ``pooled_width`` P.
         text_attention: ``cross``, after which a pretrained model starts unchanged; or ``joint``,
             which gives the text a stream of its own (MMDiT).
-        byte_width: Width of the byte transformer, a multiple of 32.
-        byte_depth: Its number of blocks.
     """
 
     @register_to_config

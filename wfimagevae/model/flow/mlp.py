@@ -29,13 +29,6 @@ class MLP(VelocityModel):
     """Velocities of points; the arguments are the keys of config.json.
 
     Every part is smooth, as average velocities are learned from derivatives.
-
-    Args:
-        num_dims: Coordinates of a point.
-        hidden_size: Width of the layers.
-        depth: Number of residual blocks.
-        num_classes: 0 is an unconditional model.
-        average_velocity: Take an end time.
     """
 
     @register_to_config

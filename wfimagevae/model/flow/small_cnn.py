@@ -17,13 +17,7 @@ _DILATIONS = (1, 2, 4)
 class SmallCNN(VelocityModel):
     """Velocities of small images at one resolution; the arguments are the keys of config.json.
 
-    Args:
-        input_size: Height and width of a sample.
-        in_channels: Channels of a sample.
-        base_channels: Width, a multiple of 4.
-        depth: Number of residual blocks; their dilations are 1, 2, 4, 1, 2, ...
-        num_classes: 0 is an unconditional model.
-        average_velocity: Take an end time.
+    ``base_channels`` is the width, a multiple of 4; the blocks' dilations are 1, 2, 4, 1, 2, ...
     """
 
     @register_to_config

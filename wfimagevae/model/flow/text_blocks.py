@@ -17,11 +17,6 @@ class TextEmbedder(nn.Module):
     """What the blocks read of a text: tokens behind a learned first one, and a vector.
 
     The vector starts as zeros, so that a pretrained model starts unchanged.
-
-    Args:
-        text_width: Size of the text's tokens.
-        pooled_width: Size of its pooled vector.
-        width: Size of the blocks' tokens.
     """
 
     def __init__(self, text_width: int, pooled_width: int, width: int):
@@ -41,8 +36,7 @@ class TextEmbedder(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens (B, L, text_width), their mask, bool (B, L), and (B, pooled_width) to the blocks'.
 
-        Returns:
-            Tokens (B, 1 + L, width), their mask, bool (B, 1 + L), and the vector, (B, width).
+        Those are tokens (B, 1 + L, width), their mask, bool (B, 1 + L), and the vector, (B, width).
         """
         # The first token is always there: an empty text still has something to attend to.
         dtype = self.proj[1].weight.dtype

@@ -89,13 +89,8 @@ MLPS = {"gelu": GeluMlp, "swiglu": SwiGluMlp}
 class TransformerBlock(nn.Module):
     """Attention and MLP, each behind a norm that the condition shifts and scales (adaLN-Zero).
 
-    Args:
-        width: Size of the tokens.
-        num_heads: Heads of the attention.
-        mlp_ratio: Hidden width of the MLP, relative to ``width``.
-        norm: ``layernorm`` or ``rmsnorm``.
-        mlp: ``gelu`` or ``swiglu``.
-        qk_norm: Normalize each head's queries and keys.
+    ``mlp_ratio`` is the hidden width of the MLP, relative to ``width``; ``qk_norm`` normalizes each
+    head's queries and keys.
     """
 
     def __init__(

@@ -19,12 +19,8 @@ from wfimagevae.model.registry import ModelRegistry
 class ResidualBlock(nn.Module):
     """Norm, swish, 3x3, norm that the condition scales and shifts, swish, 3x3, plus the input.
 
-    Args:
-        in_channels: Width of the input, (B, C, H, W).
-        out_channels: Width of the output.
-        cond_width: Width of the condition, (B, cond_width).
-        dropout: Probability of dropping a value before the second convolution.
-        dilation: Dilation of the first convolution.
+    It takes an input (B, C, H, W) and a condition (B, cond_width); the first convolution is
+    dilated.
     """
 
     def __init__(
@@ -106,17 +102,9 @@ class Upsample(nn.Conv2d):
 class UNet(VelocityModel):
     """Velocities of small images; the arguments are the keys of config.json.
 
-    Args:
-        input_size: Height and width of a sample.
-        in_channels: Channels of a sample.
-        base_channels: Width at full size, a multiple of 4.
-        channel_mult: Width at each level, relative to that; each level halves the size.
-        num_res_blocks: Residual blocks in a level of the way down; one more on the way up.
-        attention_resolutions: Sizes, in pixels, of the levels that have attention.
-        num_heads: Heads of the attention.
-        dropout: Inside the residual blocks.
-        num_classes: 0 is an unconditional model.
-        average_velocity: Take an end time.
+    The width is ``base_channels``, a multiple of 4, at full size, and that times ``channel_mult``
+    at each level, which halves the size. ``num_res_blocks`` are those of a level of the way down;
+    one more on the way up. ``attention_resolutions`` are sizes in pixels.
     """
 
     @register_to_config
@@ -191,7 +179,6 @@ class UNet(VelocityModel):
         return self.conv_out(F.silu(self.norm_out(h)))
 
     def blocks_to_shard(self) -> list[nn.Module]:
-        """The residual blocks, with their attention."""
         blocks = (*self.down_blocks, *self.mid_blocks, *self.up_blocks)
         return [block for block in blocks if isinstance(block, Stage)]
 
@@ -201,7 +188,6 @@ class UNet(VelocityModel):
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
-    """The layer, with zeros for weight and bias."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer

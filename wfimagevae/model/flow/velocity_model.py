@@ -46,7 +46,6 @@ class VelocityModel(RegisteredModel):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, 0 if the model is unconditional."""
         return self.config.num_classes
 
     @property
@@ -56,7 +55,7 @@ class VelocityModel(RegisteredModel):
 
     @property
     def is_conditional(self) -> bool:
-        """Whether there is a condition at all: classes, text or both."""
+        """Whether there are classes, text or both."""
         return self.num_classes > 0 or self.takes_text
 
     @property
@@ -66,7 +65,6 @@ class VelocityModel(RegisteredModel):
 
     @property
     def has_average_velocity(self) -> bool:
-        """Whether ``t_end`` may differ from ``t``."""
         return self.config.average_velocity
 
     @property
@@ -83,12 +81,9 @@ class VelocityModel(RegisteredModel):
     def add_embedders(
         self, width: int, time_scale: float = 1.0, init_std: float | None = None
     ) -> None:
-        """Creates the embedders of times and classes that the config asks for.
+        """Creates the embedders of times and classes that the config asks for, ``width`` wide.
 
-        Args:
-            width: Size of the vectors that they give.
-            time_scale: As for `TimeEmbedder`.
-            init_std: Standard deviation of the initial weights; None keeps PyTorch's.
+        ``init_std`` is the standard deviation of the initial weights; None keeps PyTorch's.
         """
         # Created in this order, as the initial weights are drawn in it.
         embedders = {"t_embedder": TimeEmbedder(width, time_scale)}
@@ -170,8 +165,7 @@ class VelocityModel(RegisteredModel):
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles block by block, in place; names in the state dict stay as they are.
 
-        Under `torch.func.jvp` they run eagerly, unless that is compiled around them. ``mode`` is
-        that of `torch.compile`.
+        Under `torch.func.jvp` they run eagerly, unless that is compiled around them.
         """
         for block in self.blocks_to_shard():
             block.compile(mode=mode, dynamic=False)
@@ -238,11 +232,9 @@ def _is_end_time_weight(name: str) -> bool:
 
 
 def build_velocity_model(name: str, **config) -> VelocityModel:
-    """A velocity network with fresh weights.
+    """A velocity network with fresh weights, by its name or a user's ``package.module:Class``.
 
-    Args:
-        name: Registered name, or a user's ``package.module:Class``.
-        config: Keys of its config.json; a TypeError if the network does not have one of them.
+    A config key that the network does not have is a TypeError.
     """
     builder: Callable[..., VelocityModel] = ModelRegistry.get_model(name)
     is_other = isinstance(builder, type) and not issubclass(builder, VelocityModel)

@@ -47,9 +47,7 @@ class SpectralNormConv2d(nn.Module):
 class NLayerDiscriminator(nn.Module):
     """Scores overlapping patches of an image as real (high) or generated (low).
 
-    Args:
-        num_layers: Number of convolutions with stride 2.
-        base_channels: Width of the first; it doubles up to eightfold.
+    ``num_layers`` convolutions have stride 2; widths double up to eightfold.
 
     Source: Isola et al. 2017, arXiv:1611.07004.
     """
@@ -75,7 +73,6 @@ class NLayerDiscriminator(nn.Module):
         return 3 * 2**self.num_layers
 
     def power_iteration(self) -> None:
-        """One step of the spectral norm's estimate in every layer."""
         for layer in self.main:
             if isinstance(layer, SpectralNormConv2d):
                 layer.power_iteration()

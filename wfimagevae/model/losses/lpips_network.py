@@ -20,15 +20,12 @@ class MissingWeights(ValueError):
 
 
 class LPIPS(nn.Module):
-    """Learned perceptual distance, frozen.
+    """Learned perceptual distance, frozen, with the backbone ``vgg`` (training) or ``alex``.
 
-    The features and their linear weights are the `lpips` package's. Only the normalisation is
-    ours: the package's square root has an infinite derivative where all channels are zero.
-
-    Args:
-        net: ``vgg`` (training) or ``alex``.
-        weights: File with the torchvision backbone's state dict; None takes the cached or
-            downloaded one, and raises `MissingWeights` where there is neither.
+    The features and their linear weights are the `lpips` package's. Only the normalisation is ours:
+    the package's square root has an infinite derivative where all channels are zero. ``weights`` is
+    a file with the torchvision backbone's state dict; None takes the cached or downloaded one, and
+    raises `MissingWeights` where there is neither.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """

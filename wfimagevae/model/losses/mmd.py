@@ -14,20 +14,15 @@ _GOLDEN = 0.6180339887498949
 
 
 def normal_mmd(vectors: Tensor, weights: Tensor, gather: Callable[[Tensor], Tensor]) -> Tensor:
-    """Squared MMD between vectors, of all processes together, and N(0, I).
+    """Squared MMD between vectors (n, d), of all processes together, and N(0, I).
 
     Mean over Gaussian kernels ``exp(-|x - y|^2 / (2 s d))``. The expectations over the normal
-    distribution are exact; over pairs of vectors it is the U-statistic, unbiased for
-    independent vectors whatever their number, so that it may be slightly negative.
+    distribution are exact; over pairs of vectors it is the U-statistic, unbiased for independent
+    vectors whatever their number, so that it may be slightly negative.
 
-    Args:
-        vectors: This process's, float32 or float64, (n, d).
-        weights: 1 for vectors that count, 0 for fillers, (n,).
-        gather: Joins a tensor's rows over processes; no gradient is needed through it.
-
-    Returns:
-        This process's share times the number of processes: their mean is the MMD, and the mean
-        of their gradients is its gradient.
+    ``weights``, (n,), are 1 for vectors that count and 0 for fillers; ``gather`` joins a tensor's
+    rows over processes, without a gradient. The result is this process's share times the number of
+    processes: their mean is the MMD, and the mean of their gradients is its gradient.
 
     Source: Gretton et al. 2012, JMLR 13, lemma 6; exact expectations: Rustamov 2019,
     arXiv:1901.03227; as a regulariser: Tolstikhin et al. 2018, arXiv:1711.01558.

@@ -69,22 +69,18 @@ class LPIPSWithDiscriminator2D(nn.Module):
         gather: Callable[[Tensor], Tensor] = lambda rows: rows,
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Logs]:
-        """The VAE's loss per pixel value, with logs in sums over pixels.
+        """The VAE's loss per pixel value, with detached logs in sums over pixels.
 
         Args:
             images: Targets in [-1, 1], (B, 3, H, W).
-            output: The VAE's ``.sample`` (B, 3, H, W), ``.latent_dist``, ``.extra_output``
-                (encoder coefficients finest first, decoder coefficients coarsest first) and,
-                with ``mmd_weight``, ``.latent``.
+            output: The VAE's ``.sample``, ``.latent_dist``, ``.extra_output`` (encoder coefficients
+                finest first, decoder coefficients coarsest first) and, with ``mmd_weight``,
+                ``.latent``.
             last_layer: Weight of the decoder's last convolution, for the adaptive weight.
             step: Iteration of the training loop.
             average: Averages a gradient over processes, so that all agree on the weight.
             gather: Joins rows over processes, for what latents have in common.
             noise: Added to the reconstruction before the discriminator sees it, (B, 3, H, W).
-
-        Returns:
-            A scalar whose gradient is that of the summed loss divided by the values per
-            image, and detached logs.
         """
         # Likelihood: its gradient in the image, and from there on no graph of LPIPS.
         reconstruction = output.sample
@@ -133,14 +129,10 @@ class LPIPSWithDiscriminator2D(nn.Module):
         update: int = 0,
         noise: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Logs]:
-        """The discriminator's loss on real images and detached reconstructions, (B, 3, H, W).
+        """The discriminator's loss on real images and reconstructions, (B, 3, H, W) in [-1, 1].
 
-        Args:
-            images: Real ones, in [-1, 1].
-            reconstruction: The VAE's, of the same images.
-            update: How many updates the discriminator has had, which says whether the gradient
-                penalty is due.
-            noise: Added to both before the discriminator sees them.
+        ``update`` says how many updates the discriminator has had, and so whether the gradient
+        penalty is due; ``noise`` is added to both before the discriminator sees them.
         """
         # Both are seen through the same kind of noise, if any.
         images, reconstruction = _full(images), _full(reconstruction.detach())

@@ -1,7 +1,7 @@
-"""Norms over channels that keep images channels_last, and the convolution that they precede.
+"""Norms over channels that keep images channels_last, activations, and the convolution after both.
 
-Statistics and arithmetic are float32 inside the kernels also where the tensors are bfloat16 or
-float16, so under autocast no float32 copy of the activations is made or kept.
+Norms compute in float32 inside the kernels also where the tensors are bfloat16 or float16, so
+under autocast no float32 copy of the activations is made or kept.
 """
 
 from collections.abc import Callable
@@ -13,6 +13,7 @@ from torch.autograd.function import once_differentiable
 
 EPS = 1e-6
 NUM_GROUPS = 32
+NUM_VALUES = 5  # of a Bezier curve: t and the four control points
 
 
 class ChannelLayerNorm(nn.Module):
@@ -32,7 +33,6 @@ class ChannelLayerNorm(nn.Module):
 
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """The norm as a function of the input and its two parameters, (C,)."""
         weight, bias = _match(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             # Of channels_last memory, the permuted view is contiguous: nothing is copied.
@@ -82,21 +82,61 @@ def build_norm(norm_type: str, channels: int) -> ChannelLayerNorm | ChannelGroup
     return _NORMS[norm_type](channels)
 
 
+def cubic_bezier(values: Tensor) -> Tensor:
+    """Each channel's own cubic Bezier curve: (B, 5 C, H, W) to (B, C, H, W).
+
+    The input holds t before its sigmoid, then the control points p0 to p3, C channels each; the
+    result is ``(1-t)^3 p0 + 3 (1-t)^2 t p1 + 3 (1-t) t^2 p2 + t^3 p3``.
+    """
+    if values.shape[1] % NUM_VALUES:
+        raise ValueError(f"five values a channel expected, got {values.shape[1]} channels")
+    t, p0, p1, p2, p3 = values.chunk(NUM_VALUES, dim=1)
+    t = torch.sigmoid(t)
+    # De Casteljau: only convex combinations, so half precision loses no more than its rounding.
+    a, b, c = torch.lerp(p0, p1, t), torch.lerp(p1, p2, t), torch.lerp(p2, p3, t)
+    return torch.lerp(torch.lerp(a, b, t), torch.lerp(b, c, t), t)
+
+
+class BezierActivation(nn.Module):
+    """Cubic Bezier whose place and control points a 1x1 convolution reads off the input.
+
+    That projection has 5 C^2 + 5 C parameters for C channels, where SiLU and ReLU have none.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.project = nn.Conv2d(channels, NUM_VALUES * channels, 1)
+        # Of a normalised input, this gives outputs about as large as SiLU's.
+        nn.init.normal_(self.project.weight, std=channels**-0.5)
+        nn.init.zeros_(self.project.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return cubic_bezier(self.project(x))
+
+
+# What needs no parameters is a function, which can work in place.
+ELEMENTWISE: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "relu": F.relu}
+
+
+def build_activation(name: str, channels: int) -> Callable[..., Tensor]:
+    """The activation that a config calls ``silu``, ``relu`` or ``bezier``."""
+    if name == "bezier":
+        return BezierActivation(channels)
+    if name not in ELEMENTWISE:
+        names = ", ".join((*ELEMENTWISE, "bezier"))
+        raise ValueError(f"unknown activation {name!r}; use one of {names}")
+    return ELEMENTWISE[name]
+
+
 def norm_activation_conv(
     norm: nn.Module, activation: Callable[..., Tensor], conv: nn.Conv2d, x: Tensor
 ) -> Tensor:
-    """``conv(activation(norm(x)))`` that keeps only ``x`` for the backward pass.
+    """``conv(activation(norm(x)))``, of stride 1, that keeps only ``x`` for the backward pass.
 
     The norm and the activation are computed again there, which costs about as much time as not
-    writing and reading them saves, and leaves one tensor in memory instead of three. Compiled,
-    or with an activation that has parameters, it is the plain expression: the compiler makes
-    the same choice by itself.
-
-    Args:
-        norm: A norm of this module.
-        activation: A module, or a function of one tensor that takes ``inplace``.
-        conv: Stride 1, any kernel size and padding.
-        x: (B, C, H, W), channels_last.
+    writing and reading them saves, and leaves one tensor in memory instead of three. Compiled, or
+    with an activation that has parameters, it is the plain expression: the compiler makes the
+    same choice by itself. An activation without parameters takes ``inplace``.
     """
     if torch.compiler.is_compiling() or isinstance(activation, nn.Module):
         return conv(activation(norm(x)))
@@ -111,8 +151,6 @@ def norm_activation_conv(
 
 
 class _NormActivationConv(torch.autograd.Function):
-    """Convolution of a norm and an activation that are computed again in backward."""
-
     @staticmethod
     def forward(ctx, x, norm_weight, norm_bias, weight, bias, functions, padding):
         ctx.save_for_backward(x, norm_weight, norm_bias, weight, bias)

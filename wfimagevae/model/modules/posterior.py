@@ -9,8 +9,7 @@ LOGVAR_RANGE = (-30.0, 20.0)
 class DiagonalGaussian:
     """Independent normal distribution for each latent value, computed in float32.
 
-    Args:
-        moments: Means and log-variances, the latter clamped to [-30, 20], (B, 2 C, H, W).
+    ``moments`` are means and log-variances, the latter clamped to [-30, 20], (B, 2 C, H, W).
     """
 
     def __init__(self, moments: Tensor):
@@ -28,7 +27,6 @@ class DiagonalGaussian:
         return self.logvar.exp()
 
     def mode(self) -> Tensor:
-        """The most likely latent, which is the mean."""
         return self.mean
 
     def sample(
@@ -36,9 +34,8 @@ class DiagonalGaussian:
     ) -> Tensor:
         """A draw, differentiable in the moments, (B, C, H, W).
 
-        Args:
-            generator: Source of the noise, on any device; None takes the global one.
-            noise: Standard normal values to use instead, so that each sample can have its own seed.
+        ``noise`` holds standard normal values to use instead of the generator's, on any device, so
+        that each sample can have its own seed.
         """
         if noise is None:
             source = generator.device if generator is not None else self.mean.device

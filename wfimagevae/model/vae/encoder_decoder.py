@@ -11,12 +11,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.model.modules.activation import build_activation
-from wfimagevae.model.modules.attention import AttnBlock2D
-from wfimagevae.model.modules.normalize import build_norm
-from wfimagevae.model.modules.resnet_block import ResnetBlock2D
-from wfimagevae.model.modules.spade import Spade
-from wfimagevae.model.modules.updownsample import Downsample, Upsample
+from wfimagevae.model.modules.blocks import (
+    AttnBlock2D,
+    Downsample,
+    ResnetBlock2D,
+    Spade,
+    Upsample,
+)
+from wfimagevae.model.modules.normalize import build_activation, build_norm
 from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
 
 NUM_BANDS = 12  # LL, LH, HL, HH of three colours
@@ -28,14 +30,9 @@ def packed(x: Tensor) -> Tensor:
 
 
 class WFDownBlockImage(nn.Module):
-    """Halves a feature map and joins the Haar bands of the next level to it.
+    """Halves a feature map and joins the next level's Haar bands, ``energy_flow_size`` wide, to it.
 
-    Args:
-        in_channels: Width of the input.
-        out_channels: Width of the output.
-        energy_flow_size: Width that the bands are taken to.
-        num_resblocks: Residual blocks, the one after the join counted.
-        dropout: Of the residual blocks, as are norm_type and activation.
+    ``num_resblocks`` counts the one after the join too.
     """
 
     def __init__(
@@ -68,9 +65,8 @@ class WFDownBlockImage(nn.Module):
 class WFUpBlockImage(nn.Module):
     """Doubles a feature map and branches off the Haar bands of its level.
 
-    Bands add up over the levels to the image, so under autocast they leave in the parameters'
-    type. ``num_resblocks`` counts those before the branch and at the end, ``latent_dim`` the
-    channels of the latent that modulates the norms; the rest is as for `WFDownBlockImage`.
+    Bands add up over the levels to the image, so under autocast they leave in the parameters' type.
+    ``num_resblocks`` counts those before the branch and at the end too.
     """
 
     def __init__(

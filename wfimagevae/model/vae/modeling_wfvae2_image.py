@@ -39,25 +39,18 @@ logger = logging.getLogger(__name__)
 class WFVAE2ImageModel(ImageBaseAE):
     """Variational autoencoder with 8x downsampling; the arguments are the keys of config.json.
 
+    ``base_channels`` are widths, finest level first (``decoder_base_channels`` None: the same), an
+    ``energy_flow_size`` is the width of the Haar bands beside a half, ``dropout`` acts inside the
+    residual blocks. ``norm_type`` is ``layernorm`` or ``groupnorm``, ``mid_layers_type``, at the
+    coarsest level, ResnetBlock2D or AttnBlock2D. ``scale`` (1 / standard deviation) and ``shift``
+    (mean) are per latent channel; None is 0.18215 and 0 for all.
+
     Args:
-        latent_dim: Channels of the latent.
-        base_channels: Encoder widths, finest level first.
-        decoder_base_channels: Decoder widths; None takes the encoder's.
-        encoder_num_resblocks: Residual blocks in an encoder level, at least 1.
-        encoder_energy_flow_size: Width of the Haar bands beside the encoder.
-        decoder_num_resblocks: Residual blocks in a decoder level, at least 2.
-        decoder_energy_flow_size: Width of the Haar bands beside the decoder.
-        dropout: Inside the residual blocks.
-        norm_type: ``layernorm`` or ``groupnorm``.
-        layer_res_type: The kind of block at each level: ResnetBlock2D.
-        mid_layers_type: ResnetBlock2D or AttnBlock2D, at the coarsest level.
-        scale: Per latent channel, 1 / standard deviation; None is 0.18215 for all.
-        shift: Per latent channel, the mean; None is 0 for all.
-        activation: ``silu``, ``relu`` or ``bezier``. Bezier has a 1x1 projection to five values
-            a channel wherever SiLU stands: 1.5 times the parameters at these widths, and as
-            many (0.99) at those of examples/wfvae2-image-1024-bezier.json.
-        spade: Modulate the decoder's norms by the latent, bilinearly resized to each level. A
-            fresh modulation changes nothing; weights without one get it from `from_pretrained`.
+        activation: ``silu``, ``relu`` or ``bezier``. Bezier has a 1x1 projection to five values a
+            channel wherever SiLU stands: 1.5 times the parameters at these widths, and as many
+            (0.99) at those of examples/wfvae2-image-1024-bezier.json.
+        spade: Modulate the decoder's norms by the latent, bilinearly resized to each level. A fresh
+            modulation changes nothing; weights without one get it from `from_pretrained`.
     """
 
     @register_to_config
@@ -124,10 +117,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         return self.decoder.conv_out.weight
 
     def encode(self, x: Tensor) -> EncoderOutput:
-        """Posterior over latents of images in [-1, 1], (B, 3, H, W).
-
-        Height and width are multiples of `spatial_factor`; ValueError otherwise.
-        """
+        """Posterior of images in [-1, 1], (B, 3, H, W), sides multiples of `spatial_factor`."""
         factor = self.spatial_factor
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(x.shape)}")
@@ -156,7 +146,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         return DecoderOutput(*self.decoder(z))
 
     def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
-        """The weights, with this model's fresh modulation if their model had none."""
+        """The weights, with this model's fresh modulation if they have none."""
         has_spade = (config or {}).get("spade") or any(".spade" in key for key in weights)
         if has_spade or not self.config.spade:
             return weights
@@ -168,8 +158,8 @@ class WFVAE2ImageModel(ImageBaseAE):
         """Compiles block by block, in place; names in the state dict stay as they are.
 
         The decoder's tail stays eager, so that the last layer's gradient, which the adaptive
-        adversarial weight needs, runs no other layer's backward pass. Each new image or batch
-        size compiles anew. ``mode`` is that of `torch.compile`.
+        adversarial weight needs, runs no other layer's backward pass. Each new image or batch size
+        compiles anew.
         """
         encoder, decoder = self.encoder, self.decoder
         for block in (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks):
@@ -179,13 +169,9 @@ class WFVAE2ImageModel(ImageBaseAE):
     def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
         """From here on takes images larger than a tile apart and blends the parts' results.
 
-        Memory then depends on the tile, not on the image. `extra_output` is None, and results
-        differ slightly: attention, SPADE's resizing and the borders of convolutions see one
-        tile.
-
-        Args:
-            tile_size: Side of a tile, in image pixels.
-            overlap: Least number of image pixels that neighbours share.
+        Sizes are in image pixels; neighbours share at least ``overlap``. Memory then depends on the
+        tile, not on the image. `extra_output` is None, and results differ slightly: attention,
+        SPADE's resizing and the borders of convolutions see one tile.
         """
         self.tiling = Tiling.from_pixels(tile_size, overlap, self.spatial_factor)
 

@@ -11,12 +11,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tiling:
-    """Tiles of latents, and how they map to pixels.
-
-    Attributes:
-        size: Side of a tile, in latent pixels.
-        overlap: Least number of latent pixels that neighbours share, at most half of ``size``.
-    """
+    """Tiles of latents, in latent pixels: their side, and the least overlap of neighbours."""
 
     size: int
     overlap: int
@@ -35,16 +30,13 @@ class Tiling:
         return cls(tile_size // factor, overlap // factor)
 
     def applies(self, height: int, width: int) -> bool:
-        """True for latents of more than one tile."""
         return max(height, width) > self.size
 
     def run(self, function: Callable[[Tensor], Tensor], x: Tensor, factors: tuple) -> Tensor:
         """Applies ``function`` to each tile of ``x``, (B, C, H, W), and blends the results.
 
-        Args:
-            function: (B, C, h, w) to (B, C', h s, w s), with one s for all tiles.
-            x: Images or latents.
-            factors: Pixels per latent pixel of input and output: (8, 1) encodes, (1, 8) decodes.
+        ``factors`` are the pixels per latent pixel of input and output: (8, 1) encodes, (1, 8)
+        decodes.
         """
         before, after = factors
         height, width = x.shape[2] // before, x.shape[3] // before
