@@ -2,34 +2,23 @@
 
 import importlib
 
-_EXPORTS = {
-    "TrainImageDataset": "images.crop_dataset",
-    "ValidImageDataset": "images.held_out",
-    "NoReadableImage": "images.crop_dataset",
-    "collate_images": "images.held_out",
-    "CropDataset": "images.crop_dataset",
-    "CropRules": "images.crop_dataset",
-    "Labels": "images.labels",
-    "Captions": "text.captions",
-    "Cifar10Dataset": "toy.cifar10",
-    "ShapesDataset": "toy.shapes",
-    "PointDataset": "toy.points",
-    "LatentDataset": "latents.latent_dataset",
-    "IndexedImages": "images.held_out",
-    "Mixture": "mixture",
-    "BucketOrder": "images.buckets",
-    "ShardImages": "shards.read",
-    "open_shards": "shards.read",
-    "DataError": "protocol",
-    "TrainData": "protocol",
-    "FlowData": "protocol",
-    "TrainLoader": "loader",
-    "batch_loader": "loader",
-    "valid_loader": "loader",
-    "PositionSampler": "loader",
-    "ShuffledOrder": "order",
-    "ShardOrder": "order",
+_MODULES = {
+    "images.buckets": ("BucketOrder",),
+    "images.crop_dataset": ("CropDataset", "CropRules", "NoReadableImage", "TrainImageDataset"),
+    "images.held_out": ("IndexedImages", "ValidImageDataset", "collate_images"),
+    "images.labels": ("Labels",),
+    "latents.latent_dataset": ("LatentDataset",),
+    "loader": ("PositionSampler", "TrainLoader", "batch_loader", "valid_loader"),
+    "mixture": ("Mixture",),
+    "order": ("ShardOrder", "ShuffledOrder"),
+    "protocol": ("DataError", "FlowData", "TrainData"),
+    "shards.read": ("ShardImages", "open_shards"),
+    "text.captions": ("Captions",),
+    "toy.cifar10": ("Cifar10Dataset",),
+    "toy.points": ("PointDataset",),
+    "toy.shapes": ("ShapesDataset",),
 }
+_EXPORTS = {name: module for module, names in _MODULES.items() for name in names}
 __all__ = list(_EXPORTS)
 
 

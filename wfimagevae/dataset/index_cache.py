@@ -86,7 +86,6 @@ def json_array(value: Any) -> np.ndarray:
 
 
 def from_json_array(array: np.ndarray) -> Any:
-    """The value that `json_array` was given."""
     return json.loads(array.tobytes())
 
 

@@ -51,7 +51,6 @@ class Mixture(FlowData):
 
     @property
     def sizes(self) -> list[tuple[int, int]]:
-        """Height and width of all samples, of sets of images."""
         return sorted({size for part in self.parts for size in part.sizes})
 
     def place(self, position: int) -> tuple[int, int]:
@@ -97,7 +96,6 @@ def _shares(weights: Sequence[float]) -> list[Fraction]:
 
 
 def _joined(values: list, key: str, back: list[int]) -> Tensor | list:
-    """The values of several batches as one, in the order of their positions."""
     if torch.is_tensor(values[0]):
         return torch.cat(values)[back] if len(values) > 1 else values[0]
     flat = [value for part in values for value in part]
@@ -105,7 +103,6 @@ def _joined(values: list, key: str, back: list[int]) -> Tensor | list:
 
 
 def _facts(parts: list[FlowData]) -> dict[str, Any]:
-    """The facts of all sets, numbered where they are not the same."""
     facts = {}
     for number, part in enumerate(parts):
         for key, value in getattr(part, "order_facts", {}).items():

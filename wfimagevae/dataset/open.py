@@ -75,7 +75,7 @@ def _build(
     weights = options.data_weights if is_train else None
     names = None if is_train else train.class_names
     groups = _grouped(as_list(sources), weights)
-    kind = _captions_of(options).kind
+    kind = Captions(options.captions).kind
     only_shards = all(is_shard_spec(group[0]) for group in groups)
     if kind not in CAPTION_KINDS and only_shards and is_train:
         raise ValueError(
@@ -119,7 +119,6 @@ def check_only_images(options: StreamOptions) -> None:
 
 
 def as_list(sources: Sources) -> list[str | Path]:
-    """One source or several as a list."""
     return [sources] if isinstance(sources, str | Path) else list(sources)
 
 
@@ -145,16 +144,11 @@ def _grouped(sources: list[str | Path], weights: Sequence[float] | None) -> list
     return folders + ([shards] if shards else [])
 
 
-def _captions_of(options: StreamOptions) -> Captions:
-    return Captions(options.captions, options.fixed_prompt_prefix)
-
-
 def _is_bucketed(options: StreamOptions) -> bool:
     return options.aspect_buckets > 0 or bool(options.reduced_min_sizes)
 
 
 def _better_captions(options: StreamOptions) -> BetterCaptions | None:
-    """The list of --better_captions, if this training reads captions at all."""
     if options.better_captions and (options.reads_captions or options.skip_words):
         return BetterCaptions(options.better_captions)
     if options.better_captions:
@@ -191,7 +185,7 @@ def _open(
     is_shards, is_file = is_shard_spec(sources[0]), os.path.isfile(os.path.expanduser(sources[0]))
     if is_shards and options.use_manifest:
         raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
-    captions = _captions_of(options)
+    captions = Captions(options.captions, options.fixed_prompt_prefix)
     must_read = bool(read_words(options.skip_words)) or (is_shards and options.text_encoder)
     if captions.kind == "none" and must_read:
         captions = replace(captions, kind="manifest" if is_file else "sidecar")

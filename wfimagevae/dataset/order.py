@@ -71,7 +71,6 @@ class ShuffledOrder(Order):
         self._epochs: dict[int, np.ndarray] = {}
 
     def index(self, position: int) -> int:
-        """The item at ``position`` (any integer from 0 on), in 0 to num_items - 1."""
         if position < 0:
             raise ValueError(f"a data position is 0 or more, got {position}")
         epoch, i = divmod(position, self.num_items)
@@ -102,7 +101,6 @@ class ShardOrder(Order):
         self._groups: dict[tuple[int, int], np.ndarray] = {}
 
     def index(self, position: int) -> int:
-        """The item at ``position`` (any integer from 0 on), in 0 to num_items - 1."""
         if position < 0:
             raise ValueError(f"a data position is 0 or more, got {position}")
         epoch, i = divmod(position, self.num_items)

@@ -92,5 +92,4 @@ class FlowData(TrainData):
 
     @property
     def num_classes(self) -> int:
-        """Number of classes; 0 without labels."""
         return len(self.class_names)

@@ -83,12 +83,10 @@ def write_checkpoint(path: Path, content: dict) -> None:
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` stands in a run's folder."""
     return folder / f"checkpoint-{step}.ckpt"
 
 
 def step_of(path: Path) -> int:
-    """The step in the name of a step checkpoint."""
     return int(_NAME.fullmatch(path.name)[1])
 
 

@@ -55,7 +55,6 @@ def _attention_formulas() -> dict:
 
 
 def count_parameters(network: nn.Module) -> int:
-    """Number of parameters, trained or not."""
     return sum(parameter.numel() for parameter in network.parameters())
 
 

@@ -22,7 +22,6 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """True on the one process that prints and writes files."""
         return self.rank == 0
 
 

@@ -108,17 +108,14 @@ class Player:
         self.skipped[1].mul_(bad).add_(0 if warming_up else bad)
 
     def observe(self, score: float) -> None:
-        """Tells the schedules a validation's score."""
         for schedule in dict.fromkeys(self.schedules):
             schedule.observe(score)
 
     @property
     def lr(self) -> float:
-        """Learning rate of the latest update."""
         return self.optimizer.param_groups[0]["lr"]
 
     def named_lrs(self) -> dict[str, float]:
-        """That of each part of its own, ``lr/<name>``."""
         rates = [group["lr"] for group in self.optimizer.param_groups]
         pairs = zip(self.group_names[::-1], rates[::-1], strict=True)
         return {f"lr/{name}": rate for name, rate in pairs}

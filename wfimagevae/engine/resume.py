@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from wfimagevae.engine.checkpoint import Stateful, checkpoint_path, list_checkpoints
-from wfimagevae.engine.ema import EMA, OtherAverages
 from wfimagevae.engine.run import Run
 from wfimagevae.files import read_torch_file
 
 log = logging.getLogger("wfimagevae")
 
+_AVERAGES = ("ema_state_dict", "other_ema_state_dicts")
 _SUFFIX = r"-lr\d\.\d\de[+-]\d+-bs\d+-ga\d+-rs\d+"
 
 
@@ -77,23 +77,19 @@ def resume_run(run: Run, content: dict, path: Path, fresh: tuple[str, ...]) -> N
         )
         fresh += ("optimizer", "player", "sampler", "task", "generator")
     skip = [name for name in parts if name.startswith(fresh)]
-    averages = [name for name in parts if name in ("ema_state_dict", "other_ema_state_dicts")]
+    averages = [name for name in parts if name in _AVERAGES]
     run.restore(content, (*skip, *averages))
     good = content.get("last_good", run.step)
     if good is not None:
         run.last_good = good, path if good == run.step else checkpoint_path(path.parent, good)
     for name in averages:
-        _resume_average(parts[name], content.get(name), path)
+        if content.get(name):
+            parts[name].load_state_dict(content[name])
+        else:
+            log.warning("%s holds no average of the weights: it starts from the raw weights", path)
+            parts[name].restart()
     _warn_of_dropped(parts, content, path)
     log.info("resumed %s at step %d", path, run.step)
-
-
-def _resume_average(ema: EMA | OtherAverages, state: dict | None, path: Path) -> None:
-    if state:
-        ema.load_state_dict(state)
-    else:
-        log.warning("%s holds no average of the weights: it starts from the raw weights", path)
-        ema.restart()
 
 
 def _warn_of_dropped(parts: Mapping[str, Stateful], content: dict, path: Path) -> None:
@@ -141,19 +137,14 @@ def take_weights(
         except (RuntimeError, ValueError) as error:  # the first is torch's word for it
             raise ValueError(f"the {player} of {trained[0]} does not fit: {error}") from None
         log.info("the %s starts from %s", player, trained[0])
-        if name == "state_dict.gen_model" and "ema_state_dict" in parts:
-            _take_average(parts, content, player)
-
-
-def _take_average(parts: Mapping[str, Stateful], content: dict, player: str) -> None:
-    """The averages of the checkpoint's run, or new ones from the weights just taken."""
-    for name in ("ema_state_dict", "other_ema_state_dicts"):
-        if name not in parts:
+        if name != "state_dict.gen_model" or "ema_state_dict" not in parts:
             continue
-        if content.get(name):
-            parts[name].load_state_dict(content[name])
-        else:
-            parts[name].restart()
-    if content.get("ema_state_dict"):
-        parts["ema_state_dict"].num_updates = content["player_state"][player]["ema_updates"]
-        log.info("its average of the weights goes on")
+        # The averages of that run, or new ones from the weights just taken.
+        for average in [entry for entry in _AVERAGES if entry in parts]:
+            if content.get(average):
+                parts[average].load_state_dict(content[average])
+            else:
+                parts[average].restart()
+        if content.get("ema_state_dict"):
+            parts["ema_state_dict"].num_updates = content["player_state"][player]["ema_updates"]
+            log.info("its average of the weights goes on")

@@ -128,7 +128,6 @@ class Run:
 
     @property
     def samples_a_step(self) -> int:
-        """Samples that one step consumes on all processes."""
         return self.options.batch_size * self.options.grad_accum_steps * self.world.size
 
     @property
@@ -265,7 +264,6 @@ class Run:
             prune_checkpoints(self.folder, self.options.keep_last)
 
     def restore(self, content: dict, skip: tuple[str, ...]) -> None:
-        """Continues where a checkpoint's content stands."""
         self.checkpoint.load(content, skip)
         self.step = content["current_step"]
         self.best_score = content.get("best_score", self.best_score)

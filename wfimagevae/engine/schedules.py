@@ -22,7 +22,6 @@ class LrSchedule:
         return (update + 1) / (warmup + 1) if update < warmup else self._decay(update - warmup)
 
     def _decay(self, done: int) -> float:
-        """Factor ``done`` updates after the warm-up."""
         options = self.options
         kind, gamma, least = options.lr_schedule, options.lr_gamma, options.min_lr_ratio
         if kind == "constant":

@@ -28,7 +28,7 @@ from wfimagevae.engine.report.metrics import check_csv_log, csv_log_path
 from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker, open_tracker
 from wfimagevae.engine.resume import find_resume, resume_run, run_name, take_weights
-from wfimagevae.engine.run import Run, RunLength, Watcher, run_length
+from wfimagevae.engine.run import Run, Watcher, run_length
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.files import write_text
 
@@ -111,8 +111,15 @@ def run_training(
             checkpoint = Checkpoint(built.parts)
             run = Run(process, options, length, folder, checkpoint, interrupt, reporter)
             run.watcher = watcher
-            lines = [*built.description, *_describe(options, length, process, kernels)]
-            log.info("%s", "\n".join(lines))
+            compiled, kernels = ", compiled" * options.compile, f"; {kernels}" if kernels else ""
+            lines = [
+                f"effective batch {run.samples_a_step} = {options.batch_size} x "
+                f"{options.grad_accum_steps} micro-batches x {process.size} processes; "
+                f"{length.max_steps} steps",
+                f"device {process.device}, precision {options.mix_precision}{compiled}{kernels}",
+                library_versions(),
+            ]
+            log.info("%s", "\n".join([*built.description, *lines]))
             seed_everything(options.seed, process.rank)
             _start(run, built, resume, options)
             with logging_redirect_tqdm():
@@ -128,7 +135,6 @@ def run_training(
 
 
 def _find_run(options: TrainingOptions, folder: Path | None) -> tuple[Path, Path | None]:
-    """The run's folder, and the checkpoint to go on from, if any."""
     if folder is not None:
         saved = list_checkpoints(folder)
         return folder, saved[-1] if saved else None
@@ -141,17 +147,12 @@ def _find_run(options: TrainingOptions, folder: Path | None) -> tuple[Path, Path
 def _start(run: Run, built: Assembly, resume: Path | None, options: TrainingOptions) -> None:
     """Puts a run where it goes on; from then on the folder is this run's. Collective."""
     if resume:
-        fresh = built.fresh_parts
-        if options.not_resume_optimizer:
-            fresh += ("optimizer_state", "player_state")
-        resume_run(run, read_checkpoint(resume), resume, fresh)
+        anew = ("optimizer_state", "player_state") if options.not_resume_optimizer else ()
+        resume_run(run, read_checkpoint(resume), resume, (*built.fresh_parts, *anew))
     elif options.weights_from:
-        weights = {
-            player: part
-            for player, part in built.weights.items()
-            if not part.startswith(built.fresh_parts)
-        }
-        take_weights(built.parts, weights, options.weights_from)
+        weights = built.weights.items()
+        kept = {player: part for player, part in weights if not part.startswith(built.fresh_parts)}
+        take_weights(built.parts, kept, options.weights_from)
     best_name = built.task.best_name
     if run.world.is_main:
         for path in set_aside_later(run.folder, run.step, best_name):
@@ -171,20 +172,6 @@ def _check_plateau(task: Task, options: TrainingOptions) -> None:
             "--lr_schedule plateau follows validations, and this run makes none: give --eval_steps "
             "above 0 and held-out data, or another schedule"
         )
-
-
-def _describe(
-    options: TrainingOptions, length: RunLength, process: World, kernels: str
-) -> list[str]:
-    batch = options.batch_size * options.grad_accum_steps * process.size
-    return [
-        f"effective batch {batch} = {options.batch_size} x {options.grad_accum_steps} "
-        f"micro-batches x {process.size} processes; {length.max_steps} steps",
-        f"device {process.device}, precision {options.mix_precision}"
-        + (", compiled" if options.compile else "")
-        + (f"; {kernels}" if kernels else ""),
-        library_versions(),
-    ]
 
 
 def run_tracker(options: TrainingOptions, process: World, folder: Path) -> Tracker:

@@ -181,7 +181,6 @@ class BucketOrder(Order):
         return sum(epoch * count // self.batch_size for count in self._counts)
 
     def _epoch(self, block: int) -> int:
-        """The epoch that deals a block."""
         high = block * self.batch_size // self.num_items + 1
         # An epoch deals at most one block a bucket less than its share.
         while self._blocks_before(high) <= block:
@@ -202,7 +201,6 @@ class BucketOrder(Order):
 
 
 def describe_buckets(buckets: dict[tuple[int, int], np.ndarray], most: int = 12) -> str:
-    """Sizes and counts, the largest first."""
     by_count = sorted(buckets.items(), key=lambda item: -len(item[1]))
     counts = [f"{w}x{h}: {len(members)}" for (h, w), members in by_count[:most]]
     more = f" and {len(by_count) - most} more" if len(by_count) > most else ""

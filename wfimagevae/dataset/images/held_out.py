@@ -57,7 +57,6 @@ class ValidImageDataset(Dataset):
 
     @property
     def paths(self) -> list[str]:
-        """Relative path of each image, with forward slashes."""
         return [self.images.relative(i) for i in self._indices]
 
     def __len__(self) -> int:

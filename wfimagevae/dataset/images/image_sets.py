@@ -86,7 +86,6 @@ class JoinedImages(Images):
         return part.file(row)
 
     def select(self, indices: Sequence[int]) -> "JoinedImages":
-        """Some of these images, in increasing order."""
         rows = [[] for _ in self.parts]
         for i in indices:
             number, _, row = self._place(i)

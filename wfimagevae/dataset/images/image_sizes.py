@@ -53,7 +53,6 @@ def _nothing_known(count: int) -> tuple[np.ndarray, np.ndarray]:
 def _look_up(
     ids: np.ndarray, stamps: np.ndarray, arrays: Mapping[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes from the cache, and which images they are known of."""
     old_ids, old_stamps, old_sizes = arrays["ids"], arrays["stamps"], arrays["sizes"]
     sizes, is_known = _nothing_known(len(ids))
     if len(old_ids):

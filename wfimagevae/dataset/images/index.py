@@ -49,7 +49,6 @@ class ImageIndex(Images):
     name = file = path
 
     def aliases(self, i: int) -> list[str]:
-        """The path below the root, with and without extension."""
         name = self.relative(i)
         return [name, os.path.splitext(name)[0]]
 

@@ -43,7 +43,6 @@ class ShardFile:
 
     @property
     def stem(self) -> str:
-        """Name without folder and extension."""
         return Path(self.source.partition("?")[0]).name.removesuffix(".tar")
 
 
@@ -193,7 +192,6 @@ class _PublishedIndices:
 
 
 def _shard_records(content: bytes | None, place: str) -> dict[str, dict]:
-    """What a shards.json says of each shard, by name."""
     if content is None:
         return {}
     keys = ("name", "bytes", "sha256", "index", "index_sha256")

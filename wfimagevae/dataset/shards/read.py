@@ -70,11 +70,9 @@ class ShardImages(Images):
         return os.fsdecode(self.keys[i])
 
     def name(self, i: int) -> str:
-        """Shard and key of the sample."""
         return f"{self.shards[self.shard[i]].source}::{self.key(i)}"
 
     def aliases(self, i: int) -> list[str]:
-        """The sample's key, with and without folders."""
         key = self.key(i)
         return [key, key.rpartition("/")[2]]
 
@@ -213,7 +211,6 @@ def open_shards(
 
 
 def captions_place(options: StreamOptions) -> str:
-    """Where a message says that captions were looked for."""
     return f"looked under {options.wds_caption_key}; --wds_caption_key"
 
 

@@ -103,7 +103,6 @@ class RemoteShards:
         return handle
 
     def path(self, url: str, stamp: list[Any]) -> Path:
-        """Where the copy of this version stands."""
         name = hashlib.blake2b(repr((url, stamp)).encode(), digest_size=16).hexdigest()
         return self.folder / f"{name}.tar"
 
@@ -198,7 +197,6 @@ def _is_http(url: str) -> bool:
 
 
 def _request(method: str, url: str, allow_redirects: bool = True, **options) -> requests.Response:
-    """A server's answer; requests.HTTPError where it refuses."""
     if url.startswith("hf://"):
         url = _hub_url(url)
     token = _token(url)

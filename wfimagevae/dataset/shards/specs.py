@@ -70,5 +70,4 @@ def _local_shards(text: str) -> list[str]:
 
 
 def expand_all(specs: Sequence[str | Path]) -> list[str]:
-    """The shards of several specifications; each counts once."""
     return list(dict.fromkeys(shard for spec in specs for shard in expand_shards(spec)))

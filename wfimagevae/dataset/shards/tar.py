@@ -67,7 +67,6 @@ class TarIndex:
         return len(self.keys)
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Everything as arrays, for `from_arrays`."""
         facts = {"damage": self.damage, "lost": self.lost, "types": list(self.columns)}
         arrays = {"facts": json_array(facts | {"sha256": self.sha256})}
         arrays |= {"keys": self.keys.text, "keys.ends": self.keys.ends}
@@ -213,7 +212,6 @@ def _members(file: BinaryIO, path: str, faults: list[str]) -> Iterator[_Member]:
 
 
 def _grouped(members: Iterator[_Member]) -> list[_Sample]:
-    """Neighbouring members of one key make a sample."""
     from webdataset.tariterators import base_plus_ext
 
     samples: list[_Sample] = []

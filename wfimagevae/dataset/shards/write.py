@@ -67,7 +67,6 @@ class ShardWriter:
                 )
 
     def _paths(self, number: int) -> tuple[Path, Path]:
-        """The tar file of a shard, and its index."""
         stem = self.folder / f"shard-{number:06d}"
         return stem.with_suffix(".tar"), stem.with_suffix(INDEX_SUFFIX)
 
@@ -77,7 +76,6 @@ class ShardWriter:
             path.unlink()
 
     def is_done(self, number: int) -> bool:
-        """Whether a shard is there, whole."""
         tar, index = self._paths(number)
         facts = _written_facts(index)
         return bool(facts) and tar.exists() and tar.stat().st_size == facts["bytes"]
@@ -133,7 +131,6 @@ class ShardWriter:
         return record
 
     def _members(self, i: int) -> list[tuple[str, bytes]]:
-        """Names and contents of the files that sample ``i`` consists of."""
         samples = self.samples
         try:
             content = Path(samples.images.path(i)).read_bytes()

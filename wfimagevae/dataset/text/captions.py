@@ -45,7 +45,6 @@ class Captions:
 
     @property
     def file(self) -> str:
-        """The kind as the absolute path of a file."""
         return os.path.abspath(os.path.expanduser(self.kind))
 
 
@@ -82,7 +81,6 @@ class CaptionTable:
         return "" if chosen is None else self.all(index)[chosen]
 
     def without(self) -> np.ndarray:
-        """Indices of the images that have none."""
         return np.flatnonzero(np.diff(self._firsts) == 0)
 
 

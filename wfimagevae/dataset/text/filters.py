@@ -207,7 +207,6 @@ class BetterCaptions:
         return used
 
     def check_used(self) -> None:
-        """Raises ValueError where the list had nothing for any image."""
         if not self._owners:
             names = ", ".join(list(self._captions)[:2])
             raise ValueError(

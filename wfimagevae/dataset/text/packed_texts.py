@@ -19,7 +19,6 @@ class PackedTexts:
 
     @classmethod
     def concatenate(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
-        """All of some packs, one after another."""
         starts = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
         return cls(

@@ -106,7 +106,6 @@ class PointDataset(FlowData):
         return batch | {"label": torch.from_numpy(modes)} if self.num_classes else batch
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """``point`` and ``label``, if any, on ``device``."""
         return {name: to_device(tensor, device) for name, tensor in batch.items()}
 
 

@@ -117,7 +117,6 @@ class ShapesDataset(FlowData):
         return self.first_index + self._order.index(position)
 
     def attributes(self, index: int) -> tuple[str, str]:
-        """Shape and colour of picture ``index``, by name."""
         colours = list(COLOURS)
         return self.class_names[self.label(index)], colours[index // len(SHAPES) % len(colours)]
 
@@ -125,7 +124,6 @@ class ShapesDataset(FlowData):
         return index % len(SHAPES)
 
     def caption(self, index: int) -> str:
-        """A few words, such as "a red circle"."""
         shape, colour = self.attributes(index)
         return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
@@ -157,7 +155,6 @@ def _between(rng: random.Random, bounds: tuple[float, float]) -> float:
 
 
 def _random_place(rng: random.Random) -> Callable[[float, float], tuple[float, float]]:
-    """A map from the unit circle to a random disc within the image, whose side is 1."""
     radius, tilt = _between(rng, _RADII), _between(rng, (-_MAX_TILT, _MAX_TILT))
     left, top = (_between(rng, (radius, 1 - radius)) for _ in range(2))
     cosine, sine = radius * math.cos(tilt), radius * math.sin(tilt)

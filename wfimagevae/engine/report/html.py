@@ -149,7 +149,6 @@ def _patch_scores(run_dir: Path, max_pictures: int) -> str:
 
 
 def _latest_pictures(folder: Path) -> list[Path]:
-    """Pictures of the last step that left some."""
     steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
     return sorted(steps[-1].glob("*.png")) if steps else []
 

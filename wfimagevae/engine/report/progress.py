@@ -81,7 +81,6 @@ class Reporter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Times the wait for data."""
         start = time.perf_counter()
         yield
         self.wait += time.perf_counter() - start
@@ -94,13 +93,11 @@ class Reporter:
         self.since += time.perf_counter() - start
 
     def count(self, samples: int) -> None:
-        """Counts the samples of a step, over all processes."""
         self.steps += 1
         self.bar.update()
         self.samples += samples
 
     def worked(self, flops: float) -> None:
-        """Counts the arithmetic of an update, over all processes."""
         self.flops += flops
 
     def report(

@@ -28,11 +28,9 @@ class Tracker:
 
     @property
     def is_on(self) -> bool:
-        """False for ``none``, and once the backend has failed."""
         return self._backend is not None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Records numbers under their names at ``step``."""
         if self.is_on:
             self._guard(self._backend.log, step, values)
 
