@@ -311,3 +311,12 @@ def test_docstrings_are_sentences(path):
         assert re.match(r"[A-Z`]", first) and first.endswith((".", ":")), first
         is_fragment = len(first.split()) < 3 or re.match("(Of|And|But) ", first)
         assert not is_fragment, f"{first!r} is a fragment"
+
+
+def test_the_training_story_is_four_short_files():
+    story = ["train_ddp.py", "wfimagevae/engine/loop.py", "wfimagevae/engine/player.py"]
+    story.append("wfimagevae/objective/flow_matching.py")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "four short files, about 500 lines" in readme and all(name in readme for name in story)
+    lengths = [len((ROOT / name).read_text(encoding="utf-8").splitlines()) for name in story]
+    assert sum(lengths) == pytest.approx(500, abs=50)

@@ -80,10 +80,11 @@ def test_flags_have_the_names_defaults_choices_and_help_that_they_always_had(com
     script, *words = command.split()
     answer = probe(ROOT / script, tmp_path, *words)
     flags = {" ".join(names): fact for names, *fact in answer["actions"]}
-    for flag, (default, *fact) in FLAGS[command].items():
+    for flag, (default, choices, *fact) in FLAGS[command].items():
         assert flag in flags, f"{flag} is gone"
         assert ast.literal_eval(flags[flag][0]) == ast.literal_eval(default), flag
-        assert flags[flag][1:] == fact, flag
+        assert flags[flag][2:] == fact, flag
+        assert set(choices or [None]) <= set(flags[flag][1] or [None]), flag  # there may be more
 
 
 @pytest.mark.parametrize(
