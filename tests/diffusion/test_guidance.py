@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.diffusion import gaussian_flow
-from wfimagevae.diffusion.guidance import Guidance, guided_velocity, map_tensors
+from wfimagevae.diffusion.guidance import Guidance, GuidedVelocity, map_tensors
 from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.diffusion.timesteps import time_grid
 
@@ -38,7 +38,7 @@ def state(dtype=torch.float32):
 
 
 def call(guidance, t=0.5, model=None, x=None, t_end=None):
-    velocity = guided_velocity(model or Model(), LABELS, NULL, guidance)
+    velocity = GuidedVelocity(model or Model(), LABELS, NULL, guidance)
     return velocity(state() if x is None else x, torch.as_tensor(t), t_end)
 
 
@@ -54,7 +54,7 @@ def test_guided_call_is_one_of_twice_the_batch_and_an_unguided_one_of_the_batch(
     counted = []
     model = Model()
     guidance = Guidance(2.0, interval=(0.2, 0.6))
-    velocity = guided_velocity(model, LABELS, NULL, guidance, counted.append)
+    velocity = GuidedVelocity(model, LABELS, NULL, guidance, counted.append)
     for t in (0.0, 0.2, 0.4, 0.6, 0.7, 1.0):
         velocity(state(), torch.tensor(t, dtype=torch.float64))
     assert model.batches == counted == [3, 6, 6, 6, 3, 3]
@@ -109,14 +109,14 @@ def test_nested_conditions_are_joined_at_each_place():
     tokens, mask = torch.randn(3, 7), torch.rand(3, 7) > 0.5
     condition = {"text": (tokens, mask), "label": LABELS}
     null = {"text": (0 * tokens, ~mask), "label": NULL}
-    v = guided_velocity(model, condition, null, Guidance(2.0))(state(), torch.tensor(0.5))
+    v = GuidedVelocity(model, condition, null, Guidance(2.0))(state(), torch.tensor(0.5))
     expected = 9 + 2 * ((tokens * mask).sum(1) + LABELS - 9)
     torch.testing.assert_close(v, expected.view(-1, 1, 1).expand(3, 4, 5))
 
 
 def test_rows_are_the_velocity_of_those_samples():
     x, t = state(), torch.tensor(0.5)
-    velocity = guided_velocity(Model(), LABELS, NULL, Guidance(3.0))
+    velocity = GuidedVelocity(Model(), LABELS, NULL, Guidance(3.0))
     torch.testing.assert_close(velocity.rows(slice(1, 3))(x[1:], t), velocity(x, t)[1:])
 
 
@@ -134,7 +134,7 @@ def test_every_sampler_follows_a_guided_model_whatever_the_batch(name):
     noise, labels = torch.randn(4, 2), torch.tensor([0, 1, 2, 1])
 
     def run(rows):
-        velocity = guided_velocity(model, labels[rows], None)
+        velocity = GuidedVelocity(model, labels[rows], None)
         return SAMPLERS[name].function(
             velocity, noise[rows], time_grid(50), draw=lambda step: torch.zeros_like(noise[rows])
         )
@@ -150,8 +150,8 @@ def test_every_sampler_follows_a_guided_model_whatever_the_batch(name):
 def test_an_unconditional_model_gives_velocities_of_the_type_of_the_state():
     x = state(torch.float64)
     t = torch.tensor(0.5, dtype=torch.float64)
-    torch.testing.assert_close(guided_velocity(Model(), None)(x, t), x + 5)
-    velocity = guided_velocity(lambda x, *_: x.bfloat16(), LABELS, NULL, Guidance(2.0))
+    torch.testing.assert_close(GuidedVelocity(Model(), None)(x, t), x + 5)
+    velocity = GuidedVelocity(lambda x, *_: x.bfloat16(), LABELS, NULL, Guidance(2.0))
     assert velocity(x, t).dtype == torch.float64
 
 
@@ -179,7 +179,7 @@ def test_impossible_guidance_is_refused():
 )
 def test_what_cannot_be_guided_is_refused(condition, null, guidance, message):
     with pytest.raises(ValueError, match=message):
-        guided_velocity(Model(), condition, null, guidance)(state(), torch.tensor(0.5))
+        GuidedVelocity(Model(), condition, null, guidance)(state(), torch.tensor(0.5))
 
 
 @pytest.mark.parametrize(
@@ -207,7 +207,7 @@ def test_guided_sit_agrees_with_its_public_code():
     guidance = Guidance(4.0, channels=3)
     labels = torch.tensor([1, 2])
     null = torch.full((2,), config["num_classes"])
-    velocity = guided_velocity(model, labels, null, guidance)
+    velocity = GuidedVelocity(model, labels, null, guidance)
     with torch.no_grad():
         v = velocity(expected["x"][:2], torch.tensor([0.3, 0.6]))
     # Its batch holds every sample twice, the conditional half first.

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.model.flow.models import small_model, text_for
 from tests.objective.fields import plain
-from wfimagevae.diffusion.guidance import Guidance, guided_velocity, map_tensors
+from wfimagevae.diffusion.guidance import Guidance, GuidedVelocity, map_tensors
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.model.registry import ModelRegistry
@@ -158,7 +158,7 @@ def test_guided_sampling_goes_from_one_prompt_away_from_another():
     model = text_model("joint")
     condition, negative = (text_for(model) for _ in range(2))
     x, t = torch.randn(3, *model.sample_shape, dtype=torch.float64), torch.full((3,), 0.4)
-    guided = guided_velocity(model, condition, negative, Guidance(3.0))(x, t)
+    guided = GuidedVelocity(model, condition, negative, Guidance(3.0))(x, t)
     told, other = (model(x, t.double(), c) for c in (condition, negative))
     torch.testing.assert_close(guided, other + 3 * (told - other))
 
@@ -201,7 +201,7 @@ def test_two_prompts_are_told_apart(kind, attention):
         loss.backward()
         optimizer.step()
     prompts = [texts[i % 2] for i in range(16)]
-    velocity = guided_velocity(network, encoder(prompts))
+    velocity = GuidedVelocity(network, encoder(prompts))
     name, steps = ("euler", 10) if kind == "flow_matching" else ("mean_flow", 1)
     with torch.no_grad():
         samples = get_sampler(name).function(

@@ -15,16 +15,13 @@ Condition = Tensor | tuple | list | dict
 
 @dataclass(frozen=True)
 class Guidance:
-    """How far, when and where the condition is exaggerated.
+    """How far, when and where the condition is exaggerated: v = v_null + scale (v_cond - v_null).
 
-    Attributes:
-        scale: v = v_null + scale (v_cond - v_null); 1 is the conditional model, unguided.
-        interval: Times, both ends included, that are guided; the conditional model elsewhere.
-            For an average velocity the time of its start decides.
-        rescale: Share, 0 to 1, by which each sample's guided velocity is brought back to the
-            standard deviation of the conditional one.
-        channels: Only so many first channels are guided, the rest is the conditional model's;
-            None guides all. Public SiT samples were made with 3 of 4.
+    Times in the interval, both ends included, are guided (of an average velocity, the time of its
+    start decides). ``rescale``, 0 to 1, is the share by which each sample's guided velocity is
+    brought back to the standard deviation of the conditional one. Only the first ``channels`` are
+    guided, None is all; public SiT samples were made with 3 of 4. The conditional model has the
+    rest.
 
     Source: Ho and Salimans 2022, arXiv:2207.12598; the interval Kynkaanniemi et al. 2024,
     arXiv:2404.07724; the rescaling Lin et al. 2023, arXiv:2305.08891, section 3.4.
@@ -71,39 +68,29 @@ def _deviation(x: Tensor) -> Tensor:
     return x.std(dim=tuple(range(1, x.dim())), correction=0, keepdim=True)
 
 
-def guided_velocity(
-    model: Callable[..., Tensor],
-    condition: Condition | None,
-    null_condition: Condition | None = None,
-    guidance: Guidance | None = None,
-    count: Callable[[int], None] | None = None,
-) -> "GuidedVelocity":
-    """The velocity that a sampler calls, from ``model(x, t, condition, t_end)`` and guidance.
+@dataclass(frozen=True)
+class GuidedVelocity:
+    """The velocity that a sampler calls: ``model(x, t, condition, t_end)`` of a batch, guided.
 
     Where guidance is active the network is called once, with 2B samples, the conditional half
     first; elsewhere, and at scale 1, with B. The condition, class labels, (B,), for example, is
     None for an unconditional model; the null one, which says nothing, may be None where the scale
     is 1. ``count`` is called at each evaluation with the number of samples that the network saw.
     """
-    guidance = guidance or Guidance()
-    if guidance.scale != 1 and (condition is None or null_condition is None):
-        what = "condition" if condition is None else "null condition"
-        raise ValueError(
-            f"a guidance scale of {guidance.scale} needs a conditional model, but there is no "
-            f"{what}; set the scale to 1"
-        )
-    return GuidedVelocity(model, condition, null_condition, guidance, count)
-
-
-@dataclass(frozen=True)
-class GuidedVelocity:
-    """A velocity of one batch of conditions; see `guided_velocity`."""
 
     model: Callable[..., Tensor]
     condition: Condition | None
-    null_condition: Condition | None
-    guidance: Guidance
+    null_condition: Condition | None = None
+    guidance: Guidance = Guidance()
     count: Callable[[int], None] | None = None
+
+    def __post_init__(self):
+        if self.guidance.scale != 1 and (self.condition is None or self.null_condition is None):
+            what = "condition" if self.condition is None else "null condition"
+            raise ValueError(
+                f"a guidance scale of {self.guidance.scale} needs a conditional model, but there "
+                f"is no {what}; set the scale to 1"
+            )
 
     def rows(self, rows: slice) -> "GuidedVelocity":
         conditions = (self.condition, self.null_condition)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.diffusion.guidance import Condition, Guidance, GuidedVelocity, guided_velocity
+from wfimagevae.diffusion.guidance import Condition, Guidance, GuidedVelocity
 from wfimagevae.diffusion.sampler import get_sampler
 from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.diffusion.timesteps import time_grid
@@ -198,7 +198,7 @@ class FlowGenerator:
         condition = null if condition is None else condition
         if options.negative_prompt:
             null = self.condition(count, prompts=[options.negative_prompt] * count)
-        return guided_velocity(self.model, condition, null, _guidance(options))
+        return GuidedVelocity(self.model, condition, null, _guidance(options))
 
     def condition(
         self, count: int, labels: Tensor | None = None, prompts: Sequence[str] | None = None

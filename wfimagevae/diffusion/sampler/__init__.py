@@ -1,7 +1,4 @@
-"""Samplers by name: each integrates a velocity from noise, t = 0, to data, t = 1.
-
-All are called as `sample_euler` is; none of them turns gradients off, which is left to the caller.
-"""
+"""Samplers by name: each integrates a velocity from noise, t = 0, to data, t = 1."""
 
 import difflib
 from collections.abc import Callable
@@ -12,23 +9,21 @@ from torch import Tensor
 
 from wfimagevae.diffusion.sampler.dopri5 import sample_dopri5
 from wfimagevae.diffusion.sampler.dpmpp import sample_dpmpp
-from wfimagevae.diffusion.sampler.euler import sample_euler
 from wfimagevae.diffusion.sampler.euler_maruyama import sample_euler_maruyama
-from wfimagevae.diffusion.sampler.heun import sample_heun
-from wfimagevae.diffusion.sampler.mean_flow import sample_mean_flow
-from wfimagevae.diffusion.sampler.rk4 import sample_rk4
+from wfimagevae.diffusion.sampler.fixed_step import (
+    sample_euler,
+    sample_heun,
+    sample_mean_flow,
+    sample_rk4,
+)
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """One sampler and what a caller must know of it.
+    """One sampler, called as `fixed_steps` says, and what a caller must know of it.
 
-    Attributes:
-        name: Its name in flags.
-        function: ``function(velocity, noise, times, *, draw=None, progress=None) -> samples``.
-        evaluations: Evaluations of the velocity in a step; 0 if the sampler adapts.
-        is_stochastic: It needs ``draw``.
-        needs_average_velocity: It calls ``velocity(x, t, t_end)``.
+    ``evaluations`` are those of the velocity in a step, 0 if the sampler adapts; ``is_stochastic``
+    ones need ``draw``, those that need an average velocity call ``velocity(x, t, t_end)``.
     """
 
     name: str

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.fixed_step import Draw, Report, Velocity, evaluate, start
 
 
 def sample_dopri5(
@@ -24,13 +24,12 @@ def sample_dopri5(
     """Integrates dx/dt = v(x, t) to a tolerance, with as many steps as that takes.
 
     Samples are integrated one by one, for a step size common to a batch would make each sample
-    depend on the others. That is slow: this is a sampler to compare others with.
+    depend on the others. That is slow: this is a sampler to compare others with. The steps taken do
+    not depend on ``times``, and all calls of ``progress`` come at the end.
 
     Args:
         velocity: ``velocity(x, t)``, x (1, ...), t a scalar. If it belongs to this batch, by its
-            labels, it must have ``rows``, as `guided_velocity` gives.
-        times: As for `sample_euler`, but the steps taken do not depend on them.
-        progress: Likewise, but all its calls come at the end.
+            labels, it must have ``rows``, as a `GuidedVelocity` has.
         rtol: Relative error that a step may make, root mean square over a sample.
         atol: Absolute error, likewise, in units of x.
         max_evaluations: For one sample; a velocity in low precision may never meet a tolerance.

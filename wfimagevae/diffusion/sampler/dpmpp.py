@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.fixed_step import Draw, Report, Velocity, evaluate, start
 
 
 def sample_dpmpp(
@@ -12,13 +12,11 @@ def sample_dpmpp(
 ) -> Tensor:
     """Integrates the linear part exactly and extrapolates the predicted data in log-SNR.
 
-    On the straight path alpha = t and sigma = 1 - t; the predicted data are
-    ``D = x + (1 - t) v`` and lambda = log(alpha / sigma). A step from t to s is
-    ``x_s = sigma_s / sigma_t x + alpha_s (1 - e^-h) D'``, h the step in lambda. Lambda is infinite
-    at t = 0 and t = 1, so the first, second and last step take D' = D: the first-order step. The
-    steps in lambda next to t = 0 never become small; the error falls as h^2 log(1 / h).
-
-    Arguments, result and errors are those of `sample_euler`.
+    On the straight path alpha = t and sigma = 1 - t; the predicted data are ``D = x + (1 - t) v``
+    and lambda = log(alpha / sigma). A step from t to s is ``x_s = sigma_s / sigma_t x + alpha_s (1
+    - e^-h) D'``, h the step in lambda. Lambda is infinite at t = 0 and t = 1, so the first, second
+    and last step take D' = D: the first-order step. The steps in lambda next to t = 0 never become
+    small; the error falls as h^2 log(1 / h).
 
     Source: Lu et al. 2022, arXiv:2211.01095, algorithm 2.
     """

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.fixed_step import Draw, Report, Velocity, evaluate, start
 
 # w(t) up to its norm; none of them is infinite, and each of them keeps the marginals.
 DIFFUSIONS = MappingProxyType(
@@ -31,14 +31,13 @@ def sample_euler_maruyama(
 
     On the straight path the score is ``(t v - x) / (1 - t)``. The last step follows the flow
     without noise: it ends at the mean of the data given x. SiT's code has it as ``last_step``
-    "Euler", 0.04 long; its default keeps the score's drift in that step. Arguments that are not
-    named below are those of `sample_euler`.
+    "Euler", 0.04 long; its default keeps the score's drift in that step.
 
     Args:
         draw: ``draw(step)``, standard normal noise like x, for the steps 1 ... num_steps - 1.
         diffusion: Shape of w: ``sigma`` is 1 - t, ``sine`` is sin(pi t)^2, ``constant`` is 1.
-        norm: Factor of w; 0 is Euler's method. SiT's code calls w / 2 the diffusion: its norm of
-            1, with which public samples were drawn, is 2 here.
+        norm: Factor of w; 0 is Euler's method. SiT's code calls w / 2 the diffusion: its norm of 1,
+            with which public samples were drawn, is 2 here.
 
     Source: Ma et al. 2024, arXiv:2401.08740, the reverse-time equation with coefficient w.
     """

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from operator import methodcaller
 from pathlib import Path
 from typing import Self
 
@@ -200,7 +201,8 @@ class VelocityModel(RegisteredModel):
 
     def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
         if overrides.get("average_velocity"):
-            weights = self._with_fresh(weights, _is_end_time_weight, "embedder of end times")
+            is_part = methodcaller("startswith", "t_end_embedder.")
+            weights = self._with_fresh(weights, is_part, "embedder of end times")
         if overrides.get("text_encoder"):
             weights = self._with_fresh(weights, is_text_weight, "reader of texts")
         return weights
@@ -225,10 +227,6 @@ class VelocityModel(RegisteredModel):
         effect = "changes every result until it is trained" if is_joint else "changes nothing"
         logger.info("no %s in the weights; a fresh one %s", what, effect)
         return weights | fresh
-
-
-def _is_end_time_weight(name: str) -> bool:
-    return name.startswith("t_end_embedder.")
 
 
 def build_velocity_model(name: str, **config) -> VelocityModel:
