@@ -53,13 +53,18 @@ def test_damaged_file_is_named_and_replaced(kept, caplog, change):
     assert load(cache) == list(range(200)) and not caplog.text
 
 
-def test_folder_that_cannot_be_written_costs_one_line(tmp_path, caplog):
+def test_folder_that_cannot_or_must_not_be_written_costs_one_line(tmp_path, caplog):
     (tmp_path / "file").touch()
     cache = IndexCache(tmp_path / "file", "numbers")
     with cache.locked():
         assert load(cache) is None
         cache.save("key", 1, NUMBERS)
     assert len(caplog.records) == 1 and "cache of numbers off: cannot write" in caplog.text
+    cache = IndexCache(tmp_path / "images" / "cache", "numbers", [str(tmp_path / "images")])
+    with cache.locked():
+        cache.save("key", 1, NUMBERS)
+    assert not (tmp_path / "images").exists()
+    assert "cache of numbers off" in caplog.text and "inside the image folder" in caplog.text
 
 
 def test_failed_write_leaves_the_old_arrays_and_no_litter(kept, monkeypatch, caplog):
@@ -72,14 +77,6 @@ def test_failed_write_leaves_the_old_arrays_and_no_litter(kept, monkeypatch, cap
     cache.save("key", 1, {"numbers": np.zeros(3)})
     assert load(cache) == list(range(200)) and list(cache.folder.iterdir()) == [file]
     assert "No space left" in caplog.text
-
-
-def test_nothing_is_written_into_the_users_own_folders(tmp_path, caplog):
-    cache = IndexCache(tmp_path / "images" / "cache", "numbers", [str(tmp_path / "images")])
-    with cache.locked():
-        cache.save("key", 1, NUMBERS)
-    assert not (tmp_path / "images").exists()
-    assert "cache of numbers off" in caplog.text and "inside the image folder" in caplog.text
 
 
 def test_default_cache_lies_under_the_users_cache_folder(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.refusals import refused
 from wfimagevae.dataset import (
     NoReadableImage,
     TrainImageDataset,
@@ -40,7 +41,7 @@ def wait_for_no_children(seconds):
     return not multiprocessing.active_children()
 
 
-def test_batches_have_the_public_form(noise_folder):
+def test_batches_have_the_public_form_whatever_the_workers(noise_folder):
     dataset = TrainImageDataset(noise_folder(5), resolution=8)
     (batch,) = draw(TrainLoader(dataset, batch_size=3, num_workers=0), 1)
     assert set(batch) == {"image", "position", "unreadable"}
@@ -48,10 +49,7 @@ def test_batches_have_the_public_form(noise_folder):
     assert batch["image"].is_contiguous(memory_format=torch.channels_last)
     assert batch["position"] == [0, 1, 2] and batch["unreadable"] == []
     assert torch.equal(batch["image"], torch.stack([dataset[i]["image"] for i in range(3)]))
-
-
-def test_workers_change_no_bit_and_epochs_run_on(noise_folder):
-    folder = noise_folder(5)
+    folder = dataset.images.root
     none, two = (
         draw(TrainLoader(TrainImageDataset(folder, 8), batch_size=3, num_workers=n), 7)
         for n in (0, 2)
@@ -114,8 +112,7 @@ def test_loading_a_state_restarts_a_running_loader(noise_folder):
 
 def test_another_seed_is_an_error_and_another_count_a_warning(noise_folder, caplog):
     loader = TrainLoader(TrainImageDataset(noise_folder(3), 8), 1, num_workers=0)
-    with pytest.raises(ValueError, match="pass --seed 7"):
-        loader.load_state_dict({"position": 4, "seed": 7, "num_images": 3})
+    refused("pass --seed 7", loader.load_state_dict, {"position": 4, "seed": 7, "num_images": 3})
     loader.load_state_dict({"position": 4, "seed": 1234, "num_images": 9})
     assert "had 9 images, now there are 3" in caplog.text
     assert next(loader)["position"] == [4]
@@ -194,12 +191,10 @@ def test_bad_options_are_refused(noise_folder):
     dataset = TrainImageDataset(noise_folder(1), 8)
     bad = [{"batch_size": 0}, {"rank": 1}, {"num_workers": -1}, {"prefetch_factor": 0}]
     for options in bad:
-        with pytest.raises(ValueError, match="got"):
-            TrainLoader(dataset, **({"batch_size": 1} | options))
+        refused("got", TrainLoader, dataset, **{"batch_size": 1} | options)
     native = ValidImageDataset(dataset.images.root)  # images of different size cannot be stacked
     assert next(iter(valid_loader(native, 1)))["image"].shape == (1, 3, 16, 20)
-    with pytest.raises(ValueError, match="batch size of 1"):
-        valid_loader(native, 2)
+    refused("batch size of 1", valid_loader, native, 2)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.refusals import refused
 from wfimagevae.dataset import CropDataset, CropRules, Mixture, TrainImageDataset, TrainLoader
 from wfimagevae.dataset.text.captions import CaptionTable
 
@@ -111,13 +112,9 @@ def test_set_without_captions_goes_with_one_that_has_them(sets):
 
 def test_sets_that_do_not_go_together_are_refused(sets):
     parts = sets(3, 3)
-    with pytest.raises(ValueError, match="same sample_shape"):
-        Mixture([parts[0], CropDataset(parts[1].images, CropRules(6))])
+    refused("same sample_shape", Mixture, [parts[0], CropDataset(parts[1].images, CropRules(6))])
     for bad in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="numbers above 0, got"):
-            Mixture(parts, (1, bad))
+        refused("numbers above 0, got", Mixture, parts, (1, bad))
     for few in ((1, 1e-7), (1e-7, 1)):  # would never be drawn
-        with pytest.raises(ValueError, match="count in millionths"):
-            Mixture(parts, few)
-    with pytest.raises(ValueError, match="as many weights"):
-        Mixture(parts, (1, 2, 3))
+        refused("count in millionths", Mixture, parts, few)
+    refused("as many weights", Mixture, parts, (1, 2, 3))

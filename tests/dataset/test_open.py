@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tests.dataset.shard_files import as_json, png, write_shards, written_shards
+from tests.refusals import refused
 from wfimagevae.dataset import Mixture, TrainImageDataset, TrainLoader
 from wfimagevae.dataset.open import build_image_data, open_images
 from wfimagevae.task.flow_options import FlowOptions
@@ -72,8 +73,7 @@ def test_folders_and_shards_share_a_run_by_size_or_by_weight(options, folder, tm
     weighted = build_image_data(options(data_weights=[3.0, 1.0]), sources)
     shown = Counter(number >= 20 for number in numbers(weighted, 400))
     assert shown == {True: 300, False: 100}
-    with pytest.raises(ValueError, match="2 paths, 1 weights"):
-        build_image_data(options(data_weights=[1.0]), sources)
+    refused("2 paths, 1 weights", build_image_data, options(data_weights=[1.0]), sources)
 
 
 def test_filters_and_keys_reach_the_data(options, tmp_path, caplog):
@@ -282,8 +282,7 @@ def test_better_captions_name_written_shards_by_the_paths_of_their_images(
     shown = dict(zip(numbers(data, 3), data.read_batch([0, 1, 2])["caption"], strict=True))
     assert shown == {0: "", 1: "B", 2: "C"}
     better.write_text('{"key": "other", "caption": "B"}\n')
-    with pytest.raises(ValueError, match="none of 3 images has a caption"):
-        build_image_data(chosen, [shards])
+    refused("none of 3 images has a caption", build_image_data, chosen, [shards])
 
 
 @pytest.mark.parametrize("weights", [None, [1.0, 1.0]])
@@ -294,8 +293,7 @@ def test_better_captions_that_fit_images_of_several_sets_are_refused(
     better = tmp_path / "better.jsonl"
     better.write_text('{"key": "000000001", "caption": "B"}\n')  # a number that every set has
     chosen = options(better_captions=str(better), text_encoder="bytes", data_weights=weights)
-    with pytest.raises(ValueError, match=r"'000000001' fits several images, .*as/.* and .*bs/"):
-        build_image_data(chosen, sets)
+    refused(r"'000000001' fits several images, .*as/.* and .*bs/", build_image_data, chosen, sets)
 
 
 @pytest.mark.parametrize("kept_in", ["folders", "shards"])

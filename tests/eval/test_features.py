@@ -3,6 +3,7 @@ from urllib.error import URLError
 import pytest
 import torch
 
+from tests.refusals import refused
 from wfimagevae.eval.features import (
     describe_features,
     load_features,
@@ -52,8 +53,7 @@ def test_dinov2_of_local_files_sees_normalised_224_px_images(dinov2):
 def test_dinov2_weights_of_another_model_are_refused(dinov2):
     options, _ = dinov2
     torch.save({"other": torch.zeros(1)}, options.dinov2_weights)
-    with pytest.raises(ValueError, match="does not fit dinov2_vitl14"):
-        load_features(options, CPU)
+    refused("does not fit dinov2_vitl14", load_features, options, CPU)
 
 
 @pytest.mark.parametrize(
@@ -70,11 +70,10 @@ def test_weights_that_cannot_be_downloaded_say_how_to_get_them(
         raise URLError("no network in tests")
 
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    with pytest.raises(MissingWeights, match=words):
-        load_features(SetMetricOptions(features=kind), CPU)
+    refused(words, load_features, SetMetricOptions(features=kind), CPU, error=MissingWeights)
 
 
-def test_missing_and_wrong_weight_files_are_told_apart(tmp_path):
+def test_wrong_weights_images_and_features_are_refused(tmp_path, inception_weights):
     with pytest.raises(MissingWeights, match=r"/weights-inception-2015-12-05-6726825d\.pth"):
         load_inception(CPU, str(tmp_path / "none.pth"))
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
@@ -84,9 +83,6 @@ def test_missing_and_wrong_weight_files_are_told_apart(tmp_path):
         with pytest.raises(ValueError, match="does not hold") as caught:
             load_inception(CPU, str(tmp_path / f"{name}.pth"))
         assert not isinstance(caught.value, MissingWeights)
-
-
-def test_float_images_and_features_that_are_not_finite_are_refused(inception_weights, tmp_path):
     with pytest.raises(ValueError, match="8-bit"):
         load_inception(CPU, str(inception_weights), 64)(torch.zeros(1, 3, 8, 8))
     state = torch.load(inception_weights)

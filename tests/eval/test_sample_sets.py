@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
+from tests.refusals import refused
 from wfimagevae.dataset.toy.points import PointDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.energy_distance import energy_distance
@@ -58,13 +59,11 @@ def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
 def test_the_grid_that_generate_writes_is_no_sample(tmp_path):
     write(tmp_path, pixels())
     Image.fromarray(pixels(1, 40)[0]).save(tmp_path / "grid.png")
-    with pytest.raises(ValueError, match=r"grid.png \(40x40\).*no sample"):
-        all_of(FolderImages(tmp_path), 20)
+    refused(r"grid.png \(40x40\).*no sample", all_of, FolderImages(tmp_path), 20)
     (tmp_path / "samples.json").write_text('{"num_images": 8}')
     assert len(all_of(FolderImages(tmp_path))) == 8
     (tmp_path / "samples.json").write_text('{"num_images": 5}')
-    with pytest.raises(ValueError, match=r"holds 8 images, of which .* wrote 5"):
-        FolderImages(tmp_path)
+    refused(r"holds 8 images, of which .* wrote 5", FolderImages, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -83,15 +82,7 @@ def test_a_file_that_is_no_npz_of_images_is_refused(content, message, tmp_path):
         np.savez(path, **content)
     elif content:
         path.write_text(content)
-    with pytest.raises(ValueError, match=message):
-        open_images(str(path))
-
-
-def test_an_unreadable_image_names_its_file(tmp_path):
-    write(tmp_path, pixels(3))
-    (tmp_path / "01.png").write_bytes(b"\x89PNG nothing")
-    with pytest.raises(ValueError, match=r"01.png: "):
-        all_of(FolderImages(tmp_path))
+    refused(message, open_images, str(path))
 
 
 @pytest.mark.parametrize(
@@ -130,16 +121,13 @@ def test_points_of_a_flow_are_compared_with_fresh_ones():
     assert protocol["size"] == "2-D"
 
 
-def test_pixels_are_compared_in_minus_one_to_one(tmp_path):
+def test_the_energy_distance_compares_pixels_from_minus_one_to_one_or_a_part(tmp_path):
     a, b = pixels(6), pixels(5, seed=1) // 2
     real, fake = (FolderImages(write(tmp_path / n, x)) for n, x in (("a", a), ("b", b)))
     ((values, _, protocol),) = evaluate(real, [fake])
     expected = energy_distance(*(torch.from_numpy(x) / 127.5 - 1 for x in (a, b)))
     assert values["energy_distance"] == pytest.approx(expected, rel=1e-5)
     assert protocol["energy_distance"]["generated_samples"] == 5
-
-
-def test_the_energy_distance_may_compare_a_random_part(tmp_path):
     real = FolderImages(write(tmp_path / "a", pixels(20)))
     fake = FolderImages(write(tmp_path / "b", pixels(20, seed=1) // 2))
     (whole,) = evaluate(real, [fake])
@@ -161,33 +149,29 @@ def test_all_metrics_of_a_set_with_itself(tmp_path, inception_weights, monkeypat
     assert protocol["kid"]["subset_size"] == 8 and protocol["precision_recall"] == "k = 3"
 
 
-def test_sets_of_unlike_size_are_refused(tmp_path):
+def test_sets_that_are_too_small_or_unlike_are_refused_before_all_is_drawn(tmp_path):
+    refused("reference: 3 samples are too few", evaluate, FolderImages(write(tmp_path, pixels(3))))
     real = FolderImages(write(tmp_path / "a", pixels(size=12)))
     fake = FolderImages(write(tmp_path / "b", pixels(size=16)))
     read, batches = [], fake.batches
     fake.batches = lambda *args: (read.append(1) or batch for batch in batches(*args))
-    with pytest.raises(ValueError, match="12x12, generated ones 16x16: give --resolution"):
-        evaluate(real, [fake], batch_size=2)
+    refused("12x12, generated ones 16x16: give --resolution", evaluate, real, [fake], batch_size=2)
     assert len(read) == 1  # before the rest is drawn
     ((values, _, _),) = evaluate(real, [FolderImages(tmp_path / "b", 12)])
     assert "energy_distance" in values
 
 
-def test_too_few_samples_are_refused_before_anything_is_drawn(tmp_path):
-    with pytest.raises(ValueError, match="reference: 3 samples are too few"):
-        evaluate(FolderImages(write(tmp_path, pixels(3))))
-
-
-def test_images_of_unlike_size_in_one_folder_are_told_across_batches(tmp_path):
+def test_a_folder_of_unlike_sizes_or_unreadable_images_is_refused(tmp_path):
     write(tmp_path, pixels(4))
     write(tmp_path / "z", pixels(4, size=16))
-    with pytest.raises(ValueError, match="samples differ in size, 12x12 and 16x16"):
-        evaluate(FolderImages(tmp_path))
+    refused("samples differ in size, 12x12 and 16x16", evaluate, FolderImages(tmp_path))
+    write(tmp_path, pixels(3))
+    (tmp_path / "01.png").write_bytes(b"\x89PNG nothing")
+    refused(r"01.png: ", all_of, FolderImages(tmp_path))
 
 
 def test_samples_that_are_not_finite_are_an_error():
     model = BlobModel()
     model.gain.data.fill_(torch.inf)
     samples = GeneratedSamples(generator_of(model), SamplingOptions(sampler="euler", steps=2), 4)
-    with pytest.raises(ValueError, match="samples are not finite with euler in fp32"):
-        all_of(samples)
+    refused("samples are not finite with euler in fp32", all_of, samples)

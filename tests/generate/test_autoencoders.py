@@ -32,11 +32,14 @@ def test_model_without_a_posterior_has_no_log_variance():
     sides = ("encoder", "decoder")
     widths = {f"{side}_block_out_channels": (8, 8) for side in sides}
     network = AutoencoderTiny(**widths, **{f"num_{side}_blocks": (1, 1) for side in sides})
-    mean, logvar = diffusers_autoencoder(network, CPU).moments(torch.zeros(1, 3, 8, 8))
+    tiny = diffusers_autoencoder(network.eval(), CPU)
+    mean, logvar = tiny.moments(torch.zeros(1, 3, 8, 8))
     assert logvar is None and mean.shape[1] == 4
+    images = torch.rand(1, 3, 30, 17) * 2 - 1  # no multiples of the factor
+    assert tiny.reconstruct(images).shape == images.shape
 
 
-def test_our_normalisation_counts_once_it_was_measured():
+def test_normalisation_is_ours_once_measured_or_that_of_diffusers_in_either_form():
     vae, statistics = (
         WFVAE2ImageModel.from_config(TINY_MODEL),
         ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]),
@@ -44,9 +47,6 @@ def test_our_normalisation_counts_once_it_was_measured():
     assert as_autoencoder(vae, CPU).normalization is None
     vae.set_latent_statistics(*statistics)
     assert as_autoencoder(vae, CPU).normalization == statistics
-
-
-def test_diffusers_normalisation_is_read_in_either_form():
     statistics = {"latents_mean": (1.0, 2.0), "latents_std": (4.0, 0.5)}
     for config, expected in (
         ({"scaling_factor": 0.13}, ([0.0], [0.13])),

@@ -30,15 +30,12 @@ def test_states_lead_from_noise_to_the_generators_samples():
     torch.testing.assert_close(states[-1], samples)
 
 
-def test_predicted_ends_of_straight_lines_are_their_ends():
+def test_predicted_ends_of_straight_lines_are_their_ends_by_the_average_velocity_too():
     generator, options = generator_of(BlobModel()), sampling("euler", 5)
     times, states, velocity = draw_states(generator, subjects_in_turn(3, [0, 1, 2]), options)
     ends = predicted_ends(velocity, times, states)
     torch.testing.assert_close(ends, states[-1:].expand_as(ends), atol=1e-5, rtol=1e-4)
     assert torch.equal(ends[-1], states[-1])
-
-
-def test_predicted_ends_by_the_average_velocity_ask_for_it():
     asked = []
 
     def velocity(x, t, t_end):
@@ -51,7 +48,7 @@ def test_predicted_ends_by_the_average_velocity_ask_for_it():
     assert ends[:, 0, 0].tolist() == [1.0, 0.5, 0.0]
 
 
-def test_interpolations_stay_in_their_class_and_meet_the_samples():
+def test_interpolations_stay_in_their_class_with_one_noise_and_meet_the_samples():
     generator, options = generator_of(BlobModel()), sampling("euler", 4)
     places = interpolate(generator, subjects_in_turn(2, [0, 1]), options, 5)
     assert places.shape == (5, 2, 3, 8, 8)
@@ -61,9 +58,6 @@ def test_interpolations_stay_in_their_class_and_meet_the_samples():
     torch.testing.assert_close(places[-1], generator.sample([2, 3], labels, options))
     with pytest.raises(ValueError, match="at least 2 places"):
         interpolate(generator, subjects_in_turn(2, [0]), options, 1)
-
-
-def test_a_stochastic_sampler_interpolates_with_one_noise():
     generator, options = generator_of(BlobModel()), sampling("euler_maruyama", 8)
     places = interpolate(generator, subjects_in_turn(1, [0]), options, 3)
     assert torch.equal(places, interpolate(generator, subjects_in_turn(1, [0]), options, 3))

@@ -5,6 +5,7 @@ import torch
 from PIL import Image
 
 from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator_of
+from tests.refusals import refused
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.sample_sets import GeneratedSamples
 from wfimagevae.generate.generated_files import class_sheet, prompt_sheet, write_again, write_folder
@@ -24,7 +25,7 @@ def colour(images):
     return images.mean((2, 3))
 
 
-def test_each_sample_shows_its_prompt():
+def test_each_sample_shows_its_prompt_which_does_not_change_its_noise():
     generator = generator_of(WordModel())
     x = generator.draw([Subject(i, None, p) for i, p in enumerate((BLUE, RED))], EULER)
     assert colour(x).argmax(1).tolist() == [2, 0]
@@ -32,10 +33,6 @@ def test_each_sample_shows_its_prompt():
     assert torch.equal(nothing[0], nothing[1])
     assert colour(nothing).abs().max() < 0.1
     assert torch.equal(nothing[:1], generator.sample([0], None, EULER))
-
-
-def test_a_prompt_changes_the_picture_and_not_its_noise():
-    generator = generator_of(WordModel())
     red, blue = (generator.draw([Subject(7, None, p)], EULER) for p in (RED, BLUE))
     difference = (red - blue)[0]
     assert torch.allclose(difference, difference[:, :1, :1].expand_as(difference), atol=1e-5)
@@ -74,8 +71,7 @@ def test_prompts_are_encoded_one_by_one_and_kept():
     ],
 )
 def test_what_the_model_cannot_do_is_explained(act, words):
-    with pytest.raises(ValueError, match=words):
-        act(generator_of(WordModel()), generator_of(BlobModel()))
+    refused(words, act, generator_of(WordModel()), generator_of(BlobModel()))
 
 
 def test_other_sizes_are_drawn_in_pixels_of_the_image():
@@ -86,15 +82,21 @@ def test_other_sizes_are_drawn_in_pixels_of_the_image():
     assert x.shape == (1, 3, 12, 20) and colour(x).argmax() == 0
     generator.downsampling = 8
     assert generator.sample_size(96, None) == (12, 8)
-    with pytest.raises(ValueError, match="multiples of 32"):
-        generator.sample_size(104, 64)
+    refused("multiples of 32", generator.sample_size, 104, 64)
 
 
-def test_a_picture_has_a_row_a_prompt():
+def test_a_row_holds_one_prompt_or_class_whatever_the_batch_size():
     subjects = [Subject(0, None, prompt) for prompt in (BLUE, GREEN, RED, "dddd")]
     picture = SamplePicture(generator_of(WordModel()), EULER, 9, 2, subjects)
     assert [row.prompt for row in picture.rows] == [BLUE, GREEN, RED] and picture.columns == 3
     assert colour(picture.content).argmax(1).tolist() == [2] * 3 + [1] * 3 + [0] * 3
+    singly, together = (
+        SamplePicture(generator_of(BlobModel()), EULER, 12, batch_size) for batch_size in (1, 100)
+    )
+    assert singly.columns == 4 and [row.label for row in singly.rows] == [0, 1, 2]
+    torch.testing.assert_close(singly.content, together.content)
+    brightest = singly.content.mean((2, 3)).argmax(1)  # a blob's colour is its class
+    assert brightest.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
 def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
@@ -146,16 +148,6 @@ def test_a_picture_is_made_again_by_the_weights_that_drew_it_alone(tmp_path):
         write_again(tmp_path, generator, record, "x", ALONE)
 
 
-def test_a_row_holds_one_class_whatever_the_batch_size():
-    singly, together = (
-        SamplePicture(generator_of(BlobModel()), EULER, 12, batch_size) for batch_size in (1, 100)
-    )
-    assert singly.columns == 4 and [row.label for row in singly.rows] == [0, 1, 2]
-    torch.testing.assert_close(singly.content, together.content)
-    brightest = singly.content.mean((2, 3)).argmax(1)  # a blob's colour is its class
-    assert brightest.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-
-
 def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
     model = BlobModel()
     model.gain.data.fill_(torch.inf)
@@ -181,8 +173,7 @@ def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypat
         raise OSError("no space left")
 
     monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        picture.save(path)
+    refused("no space left", picture.save, path, error=OSError)
     assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
 
 

@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.refusals import refused
 from wfimagevae.dataset import Captions, IndexedImages, Labels, LatentDataset, TrainLoader
 from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
 from wfimagevae.engine.distributed import World
@@ -118,14 +119,12 @@ def test_the_models_own_normalisation_comes_first_unless_told(folder, tmp_path):
     assert (record["shift"], record["scale"]) == ([0.5] * 3, [0.25] * 3)
     again, _, seen = encode(folder, tmp_path / "out", model, normalization="statistics")
     assert again["shift"] == again["mean"] == record["mean"] and seen == 0
-    with pytest.raises(ValueError, match="has no shift and scale"):
-        encode(folder, tmp_path / "other", normalization="vae")
+    refused("has no shift and scale", encode, folder, tmp_path / "other", normalization="vae")
 
 
 def test_mode_stores_means_alone(folder, tmp_path):
     model = autoencoder(moments=lambda images: (images[..., ::2, ::2], None))
-    with pytest.raises(ValueError, match="no posterior to sample: use --posterior mode"):
-        encode(folder, tmp_path / "out", model)
+    refused("no posterior to sample: use --posterior mode", encode, folder, tmp_path / "out", model)
     encode(folder, tmp_path / "out", model, posterior="mode", latent_dtype="fp16")
     shard, *_ = shards(tmp_path / "out")
     assert set(shard) == {"latents", "labels"}
@@ -170,8 +169,7 @@ def test_shard_of_unreadable_images_is_empty_and_none_readable_an_error(folder, 
     assert record["samples"] == [0, 3, 1] and len(LatentDataset(tmp_path / "out")) == 4
     for path in folder.rglob("*.png"):
         path.write_bytes(b"")
-    with pytest.raises(ValueError, match="no image could be encoded"):
-        encode(folder, tmp_path / "none")
+    refused("no image could be encoded", encode, folder, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -184,37 +182,30 @@ def test_shard_of_unreadable_images_is_empty_and_none_readable_an_error(folder, 
 )
 def test_another_cache_in_the_folder_is_refused(folder, tmp_path, change, message):
     encode(folder, tmp_path / "out")
-    with pytest.raises(ValueError, match=message):
-        encode(folder, tmp_path / "out", **change)
+    refused(message, encode, folder, tmp_path / "out", **change)
 
 
 def test_other_weights_or_images_are_another_cache(folder, tmp_path):
     encode(folder, tmp_path / "out")
     other = autoencoder()
     other.network.weight.data += 1
-    with pytest.raises(ValueError, match="made with other vae"):
-        encode(folder, tmp_path / "out", other)
+    refused("made with other vae", encode, folder, tmp_path / "out", other)
     (folder / "a" / "0.png").unlink()
-    with pytest.raises(ValueError, match="made with other images"):
-        encode(folder, tmp_path / "out")
+    refused("made with other images", encode, folder, tmp_path / "out")
 
 
 def test_stray_shard_of_another_cache_is_refused(folder, tmp_path):
     (tmp_path / "out").mkdir()
     save_file({"moments": torch.zeros(1)}, tmp_path / "out" / "latents-00000.safetensors")
-    with pytest.raises(ValueError, match=r"00000\.safetensors belongs to another cache"):
-        encode(folder, tmp_path / "out")
+    refused(r"00000\.safetensors belongs to another cache", encode, folder, tmp_path / "out")
 
 
-def test_latents_that_are_not_finite_name_the_image(folder, tmp_path):
+def test_what_cannot_be_encoded_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="resolution 8 is no multiple of 16, which here needs"):
+        encode(folder, tmp_path / "out", autoencoder(multiple=16))
     model = autoencoder(moments=lambda images: (images[..., ::2, ::2] * 1e9,) * 2)
     with pytest.raises(ValueError, match=r"latents of a/0\.png are not finite, .* as fp16"):
         encode(folder, tmp_path / "out", model, latent_dtype="fp16")
-
-
-def test_resolution_must_fit_the_model(folder, tmp_path):
-    with pytest.raises(ValueError, match="resolution 8 is no multiple of 16, which here needs"):
-        encode(folder, tmp_path / "out", autoencoder(multiple=16))
 
 
 def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
@@ -268,7 +259,5 @@ def test_embeddings_of_all_captions_are_kept_and_belong_to_the_cache(folder, tmp
     assert torch.equal(batch["pooled"].flatten().long(), lengths)
     assert torch.equal(batch["mask"].sum(1), lengths)
     assert "prefix" not in record
-    with pytest.raises(ValueError, match="made with other text"):
-        encode(folder, tmp_path / "out", captions="sidecar")
-    with pytest.raises(ValueError, match="needs captions"):
-        encode(folder, tmp_path / "new", text=Lengths())
+    refused("made with other text", encode, folder, tmp_path / "out", captions="sidecar")
+    refused("needs captions", encode, folder, tmp_path / "new", text=Lengths())

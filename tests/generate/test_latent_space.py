@@ -21,15 +21,12 @@ def doubling():
     )
 
 
-def test_shift_and_scale_are_applied_on_both_sides():
+def test_shift_and_scale_are_applied_on_both_sides_and_to_posterior_noise():
     space = LatentSpace(doubling(), shift=[1.0, 2.0, 3.0], scale=[10.0, 10.0, 0.5])
     images = torch.rand(2, 3, 4, 4) * 2 - 1
     latents = space.encode(images)
     torch.testing.assert_close(latents[:, 2], (2 * images[:, 2] - 3) * 0.5)
     torch.testing.assert_close(space.decode(latents), images)
-
-
-def test_noise_draws_from_the_posterior():
     space = LatentSpace(doubling(), [0.0], [3.0])
     images, noise = torch.zeros(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
     torch.testing.assert_close(space.encode(images, noise), 2 * 3 * noise)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.refusals import refused
 from wfimagevae.pictures import animation
 from wfimagevae.pictures.animation import check_animation_path, save_animation
 
@@ -29,11 +30,13 @@ def test_gif_holds_every_frame_in_its_own_colours(tmp_path):
     assert durations == [100, 100, 100, 1100]
 
 
-def test_mp4_without_ffmpeg_says_what_to_do(tmp_path, monkeypatch):
+def test_mp4_without_ffmpeg_or_with_a_failing_one_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
-    with pytest.raises(ValueError, match=r"pip install imageio-ffmpeg.*\.gif"):
-        check_animation_path("movie.mp4")
+    refused(r"pip install imageio-ffmpeg.*\.gif", check_animation_path, "movie.mp4")
+    monkeypatch.setattr(animation, "_find_ffmpeg", lambda: "false")
+    refused("ffmpeg failed", save_animation, tmp_path / "movie.mp4", frames(), error=OSError)
+    assert os.listdir(tmp_path) == []
 
 
 def test_mp4_is_given_every_frame_at_even_size(tmp_path, monkeypatch):
@@ -48,13 +51,6 @@ def test_mp4_is_given_every_frame_at_even_size(tmp_path, monkeypatch):
     movie = np.frombuffer(pixels, np.uint8).reshape(-1, 22, 34, 3)
     assert len(movie) == 4 + 2  # the last frame stays
     assert movie[:, 0, 0, 0].tolist() == [0, 60, 120, 180, 180, 180]
-
-
-def test_a_failing_ffmpeg_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(animation, "_find_ffmpeg", lambda: "false")
-    with pytest.raises(OSError, match="ffmpeg failed"):
-        save_animation(tmp_path / "movie.mp4", frames())
-    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs ffmpeg")
@@ -72,5 +68,4 @@ def test_mp4_is_a_movie(tmp_path):
     ],
 )
 def test_what_makes_no_animation_is_refused(name, pictures, message, tmp_path):
-    with pytest.raises(ValueError, match=message):
-        save_animation(tmp_path / name, pictures)
+    refused(message, save_animation, tmp_path / name, pictures)

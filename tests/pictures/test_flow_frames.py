@@ -56,9 +56,13 @@ def test_field_is_drawn_in_the_colours_of_its_directions():
         assert np.median(np.minimum(abs(found - hue), 1 - abs(found - hue))) < 0.02
 
 
-def test_a_field_that_is_not_finite_says_when():
+def test_fields_and_paths_that_make_no_picture_are_refused():
     with pytest.raises(ValueError, match=r"at t = 0.5"):
         list(field_frames(lambda x, t: x if t < 0.2 else x / 0, [0.0, 0.5], PLANE))
+    with pytest.raises(ValueError, match=r"\(3, N, 2\).*\(2, 5, 2\)"):
+        list(path_frames(torch.zeros(2, 5, 2), [0, 0.5, 1], PLANE))
+    with pytest.raises(ValueError, match="not finite"):
+        list(path_frames(torch.full((1, 5, 2), torch.nan), [0], PLANE))
 
 
 def test_particles_move_from_their_start_to_their_end():
@@ -73,18 +77,8 @@ def test_particles_move_from_their_start_to_their_end():
     assert len(hues(last, between, 0.2)) > 100 and len(hues(first, between, 0.2)) == 0
 
 
-def test_paths_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\(3, N, 2\).*\(2, 5, 2\)"):
-        list(path_frames(torch.zeros(2, 5, 2), [0, 0.5, 1], PLANE))
-    with pytest.raises(ValueError, match="not finite"):
-        list(path_frames(torch.full((1, 5, 2), torch.nan), [0], PLANE))
-
-
-def test_a_plane_takes_in_data_and_noise():
+def test_a_plane_takes_in_data_and_noise_and_frames_are_even():
     assert Plane(torch.tensor([[7.0, 0.0]])).limit > 7
     assert Plane(torch.zeros(0, 2)).limit >= 3
-
-
-def test_evenly_keeps_both_ends():
     assert evenly(26, 6) == [0, 5, 10, 15, 20, 25]
     assert evenly(3, 9) == [0, 1, 2]

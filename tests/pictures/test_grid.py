@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image, ImageFont
 
+from tests.refusals import refused
 from wfimagevae.pictures.grid import (
     amplified_error,
     sample_grid,
@@ -22,14 +23,11 @@ def array(image):
     return np.asarray(image.convert("RGB")).astype(int)
 
 
-def test_grid_places_images_row_by_row():
+def test_grid_places_images_row_by_row_and_enlarges_tiny_ones_without_blurring():
     pixels = array(sample_grid(flat([10.0, 50, 90, 130, 170]), columns=3))
     assert pixels.shape == (4 + 2 * 100, 4 + 3 * 100, 3)
     centres = pixels[52::100, 52::100, 0]
     assert centres.tolist() == [[10, 50, 90], [130, 170, 255]]
-
-
-def test_tiny_images_are_enlarged_without_blurring():
     images = torch.zeros(1, 3, 2, 2) - 1
     images[..., 0, 0] = 1
     pixels = array(sample_grid(images, columns=1))[4:-4, 4:-4]
@@ -48,11 +46,6 @@ def test_row_labels_take_room_at_the_left_with_ink_in_every_row():
         strip = margin[4 + row * 100 : 100 + row * 100]
         assert (strip < 100).any() and (strip == 255).any()
     np.testing.assert_array_equal(array(named)[:, extra:], array(plain))
-
-
-def test_long_names_are_cut_short():
-    named = sample_grid(flat([100.0]), 1, row_labels=["x" * 500], column_labels=["y" * 500])
-    assert named.width < 4 + 100 + 230
 
 
 def test_file_is_the_grid_and_no_leftover_stands_beside_it(tmp_path):
@@ -77,11 +70,10 @@ def test_file_is_the_grid_and_no_leftover_stands_beside_it(tmp_path):
     ],
 )
 def test_what_makes_no_grid_is_refused(images, columns, labels, message):
-    with pytest.raises(ValueError, match=message):
-        sample_grid(images, columns, labels)
+    refused(message, sample_grid, images, columns, labels)
 
 
-def test_long_titles_take_several_lines_and_end_in_an_ellipsis():
+def test_long_titles_take_several_lines_and_long_names_are_cut_short():
     font = ImageFont.load_default(size=14)
     text = "a very long prompt about a red circle that lies to the left of a blue square"
     lines = wrap(text, 120, 5, font)
@@ -90,21 +82,19 @@ def test_long_titles_take_several_lines_and_end_in_an_ellipsis():
     cut = wrap(text, 120, 2, font)
     assert len(cut) == 2 and cut[0] == lines[0] and cut[1].endswith("…")
     assert wrap("", 120, 2, font) == []
+    named = sample_grid(flat([100.0]), 1, row_labels=["x" * 500], column_labels=["y" * 500])
+    assert named.width < 4 + 100 + 230
 
 
 def grey(level, size=(40, 20)):
     return Image.new("RGB", size, (level, level, level))
 
 
-def test_error_is_amplified_and_saturates():
+def test_error_is_amplified_and_saturates_for_images_of_one_size():
     for first, second, error in ((100, 97, 15), (97, 100, 15), (0, 200, 255)):
         picture = amplified_error(grey(first), grey(second), 5)
         assert picture.getpixel((3, 3)) == (error,) * 3
-
-
-def test_images_of_different_sizes_are_refused():
-    with pytest.raises(ValueError, match=r"\(40, 20\) and \(20, 40\)"):
-        amplified_error(grey(0), grey(0, (20, 40)), 5)
+    refused(r"\(40, 20\) and \(20, 40\)", amplified_error, grey(0), grey(0, (20, 40)), 5)
 
 
 def test_sheet_has_a_row_an_image_and_a_column_a_kind(tmp_path):

@@ -88,19 +88,16 @@ def blurred(photos, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def run_script():
-    """Runs a script of this repository as a user does, on one or several processes."""
+    """Runs a script of this repository as a user does; returns what it printed, by stream."""
 
-    def run(name, *arguments, cwd, processes=1):
+    def run(name, *arguments, cwd, processes=1, status=0):
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
         words = [sys.executable, *(launch if processes > 1 else []), ROOT / "scripts" / name]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        return subprocess.run(
-            [str(word) for word in (*words, *arguments)],
-            cwd=cwd,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=240,
-        )
+        words = [str(word) for word in (*words, *arguments)]
+        how = {"capture_output": True, "text": True, "timeout": 240}
+        done = subprocess.run(words, cwd=cwd, env=environment, check=False, **how)
+        assert done.returncode == status, done.stderr
+        return done
 
     return run

@@ -58,11 +58,6 @@ def test_vae_benchmark_prints_every_figure_and_both_comparisons(vae):
     assert facts.items() <= result.items()
 
 
-def test_vae_benchmark_reads_images(vae, tmp_path):
-    images = write_images(tmp_path / "photos", 3)
-    assert vae("--image_path", str(images), "--dataset_num_worker", "0")["ms_data"] > 0
-
-
 @pytest.mark.parametrize(
     "flags, shape",
     [
@@ -80,12 +75,14 @@ def test_flow_benchmark_needs_no_data(flow, flags, shape):
     assert result["img_per_s"] == pytest.approx(4 * 1000 / result["ms"])
 
 
-def test_flow_benchmark_reads_images(flow, tmp_path):
+def test_both_benchmarks_read_images(flow, tmp_path, vae):
     images = write_images(tmp_path / "photos", 5)
     flags = ("--data_path", str(images), "--resolution", "32", "--dataset_num_worker", "0")
     result = flow(*flags, "--compare_objectives")
     assert result["sample_shape"] == [3, 32, 32] and result["num_classes"] == 0
     assert result["saved_memory_ratio"] <= 1.3
+    images = write_images(tmp_path / "photos", 3)
+    assert vae("--image_path", str(images), "--dataset_num_worker", "0")["ms_data"] > 0
 
 
 def test_flow_benchmark_compares_the_objectives(flow):
@@ -109,7 +106,7 @@ def test_what_cannot_be_timed_is_refused(flow, flags, message):
         flow("--resolution", "16", *flags)
 
 
-def test_flags_and_the_task_come_from_a_file(tmp_path, capsys):
+def test_flags_and_the_task_come_from_a_file_and_misspelt_ones_are_refused(tmp_path, capsys):
     options = {"task": "flow", "dataset": "moons", "model_name": "MLP", "batch_size": 6}
     (tmp_path / "run.yaml").write_text(json.dumps(options))
     flags = ("--num_classes", "2", *SHORT, "--config", str(tmp_path / "run.yaml"))
@@ -118,9 +115,6 @@ def test_flags_and_the_task_come_from_a_file(tmp_path, capsys):
         result = json.loads(capsys.readouterr().out)
         assert result["img_per_s"] == pytest.approx(size * 1000 / result["ms"])
         assert result["sample_shape"] == [2] and result.get("loop_overhead", 1) > 0
-
-
-def test_a_bad_file_is_refused(tmp_path, capsys):
     (tmp_path / "run.yaml").write_text("batch_sise: 6")
     with pytest.raises(SystemExit):
         main(["--config", str(tmp_path / "run.yaml"), *SHORT])

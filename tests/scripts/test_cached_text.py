@@ -9,6 +9,7 @@ import torch
 from scripts import cache_latents, generate, save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
+from tests.refusals import refused
 from tests.task.flow_training import FlowPlace
 from wfimagevae.dataset import LatentDataset
 from wfimagevae.model.text import open_text_encoder
@@ -91,11 +92,10 @@ def test_bytes_need_no_cache_and_take_the_captions(caches, tmp_path):
         ("t5:x", "none", "--text_encoder is for captions: give --captions"),
     ):
         more = ("--vae", "WFVAE2Image:x", "--text_encoder", encoder, "--captions", captions)
-        with pytest.raises(ValueError, match=words):
-            cache(caches, "x", *more)
+        refused(words, cache, caches, "x", *more)
 
 
-def test_another_encoder_than_the_caches_is_refused(caches, tmp_path):
+def test_another_encoder_or_resolution_than_the_caches_is_refused(caches, tmp_path):
     place, data = FlowPlace(tmp_path), caches / "encoded"
     other = write_encoder(tmp_path, "bert")
     with pytest.raises(ValueError, match=r"another kind and fingerprint than .* embeddings are"):
@@ -104,6 +104,8 @@ def test_another_encoder_than_the_caches_is_refused(caches, tmp_path):
         train(place, "b", data, text_encoder=f"t5:{caches / 't5'}", text_length=8)
     with pytest.raises(ValueError, match="encode anew with it"):
         train(place, "c", data, text_encoder=f"t5:{caches / 't5'}", fixed_prompt_prefix="oil")
+    with pytest.raises(ValueError, match=r"--resolution 64: .* 32 px"):
+        train(FlowPlace(tmp_path), "x", caches / "plain", resolution=64)
 
 
 def test_held_out_latents_are_of_the_same_encoder_and_have_captions(caches, tmp_path):
@@ -123,10 +125,4 @@ def test_held_out_latents_are_of_the_same_encoder_and_have_captions(caches, tmp_
         lines = [json.loads(line) | {"caption": None} for line in path.open()]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     options["eval_data_path"] = bare
-    with pytest.raises(ValueError, match="captions, which the held-out data does not have"):
-        train(place, "d", data, **options)
-
-
-def test_resolutions_of_latents_are_their_own(caches, tmp_path):
-    with pytest.raises(ValueError, match=r"--resolution 64: .* 32 px"):
-        train(FlowPlace(tmp_path), "x", caches / "plain", resolution=64)
+    refused("captions, which the held-out data does not have", train, place, "d", data, **options)

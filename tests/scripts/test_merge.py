@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from scripts import merge_encoder_and_decoder
+from tests.refusals import refused
 from wfimagevae.model import WFVAE2ImageModel
 
 WIDE = {"encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
@@ -33,6 +34,7 @@ def test_merged_model_encodes_as_one_and_decodes_as_the_other(tmp_path):
         z = merged.encode(x).latent_dist.mode()
         assert torch.equal(z, a.encode(x).latent_dist.mode())
         assert torch.equal(merged.decode(z).sample, b.decode(z).sample)
+    refused("where the model comes from", merge, first, second, second)
     config = json.loads((tmp_path / "merged" / "config.json").read_text())
     assert config["shift"] == [1, 2, 3, 4]
     assert config["encoder_num_resblocks"] == 1 and config["decoder_base_channels"] == [8, 24]
@@ -49,15 +51,8 @@ def test_merged_model_encodes_as_one_and_decodes_as_the_other(tmp_path):
 def test_halves_that_do_not_fit_are_refused_by_name(change, named, tmp_path):
     first = make_model(tmp_path / "first", 0)
     second = make_model(tmp_path / "second", 1, **change)
-    with pytest.raises(ValueError, match=f"do not fit: .*{named}"):
-        merge(first, second, tmp_path / "merged")
+    refused(f"do not fit: .*{named}", merge, first, second, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
-
-
-def test_neither_source_is_overwritten(tmp_path):
-    first, second = make_model(tmp_path / "a", 0), make_model(tmp_path / "b", 1)
-    with pytest.raises(ValueError, match="where the model comes from"):
-        merge(first, second, second)
 
 
 def test_a_bare_checkpoint_takes_the_config_given_and_the_other_model_its_own(tmp_path):
@@ -66,12 +61,10 @@ def test_a_bare_checkpoint_takes_the_config_given_and_the_other_model_its_own(tm
     model = WFVAE2ImageModel.from_pretrained(second)
     bare = tmp_path / "bare.ckpt"
     torch.save({"state_dict": {"gen_model": model.state_dict()}}, bare)
-    with pytest.raises(ValueError, match="give model_config"):
-        merge(first, bare, tmp_path / "merged")
+    refused("give model_config", merge, first, bare, tmp_path / "merged")
     config = ("--model_config", second / "config.json")
     merged = merge(first, bare, tmp_path / "merged", *config)
     assert torch.equal(merged.decoder.conv_in.weight, model.decoder.conv_in.weight)
-    with pytest.raises(ValueError, match="every model has its own"):
-        merge(first, second, tmp_path / "again", *config)
+    refused("every model has its own", merge, first, second, tmp_path / "again", *config)
     with pytest.raises(ValueError, match=r"--model_config nowhere\.json: no such file"):
         merge(first, bare, tmp_path / "again", "--model_config", "nowhere.json")

@@ -7,6 +7,7 @@ import pytest
 
 from scripts import quickstart
 from scripts.quickstart import MARKER, make_folder, run_command
+from tests.refusals import refused
 
 
 def photographs_of(manifest):
@@ -29,19 +30,15 @@ def scene(path):
     return name.removesuffix("_left").removesuffix("_right")
 
 
-def test_its_own_folder_is_made_anew_and_says_so(tmp_path, capsys):
+def test_only_its_own_folder_is_made_anew(tmp_path, capsys):
     folder = tmp_path / "quickstart"
     make_folder(folder)
     (folder / "old.txt").touch()
     make_folder(folder)
     assert [path.name for path in folder.iterdir()] == [MARKER]
     assert "removing" in capsys.readouterr().out
-
-
-def test_a_folder_of_the_user_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(ValueError, match="not made by the quick start"):
-        make_folder(tmp_path)
+    refused("not made by the quick start", make_folder, tmp_path)
     assert (tmp_path / "thesis.tex").exists()
 
 
@@ -50,13 +47,9 @@ def test_a_folder_of_the_user_is_left_alone(tmp_path):
     [(26.0, 0.8, False, 0), (26.0, 0.6, False, 1), (24.0, 0.8, False, 1), (10.0, 0.1, True, 0)],
 )
 def test_a_full_run_must_beat_the_baseline_in_both_figures(psnr, ssim, short, status):
-    scores = {
-        "reconstructed": {"psnr": psnr, "ssim": ssim},
-        "bicubic": {"psnr": 25.0, "ssim": 0.7},
-    }
+    scores = {"reconstructed": {"psnr": psnr, "ssim": ssim}, "bicubic": {"psnr": 25.0, "ssim": 0.7}}
     assert quickstart.check(scores, short) == status
 
 
 def test_a_command_that_fails_stops_the_quick_start():
-    with pytest.raises(ValueError, match="ended with status 3"):
-        run_command(["bash", "-c", "exit 3"])
+    refused("ended with status 3", run_command, ["bash", "-c", "exit 3"])

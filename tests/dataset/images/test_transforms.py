@@ -35,10 +35,13 @@ def test_random_crop_is_a_piece_of_the_image_or_its_mirror_image():
     assert 200 < flips < 300
 
 
-def test_center_crop_is_the_middle():
+def test_center_crop_is_the_middle_and_resized_by_powers_of_two_averages_blocks():
     crop = center_crop(grid(10, 7), 5)
     assert crop[0, 0].tolist() == [2, 1, 0] and crop[-1, -1].tolist() == [6, 5, 0]
     assert center_crop(grid(10, 7), None).shape == (7, 10, 3)
+    small = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
+    image = Image.fromarray(small.repeat(4, 0).repeat(4, 1))  # 48 x 32
+    assert np.array_equal(resized_center_crop(image, 8), small[:, 2:10])
 
 
 def test_pixels_span_minus_one_to_one_and_stay_channels_last():
@@ -48,12 +51,6 @@ def test_pixels_span_minus_one_to_one_and_stay_channels_last():
     assert image.is_contiguous(memory_format=torch.channels_last)
     assert (image.min(), image.max()) == (-1, 1)
     torch.testing.assert_close((image[0, 0].flatten() + 1) * 127.5, torch.arange(256.0))
-
-
-def test_resized_centre_averages_blocks_where_the_factor_is_a_power_of_two():
-    small = np.random.default_rng(0).integers(0, 256, (8, 12, 3), dtype=np.uint8)
-    image = Image.fromarray(small.repeat(4, 0).repeat(4, 1))  # 48 x 32
-    assert np.array_equal(resized_center_crop(image, 8), small[:, 2:10])
 
 
 @pytest.mark.parametrize("size", [(90, 40), (40, 90), (16, 16), (10, 12), (33, 31)])

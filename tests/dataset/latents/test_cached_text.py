@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.dataset.latent_files import numbered, write_cache
+from tests.refusals import refused
 from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
 from wfimagevae.dataset.latents.cached_text import compact, text_tensors
 
@@ -94,10 +95,8 @@ def test_what_does_not_fit_is_refused(cache, tmp_path):
     with pytest.raises(DataError, match="no prefix 'x' can be set before"):
         LatentDataset(cache, prefix="x", text="embeddings")
     other = write_cache(tmp_path / "other", [{"moments": numbered(0, 2)}], prefix="oil")
-    with pytest.raises(DataError, match="begin with 'oil' already"):
-        LatentDataset(other, prefix="x")
-    with pytest.raises(DataError, match="holds no embeddings"):
-        LatentDataset(other, text="embeddings")
+    refused("begin with 'oil' already", LatentDataset, other, error=DataError, prefix="x")
+    refused("holds no embeddings", LatentDataset, other, error=DataError, text="embeddings")
     like = LatentDataset(cache).record
     moved = {"text": like["text"] | {"source": "there"}}
     LatentDataset(cache, like=like | moved, text="embeddings")
@@ -105,11 +104,6 @@ def test_what_does_not_fit_is_refused(cache, tmp_path):
     with pytest.raises(DataError, match=r"weights bbbbbbbbbbbb.*: encode both with the same"):
         LatentDataset(cache, like=like | changed, text="embeddings")
     (cache / "latents-00001.jsonl").write_text("")
-    with pytest.raises(DataError, match="captions of 2 samples and latents of 5"):
-        LatentDataset(cache)
-
-
-def test_values_beyond_float16_are_refused():
+    refused("captions of 2 samples and latents of 5", LatentDataset, cache, error=DataError)
     part = embedding(["1"])
-    with pytest.raises(ValueError, match="beyond the range of float16"):
-        compact(part | {"pooled": part["pooled"] * 1e6})
+    refused("beyond the range of float16", compact, part | {"pooled": part["pooled"] * 1e6})

@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 
 from tests.dataset.latent_files import numbered, write_cache
+from tests.refusals import refused
 from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
 
 
@@ -119,8 +120,7 @@ def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path
 def test_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
     shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
     other = write_cache(tmp_path / "other", [shard], **facts)
-    with pytest.raises(DataError, match=message):
-        LatentDataset(other, like=LatentDataset(cache).record)
+    refused(message, LatentDataset, other, error=DataError, like=LatentDataset(cache).record)
     LatentDataset(cache).check_matches("f" * 64, 32)
     with pytest.raises(DataError, match="another VAE"):
         LatentDataset(cache).check_matches("a" * 64)
@@ -147,19 +147,16 @@ def test_record_that_does_not_fit_is_refused(cache, facts, message):
     path = cache / "latents.json"
     old = {"version": 1, "complete": True} if "only" in facts else json.loads(path.read_text())
     path.write_text(json.dumps(old | facts))
-    with pytest.raises(DataError, match=message):
-        LatentDataset(cache)
+    refused(message, LatentDataset, cache, error=DataError)
     path.unlink()
-    with pytest.raises(DataError, match="cache_latents"):
-        LatentDataset(cache)
+    refused("cache_latents", LatentDataset, cache, error=DataError)
 
 
 @pytest.mark.parametrize("size", [0, 5, 40, -1])
 def test_truncated_shard_is_named_at_once(cache, size):
     path = cache / "latents-00001.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(DataError, match=r"00001\.safetensors is truncated"):
-        LatentDataset(cache)
+    refused(r"00001\.safetensors is truncated", LatentDataset, cache, error=DataError)
 
 
 def test_nan_stops_before_the_first_batch_and_is_named(cache):

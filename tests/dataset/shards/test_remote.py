@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
+from tests.refusals import refused
 from wfimagevae.dataset import DataError, TrainLoader
 from wfimagevae.dataset.shards import remote as remote_shards
 from wfimagevae.dataset.shards.remote import RemoteShards
@@ -82,11 +83,11 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def serve(tmp_path):
-    """Maker of a server of a folder."""
+    """Maker of a server of a folder with one shard of two samples."""
     running = []
 
     def make(name="served"):
-        (tmp_path / name).mkdir()
+        write_shards(tmp_path / name, [2])
         running.append(Server(tmp_path / name))
         return running[-1]
 
@@ -136,7 +137,6 @@ def test_failing_server_is_tried_again_and_each_shard_fetched_once(tmp_path, ser
 
 
 def test_server_says_how_long_to_wait(tmp_path, server, options, monkeypatch):
-    write_shards(tmp_path / "served", [2])
     server.failures["/s-000.tar"], server.retry_after = 2, "7"
     waits = []
     monkeypatch.setattr(remote_shards.time, "sleep", waits.append)
@@ -145,17 +145,15 @@ def test_server_says_how_long_to_wait(tmp_path, server, options, monkeypatch):
 
 
 def test_changed_remote_shard_is_fetched_and_indexed_anew(tmp_path, server, options):
-    (path,) = write_shards(tmp_path / "served", [2])
     url = f"{server.url}/s-000.tar"
     assert len(open_set(url, **options)) == 2
-    write_shards(tmp_path / "served", [3])
+    (path,) = write_shards(tmp_path / "served", [3])
     os.utime(path, (1, 1))
     assert len(open_set(url, **options)) == 3
 
 
 @pytest.mark.parametrize("code", [403, 405])
 def test_server_that_answers_only_who_takes_the_file_is_enough(tmp_path, server, options, code):
-    write_shards(tmp_path / "served", [2])
     server.head_refused = code
     assert len(open_set(f"{server.url}/s-000.tar", **options)) == 2
     assert len(open_set(f"{server.url}/s-000.tar", **options)) == 2
@@ -186,7 +184,6 @@ def test_each_token_goes_to_its_own_servers(monkeypatch):
 
 
 def test_what_stays_broken_is_one_clear_line(tmp_path, server, options):
-    write_shards(tmp_path / "served", [2])
     server.failures["/s-000.tar?signature=secret"] = 9
     with pytest.raises(DataError, match=r"s-000.tar, tried 4 times: HTTP 503"):
         open_set(f"{server.url}/s-000.tar?signature=secret", **options)
@@ -205,10 +202,8 @@ def test_what_stays_broken_is_one_clear_line(tmp_path, server, options):
 def test_token_goes_out_as_a_header_and_is_in_no_process_arguments(
     tmp_path, server, options, monkeypatch
 ):
-    write_shards(tmp_path / "served", [2])
     server.token = "sesame-4711"
-    with pytest.raises(DataError, match=r"HTTP 401.*WDS_TOKEN"):
-        open_set(f"{server.url}/s-000.tar", **options)
+    refused(r"HTTP 401.*WDS_TOKEN", open_set, f"{server.url}/s-000.tar", error=DataError, **options)
     monkeypatch.setenv("WDS_TOKEN", "sesame-4711")
     monkeypatch.setattr(subprocess, "Popen", lambda *_, **__: pytest.fail("others see arguments"))
     assert len(open_set(f"{server.url}/s-000.tar", **options)) == 2
@@ -217,7 +212,6 @@ def test_token_goes_out_as_a_header_and_is_in_no_process_arguments(
 
 def test_token_does_not_follow_a_redirect_to_another_host(tmp_path, serve, options, monkeypatch):
     server, other = serve(), serve("other")
-    write_shards(tmp_path / "served", [2])
     monkeypatch.setenv("WDS_TOKEN", "sesame-4711")
     other.redirects["/s-000.tar"] = {"Location": f"{server.url}/s-000.tar"}
     assert len(open_set(f"{other.url}/s-000.tar", **options)) == 2
@@ -229,8 +223,7 @@ def test_pipes_go_through_the_webdataset_library(tmp_path, options):
     (path,) = write_shards(tmp_path / "shards", [3])
     found = open_set(f"pipe:cat {path}", **options, with_labels=True)
     assert found.images.content(2) == open_set(str(path)).images.content(2)
-    with pytest.raises(DataError, match="tried 4 times"):
-        open_set(f"pipe:cat {path}.gone", **options)
+    refused("tried 4 times", open_set, f"pipe:cat {path}.gone", error=DataError, **options)
 
 
 def test_oldest_copies_make_room_and_are_fetched_again(tmp_path, server):
@@ -298,17 +291,14 @@ def test_shard_removed_as_soon_as_it_is_fetched_is_read_all_the_same(
 
 
 def test_folder_that_cannot_be_written_ends_training_and_counts_as_no_damage(tmp_path, server):
-    write_shards(tmp_path / "served", [2])
-    images = open_set(f"{server.url}/s-000.tar", cache_dir=str(tmp_path / "fetched"))
-    loader = TrainLoader(dataset(images), 2, num_workers=0)
+    found = open_set(f"{server.url}/s-000.tar", cache_dir=str(tmp_path / "fetched"))
+    loader = TrainLoader(dataset(found), 2, num_workers=0)
     shutil.rmtree(tmp_path / "fetched")
     (tmp_path / "fetched").write_text("")
-    with pytest.raises(DataError, match=r"cannot keep shards in .*fetched: .*--wds_cache_dir"):
-        next(loader)
+    refused(r"cannot keep shards in .*fetched: .*--wds_cache_dir", next, loader, error=DataError)
 
 
 def test_what_a_killed_process_left_half_fetched_is_removed(tmp_path, server, options):
-    write_shards(tmp_path / "served", [2])
     store = RemoteShards(options["cache_dir"])
     path = store.path(f"{server.url}/s-000.tar", [])
     path.parent.mkdir()
@@ -351,8 +341,7 @@ def test_shard_replaced_under_an_old_record_gives_no_images_with_other_captions(
     url = f"{server.url}/shard-000000.tar"
     if same_size:
         for _ in range(2):  # also where the index comes from the cache
-            with pytest.raises(DataError, match=r"is not the file that the shards.json beside it"):
-                shown()
+            refused(r"is not the file that the shards.json beside it", shown, error=DataError)
         (served / "shards.json").unlink()
     assert shown() == {20 + i: f"caption {20 + i}" for i in range(count)}
     assert ("index is left aside" in caplog.text) == (not same_size)

@@ -5,6 +5,7 @@ import pickle
 import pytest
 import torch
 
+from tests.refusals import refused
 from wfimagevae.dataset import (
     Captions,
     IndexedImages,
@@ -81,20 +82,15 @@ def test_a_manifest_gives_one_or_several_and_its_lines_need_no_order(photos):
 def test_lists_that_cannot_be_used_are_explained(photos, text, message):
     path = photos / "list.tsv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(ValueError, match=message):
-        captions_of(photos, path)
+    refused(message, captions_of, photos, path)
 
 
 def test_captions_of_the_wrong_kind_are_refused(photos):
-    with pytest.raises(ValueError, match="none of 4 images has a caption"):
-        TrainImageDataset(photos, 8, captions="sidecar")
-    with pytest.raises(ValueError, match="it is a folder; use 'sidecar'"):
-        TrainImageDataset(photos, 8, captions="manifest")
-    with pytest.raises(ValueError, match="captions 'sidecars': there is no such file"):
-        Captions("sidecars")
+    refused("none of 4 images has a caption", TrainImageDataset, photos, 8, captions="sidecar")
+    refused("it is a folder; use 'sidecar'", TrainImageDataset, photos, 8, captions="manifest")
+    refused("captions 'sidecars': there is no such file", Captions, "sidecars")
     (photos / "a.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"a\.txt: captions are UTF-8"):
-        TrainImageDataset(photos, 8, captions="sidecar")
+    refused(r"a\.txt: captions are UTF-8", TrainImageDataset, photos, 8, captions="sidecar")
     (photos / "list.jsonl").write_text('{"path": "a.png", "caption": ["x", 3]}')
     with pytest.raises(ValueError, match=r"jsonl:1: a caption is text or a list"):
         TrainImageDataset(photos / "list.jsonl", 8, captions="manifest")

@@ -27,16 +27,13 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_images_come_with_their_labels(root):
+def test_images_of_both_splits_come_with_their_labels(root):
     dataset = Cifar10Dataset(root)
     assert len(dataset) == 20 and dataset.class_names == NAMES and dataset.num_classes == 10
     batch = next(TrainLoader(dataset, batch_size=20, num_workers=0))
     assert batch["image"].shape == (20, *dataset.sample_shape) == (20, 3, 32, 32)
     darkest = ((batch["image"].amin((1, 2, 3)) + 1) * 127.5).round()
     assert torch.equal(darkest.long(), 20 * batch["label"])
-
-
-def test_test_split_is_another_file(root):
     dataset = Cifar10Dataset(root, split="test", augment=False)
     assert sorted(dataset.read_batch([0, 1, 2, 3])["label"].tolist()) == [0, 1, 2, 3]
 

@@ -70,15 +70,12 @@ def test_checkerboard_is_uniform_on_its_eight_squares():
     assert stats.kstest((points % 1).ravel(), "uniform").pvalue > 1e-3
 
 
-def test_rings_have_three_radii():
+def test_rings_have_three_radii_and_moons_are_each_others_half_turn():
     points, mode = draw("rings")
     radius = np.hypot(*points.T)
     for i, expected in enumerate((0.6, 1.2, 1.8)):
         assert radius[mode == i].mean() == pytest.approx(expected, abs=0.01)
         assert radius[mode == i].std() == pytest.approx(0.05, abs=0.005)
-
-
-def test_moons_are_each_others_half_turn():
     points, mode = draw("moons")
     upper, lower = points[mode == 0], -points[mode == 1]
     assert abs(len(upper) - 10000) < 500

@@ -26,14 +26,11 @@ def test_batch_has_the_public_form():
     assert (len(dataset), dataset.num_classes, len(COLOURS)) == (50, 8, 8)
 
 
-def test_picture_depends_on_seed_and_index_alone():
+def test_pictures_depend_on_seed_and_index_alone_and_each_comes_once_an_epoch():
     one, two = ShapesDataset(16, seed=1), ShapesDataset(16, seed=1, num_items=7, first_index=3)
     assert all(np.array_equal(one.render(i), two.render(i)) for i in range(20))
     other = ShapesDataset(16, seed=2)
     assert not any(np.array_equal(one.render(i), other.render(i)) for i in range(20))
-
-
-def test_epoch_shows_every_picture_once_and_ranges_are_disjoint():
     train = ShapesDataset(16, num_items=40)
     held_out = ShapesDataset(16, num_items=24, first_index=40, augment=False)
     for epoch in range(2):
@@ -41,13 +38,10 @@ def test_epoch_shows_every_picture_once_and_ranges_are_disjoint():
     assert sorted(held_out.index(p) for p in range(24)) == list(range(40, 64))
 
 
-def test_all_pairs_of_shape_and_colour_are_equally_frequent():
+def test_all_pairs_of_shape_and_colour_are_equally_frequent_and_named_in_english():
     dataset = ShapesDataset(16)
     pairs = [dataset.attributes(i) for i in range(128)]
     assert all(pairs.count((shape, colour)) == 2 for shape in SHAPES for colour in COLOURS)
-
-
-def test_captions_are_english():
     dataset = ShapesDataset(16)
     captions = {dataset.caption(i) for i in range(64)}
     assert len(captions) == 64
