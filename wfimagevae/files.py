@@ -50,15 +50,11 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
         Path(temporary).unlink(missing_ok=True)
         raise
     if is_lasting:
-        _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: bool = True) -> None:
@@ -114,9 +110,6 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
     """The dict in a file of `torch.save`, on the CPU; no code in the file is run.
 
     With ``mmap`` tensors are read when they are used, from a file that stays as it is until then.
-
-    Raises:
-        ValueError: not such a file, or it holds anything else.
     """
     import torch
 

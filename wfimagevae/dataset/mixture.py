@@ -1,5 +1,6 @@
 """Several data sets in one run, dealt by their weights."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from fractions import Fraction
@@ -33,8 +34,15 @@ class Mixture(FlowData):
             raise ValueError(f"{len(parts)} data sets need as many weights, got {len(weights)}")
         self.parts, self.block_size = list(parts), block_size
         first = self.parts[0]
-        for part in self.parts[1:]:
-            _check_alike(first, part)
+        for part, name in itertools.product(
+            self.parts, ("data_key", "sample_shape", "class_names")
+        ):
+            ours, theirs = getattr(first, name), getattr(part, name)
+            if ours != theirs:
+                raise ValueError(
+                    f"data sets of one run must have the same {name}, got {ours!r:.80} and "
+                    f"{theirs!r:.80}"
+                )
         self.seed, self.data_key = first.seed, first.data_key
         self.sample_shape, self.class_names = first.sample_shape, first.class_names
         self.has_captions = any(part.has_captions for part in self.parts)
@@ -64,7 +72,6 @@ class Mixture(FlowData):
         raise AssertionError("the last set takes what is left")
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """The samples at some positions; see `CropDataset.read_batch`."""
         places = [self.place(position) for position in positions]
         order: list[int] = []
         batches = []
@@ -109,13 +116,3 @@ def _facts(parts: list[FlowData]) -> dict[str, Any]:
             if facts.setdefault(key, value) != value:
                 facts[f"{key} of set {number + 1}"] = value
     return facts
-
-
-def _check_alike(first: FlowData, other: FlowData) -> None:
-    for name in ("data_key", "sample_shape", "class_names"):
-        ours, theirs = getattr(first, name), getattr(other, name)
-        if ours != theirs:
-            raise ValueError(
-                f"data sets of one run must have the same {name}, got {ours!r:.80} and "
-                f"{theirs!r:.80}"
-            )

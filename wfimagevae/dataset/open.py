@@ -39,11 +39,7 @@ Sources = str | Path | Sequence[str | Path]
 def build_image_sets(
     options: StreamOptions, sources: Sources, held_out: Sources | None
 ) -> tuple[FlowData, FlowData | None]:
-    """Images to train on, and held-out ones where there are sources of them.
-
-    Raises:
-        ValueError: as `build_image_data`; or one better caption fits images of both.
-    """
+    """Images to train on, and held-out ones where there are sources of them."""
     better = _better_captions(options)
     train = _build(options, sources, None, better)
     return train, _build(options, held_out, train, better) if held_out else None
@@ -57,10 +53,6 @@ def build_image_data(
     Held-out images have the training data's classes, and are middle crops of one size, every source
     by its size. Sources are folders, manifests and WebDataset shards; shards of several
     specifications are one set, unless --data_weights tells them apart.
-
-    Raises:
-        ValueError: a source without images, sources that do not go together, or options that cannot
-            be met.
     """
     return _build(options, sources, train, _better_captions(options))
 
@@ -159,38 +151,22 @@ def _better_captions(options: StreamOptions) -> BetterCaptions | None:
 def _build_part(
     options: StreamOptions,
     sources: list[str | Path],
-    names: list[str] | None,
+    class_names: list[str] | None,
     better: BetterCaptions | None,
     is_train: bool,
 ) -> CropDataset:
-    samples = _open(options, sources, names, better)
-    name = _name_of(sources)
-    samples = filtered(samples, options, name)
-    rules = CropRules(options.resolution, options.train_crop, augment=is_train)
-    order = _order(options, samples, name) if is_train else None
-    captions = samples.captions if options.reads_captions else None
-    return CropDataset(samples.images, rules, options.seed, order, samples.labels, captions)
-
-
-def _name_of(sources: list[str | Path]) -> str:
-    return str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
-
-
-def _open(
-    options: StreamOptions,
-    sources: list[str | Path],
-    names: list[str] | None,
-    better: BetterCaptions | None,
-) -> ImageSet:
     is_shards, is_file = is_shard_spec(sources[0]), os.path.isfile(os.path.expanduser(sources[0]))
     if is_shards and options.use_manifest:
         raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
+    name = str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
+    # Captions are read where they are shown, where words in them leave images out, and from
+    # shards for a text encoder.
     captions = Captions(options.captions, options.fixed_prompt_prefix)
     must_read = bool(read_words(options.skip_words)) or (is_shards and options.text_encoder)
     if captions.kind == "none" and must_read:
         captions = replace(captions, kind="manifest" if is_file else "sidecar")
     wanted = ImageParts(
-        Labels(options.labels, names),
+        Labels(options.labels, class_names),
         captions,
         sizes=needs_sizes(options) or _is_bucketed(options),
         records=needs_records(options) or (is_shards and better is not None),
@@ -201,11 +177,16 @@ def _open(
         samples = open_shards(sources, wanted, options)
     else:
         samples = open_folder(sources[0], wanted, options.use_manifest)
+    # Replace captions, then leave out what the filters do not want.
     if better:
-        better.use(samples, captions.prefix, _name_of(sources))
-        if is_shards and wanted.captions.kind != "none":
+        better.use(samples, captions.prefix, name)
+        if is_shards and captions.kind != "none":
             check_captions(samples.captions, samples.images.name, captions_place(options))
-    return samples
+    samples = filtered(samples, options, name)
+    rules = CropRules(options.resolution, options.train_crop, augment=is_train)
+    order = _order(options, samples, name) if is_train else None
+    shown = samples.captions if options.reads_captions else None
+    return CropDataset(samples.images, rules, options.seed, order, samples.labels, shown)
 
 
 def _order(options: StreamOptions, samples: ImageSet, name: str) -> Order:

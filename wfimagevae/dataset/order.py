@@ -33,11 +33,9 @@ def recent(cache: dict, key: Any, make: Callable[[], Any]) -> Any:
 class Order:
     """Which image stands at which data position, from 0 on without end.
 
-    Attributes:
-        num_items: Length of an epoch, in positions.
-        facts: Plain values that the order depends on besides seed and images; positions of one run
-            mean nothing to an order with other facts.
-        sizes: Height and width of all samples, where they are not the data set's own.
+    An epoch has ``num_items`` positions. ``facts`` are what the order depends on besides seed and
+    images: positions of one run mean nothing to an order with other facts. ``sizes`` are height and
+    width of all samples, where they are not the data set's own.
     """
 
     num_items: int
@@ -45,7 +43,6 @@ class Order:
     facts: dict[str, Any] = {}  # noqa: RUF012 - never written to
 
     def index(self, position: int) -> int:
-        """The image at ``position``."""
         raise NotImplementedError
 
     def candidates(self, position: int) -> Iterator[int]:
@@ -111,7 +108,6 @@ class ShardOrder(Order):
         return int(items[i - first])
 
     def _files(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The files of an epoch in turn, and where each of its groups ends."""
         files = shuffled(len(self._counts), self.seed, "files", epoch).astype(np.int64)
         last = np.arange(self.group_size - 1, len(files) + self.group_size - 1, self.group_size)
         return files, np.cumsum(self._counts[files])[last.clip(max=len(files) - 1)]

@@ -46,7 +46,6 @@ class Images:
         min_side: int | tuple[int, int] = 1,
         short_side: int | tuple[int, int] | None = None,
     ) -> Image.Image:
-        """Image ``i``, as `open_rgb` gives it; `UnreadableImage` if it is damaged or too small."""
         return open_rgb(self.file(i), min_side, short_side)
 
 

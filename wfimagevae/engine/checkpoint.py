@@ -49,11 +49,7 @@ class Checkpoint:
         return content
 
     def load(self, content: dict, skip: tuple[str, ...] = ()) -> None:
-        """Restores every part from what `read_checkpoint` gave, but those in ``skip``.
-
-        Raises:
-            ValueError: a part is missing or does not fit, by name.
-        """
+        """Restores every part from what `read_checkpoint` gave, but those in ``skip``."""
         for name, part in self.parts.items():
             if name in skip:
                 continue
@@ -121,7 +117,6 @@ def prune_checkpoints(folder: Path, keep_last: int) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Deletes temporary files that a killed save left behind."""
     for path in folder.glob(".*.ckpt.*.tmp"):
         log.warning("removing %s, left by a save that was cut short", path)
         path.unlink()

@@ -48,7 +48,6 @@ def enable_fast_kernels(device: torch.device) -> str:
 
 
 def library_versions() -> str:
-    """PyTorch's version, and those of the GPU libraries that it was built with."""
     gpu = "MPS" if torch.backends.mps.is_built() else "CPU only"
     if torch.version.hip:
         gpu = f"HIP {torch.version.hip}"

@@ -97,6 +97,5 @@ def broadcast_object(value):
 
 
 def barrier() -> None:
-    """Waits for every process."""
     if is_distributed():
         dist.barrier()

@@ -31,7 +31,6 @@ class EMA:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Moves the average towards the network's present weights."""
         decay = self.decay
         if self.warmup:
             decay = min(decay, (1 + self.num_updates) / (10 + self.num_updates))
@@ -61,7 +60,6 @@ class EMA:
 
     @torch.no_grad()
     def restart(self) -> None:
-        """Starts anew from the network's present weights."""
         self.num_updates = 0
         for name, live in _weights(self.network).items():
             self.average[name].copy_(live)
@@ -107,7 +105,6 @@ class OtherAverages:
         self.averages = averages
 
     def restart(self) -> None:
-        """Starts all anew from the network's present weights."""
         for ema in self.averages:
             ema.restart()
 

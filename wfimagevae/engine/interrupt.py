@@ -69,5 +69,4 @@ class Interrupt:
         return 0 < self.interval <= time.monotonic() - self.last_save
 
     def saved(self) -> None:
-        """Restarts the clock."""
         self.last_save = time.monotonic()

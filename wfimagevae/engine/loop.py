@@ -10,10 +10,8 @@ from wfimagevae.engine.run import Run
 class Task(Protocol):
     """What a kind of training tells the loop.
 
-    Attributes:
-        players: All who are trained.
-        best_name: File name of the checkpoint that scored best.
-        validator: What `validate` uses; None where there is nothing to validate on.
+    ``best_name`` is the file name of the checkpoint that scored best; ``validator``, what
+    `validate` uses, is None where there is nothing to validate on.
     """
 
     players: Sequence[Player]

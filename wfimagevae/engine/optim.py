@@ -130,12 +130,8 @@ _START_ANEW = "add --not_resume_optimizer to start its state anew"
 def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
     """Loads moments and counts; learning rate, betas and decay stay as the optimizer has them.
 
-    Moments get their parameter's strides and shards: fused CPU AdamW walks both in memory
-    order, and with channels_last parameters and contiguous moments it would update the wrong
-    elements.
-
-    Raises:
-        ValueError: the state belongs to other parameters.
+    Moments get their parameter's strides and shards: fused CPU AdamW walks both in memory order,
+    and with channels_last parameters and contiguous moments it would update the wrong elements.
     """
     groups = optimizer.state_dict()["param_groups"]
     sizes = [len(group["params"]) for group in state["param_groups"]]

@@ -25,10 +25,6 @@ def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, 
 
     ``resume`` is a checkpoint, a folder of them, ``auto`` (the newest checkpoint of a run of this
     name, or a fresh start) or None; ``folder`` is where this command's options put a run.
-
-    Raises:
-        ValueError: nothing is there to resume, several runs could be meant, a run would be
-            overwritten, or its name is a path.
     """
     if Path(exp_name).name != exp_name:
         raise ValueError(f"--exp_name {exp_name}: a name, not a path; folders go into --ckpt_dir")
@@ -117,9 +113,6 @@ def take_weights(
     Each player takes the raw weights, found under the name in ``weights``, of the first checkpoint
     that trained it; if both that run and this one average them, the average goes on, with its count
     of updates.
-
-    Raises:
-        ValueError: a file is no checkpoint, or its weights do not fit.
     """
     contents = {path: read_torch_file(Path(path)) for path in paths}
     for player, name in weights.items():

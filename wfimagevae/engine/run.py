@@ -18,7 +18,6 @@ from wfimagevae.engine.checkpoint import (
 from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
 from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.options import StopOptions, TrainingOptions
-from wfimagevae.engine.player import Player
 from wfimagevae.engine.report.metrics import Means
 from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.seeding import RandomState
@@ -57,7 +56,6 @@ class RunLength(NamedTuple):
 
 
 def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -> RunLength:
-    """How long a run is over ``num_samples`` of data."""
     samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
     epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
     return RunLength(options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps)
@@ -132,7 +130,6 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """True after the last step: there is nothing left to train."""
         return self.early_stop.reached or self.step >= self.max_steps
 
     @property
@@ -182,17 +179,15 @@ class Run:
             self.watcher.logged(self.step, measured)
         for player in task.players:
             if values[f"skipped_in_a_row/{player.name}"] >= self.options.max_bad_updates:
-                raise Diverged(self._divergence(player))
-
-    def _divergence(self, player: Player) -> str:
-        good = "there is no checkpoint from before them"
-        if known := broadcast_object(self.last_good):  # the main process knows what was written
-            good = f"the last good checkpoint is {known[1]}"
-        return (
-            f"{self.options.max_bad_updates} updates of the {player.name} in a row were not "
-            f"finite by step {self.step}, and were skipped; {good}. Resume from it with a lower "
-            "learning rate, --mix_precision bf16 or fp32, or (image VAEs) a smaller --disc_weight"
-        )
+                last_good = broadcast_object(self.last_good)  # the main process knows it
+                none = "there is no checkpoint from before them"
+                good = f"the last good checkpoint is {last_good[1]}" if last_good else none
+                raise Diverged(
+                    f"{self.options.max_bad_updates} updates of the {player.name} in a row were "
+                    f"not finite by step {self.step}, and were skipped; {good}. Resume from it "
+                    "with a lower learning rate, --mix_precision bf16 or fp32, or (image VAEs) a "
+                    "smaller --disc_weight"
+                )
 
     def validate_if_due(self, task: "Task") -> bool:
         """As `validate` where that is due; what a signal leaves no time for is owed. Collective."""
@@ -224,9 +219,8 @@ class Run:
     def save(self, task: "Task", best: bool = False, only_best: bool = False) -> None:
         """Writes a checkpoint, the best one's copy, or both. Collective.
 
-        Raises:
-            OSError: it could not be written, and the run is about to end. Before that it is
-                logged as an error, and training goes on.
+        A failure is logged as an error, and training goes on; an OSError only when it is about to
+        end.
         """
         if self.watcher and not only_best:
             self.watcher.saving(self.step)

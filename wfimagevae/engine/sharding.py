@@ -42,7 +42,6 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device)
 
 
 def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:
-    """Puts shards in place of the whole tensors that a module is about to load."""
     for name, parameter in module.named_parameters(recurse=False):
         value = state.get(prefix + name)
         if value is not None and value.shape == parameter.shape:
@@ -50,7 +49,6 @@ def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:
 
 
 def is_sharded(module: nn.Module) -> bool:
-    """True where `shard` was applied to the module or a part of it."""
     return any(isinstance(part, FSDPModule) for part in module.modules())
 
 

@@ -82,9 +82,6 @@ def run_training(
     ``assemble`` builds the training from the options, this process and the run's folder. A run in a
     ``folder`` goes on where it stands; None finds the folder as the options say. Returns True if
     training is finished, False if a signal stopped it.
-
-    Raises:
-        ValueError: options that cannot be met, or training that diverged.
     """
     if options.csv_log_path:  # whoever reads options.json may stand elsewhere
         path = Path(options.csv_log_path).expanduser().absolute()
@@ -104,7 +101,13 @@ def run_training(
         built = assemble(options, process, folder)
         barrier()
         length = run_length(options, len(built.loader.dataset), process.size)
-        _check_plateau(built.task, options)
+        schedules = (schedule for player in built.task.players for schedule in player.schedules)
+        follows = any(schedule.options.lr_schedule == "plateau" for schedule in schedules)
+        if follows and not (options.eval_steps and built.task.validator):
+            raise ValueError(
+                "--lr_schedule plateau follows validations, and this run makes none: give "
+                "--eval_steps above 0 and held-out data, or another schedule"
+            )
         with Interrupt(options.save_every_minutes) as interrupt:
             line = watcher.line if watcher else None
             reporter = Reporter(options, folder, process, built.tracker, built.headline, line)
@@ -162,16 +165,6 @@ def _start(run: Run, built: Assembly, resume: Path | None, options: TrainingOpti
     # The best may have been set aside, and a score that no file has is no bar for later ones.
     if not broadcast_object((run.folder / best_name).exists()):
         run.best_score = -math.inf
-
-
-def _check_plateau(task: Task, options: TrainingOptions) -> None:
-    schedules = [schedule for player in task.players for schedule in player.schedules]
-    follows = any(schedule.options.lr_schedule == "plateau" for schedule in schedules)
-    if follows and not (options.eval_steps and task.validator):
-        raise ValueError(
-            "--lr_schedule plateau follows validations, and this run makes none: give --eval_steps "
-            "above 0 and held-out data, or another schedule"
-        )
 
 
 def run_tracker(options: TrainingOptions, process: World, folder: Path) -> Tracker:

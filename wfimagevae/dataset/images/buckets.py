@@ -165,7 +165,6 @@ class BucketOrder(Order):
         yield from (int(index) for index in others)
 
     def _place(self, position: int) -> tuple[int, int]:
-        """The bucket of a position, and the place in that bucket's stream."""
         if position < 0:
             raise ValueError(f"a data position is 0 or more, got {position}")
         block, i = divmod(position, self.batch_size)

@@ -152,7 +152,6 @@ class CropDataset(FlowData, Dataset):
     def _read(
         self, position: int, size: tuple[int, int]
     ) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
-        """A crop, uint8 (*size, 3), the image it is of, and the unreadable files just met."""
         # Try what the order names, then what it has for stand-ins, until one can be read.
         met: list[tuple[str, str]] = []
         skipped: set[int] = set()

@@ -108,7 +108,8 @@ def _decode(
     size, box = (width, height), None
     short = math.ceil(min(size) * max(cover[0] / height, cover[1] / width) - 1e-9)
     if short and short != min(size):
-        size = _resized(width, height, short)
+        scale = short / min(size)
+        size = max(short, round(width * scale)), max(short, round(height * scale))
         draft = image.draft(None, tuple(DRAFT_MARGIN * side for side in size))
         box = draft and draft[1]  # the exact frame: a reduced decode rounds its size up
     image.load()
@@ -157,11 +158,6 @@ def _has_late_metadata(file: BinaryIO | None) -> bool:
         return False
     finally:
         file.seek(place)
-
-
-def _resized(width: int, height: int, short_side: int) -> tuple[int, int]:
-    scale = short_side / min(width, height)
-    return max(short_side, round(width * scale)), max(short_side, round(height * scale))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -17,15 +17,12 @@ from wfimagevae.dataset.text.captions import Captions, CaptionTable, read_captio
 
 @dataclass
 class ImageSet:
-    """Images and what goes with each, by the same number.
+    """Images and what goes with each, by the same number; None for what nobody asked for.
 
-    Attributes:
-        sizes: Width and height of each, upright, int32 (N, 2), 0 where unreadable; None where
-            nobody asked.
-        labels: Class of each, int64 (N,), or None, and the classes' names.
-        captions: Captions of each, or None.
-        record: Gives the fields that a manifest's line or a json member has of an image.
-        shard: Number of the file that each image lies in, increasing; None for one file each.
+    ``sizes`` are width and height, upright, int32 (N, 2), 0 where unreadable; ``labels`` the class
+    of each, int64 (N,), and the classes' names. ``record`` gives the fields that a manifest's line
+    or a json member has of an image, ``shard`` the number of the file that each lies in,
+    increasing.
     """
 
     images: Images
@@ -77,7 +74,6 @@ class JoinedImages(Images):
         return part.aliases(row)
 
     def relative(self, i: int) -> str:
-        """The source's number, then the path in it."""
         number, part, row = self._place(i)
         return f"{number}/{part.relative(row)}"
 

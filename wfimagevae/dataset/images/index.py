@@ -40,7 +40,6 @@ class ImageIndex(Images):
         return len(self._entries)
 
     def entry(self, i: int) -> bytes:
-        """Path of image ``i`` as it was given, encoded."""
         return self._entries[i]
 
     def path(self, i: int) -> str:

@@ -39,12 +39,7 @@ class Labels:
 def read_labels(
     source: str | Path, images: ImageIndex, labels: Labels
 ) -> tuple[np.ndarray | None, list[str]]:
-    """The class of every image of a folder or manifest, int64 (N,) or None, and the classes' names.
-
-    Raises:
-        ValueError: a class without an image, an image outside the classes, other classes than
-            asked for, or a manifest's line (named as file:line) without a usable label.
-    """
+    """Class of every image of a folder or manifest, int64 (N,) or None, and the names."""
     if labels.kind == "none":
         return None, []
     source = os.path.abspath(os.path.expanduser(source))

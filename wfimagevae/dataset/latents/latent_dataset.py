@@ -33,7 +33,6 @@ def shard_path(folder: Path, number: int) -> Path:
 
 
 def texts_path(folder: Path, number: int) -> Path:
-    """File of a shard's names and captions, one JSON object a sample."""
     return folder / f"latents-{number:05d}.jsonl"
 
 
@@ -84,18 +83,13 @@ class LatentDataset(FlowData):
     The sample at a position depends on (seed, position) and the cache alone: which item it is, the
     draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and which
     of its captions it shows. Up to 256 MiB of evenly spaced samples are checked to be finite at
-    once, and each sample again when it is read.
+    once, and each sample again when it is read; a DataError is one that is not, or a cache that is
+    not finished or does not fit.
 
-    Args:
-        augment: Take the mirrored copy half of the time, where the cache has one.
-        like: Record of the training cache, for data held out: latents are normalised as there, and
-            must come from the same VAE at the same resolution, with the same classes.
-        prefix: Set before every caption, as for `Captions`.
-        text: ``none``; ``captions``; or ``embeddings``, which the cache must hold, besides.
-
-    Raises:
-        DataError: no finished cache, a shard missing, truncated, not finite or of another cache, or
-            ``like`` does not fit. From `read_batch`: a sample that is not finite.
+    ``like`` is the record of the training cache, for data held out: latents are normalised as
+    there, and must come from the same VAE at the same resolution, with the same classes. ``text``
+    is ``none``; ``captions``, each after ``prefix``; or ``embeddings``, which the cache must hold,
+    besides.
     """
 
     data_key = "latent"
@@ -117,7 +111,13 @@ class LatentDataset(FlowData):
         # Data held out must be of the training data's kind, and take its normalisation.
         if like is not None:
             self.check_matches(like["vae"]["fingerprint"], like["resolution"])
-            self._check_classes(like["class_names"])
+            names, expected = record["class_names"], like["class_names"]
+            if names != expected:
+                raise DataError(
+                    f"{self.folder} has {len(names)} classes ({', '.join(names[:4])} ...), the "
+                    f"training latents {len(expected)} ({', '.join(expected[:4])} ...): encode "
+                    "both with the same labels"
+                )
         normalization = record if like is None else like
         self.shift, self.scale = list(normalization["shift"]), list(normalization["scale"])
         self._shift, self._scale = (
@@ -189,7 +189,6 @@ class LatentDataset(FlowData):
         return batch
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        """The tensors of `read_batch` on ``device``, and ``caption``."""
         tensors = {name: to_device(v, device) for name, v in batch.items() if name != "caption"}
         tensors |= {name: tensors[name].float() for name in ("tokens", "pooled") if name in tensors}
         return tensors | ({"caption": batch["caption"]} if "caption" in batch else {})
@@ -213,7 +212,6 @@ class LatentDataset(FlowData):
         return (values - self._shift) * self._scale
 
     def _place(self, index: int) -> tuple[int, int]:
-        """The shard that holds a sample, and its row there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - int(self._ends[number]) + self.record["samples"][number]
 
@@ -247,15 +245,6 @@ class LatentDataset(FlowData):
             f"{shard_path(self.folder, number)}: sample {row} of {name} is not finite (NaN or "
             "infinity); delete the shard and run cache_latents.py again"
         )
-
-    def _check_classes(self, expected: list[str]) -> None:
-        names = self.record["class_names"]
-        if names != expected:
-            raise DataError(
-                f"{self.folder} has {len(names)} classes ({', '.join(names[:4])} ...), the "
-                f"training latents {len(expected)} ({', '.join(expected[:4])} ...): encode both "
-                "with the same labels"
-            )
 
     def _open_text(self, prefix: str, like: Mapping[str, Any] | None) -> CachedText:
         text, expected = self.record.get("text"), (like or {}).get("text")

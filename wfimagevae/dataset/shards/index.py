@@ -29,12 +29,10 @@ _log = logging.getLogger("wfimagevae")
 
 @dataclass(frozen=True)
 class ShardFile:
-    """A shard, of the version that was indexed.
+    """A shard (absolute path, URL, or ``pipe:COMMAND``), of the version that was indexed.
 
-    Attributes:
-        source: Absolute path, URL, or ``pipe:COMMAND``.
-        stamp: Size and modification time of a file; of a remote one, what its server says.
-        sha256: Hash of the content that was indexed; empty where the index was made from the file.
+    ``stamp`` is size and modification time of a file; of a remote one, what its server says.
+    ``sha256`` is of the content that was indexed; empty where the index was made from the file.
     """
 
     source: str
@@ -204,6 +202,5 @@ def _shard_records(content: bytes | None, place: str) -> dict[str, dict]:
 
 
 def write_index(file: BinaryIO, index: TarIndex, **facts: Any) -> None:
-    """Writes an index, and JSON values besides, to an open file."""
     more = {name: json_array(value) for name, value in facts.items()}
     np.savez_compressed(file, **index.arrays(), **more)

@@ -142,9 +142,6 @@ def open_shards(
     The classes and captions that are ``wanted`` are the shards' own, under the keys of ``options``,
     whatever the kind; numbers of classes that `ShardWriter` wrote mean its own shards' classes, so
     the names that go with them count.
-
-    Raises:
-        ValueError: no shards, or no sample has an image, a label or a caption of the types asked.
     """
     wanted, options = wanted or ImageParts(), options or StreamOptions()
     image_types = [t.strip().lower() for t in options.wds_image_key.split(";") if t.strip()]
@@ -250,7 +247,6 @@ def _warn_of_left_out(pairs: list[tuple[TarIndex, _Chosen]], image_key: str) -> 
 
 
 def _record(text: bytes) -> dict[str, Any]:
-    """The object in a json member; empty where there is none."""
     try:
         record = json.loads(text.decode("utf-8-sig")) if text else {}
     except ValueError:

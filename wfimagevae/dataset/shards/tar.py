@@ -80,7 +80,6 @@ class TarIndex:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], with_texts: bool = True) -> "TarIndex":
-        """From what `arrays` gave, or a file of it that NumPy opened."""
         facts = from_json_array(arrays["facts"])
         columns = {}
         for kind in facts["types"]:

@@ -34,11 +34,8 @@ class ShardWriter:
     A sample has its image, ``txt`` (captions, one a line), ``cls`` (the class's number), and
     ``json``: ``name``, ``width``, ``height``, the class's name, and the fields of the manifest's
     line. Unreadable images are left out. BMP and GIF files become PNG. Anything else in the output
-    folder is left alone.
-
-    Raises:
-        DataError: the folder has shards of other images or options, or of files, captions or
-            manifest lines that have changed since.
+    folder is left alone; shards there of other images or options, or of files, captions or manifest
+    lines that have changed since, are a DataError.
     """
 
     def __init__(self, samples: ImageSet, options: WriteOptions):
@@ -154,7 +151,6 @@ class ShardWriter:
         return members
 
     def _encoded(self, content: bytes) -> tuple[str, bytes, tuple[int, int]]:
-        """Type, content, and width and height of an image as it is kept."""
         resize, format = self.options.resize, self.options.format
         # Decoded in any case: what is damaged must not come to light in training.
         image = open_rgb(io.BytesIO(content))
@@ -188,7 +184,6 @@ class ShardWriter:
 
 
 def _written_facts(index: Path) -> dict[str, Any]:
-    """What the index of a finished shard says of it; nothing where there is none."""
     try:
         with open(index, "rb") as file, np.load(file) as arrays:
             return from_json_array(arrays["written"])

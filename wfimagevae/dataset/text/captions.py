@@ -76,7 +76,6 @@ class CaptionTable:
         return stable_seed(seed, "caption", position) % int(last - first)
 
     def pick(self, index: int, position: int, seed: int) -> str:
-        """The caption that `choose` chooses; "" of an image that has none."""
         chosen = self.choose(index, position, seed)
         return "" if chosen is None else self.all(index)[chosen]
 
@@ -100,10 +99,6 @@ def read_captions(
     """The captions of every image of a folder or manifest; None for captions ``none``.
 
     Images without any, which are taken without text, are warned of.
-
-    Raises:
-        ValueError: no image has a caption, a manifest's are asked of a folder, or a line (named
-            as file:line) or file that is no text.
     """
     if captions.kind == "none":
         return None

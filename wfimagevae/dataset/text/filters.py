@@ -50,9 +50,6 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     many short ones; a field of `SIMILARITY_FIELDS` that is too low, or missing; a field of
     `NSFW_FIELDS` that says so (``NSFW``, ``LIKELY``, true, above 0.5); a field of `LANGUAGE_FIELDS`
     that is another one, or missing; a word or phrase in a caption, whole and in any case.
-
-    Raises:
-        ValueError: nothing stays, or no image has a field that a filter looks at.
     """
     # What each filter would keep, in the order of the reasons.
     checks: list[tuple[str, np.ndarray]] = []

@@ -49,7 +49,6 @@ class Cifar10Dataset(FlowData):
         return len(self._pixels)
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
-        """``pixels`` uint8 (B, 32, 32, 3) and ``label`` int64 (B,)."""
         indices = [self._order.index(position) for position in positions]
         pixels = self._pixels[indices]  # a copy
         if self.augment:

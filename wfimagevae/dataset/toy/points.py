@@ -1,8 +1,6 @@
 """Two-dimensional distributions, of which every position is a fresh point."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -61,17 +59,12 @@ def rings(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return circle + _RINGS_STD * _normal(u[:, 2:4]), mode
 
 
-@dataclass(frozen=True)
-class _Distribution:
-    function: Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-    class_names: tuple[str, ...]
-
-
+# The function of each, and the names of its modes.
 DISTRIBUTIONS = {
-    "five_gaussians": _Distribution(five_gaussians, tuple(f"mode {i}" for i in range(5))),
-    "moons": _Distribution(moons, ("upper moon", "lower moon")),
-    "checkerboard": _Distribution(checkerboard, ()),
-    "rings": _Distribution(rings, ("inner ring", "middle ring", "outer ring")),
+    "five_gaussians": (five_gaussians, tuple(f"mode {i}" for i in range(5))),
+    "moons": (moons, ("upper moon", "lower moon")),
+    "checkerboard": (checkerboard, ()),
+    "rings": (rings, ("inner ring", "middle ring", "outer ring")),
 }
 
 
@@ -92,8 +85,8 @@ class PointDataset(FlowData):
         if num_items < 1:
             raise ValueError(f"num_items must be at least 1, got {num_items}")
         self.name, self.seed, self.num_items = name, seed, num_items
-        self._distribution = DISTRIBUTIONS[name]
-        self.class_names = list(self._distribution.class_names)
+        self._draw, names = DISTRIBUTIONS[name]
+        self.class_names = list(names)
         self._key = stable_seed(seed, name, split) % 2**64
 
     def __len__(self) -> int:
@@ -101,7 +94,7 @@ class PointDataset(FlowData):
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """``point`` float32 (B, 2) and, where there are modes, ``label`` int64 (B,)."""
-        points, modes = self._distribution.function(_uniform(self._key, positions))
+        points, modes = self._draw(_uniform(self._key, positions))
         batch = {"point": torch.from_numpy(points.astype(np.float32))}
         return batch | {"label": torch.from_numpy(modes)} if self.num_classes else batch
 

@@ -113,7 +113,6 @@ class ShapesDataset(FlowData):
         return self._order.num_items
 
     def index(self, position: int) -> int:
-        """Which picture stands at a position, from ``first_index`` on."""
         return self.first_index + self._order.index(position)
 
     def attributes(self, index: int) -> tuple[str, str]:
@@ -128,7 +127,6 @@ class ShapesDataset(FlowData):
         return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
     def render(self, index: int) -> np.ndarray:
-        """Picture ``index`` as uint8 (R, R, 3)."""
         shape, colour = self.attributes(index)
         rng = random.Random(stable_seed(self.seed, "shape", index))
         place = _random_place(rng)

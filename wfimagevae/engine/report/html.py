@@ -45,9 +45,6 @@ def write_report(
     It has up to ``max_pictures`` validation pictures of each kind, and first the options that
     differ from the ``defaults`` of their task. What a run did not write is left out; where its CSV
     is not found, the report and a warning say where it was looked for.
-
-    Raises:
-        ValueError: the folder holds nothing of a run, or its options.json is broken.
     """
     run_dir, output = Path(run_dir), Path(output)
     options_path = run_dir / "options.json"

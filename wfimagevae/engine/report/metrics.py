@@ -89,7 +89,6 @@ class CsvLog:
             self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
 
     def write(self, row: dict[str, float]) -> None:
-        """Appends a row; ``step`` must be among its keys."""
         new = [key for key in row if key not in self.columns]
         if new or not self.path.exists():
             self.columns += new

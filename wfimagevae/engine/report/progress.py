@@ -87,7 +87,6 @@ class Reporter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves what happens inside out of the speed of training."""
         start = time.perf_counter()
         yield
         self.since += time.perf_counter() - start

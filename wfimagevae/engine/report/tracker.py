@@ -64,9 +64,6 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
     A resumed run goes on in its old record. WANDB_MODE=offline and the other variables of the
     services apply; WANDB_PROJECT (or TRACKIO_PROJECT) replaces the project's name, wfimagevae. The
     tracker is off for kind ``none``, and where the service could not be reached.
-
-    Raises:
-        ValueError: unknown ``kind``, or its package is not installed.
     """
     if kind not in TRACKERS:
         raise ValueError(f"unknown tracker {kind!r}; use one of {', '.join(TRACKERS)}")
@@ -79,8 +76,6 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
 
 
 class _Wandb:
-    """Tracker of wandb, or of trackio, which has its interface."""
-
     def __init__(self, kind: str, run_dir: Path, name: str, config: dict):
         place = {}
         if kind == "trackio":  # it reads its folder when imported
