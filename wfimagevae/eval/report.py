@@ -76,14 +76,12 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def format_value(name: str, value: float | None) -> str:
-    """A metric's value as a table shows it; None is n/a."""
     if value is None:
         return "n/a"
     return f"{value:.2f}" if name == "psnr" else f"{value:.4f}"
 
 
 def remarks(notes: Mapping[str, str], unavailable: Mapping[str, str]) -> list[str]:
-    """The lines below a table of metrics."""
     lines = [f"{name}: {note}" for name, note in notes.items()]
     return lines + [f"{name} is unavailable: {remedy}" for name, remedy in unavailable.items()]
 

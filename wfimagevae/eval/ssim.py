@@ -13,11 +13,9 @@ SIGMA = 1.5
 def ssim(x: Tensor, y: Tensor) -> Tensor:
     """Structural similarity of each pair, averaged over channels and window positions.
 
-    The window is a Gaussian of 11 taps (sigma 1.5) that stays inside the image; variances are
-    those of the window, not of a sample (no N / (N - 1)).
-
-    Both are images in [0, 1], (B, C, H, W), at least 11 pixels high and wide, or it is a
-    ValueError; similarities are float64 in [-1, 1], (B,).
+    The window is a Gaussian of 11 taps (sigma 1.5) that stays inside the image; variances are those
+    of the window, not of a sample (no N / (N - 1)). Images in [0, 1], (B, C, H, W), are at least 11
+    pixels high and wide, or it is a ValueError; similarities are float64 in [-1, 1], (B,).
 
     Source: Wang et al. 2004, equation 13, K1 = 0.01, K2 = 0.03, data range 1.
     """

@@ -118,11 +118,9 @@ class ImageBaseAE(RegisteredModel):
         self.register_to_config(**statistics)
 
     def freeze_encoder(self) -> None:
-        """Trains the decoder alone from here on."""
         self.encoder.requires_grad_(False)
 
     def freeze_decoder(self) -> None:
-        """Trains the encoder alone from here on."""
         self.decoder.requires_grad_(False)
 
     def compile_blocks(self, mode: str | None = None) -> None:

@@ -107,7 +107,7 @@ class MeanFlow(FlowMatching):
     def _times(self, positions: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """Times and end times, float64 (B,) on the CPU, and the rows where they differ.
 
-        Which samples are these depends on the data position alone, evenly spread: any number of
+        Which samples these are depends on the data position alone, evenly spread: any number of
         ranks chooses the same ones. In a batch without any the first row, whose times are equal,
         stands in: all ranks call a sharded network equally often.
         """

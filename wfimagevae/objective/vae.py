@@ -24,8 +24,7 @@ def posterior_noise(vae: nn.Module, batch: Batch, seed: int) -> Tensor:
 def instance_noise(loss: nn.Module, batch: Batch, step: int, seed: int, kind: str) -> Tensor | None:
     """What to add to ``real`` or ``fake`` images before the discriminator sees them, if anything.
 
-    It follows each sample, so that ranks, micro-batches and resumed runs agree, and both
-    players see a reconstruction with the same noise.
+    It follows each sample: ranks, micro-batches, resumed runs and both players agree on it.
     """
     std = loss.config.noise_std(step)
     if std == 0:

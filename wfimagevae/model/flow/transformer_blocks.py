@@ -114,7 +114,6 @@ class TransformerBlock(nn.Module):
         return modulation[:3], modulation[3:]
 
     def feed_forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
-        """The tokens with what the MLP adds to them."""
         return x + gate * self.mlp(modulate(self.norm(x), shift, scale))
 
 
@@ -153,5 +152,4 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """``x * (1 + scale) + shift``."""
     return torch.addcmul(shift, x, 1 + scale)

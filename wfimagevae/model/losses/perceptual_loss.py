@@ -37,11 +37,10 @@ _SUMS = tuple(f"train/{name}_loss" for name in ("kl", "wl", "mse", "mmd", *_STAT
 class LPIPSWithDiscriminator2D(nn.Module):
     """Both players' losses and the discriminator they share.
 
-    The generator's loss is built from gradients with respect to the *image*: the perceptual
-    and the adversarial network are left behind before the VAE's backward pass begins, and the
-    adaptive weight's two last-layer gradients start from there too. Latents are not detached:
-    decoder and encoder both get the gradient of every term on the image, the adversarial one
-    included, be it the only one or not.
+    The generator's loss is built from gradients with respect to the *image*: the perceptual and the
+    adversarial network are left behind before the VAE's backward pass begins, and the adaptive
+    weight's two last-layer gradients start from there too. Latents are not detached: decoder and
+    encoder both get the gradient of every term on the image.
 
     Source: Esser et al. 2021, arXiv:2012.09841, equations 6 and 7; wavelet term: Li et al. 2024,
     arXiv:2411.17459.

@@ -1,9 +1,5 @@
 """Variational autoencoders for images."""
 
+from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 
-def __getattr__(name: str):
-    if name == "WFVAE2ImageModel":
-        from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
-
-        return WFVAE2ImageModel
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__all__ = ["WFVAE2ImageModel"]
