@@ -96,13 +96,16 @@ class Player:
         elif not bad.item():
             torch._foreach_div_([local(grad) for grad in grads], excess)
             self.optimizer.step()
+        self._count_skip(bad)
+        if self.ema is not None:
+            self.ema.update()
+        return norm
+
+    def _count_skip(self, bad: Tensor) -> None:
         self.skipped[0] += bad
         # While a gradient scaler still halves its scale, skips are its way to find one.
         warming_up = self.scaler.is_enabled() and self.num_updates < 100
         self.skipped[1].mul_(bad).add_(0 if warming_up else bad)
-        if self.ema is not None:
-            self.ema.update()
-        return norm
 
     def observe(self, score: float) -> None:
         for schedule in dict.fromkeys(self.schedules):
