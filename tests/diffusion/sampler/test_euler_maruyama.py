@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.diffusion import gaussian_flow
+from wfimagevae.diffusion.sampler.euler import sample_euler
 from wfimagevae.diffusion.sampler.euler_maruyama import DIFFUSIONS, sample_euler_maruyama
-from wfimagevae.diffusion.sampler.fixed_step import sample_euler
 from wfimagevae.diffusion.timesteps import time_grid
 
 MEAN, STD = 1.5, 0.4

@@ -9,13 +9,11 @@ from torch import Tensor
 
 from wfimagevae.diffusion.sampler.dopri5 import sample_dopri5
 from wfimagevae.diffusion.sampler.dpmpp import sample_dpmpp
+from wfimagevae.diffusion.sampler.euler import sample_euler
 from wfimagevae.diffusion.sampler.euler_maruyama import sample_euler_maruyama
-from wfimagevae.diffusion.sampler.fixed_step import (
-    sample_euler,
-    sample_heun,
-    sample_mean_flow,
-    sample_rk4,
-)
+from wfimagevae.diffusion.sampler.heun import sample_heun
+from wfimagevae.diffusion.sampler.mean_flow import sample_mean_flow
+from wfimagevae.diffusion.sampler.rk4 import sample_rk4
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.fixed_step import Draw, Report, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 
 def sample_dopri5(

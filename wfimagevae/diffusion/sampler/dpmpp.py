@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.fixed_step import Draw, Report, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 
 def sample_dpmpp(

@@ -5,7 +5,7 @@ from types import MappingProxyType
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.fixed_step import Draw, Report, Velocity, evaluate, start
+from wfimagevae.diffusion.sampler.grid import Draw, Report, Velocity, evaluate, start
 
 # w(t) up to its norm; none of them is infinite, and each of them keeps the marginals.
 DIFFUSIONS = MappingProxyType(

@@ -1,4 +1,4 @@
-"""Samplers of fixed steps without memory, and what all samplers share.
+"""What all samplers share: the grid of times, evaluations, and the loop of those without memory.
 
 A step takes the state at a time t to that at a later time s. No sampler turns gradients off, which
 is left to the caller.
@@ -76,41 +76,3 @@ def fixed_steps(
         return x
 
     return sample
-
-
-@fixed_steps
-def sample_euler(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
-    """Euler's method: straight steps, one evaluation each, first order."""
-    return x + (s - t) * evaluate(velocity, x, t)
-
-
-@fixed_steps
-def sample_heun(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
-    """Heun's method: the mean of the slopes at both ends, two evaluations, second order.
-
-    The last step evaluates at t = 1 too: a flow is regular there, unlike a score.
-    """
-    h = s - t
-    k1 = evaluate(velocity, x, t)
-    k2 = evaluate(velocity, x + h * k1, s)
-    return x + h / 2 * (k1 + k2)
-
-
-@fixed_steps
-def sample_rk4(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
-    """The classic Runge-Kutta method: Simpson's weights, four evaluations, fourth order."""
-    h = s - t
-    k1 = evaluate(velocity, x, t)
-    k2 = evaluate(velocity, x + h / 2 * k1, t + h / 2)
-    k3 = evaluate(velocity, x + h / 2 * k2, t + h / 2)
-    k4 = evaluate(velocity, x + h * k3, s)
-    return x + h / 6 * (k1 + 2 * k2 + 2 * k3 + k4)
-
-
-@fixed_steps
-def sample_mean_flow(velocity: Velocity, x: Tensor, t: float, s: float) -> Tensor:
-    """A jump along the flow by the average velocity, ``x_s = x_t + (s - t) u(x_t, t, s)``.
-
-    Source: Geng et al. 2025, arXiv:2505.13447, in our direction of time.
-    """
-    return x + (s - t) * evaluate(velocity, x, t, s)
