@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from scripts.save_hf_model import main as save_hf_model
-from tests.task.flow_training import FlowPlace
-from tests.task.training import Workplace, differences, load
+from tests.task.training import FlowPlace, Workplace, differences, load
 from wfimagevae.generate.autoencoders import load_autoencoder
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.model import ImageBaseAE, VelocityModel

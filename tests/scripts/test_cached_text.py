@@ -10,7 +10,7 @@ from scripts import cache_latents, generate, save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.refusals import refused
-from tests.task.flow_training import FlowPlace
+from tests.task.training import FlowPlace
 from wfimagevae.dataset import LatentDataset
 from wfimagevae.model.text import open_text_encoder
 

@@ -12,7 +12,7 @@ from scripts import cache_latents, save_hf_model
 from tests.images import write_images
 from tests.refusals import refused
 from tests.scripts.flow_exports import export_pixels, generated, pictures
-from tests.task.flow_training import FlowPlace
+from tests.task.training import FlowPlace
 from wfimagevae.generate.generator_files import load_generator
 
 LATENTS = {"dataset": "latents", "model_name": "FlowDiT-S/1", "resolution": None}

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.task.flow_training import FlowPlace
+from tests.task.training import FlowPlace
 from wfimagevae.command_line import parse
 from wfimagevae.engine.distributed import World
 from wfimagevae.task import flow

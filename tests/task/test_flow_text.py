@@ -1,14 +1,11 @@
 """Flows that learn from captions: training, validation, resuming, sampling by prompts."""
 
-import json
-
 import pytest
 import torch
 
 from scripts import save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
-from tests.task.flow_training import FlowPlace
 from tests.task.training import differences, load, refused
 from wfimagevae.command_line import parse
 from wfimagevae.generate.generator_files import load_generator
@@ -21,14 +18,6 @@ from wfimagevae.task.flow_space import build_datasets, open_space
 CPU = torch.device("cpu")
 BYTES = {"text_encoder": "bytes", "text_length": 24}
 EULER = SamplingOptions(sampler="euler", steps=2)
-
-
-@pytest.fixture
-def place(tmp_path):
-    place = FlowPlace(tmp_path)
-    keys = json.loads((tmp_path / "tiny.json").read_text())
-    (tmp_path / "tiny.json").write_text(json.dumps(keys | {"byte_width": 32, "byte_depth": 1}))
-    return place
 
 
 @pytest.fixture
@@ -59,21 +48,14 @@ def first_batch(dataset, count=8):
 def test_a_flow_learns_from_captions_resumes_exactly_and_draws_prompts(place, objective):
     options = BYTES | {"objective": objective, "no_class_conditional": True, "eval_steps": 4}
     prompts = {"sample_prompts": ["a red circle", "a blue star"]}
-    whole = place.train("whole", 4, **options, **prompts)
-    place.train("parts", 2, **options)
-    parts = place.train("parts", 4, resume_from_checkpoint="auto", **options)
+    whole, parts = place.whole_and_parts(4, 2, **options, **prompts)
     assert differences(load(whole, 4), load(parts, 4)) == []
     assert list((whole / "val_samples").iterdir())
 
     generator = load_generator(str(whole), CPU)
-    assert generator.facts["text"] == {
-        "kind": "bytes",
-        "source": None,
-        "length": 24,
-        "fingerprint": None,
-    }
-    raw = generator.model
-    for parameter in raw.parameters():  # four steps from zero leave nothing to see
+    facts = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}
+    assert generator.facts["text"] == facts
+    for parameter in generator.model.parameters():  # four steps from zero leave nothing to see
         torch.nn.init.normal_(parameter, std=0.1)
     circle, star, again = (
         generator.draw([Subject(3, None, prompt)], EULER)
@@ -81,8 +63,7 @@ def test_a_flow_learns_from_captions_resumes_exactly_and_draws_prompts(place, ob
     )
     assert torch.equal(circle, again) and (circle - star).abs().max() > 1e-3
     with pytest.raises(ValueError, match="another text encoder"):
-        changed = options | {"text_length": 32}
-        place.train("parts", 5, resume_from_checkpoint="auto", **changed)
+        place.go_on("parts", 5, **options | {"text_length": 32})
 
 
 def test_classes_and_captions_condition_together(place):
@@ -201,13 +182,17 @@ def test_bad_options_are_explained_before_the_first_step(place, options, words):
         place.train("bad", 1, **options)
 
 
-def test_captions_that_are_missing_are_explained(place, tmp_path):
-    write_images(tmp_path / "plain", 2)
-    options = BYTES | {"dataset": "images", "data_path": tmp_path / "plain"}
-    with pytest.raises(ValueError, match="--text_encoder bytes needs captions"):
-        place.train("a", 1, **options)
-    with pytest.raises(ValueError, match="none of 2 images has a caption"):
-        place.train("b", 1, captions="sidecar", **options)
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({}, "--text_encoder bytes needs captions"),
+        ({"captions": "sidecar"}, "none of 2 images has a caption"),
+    ],
+)
+def test_captions_that_are_missing_are_explained(place, tmp_path, options, words):
+    data = {"dataset": "images", "data_path": write_images(tmp_path / "plain", 2)}
+    with pytest.raises(ValueError, match=words):
+        place.train("bad", 1, **data, **BYTES, **options)
 
 
 def test_a_text_flow_is_not_trained_on_without_its_text(place):

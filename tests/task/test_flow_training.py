@@ -1,34 +1,26 @@
 """Flow training end to end on the CPU: what it writes, how it resumes, what it refuses."""
 
-import json
-
 import pytest
 import torch
 
 from tests.images import write_images
-from tests.task.flow_training import FlowPlace
-from tests.task.training import differences, largest_difference, load, refused
+from tests.task.training import differences, largest_difference, load, refused, rows
 from wfimagevae.command_line import parse
 from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import SAMPLERS, GeneratorOptions, SamplingOptions
 from wfimagevae.task.flow import GeneratorFacts
-from wfimagevae.task.flow_networks import (
-    build_generator,
-    build_network,
-    build_objective,
-)
+from wfimagevae.task.flow_networks import build_generator, build_network, build_objective
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import build_datasets, open_space
 from wfimagevae.task.flow_validation import FlowValidator
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def place(tmp_path):
-    return FlowPlace(tmp_path)
+MLP = {"model_name": "MLP", "model_config": None}
+CIFAR = {"dataset": "cifar10", "data_path": "nowhere"}
+OMEGA = {"objective": "mean_flow", "meanflow_omega": 2.0}
+GUIDED = {"eval_steps": 1, "guidance_scale": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -36,19 +28,13 @@ def place(tmp_path):
     [
         {"objective": "flow_matching", "dataset_num_worker": 2, "direction_weight": 0.1},
         {"objective": "mean_flow", "grad_accum_steps": 2, "ema_decay": [0.9, 0.99]},
-        {
-            "objective": "mean_flow",
-            "meanflow_omega": 1.5,
-            "meanflow_improved": True,
-            "mix_precision": "bf16",
-        },
+        {"objective": "mean_flow", "meanflow_omega": 1.5, "meanflow_improved": True}
+        | {"mix_precision": "bf16"},
     ],
     ids=["flow_matching", "mean_flow", "guided_bf16"],
 )
 def test_resuming_equals_never_stopping_bit_for_bit(place, options):
-    whole = place.train("whole", 5, **options)
-    place.train("parts", 3, **options)
-    parts = place.train("parts", 5, resume_from_checkpoint="auto", **options)
+    whole, parts = place.whole_and_parts(5, 3, **options)
     assert differences(load(whole, 5), load(parts, 5)) == []
 
 
@@ -83,14 +69,9 @@ def test_every_parameter_of_mean_flow_gets_a_gradient(place, precision):
 
 def test_validation_writes_loss_distance_and_pictures(place):
     run = place.train("run", 2, objective="mean_flow", eval_steps=2)
-    (row,) = map(json.loads, (run / "validation.jsonl").read_text().splitlines())
-    assert row.keys() == {
-        "step",
-        "val/error",
-        "val_ema/error",
-        "val_ema/energy_distance",
-        "val_ema/energy_distance_one_step",
-    }
+    (row,) = rows(run / "validation.jsonl")
+    distances = {"val_ema/energy_distance", "val_ema/energy_distance_one_step"}
+    assert row.keys() == {"step", "val/error", "val_ema/error"} | distances
     pictures = sorted(p.name for p in (run / "val_samples").iterdir())
     assert pictures == ["step-00000002-heun.png", "step-00000002-one-step.png"]
 
@@ -107,30 +88,21 @@ def test_a_checkpoint_alone_generates(place):
 
 
 def test_points_and_folders_of_images_train_too(place):
-    run = place.train(
-        "points", 2, dataset="moons", model_name="MLP", model_config=None, eval_steps=2
-    )
+    run = place.train("points", 2, dataset="moons", **MLP, eval_steps=2)
     assert list((run / "val_samples").iterdir())
     for name in ("cat", "dog"):
         write_images(place.folder / "pets" / name, 3)
         write_images(place.folder / "held_out" / name, 2)
     data = {"data_path": place.folder / "pets", "eval_data_path": place.folder / "held_out"}
-    run = place.train(
-        "pets", 2, dataset="images", labels="folder", eval_steps=2, eval_num_samples=4, **data
-    )
+    data |= {"dataset": "images", "labels": "folder", "eval_num_samples": 4}
+    run = place.train("pets", 2, eval_steps=2, **data)
     assert load(run, 2)["generator"]["class_names"] == ["cat", "dog"]
 
 
 def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
     first = place.train("first", 2)
-    second = place.train(
-        "second",
-        1,
-        objective="mean_flow",
-        lr=1e-12,
-        ema_decay=0.0,
-        pretrained_model_name_or_path=first,
-    )
+    unchanged = {"pretrained_model_name_or_path": first, "lr": 1e-12, "ema_decay": 0.0}
+    second = place.train("second", 1, objective="mean_flow", **unchanged)
     before, after = (load_generator(str(run), CPU).model for run in (first, second))
     x, t, y = torch.randn(2, 3, 16, 16), torch.tensor([0.2, 0.7]), torch.tensor([1, 8])
     torch.testing.assert_close(before(x, t, y), after(x, t, y, t_end=t + 0.1), atol=1e-5, rtol=0)
@@ -141,36 +113,21 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
     [
         ({"dataset": "images"}, "needs --data_path"),
         ({"dataset": "latents", "data_path": "nowhere", "eval_data_path": "x"}, "latents.json"),
-        (
-            {"dataset": "cifar10", "data_path": "nowhere", "resolution": None},
-            "cifar-10-batches-py",
-        ),
-        ({"dataset": "cifar10", "data_path": "nowhere"}, "--resolution 16: .* 32 px"),
+        (CIFAR | {"resolution": None}, "cifar-10-batches-py"),
+        (CIFAR, "--resolution 16: .* 32 px"),
         ({"model_name": "FlowDiT-Z/4"}, "unknown model 'FlowDiT-Z/4'"),
         ({"model_name": "WFVAE2Image", "model_config": None}, "is no velocity network"),
-        ({"model_name": "MLP", "model_config": None}, "does not suit this data"),
+        (MLP, "does not suit this data"),
         ({"resolution": 18}, "18"),
         ({"eval_steps": 1, "sampler": "mean_flow"}, "--objective mean_flow"),
         ({"objective": "mean_flow", "meanflow_kappa": 1.0}, "kappa"),
-        (
-            {"objective": "mean_flow", "meanflow_omega": 2.0, "no_class_conditional": True},
-            "needs a conditional network",
-        ),
-        (
-            {"eval_steps": 1, "guidance_scale": 2.0, "no_class_conditional": True},
-            "unconditional model",
-        ),
+        (OMEGA | {"no_class_conditional": True}, "needs a conditional network"),
+        (GUIDED | {"no_class_conditional": True}, "unconditional model"),
         ({"objective": "mean_flow", "direction_weight": 0.1}, "--objective flow_matching only"),
         ({"meanflow_omega": 2.0}, "--objective mean_flow only"),
         ({"meanflow_kappa": 0.5}, "--objective mean_flow only"),
-        (
-            {"objective": "mean_flow", "meanflow_omega": 2.0, "cfg_dropout_prob": 0.0},
-            "--cfg_dropout_prob above 0",
-        ),
-        (
-            {"eval_steps": 1, "guidance_scale": 2.0, "cfg_dropout_prob": 0.0},
-            "never learned the null condition",
-        ),
+        (OMEGA | {"cfg_dropout_prob": 0.0}, "--cfg_dropout_prob above 0"),
+        (GUIDED | {"cfg_dropout_prob": 0.0}, "never learned the null condition"),
         ({"eval_steps": 1, "eval_num_samples": 1}, "--eval_num_samples 1"),
         ({"dataset": "moons", "vae": "WFVAE2Image:x"}, "encodes images, not points"),
         ({"time_mean": "nan"}, "nan is not a number"),
@@ -191,10 +148,10 @@ def test_a_checkpoint_of_another_model_is_refused(place):
 
 
 def test_a_run_of_other_data_is_not_resumed(place):
-    options = {"model_name": "MLP", "model_config": None, "no_class_conditional": True}
+    options = MLP | {"no_class_conditional": True}
     place.train("run", 1, dataset="moons", **options)
     with pytest.raises(ValueError, match="data with another dataset"):
-        place.train("run", 2, dataset="rings", resume_from_checkpoint="auto", **options)
+        place.go_on("run", 2, dataset="rings", **options)
 
 
 @pytest.mark.parametrize("name", ["shift", "scale", "class_names", "VAE"])

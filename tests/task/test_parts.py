@@ -1,44 +1,26 @@
 """Players and parts with options of their own, frozen parts, and weights of other runs."""
 
-import json
-
 import pytest
 import torch
 
-from tests.task.flow_training import FlowPlace
-from tests.task.training import Workplace, differences, load
+from tests.task.training import FlowPlace, differences, load, rows
 
 TEXT = {"text_encoder": "bytes", "text_length": 16}
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("parts"))
-
-
-@pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    place = FlowPlace(tmp_path_factory.mktemp("flow_parts"))
-    config = json.loads((place.folder / "tiny.json").read_text())
-    small = config | {"byte_width": 32, "byte_depth": 1}
-    (place.folder / "tiny.json").write_text(json.dumps(small))
-    return place
-
-
-def rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return FlowPlace(tmp_path_factory.mktemp("flow_parts"))
 
 
 def test_a_discriminator_has_its_own_optimizer_and_schedule(workplace):
     own = ["optimizer=sgd", "lr=0.25", "lr_schedule=linear"]
-    flags = workplace.flags("critic", 4, disc_start=0, log_steps=1, csv_log_steps=1)
-    from train_ddp import main
-
-    assert main([*flags, "--discriminator_options", *own]) == 0
-    folder = workplace.run_folder("critic")
+    options = {"discriminator_options": own, "log_steps": 1, "csv_log_steps": 1}
+    folder = workplace.train("critic", 4, disc_start=0, **options)
     kinds = {k: s["kind"] for k, s in load(folder, 4)["optimizer_state"].items()}
     assert kinds == {"gen_optimizer": "AdamW", "disc_optimizer": "SGD"}
-    rates = [(row["lr/generator"], row["lr/discriminator"]) for row in rows(folder)]
+    lines = rows(folder / "metrics.jsonl")
+    rates = [(row["lr/generator"], row["lr/discriminator"]) for row in lines]
     assert rates == [(1e-3, 0.25 * (1 - i / 4)) for i in range(4)]
 
 
@@ -47,13 +29,14 @@ def test_a_frozen_discriminator_judges_and_does_not_learn(workplace):
     states = [load(folder, step)["state_dict"] for step in (1, 3)]
     assert not differences(states[0]["disc_model"], states[1]["disc_model"])
     assert differences(states[0]["gen_model"], states[1]["gen_model"])
-    assert "train/g_loss" in rows(folder)[-1]
+    assert "train/g_loss" in rows(folder / "metrics.jsonl")[-1]
 
 
 def test_a_text_encoder_learns_in_its_own_way(place):
     options = TEXT | {"text_encoder_options": ["optimizer=sgd", "lr=0.5", "momentum=0"]}
     folder = place.train("own", 2, **options, log_steps=1, csv_log_steps=1, save_ckpt_step=1)
-    assert [(row["lr/flow"], row["lr/text_encoder"]) for row in rows(folder)] == [(1e-3, 0.5)] * 2
+    lines = rows(folder / "metrics.jsonl")
+    assert [(row["lr/flow"], row["lr/text_encoder"]) for row in lines] == [(1e-3, 0.5)] * 2
     groups = load(folder, 2)["optimizer_state"]["gen_optimizer"]["param_groups"]
     network = load(folder, 2)["state_dict"]["gen_model"]
     inside = [name for name in network if name.startswith("text_encoder.")]
@@ -81,21 +64,16 @@ def test_parts_that_are_not_there_are_refused(place):
 def test_a_run_starts_from_the_weights_of_others(workplace, caplog):
     first = workplace.train("first", 3, disc_start=0, ema=True)
     second = workplace.train("second", 2, disc_weight=0, ema=True)
-    paths = [str(second / "checkpoint-2.ckpt"), str(first / "checkpoint-3.ckpt")]
-    from train_ddp import main
-
-    flags = workplace.flags("third", 1, disc_start=0, ema=True, lr=1e-30)
-    assert main([*flags, "--weights_from", *paths]) == 0
-    third = load(workplace.run_folder("third"), 1)
-    assert not differences(
-        third["state_dict"]["gen_model"], load(second, 2)["state_dict"]["gen_model"]
-    )
-    critic = load(first, 3)["state_dict"]["disc_model"]
+    paths = [second / "checkpoint-2.ckpt", first / "checkpoint-3.ckpt"]
+    options = {"disc_start": 0, "ema": True, "lr": 1e-30}
+    third = load(workplace.train("third", 1, weights_from=paths, **options), 1)
+    state, critic = third["state_dict"], load(first, 3)["state_dict"]["disc_model"]
+    assert not differences(state["gen_model"], load(second, 2)["state_dict"]["gen_model"])
     weights = [name for name in critic if "weight_orig" in name]
-    assert all(torch.equal(third["state_dict"]["disc_model"][n], critic[n]) for n in weights)
+    assert all(torch.equal(state["disc_model"][n], critic[n]) for n in weights)
     assert third["player_state"]["generator"]["ema_updates"] == 3
     assert third["current_step"] == 1
-    assert main([*workplace.flags("fourth", 1, disc_start=0), "--weights_from", paths[0]]) == 0
+    workplace.train("fourth", 1, disc_start=0, weights_from=paths[0])
     assert "the discriminator starts fresh" in caplog.text
 
 
@@ -107,9 +85,7 @@ def test_weights_of_another_network_are_refused(workplace):
 
 
 def test_an_epoch_can_be_shorter_than_the_data_and_a_value_can_end_the_run(workplace):
-    folder = workplace.train("short", None, epochs=3, max_steps_per_epoch=2)
-    state = load(folder, 6)
+    state = load(workplace.train("short", None, epochs=3, max_steps_per_epoch=2), 6)
     assert state["finished"] and state["sampler_state"]["position"] == 12  # of 7 images
     early = {"stop_metric": "train/rec_loss_per_pixel", "stop_below": 9.0, "stop_window": 2}
-    folder = workplace.train("early", 20, **early)
-    assert load(folder, 4)["finished"]
+    assert load(workplace.train("early", 20, **early), 4)["finished"]

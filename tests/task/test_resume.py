@@ -1,6 +1,5 @@
 """N steps, stop, resume, M steps equal N + M steps, bit for bit."""
 
-import csv
 import os
 import signal
 import subprocess
@@ -10,7 +9,7 @@ import weakref
 
 import pytest
 
-from tests.task.training import ROOT, Workplace, differences, load
+from tests.task.training import ROOT, differences, load, rows
 from wfimagevae.engine import train as training
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.engine.interrupt import Interrupt
@@ -18,39 +17,13 @@ from wfimagevae.engine.loop import fit
 from wfimagevae.model.weight_files import latest_checkpoint
 from wfimagevae.task.vae import VaeTask
 
-EVERYTHING = {
-    "ema": True,
-    "ema_decay": "0.999,0.9",
-    "grad_accum_steps": 2,
-    "dataset_num_worker": 2,
-    "lr_schedule": "cosine",
-    "warmup_steps": 2,
-    "eval_steps": 3,
-}
-
-
-OPTIONAL_TERMS = {
-    "kl_weight": 1e-3,
-    "kl_warmup_steps": 8,
-    "kl_free_bits": 0.01,
-    "mmd_weight": 0.1,
-    "color_weight": 0.1,
-    "histogram_weight": 0.1,
-    "contrast_weight": 0.1,
-    "r1_weight": 1,
-    "r1_interval": 2,
-    "instance_noise_std": 0.1,
-    "instance_noise_decay": 0.9,
-}
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("resume"))
-
-
-def assert_same_state(one, other):
-    assert not differences(one, other)
+EVERYTHING = {"ema": True, "ema_decay": "0.999,0.9", "grad_accum_steps": 2, "eval_steps": 3}
+EVERYTHING |= {"dataset_num_worker": 2, "lr_schedule": "cosine", "warmup_steps": 2}
+OPTIONAL_TERMS = {f"{name}_weight": 0.1 for name in ("mmd", "color", "histogram", "contrast")}
+OPTIONAL_TERMS |= {"kl_weight": 1e-3, "kl_warmup_steps": 8, "kl_free_bits": 0.01}
+OPTIONAL_TERMS |= {"r1_weight": 1, "r1_interval": 2, "instance_noise_std": 0.1}
+OPTIONAL_TERMS |= {"instance_noise_decay": 0.9}
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
@@ -59,13 +32,10 @@ def test_resuming_changes_no_bit(workplace, gan_schedule, mix_precision):
     options = EVERYTHING | {"gan_schedule": gan_schedule, "mix_precision": mix_precision}
     name = f"{gan_schedule}-{mix_precision}"
     whole = load(workplace.train(f"{name}-whole", 9, **options), 9)
-    cut = f"{name}-cut"
-    # The schedule's length belongs to the command: stop by step count means another cosine.
-    workplace.train(cut, 9, save_ckpt_step=4, **options)
-    (workplace.run_folder(cut) / "checkpoint-9.ckpt").unlink()
-    (workplace.run_folder(cut) / "checkpoint-8.ckpt").unlink()
-    folder = workplace.train(cut, 9, resume_from_checkpoint="auto", **options)
-    assert_same_state(whole, load(folder, 9))
+    # The schedule's length belongs to the command: a run of four steps has another cosine.
+    workplace.cut(f"{name}-cut", 9, at=4, **options)
+    folder = workplace.go_on(f"{name}-cut", 9, **options)
+    assert not differences(whole, load(folder, 9))
 
 
 @pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
@@ -73,32 +43,26 @@ def test_optional_terms_resume_to_the_bit(workplace, gan_schedule):
     options = OPTIONAL_TERMS | {"gan_schedule": gan_schedule, "grad_accum_steps": 2}
     options |= {"log_steps": 1, "csv_log_steps": 1}
     whole = workplace.train(f"terms-{gan_schedule}-whole", 9, **options)
-    folder = workplace.train(f"terms-{gan_schedule}", 9, save_ckpt_step=5, **options)
-    (folder / "checkpoint-9.ckpt").unlink()
-    workplace.train(f"terms-{gan_schedule}", 9, resume_from_checkpoint="auto", **options)
-    assert_same_state(load(whole, 9), load(folder, 9))
-    columns = []
-    for run in (whole, folder):
-        with (run / "training_losses.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        names = [f"train/{name}" for name in ("kl_weight", "r1_penalty", "mmd_loss")]
-        columns.append([[row[name] for name in names] for row in rows])
-    assert columns[0] == columns[1]
-    weights = [float(row[0]) for row in columns[0] if row[0]]
+    workplace.cut(f"terms-{gan_schedule}", 9, at=5, **options)
+    folder = workplace.go_on(f"terms-{gan_schedule}", 9, **options)
+    assert not differences(load(whole, 9), load(folder, 9))
+    names = [f"train/{name}" for name in ("kl_weight", "r1_penalty", "mmd_loss")]
+    one, other = (
+        [[row[name] for name in names] for row in rows(run / "training_losses.csv")]
+        for run in (whole, folder)
+    )
+    assert one == other
+    weights = [float(row[0]) for row in one if row[0]]
     assert weights == sorted(weights)
     assert weights[-1] == pytest.approx(1e-3)
 
 
 def test_a_resumed_csv_has_each_step_once(workplace):
-    folder = workplace.train("csv", 8, save_ckpt_step=4)
-    (folder / "checkpoint-8.ckpt").unlink()
-    whole = (folder / "training_losses.csv").read_text()
-    workplace.train("csv", 8, save_ckpt_step=4, resume_from_checkpoint="auto")
-    steps = [
-        line.split(",")[0] for line in (folder / "training_losses.csv").read_text().splitlines()
-    ]
-    assert steps == ["step", "2", "4", "6", "8"]
-    assert len(whole.splitlines()) == len(steps)
+    folder = workplace.cut("csv", 8, at=4)
+    log = folder / "training_losses.csv"
+    assert [row["step"] for row in rows(log)] == ["2", "4", "6", "8"]
+    workplace.go_on("csv", 8, save_ckpt_step=4)
+    assert [row["step"] for row in rows(log)] == ["2", "4", "6", "8"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -106,8 +70,7 @@ def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number)
     name = f"signal-{number.name.lower()}"
     whole = load(workplace.train(f"{name}-whole", 60), 60)
     command = [sys.executable, str(ROOT / "train_image_ddp.py"), *workplace.flags(name, 60)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     for line in process.stderr:
         if line.startswith("step 4/"):
             process.send_signal(number)
@@ -117,25 +80,23 @@ def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number)
     assert "stopped by a signal after step" in rest
     (stopped,) = workplace.run_folder(name).glob("checkpoint-*.ckpt")
     assert stopped.stem != "checkpoint-60"
-    folder = workplace.train(name, 60, resume_from_checkpoint="auto")
-    assert_same_state(whole, load(folder, 60))
+    folder = workplace.go_on(name, 60)
+    assert not differences(whole, load(folder, 60))
 
 
 def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(workplace):
     whole = load(workplace.train("killed-whole", 30), 30)
     flags = workplace.flags("killed", 30, save_ckpt_step=3)
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(
-        [sys.executable, str(ROOT / "train_image_ddp.py"), *flags], env=environment
-    )
+    command = [sys.executable, str(ROOT / "train_image_ddp.py"), *flags]
+    process = subprocess.Popen(command, env=ENVIRONMENT)
     deadline = time.monotonic() + 120
     while not list(workplace.folder.glob("results/killed-lr*/checkpoint-6.ckpt")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.01)
     process.kill()
     process.wait()
-    folder = workplace.train("killed", 30, resume_from_checkpoint="auto")
-    assert_same_state(whole, load(folder, 30))
+    folder = workplace.go_on("killed", 30)
+    assert not differences(whole, load(folder, 30))
 
 
 def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatch):
@@ -147,10 +108,10 @@ def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatc
         patched.setattr(Interrupt, "poll", lambda self: (next(polls) == 4, False))
         cut = workplace.train("validated", 6, **options)
     assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-4.ckpt"]
-    workplace.train("validated", 6, resume_from_checkpoint="auto", **options)
-    assert_same_state(load(whole, 6), load(cut, 6))
-    rows = [(folder / "validation.jsonl").read_text() for folder in (whole, cut)]
-    assert rows[0] == rows[1] and rows[0].count("\n") == 3
+    workplace.go_on("validated", 6, **options)
+    assert not differences(load(whole, 6), load(cut, 6))
+    one, other = ((folder / "validation.jsonl").read_text() for folder in (whole, cut))
+    assert one == other and one.count("\n") == 3
 
 
 def test_a_validation_put_off_at_the_end_is_made_up_for_once(workplace, monkeypatch):
@@ -158,10 +119,10 @@ def test_a_validation_put_off_at_the_end_is_made_up_for_once(workplace, monkeypa
         patched.setattr(Interrupt, "poll", lambda self: (True, False))
         folder = workplace.train("owed", 1, eval_steps=1)
     assert load(folder, 1)["validation_owed"]
-    workplace.train("owed", 1, resume_from_checkpoint="auto")  # --eval_steps 0: not wanted now
+    workplace.go_on("owed", 1)  # --eval_steps 0: not wanted now
     assert not (folder / "validation.jsonl").exists()
     for _ in range(2):
-        workplace.train("owed", 1, eval_steps=1, resume_from_checkpoint="auto")
+        workplace.go_on("owed", 1, eval_steps=1)
         assert (folder / "validation.jsonl").read_text().count("\n") == 1
         assert not load(folder, 1)["validation_owed"]
         assert (folder / "best-psnr.ckpt").exists()
@@ -193,20 +154,18 @@ def test_going_back_sets_aside_what_came_later(workplace, caplog):
 
 
 def test_a_resume_that_fails_leaves_the_records(workplace):
-    folder = workplace.train("refused", 6, save_ckpt_step=4)
-    (folder / "checkpoint-6.ckpt").unlink()
+    folder = workplace.cut("refused", 6, at=4)
     records = ("options.json", "training_losses.csv", "metrics.jsonl")
     before = [(folder / name).read_bytes() for name in records]
     with pytest.raises(ValueError, match="does not fit"):
-        workplace.train("refused", 8, resume_from_checkpoint="auto", disc_num_layers=2)
+        workplace.go_on("refused", 8, disc_num_layers=2)
     assert [(folder / name).read_bytes() for name in records] == before
 
 
 def test_a_shortened_run_is_finished_and_says_so(workplace):
-    folder = workplace.train("shortened", 8, save_ckpt_step=5)
-    (folder / "checkpoint-8.ckpt").unlink()
+    folder = workplace.cut("shortened", 8, at=5)
     assert not load(folder, 5)["finished"]
-    workplace.train("shortened", 4, resume_from_checkpoint="auto")
+    workplace.go_on("shortened", 4)
     assert load(folder, 5)["finished"]
 
 
@@ -228,7 +187,7 @@ def test_training_does_not_hold_the_checkpoint_it_resumed(workplace, monkeypatch
     monkeypatch.setattr(training, "read_checkpoint", read)
     monkeypatch.setattr(training, "fit", watched_fit)
     workplace.train("light", 2)
-    workplace.train("light", 3, resume_from_checkpoint="auto")
+    workplace.go_on("light", 3)
     assert alive == [None]
 
 
@@ -240,7 +199,7 @@ def test_a_losses_file_of_another_run_is_kept(workplace, tmp_path):
     assert (tmp_path / "losses.csv.superseded-1").read_bytes() == first
     path.write_text("name,size\na,1\n")
     with pytest.raises(ValueError, match=r"losses.csv is no log of losses.*name, size"):
-        workplace.train("second-log", 3, csv_log_path=path, resume_from_checkpoint="auto")
+        workplace.go_on("second-log", 3, csv_log_path=path)
     assert path.read_text() == "name,size\na,1\n"
     with pytest.raises(ValueError, match=r"is no file; give another --csv_log_path"):
         workplace.train("third-log", 1, csv_log_path=tmp_path)

@@ -1,12 +1,9 @@
 import pytest
-import torch
 from PIL import Image
 
 from scripts.make_webdataset import main as make_webdataset
 from tests.images import smooth_image
-from tests.task.flow_training import FlowPlace
-from tests.task.training import Workplace, differences, load
-from train_image_ddp import main as train_vae
+from tests.task.training import FlowPlace, Workplace, differences, load
 
 SHAPES = ((40, 40), (40, 80), (90, 40))
 
@@ -28,18 +25,10 @@ def shards(tmp_path):
 
 def test_vae_trains_on_bucketed_shards_and_resumes_bit_for_bit(shards, tmp_path):
     place = Workplace(tmp_path)
-    options = {
-        "image_path": f"{shards}/shard-{{000000..000002}}.tar",
-        "eval_image_path": shards / "shard-000001.tar",
-        "train_crop": "resized",
-        "aspect_buckets": 16,
-        "dataset_num_worker": 2,
-        "eval_steps": 6,
-        "eval_batch_size": 2,
-    }
-    whole = place.train("whole", 6, **options)
-    place.train("parts", 3, **options)
-    parts = place.train("parts", 6, **options, resume_from_checkpoint="auto")
+    options = {"image_path": f"{shards}/shard-{{000000..000002}}.tar", "train_crop": "resized"}
+    options |= {"eval_image_path": shards / "shard-000001.tar", "aspect_buckets": 16}
+    options |= {"dataset_num_worker": 2, "eval_steps": 6, "eval_batch_size": 2}
+    whole, parts = place.whole_and_parts(6, 3, **options)
     one, two = load(whole, 6), load(parts, 6)
     for part in ("state_dict", "optimizer_state", "sampler_state"):
         assert differences(one[part], two[part]) == []
@@ -47,7 +36,7 @@ def test_vae_trains_on_bucketed_shards_and_resumes_bit_for_bit(shards, tmp_path)
     assert one["sampler_state"]["order"]["aspect_buckets"] == 16
     other = options | {"batch_size": 4, "resume_from_checkpoint": parts / "checkpoint-6.ckpt"}
     with pytest.raises(ValueError, match="batch_size was 2, is 4"):
-        train_vae(place.flags("other", 8, **other))
+        place.train("other", 8, **other)
 
 
 def write_shapes(folder, *shapes):
@@ -96,21 +85,11 @@ def test_buckets_that_a_flow_cannot_take_are_refused_before_training(tmp_path, m
 
 def test_flow_with_text_trains_on_bucketed_shards_and_resumes(shards, tmp_path):
     place = FlowPlace(tmp_path)
-    options = {
-        "dataset": "images",
-        "num_shapes": None,
-        "data_path": shards,
-        "labels": "folder",
-        "text_encoder": "bytes",
-        "text_length": 16,
-        "aspect_buckets": 4,
-        "reduced_min_sizes": [8],
-        "batch_size": 2,
-    }
-    whole = place.train("whole", 6, **options)
-    place.train("parts", 3, **options)
-    parts = place.train("parts", 6, **options, resume_from_checkpoint="auto")
-    contents = [torch.load(f / "checkpoint-6.ckpt", weights_only=True) for f in (whole, parts)]
-    assert differences(*(content["state_dict"] for content in contents)) == []
-    assert contents[0]["sampler_state"] == contents[1]["sampler_state"]
-    assert contents[0]["sampler_state"]["order"]["reduced_min_sizes"] == [8]
+    options = {"dataset": "images", "num_shapes": None, "data_path": shards, "labels": "folder"}
+    options |= {"text_encoder": "bytes", "text_length": 16, "batch_size": 2}
+    options |= {"aspect_buckets": 4, "reduced_min_sizes": [8]}
+    whole, parts = place.whole_and_parts(6, 3, **options)
+    one, two = load(whole, 6), load(parts, 6)
+    assert differences(one["state_dict"], two["state_dict"]) == []
+    assert one["sampler_state"] == two["sampler_state"]
+    assert one["sampler_state"]["order"]["reduced_min_sizes"] == [8]

@@ -5,8 +5,7 @@ import torch
 
 from tests.diffusion.gaussian_flow import average_velocity, velocity
 from tests.objective.fields import plain
-from tests.task.flow_training import FlowPlace
-from tests.task.training import ROOT
+from tests.task.training import ROOT, FlowPlace
 from wfimagevae.dataset import PointDataset, ShapesDataset
 from wfimagevae.engine.options import OptimizerOptions
 from wfimagevae.engine.player import Player
@@ -20,6 +19,12 @@ from wfimagevae.objective.mean_flow import MeanFlow
 
 CPU = torch.device("cpu")
 MEAN, STD = 0.7, 0.4
+# Flows of shapes: minutes on two cores.
+RECIPE = {"resolution": 32, "num_shapes": None, "model_name": "FlowDiT-S/8", "batch_size": 128}
+RECIPE |= {"lr": 6e-3, "lr_schedule": "cosine", "warmup_steps": 50, "ema_decay": 0.99}
+RECIPE |= {"time_mean": -0.8, "time_std": 0.8, "mix_precision": "bf16"}
+RECIPE |= {"log_steps": 200, "csv_log_steps": 200}
+RECIPE |= {"optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw"}
 
 
 @pytest.mark.slow
@@ -29,24 +34,12 @@ MEAN, STD = 0.7, 0.4
 )
 def test_five_modes_are_learned(tmp_path, objective, steps, sampler, num_steps, most):
     """Raw noise scores 0.32."""
-    run = FlowPlace(tmp_path).train(
-        "modes",
-        steps,
-        dataset="five_gaussians",
-        model_name="MLP",
-        model_config=None,
-        no_class_conditional=True,
-        objective=objective,
-        meanflow_ratio=0.5,
-        meanflow_power=0.0,  # points have no outliers to weigh down: 0.010 instead of 0.022
-        time_distribution="uniform",
-        batch_size=256,
-        lr=1e-3,
-        lr_schedule="cosine",
-        ema_decay=0.99,
-        log_steps=500,
-        csv_log_steps=500,
-    )
+    recipe = {"dataset": "five_gaussians", "model_name": "MLP", "model_config": None}
+    recipe |= {"no_class_conditional": True, "objective": objective, "meanflow_ratio": 0.5}
+    recipe |= {"meanflow_power": 0.0}  # points have no outliers to weigh down: 0.010, not 0.022
+    recipe |= {"time_distribution": "uniform", "batch_size": 256, "lr_schedule": "cosine"}
+    recipe |= {"ema_decay": 0.99, "log_steps": 500, "csv_log_steps": 500}
+    run = FlowPlace(tmp_path).train("modes", steps, **recipe)
     options = SamplingOptions(sampler=sampler, steps=num_steps)
     samples = load_generator(str(run), CPU).sample(list(range(4000)), None, options)
     fresh = PointDataset("five_gaussians", seed=99).read_batch(list(range(4000)))["point"]
@@ -89,25 +82,8 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 def test_shapes_are_those_of_their_class(tmp_path, two_threads):
     """Six minutes on two cores; with guidance 3."""
-    run = FlowPlace(tmp_path).train(
-        "shapes",
-        2000,
-        resolution=32,
-        num_shapes=None,
-        model_name="FlowDiT-S/8",
-        model_config=ROOT / "examples" / "flow-shapes-small.json",
-        batch_size=128,
-        lr=6e-3,
-        lr_schedule="cosine",
-        warmup_steps=50,
-        optimizer="muon",
-        time_mean=-0.8,
-        time_std=0.8,
-        ema_decay=0.99,
-        mix_precision="bf16",
-        log_steps=200,
-        csv_log_steps=200,
-    )
+    config = ROOT / "examples" / "flow-shapes-small.json"
+    run = FlowPlace(tmp_path).train("shapes", 2000, model_config=config, **RECIPE)
     classifier, labels = train_classifier(), torch.arange(320) % 8
     generator = load_generator(str(run), CPU)
     options = SamplingOptions(sampler="euler", steps=20, guidance_scale=3.0)

@@ -5,9 +5,8 @@ import math
 import pytest
 import torch
 
-from tests.task.flow_training import FlowPlace
-from tests.task.test_trained_flows import train_classifier
-from tests.task.training import ROOT
+from tests.task.test_trained_flows import RECIPE, train_classifier
+from tests.task.training import ROOT, FlowPlace
 from wfimagevae.dataset import ShapesDataset
 from wfimagevae.dataset.toy.shapes import COLOURS, SHAPES
 from wfimagevae.generate.generator_files import load_generator
@@ -36,26 +35,9 @@ def test_prompts_are_drawn_in_shape_and_colour(tmp_path, two_threads):
 
 def train(folder, steps, **options):
     """Trains the small text-to-image network of the examples; its run."""
-    recipe = {
-        "resolution": 32,
-        "num_shapes": None,
-        "no_class_conditional": True,
-        "text_encoder": "bytes",
-        "text_length": 20,
-        "model_name": "FlowDiT-S/8",
-        "model_config": ROOT / "examples" / "flow-shapes-text-small.json",
-        "batch_size": 128,
-        "lr": 6e-3,
-        "lr_schedule": "cosine",
-        "warmup_steps": 50,
-        "optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw",
-        "time_mean": -0.8,
-        "time_std": 0.8,
-        "ema_decay": 0.99,
-        "mix_precision": "bf16",
-        "log_steps": 200,
-        "csv_log_steps": 200,
-    }
+    texts = {"no_class_conditional": True, "text_encoder": "bytes", "text_length": 20}
+    config = ROOT / "examples" / "flow-shapes-text-small.json"
+    recipe = RECIPE | texts | {"model_config": config}
     return FlowPlace(folder).train("text", steps, **recipe | options)
 
 

@@ -1,13 +1,12 @@
 """Optional terms and frozen halves, as users switch them on."""
 
-import csv
 import json
 import logging
 
 import pytest
 
 from tests.images import TINY_MODEL
-from tests.task.training import Workplace, differences, largest_difference, load, refused
+from tests.task.training import differences, largest_difference, load, refused, rows
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.task.vae import VaeTask
 from wfimagevae.task.vae_options import VaeOptions
@@ -15,16 +14,6 @@ from wfimagevae.task.vae_options import VaeOptions
 IMAGE_TERMS = {f"{name}_weight": 0.5 for name in ("mse", "color", "histogram", "contrast")}
 LATENT_TERMS = {"kl_warmup_steps": 3, "kl_free_bits": 0.01, "mmd_weight": 0.1}
 ADVERSARY_TERMS = {"r1_weight": 1, "r1_interval": 2, "instance_noise_std": 0.1}
-
-
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("terms"))
-
-
-def losses(folder):
-    with (folder / "training_losses.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def parts(folder, step, half):
@@ -39,18 +28,21 @@ def test_every_term_trains_and_is_logged(workplace, gan_schedule, mix_precision)
     options = IMAGE_TERMS | LATENT_TERMS | ADVERSARY_TERMS
     options |= {"gan_schedule": gan_schedule, "mix_precision": mix_precision}
     folder = workplace.train(f"all-{gan_schedule}-{mix_precision}", 12, **options)
-    rows = losses(folder)
+    lines = rows(folder / "training_losses.csv")
     for name in ("mse", "color", "histogram", "contrast", "mmd", "kl"):
-        values = [float(row[f"train/{name}_loss_per_pixel"]) for row in rows]
+        values = [float(row[f"train/{name}_loss_per_pixel"]) for row in lines]
         assert all(-1 < value < 100 for value in values)
         assert any(values), name
-    assert float(rows[0]["train/kl_weight"]) < float(rows[-1]["train/kl_weight"]) <= 1e-6
-    penalties = [float(row["train/r1_penalty"]) for row in rows if row["train/r1_penalty"]]
+    assert float(lines[0]["train/kl_weight"]) < float(lines[-1]["train/kl_weight"]) <= 1e-6
+    penalties = [float(row["train/r1_penalty"]) for row in lines if row["train/r1_penalty"]]
     assert penalties and min(penalties) > 0
     # fp16 skips while its scaler looks for a scale; everything else makes every update.
     if mix_precision != "fp16":
-        assert not any(float(row["skipped/discriminator"]) for row in rows)
-    state = load(folder, 12)["state_dict"]
+        assert not any(float(row["skipped/discriminator"]) for row in lines)
+    content = load(folder, 12)
+    if mix_precision == "fp16":
+        assert content["player_state"]["generator"]["scaler"]["scale"] > 0
+    state = content["state_dict"]
     assert all(v.isfinite().all() for part in state.values() for v in part.values())
 
 
@@ -71,13 +63,15 @@ def test_joint_and_alternate_agree_on_a_generator_that_trains_alone(workplace):
     assert largest_difference(joint["gen_model"], turns["gen_model"]) == 0
 
 
-def test_a_frozen_decoder_stays_as_it_was(workplace):
-    options = {"freeze_decoder": True, "no_adaptive_weight": True, "save_ckpt_step": 1}
-    folder = workplace.train("frozen", 3, **options)
-    assert not differences(parts(folder, 1, "decoder."), parts(folder, 3, "decoder."))
-    assert largest_difference(parts(folder, 1, "encoder."), parts(folder, 3, "encoder.")) > 0
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_a_frozen_half_stays_as_it_was(workplace, half):
+    options = {f"freeze_{half}": True, "no_adaptive_weight": half == "decoder" or None}
+    folder = workplace.train(f"frozen-{half}", 3, save_ckpt_step=1, **options)
+    other = {"encoder": "decoder", "decoder": "encoder"}[half]
+    assert not differences(parts(folder, 1, f"{half}."), parts(folder, 3, f"{half}."))
+    assert largest_difference(parts(folder, 1, other), parts(folder, 3, other)) > 0
     # Without a discriminator, or before it is asked for anything, nothing else is needed.
-    workplace.train("frozen-alone", 2, freeze_decoder=True, disc_weight=0)
+    workplace.train(f"alone-{half}", 2, disc_weight=0, **{f"freeze_{half}": True})
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
@@ -128,13 +122,13 @@ def test_a_modulated_model_with_curves_starts_from_a_plain_one(workplace, caplog
     path = workplace.folder / "spade.json"
     path.write_text(json.dumps(TINY_MODEL | {"spade": True}))
     options = {"model_config": path, "save_ckpt_step": 1}
-    start = {"pretrained_model_name_or_path": plain / "checkpoint-2.ckpt"}
-    folder = workplace.train("spade", 3, **options, **start)
+    options |= {"pretrained_model_name_or_path": plain / "checkpoint-2.ckpt"}
+    folder = workplace.train("spade", 3, **options)
     assert "no SPADE modulation" in caplog.text
     before, after = (parts(folder, step, "decoder.spade_out") for step in (1, 3))
     assert largest_difference(before, after) > 0
     whole = load(folder, 3)["state_dict"]
     (folder / "checkpoint-3.ckpt").unlink()
     (folder / "checkpoint-2.ckpt").unlink()
-    workplace.train("spade", 3, resume_from_checkpoint="auto", **options, **start)
+    workplace.go_on("spade", 3, **options)
     assert not differences(whole, load(folder, 3)["state_dict"])

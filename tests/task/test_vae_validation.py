@@ -1,6 +1,5 @@
 """Validation of image VAEs: crops of any size it can measure, and what it refuses beforehand."""
 
-import json
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +7,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from tests.task.training import Workplace, refused
+from tests.task.training import refused, rows
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.generate.autoencoders import load_autoencoder
 from wfimagevae.task.vae import VaeTask
@@ -19,22 +18,15 @@ from wfimagevae.task.vae_options import VaeOptions
 DEEP = {"resolution": 48, "disc_num_layers": 4, "disc_start": 0, "eval_steps": 1}
 
 
-@pytest.fixture(scope="module")
-def workplace(tmp_path_factory):
-    return Workplace(tmp_path_factory.mktemp("validation"))
-
-
 def test_crops_that_are_no_multiples_of_the_factor_are_measured_whole(workplace):
     sizes = {"eval_resolution": 30, "eval_crop_size": 27}
     folder = workplace.train("odd", 2, eval_steps=2, disc_start=0, **sizes)
     vae = load_autoencoder(f"WFVAE2Image:{folder}/checkpoint-2.ckpt")
-    held_out = [
-        sample["image"]
-        for sample in ValidImageDataset(workplace.folder / "held_out", *sizes.values())
-    ]
+    dataset = ValidImageDataset(workplace.folder / "held_out", *sizes.values())
+    held_out = [sample["image"] for sample in dataset]
     pairs = [(image.numpy(), vae.reconstruct(image[None])[0].numpy()) for image in held_out]
     psnrs = [peak_signal_noise_ratio(x, y, data_range=2) for x, y in pairs]
-    (row,) = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    (row,) = rows(folder / "validation.jsonl")
     assert row["val/psnr"] == pytest.approx(sum(psnrs) / len(psnrs), rel=1e-5)
     (picture, *_) = (folder / "val_images" / "reconstructed").rglob("*.png")
     assert Image.open(picture).size == (27, 27)
