@@ -1,12 +1,10 @@
 """Two gloo processes against one: same samples, same updates, exact resumption."""
 
-import csv
-
 import pytest
 import torch
 
 from tests.distributed.worker import play, play_on_ranks
-from tests.task.training import Workplace, differences, largest_difference, load
+from tests.task.training import Workplace, differences, largest_difference, load, rows
 
 CONSTANT = {"no_adaptive_weight": True}
 EVERY_TERM = {f"{name}_weight": 1 for name in ("mse", "color", "histogram", "contrast", "r1")}
@@ -59,7 +57,7 @@ def test_another_number_of_ranks_reads_the_same_samples_on(workplace):
     options = {"lr": 1e-5, "log_steps": 1, "csv_log_steps": 1, "disc_start": 1}
     folder = workplace.torchrun("shrink", 3, batch_size=2, **options)
     assert load(folder, 3)["sampler_state"]["position"] == 12
-    workplace.train("shrink", 6, batch_size=4, resume_from_checkpoint="auto", **options)
+    workplace.go_on("shrink", 6, batch_size=4, **options)
     steady = workplace.train("steady", 6, batch_size=4, **options)
     assert load(folder, 6)["sampler_state"] == load(steady, 6)["sampler_state"]
     for shrunk, whole in zip(losses(folder), losses(steady), strict=True):
@@ -68,5 +66,4 @@ def test_another_number_of_ranks_reads_the_same_samples_on(workplace):
 
 def losses(folder):
     """The error of each step: at this learning rate, a fingerprint of its samples."""
-    with (folder / "training_losses.csv").open(newline="") as file:
-        return [row["train/rec_loss_per_pixel"] for row in csv.DictReader(file)]
+    return [row["train/rec_loss_per_pixel"] for row in rows(folder / "training_losses.csv")]

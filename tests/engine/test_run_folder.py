@@ -23,9 +23,6 @@ def test_auto_continues_the_highest_step_even_with_other_options(tmp_path):
     make_run(tmp_path, run_name("exp", 1e-3, 2, 1, 64), [])  # nothing saved yet
     want = tmp_path / run_name("exp", 1e-4, 4, 1, 64)
     assert find_resume("auto", want, "exp") == (old, old / "checkpoint-10000.ckpt")
-
-
-def test_auto_starts_fresh_where_there_is_nothing(tmp_path):
     want = tmp_path / "none" / run_name("exp", 1e-4, 4, 1, 64)
     assert find_resume("auto", want, "exp") == (want, None)
 
@@ -37,17 +34,12 @@ def test_auto_lists_several_candidates(tmp_path):
         find_resume("auto", tmp_path / "x", "exp")
 
 
-def test_a_fresh_start_does_not_overwrite_a_run(tmp_path):
-    folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [1])
-    with pytest.raises(ValueError, match="already holds checkpoints"):
-        find_resume(None, folder, "exp")
-
-
-def test_a_run_is_not_overwritten_from_elsewhere(tmp_path):
+def test_a_run_is_overwritten_neither_afresh_nor_from_elsewhere(tmp_path):
     folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [7])
     path = make_run(tmp_path, "elsewhere", [3]) / "checkpoint-3.ckpt"
-    with pytest.raises(ValueError, match="already holds checkpoints"):
-        find_resume(str(path), folder, "exp")
+    for source in (None, str(path)):
+        with pytest.raises(ValueError, match="already holds checkpoints"):
+            find_resume(source, folder, "exp")
 
 
 @pytest.mark.parametrize("name", ["team/vae", "vae/"])

@@ -16,16 +16,11 @@ def factors(updates, kind, total_updates=1, **options):
     return [schedule(update) for update in updates]
 
 
-def test_linear_ends_at_its_share():
-    assert factors([0, 5, 10, 99], "linear", 10, min_lr_ratio=0.1) == pytest.approx(
-        [1, 0.55, 0.1, 0.1]
-    )
-
-
-def test_cosine_is_half_way_down_half_way():
-    assert factors([2, 7, 12], "cosine", 12, warmup_steps=2) == pytest.approx(
-        [1, 0.5, 0], abs=1e-12
-    )
+def test_linear_ends_at_its_share_and_cosine_is_half_way_down_half_way():
+    linear = factors([0, 5, 10, 99], "linear", 10, min_lr_ratio=0.1)
+    assert linear == pytest.approx([1, 0.55, 0.1, 0.1])
+    cosine = factors([2, 7, 12], "cosine", 12, warmup_steps=2)
+    assert cosine == pytest.approx([1, 0.5, 0], abs=1e-12)
 
 
 def test_step_falls_at_once_and_exponential_smoothly_to_the_same_values():

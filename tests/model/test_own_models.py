@@ -122,7 +122,7 @@ def test_an_own_autoencoder_trains_resumes_and_is_exported(package, tmp_path):
     whole = place.train("whole", 4, **options)
     place.train("parts", 2, **options)
     forget_imports()
-    parts = place.train("parts", 4, resume_from_checkpoint="auto", **options)
+    parts = place.go_on("parts", 4, **options)
     assert differences(load(whole, 4), load(parts, 4)) == []
     assert load(parts, 4)["config"]["_class_name"] == name
 
@@ -148,7 +148,7 @@ def test_an_own_velocity_network_trains_resumes_and_generates(package, tmp_path,
     whole = place.train("whole", 3, **options)
     place.train("parts", 2, **options)
     forget_imports()
-    parts = place.train("parts", 3, resume_from_checkpoint="auto", **options)
+    parts = place.go_on("parts", 3, **options)
     assert differences(load(whole, 3), load(parts, 3)) == []
 
     forget_imports()

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from tests.diffusion import gaussian_flow
 from wfimagevae.objective.options import MeanFlowOptions
 
 
@@ -15,9 +16,8 @@ def plain(**options) -> MeanFlowOptions:
 class GaussianField(nn.Module):
     """Exact velocities, and average velocities, for independent data N(mean, std^2).
 
-    The marginal at t is N(t mean, sd_t^2), sd_t^2 = (1 - t)^2 + t^2 std^2, and the flow takes
-    x_a to b mean + sd_b / sd_a (x_a - a mean). ``offset`` and ``slope`` are added to it: where
-    the exact field minimises a loss, their gradients vanish at zero.
+    ``offset`` and ``slope`` are added to them: where the exact field minimises a loss, their
+    gradients vanish at zero.
     """
 
     num_classes, has_average_velocity = 0, True
@@ -29,25 +29,11 @@ class GaussianField(nn.Module):
         self.offset = nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
-    def _sd(self, t: Tensor) -> Tensor:
-        return ((1 - t) ** 2 + t**2 * self.std**2).sqrt()
-
-    def velocity(self, x: Tensor, t: Tensor) -> Tensor:
-        rate = (t * self.std**2 - (1 - t)) / self._sd(t) ** 2
-        return self.mean + rate * (x - t * self.mean)
-
     def average(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        end = s * self.mean + self._sd(s) / self._sd(t) * (x - t * self.mean)
-        return (end - x) / (s - t)
+        return gaussian_flow.average_velocity(x, t, s, self.mean, self.std)
 
     def forward(self, x: Tensor, t: Tensor, condition=None, t_end=None) -> Tensor:
-        t = t.view(-1, 1)
-        exact = self.velocity(x, t)
-        if t_end is not None:
-            s = t_end.view(-1, 1)
-            apart = (s - t) > 1e-9
-            safe = torch.where(apart, s, t + 0.5)
-            exact = torch.where(apart, self.average(x, t, safe), exact)
+        exact = self.average(x, t, t if t_end is None else t_end)
         return exact + self.offset + self.slope * x
 
 
