@@ -51,9 +51,8 @@ class Quadratic(nn.Module):
         self.target = [torch.randn(4, 6), torch.randn(4)]
 
     def forward(self):
-        return sum(
-            (p - t).square().sum() for p, t in zip(self.parameters(), self.target, strict=True)
-        )
+        pairs = zip(self.parameters(), self.target, strict=True)
+        return sum((p - t).square().sum() for p, t in pairs)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -18,11 +18,15 @@ from wfimagevae.objective.vae import (
 )
 
 
+def small_loss(**options):
+    torch.manual_seed(1)
+    defaults = {"perceptual_weight": 0, "disc_num_layers": 1, "disc_start": 0}
+    return LPIPSWithDiscriminator2D(LossConfig(**defaults | options))
+
+
 @pytest.fixture
 def game():
-    vae = small_vae()
-    config = LossConfig(perceptual_weight=0, disc_num_layers=1, disc_start=0)
-    loss = LPIPSWithDiscriminator2D(config)
+    vae, loss = small_vae(), small_loss()
     queue = deque()
     generator = GeneratorObjective(vae, loss, seed=0, hand_over=queue)
     discriminator = DiscriminatorObjective(loss, lambda batch: queue.popleft())
@@ -107,9 +111,7 @@ def test_an_update_of_the_discriminator_iterates_its_norm_once(game):
 
 
 def test_instance_noise_follows_the_sample_and_differs_between_real_and_fake():
-    loss = LPIPSWithDiscriminator2D(
-        LossConfig(perceptual_weight=0, instance_noise_std=0.5, instance_noise_decay=0.9)
-    )
+    loss = small_loss(instance_noise_std=0.5, instance_noise_decay=0.9)
     whole = instance_noise(loss, batch(range(8)), 2, 0, "fake")
     assert whole.std().item() == pytest.approx(0.5 * 0.81, rel=0.02)
     parts = [instance_noise(loss, batch((n,)), 2, 0, "fake") for n in range(8)]
@@ -126,10 +128,7 @@ def test_instance_noise_follows_the_sample_and_differs_between_real_and_fake():
 
 
 def test_both_players_see_the_same_noisy_reconstruction():
-    vae = small_vae()
-    loss = LPIPSWithDiscriminator2D(
-        LossConfig(perceptual_weight=0, disc_num_layers=1, disc_start=0, instance_noise_std=0.3)
-    )
+    vae, loss = small_vae(), small_loss(instance_noise_std=0.3)
     queue, seen = deque(), []
     loss.discriminator.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
     GeneratorObjective(vae, loss, 5, queue)(batch(), 3)
@@ -141,13 +140,10 @@ def test_both_players_see_the_same_noisy_reconstruction():
 
 @pytest.mark.parametrize(("steps_a_turn", "due"), [(1, [0, 2, 4, 6]), (2, [1, 5])])
 def test_the_gradient_penalty_counts_the_discriminators_own_updates(steps_a_turn, due):
-    loss = LPIPSWithDiscriminator2D(
-        LossConfig(perceptual_weight=0, disc_num_layers=1, r1_weight=1.0, r1_interval=2)
-    )
-    images = batch()
+    loss = small_loss(r1_weight=1.0, r1_interval=2)
     objective = DiscriminatorObjective(loss, lambda b: b["image"], 0, steps_a_turn)
     steps = range(0, 8) if steps_a_turn == 1 else range(1, 8, 2)  # its turns
-    found = [step for step in steps if "train/r1_penalty" in objective(images, step)[1]]
+    found = [step for step in steps if "train/r1_penalty" in objective(batch(), step)[1]]
     assert found == due
 
 
@@ -165,39 +161,26 @@ def adversarial_gradients(vae, loss):
     return {name: p.grad.clone() for name, p in vae.named_parameters()}
 
 
-def test_gan_only_training_gives_encoder_and_decoder_the_adversarial_gradient():
+@pytest.mark.parametrize("rec_weight", [0, 1])
+def test_encoder_and_decoder_get_the_whole_adversarial_gradient(rec_weight):
     vae = small_vae().double()
-    torch.manual_seed(1)
-    off = {"perceptual_weight": 0, "kl_weight": 0, "wavelet_weight": 0, "disc_num_layers": 1}
-    config = LossConfig(rec_weight=0, adaptive_weight=False, disc_weight=0.7, disc_start=0, **off)
-    loss = LPIPSWithDiscriminator2D(config).double()
+    off = {"kl_weight": 0, "wavelet_weight": 0}
+    constant = {"adaptive_weight": False, "disc_weight": 0.7}
+    loss = small_loss(**off, **constant, rec_weight=rec_weight).double()
     want = {name: 0.7 * grad for name, grad in adversarial_gradients(vae, loss).items()}
+    if rec_weight:
+        pixels = generator_gradients(vae, small_loss(**off, disc_weight=0).double())
+        want = {name: grad + pixels[name] for name, grad in want.items()}
     got = generator_gradients(vae, loss)
     torch.testing.assert_close(got, want)
     for half in ("encoder.conv_in.weight", "encoder.conv_out.weight", "decoder.conv_in.weight"):
         assert got[half].abs().max() > 0
 
 
-def test_with_reconstruction_both_gradients_go_all_the_way_too():
-    vae = small_vae().double()
-    torch.manual_seed(1)
-    off = {"perceptual_weight": 0, "kl_weight": 0, "wavelet_weight": 0, "disc_num_layers": 1}
-    together = LossConfig(adaptive_weight=False, disc_weight=0.7, disc_start=0, **off)
-    loss = LPIPSWithDiscriminator2D(together).double()
-    alone = LPIPSWithDiscriminator2D(LossConfig(disc_weight=0, **off)).double()
-    pixels, adversary = generator_gradients(vae, alone), adversarial_gradients(vae, loss)
-    got = generator_gradients(vae, loss)
-    want = {name: pixels[name] + 0.7 * adversary[name] for name in pixels}
-    torch.testing.assert_close(got, want)
-
-
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_a_frozen_half_leaves_the_adversarial_gradient_to_the_other(half):
     vae = small_vae()
     getattr(vae, f"freeze_{half}")()
-    config = LossConfig(
-        rec_weight=0, perceptual_weight=0, adaptive_weight=False, disc_num_layers=1, disc_start=0,
-        mmd_weight=1.0, kl_free_bits=0.1,
-    )  # fmt: skip
-    grads = generator_gradients(vae, LPIPSWithDiscriminator2D(config))
+    options = {"rec_weight": 0, "adaptive_weight": False, "mmd_weight": 1.0, "kl_free_bits": 0.1}
+    grads = generator_gradients(vae, small_loss(**options))
     assert grads and not [name for name in grads if name.startswith(half)]
