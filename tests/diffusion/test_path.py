@@ -40,7 +40,8 @@ def test_shift_follows_the_published_formula_for_noise_levels():
         (lambda: time_grid(3, -1.0), "shift must be above 0"),
         (lambda: time_grid(3, float("nan")), "shift must be above 0"),
         (lambda: TimeDistribution("cosine"), "'cosine': uniform or logit_normal"),
-        (lambda: TimeDistribution("logit_normal", std=0), "above 0, got 0"),
+        (lambda: TimeDistribution("logit_normal", std=0), "of the logit must be above 0, got 0"),
+        (lambda: TimeDistribution(mean=float("nan")), "of the logit must be"),
     ],
 )
 def test_wrong_times_are_refused(call, message):

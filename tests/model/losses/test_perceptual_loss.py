@@ -52,10 +52,16 @@ def random_case(dtype=torch.float32):
     return images, tensors, last_layer.requires_grad_()
 
 
+def generator_loss(loss, case, step=0):
+    """The value and logs of a loss for such a case."""
+    images, tensors, last_layer = case
+    return loss.generator_loss(images, vae_output(tensors, last_layer), last_layer, step)
+
+
 def test_generator_loss_and_its_logs_match_the_golden_values(golden):
     tensors, last_layer = golden.tensors, golden.tensors["last_layer"].clone().requires_grad_()
     images = tensors["inputs"]
-    loss, logs = golden.loss.generator_loss(images, vae_output(tensors, last_layer), last_layer, 0)
+    loss, logs = generator_loss(golden.loss, (images, tensors, last_layer))
     values = images[0].numel()
     torch.testing.assert_close(
         loss.item() * values, golden.expected["generator_loss"], rtol=1e-5, atol=1e-4
@@ -87,9 +93,8 @@ def test_gradient_is_that_of_the_plain_sum_of_terms(loss_type):
     """With a constant weight the image-gradient detour must not show: autograd on the sum."""
     loss = small_loss(adaptive_weight=False, disc_weight=0.7, loss_type=loss_type, kl_weight=0.1)
     loss = loss.double()
-    images, tensors, last_layer = random_case(torch.float64)
-    output = vae_output(tensors, last_layer)
-    got, _ = loss.generator_loss(images, output, last_layer, 0)
+    images, tensors, last_layer = case = random_case(torch.float64)
+    got, _ = generator_loss(loss, case)
     (gradient,) = torch.autograd.grad(got, last_layer)
 
     sample = vae_output(tensors, last_layer).sample
@@ -101,8 +106,8 @@ def test_gradient_is_that_of_the_plain_sum_of_terms(loss_type):
 
 def test_adaptive_weight_balances_the_two_gradients_at_the_last_layer():
     loss = small_loss(disc_weight=0.5)
-    images, tensors, last_layer = random_case()
-    _, logs = loss.generator_loss(images, vae_output(tensors, last_layer), last_layer, 0)
+    images, tensors, last_layer = case = random_case()
+    _, logs = generator_loss(loss, case)
     sample = vae_output(tensors, last_layer).sample
     nll = (images - sample).abs().sum() / 2
     (nll_grad,) = torch.autograd.grad(nll, last_layer, retain_graph=True)
@@ -133,9 +138,7 @@ def test_vanilla_loss_of_undecided_logits_is_log_two():
 def test_adversarial_term_starts_and_ramps_when_told():
     loss = small_loss(disc_start=10, disc_ramp_steps=4)
     assert [loss.config.disc_factor(s) for s in (0, 9, 10, 11, 13, 100)] == [0, 0, 0.25, 0.5, 1, 1]
-    images, tensors, last_layer = random_case()
-    _, logs = loss.generator_loss(images, vae_output(tensors, last_layer), last_layer, 9)
-    assert "train/g_loss" not in logs
+    assert "train/g_loss" not in generator_loss(loss, random_case(), step=9)[1]
 
 
 def test_weights_of_zero_compute_nothing():
@@ -154,11 +157,9 @@ def test_weights_of_zero_compute_nothing():
 
 
 def test_non_finite_reconstruction_shows_in_the_loss():
-    loss = small_loss()
-    images, tensors, last_layer = random_case()
-    tensors["hidden"][0, 0, 0, 0] = float("nan")
-    value, _ = loss.generator_loss(images, vae_output(tensors, last_layer), last_layer, 0)
-    assert not value.isfinite()
+    case = random_case()
+    case[1]["hidden"][0, 0, 0, 0] = float("nan")
+    assert not generator_loss(small_loss(), case)[0].isfinite()
 
 
 @pytest.mark.parametrize(
