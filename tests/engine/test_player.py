@@ -88,6 +88,17 @@ def test_a_non_finite_loss_with_finite_gradients_is_skipped_too():
     assert ours.skipped.tolist() == [3, 3]
 
 
+def test_learning_rate_warms_up_then_falls_by_the_cosine():
+    ours = player(lr=1.0)
+    rates = []
+    for i, batch in enumerate(batches(21, 2)):
+        ours.update([batch], i)
+        rates.append(ours.lr)
+    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
+    assert rates[11] == pytest.approx(0.5)
+    assert rates[20] == pytest.approx(0.0)
+
+
 def test_state_restores_the_place_in_schedule_and_average():
     ours, other = player(ema=True), player(ema=True)
     for i, batch in enumerate(batches(3, 4)):
