@@ -25,5 +25,5 @@ from scripts import (
 )
 def test_a_folder_is_no_output_file(script, words, tmp_path, capsys):
     with pytest.raises(SystemExit):
-        script.build_parser().parse_args([*words.split(), str(tmp_path)])
+        script.main([*words.split(), str(tmp_path)])
     assert f"{tmp_path} is a folder; name a file" in capsys.readouterr().err
