@@ -83,6 +83,8 @@ class Parser(argparse.ArgumentParser):
                 places[flag.group] = self.add_argument_group(flag.group, flag.about or None)
             action = places[flag.group].add_argument(*flag.words, action=_Store, **flag.shape)
             action.is_basic, action.repeats = flag.basic, flag.repeats
+            # A file may bring what the command line lacks.
+            action.required = flag.required and "config" not in cls.model_fields
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""

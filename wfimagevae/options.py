@@ -295,12 +295,14 @@ class Flag:
         shape: The arguments of argparse: number of values, choices, default and help.
         basic: Shown to beginners.
         repeats: The flag may come again and adds to the list.
+        required: It has no default.
     """
 
     def __init__(self, group: str, about: str, name: str, field: Any):
         self.group, self.about = group, about
         extra = field.json_schema_extra or {}
         self.basic, self.repeats = extra.get("basic", False), "repeat" in extra
+        self.required = field.is_required()
         kind, name = bare_type(field.annotation), field.alias or name
         self.words = [name if extra.get("positional") else f"--{name}"]
         default = None if field.default is PydanticUndefined else field.default
