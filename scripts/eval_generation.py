@@ -14,6 +14,7 @@ from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.eval.options import (
+    EXIT_STATUS,
     METRIC_UNAVAILABLE,
     CaptionOptions,
     GenerationOptions,
@@ -57,8 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv,
         description="Measure generated samples, from files or from a trained flow, against a "
         "reference set.",
-        epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
-        "are missing; 2 an error. torchrun turns each of 2 and 3 into 1.",
+        epilog=EXIT_STATUS,
     )
     check_guidance(options.negative_prompt, options.guidance_scale)
     if bool(options.generated_image_dir) == bool(options.from_pretrained):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
-from wfimagevae.eval.options import METRIC_UNAVAILABLE, PairOptions
+from wfimagevae.eval.options import EXIT_STATUS, METRIC_UNAVAILABLE, PairOptions
 from wfimagevae.generate.options import DeviceOptions
 from wfimagevae.options import OutputFile, option
 
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         EvaluationOptions,
         argv,
         description="Measure reconstructions against their originals, paired by relative path.",
-        epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
-        "are missing; 2 an error. torchrun turns each of 2 and 3 into 1.",
+        epilog=EXIT_STATUS,
     )
 
     from wfimagevae.dataset import ValidImageDataset

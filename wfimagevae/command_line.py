@@ -129,7 +129,7 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) ->
             del in_file[name]
             in_file |= {action.dest: False} if value else {}
     try:
-        return cls.read(in_file | given)
+        return cls(**in_file | given)
     except BadOptions as error:
         places = {name: f"--config {path}: {name}: " for name in in_file}
         places |= {name: f"argument --{name}: " for name in given}

@@ -205,11 +205,6 @@ class Options(BaseModel):
         """Pydantic's description of each field, by the name of its flag."""
         return {field.alias or name: field for name, field in cls.model_fields.items()}
 
-    @classmethod
-    def read(cls, values: Mapping[str, Any]) -> Self:
-        """An object from values by flag; raises BadOptions."""
-        return cls(**values)
-
     def values(self) -> dict[str, Any]:
         """All values by flag, as JSON can hold them."""
         return self.model_dump(mode="json", by_alias=True)
@@ -278,7 +273,7 @@ def overrides_of(group: type[Options]) -> Any:
             if key not in group.by_flag():
                 raise ValueError(f"unknown key {key!r}{nearest(key, group.by_flag())}")
         try:
-            given = group.read(words)
+            given = group(**words)
         except BadOptions as error:
             raise ValueError(f"--{error}") from None
         return {key: getattr(given, key) for key in words}

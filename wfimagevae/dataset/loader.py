@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, Subset
 
 from wfimagevae.dataset.images.held_out import ValidImageDataset, collate_images
+from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.dataset.protocol import DataError, TrainData
 
 _log = logging.getLogger("wfimagevae")
@@ -154,6 +155,19 @@ class TrainLoader:
     def close(self) -> None:
         """Stops the workers. A later ``next`` starts them again where the data stands."""
         self._batches = None
+
+
+def train_loader(
+    dataset: TrainData,
+    batch_size: int,
+    options: LoaderOptions,
+    device: torch.device | str,
+    rank: int = 0,
+    world_size: int = 1,
+) -> TrainLoader:
+    """A `TrainLoader` that reads as the flags of reading say."""
+    workers, ahead = options.dataset_num_worker, options.dataloader_prefetch_factor
+    return TrainLoader(dataset, batch_size, rank, world_size, workers, ahead, device=device)
 
 
 class _BatchReader(Dataset):

@@ -118,5 +118,5 @@ def draw_again(generator: FlowGenerator, record: Mapping[str, Any]) -> Tensor:
 def _read_sampling(record: Mapping[str, Any]) -> tuple[SamplingOptions, Size | None]:
     values = {f"guidance_{name}": value for name, value in record["guidance"].items()}
     values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
-    options = SamplingOptions.read(values | {"time_shift": record["shift"]})
+    options = SamplingOptions(**values, time_shift=record["shift"])
     return options, record["size"] and tuple(record["size"])

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
 from wfimagevae.engine.checkpoint import Checkpoint
@@ -216,16 +216,6 @@ class RandomBatches(Iterator):
         return self._inputs | {"position": positions, "unreadable": []}
 
 
-def _loader(options: TrainingOptions, dataset, device: torch.device) -> TrainLoader:
-    return TrainLoader(
-        dataset,
-        options.batch_size,
-        num_workers=options.dataset_num_worker,
-        prefetch_factor=options.dataloader_prefetch_factor,
-        device=device,
-    )
-
-
 def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     """What image-VAE training builds from the same options.
 
@@ -240,7 +230,8 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     for player in players:
         player.flops_per_sample = flops[player.name]
     if options.image_path:
-        batches = _loader(options, build_image_data(options, options.image_path), device)
+        dataset = build_image_data(options, options.image_path)
+        batches = train_loader(dataset, options.batch_size, options, device)
     else:
         shape = (options.batch_size, 3, options.resolution, options.resolution)
         image = torch.rand(shape, device=device) * 2 - 1
@@ -368,7 +359,8 @@ def _flow_data(options: FlowBenchOptions) -> tuple[FlowSpace, Iterator]:
     if options.data_path:
         options = with_resolution(options)
         dataset, _ = build_datasets(options)
-        return open_space(options, dataset, device), _loader(options, dataset, device)
+        space = open_space(options, dataset, device)
+        return space, train_loader(dataset, options.batch_size, options, device)
     kind, size = options.dataset, options.batch_size
     classes = options.num_classes if options.class_conditional else 0
     if kind == "latents":

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.loader import train_loader
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.player import OptimizerState, Player, PlayerPart, build_player
@@ -61,15 +62,8 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> Assembly:
     max_steps = run_length(options, len(dataset), process.size).max_steps
     player = build_flow_player(options, objective, max_steps)
     player.flops_per_sample = 2.0 * objective.passes() * macs
-    loader = TrainLoader(
-        dataset,
-        options.batch_size,
-        rank=process.rank,
-        world_size=process.size,
-        num_workers=options.dataset_num_worker,
-        prefetch_factor=options.dataloader_prefetch_factor,
-        device=process.device,
-    )
+    batch_size, device = options.batch_size, process.device
+    loader = train_loader(dataset, batch_size, options, device, process.rank, process.size)
     # Validation and samples; the tracker comes last, as it may start processes.
     tracker = run_tracker(options, process, folder)
     draws = build_generator(options, objective, space, process.device)

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from wfimagevae.dataset import TrainLoader
+from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.distributed import World
@@ -73,15 +74,8 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> Assembly:
     flops = update_flops(vae, loss, options, macs)
     for player in players:
         player.flops_per_sample = flops[player.name]
-    loader = TrainLoader(
-        dataset,
-        options.batch_size,
-        rank=process.rank,
-        world_size=process.size,
-        num_workers=options.dataset_num_worker,
-        prefetch_factor=options.dataloader_prefetch_factor,
-        device=process.device,
-    )
+    batch_size, device = options.batch_size, process.device
+    loader = train_loader(dataset, batch_size, options, device, process.rank, process.size)
     # Validation; the tracker comes last, as it may start processes.
     held_out = build_held_out(options, loss)
     tracker = run_tracker(options, process, folder)
