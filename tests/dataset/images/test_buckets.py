@@ -9,8 +9,7 @@ from tests.dataset.shard_files import open_set, png, write_shards
 from tests.refusals import refused
 from wfimagevae.dataset import BucketOrder, CropDataset, CropRules, ShardOrder, TrainLoader
 from wfimagevae.dataset.images.buckets import BucketRules, assign_buckets
-from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
-from wfimagevae.dataset.images.image_sizes import measured_sizes
+from wfimagevae.dataset.images.image_sets import ImageParts, measured_sizes, open_folder
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.order import ShuffledOrder
 
@@ -218,10 +217,10 @@ def test_buckets_of_shards_read_the_same_shards_at_a_time(tmp_path):
 def test_sizes_are_measured_once_and_again_where_files_changed(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images")
     opened = []
-    from wfimagevae.dataset.images import image_sizes
+    from wfimagevae.dataset.images import image_sets
 
-    real = image_sizes.image_size
-    monkeypatch.setattr(image_sizes, "image_size", lambda path: opened.append(path) or real(path))
+    real = image_sets.image_size
+    monkeypatch.setattr(image_sets, "image_size", lambda path: opened.append(path) or real(path))
     images = index_images(folder)
     first = measured_sizes(images, tmp_path / "cache")
     assert first[[0, 11, 16]].tolist() == [[32, 32], [64, 16], [20, 52]] and len(opened) == 17

@@ -133,8 +133,8 @@ class IndexedImages:
     def fingerprint(self) -> str:
         """A hash of paths, labels and captions, in order; not of what is in the files."""
         digest = hashlib.sha256()
-        for index in range(len(self)):
-            digest.update(self.images.entry(index) + b"\0")
+        for entry in self.images.entries:
+            digest.update(entry + b"\0")
         if self.labels is not None:
             digest.update(self.labels.tobytes())
         captions = map(self.captions, range(len(self))) if self.has_captions else [None]

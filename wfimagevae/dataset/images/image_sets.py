@@ -1,5 +1,6 @@
 """Images with what is known of them: sizes, classes, captions, fields of their records."""
 
+import hashlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -8,11 +9,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from wfimagevae.dataset.images.image_sizes import measured_sizes
-from wfimagevae.dataset.images.index import in_index_order, index_images
+from wfimagevae.dataset.images.decode import image_size
+from wfimagevae.dataset.images.index import ImageIndex, in_index_order, index_images
 from wfimagevae.dataset.images.labels import Labels, read_labels
+from wfimagevae.dataset.index_cache import IndexCache, in_processes
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable, read_captions
+from wfimagevae.files import file_version
+
+_SIZES_VERSION = 2
+_CHUNK = 512  # images that a process measures at a time
 
 
 @dataclass
@@ -54,39 +60,24 @@ class JoinedImages(Images):
     """Several sources of images, one after another."""
 
     def __init__(self, parts: Sequence[Images]):
-        self.parts = list(parts)
+        self._parts = parts
         self._starts = np.cumsum([0, *(len(part) for part in parts)])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    def _place(self, i: int) -> tuple[int, Images, int]:
-        """The source of image ``i``, by number and itself, and the image's number there."""
+    def _place(self, i: int) -> tuple[int, int]:
+        """The number of the source of image ``i``, and the image's number there."""
         number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return number, self.parts[number], i - int(self._starts[number])
-
-    def name(self, i: int) -> str:
-        _, part, row = self._place(i)
-        return part.name(row)
-
-    def aliases(self, i: int) -> list[str]:
-        _, part, row = self._place(i)
-        return part.aliases(row)
+        return number, i - int(self._starts[number])
 
     def relative(self, i: int) -> str:
-        number, part, row = self._place(i)
-        return f"{number}/{part.relative(row)}"
+        number, row = self._place(i)
+        return f"{number}/{self._parts[number].relative(row)}"
 
     def file(self, i: int) -> str | BinaryIO:
-        _, part, row = self._place(i)
-        return part.file(row)
-
-    def select(self, indices: Sequence[int]) -> "JoinedImages":
-        rows = [[] for _ in self.parts]
-        for i in indices:
-            number, _, row = self._place(i)
-            rows[number].append(row)
-        return JoinedImages([part.select(r) for part, r in zip(self.parts, rows, strict=True)])
+        number, row = self._place(i)
+        return self._parts[number].file(row)
 
 
 @dataclass(frozen=True)
@@ -115,11 +106,11 @@ def open_folder(
     """
     wanted = wanted or ImageParts()
     images = index_images(source, wanted.index_cache_dir, use_manifest)
-    samples = ImageSet(
-        images,
-        labels=read_labels(source, images, wanted.labels),
-        captions=read_captions(source, images, wanted.captions),
-    )
+    samples = ImageSet(images)
+    if wanted.labels.kind != "none":
+        samples.labels = read_labels(source, images, wanted.labels)
+    if wanted.captions.kind != "none":
+        samples.captions = read_captions(source, images, wanted.captions)
     path = os.path.abspath(os.path.expanduser(source))
     if wanted.sizes:
         image_folder = path if os.path.isdir(path) else None
@@ -127,3 +118,47 @@ def open_folder(
     if wanted.records and os.path.isfile(path):
         samples.record = in_index_order(path, lambda record, _: record).__getitem__
     return samples
+
+
+def measured_sizes(
+    images: ImageIndex, cache_dir: str | Path | None = None, image_folder: str | None = None
+) -> np.ndarray:
+    """Width and height of every image, upright, int32 (N, 2); 0 for a file that is no image.
+
+    They are read from the headers of the files, once: later only of files that are new or changed.
+    Nothing is kept in ``image_folder``, the user's folder of these images, if they are of one.
+    """
+    cache = IndexCache(cache_dir, "image sizes", [image_folder] if image_folder else [])
+    paths = [images.path(i) for i in range(len(images))]
+    digests = (hashlib.blake2b(entry, digest_size=8).digest() for entry in images.entries)
+    ids = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+    stamps = np.array([file_version(path) for path in paths], np.int64)
+    sizes, is_known = np.zeros((len(images), 2), np.int32), np.zeros(len(images), bool)
+    names = ("ids", "stamps", "sizes")
+    with cache.locked(images.root):  # one process works for all
+        # Take over the sizes of files that are as they were.
+        kept = cache.load(images.root, _SIZES_VERSION, lambda arrays: [arrays[n] for n in names])
+        if kept and len(kept[0]):
+            old_ids, old_stamps, old_sizes = kept
+            by_id = np.argsort(old_ids, kind="stable")
+            place = by_id[np.searchsorted(old_ids[by_id], ids).clip(max=len(old_ids) - 1)]
+            is_known = (old_ids[place] == ids) & (old_stamps[place] == stamps).all(axis=1)
+            sizes[is_known] = old_sizes[place[is_known]]
+        # Measure the others.
+        unknown = np.flatnonzero(~is_known)
+        if len(unknown):
+            chunks = [
+                [paths[i] for i in unknown[first : first + _CHUNK]]
+                for first in range(0, len(unknown), _CHUNK)
+            ]
+            bar = {"unit": "image", "unit_scale": _CHUNK}
+            sizes[unknown] = np.concatenate(
+                list(in_processes(_measured, chunks, "measure images", **bar))
+            )
+            arrays = dict(zip(names, (ids, stamps, sizes), strict=True))
+            cache.save(images.root, _SIZES_VERSION, arrays)
+    return sizes
+
+
+def _measured(paths: list[str]) -> np.ndarray:
+    return np.array([image_size(path) for path in paths], np.int32)

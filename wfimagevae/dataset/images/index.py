@@ -5,12 +5,9 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
-
-import numpy as np
 
 from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
 from wfimagevae.dataset.protocol import Images
@@ -34,16 +31,13 @@ class ImageIndex(Images):
     """
 
     def __init__(self, root: str, entries: list[bytes]):
-        self.root, self._entries = root, PackedTexts.pack(sorted(entries))
+        self.root, self.entries = root, PackedTexts.pack(sorted(entries))
 
     def __len__(self) -> int:
-        return len(self._entries)
-
-    def entry(self, i: int) -> bytes:
-        return self._entries[i]
+        return len(self.entries)
 
     def path(self, i: int) -> str:
-        return os.path.join(self.root, os.fsdecode(self.entry(i)))
+        return os.path.join(self.root, os.fsdecode(self.entries[i]))
 
     name = file = path
 
@@ -52,7 +46,7 @@ class ImageIndex(Images):
         return [name, os.path.splitext(name)[0]]
 
     def select(self, indices: Sequence[int]) -> "ImageIndex":
-        return ImageIndex(self.root, [self.entry(i) for i in indices])
+        return ImageIndex(self.root, [self.entries[i] for i in indices])
 
     def relative(self, i: int) -> str:
         """Path of image ``i`` below the root, with forward slashes.
@@ -85,7 +79,7 @@ def index_images(
     if os.path.isdir(root):
         if use_manifest:
             raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
-        entries = _folder_entries(root, cache_dir)
+        entries = _scan(root, cache_dir)
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
         if not entries and (shard := next(Path(root).rglob("*.tar"), None)):
             hint += f"; training reads shards such as {shard} if you name the folder they are in"
@@ -146,33 +140,14 @@ def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
             yield where, value, text
 
 
-@dataclass
-class _Folder:
-    """A folder's listing; without a stamp it changed too recently for the stamp to tell."""
-
-    stamp: tuple[int, ...] | None
-    files: list[str]
-    folders: list[str]
-
-
-def _folder_entries(root: str, cache_dir: str | Path | None) -> list[bytes]:
+def _scan(root: str, cache_dir: str | Path | None) -> list[bytes]:
+    """The images below a folder, as entries of an index; what changed since is listed anew."""
     cache = IndexCache(cache_dir, "image lists", [root])
-
-    def read(arrays: Mapping[str, np.ndarray]) -> dict[str, _Folder]:
-        listing = from_json_array(arrays["folders"]).items()
-        return {p: _Folder(s and tuple(s), files, folders) for p, (s, files, folders) in listing}
-
-    before = cache.load(root, _CACHE_VERSION, read) or {}
-    folders = _scan(root, before)
-    if folders != before:
-        listing = {place: (f.stamp, f.files, f.folders) for place, f in folders.items()}
-        cache.save(root, _CACHE_VERSION, {"folders": json_array(listing)})
-    return [os.fsencode(place + name) for place, f in folders.items() for name in f.files]
-
-
-def _scan(root: str, before: dict[str, _Folder]) -> dict[str, _Folder]:
-    """Every folder below root by relative path ("" or "a/b/"), listed anew where it changed."""
-    folders: dict[str, _Folder] = {}
+    # By relative path ("" or "a/b/"): a folder's stamp, which is null where it changed too recently
+    # for the stamp to tell, its images and its folders.
+    before = cache.load(root, _CACHE_VERSION, lambda arrays: from_json_array(arrays["folders"]))
+    before = before or {}
+    folders: dict[str, list] = {}
     pending: list[tuple[str, frozenset]] = [("", frozenset())]
     while pending:
         place, above = pending.pop()
@@ -181,24 +156,25 @@ def _scan(root: str, before: dict[str, _Folder]) -> dict[str, _Folder]:
             status = os.stat(path)
             if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in above:
                 continue  # a link to a file, or back to a folder that contains it
-            stamp = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns)
-            folder = before.get(place)
-            if folder is None or folder.stamp != stamp:
-                folder = _list(path, stamp)
+            stamp = [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+            is_same = place in before and before[place][0] == stamp
+            folders[place] = before[place] if is_same else _list(path, stamp)
         except OSError as error:
             if not place:
                 raise
             _log.warning("left out folder %s: %s", path, error.strerror)
             continue
-        folders[place] = folder
         inside = above | {(status.st_dev, status.st_ino)}
-        pending += [(f"{place}{name}/", inside) for name in folder.folders]
-    return folders
+        pending += [(f"{place}{name}/", inside) for name in folders[place][2]]
+    if folders != before:
+        cache.save(root, _CACHE_VERSION, {"folders": json_array(folders)})
+    return [os.fsencode(place + name) for place, (_, names, _) in folders.items() for name in names]
 
 
-def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
-    settled = time.time_ns() - max(stamp[1:]) > _SETTLED_NS
-    folder = _Folder(stamp if settled else None, [], [])
+def _list(path: str, stamp: list[int]) -> list:
+    is_settled = time.time_ns() - max(stamp[1:]) > _SETTLED_NS
+    images: list[str] = []
+    folders: list[str] = []
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -210,7 +186,7 @@ def _list(path: str, stamp: tuple[int, ...]) -> _Folder:
             else:
                 is_folder = entry.is_dir()
             if is_folder:
-                folder.folders.append(entry.name)
+                folders.append(entry.name)
             elif is_image:
-                folder.files.append(entry.name)
-    return folder
+                images.append(entry.name)
+    return [stamp if is_settled else None, images, folders]

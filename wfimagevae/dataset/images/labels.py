@@ -31,17 +31,13 @@ class Labels:
     kind: str = "none"
     class_names: Sequence[str] | None = None
 
-    def __post_init__(self):
-        if self.kind not in LABEL_KINDS:
-            raise ValueError(f"unknown labels {self.kind!r}; use {', '.join(LABEL_KINDS)}")
-
 
 def read_labels(
     source: str | Path, images: ImageIndex, labels: Labels
-) -> tuple[np.ndarray | None, list[str]]:
-    """Class of every image of a folder or manifest, int64 (N,) or None, and the names."""
-    if labels.kind == "none":
-        return None, []
+) -> tuple[np.ndarray, list[str]]:
+    """Class of every image of a folder or manifest, int64 (N,), and the names of the classes."""
+    if labels.kind not in LABEL_KINDS:
+        raise ValueError(f"unknown labels {labels.kind!r}; use {', '.join(LABEL_KINDS)}")
     source = os.path.abspath(os.path.expanduser(source))
     is_folder = os.path.isdir(source)
     if is_folder != (labels.kind == "folder"):
@@ -60,7 +56,7 @@ def read_labels(
 def _folder_labels(
     root: str, images: ImageIndex, class_names: Sequence[str] | None
 ) -> tuple[np.ndarray, list[str]]:
-    firsts = [images.entry(i).partition(b"/") for i in range(len(images))]
+    firsts = [entry.partition(b"/") for entry in images.entries]
     outside = [first for first, slash, _ in firsts if not slash]
     if outside:
         raise ValueError(

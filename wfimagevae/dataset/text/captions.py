@@ -36,13 +36,6 @@ class Captions:
     kind: str = "none"
     prefix: str = ""
 
-    def __post_init__(self):
-        if self.kind not in CAPTION_KINDS and not os.path.isfile(self.file):
-            raise ValueError(
-                f"captions {self.kind!r}: there is no such file; give one, or "
-                f"{', '.join(CAPTION_KINDS)}"
-            )
-
     @property
     def file(self) -> str:
         return os.path.abspath(os.path.expanduser(self.kind))
@@ -93,15 +86,11 @@ def caption_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
-def read_captions(
-    source: str | Path, images: ImageIndex, captions: Captions
-) -> CaptionTable | None:
-    """The captions of every image of a folder or manifest; None for captions ``none``.
+def read_captions(source: str | Path, images: ImageIndex, captions: Captions) -> CaptionTable:
+    """The captions of every image of a folder or manifest.
 
     Images without any, which are taken without text, are warned of.
     """
-    if captions.kind == "none":
-        return None
     source = os.path.abspath(os.path.expanduser(source))
     if captions.kind == "sidecar":
         lines, place = _sidecars(images), f"{source}: looked for a .txt file beside each image"
@@ -114,6 +103,11 @@ def read_captions(
         lines = in_index_order(source, lambda record, where: _texts(record.get("caption"), where))
         place = f"{source}: looked for a field 'caption'"
     else:
+        if not os.path.isfile(captions.file):
+            raise ValueError(
+                f"captions {captions.kind!r}: there is no such file; give one, or "
+                f"{', '.join(CAPTION_KINDS)}"
+            )
         lines = _listed(images, captions.file)
         place = f"{captions.file}: looked for names relative to {images.root}"
     table = CaptionTable(lines, captions.prefix)

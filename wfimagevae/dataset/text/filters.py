@@ -23,14 +23,6 @@ _NSFW_WORDS = ("nsfw", "likely", "true", "yes", "1")
 _log = logging.getLogger("wfimagevae")
 
 
-def needs_sizes(options: StreamOptions) -> bool:
-    return options.min_image_size > 0 or options.max_aspect_ratio > 0
-
-
-def needs_records(options: StreamOptions) -> bool:
-    return options.min_similarity is not None or options.skip_nsfw or bool(options.languages)
-
-
 def read_words(words: str) -> tuple[str, ...]:
     """Words to skip: those of a file, one a line, or those of a comma-separated list."""
     if not words:
@@ -53,7 +45,7 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     """
     # What each filter would keep, in the order of the reasons.
     checks: list[tuple[str, np.ndarray]] = []
-    if needs_sizes(options):
+    if options.min_image_size or options.max_aspect_ratio:
         short, long = samples.sizes.min(axis=1), samples.sizes.max(axis=1)
         checks.append(("an unreadable header", short > 0))
         if options.min_image_size:
