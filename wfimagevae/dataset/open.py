@@ -57,11 +57,12 @@ def build_image_data(
     weights = options.data_weights if is_train else None
     names = None if is_train else train.class_names or None
     groups = _grouped(sources, weights)
-    kind = options.captions
-    if kind not in CAPTION_KINDS and is_train and all(is_shards for _, is_shards in groups):
+    is_file = options.captions not in CAPTION_KINDS
+    if is_file and is_train and all(is_shards for _, is_shards in groups):
         raise ValueError(
-            f"--captions {kind}: a file of names and captions is for folders, and shards have "
-            "their own (--wds_caption_key); to replace those, give JSON lines by --better_captions"
+            f"--captions {Captions(options.captions).file}: a file of names and captions is for "
+            "folders, and shards have their own (--wds_caption_key); to replace those, give JSON "
+            "lines by --better_captions"
         )
     if options.better_captions and better is None:
         if options.reads_captions or options.skip_words:

@@ -38,7 +38,14 @@ class Captions:
 
     @property
     def file(self) -> str:
-        return os.path.abspath(os.path.expanduser(self.kind))
+        """The path of the file of names and captions; ValueError if there is none."""
+        path = os.path.abspath(os.path.expanduser(self.kind))
+        if not os.path.isfile(path):
+            raise ValueError(
+                f"captions {self.kind!r}: there is no such file; give one, or "
+                f"{', '.join(CAPTION_KINDS)}"
+            )
+        return path
 
 
 class CaptionTable:
@@ -103,11 +110,6 @@ def read_captions(source: str | Path, images: ImageIndex, captions: Captions) ->
         lines = in_index_order(source, lambda record, where: _texts(record.get("caption"), where))
         place = f"{source}: looked for a field 'caption'"
     else:
-        if not os.path.isfile(captions.file):
-            raise ValueError(
-                f"captions {captions.kind!r}: there is no such file; give one, or "
-                f"{', '.join(CAPTION_KINDS)}"
-            )
         lines = _listed(images, captions.file)
         place = f"{captions.file}: looked for names relative to {images.root}"
     table = CaptionTable(lines, captions.prefix)
