@@ -88,7 +88,7 @@ def test_lists_that_cannot_be_used_are_explained(photos, text, message):
 def test_captions_of_the_wrong_kind_are_refused(photos):
     refused("none of 4 images has a caption", TrainImageDataset, photos, 8, captions="sidecar")
     refused("it is a folder; use 'sidecar'", TrainImageDataset, photos, 8, captions="manifest")
-    refused("captions 'sidecars': there is no such file", Captions, "sidecars")
+    refused("'sidecars': there is no such file", TrainImageDataset, photos, 8, captions="sidecars")
     (photos / "a.txt").write_bytes(b"\xff\xfe")
     refused(r"a\.txt: captions are UTF-8", TrainImageDataset, photos, 8, captions="sidecar")
     (photos / "list.jsonl").write_text('{"path": "a.png", "caption": ["x", 3]}')
