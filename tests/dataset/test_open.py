@@ -10,6 +10,7 @@ from PIL import Image
 from tests.dataset.shard_files import as_json, png, write_shards, written_shards
 from tests.refusals import refused
 from wfimagevae.dataset import Mixture, TrainImageDataset, TrainLoader
+from wfimagevae.dataset.images.decode import open_rgb
 from wfimagevae.dataset.open import build_image_data, open_images
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import build_datasets
@@ -209,7 +210,7 @@ def test_filters_of_a_manifest_leave_its_classes_as_they_are(options, tmp_path):
 def test_images_to_validate_on_come_from_all_sources_in_order(options, folder, tmp_path):
     write_shards(tmp_path / "shards", [2, 1])
     images = open_images(options("vae"), [folder("images", 2, first=7), str(tmp_path / "shards")])
-    shown = [(images.open(i).getpixel((0, 0))[0] - 1) // 3 for i in range(5)]
+    shown = [(open_rgb(images.file(i)).getpixel((0, 0))[0] - 1) // 3 for i in range(5)]
     assert shown == [7, 8, 0, 1, 2]
     assert images.relative(0) == "0/007.png" and images.relative(4) == "1/s-001/00002.png"
 

@@ -52,8 +52,7 @@ class TrainLoader:
     rank that meets it. The dataset's `DataError` comes out of ``next``.
 
     ``batch_size`` counts samples per rank; ``num_workers`` 0 reads in this process; each worker
-    prepares ``prefetch_factor`` batches ahead. The stream is endless, so nothing depends on
-    ``persistent_workers``.
+    prepares ``prefetch_factor`` batches ahead.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class TrainLoader:
         world_size: int = 1,
         num_workers: int = 8,
         prefetch_factor: int = 2,
-        persistent_workers: bool = True,
         device: torch.device | str = "cpu",
     ):
         if num_workers < 0 or prefetch_factor < 1:
@@ -78,7 +76,6 @@ class TrainLoader:
         self.device = torch.device(device)
         self._options = _worker_options(num_workers) | {
             "prefetch_factor": prefetch_factor if num_workers else None,
-            "persistent_workers": persistent_workers and num_workers > 0,
             "pin_memory": self.device.type == "cuda",
         }
         self._position = 0

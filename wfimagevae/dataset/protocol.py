@@ -1,52 +1,36 @@
 """What `TrainLoader` asks of a training dataset, what flow training asks besides, and images."""
 
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import torch
-from PIL import Image
 
-from wfimagevae.dataset.images.decode import open_rgb
-from wfimagevae.dataset.images.transforms import image_inputs
+from wfimagevae.dataset.images.transforms import to_signed_unit
 
 
 class DataError(ValueError):
     """Training data that cannot be used; the message tells the user which, and why."""
 
 
-class Images:
+class Images(Protocol):
     """Images by number, wherever they are kept."""
 
-    def __len__(self) -> int:
-        raise NotImplementedError
+    def __len__(self) -> int: ...
 
     def name(self, i: int) -> str:
         """What a message calls image ``i``."""
-        raise NotImplementedError
 
     def relative(self, i: int) -> str:
         """A relative path for image ``i``, with forward slashes, to write something under."""
-        raise NotImplementedError
 
     def aliases(self, i: int) -> list[str]:
         """Names by which a list of captions may call image ``i``."""
-        raise NotImplementedError
 
     def file(self, i: int) -> str | BinaryIO:
         """The path or the content of image ``i``; `UnreadableImage` if it cannot be read."""
-        raise NotImplementedError
 
     def select(self, indices: Sequence[int]) -> "Images":
         """Some of these images, in increasing order of their numbers."""
-        raise NotImplementedError
-
-    def open(
-        self,
-        i: int,
-        min_side: int | tuple[int, int] = 1,
-        short_side: int | tuple[int, int] | None = None,
-    ) -> Image.Image:
-        return open_rgb(self.file(i), min_side, short_side)
 
 
 class TrainData:
@@ -71,8 +55,19 @@ class TrainData:
         raise NotImplementedError
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        """What the objective gets, on ``device``, from a batch of `read_batch`; main process."""
-        return image_inputs(batch, device)
+        """What the objective gets, on ``device``, from a batch of `read_batch`; main process.
+
+        ``pixels``, uint8 (B, h, w, 3), become ``image``, float32 (B, 3, h, w) in [-1, 1].
+        """
+        # Copies from pinned memory to a GPU need not be waited for.
+        is_gpu = device.type == "cuda"
+        inputs = {
+            name: values.to(device, non_blocking=is_gpu) if torch.is_tensor(values) else values
+            for name, values in batch.items()
+        }
+        if "pixels" in inputs:
+            inputs["image"] = to_signed_unit(inputs.pop("pixels"))
+        return inputs
 
 
 class FlowData(TrainData):

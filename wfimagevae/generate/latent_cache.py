@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wfimagevae.dataset import DataError, IndexedImages, batch_loader
-from wfimagevae.dataset.images.transforms import image_inputs
+from wfimagevae.dataset.images.transforms import to_signed_unit
 from wfimagevae.dataset.latents.cached_text import compact, text_tensors
 from wfimagevae.dataset.latents.latent_dataset import (
     FLIPPED,
@@ -196,7 +196,7 @@ class LatentCache:
             unreadable += batch["unreadable"]
             if not batch["index"]:
                 continue
-            images = image_inputs(batch, self.autoencoder.device)["image"]
+            images = to_signed_unit(batch["pixels"].to(self.autoencoder.device))
             names = [self.images.text(index)["name"] for index in batch["index"]]
             tensors, moments = self._encode(images, names)
             add_posteriors(sums, *moments)

@@ -22,7 +22,7 @@ def grid(width, height):
 def test_random_crop_is_a_piece_of_the_image_or_its_mirror_image():
     rng, corners, flips = random.Random(0), set(), 0
     for _ in range(500):
-        crop = random_crop(grid(9, 7), 5, rng)
+        crop = random_crop(grid(9, 7), (5, 5), rng)
         assert crop.shape == (5, 5, 3)
         xs, ys = crop[0, :, 0].astype(int), crop[:, 0, 1].astype(int)
         assert (np.diff(ys) == 1).all()

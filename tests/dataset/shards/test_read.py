@@ -14,7 +14,7 @@ import webdataset
 from tests.dataset.shard_files import as_json, dataset, jpg, numbers, open_set, png, write_shards
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, ShardOrder, TrainLoader
-from wfimagevae.dataset.images.decode import UnreadableImage
+from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 
 
 def draw(loader, count):
@@ -132,20 +132,20 @@ def test_shard_that_changes_or_fails_under_a_run_is_named(tmp_path, monkeypatch)
     images = pickle.loads(pickle.dumps(images))  # with no file open
     with path.open("ab") as file:
         file.write(b"\0" * 512)
-    refused("changed since", images.open, 0, error=DataError)
+    refused("changed since", images.file, 0, error=DataError)
     images = open_set(str(tmp_path)).images
-    images.open(0)
+    open_rgb(images.file(0))
     with path.open("r+b") as file:
         file.truncate(600)
     with pytest.raises(UnreadableImage, match="cut short"):  # what is open already
-        images.open(2)
+        open_rgb(images.file(2))
     images = open_set(str(tmp_path / "whole")).images
 
     def full(*_):
         raise OSError(errno.EMFILE, "Too many open files")
 
     monkeypatch.setattr(os, "open", full)
-    refused(r"cannot open shard .*s-000.tar: Too many open files", images.open, 0, error=DataError)
+    refused(r"cannot open shard .*s-000.tar: Too many open files", images.file, 0, error=DataError)
 
 
 def test_captions_and_labels_come_from_json_fields(tmp_path):
@@ -198,5 +198,5 @@ def test_sizes_are_those_of_the_upright_image(tmp_path):
     write_shards(tmp_path, [1], lambda i: {"png": None, "jpg": jpg(0, 40, 30, **turned)})
     found = open_set(str(tmp_path))
     assert found.sizes.tolist() == [[30, 40]]
-    assert found.images.open(0).size == (30, 40)
-    assert found.images.open(0, short_side=(20, 10)).size == (15, 20)
+    assert open_rgb(found.images.file(0)).size == (30, 40)
+    assert open_rgb(found.images.file(0), short_side=(20, 10)).size == (15, 20)

@@ -15,6 +15,7 @@ import pytest
 from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, TrainLoader
+from wfimagevae.dataset.images.decode import open_rgb
 from wfimagevae.dataset.shards import remote as remote_shards
 from wfimagevae.dataset.shards.remote import RemoteShards
 
@@ -285,7 +286,7 @@ def test_shard_removed_as_soon_as_it_is_fetched_is_read_all_the_same(
     monkeypatch.setattr(RemoteShards, "_make_room", lambda self, newest: newest.unlink())
     found = open_set(f"{server.url}/s-{{000..001}}.tar", **options, with_captions=True)
     assert [found.captions.all(i) for i in range(5)] == [[f"caption {i}"] for i in range(5)]
-    grays = [found.images.open(i).getpixel((0, 0))[0] for i in range(5)]
+    grays = [open_rgb(found.images.file(i)).getpixel((0, 0))[0] for i in range(5)]
     assert grays == [3 * i + 1 for i in range(5)] and not copies(tmp_path)
     assert server.count("GET")["/s-000.tar"] == 2  # to index it, and to read it
 
@@ -328,7 +329,7 @@ def test_shard_replaced_under_an_old_record_gives_no_images_with_other_captions(
 
     def shown():
         found = open_set(url, with_captions=True, index_cache_dir=tmp_path / "index", **options)
-        grays = [int(found.images.open(i).getpixel((0, 0))[0]) for i in range(len(found))]
+        grays = [int(open_rgb(found.images.file(i)).getpixel((0, 0))[0]) for i in range(len(found))]
         return {(gray - 1) // 3: found.captions.all(i)[0] for i, gray in enumerate(grays)}
 
     old, new, served = captioned("old", 10, 3), captioned("new", 20, count), tmp_path / "served"

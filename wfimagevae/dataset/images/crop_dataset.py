@@ -9,15 +9,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from wfimagevae.dataset.images.decode import UnreadableImage
+from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
-from wfimagevae.dataset.images.transforms import (
-    center_crop,
-    mirror_half,
-    random_crop,
-    resized_center_crop,
-)
+from wfimagevae.dataset.images.transforms import center_crop, random_crop, resized_center_crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData, Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable
@@ -60,13 +55,14 @@ class CropRules:
         self, images: Images, index: int, size: tuple[int, int], rng: random.Random
     ) -> np.ndarray:
         """A crop of an image, uint8 (*size, 3); `UnreadableImage` if it is damaged or small."""
+        file = images.file(index)
         if self.train_crop == "center":
             if size[0] == size[1]:
-                pixels = resized_center_crop(images.open(index), size[0])
+                pixels = resized_center_crop(open_rgb(file), size[0])
             else:
-                pixels = center_crop(images.open(index, short_side=size), size)
-            return mirror_half(pixels, rng) if self.augment else pixels
-        image = images.open(index, size, size if self.train_crop == "resized" else None)
+                pixels = center_crop(open_rgb(file, short_side=size), size)
+            return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
+        image = open_rgb(file, size, size if self.train_crop == "resized" else None)
         return random_crop(image, size, rng) if self.augment else center_crop(image, size)
 
 
@@ -111,12 +107,12 @@ class CropDataset(FlowData, Dataset):
 
         ``label`` is an integer; besides, there is ``position``.
         """
-        batch = self.read_batch([position])
-        inputs = self.to_inputs(batch, torch.device("cpu"))
+        inputs = self.to_inputs(self.read_batch([position]), torch.device("cpu"))
+        unreadable = inputs.pop("unreadable")
         sample = {name: values[0] for name, values in inputs.items()}
         if "label" in sample:
             sample["label"] = int(sample["label"])
-        return sample | {"position": position, "unreadable": batch["unreadable"]}
+        return sample | {"position": position, "unreadable": unreadable}
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """The samples at some positions, all of one size, compact, as they travel.
@@ -125,7 +121,7 @@ class CropDataset(FlowData, Dataset):
         B strings, if there are captions; ``unreadable``, a list of (path, reason) of the files that
         were just found so.
         """
-        sizes = {self._size(position) for position in positions}
+        sizes = {self._order.size(position) or self.sample_shape[1:] for position in positions}
         if len(sizes) > 1:
             raise DataError(
                 f"positions {positions[0]} to {positions[-1]} belong to images of several sizes; "
@@ -145,9 +141,6 @@ class CropDataset(FlowData, Dataset):
             pairs = zip(indices, positions, strict=True)
             batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
         return batch
-
-    def _size(self, position: int) -> tuple[int, int]:
-        return self._order.size(position) or (self.resolution, self.resolution)
 
     def _read(
         self, position: int, size: tuple[int, int]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from wfimagevae.dataset.images.decode import UnreadableImage
+from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.labels import Labels
@@ -74,7 +74,7 @@ class ValidImageDataset(Dataset):
         sample = {"image": None, "path": self.images.relative(index), "error": None}
         min_side = self.crop_size if self.resolution is None and self.crop_size else 1
         try:
-            image = self.images.open(index, min_side, self.resolution)
+            image = open_rgb(self.images.file(index), min_side, self.resolution)
         except UnreadableImage as error:
             return sample | {"error": str(error)}
         pixels = torch.from_numpy(center_crop(image, self.crop_size))
@@ -149,7 +149,8 @@ class IndexedImages:
         pixels, readable, unreadable = [], [], []
         for index in indices:
             try:
-                pixels.append(resized_center_crop(self.images.open(index), self.resolution))
+                image = open_rgb(self.images.file(index))
+                pixels.append(resized_center_crop(image, self.resolution))
                 readable.append(index)
             except UnreadableImage as error:
                 unreadable.append((self.images.path(index), str(error)))

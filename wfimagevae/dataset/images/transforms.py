@@ -1,20 +1,21 @@
 """From upright RGB images to crops, and from 8-bit crops to tensors in [-1, 1]."""
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from wfimagevae.dataset.order import stable_seed
 
-def random_crop(image: Image.Image, size: int | tuple[int, int], rng: random.Random) -> np.ndarray:
+
+def random_crop(image: Image.Image, size: tuple[int, int], rng: random.Random) -> np.ndarray:
     """A crop at a random place, mirrored left to right half of the time: uint8 (height, width, 3).
 
-    ``rng`` gives three numbers; the image is at least ``size`` (height, width; or one for both).
+    ``rng`` gives three numbers; the image is at least ``size``, (height, width).
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size
     # random() is the one method whose stream Python promises to keep between versions.
     left = int(rng.random() * (image.width - width + 1))
     top = int(rng.random() * (image.height - height + 1))
@@ -49,29 +50,13 @@ def resized_center_crop(image: Image.Image, size: int) -> np.ndarray:
     return center_crop(image.resize(resized, Image.Resampling.BICUBIC), size)
 
 
-def mirror_half(pixels: np.ndarray, rng: random.Random) -> np.ndarray:
-    """``pixels`` (h, w, 3), mirrored left to right half of the time."""
-    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+def mirror_half(pixels: np.ndarray, seed: int, positions: list[int]) -> None:
+    """Mirrors images (B, h, w, 3) left to right in place, half of them, by (seed, position)."""
+    for image, position in zip(pixels, positions, strict=True):
+        if random.Random(stable_seed(seed, "augment", position)).random() < 0.5:
+            image[:] = image[:, ::-1]
 
 
 def to_signed_unit(pixels: Tensor) -> Tensor:
     """Pixels, uint8 (..., h, w, 3), as float32 (..., 3, h, w) in [-1, 1], channels last."""
     return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)
-
-
-def image_inputs(batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-    """``image`` float32 (B, 3, h, w) in [-1, 1] and ``label``, if any, on a device; ``caption``.
-
-    They are made of ``pixels`` uint8 (B, h, w, 3), ``label`` int64 (B,) and ``caption``.
-    """
-    inputs = {"image": to_signed_unit(to_device(batch["pixels"], device))}
-    if "label" in batch:
-        inputs["label"] = to_device(batch["label"], device)
-    if "caption" in batch:
-        inputs["caption"] = batch["caption"]
-    return inputs
-
-
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """``tensor`` on a device; from pinned memory without waiting for the copy."""
-    return tensor.to(device, non_blocking=device.type == "cuda")

@@ -12,7 +12,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wfimagevae.dataset.images.index import json_lines
-from wfimagevae.dataset.images.transforms import to_device
 from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, CachedText
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData
@@ -188,10 +187,11 @@ class LatentDataset(FlowData):
             batch |= self._text.read(places)
         return batch
 
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        tensors = {name: to_device(v, device) for name, v in batch.items() if name != "caption"}
-        tensors |= {name: tensors[name].float() for name in ("tokens", "pooled") if name in tensors}
-        return tensors | ({"caption": batch["caption"]} if "caption" in batch else {})
+    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+        inputs = super().to_inputs(batch, device)
+        return inputs | {
+            name: inputs[name].float() for name in ("tokens", "pooled") if name in inputs
+        }
 
     def texts(self, number: int) -> list[dict[str, Any]]:
         """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them."""

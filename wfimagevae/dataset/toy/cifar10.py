@@ -1,7 +1,6 @@
 """CIFAR-10 as torchvision keeps it on disk."""
 
 import os
-import random
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 import torch
 
 from wfimagevae.dataset.images.transforms import mirror_half
-from wfimagevae.dataset.order import ShuffledOrder, stable_seed
+from wfimagevae.dataset.order import ShuffledOrder
 from wfimagevae.dataset.protocol import FlowData
 
 SPLITS = ("train", "test")
@@ -52,9 +51,7 @@ class Cifar10Dataset(FlowData):
         indices = [self._order.index(position) for position in positions]
         pixels = self._pixels[indices]  # a copy
         if self.augment:
-            for row, position in zip(pixels, positions, strict=True):
-                rng = random.Random(stable_seed(self.seed, "augment", position))
-                row[:] = mirror_half(row, rng).copy()
+            mirror_half(pixels, self.seed, positions)
         return {
             "pixels": torch.from_numpy(pixels),
             "label": torch.from_numpy(self._labels[indices]),

@@ -5,9 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from wfimagevae.dataset.images.transforms import to_device
 from wfimagevae.dataset.order import stable_seed
 from wfimagevae.dataset.protocol import FlowData
 
@@ -97,9 +95,6 @@ class PointDataset(FlowData):
         points, modes = self._draw(_uniform(self._key, positions))
         batch = {"point": torch.from_numpy(points.astype(np.float32))}
         return batch | {"label": torch.from_numpy(modes)} if self.num_classes else batch
-
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Tensor]:
-        return {name: to_device(tensor, device) for name, tensor in batch.items()}
 
 
 def _uniform(key: int, positions: list[int]) -> np.ndarray:

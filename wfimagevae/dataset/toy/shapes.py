@@ -140,9 +140,7 @@ class ShapesDataset(FlowData):
         indices = [self.index(position) for position in positions]
         pixels = np.stack([self.render(index) for index in indices])
         if self.augment:
-            for row, position in zip(pixels, positions, strict=True):
-                rng = random.Random(stable_seed(self.seed, "augment", position))
-                row[:] = mirror_half(row, rng).copy()
+            mirror_half(pixels, self.seed, positions)
         labels = torch.tensor([self.label(index) for index in indices])
         captions = [with_prefix(self.prefix, self.caption(index)) for index in indices]
         return {"pixels": torch.from_numpy(pixels), "label": labels, "caption": captions}
