@@ -169,7 +169,7 @@ def help_of(capsys, cls, *words):
 @pytest.mark.parametrize("task", TASKS)
 def test_help_shows_what_a_beginner_needs_a_group_or_all(capsys, task):
     options = options_of(task)
-    everything = len(options.flags())
+    everything = len(options.by_flag())
     short, full = help_of(capsys, options), help_of(capsys, options, "all")
     assert "--help all" in short and "--help GROUP" in short and "'early stop'" in short
     assert 20 <= short.count("\n  --") <= 40 and full.count("\n  --") == everything

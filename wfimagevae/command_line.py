@@ -5,9 +5,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
-from wfimagevae.options import BadOptions, Options, nearest
+from wfimagevae.options import BOTH_WAYS, BadOptions, Options, bare_type, choices_of, nearest
 
 # Of a command with more flags than this, --help alone shows the basic ones.
 _MANY_FLAGS = 45
@@ -77,14 +77,37 @@ class Parser(argparse.ArgumentParser):
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
             help="show this, 'all' flags or those of a GROUP, and exit",
         )  # fmt: skip
-        places: dict[str, Any] = {}
-        for flag in cls.flags():
-            if flag.group not in places:
-                places[flag.group] = self.add_argument_group(flag.group, flag.about or None)
-            action = places[flag.group].add_argument(*flag.words, action=_Store, **flag.shape)
-            action.is_basic, action.repeats = flag.basic, flag.repeats
-            # A file may bring what the command line lacks.
-            action.required = flag.required and "config" not in cls.model_fields
+        groups: dict[str, Any] = {}
+        names: set[str] = set()
+        for kind, declared in cls.groups().items():
+            title, _, about = " ".join((kind.__doc__ or "options").split()).partition(": ")
+            for name in declared:
+                if name in names:  # what is inherited and stated again keeps its place
+                    continue
+                names.add(name)
+                if title not in groups:
+                    groups[title] = self.add_argument_group(title, about or None)
+                self._add_flag(groups[title], name, cls.model_fields[name])
+
+    def _add_flag(self, group: argparse._ArgumentGroup, name: str, field: Any) -> None:
+        extra = field.json_schema_extra or {}
+        kind, name = bare_type(field.annotation), field.alias or name
+        words = [name if extra.get("positional") else f"--{name}"]
+        shape = {"default": None if field.is_required() else field.default}
+        if kind is bool:
+            shape["nargs"] = 0
+            if field.default is True or BOTH_WAYS in field.metadata:
+                words.append(f"--no_{name}")
+        else:
+            shape |= {"metavar": extra.get("unit"), "choices": choices_of(field.annotation)}
+            if get_origin(kind) is tuple:
+                shape["nargs"] = len(get_args(kind))
+            elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
+                shape["nargs"] = "+"
+        action = group.add_argument(*words, action=_Store, help=field.description, **shape)
+        action.is_basic, action.repeats = extra.get("basic", False), "repeat" in extra
+        # A file may bring what the command line lacks.
+        action.required = field.is_required() and "config" not in self.cls.model_fields
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""

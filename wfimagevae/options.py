@@ -27,7 +27,7 @@ from pydantic import (
     ValidationError,
     WrapValidator,
 )
-from pydantic_core import PydanticCustomError, PydanticUndefined
+from pydantic_core import PydanticCustomError
 
 
 def _number(kind: type, words: str, **bounds: float) -> Any:
@@ -65,9 +65,7 @@ def _split(value: Any) -> Any:
 
 
 def _as_list(value: Any) -> Any:
-    return (
-        value if isinstance(value, list) else list(value) if isinstance(value, tuple) else [value]
-    )
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 _Item = TypeVar("_Item")
@@ -191,16 +189,6 @@ class Options(BaseModel):
         return found | {cls: fields} if fields else found
 
     @classmethod
-    def flags(cls) -> list["Flag"]:
-        """Every flag, in the order of the help."""
-        flags: dict[str, Flag] = {}
-        for group, names in cls.groups().items():
-            title, _, about = " ".join((group.__doc__ or "options").split()).partition(": ")
-            for name in names:  # one that is inherited may be stated again, and keeps its place
-                flags.setdefault(name, Flag(title, about, name, cls.model_fields[name]))
-        return list(flags.values())
-
-    @classmethod
     def by_flag(cls) -> dict[str, Any]:
         """Pydantic's description of each field, by the name of its flag."""
         return {field.alias or name: field for name, field in cls.model_fields.items()}
@@ -279,39 +267,6 @@ def overrides_of(group: type[Options]) -> Any:
         return {key: getattr(given, key) for key in words}
 
     return Annotated[dict[str, Any], BeforeValidator(check)]
-
-
-class Flag:
-    """How a field is given on a command line.
-
-    Attributes:
-        group, about: Title of its group in the help, and what is said of that.
-        words: The flag, ``--name``, and ``--no_name`` of a switch that goes both ways.
-        shape: The arguments of argparse: number of values, choices, default and help.
-        basic: Shown to beginners.
-        repeats: The flag may come again and adds to the list.
-        required: It has no default.
-    """
-
-    def __init__(self, group: str, about: str, name: str, field: Any):
-        self.group, self.about = group, about
-        extra = field.json_schema_extra or {}
-        self.basic, self.repeats = extra.get("basic", False), "repeat" in extra
-        self.required = field.is_required()
-        kind, name = bare_type(field.annotation), field.alias or name
-        self.words = [name if extra.get("positional") else f"--{name}"]
-        default = None if field.default is PydanticUndefined else field.default
-        self.shape = {"default": default, "help": field.description}
-        if kind is bool:
-            self.shape["nargs"] = 0
-            if field.default is True or BOTH_WAYS in field.metadata:
-                self.words.append(f"--no_{name}")
-            return
-        self.shape |= {"metavar": extra.get("unit"), "choices": choices_of(field.annotation)}
-        if get_origin(kind) is tuple:
-            self.shape["nargs"] = len(get_args(kind))
-        elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
-            self.shape["nargs"] = "+"
 
 
 def bare_type(annotation: Any) -> Any:

@@ -7,12 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wfimagevae.dataset.images.buckets import (
-    BucketOrder,
-    BucketRules,
-    assign_buckets,
-    describe_buckets,
-)
+from wfimagevae.dataset.images.buckets import BucketOrder, BucketRules, assign_buckets
 from wfimagevae.dataset.images.crop_dataset import CropDataset, CropRules
 from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, JoinedImages, open_folder
 from wfimagevae.dataset.images.index import index_images
@@ -95,15 +90,11 @@ def open_images(options: StreamOptions, sources: Sources) -> Images:
 
 def check_only_images(options: StreamOptions) -> None:
     """Refuses flags of images (ValueError) for other data, which has no use for them."""
-    names = ("data_weights", "aspect_buckets", "reduced_min_sizes", "better_captions")
-    names += ("min_image_size", "max_aspect_ratio", "skip_nsfw", "languages", "skip_words")
-    wrong = [name for name in names if getattr(options, name)]
-    if options.min_similarity is not None:
-        wrong.append("min_similarity")
-    if wrong:
-        raise ValueError(
-            f"--{wrong[0]} is for --dataset images, not for --dataset {options.dataset}"
-        )
+    for name, field in StreamOptions.model_fields.items():
+        if not name.startswith("wds_") and getattr(options, name) != field.default:
+            raise ValueError(
+                f"--{name} is for --dataset images, not for --dataset {options.dataset}"
+            )
 
 
 def as_list(sources: Sources) -> list[str | Path]:
@@ -200,7 +191,6 @@ def _bucket_order(options: StreamOptions, samples: ImageSet, name: str) -> Bucke
         enlarge=options.train_crop == "center",
     )
     buckets = assign_buckets(samples.sizes, rules, name)
-    log.info("%s: %s", name, describe_buckets(buckets))
 
     def order_of(members: np.ndarray) -> Order:
         if samples.shard is None:

@@ -164,7 +164,7 @@ def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
     rules = BucketRules(256, multiple=32, reduced_sizes=(64,))
     long = np.array([[30000, 16], [100, 1000], [9000, 3000]])
     assert rules.buckets(long).tolist() == [[128, 512], [512, 128], [160, 448]]
-    assert rules.reduced(long, 64).tolist() == [[64, 256], [256, 64], [64, 192]]
+    assert rules.buckets(long, 64).tolist() == [[64, 256], [256, 64], [64, 192]]
     for resolution, multiple in ((100, 60), (256, 96), (40, 32)):
         uneven = BucketRules(resolution, multiple).buckets(long)
         assert (uneven.max(axis=1) <= 4 * uneven.min(axis=1)).all()

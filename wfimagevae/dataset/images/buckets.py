@@ -11,6 +11,7 @@ import numpy as np
 from wfimagevae.dataset.order import Order, recent, shuffled
 
 MAX_RATIO = 4  # long side by short side of a bucket
+_TOLD = 12  # buckets that the log lists
 _log = logging.getLogger("wfimagevae")
 
 
@@ -45,21 +46,23 @@ class BucketRules:
                 f"{self.resolution}, got {', '.join(map(str, bad))}"
             )
 
-    def buckets(self, sizes: np.ndarray) -> np.ndarray:
-        """The bucket of each image at constant area: int64 (N, 2), height and width."""
+    def buckets(self, sizes: np.ndarray, short_side: int | None = None) -> np.ndarray:
+        """The bucket of each image, at constant area or scaled to a short side.
+
+        Args:
+            sizes: Width and height of the images, (N, 2).
+            short_side: Of the scaled images, in pixels.
+
+        Returns:
+            Height and width, int64 (N, 2).
+        """
         if not self.multiple:
-            return np.full(sizes.shape, self.resolution, np.int64)
+            return np.full(sizes.shape, short_side or self.resolution, np.int64)
         sizes = _shortened(sizes)
-        area = sizes.astype(np.float64).prod(axis=1)
-        return self._rounded(sizes, self.resolution / np.sqrt(area))
-
-    def reduced(self, sizes: np.ndarray, short_side: int) -> np.ndarray:
-        """The bucket of each image scaled to a short side: int64 (N, 2), height and width."""
-        if not self.multiple:
-            return np.full(sizes.shape, short_side, np.int64)
-        return self._rounded(_shortened(sizes), short_side / sizes.min(axis=1))
-
-    def _rounded(self, sizes: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        if short_side:
+            scale = short_side / sizes.min(axis=1)
+        else:
+            scale = self.resolution / np.sqrt(sizes.astype(np.float64).prod(axis=1))
         scaled = sizes[:, ::-1] * scale[:, None] / self.multiple
         # Halves go up (np.round would send them to even numbers).
         counts = np.maximum(np.floor(scaled + 0.5), 1).astype(np.int64)
@@ -90,7 +93,7 @@ def assign_buckets(
     full_size = rules.buckets(sizes)
     targets = [full_size]
     for short_side in rules.reduced_sizes:
-        smaller = rules.reduced(sizes, short_side)
+        smaller = rules.buckets(sizes, short_side)
         is_new = smaller.min(axis=1) < full_size.min(axis=1)
         targets.append(np.where(is_new[:, None], smaller, 0))
     # Leave out what would have to be enlarged.
@@ -116,7 +119,13 @@ def assign_buckets(
     present, firsts = np.unique(codes, return_index=True)
     members = np.split(numbers, firsts[1:])
     shapes = [(int(code) >> 32, int(code) & 0xFFFFFFFF) for code in present]
-    return dict(zip(shapes, members, strict=True))
+    buckets = dict(zip(shapes, members, strict=True))
+    # Tell of the largest ones.
+    largest = sorted(buckets.items(), key=lambda item: -len(item[1]))[:_TOLD]
+    text = ", ".join(f"{width}x{height}: {len(own)}" for (height, width), own in largest)
+    more = f" and {len(buckets) - _TOLD} more" if len(buckets) > _TOLD else ""
+    _log.info("%s: %d sizes (width x height: images): %s", source, len(buckets), text + more)
+    return buckets
 
 
 class BucketOrder(Order):
@@ -165,8 +174,6 @@ class BucketOrder(Order):
         yield from (int(index) for index in others)
 
     def _place(self, position: int) -> tuple[int, int]:
-        if position < 0:
-            raise ValueError(f"a data position is 0 or more, got {position}")
         block, i = divmod(position, self.batch_size)
         if block != self._last[0]:  # all positions of a batch are in one block
             epoch = self._epoch(block)
@@ -197,10 +204,3 @@ class BucketOrder(Order):
         for bucket, span in enumerate(spans):  # a bucket's own blocks stay in their order
             ordinals[blocks == bucket] = np.arange(*span)
         return blocks, ordinals
-
-
-def describe_buckets(buckets: dict[tuple[int, int], np.ndarray], most: int = 12) -> str:
-    by_count = sorted(buckets.items(), key=lambda item: -len(item[1]))
-    counts = [f"{w}x{h}: {len(members)}" for (h, w), members in by_count[:most]]
-    more = f" and {len(by_count) - most} more" if len(by_count) > most else ""
-    return f"{len(buckets)} sizes (width x height: images): " + ", ".join(counts) + more

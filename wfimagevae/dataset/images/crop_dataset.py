@@ -3,7 +3,7 @@
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.images.transforms import center_crop, random_crop, resized_center_crop
+from wfimagevae.dataset.options import Crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData, Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable
 
-TRAIN_CROPS = ("native", "resized", "center")
 _MOST_FAILURES = 1000
 
 
@@ -40,16 +40,8 @@ class CropRules:
     """
 
     resolution: int
-    train_crop: str = "native"
+    train_crop: Crop = "native"
     augment: bool = True
-
-    def __post_init__(self):
-        if self.resolution < 1:
-            raise ValueError(f"resolution must be at least 1 pixel, got {self.resolution}")
-        if self.train_crop not in TRAIN_CROPS:
-            raise ValueError(
-                f"unknown train_crop {self.train_crop!r}; use {' or '.join(TRAIN_CROPS)}"
-            )
 
     def crop(
         self, images: Images, index: int, size: tuple[int, int], rng: random.Random
@@ -131,9 +123,8 @@ class CropDataset(FlowData, Dataset):
         pixels = torch.empty(len(positions), *size, 3, dtype=torch.uint8)
         indices, unreadable = [], []
         for slot, position in zip(pixels.numpy(), positions, strict=True):
-            slot[:], index, met = self._read(position, size)
+            slot[:], index = self._read(position, size, unreadable)
             indices.append(index)
-            unreadable += met
         batch = {"pixels": pixels, "unreadable": unreadable}
         if self._labels is not None:
             batch["label"] = torch.from_numpy(self._labels[indices])
@@ -143,19 +134,18 @@ class CropDataset(FlowData, Dataset):
         return batch
 
     def _read(
-        self, position: int, size: tuple[int, int]
-    ) -> tuple[np.ndarray, int, list[tuple[str, str]]]:
+        self, position: int, size: tuple[int, int], unreadable: list[tuple[str, str]]
+    ) -> tuple[np.ndarray, int]:
         # Try what the order names, then what it has for stand-ins, until one can be read.
-        met: list[tuple[str, str]] = []
         skipped: set[int] = set()
         for index in self._order.candidates(position):
             if (index, size) not in self._failed:
                 try:
                     rng = random.Random(stable_seed(self.seed, "augment", position))
-                    return self.rules.crop(self.images, index, size, rng), index, met
+                    return self.rules.crop(self.images, index, size, rng), index
                 except UnreadableImage as error:
                     self._failed[index, size] = str(error)
-                    met.append((self.images.name(index), str(error)))
+                    unreadable.append((self.images.name(index), str(error)))
             skipped.add(index)
             if len(skipped) == min(len(self.images), _MOST_FAILURES):
                 break
@@ -181,12 +171,18 @@ class TrainImageDataset(CropDataset):
         resolution: int,
         seed: int = 1234,
         cache_dir: str | Path | None = None,
-        train_crop: str = "native",
+        train_crop: Crop = "native",
         use_manifest: bool = False,
         labels: str | Labels = "none",
         captions: str | Captions = "none",
         augment: bool = True,
     ):
+        if resolution < 1:
+            raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
+        if train_crop not in get_args(Crop):
+            raise ValueError(
+                f"unknown train_crop {train_crop!r}; use {' or '.join(get_args(Crop))}"
+            )
         rules = CropRules(resolution, train_crop, augment)
         labels = Labels(labels) if isinstance(labels, str) else labels
         captions = Captions(captions) if isinstance(captions, str) else captions

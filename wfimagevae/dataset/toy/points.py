@@ -80,8 +80,6 @@ class PointDataset(FlowData):
             raise ValueError(f"unknown 2-D set {name!r}; use {', '.join(DISTRIBUTIONS)}")
         if split not in ("train", "test"):
             raise ValueError(f"unknown split {split!r}; use train or test")
-        if num_items < 1:
-            raise ValueError(f"num_items must be at least 1, got {num_items}")
         self.name, self.seed, self.num_items = name, seed, num_items
         self._draw, names = DISTRIBUTIONS[name]
         self.class_names = list(names)

@@ -98,11 +98,6 @@ class ShapesDataset(FlowData):
     ):
         if resolution < 8:
             raise ValueError(f"shapes need a resolution of at least 8 pixels, got {resolution}")
-        if num_items < 1 or first_index < 0:
-            raise ValueError(
-                "num_items must be at least 1 and first_index at least 0, "
-                f"got {num_items} and {first_index}"
-            )
         self.resolution, self.seed, self.augment = resolution, seed, augment
         self.first_index, self.prefix = first_index, prefix
         self.class_names = list(SHAPES)
@@ -127,10 +122,21 @@ class ShapesDataset(FlowData):
         return f"{'an' if colour[0] in 'aeiou' else 'a'} {colour} {shape}"
 
     def render(self, index: int) -> np.ndarray:
+        """Image ``index``, not mirrored: uint8 (R, R, 3)."""
         shape, colour = self.attributes(index)
         rng = random.Random(stable_seed(self.seed, "shape", index))
-        place = _random_place(rng)
-        gray = round(_between(rng, _BACKGROUND))
+
+        def between(low: float, high: float) -> float:
+            return low + rng.random() * (high - low)
+
+        radius, tilt = between(*_RADII), between(-_MAX_TILT, _MAX_TILT)
+        left, top = between(radius, 1 - radius), between(radius, 1 - radius)
+        gray = round(between(*_BACKGROUND))
+        cosine, sine = radius * math.cos(tilt), radius * math.sin(tilt)
+
+        def place(x: float, y: float) -> tuple[float, float]:
+            return left + cosine * x - sine * y, top + sine * x + cosine * y
+
         cover = _coverage(SHAPES[shape], place, self.resolution)[..., None]  # (R, R, 1)
         paint = np.array(COLOURS[colour], np.uint16)
         return ((cover * paint + (255 - cover) * gray + 127) // 255).astype(np.uint8)
@@ -144,17 +150,6 @@ class ShapesDataset(FlowData):
         labels = torch.tensor([self.label(index) for index in indices])
         captions = [with_prefix(self.prefix, self.caption(index)) for index in indices]
         return {"pixels": torch.from_numpy(pixels), "label": labels, "caption": captions}
-
-
-def _between(rng: random.Random, bounds: tuple[float, float]) -> float:
-    return bounds[0] + rng.random() * (bounds[1] - bounds[0])
-
-
-def _random_place(rng: random.Random) -> Callable[[float, float], tuple[float, float]]:
-    radius, tilt = _between(rng, _RADII), _between(rng, (-_MAX_TILT, _MAX_TILT))
-    left, top = (_between(rng, (radius, 1 - radius)) for _ in range(2))
-    cosine, sine = radius * math.cos(tilt), radius * math.sin(tilt)
-    return lambda x, y: (left + cosine * x - sine * y, top + sine * x + cosine * y)
 
 
 def _coverage(shape: Outline | tuple, place: Callable, size: int) -> np.ndarray:
