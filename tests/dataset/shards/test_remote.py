@@ -16,8 +16,8 @@ from tests.dataset.shard_files import dataset, open_set, png, write_shards, writ
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, TrainLoader
 from wfimagevae.dataset.images.decode import open_rgb
-from wfimagevae.dataset.shards import remote as remote_shards
-from wfimagevae.dataset.shards.remote import RemoteShards
+from wfimagevae.dataset.shards import store as shard_store
+from wfimagevae.dataset.shards.store import ShardFile, ShardStore
 
 
 class Server:
@@ -104,8 +104,8 @@ def server(serve):
 
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch):
-    monkeypatch.setattr(remote_shards, "_RETRIES", 3)
-    monkeypatch.setattr(remote_shards, "_RETRY_DELAY", 0.01)
+    monkeypatch.setattr(shard_store, "_RETRIES", 3)
+    monkeypatch.setattr(shard_store, "_RETRY_DELAY", 0.01)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_failing_server_is_tried_again_and_each_shard_fetched_once(tmp_path, ser
 def test_server_says_how_long_to_wait(tmp_path, server, options, monkeypatch):
     server.failures["/s-000.tar"], server.retry_after = 2, "7"
     waits = []
-    monkeypatch.setattr(remote_shards.time, "sleep", waits.append)
+    monkeypatch.setattr(shard_store.time, "sleep", waits.append)
     assert len(open_set(f"{server.url}/s-000.tar", **options)) == 2
     assert waits == [7, 7]
 
@@ -164,10 +164,10 @@ def test_server_that_answers_only_who_takes_the_file_is_enough(tmp_path, server,
 def test_hub_files_are_known_by_the_hash_that_the_hub_names(tmp_path, server, monkeypatch):
     """The Hub's own answer redirects to an address that changes each time."""
     monkeypatch.setenv("HF_TOKEN", "hub-token")
-    monkeypatch.setattr(remote_shards, "_HF_HOSTS", ("127.0.0.1",))
+    monkeypatch.setattr(shard_store, "_HF_HOSTS", ("127.0.0.1",))
     url = f"{server.url}/a.tar"
-    monkeypatch.setattr(remote_shards, "_hub_url", lambda hf: url)
-    store, stamps = RemoteShards(tmp_path), []
+    monkeypatch.setattr(shard_store, "_hub_url", lambda hf: url)
+    store, stamps = ShardStore(tmp_path), []
     for name in (url, url, "hf://datasets/some/one/a.tar"):
         signed = f"http://127.0.0.1:1/signed-{len(stamps)}"
         facts = {"Content-Length": str(40 + len(stamps)), "X-Linked-ETag": '"abc"'}
@@ -181,7 +181,7 @@ def test_each_token_goes_to_its_own_servers(monkeypatch):
     monkeypatch.setenv("WDS_TOKEN", "other")
     hosts = {"https://huggingface.co/x": "hub", "https://cdn-lfs.hf.co/x": "hub"}
     hosts |= {"https://evilhuggingface.co/x": "other", "https://a.b/huggingface.co": "other"}
-    assert {url: remote_shards._token(url) for url in hosts} == hosts
+    assert {url: shard_store._token(url) for url in hosts} == hosts
 
 
 def test_what_stays_broken_is_one_clear_line(tmp_path, server, options):
@@ -230,22 +230,22 @@ def test_pipes_go_through_the_webdataset_library(tmp_path, options):
 def test_oldest_copies_make_room_and_are_fetched_again(tmp_path, server):
     paths = write_shards(tmp_path / "served", [2, 2, 2])
     room = 2 * paths[0].stat().st_size
-    store = RemoteShards(tmp_path / "fetched", max_bytes=room)
+    store = ShardStore(tmp_path / "fetched", max_bytes=room)
     urls = [f"{server.url}/{path.name}" for path in paths]
     for url in (urls[0], urls[1], urls[0], urls[2]):
-        os.close(store.open(url, []))
+        os.close(store.open(ShardFile(url, [])))
         time.sleep(0.02)  # file times tell which was used last
-    assert copies(tmp_path) == sorted(store.path(urls[i], []).name for i in (0, 2))
-    os.close(store.open(urls[1], []))
+    assert copies(tmp_path) == sorted(store.path(ShardFile(urls[i], [])).name for i in (0, 2))
+    os.close(store.open(ShardFile(urls[1], [])))
     assert server.count("GET")["/s-001.tar"] == 2
 
 
 def test_processes_that_want_one_shard_fetch_it_once(tmp_path, server):
     write_shards(tmp_path / "served", [200])
-    store = RemoteShards(tmp_path / "fetched")
+    store = ShardStore(tmp_path / "fetched")
     fork = multiprocessing.get_context("fork")
-    words = (f"{server.url}/s-000.tar", [])
-    jobs = [fork.Process(target=store.open, args=words) for _ in range(3)]
+    shard = ShardFile(f"{server.url}/s-000.tar", [])
+    jobs = [fork.Process(target=store.open, args=(shard,)) for _ in range(3)]
     for job in jobs:
         job.start()
     for job in jobs:
@@ -283,7 +283,7 @@ def test_shard_removed_as_soon_as_it_is_fetched_is_read_all_the_same(
 ):
     """As other processes do where a small cache has no room for what each of them reads."""
     write_shards(tmp_path / "served", [3, 2])
-    monkeypatch.setattr(RemoteShards, "_make_room", lambda self, newest: newest.unlink())
+    monkeypatch.setattr(ShardStore, "_make_room", lambda self, newest: newest.unlink())
     found = open_set(f"{server.url}/s-{{000..001}}.tar", **options, with_captions=True)
     assert [found.captions.all(i) for i in range(5)] == [[f"caption {i}"] for i in range(5)]
     grays = [open_rgb(found.images.file(i)).getpixel((0, 0))[0] for i in range(5)]
@@ -300,12 +300,13 @@ def test_folder_that_cannot_be_written_ends_training_and_counts_as_no_damage(tmp
 
 
 def test_what_a_killed_process_left_half_fetched_is_removed(tmp_path, server, options):
-    store = RemoteShards(options["cache_dir"])
-    path = store.path(f"{server.url}/s-000.tar", [])
+    store = ShardStore(options["cache_dir"])
+    shard = ShardFile(f"{server.url}/s-000.tar", [])
+    path = store.path(shard)
     path.parent.mkdir()
     (path.parent / f".{path.name}.x7ab").write_bytes(b"half")
     (path.parent / ".other.tar.x7ab").write_bytes(b"of another")  # which may still be under way
-    os.close(store.open(f"{server.url}/s-000.tar", []))
+    os.close(store.open(shard))
     left = sorted(file.name for file in path.parent.iterdir())
     assert left == sorted([".other.tar.x7ab", f".{path.name}.lock", path.name])
 

@@ -80,7 +80,11 @@ def test_sample_with_two_members_of_a_type_is_left_out_and_named(tmp_path, caplo
 def test_index_is_kept_and_made_anew_for_what_changed(tmp_path, monkeypatch):
     paths = write_shards(tmp_path / "shards", [2, 3], lambda i: {"json": as_json(n=i)})
     calls, real = [], shard_index.index_tar
-    counted = lambda path, extra: calls.append(os.path.basename(path)) or real(path, extra)  # noqa: E731
+
+    def counted(path, *rest):
+        calls.append(os.path.basename(path))
+        return real(path, *rest)
+
     monkeypatch.setattr(shard_index, "index_tar", counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     options = {"index_cache_dir": tmp_path / "cache", "with_records": True}

@@ -3,7 +3,6 @@
 import glob
 import os
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.dataset.images.index import EXTENSIONS
@@ -67,7 +66,3 @@ def _local_shards(text: str) -> list[str]:
     if not shards:
         raise ValueError(f"no shards match {path}; expected tar files")
     return shards
-
-
-def expand_all(specs: Sequence[str | Path]) -> list[str]:
-    return list(dict.fromkeys(shard for spec in specs for shard in expand_shards(spec)))

@@ -1,6 +1,5 @@
 """What is in one tar shard: which samples, where their members lie, how large the images are."""
 
-import io
 import os
 import re
 import tarfile
@@ -19,7 +18,6 @@ from wfimagevae.dataset.text.packed_texts import PackedTexts
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
 TEXT_TYPES = ("txt", "json", "cls")
 
-_HEADER_BYTES = 64 * 1024
 _MOST_TEXT_BYTES = 2**20  # a longer text is no caption
 _MOST_TYPES = 64
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
@@ -27,69 +25,50 @@ _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library leaves out
 
 
 @dataclass
-class Column:
-    """The members of one type, one a sample.
-
-    Attributes:
-        offset, size: Where members begin, and their lengths, in bytes, int64 (N,); offset -1 for a
-            sample that has none.
-        width, height: Size of images, upright, in pixels, int32 (N,); 0 where the header is
-            damaged, None for other types.
-        text: Contents of texts; None for other types.
-    """
-
-    offset: np.ndarray
-    size: np.ndarray
-    width: np.ndarray | None = None
-    height: np.ndarray | None = None
-    text: PackedTexts | None = None
-
-
-@dataclass
 class TarIndex:
     """The samples of one shard.
 
     Attributes:
-        keys: Names of the samples' members up to the first dot of the file name.
-        columns: By type, which is what follows that dot, in lower case.
+        columns: Arrays by name. Of each type of members, which is what follows the first dot of
+            their file names, in lower case: ``offset.TYPE`` and ``size.TYPE``, int64 (N,), where
+            those of the samples begin (-1 where there is none) and their lengths, in bytes. Of
+            images also ``width.TYPE`` and ``height.TYPE``, int32 (N,), upright, 0 where the header
+            is damaged; of texts their contents, ``text.TYPE`` and ``ends.TYPE``. The samples'
+            names, up to that dot, are ``keys`` and ``keys.ends``.
         damage: What is wrong with the file or some of its samples; mostly nothing.
         lost: Number of samples that were left out for it, as far as they can be told.
+        types: The types that have columns.
         sha256: Hash of the whole file, where the index was not made from it but came with it.
     """
 
-    keys: PackedTexts
-    columns: dict[str, Column]
-    damage: list[str] = field(default_factory=list)
-    lost: int = 0
+    columns: dict[str, np.ndarray]
+    damage: list[str]
+    lost: int
+    types: list[str]
     sha256: str = ""
 
     def __len__(self) -> int:
-        return len(self.keys)
+        return len(self.columns["keys.ends"])
+
+    @property
+    def keys(self) -> PackedTexts:
+        return PackedTexts(self.columns["keys"], self.columns["keys.ends"])
+
+    def texts(self, kind: str) -> PackedTexts:
+        """The contents of the members of a type, empty where there are none."""
+        if f"text.{kind}" not in self.columns:
+            return PackedTexts.pack([b""] * len(self))
+        return PackedTexts(self.columns[f"text.{kind}"], self.columns[f"ends.{kind}"])
 
     def arrays(self) -> dict[str, np.ndarray]:
-        facts = {"damage": self.damage, "lost": self.lost, "types": list(self.columns)}
-        arrays = {"facts": json_array(facts | {"sha256": self.sha256})}
-        arrays |= {"keys": self.keys.text, "keys.ends": self.keys.ends}
-        for kind, column in self.columns.items():
-            arrays |= {f"offset.{kind}": column.offset, f"size.{kind}": column.size}
-            if column.width is not None:
-                arrays |= {f"width.{kind}": column.width, f"height.{kind}": column.height}
-            if column.text is not None:
-                arrays |= {f"text.{kind}": column.text.text, f"ends.{kind}": column.text.ends}
-        return arrays
+        facts = {name: value for name, value in vars(self).items() if name != "columns"}
+        return {"facts": json_array(facts)} | self.columns
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray], with_texts: bool = True) -> "TarIndex":
-        facts = from_json_array(arrays["facts"])
-        columns = {}
-        for kind in facts["types"]:
-            column = columns[kind] = Column(arrays[f"offset.{kind}"], arrays[f"size.{kind}"])
-            if f"width.{kind}" in arrays:
-                column.width, column.height = arrays[f"width.{kind}"], arrays[f"height.{kind}"]
-            if with_texts and f"text.{kind}" in arrays:
-                column.text = PackedTexts(arrays[f"text.{kind}"], arrays[f"ends.{kind}"])
-        keys = PackedTexts(arrays["keys"], arrays["keys.ends"])
-        return cls(keys, columns, facts["damage"], facts["lost"], facts.get("sha256", ""))
+        left_out = ("facts", "version", "written") + (() if with_texts else ("text.", "ends."))
+        columns = {name: arrays[name] for name in arrays if not name.startswith(left_out)}
+        return cls(columns, **from_json_array(arrays["facts"]))
 
 
 @dataclass(frozen=True)
@@ -115,9 +94,10 @@ class ExtraTypes:
 
 
 class _Member(NamedTuple):
-    name: str
-    offset: int
-    size: int
+    offset: int = -1
+    size: int = 0
+    pixels: tuple[int, int] = (0, 0)
+    text: bytes = b""
 
 
 @dataclass
@@ -134,20 +114,25 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
     damaged, the whole samples in front of the damage count. A ``handle`` is the file's descriptor
     where it is open already, and is closed; ``path`` is then for messages.
     """
+    extra = extra or ExtraTypes()
+    damage: list[str] = []
     try:
         with open(path if handle is None else handle, "rb") as file:
-            return _index(file, path, extra or ExtraTypes())
+            start = file.read(6)
+            for magic, name in _COMPRESSED.items():
+                if start.startswith(magic):
+                    raise DataError(
+                        f"shard {path} is compressed ({name}): decompress it, images gain nothing "
+                        "from it"
+                    )
+            samples = _grouped(_members(file, damage), extra)
     except OSError as error:
         raise DataError(f"cannot read shard {path}: {error.strerror or error}") from None
 
-
-def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
-    # Group the members to samples; those with a fault count as damage.
-    faults: list[str] = []
-    samples = _grouped(_members(file, path, faults))
-    if faults and samples:  # the last one may lack members that lay behind
+    # Samples with a fault count as damage.
+    if damage and samples:  # the last one may lack members that lay behind
         samples[-1].fault = "the file is damaged"
-    damage = faults + [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
+    damage += [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
     again = [key for key, count in Counter(s.key for s in samples).items() if count > 1]
     if again:
         damage.append(
@@ -161,31 +146,27 @@ def _index(file: BinaryIO, path: str, extra: ExtraTypes) -> TarIndex:
             f"{path} has {len(kinds)} types of members, such as {', '.join(kinds[:3])}: a type is "
             "what follows the first dot of a file name, so sample names must not have dots"
         )
+
     # One column for each type of member, over all whole samples.
-    columns = {}
-    for kind in kinds:
-        members = [sample.members.get(kind) for sample in whole]
-        column = columns[kind] = Column(
-            np.array([m.offset if m else -1 for m in members], np.int64),
-            np.array([m.size if m else -1 for m in members], np.int64),
-        )
-        if extra.is_image(kind):
-            sizes = np.array([_image_size(file, m) if m else (0, 0) for m in members], np.int32)
-            column.width, column.height = sizes.reshape(-1, 2).T.copy()
-        if extra.is_text(kind):
-            column.text = PackedTexts.pack(_text(file, m) if m else b"" for m in members)
     keys = PackedTexts.pack(os.fsencode(sample.key) for sample in whole)
-    return TarIndex(keys, columns, damage, len(samples) - len(whole))
+    columns = {"keys": keys.text, "keys.ends": keys.ends}
+    for kind in kinds:
+        members = [sample.members.get(kind, _Member()) for sample in whole]
+        columns[f"offset.{kind}"] = np.array([m.offset for m in members], np.int64)
+        columns[f"size.{kind}"] = np.array([m.size for m in members], np.int64)
+        if extra.is_image(kind):
+            pixels = np.array([m.pixels for m in members], np.int32).reshape(-1, 2)
+            columns[f"width.{kind}"], columns[f"height.{kind}"] = pixels.T.copy()
+        if extra.is_text(kind):
+            texts = PackedTexts.pack(m.text for m in members)
+            columns[f"text.{kind}"], columns[f"ends.{kind}"] = texts.text, texts.ends
+    return TarIndex(columns, damage, len(samples) - len(whole), kinds)
 
 
-def _members(file: BinaryIO, path: str, faults: list[str]) -> Iterator[_Member]:
+def _members(
+    file: BinaryIO, faults: list[str]
+) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
     """The whole files in a tar, in order; adds what ended it early to ``faults``."""
-    start = file.read(6)
-    for magic, name in _COMPRESSED.items():
-        if start.startswith(magic):
-            raise DataError(
-                f"shard {path} is compressed ({name}): decompress it, images gain nothing from it"
-            )
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
@@ -196,7 +177,7 @@ def _members(file: BinaryIO, path: str, faults: list[str]) -> Iterator[_Member]:
                     faults.append(f"cut short inside {member.name}, at byte {length}")
                     return
                 if member.isreg() and not member.issparse() and not _META.match(member.name):
-                    yield _Member(member.name, member.offset_data, member.size)
+                    yield tar, member
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
         faults.append(f"no tar file, or damaged: {error}")
@@ -210,31 +191,24 @@ def _members(file: BinaryIO, path: str, faults: list[str]) -> Iterator[_Member]:
         faults.append(f"cut short at byte {length}: no end mark")
 
 
-def _grouped(members: Iterator[_Member]) -> list[_Sample]:
+def _grouped(
+    members: Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]], extra: ExtraTypes
+) -> list[_Sample]:
+    """Members by sample, with the size of images and the content of texts."""
     from webdataset.tariterators import base_plus_ext
 
     samples: list[_Sample] = []
-    for member in members:
+    for tar, member in members:
         key, kind = base_plus_ext(member.name)
         if key is None:
             continue
+        kind = kind.lower()
         if not samples or samples[-1].key != key:
             samples.append(_Sample(key))
-        if kind.lower() in samples[-1].members:
-            samples[-1].fault = f"two members of type {kind.lower()}"
-        samples[-1].members[kind.lower()] = member
+        if kind in samples[-1].members:
+            samples[-1].fault = f"two members of type {kind}"
+        pixels = image_size(tar.extractfile(member)) if extra.is_image(kind) else (0, 0)
+        is_text = extra.is_text(kind) and member.size <= _MOST_TEXT_BYTES
+        text = tar.extractfile(member).read() if is_text else b""
+        samples[-1].members[kind] = _Member(member.offset_data, member.size, pixels, text)
     return samples
-
-
-def _image_size(file: BinaryIO, member: _Member) -> tuple[int, int]:
-    file.seek(member.offset)
-    head = file.read(min(member.size, _HEADER_BYTES))
-    size = image_size(io.BytesIO(head))
-    if size == (0, 0) and len(head) < member.size:  # a long profile in front of it
-        size = image_size(io.BytesIO(head + file.read(member.size - len(head))))
-    return size
-
-
-def _text(file: BinaryIO, member: _Member) -> bytes:
-    file.seek(member.offset)
-    return file.read(member.size) if member.size <= _MOST_TEXT_BYTES else b""

@@ -14,15 +14,16 @@ from PIL import Image
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageSet
 from wfimagevae.dataset.images.index import MANIFEST_KEYS
-from wfimagevae.dataset.index_cache import from_json_array
+from wfimagevae.dataset.index_cache import from_json_array, json_array
 from wfimagevae.dataset.order import shuffled
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.dataset.shards.index import INDEX_SUFFIX, RECORD_NAME, write_index
+from wfimagevae.dataset.shards.index import RECORD_NAME
 from wfimagevae.dataset.shards.options import WriteOptions
 from wfimagevae.dataset.shards.tar import index_tar
 from wfimagevae.files import DAMAGED_ARRAYS, file_version, replacing
 
 RECORD_VERSION = 1
+INDEX_SUFFIX = ".index.npz"
 # MPO is what many cameras write: a JPEG with more pictures behind it.
 _TYPES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 _ENCODERS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
@@ -100,7 +101,7 @@ class ShardWriter:
         facts = {"plan": self.plan, "samples": len(index), "bytes": tar.stat().st_size}
         facts |= {"sha256": sha256, "unreadable": unreadable}
         with replacing(index_file, is_lasting=True) as file:
-            write_index(file, index, written=facts)
+            np.savez_compressed(file, **index.arrays(), written=json_array(facts))
 
     def write_record(self) -> dict[str, Any]:
         """Writes shards.json, once all shards are there, and returns its content."""

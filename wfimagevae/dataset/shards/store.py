@@ -1,4 +1,4 @@
-"""Shards from servers: fetched whole, once a machine, into a folder, and read from there."""
+"""Shards by their source: files as they are, others fetched whole, once a machine, to a folder."""
 
 import contextlib
 import hashlib
@@ -8,6 +8,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -17,6 +18,7 @@ from filelock import FileLock
 from urllib3.util import Retry
 
 from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.shards.specs import is_remote
 from wfimagevae.files import cache_folder, replacing
 
 TOKEN_VARIABLE = "WDS_TOKEN"
@@ -32,8 +34,25 @@ _Value = TypeVar("_Value")
 _log = logging.getLogger("wfimagevae")
 
 
-class RemoteShards:
-    """Local copies of remote shards.
+@dataclass(frozen=True)
+class ShardFile:
+    """A shard (absolute path, URL, or ``pipe:COMMAND``), of the version that was indexed.
+
+    ``stamp`` is size and modification time of a file; of a remote one, what its server says.
+    ``sha256`` is the hash that its content must have; empty where the index was made from the file.
+    """
+
+    source: str
+    stamp: list[Any]
+    sha256: str = ""
+
+    @property
+    def stem(self) -> str:
+        return Path(self.source.partition("?")[0]).name.removesuffix(".tar")
+
+
+class ShardStore:
+    """Opens shards, remote ones as local copies.
 
     http(s):// and hf:// are fetched in this process. The environment's WDS_TOKEN, and HF_TOKEN (or
     a stored login) for huggingface.co, go out as a header, to the host of the URL only: never after
@@ -55,16 +74,19 @@ class RemoteShards:
         self.folder = cache_folder(cache_dir, "shards")
         self.max_bytes, self.read_at_a_time = max_bytes, read_at_a_time
 
-    def stamp(self, url: str) -> list[Any]:
-        """What the server says of a shard's version; nothing for a pipe, which cannot be asked."""
+    def stamp(self, source: str) -> list[Any]:
+        """What tells a shard's versions apart, see `ShardFile`; nothing of a pipe, which is mute.
+
+        DataError if it is missing, or cannot be asked for.
+        """
 
         def ask() -> list[Any]:
             try:
                 # The Hub redirects to an address that is new each time, and names the file's hash.
-                answer = _request("HEAD", url, allow_redirects=False)
+                answer = _request("HEAD", source, allow_redirects=False)
                 if _HUB_HASH in answer.headers:
                     return [answer.headers[_HUB_HASH]]
-                headers = (_request("HEAD", url) if answer.is_redirect else answer).headers
+                headers = (_request("HEAD", source) if answer.is_redirect else answer).headers
             except requests.HTTPError as error:
                 # The server may still answer a GET; a signed address is for that alone.
                 if error.response.status_code in (403, 405, 501):
@@ -72,16 +94,31 @@ class RemoteShards:
                 raise
             return [headers[name] for name in _STAMP_HEADERS if name in headers]
 
-        return self._retried(ask, url) if _is_http(url) else []
+        if is_remote(source):
+            return self._retried(ask, source) if _is_http(source) else []
+        try:
+            status = os.stat(source)
+        except OSError as error:
+            raise DataError(f"cannot read shard {source}: {error.strerror}") from None
+        return [status.st_size, status.st_mtime_ns]
 
-    def open(self, url: str, stamp: list[Any], sha256: str = "") -> int:
-        """A descriptor of a shard's copy, fetched first if there is none of this version.
+    def open(self, shard: ShardFile) -> int:
+        """A descriptor of a shard; a remote one is fetched if there is no copy of this version.
 
-        It can be read even when another process removes the copy, to make room. ``stamp`` is its
-        version, as `stamp` gives it, ``sha256`` the hash that its content must have, if any. A
-        DataError tells that it cannot be fetched whole, or kept, or is another file.
+        The copy can be read even when another process removes it, to make room. A DataError is a
+        file that is missing or was changed, or a remote shard that cannot be fetched whole, or
+        kept, or is another file.
         """
-        target = self.path(url, stamp)
+        if not is_remote(shard.source):
+            if self.stamp(shard.source) != shard.stamp:
+                raise DataError(
+                    f"shard {shard.source} changed since training started: start it again"
+                )
+            try:
+                return os.open(shard.source, os.O_RDONLY)
+            except OSError as error:
+                raise DataError(f"cannot open shard {shard.source}: {error.strerror}") from None
+        target = self.path(shard)
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle = _open_copy(target)
@@ -93,7 +130,9 @@ class RemoteShards:
                         for path in target.parent.glob(f".{target.name}.*"):
                             if path.suffix != ".lock":
                                 path.unlink(missing_ok=True)
-                        handle = self._retried(lambda: self._fetch(url, target, sha256), url)
+                        while handle is None:  # another process may have removed it at once
+                            self._retried(lambda: self._fetch(shard, target), shard.source)
+                            handle = _open_copy(target)
                         self._make_room(target)
         except OSError as error:
             raise DataError(
@@ -102,8 +141,9 @@ class RemoteShards:
             ) from None
         return handle
 
-    def path(self, url: str, stamp: list[Any]) -> Path:
-        name = hashlib.blake2b(repr((url, stamp)).encode(), digest_size=16).hexdigest()
+    def path(self, shard: ShardFile) -> Path:
+        facts = repr((shard.source, shard.stamp))
+        name = hashlib.blake2b(facts.encode(), digest_size=16).hexdigest()
         return self.folder / f"{name}.tar"
 
     def read(self, url: str) -> bytes | None:
@@ -119,32 +159,26 @@ class RemoteShards:
 
         return self._retried(read, url) if _is_http(url) else None
 
-    def _fetch(self, url: str, target: Path, sha256: str) -> int:
-        """Writes the copy; its descriptor, had before another process can remove it."""
-        with contextlib.ExitStack() as undo:
-            with replacing(target, is_lasting=True) as file:
-                if _is_http(url):
-                    with _request("GET", url, stream=True) as answer:
-                        for chunk in answer.iter_content(_CHUNK):
-                            file.write(chunk)
-                else:
-                    from webdataset.gopen import gopen
+    def _fetch(self, shard: ShardFile, target: Path) -> None:
+        with replacing(target, is_lasting=True) as file:
+            if _is_http(shard.source):
+                with _request("GET", shard.source, stream=True) as answer:
+                    for chunk in answer.iter_content(_CHUNK):
+                        file.write(chunk)
+            else:
+                from webdataset.gopen import gopen
 
-                    with gopen(url, "rb") as stream:
-                        shutil.copyfileobj(stream, file, _CHUNK)
-                    if not file.tell():
-                        raise OSError("it gave no bytes")
-                file.seek(0)
-                if sha256 and hashlib.file_digest(file, "sha256").hexdigest() != sha256:
-                    raise DataError(
-                        f"{shown_url(url)} is not the file that the shards.json beside it tells of "
-                        f"(sha256 {sha256}): write that anew with the shard, or remove it"
-                    )
-                handle = os.dup(file.fileno())
-                undo.callback(os.close, handle)
-            undo.pop_all()
-        os.lseek(handle, 0, os.SEEK_SET)  # both read at one place of the file
-        return handle
+                with gopen(shard.source, "rb") as stream:
+                    shutil.copyfileobj(stream, file, _CHUNK)
+                if not file.tell():
+                    raise OSError("it gave no bytes")
+            file.seek(0)
+            if shard.sha256 and hashlib.file_digest(file, "sha256").hexdigest() != shard.sha256:
+                raise DataError(
+                    f"{shown_url(shard.source)} is not the file that the shards.json beside it "
+                    f"tells of (sha256 {shard.sha256}): write that anew with the shard, or remove "
+                    "it"
+                )
 
     def _retried(self, work: Callable[[], _Value], url: str) -> _Value:
         # Not by an adapter of requests: pipes and answers that break off are tried again, too.
