@@ -155,7 +155,7 @@ def cache_folder(folder: str | Path | None, name: str) -> Path:
     return Path(folder).expanduser().absolute()
 
 
-def file_version(path: str) -> tuple[int, int]:
+def file_version(path: str | os.PathLike) -> tuple[int, int]:
     """Size and modification time of a file, in bytes and nanoseconds; -1 where it is missing."""
     try:
         status = os.stat(path)

@@ -1,4 +1,5 @@
 import json
+import os
 import pickle
 
 import numpy as np
@@ -157,6 +158,14 @@ def test_truncated_shard_is_named_at_once(cache, size):
     path = cache / "latents-00001.safetensors"
     path.write_bytes(path.read_bytes()[:size])
     refused(r"00001\.safetensors is truncated", LatentDataset, cache, error=DataError)
+
+
+def test_shard_that_is_cut_short_in_training_is_named_and_kills_no_process(tmp_path):
+    cache = write_cache(tmp_path, [{"moments": numbered(0, 4, size=64)}])
+    dataset = LatentDataset(cache)
+    dataset.read_batch([0])
+    os.truncate(cache / "latents-00000.safetensors", 5000)
+    refused("was cut short since training", dataset.read_batch, [0, 1, 2, 3], error=DataError)
 
 
 def test_nan_stops_before_the_first_batch_and_is_named(cache):

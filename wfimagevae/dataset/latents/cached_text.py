@@ -49,30 +49,28 @@ def text_tensors(parts: Sequence[dict[str, Tensor]], counts: Sequence[int]) -> d
     return tensors | {ENDS: torch.tensor(counts, dtype=torch.int64).cumsum(0)}
 
 
-class CachedText:
-    """Embeddings of captions by memory map: ``stored(shard number, name)`` gives a tensor."""
+def read_embeddings(
+    record: dict[str, Any],
+    stored: Callable[[int, str], Tensor],
+    places: Sequence[tuple[int, int, int | None]],
+) -> dict[str, Tensor]:
+    """Embeddings of captions; zeros and an empty mask for a sample without one.
 
-    def __init__(self, record: dict[str, Any], stored: Callable[[int, str], Tensor]):
-        keys = record["config_keys"]
-        self._length, self._width = keys["text_length"], keys["text_width"]
-        self._pooled_width, self._stored = keys["pooled_width"], stored
-
-    def read(self, places: Sequence[tuple[int, int, int | None]]) -> dict[str, Tensor]:
-        """Embeddings of captions; zeros and an empty mask for a sample without one.
-
-        ``places`` are the shard's number, the row there, and which caption, of each sample.
-        Gives ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).
-        """
-        tokens = torch.zeros(len(places), self._length, self._width, dtype=torch.float16)
-        mask = torch.zeros(len(places), self._length, dtype=torch.bool)
-        pooled = torch.zeros(len(places), self._pooled_width, dtype=torch.float16)
-        for slot, (number, row, line) in enumerate(places):
-            if line is None:
-                continue
-            ends = self._stored(number, ENDS)
-            caption = (int(ends[row - 1]) if row else 0) + line
-            used = self._stored(number, PARTS["mask"])[caption]
-            mask[slot, : len(used)] = used
-            tokens[slot, : len(used)] = self._stored(number, PARTS["tokens"])[caption]
-            pooled[slot] = self._stored(number, PARTS["pooled"])[caption]
-        return {"tokens": tokens, "mask": mask, "pooled": pooled}
+    ``record`` is what the cache's says of the text encoder, ``stored(shard number, name)`` gives a
+    tensor, and ``places`` are the shard's number, the row there, and which caption, of each sample.
+    Gives ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).
+    """
+    keys, count = record["config_keys"], len(places)
+    tokens = torch.zeros(count, keys["text_length"], keys["text_width"], dtype=torch.float16)
+    mask = torch.zeros(count, keys["text_length"], dtype=torch.bool)
+    pooled = torch.zeros(count, keys["pooled_width"], dtype=torch.float16)
+    for slot, (number, row, line) in enumerate(places):
+        if line is None:
+            continue
+        ends = stored(number, ENDS)
+        caption = (int(ends[row - 1]) if row else 0) + line
+        used = stored(number, PARTS["mask"])[caption]
+        mask[slot, : len(used)] = used
+        tokens[slot, : len(used)] = stored(number, PARTS["tokens"])[caption]
+        pooled[slot] = stored(number, PARTS["pooled"])[caption]
+    return {"tokens": tokens, "mask": mask, "pooled": pooled}

@@ -12,10 +12,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wfimagevae.dataset.images.index import json_lines
-from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, CachedText
+from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, read_embeddings
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData
 from wfimagevae.dataset.text.captions import CaptionTable
+from wfimagevae.files import file_version, read_json
 
 RECORD_NAME = "latents.json"
 RECORD_VERSION = 1
@@ -55,15 +56,14 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """The record of a cache; DataError if there is none, of this version and finished."""
     path = Path(os.path.expanduser(folder)) / RECORD_NAME
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"no {RECORD_NAME} in {path.parent}: make latents with scripts/cache_latents.py"
         ) from None
     except ValueError as error:
-        raise DataError(f"{path} is not JSON ({error})") from None
-    version = record.get("version") if isinstance(record, dict) else None
-    if version != RECORD_VERSION:
+        raise DataError(str(error)) from None
+    if (version := record.get("version")) != RECORD_VERSION:
         raise DataError(
             f"{path} is of version {version!r}, this code reads {RECORD_VERSION}: encode anew"
         )
@@ -127,7 +127,7 @@ class LatentDataset(FlowData):
         # Look at every shard now, rather than when training comes to it.
         self._is_sampled = record["posterior"] == "sample"
         self._tensor = "moments" if self._is_sampled else "latents"
-        self._mapped: dict[tuple[int, str], Tensor] = {}
+        self._mapped: dict[tuple[int, str], tuple[int, Tensor]] = {}
         self._shards = range(len(record["samples"]))
         for number in self._shards:
             self._check_shard(number)
@@ -141,8 +141,7 @@ class LatentDataset(FlowData):
             )
         self._captions = None if text == "none" else self._read_captions(prefix)
         self.has_captions = self._captions is not None
-        self._text = self._open_text(prefix, like) if text == "embeddings" else None
-        self.text_facts = None if self._text is None else record["text"]
+        self.text_facts = self._check_text(prefix, like) if text == "embeddings" else None
         self._labels = self._read_labels()
 
     def __getstate__(self) -> dict:
@@ -181,10 +180,10 @@ class LatentDataset(FlowData):
         pairs = list(zip(indices, positions, strict=True))
         if self._captions is not None:
             batch["caption"] = [self._captions.pick(i, k, self.seed) for i, k in pairs]
-        if self._text is not None:
-            lines = [self._captions.choose(i, k, self.seed) for i, k in pairs]
-            places = [(*self._place(i), line) for i, line in zip(indices, lines, strict=True)]
-            batch |= self._text.read(places)
+        if self.text_facts is not None:
+            choose = self._captions.choose
+            places = [(*self._place(i), choose(i, k, self.seed)) for i, k in pairs]
+            batch |= read_embeddings(self.text_facts, self._stored, places)
         return batch
 
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
@@ -217,10 +216,14 @@ class LatentDataset(FlowData):
 
     def _stored(self, number: int, name: str) -> Tensor:
         """A tensor of a shard, mapped into memory; each process opens the files that it reads."""
+        path = shard_path(self.folder, number)
         if (number, name) not in self._mapped:
-            shard = open_shard(shard_path(self.folder, number))
-            self._mapped[number, name] = shard.get_tensor(name)
-        return self._mapped[number, name]
+            self._mapped[number, name] = file_version(path)[0], open_shard(path).get_tensor(name)
+        size, tensor = self._mapped[number, name]
+        # To read a map where its file is no longer there to back it would kill the process.
+        if -1 < file_version(path)[0] < size:
+            raise DataError(f"{path} was cut short since training started: encode it again")
+        return tensor
 
     def _check_shard(self, number: int) -> None:
         path, count = shard_path(self.folder, number), self.record["samples"][number]
@@ -246,7 +249,8 @@ class LatentDataset(FlowData):
             "infinity); delete the shard and run cache_latents.py again"
         )
 
-    def _open_text(self, prefix: str, like: Mapping[str, Any] | None) -> CachedText:
+    def _check_text(self, prefix: str, like: Mapping[str, Any] | None) -> dict[str, Any]:
+        """What the record says of the embeddings; DataError if they do not fit."""
         text, expected = self.record.get("text"), (like or {}).get("text")
         if not text:
             raise DataError(
@@ -270,7 +274,7 @@ class LatentDataset(FlowData):
                 f"{self.folder} holds embeddings of {ours}, the training latents of {theirs}: "
                 "encode both with the same --text_encoder"
             )
-        return CachedText(text, self._stored)
+        return text
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
         texts = (text["caption"] for number in self._shards for text in self.texts(number))
