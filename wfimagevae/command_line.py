@@ -5,9 +5,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from wfimagevae.options import BOTH_WAYS, BadOptions, Options, bare_type, choices_of, nearest
+from wfimagevae.options import BOTH_WAYS, BadOptions, Options, nearest
 
 # Of a command with more flags than this, --help alone shows the basic ones.
 _MANY_FLAGS = 45
@@ -99,7 +100,9 @@ class Parser(argparse.ArgumentParser):
             if field.default is True or BOTH_WAYS in field.metadata:
                 words.append(f"--no_{name}")
         else:
-            shape |= {"metavar": extra.get("unit"), "choices": choices_of(field.annotation)}
+            item = bare_type(get_args(kind)[0]) if get_origin(kind) in (list, tuple) else kind
+            choices = get_args(item) if get_origin(item) is Literal else None
+            shape |= {"metavar": extra.get("unit"), "choices": choices}
             if get_origin(kind) is tuple:
                 shape["nargs"] = len(get_args(kind))
             elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
@@ -127,6 +130,15 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"error: {message}\n")
+
+
+def bare_type(annotation: Any) -> Any:
+    """A field's type without None and without what is annotated to it."""
+    if get_origin(annotation) is Annotated:
+        return bare_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return bare_type(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    return annotation
 
 
 _Class = TypeVar("_Class", bound=Options)

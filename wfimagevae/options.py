@@ -13,10 +13,10 @@ one part names that part's class.
 import copy
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Literal, Self, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -209,16 +209,15 @@ class Options(BaseModel):
 def _explain(cls: type[Options], entry: Any) -> tuple[str, str]:
     """One of pydantic's findings: the option, and what is wrong with it in our words."""
     name, kind, value = str((*entry["loc"], "")[0]), entry["type"], entry["input"]
-    fields = cls.by_flag()
     if kind == "missing":
         return "", f"the following arguments are required: --{name}"
     if kind == "extra_forbidden":
-        return "", f"unknown key {name!r}{nearest(name, fields, '--')}"
+        return "", f"unknown key {name!r}{nearest(name, cls.by_flag(), '--')}"
     if kind == "number":
         shown = value if not isinstance(value, str) or _is_number(value) else repr(value)
         return name, f"{shown} is not {entry['ctx']['words']}"
     if kind == "literal_error":
-        choices = [str(choice) for choice in choices_of(fields[name].annotation)]
+        choices = re.findall("'(.*?)'", entry["ctx"]["expected"])
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return name, f"invalid choice: {value!r} (choose from {', '.join(choices)}){hint}"
@@ -267,20 +266,3 @@ def overrides_of(group: type[Options]) -> Any:
         return {key: getattr(given, key) for key in words}
 
     return Annotated[dict[str, Any], BeforeValidator(check)]
-
-
-def bare_type(annotation: Any) -> Any:
-    """A field's type without None and without what is annotated to it."""
-    if get_origin(annotation) is Annotated:
-        return bare_type(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return bare_type(next(kind for kind in get_args(annotation) if kind is not type(None)))
-    return annotation
-
-
-def choices_of(annotation: Any) -> tuple[Any, ...] | None:
-    """What a field, or an item of a list, may be; None where that is no choice."""
-    kind = bare_type(annotation)
-    if get_origin(kind) in (list, tuple):
-        kind = bare_type(get_args(kind)[0])
-    return get_args(kind) if get_origin(kind) is Literal else None

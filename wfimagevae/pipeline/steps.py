@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
-from wfimagevae.options import BadOptions, bare_type, nearest
+from wfimagevae.command_line import bare_type
+from wfimagevae.options import BadOptions, nearest
 from wfimagevae.pipeline.document import Document, Place, dotted, read_document
 from wfimagevae.pipeline.fluxflow import (
     COMPONENTS,
