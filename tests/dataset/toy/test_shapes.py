@@ -43,7 +43,6 @@ def test_all_pairs_of_shape_and_colour_are_equally_frequent_and_named_in_english
     dataset = ShapesDataset(16)
     pairs = [dataset.attributes(i) for i in range(128)]
     assert all(pairs.count((shape, colour)) == 2 for shape in SHAPES for colour in COLOURS)
-    dataset = ShapesDataset(16)
     captions = {dataset.caption(i) for i in range(64)}
     assert len(captions) == 64
     assert {"a red circle", "an orange square", "a blue moon"} <= captions
@@ -61,16 +60,6 @@ def test_paint_is_the_colour_and_the_rest_is_one_gray(size):
         assert 0.3 < share < 0.97
         if size >= 32:
             assert (pixels == COLOURS[colour]).all(1).any()
-
-
-def test_disc_covers_the_area_of_a_disc():
-    dataset = ShapesDataset(128)
-    for index in range(0, 128, 8):
-        pixels = dataset.render(index).astype(float)
-        difference = np.abs(pixels - pixels[0, 0]).sum(2)
-        cover = difference / difference.max()
-        width = (cover.max(0) > 0.5).sum()
-        assert cover.sum() == pytest.approx(np.pi / 4 * width**2, rel=0.03)
 
 
 def test_shapes_are_told_apart_at_32_pixels():

@@ -33,7 +33,7 @@ class ImageSet:
 
     images: Images
     sizes: np.ndarray | None = None
-    labels: tuple[np.ndarray | None, list[str]] = field(default_factory=lambda: (None, []))
+    labels: tuple[np.ndarray | None, list[str]] = (None, [])
     captions: CaptionTable | None = None
     record: Callable[[int], dict[str, Any]] | None = None
     shard: np.ndarray | None = None
