@@ -8,13 +8,12 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint
 
-from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from wfimagevae.engine.checkpoint import collect, read_checkpoint, restore, write_checkpoint
 from wfimagevae.engine.distributed import World, barrier, world
 from wfimagevae.engine.ema import Averages
-from wfimagevae.engine.optim import build_optimizer
-from wfimagevae.engine.options import OptimizerOptions
-from wfimagevae.engine.player import OptimizerState, Player
-from wfimagevae.engine.schedules import LrSchedule
+from wfimagevae.engine.optim import OptimizerState
+from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.player import Player
 from wfimagevae.engine.sharding import shard
 
 WHOLE = 8  # samples of an update
@@ -102,29 +101,26 @@ def _train(plan: Plan, result: Path, here: World, sharded: bool) -> None:
     network = Network().to(plan.dtype)
     if sharded:
         shard(network, network.blocks, here.device)
-    trained = [p for p in network.parameters() if p.requires_grad]
-    options = OptimizerOptions(
-        optimizer=plan.optimizer, lr=0.02, lr_schedule="linear", warmup_steps=1
-    )
-    optimizer = build_optimizer(options, trained, network.blocks)
-    schedule, rule = LrSchedule(options, 20), (plan.precision, plan.clip_grad_norm)
-    player = Player("toy", Distillation(network), optimizer, schedule, *rule)
+    rule = {"mix_precision": plan.precision, "clip_grad_norm": plan.clip_grad_norm}
+    rate = {"lr": 0.02, "lr_schedule": "linear", "warmup_steps": 1}
+    options = TrainingOptions(optimizer=plan.optimizer, **rule, **rate)
+    player = Player("toy", Distillation(network), options, 20, blocks=network.blocks)
     player.ema = averages = Averages(network, [0.9, 0.5])
     parts = {
         "state_dict.gen_model": network,
-        "optimizer_state.gen_optimizer": OptimizerState(optimizer),
+        "optimizer_state.gen_optimizer": OptimizerState(player.optimizer),
         "player_state.toy": player,
     }
-    everything = Checkpoint(parts | averages.parts())
+    parts |= averages.parts()
     if plan.load:
         barrier()  # another plan of this group may have written it
-        everything.load(read_checkpoint(plan.load))
+        restore(parts, read_checkpoint(plan.load))
     norms = [
         player.update(samples(plan, step, here.rank, here.size), step)["grad_norm/toy"].item()
         for step in range(*plan.steps)
     ]
     with averages.applied(), torch.no_grad():
         averaged = network(torch.ones(1, 3, dtype=plan.dtype))
-    content = everything.collect(here.is_main, norms=norms, averaged=averaged)
+    content = collect(parts, here.is_main, norms=norms, averaged=averaged)
     if here.is_main:
         write_checkpoint(result, content)

@@ -10,10 +10,8 @@ from tests.model.flow.models import KINDS, TEXT_KINDS, small_model
 from tests.objective.fields import plain
 from tests.task.training import largest_difference
 from wfimagevae.engine.distributed import world
-from wfimagevae.engine.optim import build_optimizer
-from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.engine.sharding import shard, whole, whole_state
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.objective.flow_matching import FlowMatching
@@ -61,9 +59,8 @@ def batch_of(network, step, rank, size):
 
 
 def update(network, objective, here, lr, steps, precision="fp32"):
-    options = OptimizerOptions(optimizer="sgd").changed(lr=lr)
-    optimizer = build_optimizer(options, [*network.parameters()])
-    player = Player("flow", objective, optimizer, LrSchedule(options), precision)
+    options = TrainingOptions(optimizer="sgd", mix_precision=precision, clip_grad_norm=1e9)
+    player = Player("flow", objective, options.changed(lr=lr), steps)
     for step in range(steps):
         player.update([batch_of(network, step, here.rank, here.size)], step)
 

@@ -14,8 +14,8 @@ PLANS = {
     "rmsprop": Plan("rmsprop"),
     "adamw, infinity": Plan(bad_step=2),
     "sgd, infinity": Plan("sgd", bad_step=2),
-    "bf16": Plan("sgd", precision="bf16", clip_grad_norm=float("inf"), dtype=torch.float32),
-    "fp16": Plan("sgd", precision="fp16", clip_grad_norm=float("inf"), dtype=torch.float32),
+    "bf16": Plan("sgd", precision="bf16", clip_grad_norm=1e9, dtype=torch.float32),
+    "fp16": Plan("sgd", precision="fp16", clip_grad_norm=1e9, dtype=torch.float32),
     "first half": Plan(steps=(0, 2)),
 }
 if hasattr(torch.optim, "Muon"):

@@ -33,7 +33,7 @@ def play(flags: list[str], steps: int, result: Path) -> None:
         players = build_players(options, vae, loss, steps)
         dataset = build_image_data(options, options.image_path)
         loader = TrainLoader(dataset, options.batch_size, here.rank, here.size, num_workers=0)
-        task = VaeTask(players, vae, loss, None, loader, options)
+        task = VaeTask(options, players, vae, loss, loader)
         for step in range(steps):
             micro = [next(loader) for _ in range(options.grad_accum_steps)]
             for batch in micro:

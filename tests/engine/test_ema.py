@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from wfimagevae.engine.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
+from wfimagevae.engine.checkpoint import collect, read_checkpoint, restore, write_checkpoint
 from wfimagevae.engine.ema import EMA, Averages
 
 
@@ -51,11 +51,11 @@ def test_averages_come_back_by_decay_and_new_ones_start_from_the_weights(tmp_pat
     network.weight.data.fill_(7.0)
     saved.update()
     path = tmp_path / "checkpoint-1.ckpt"
-    write_checkpoint(path, Checkpoint({"state_dict.gen_model": network} | saved.parts()).collect())
+    write_checkpoint(path, collect({"state_dict.gen_model": network} | saved.parts()))
     content = read_checkpoint(path)
     resumed = Averages(network, [0.9, 0.3, 0.5], warmup=False)
     resumed.others.averages[0].average["weight"].fill_(-1.0)
-    Checkpoint(resumed.parts()).load(content)
+    restore(resumed.parts(), content)
     restarted, other = resumed.others.averages
     assert torch.equal(other.average["weight"], saved.others.averages[0].average["weight"])
     assert (restarted.average["weight"].item(), restarted.num_updates) == (7.0, 0)

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from tests.engine.toy import Regression, batches, player, weights
-from wfimagevae.engine.optim import build_optimizer, load_optimizer_state
+from wfimagevae.engine.optim import OptimizerState, build_optimizer
 from wfimagevae.engine.options import OPTIMIZERS, OptimizerOptions
-from wfimagevae.engine.player import OptimizerState
 
 NEEDS = {
     "lion": pytest.mark.skipif(
@@ -72,7 +71,7 @@ def test_every_optimizer_finds_the_minimum_of_a_quadratic(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_saved_and_resumed_updates_equal_uninterrupted_ones(name):
-    make = functools.partial(player, lr=0.01, name=name)
+    make = functools.partial(player, lr=0.01, optimizer=name)
     whole, cut, resumed = make(), make(), make(Regression())
     data = batches(8, 4)
     for i, batch in enumerate(data):
@@ -90,21 +89,21 @@ def test_saved_and_resumed_updates_equal_uninterrupted_ones(name):
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_optimizer_skips_a_non_finite_update(name):
-    ours = player(lr=0.01, name=name)
+    ours = player(lr=0.01, optimizer=name)
     good, bad = batches(2, 4)
     bad["y"][0] = float("inf")
     ours.update([bad], 0)
-    assert torch.equal(weights(ours), weights(player(name=name)))
+    assert torch.equal(weights(ours), weights(player(optimizer=name)))
     ours.update([good], 1)
     assert weights(ours).isfinite().all()
-    assert not torch.equal(weights(ours), weights(player(name=name)))
+    assert not torch.equal(weights(ours), weights(player(optimizer=name)))
     assert ours.skipped.tolist() == [1, 0]
 
 
 def test_clipped_sgd_makes_a_step_of_the_limit():
     objective = Regression()
     before = copy.deepcopy(objective.state_dict())
-    ours = player(objective, lr=1.0, name="sgd", clip_grad_norm=1e-3)
+    ours = player(objective, lr=1.0, optimizer="sgd", clip_grad_norm=1e-3)
     ours.update(batches(1, 4), 0)
     moved = torch.cat([(p - before[n]).flatten() for n, p in objective.state_dict().items()])
     # The first update of a two-update warm-up has a third of the rate; the decay adds 1e-4 |w|.
@@ -137,7 +136,7 @@ def test_missing_packages_and_old_torch_are_explained(monkeypatch):
 
 
 def test_the_state_of_another_optimizer_is_refused():
-    ours, other = player(), player(name="sgd")
+    ours, other = player(), player(optimizer="sgd")
     ours.update(batches(1, 4), 0)
     with pytest.raises(ValueError, match=r"optimizer is AdamW, this run's is SGD.*not_resume"):
         OptimizerState(other.optimizer).load_state_dict(OptimizerState(ours.optimizer).state_dict())
@@ -148,14 +147,14 @@ def test_resumed_channels_last_moments_update_the_right_elements():
     optimizer = adamw(network.parameters(), 1e-2)
     for i in range(3):
         step(network, optimizer, i)
-    state = copy.deepcopy(optimizer.state_dict())
+    state = copy.deepcopy(OptimizerState(optimizer).state_dict())
     for moments in state["state"].values():  # as a contiguous file gives them back
         for name in ("exp_avg", "exp_avg_sq"):
             moments[name] = moments[name].contiguous()
     twin = conv()
     twin.load_state_dict(network.state_dict())
     other = adamw(twin.parameters(), 1e-2)
-    load_optimizer_state(other, state)
+    OptimizerState(other).load_state_dict(state)
     for i in range(3, 6):
         step(network, optimizer, i)
         step(twin, other, i)
@@ -167,7 +166,7 @@ def test_hyperparameters_stay_those_of_the_command_line():
     saved = adamw(network.parameters(), 1e-2, weight_decay=0.5)
     step(network, saved, 0)
     other = adamw(network.parameters(), 3e-3, weight_decay=0.1)
-    load_optimizer_state(other, saved.state_dict())
+    OptimizerState(other).load_state_dict(OptimizerState(saved).state_dict())
     assert other.param_groups[0]["lr"] == 3e-3
     assert other.param_groups[0]["weight_decay"] == 0.1
 
@@ -177,10 +176,10 @@ def test_state_of_other_parameters_is_refused():
     optimizer = adamw(one.parameters(), 1e-2)
     step(one, optimizer, 0)
     with pytest.raises(ValueError, match=r"state is of \[2\] .* trains \[1\].*--not_resume_opt"):
-        load_optimizer_state(adamw([one.weight], 1e-2), optimizer.state_dict())
+        OptimizerState(adamw([one.weight], 1e-2)).load_state_dict(optimizer.state_dict())
     wide = nn.Conv2d(4, 8, 3)
     with pytest.raises(ValueError, match=r"does not fit.*--not_resume_optimizer"):
-        load_optimizer_state(adamw(wide.parameters(), 1e-2), optimizer.state_dict())
+        OptimizerState(adamw(wide.parameters(), 1e-2)).load_state_dict(optimizer.state_dict())
 
 
 def test_dividing_the_loss_changes_no_update():

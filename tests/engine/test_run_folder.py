@@ -2,7 +2,21 @@
 
 import pytest
 
-from wfimagevae.engine.resume import find_resume, run_name
+from wfimagevae.engine.resume import find_run
+from wfimagevae.task.flow_options import FlowOptions
+
+SIZES = {"batch_size": 4, "grad_accum_steps": 8, "resolution": 64}
+
+
+@pytest.fixture
+def find(tmp_path):
+    """Where a command of some options writes to, below the test's folder, and goes on from."""
+
+    def run(resume=None, name="exp", lr=1e-5):
+        places = {"ckpt_dir": str(tmp_path), "resume_from_checkpoint": resume and str(resume)}
+        return find_run(FlowOptions(exp_name=name, lr=lr, **places, **SIZES))
+
+    return run
 
 
 def make_run(parent, name, steps):
@@ -13,49 +27,43 @@ def make_run(parent, name, steps):
     return folder
 
 
-def test_name_is_that_of_the_reference():
-    assert run_name("wfvae2-image", 1e-5, 4, 8, 1024) == "wfvae2-image-lr1.00e-05-bs4-ga8-rs1024"
+def test_name_is_that_of_the_reference(find, tmp_path):
+    assert find() == (tmp_path / "exp-lr1.00e-05-bs4-ga8-rs64", None)
 
 
-def test_auto_continues_the_highest_step_even_with_other_options(tmp_path):
-    old = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [500, 10000])
-    make_run(tmp_path, run_name("exp-two", 1e-4, 2, 1, 64), [700])
-    make_run(tmp_path, run_name("exp", 1e-3, 2, 1, 64), [])  # nothing saved yet
-    want = tmp_path / run_name("exp", 1e-4, 4, 1, 64)
-    assert find_resume("auto", want, "exp") == (old, old / "checkpoint-10000.ckpt")
-    want = tmp_path / "none" / run_name("exp", 1e-4, 4, 1, 64)
-    assert find_resume("auto", want, "exp") == (want, None)
+def test_auto_continues_the_highest_step_even_with_other_options(find, tmp_path):
+    fresh = find("auto")
+    assert fresh == find()
+    old = make_run(tmp_path, "exp-lr1.00e-04-bs2-ga1-rs64", [500, 10000])
+    make_run(tmp_path, "exp-two-lr1.00e-04-bs2-ga1-rs64", [700])
+    make_run(tmp_path, "exp-lr1.00e-03-bs2-ga1-rs64", [])  # nothing saved yet
+    assert find("auto") == (old, old / "checkpoint-10000.ckpt")
+    make_run(tmp_path, "exp-lr1.00e-05-bs2-ga1-rs64", [1])
+    with pytest.raises(ValueError, match=r"(?s)several runs.*lr1.00e-04.*lr1.00e-05"):
+        find("auto")
 
 
-def test_auto_lists_several_candidates(tmp_path):
-    make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [1])
-    make_run(tmp_path, run_name("exp", 1e-3, 2, 1, 64), [1])
-    with pytest.raises(ValueError, match=r"(?s)several runs.*lr1.00e-03.*lr1.00e-04"):
-        find_resume("auto", tmp_path / "x", "exp")
-
-
-def test_a_run_is_overwritten_neither_afresh_nor_from_elsewhere(tmp_path):
-    folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [7])
+def test_a_run_is_overwritten_neither_afresh_nor_from_elsewhere(find, tmp_path):
+    make_run(tmp_path, find()[0].name, [7])
     path = make_run(tmp_path, "elsewhere", [3]) / "checkpoint-3.ckpt"
-    for source in (None, str(path)):
+    for source in (None, path):
         with pytest.raises(ValueError, match="already holds checkpoints"):
-            find_resume(source, folder, "exp")
+            find(source)
 
 
 @pytest.mark.parametrize("name", ["team/vae", "vae/"])
-def test_a_name_is_no_path(tmp_path, name):
+def test_a_name_is_no_path(find, name):
     with pytest.raises(ValueError, match="--ckpt_dir"):
-        find_resume("auto", tmp_path / run_name(name, 1e-4, 2, 1, 64), name)
+        find("auto", name)
 
 
-def test_a_folder_or_file_may_be_named(tmp_path):
-    folder = make_run(tmp_path, run_name("exp", 1e-4, 2, 1, 64), [9, 10])
-    other = tmp_path / "elsewhere"
-    assert find_resume(str(folder), other, "exp") == (folder, folder / "checkpoint-10.ckpt")
+def test_a_folder_or_file_may_be_named(find, tmp_path):
+    folder = make_run(tmp_path, "exp-lr1.00e-04-bs2-ga1-rs64", [9, 10])
+    assert find(folder) == (folder, folder / "checkpoint-10.ckpt")
     path = folder / "checkpoint-9.ckpt"
-    assert find_resume(str(path), other, "exp") == (folder, path)
-    assert find_resume(str(path), other, "another") == (other, path)
+    assert find(path) == (folder, path)
+    assert find(path, "another") == (find(None, "another")[0], path)
     with pytest.raises(ValueError, match="does not exist"):
-        find_resume(str(folder / "checkpoint-8.ckpt"), other, "exp")
+        find(folder / "checkpoint-8.ckpt")
     with pytest.raises(ValueError, match="no checkpoint"):
-        find_resume(str(tmp_path), other, "exp")
+        find(tmp_path)

@@ -4,10 +4,8 @@ import torch
 from torch import nn
 
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.optim import build_optimizer
-from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.schedules import LrSchedule
 
 
 class Regression(nn.Module):
@@ -43,14 +41,13 @@ def halves(batch: dict) -> list[dict]:
     return [{k: v[:size] for k, v in batch.items()}, {k: v[size:] for k, v in batch.items()}]
 
 
-def player(objective=None, lr=0.05, ema=False, fused=True, name="adamw", **rule) -> Player:
+def player(objective=None, ema=False, fused=True, updates=20, **options) -> Player:
     objective = objective or Regression()
-    blocks = [objective.network[0]]
-    options = OptimizerOptions(optimizer=name, lr=lr, lr_schedule="cosine", warmup_steps=2)
-    optimizer = build_optimizer(options, list(objective.parameters()), blocks)
+    options = {"lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, **options}
+    options = TrainingOptions(**{"mix_precision": "fp32", "clip_grad_norm": 1e9, **options})
+    ours = Player("toy", objective, options, updates, blocks=[objective.network[0]])
     if not fused:
-        optimizer = torch.optim.AdamW(objective.parameters(), lr, weight_decay=1e-4)
-    ours = Player("toy", objective, optimizer, LrSchedule(options, 20), **rule)
+        ours.optimizer = torch.optim.AdamW(ours.parameters, options.lr, weight_decay=1e-4)
     ours.ema = EMA(objective.network) if ema else None
     return ours
 

@@ -173,8 +173,8 @@ def test_an_adaptive_sampler_does_not_validate_a_sharded_network(place):
     space = open_space(options, dataset, CPU)
     objective = build_objective(options, build_network(options, space, CPU), space)
     with pytest.raises(ValueError, match="sharded"):
-        draws = build_generator(options, objective, space, CPU)
-        FlowValidator(options, objective, draws, held_out, World(0, 1, CPU), None, None)
+        draws = build_generator(options, objective, space)
+        FlowValidator(options, objective, draws, held_out, World(0, 1, CPU), None)
 
 
 def test_flag_names_of_samplers_are_those_that_exist():

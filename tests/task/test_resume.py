@@ -10,6 +10,7 @@ import weakref
 import pytest
 
 from tests.task.training import ROOT, differences, load, rows
+from wfimagevae.engine import resume
 from wfimagevae.engine import train as training
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.engine.interrupt import Interrupt
@@ -130,7 +131,7 @@ def test_a_validation_put_off_at_the_end_is_made_up_for_once(workplace, monkeypa
 
 def test_a_run_that_went_back_has_a_best_checkpoint(workplace, monkeypatch):
     scores = {1: 10.0, 2: 20.0, 3: 30.0, 4: 15.0}
-    monkeypatch.setattr(VaeTask, "validate", lambda self, step: ({}, scores[step]))
+    monkeypatch.setattr(VaeTask, "validate", lambda self, step: ({}, scores[step], {}))
     options = {"save_ckpt_step": 1, "eval_steps": 1}
     folder = workplace.train("best", 3, **options)
     scores[3] = 12.0
@@ -184,7 +185,7 @@ def test_training_does_not_hold_the_checkpoint_it_resumed(workplace, monkeypatch
         alive.extend(content() for content in contents)
         return fit(*args)
 
-    monkeypatch.setattr(training, "read_checkpoint", read)
+    monkeypatch.setattr(resume, "read_checkpoint", read)
     monkeypatch.setattr(training, "fit", watched_fit)
     workplace.train("light", 2)
     workplace.go_on("light", 3)

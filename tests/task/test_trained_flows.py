@@ -7,9 +7,8 @@ from tests.diffusion.gaussian_flow import average_velocity, velocity
 from tests.objective.fields import plain
 from tests.task.training import ROOT, FlowPlace
 from wfimagevae.dataset import PointDataset, ShapesDataset
-from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import SamplingOptions
@@ -59,9 +58,9 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
     options = plain(meanflow_ratio=0.5, meanflow_power=0.0)
     objective = (MeanFlow if kind == "mean_flow" else FlowMatching)(network, encode, options, 1)
     steps, size = 1000, 256
-    optimizer = torch.optim.AdamW(network.parameters(), 1e-3, weight_decay=0.0, fused=True)
-    schedule = LrSchedule(OptimizerOptions(lr_schedule="cosine", warmup_steps=50), steps)
-    player = Player("flow", objective, optimizer, schedule, clip_grad_norm=10.0)
+    rate = {"lr": 1e-3, "weight_decay": 0.0, "lr_schedule": "cosine", "warmup_steps": 50}
+    training = TrainingOptions(**rate, mix_precision="fp32", clip_grad_norm=10.0)
+    player = Player("flow", objective, training, steps)
     for step in range(steps):
         player.update([{"position": list(range(step * size, (step + 1) * size))}], step)
 

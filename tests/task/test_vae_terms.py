@@ -109,7 +109,7 @@ def test_free_bits_that_free_everything_are_said_once(workplace, caplog):
     (record,) = [r for r in caplog.records if "--kl_free_bits 1024" in r.getMessage()]
     assert "no gradient" in record.getMessage()
     loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, kl_free_bits=0.5))
-    task = VaeTask([], None, loss, None, None, VaeOptions(image_path="x", disc_start=100))
+    task = VaeTask(VaeOptions(image_path="x", disc_start=100), [], None, loss, None)
     caplog.clear()
     task.watch(10, {"train/kl_free_share": 0.99})
     assert not caplog.records

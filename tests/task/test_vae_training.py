@@ -49,7 +49,7 @@ def test_a_tiny_model_overfits_a_photograph_past_25_db(tmp_path):
 def test_learning_rates_fall_over_the_updates_a_player_will_make(schedule, start, updates):
     options = VaeOptions(image_path="x", gan_schedule=schedule, disc_start=start)
     assert count_updates(options, 10) == updates
-    task = VaeTask(["generator", "discriminator"], None, None, None, None, options)
+    task = VaeTask(options, ["generator", "discriminator"], None, None, None)
     turns = [name for step in range(10) for name in task.turn(step)]
     assert (turns.count("generator"), turns.count("discriminator")) == updates
 
@@ -280,7 +280,7 @@ def test_a_second_start_does_not_overwrite_the_first(workplace):
 
 def test_a_reconstruction_that_suffers_from_the_discriminator_is_said_once(caplog):
     loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=100))
-    task = VaeTask([], None, loss, None, None, VaeOptions(image_path="x", disc_start=100))
+    task = VaeTask(VaeOptions(image_path="x", disc_start=100), [], None, loss, None)
     caplog.set_level(logging.WARNING, "wfimagevae")
     for step in range(0, 100, 10):
         task.watch(step, {"train/rec_loss_per_pixel": 0.1})
@@ -300,9 +300,7 @@ def test_a_discriminator_that_starts_before_the_first_line_is_watched_too(
 ):
     def new_task():
         loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=disc_start))
-        return VaeTask(
-            [], None, loss, None, None, VaeOptions(image_path="x", disc_start=disc_start)
-        )
+        return VaeTask(VaeOptions(image_path="x", disc_start=disc_start), [], None, loss, None)
 
     task = new_task()
     caplog.set_level(logging.WARNING, "wfimagevae")

@@ -11,7 +11,7 @@ from tests.task.training import refused, rows
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.generate.autoencoders import load_autoencoder
 from wfimagevae.task.vae import VaeTask
-from wfimagevae.task.vae_networks import check_crop_sizes, check_validation_sizes
+from wfimagevae.task.vae_networks import check_sizes
 from wfimagevae.task.vae_options import VaeOptions
 
 # Images of 48 px suffice for a discriminator of four layers.
@@ -58,13 +58,13 @@ def test_lpips_needs_sixteen_pixels():
     loss = torch.nn.Module()
     loss.discriminator = torch.nn.Module()
     vae = SimpleNamespace(spatial_factor=8)
-    options = VaeOptions(image_path="x", disc_weight=0, eval_resolution=64, eval_crop_size=16)
-    check_crop_sizes(options, [(16, 16)], vae, loss)
-    check_validation_sizes(options, loss, True)
-    with pytest.raises(ValueError, match="bucket of 16 x 8 is too small for LPIPS, which needs 16"):
-        check_crop_sizes(options, [(16, 8)], vae, loss)
-    with pytest.raises(ValueError, match="--eval_crop_size 15 is too small for LPIPS"):
-        check_validation_sizes(options.changed(eval_crop_size=15), loss, True)
+    paths = {"image_path": "x", "eval_image_path": "y"}
+    options = VaeOptions(**paths, disc_weight=0, eval_resolution=64, eval_crop_size=16)
+    check_sizes(options, [(16, 16)], vae, loss)
+    with refused("bucket of 16 x 8 is too small for LPIPS, which needs 16"):
+        check_sizes(options, [(16, 8)], vae, loss)
+    with refused("--eval_crop_size 15 is too small for LPIPS"):
+        check_sizes(options.changed(eval_crop_size=15), [(16, 16)], vae, loss)
 
 
 def test_a_run_that_never_validates_needs_no_held_out_images(workplace):
@@ -97,7 +97,6 @@ def test_one_held_out_image_at_least_must_be_readable(workplace, tmp_path):
 def test_the_best_checkpoint_is_judged_by_the_weights_that_load_from_it(figures, score):
     generator = torch.nn.Module()
     generator.ema = None
-    task = VaeTask(
-        [generator], None, None, lambda *_: figures, None, VaeOptions(image_path="x", disc_start=0)
-    )
-    assert task.validate(5) == (figures, score)
+    options = VaeOptions(image_path="x", disc_start=0)
+    task = VaeTask(options, [generator], None, None, None, lambda *_: (figures, {}))
+    assert task.validate(5) == (figures, score, {})

@@ -1,10 +1,10 @@
 """Checkpoints: all state in one file that is either whole or not there."""
 
 import itertools
-import logging
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,8 +12,6 @@ import torch
 
 from wfimagevae.engine.sharding import whole_state
 from wfimagevae.files import read_torch_file, write_atomically
-
-log = logging.getLogger("wfimagevae")
 
 _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
@@ -23,45 +21,36 @@ class Stateful(Protocol):
     def load_state_dict(self, state: dict) -> Any: ...
 
 
-class Checkpoint:
-    """Collects and restores named parts of one file.
+def collect(parts: Mapping[str, Stateful], keep: bool = True, **facts) -> dict[str, Any]:
+    """The content of a checkpoint: all parts, and plain ``facts``, without shards. Collective.
 
     ``parts`` maps dotted paths inside the file to what has the state, such as
-    ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``.
+    ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``. A process that does not
+    write them has no need to ``keep`` what was sharded.
     """
+    content: dict[str, Any] = dict(facts)
+    # A dotted path becomes dictionaries within dictionaries.
+    for name, part in parts.items():
+        node = content
+        *parents, leaf = name.split(".")
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = whole_state(part.state_dict(), keep)
+    return content
 
-    def __init__(self, parts: dict[str, Stateful]):
-        self.parts = parts
 
-    def collect(self, keep: bool = True, **facts) -> dict[str, Any]:
-        """All parts, and plain ``facts`` beside them, without shards. Collective.
-
-        A process that does not write them has no need to ``keep`` what was sharded.
-        """
-        content: dict[str, Any] = dict(facts)
-        # A dotted path becomes dictionaries within dictionaries.
-        for name, part in self.parts.items():
-            node = content
-            *parents, leaf = name.split(".")
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = whole_state(part.state_dict(), keep)
-        return content
-
-    def load(self, content: dict, skip: tuple[str, ...] = ()) -> None:
-        """Restores every part from what `read_checkpoint` gave, but those in ``skip``."""
-        for name, part in self.parts.items():
-            if name in skip:
-                continue
-            node = content
-            for key in name.split("."):
-                if key not in node:
-                    raise ValueError(f"the checkpoint has no {name!r}")
-                node = node[key]
-            try:
-                part.load_state_dict(node)
-            except RuntimeError as error:  # torch's word for missing keys and wrong shapes
-                raise ValueError(f"{name!r} of the checkpoint does not fit: {error}") from None
+def restore(parts: Mapping[str, Stateful], content: dict) -> None:
+    """Restores every part from a checkpoint's content; ValueError for what does not fit."""
+    for name, part in parts.items():
+        node = content
+        for key in name.split("."):
+            if key not in node:
+                raise ValueError(f"the checkpoint has no {name!r}")
+            node = node[key]
+        try:
+            part.load_state_dict(node)
+        except RuntimeError as error:  # torch's word for missing keys and wrong shapes
+            raise ValueError(f"{name!r} of the checkpoint does not fit: {error}") from None
 
 
 def read_checkpoint(path: Path) -> dict:
@@ -74,7 +63,7 @@ def read_checkpoint(path: Path) -> dict:
 
 
 def write_checkpoint(path: Path, content: dict) -> None:
-    """Writes what `Checkpoint.collect` gave; if that fails, an earlier file stays as it was."""
+    """Writes what `collect` gave; if that fails, an earlier file stays as it was."""
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -91,18 +80,6 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("*.ckpt") if _NAME.fullmatch(p.name)), key=step_of)
 
 
-def set_aside_later(folder: Path, step: int, best_name: str) -> list[Path]:
-    """Renames what a run that goes back to ``step`` had saved after it: it is no longer its newest.
-
-    The best checkpoint, ``best_name``, may be later too. Returns the new paths.
-    """
-    later = [path for path in list_checkpoints(folder) if step_of(path) > step]
-    best = folder / best_name
-    if later and best.exists() and read_checkpoint(best).get("current_step", 0) > step:
-        later.append(best)
-    return [set_aside(path) for path in later]
-
-
 def set_aside(path: Path) -> Path:
     """Renames a file to the first free ``<name>.superseded-<n>``, and returns that."""
     names = (path.with_name(f"{path.name}.superseded-{n}") for n in itertools.count(1))
@@ -114,12 +91,6 @@ def prune_checkpoints(folder: Path, keep_last: int) -> None:
     if keep_last:
         for path in list_checkpoints(folder)[:-keep_last]:
             path.unlink()
-
-
-def remove_leftovers(folder: Path) -> None:
-    for path in folder.glob(".*.ckpt.*.tmp"):
-        log.warning("removing %s, left by a save that was cut short", path)
-        path.unlink()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -1,48 +1,101 @@
 """The training loop: updates in turn; reports, validations and checkpoints when they are due."""
 
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+import json
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Protocol
 
+from torch import nn
+
+from wfimagevae.engine.checkpoint import Stateful
+from wfimagevae.engine.optim import OptimizerState
 from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Run
 
 
-class Task(Protocol):
-    """What a kind of training tells the loop.
+class Loader(Protocol):
+    """Endless micro-batches of this process, over a data set of known size."""
 
-    ``best_name`` is the file name of the checkpoint that scored best; ``validator``, what
-    `validate` uses, is None where there is nothing to validate on.
+    dataset: Sequence
+    num_unreadable: int
+
+    def __next__(self) -> dict: ...
+
+    def close(self) -> None: ...
+
+
+class Task:
+    """A kind of training, put together: what the loop and checkpoints ask of it.
+
+    Args:
+        players: Who trains; the first one trains ``network``, what the run is for.
+        validator: Makes figures and pictures of held-out data; None where there is none.
+
+    Attributes:
+        best_name: File of the checkpoint that scored best.
+        headline: Names shown in the progress line.
+        weights: Player -> part of a checkpoint with the weights that it trains.
+        fresh_parts: How the names of parts begin that start anew, whatever a checkpoint holds.
     """
 
-    players: Sequence[Player]
     best_name: str
-    validator: object | None
+    headline: tuple[str, ...] = ()
+    weights: ClassVar[dict[str, str]] = {}
+    fresh_parts: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        players: Sequence[Player],
+        network: nn.Module,
+        loader: Loader,
+        validator: Callable | None = None,
+    ):
+        self.players, self.network, self.loader = players, network, loader
+        self.validator = validator
 
     def turn(self, step: int) -> Sequence[Player]:
         """Whose update it is at ``step``, in order."""
+        return self.players
 
-    def validate(self, step: int) -> tuple[dict[str, float], float]:
-        """Validation figures, and one score of which the highest is the best. Collective."""
+    def validate(self, step: int) -> tuple[dict[str, float], float, dict]:
+        """Figures, one score of which the highest is the best, and pictures. Collective."""
+        raise NotImplementedError
 
     def watch(self, step: int, values: dict[str, float]) -> None:
         """Looks at logged means for what a person should be warned of."""
 
-    def counters(self) -> dict[str, float]:
-        """This process's running totals, such as unreadable files; logged summed over ranks."""
-
     def facts(self) -> dict:
-        """Plain values to keep in checkpoints, such as the model's configuration."""
+        """Plain values to keep in checkpoints: the configuration alone brings the network back."""
+        config = {k: v for k, v in self.network.config.items() if not k.startswith("_")}
+        config = json.loads(json.dumps(config))
+        return {"config": {"_class_name": self.network.class_name()} | config}
+
+    def parts(self) -> dict[str, Stateful]:
+        """What a checkpoint holds, under the names that `from_pretrained` and old readers know."""
+        parts = {"state_dict.gen_model": NetworkWeights(self.network), "sampler_state": self.loader}
+        for short, player in zip(("gen", "disc"), self.players, strict=False):
+            parts[f"optimizer_state.{short}_optimizer"] = OptimizerState(player.optimizer)
+            parts[f"player_state.{player.name}"] = player
+        ema = self.players[0].ema
+        return parts | (ema.parts() if ema else {})
 
 
-def fit(task: Task, batches: Iterator, run: Run) -> None:
-    """Trains until the last step, or until a signal asks to stop.
+class NetworkWeights:
+    """A network as a checkpoint sees it: bare names, and old names accepted."""
 
-    ``batches`` are this process's endless micro-batches; ``run`` is advanced in place.
-    """
-    run.reporter.begin(run.step, run.max_steps)
-    if run.watcher:
-        run.watcher.begin(run, task)
-    run.finish_pending(task)
+    def __init__(self, network: nn.Module):
+        self.network = network
+
+    def state_dict(self) -> dict:
+        return self.network.state_dict()
+
+    def load_state_dict(self, state: dict) -> None:
+        self.network.load_weights(state)
+
+
+def fit(run: Run) -> None:
+    """Trains until the last step, or until a signal asks to stop; ``run`` is advanced in place."""
+    task, batches = run.task, run.task.loader
+    run.begin()
     while not run.ended:
         with run.reporter.waiting():
             micro_batches = [next(batches) for _ in range(run.options.grad_accum_steps)]
@@ -52,9 +105,9 @@ def fit(task: Task, batches: Iterator, run: Run) -> None:
             run.reporter.worked(player.flops_per_sample * run.samples_a_step)
         run.advance()
         if run.report_due():
-            run.report(task)
-        improved = run.validate_if_due(task)
+            run.report()
+        improved = run.validate_if_due()
         if run.due(run.options.save_ckpt_step) or run.save_wanted or run.ended:
-            run.save(task, best=improved)
+            run.save(best=improved)
         elif improved:
-            run.save(task, best=True, only_best=True)
+            run.save(best=True, only_best=True)

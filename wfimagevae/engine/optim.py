@@ -28,61 +28,39 @@ def build_optimizer(
     """
     if not parameters:
         raise ValueError("nothing to train: every parameter is frozen")
-    if options.optimizer == "muon":
+    kind, lr, decay = options.optimizer, options.lr, options.weight_decay
+    momentum = options.momentum
+    if kind == "muon":
         return _muon(options, parameters, blocks, loss_divisor)
-    return _BUILDERS[options.optimizer](options, parameters, loss_divisor)
-
-
-def combine(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """One optimizer that steps all of these, each its own way; of one, itself."""
-    if len(optimizers) == 1:
-        return optimizers[0]
-    parts = [part for one in optimizers for part in getattr(one, "parts", [one])]
-    return Combined(parts)
-
-
-def _adam(options, parameters, loss_divisor, optimizer_class=torch.optim.Adam):
+    if kind == "sgd":
+        # Not fused: a skipped first step would leave its momentum uninitialised.
+        momentum = 0.9 if momentum is None else momentum
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=decay)
+    eps = 1e-8 / loss_divisor
+    if kind == "rmsprop":
+        momentum = momentum or 0.0
+        return torch.optim.RMSprop(parameters, lr, eps=eps, weight_decay=decay, momentum=momentum)
+    usual = 0.99 if kind == "lion" else 0.999
+    betas = options.beta1, usual if options.beta2 is None else options.beta2
+    if kind == "lion":
+        try:
+            from pytorch_optimizer import Lion
+        except ImportError:
+            message = "--optimizer lion needs a package: pip install pytorch-optimizer"
+            raise ValueError(message) from None
+        return Lion(parameters, lr, betas, weight_decay=decay)
     # MPS: its fused kernel does not take found_inf, which skips bad updates without a sync.
-    return optimizer_class(
-        parameters,
-        options.lr,
-        _betas(options, 0.999),
-        eps=1e-8 / loss_divisor,
-        weight_decay=options.weight_decay,
-        fused=parameters[0].device.type != "mps",
-    )
+    fused = parameters[0].device.type != "mps"
+    optimizer_class = torch.optim.Adam if kind == "adam" else torch.optim.AdamW
+    return optimizer_class(parameters, lr, betas, eps=eps, weight_decay=decay, fused=fused)
 
 
-def _adamw(options, parameters, loss_divisor):
-    return _adam(options, parameters, loss_divisor, torch.optim.AdamW)
-
-
-def _sgd(options, parameters, loss_divisor):
-    # Not fused: a skipped first step would leave its momentum uninitialised.
-    momentum = 0.9 if options.momentum is None else options.momentum
-    return torch.optim.SGD(parameters, options.lr, momentum, weight_decay=options.weight_decay)
-
-
-def _rmsprop(options, parameters, loss_divisor):
-    return torch.optim.RMSprop(
-        parameters,
-        options.lr,
-        eps=1e-8 / loss_divisor,
-        weight_decay=options.weight_decay,
-        momentum=options.momentum or 0.0,
-    )
-
-
-def _lion(options, parameters, loss_divisor):
-    try:
-        from pytorch_optimizer import Lion
-    except ImportError:
-        message = "--optimizer lion needs a package: pip install pytorch-optimizer"
-        raise ValueError(message) from None
-    return Lion(parameters, options.lr, _betas(options, 0.99), weight_decay=options.weight_decay)
-
-
-def _muon(options, parameters, blocks, loss_divisor):
+def _muon(
+    options: OptimizerOptions,
+    parameters: list[nn.Parameter],
+    blocks: Sequence[nn.Module],
+    loss_divisor: float,
+) -> torch.optim.Optimizer:
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"--optimizer muon needs torch 2.9 or newer, this is {torch.__version__}")
     hidden = {p for block in blocks for p in block.parameters() if p.dim() == 2}
@@ -101,14 +79,17 @@ def _muon(options, parameters, blocks, loss_divisor):
         eps=1e-7 / loss_divisor,
         adjust_lr_fn="match_rms_adamw",  # one learning rate suits both
     )
-    return Combined([muon, *([_adamw(options, others, loss_divisor)] if others else [])])
+    if not others:
+        return Combined([muon])
+    adamw = options.changed(optimizer="adamw")
+    return Combined([muon, build_optimizer(adamw, others, loss_divisor=loss_divisor)])
 
 
-def _betas(options: OptimizerOptions, usual: float) -> tuple[float, float]:
-    return options.beta1, usual if options.beta2 is None else options.beta2
-
-
-_BUILDERS = {"adamw": _adamw, "adam": _adam, "sgd": _sgd, "rmsprop": _rmsprop, "lion": _lion}
+def combine(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
+    """One optimizer that steps all of these, each its own way; of one, itself."""
+    if len(optimizers) == 1:
+        return optimizers[0]
+    return Combined([part for one in optimizers for part in getattr(one, "parts", [one])])
 
 
 class Combined(torch.optim.Optimizer):
@@ -127,26 +108,40 @@ class Combined(torch.optim.Optimizer):
 _START_ANEW = "add --not_resume_optimizer to start its state anew"
 
 
-def load_optimizer_state(optimizer: torch.optim.Optimizer, state: dict) -> None:
-    """Loads moments and counts; learning rate, betas and decay stay as the optimizer has them.
+class OptimizerState:
+    """An optimizer's moments and counts as a checkpoint sees them.
 
-    Moments get their parameter's strides and shards: fused CPU AdamW walks both in memory order,
-    and with channels_last parameters and contiguous moments it would update the wrong elements.
+    Learning rate, betas and decay stay as the optimizer has them. Moments get their parameter's
+    strides and shards: fused CPU AdamW walks both in memory order, and with channels_last
+    parameters and contiguous moments it would update the wrong elements.
     """
-    groups = optimizer.state_dict()["param_groups"]
-    sizes = [len(group["params"]) for group in state["param_groups"]]
-    own_sizes = [len(group["params"]) for group in groups]
-    if sizes != own_sizes:
-        raise ValueError(
-            f"optimizer state is of {sizes} parameters, this run trains {own_sizes}: freeze the "
-            f"same parts as before, or {_START_ANEW}"
-        )
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    moments = {
-        index: {name: _fitted(value, parameters[index], name) for name, value in entry.items()}
-        for index, entry in state["state"].items()
-    }
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self.optimizer = optimizer
+
+    def state_dict(self) -> dict:
+        return self.optimizer.state_dict() | {"kind": type(self.optimizer).__name__}
+
+    def load_state_dict(self, state: dict) -> None:
+        kind, own = state.get("kind", "AdamW"), type(self.optimizer).__name__
+        if kind != own:
+            raise ValueError(
+                f"the checkpoint's optimizer is {kind}, this run's is {own}; {_START_ANEW}"
+            )
+        groups = self.optimizer.state_dict()["param_groups"]
+        sizes = [len(group["params"]) for group in state["param_groups"]]
+        own_sizes = [len(group["params"]) for group in groups]
+        if sizes != own_sizes:
+            raise ValueError(
+                f"optimizer state is of {sizes} parameters, this run trains {own_sizes}: freeze "
+                f"the same parts as before, or {_START_ANEW}"
+            )
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            index: {name: _fitted(value, parameters[index], name) for name, value in entry.items()}
+            for index, entry in state["state"].items()
+        }
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
 def _fitted(moment: Tensor, parameter: nn.Parameter, name: str) -> Tensor:

@@ -1,13 +1,22 @@
 """Where a run starts: in which folder, from which checkpoint, with whose weights."""
 
+import json
 import logging
+import math
 import re
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from wfimagevae.engine.checkpoint import Stateful, checkpoint_path, list_checkpoints
+from wfimagevae.engine.checkpoint import (
+    list_checkpoints,
+    read_checkpoint,
+    restore,
+    set_aside,
+    step_of,
+)
+from wfimagevae.engine.distributed import broadcast_object
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.run import Run
-from wfimagevae.files import read_torch_file
+from wfimagevae.files import read_torch_file, write_text
 
 log = logging.getLogger("wfimagevae")
 
@@ -15,56 +24,76 @@ _AVERAGES = ("ema_state_dict", "other_ema_state_dicts")
 _SUFFIX = r"-lr\d\.\d\de[+-]\d+-bs\d+-ga\d+-rs\d+"
 
 
-def run_name(exp_name: str, lr: float, batch_size: int, accum_steps: int, resolution: int) -> str:
-    """Name of a run's folder, such as ``exp-lr1.00e-05-bs4-ga8-rs1024``."""
-    return f"{exp_name}-lr{lr:.2e}-bs{batch_size}-ga{accum_steps}-rs{resolution}"
-
-
-def find_resume(resume: str | None, folder: Path, exp_name: str) -> tuple[Path, Path | None]:
+def find_run(options: TrainingOptions) -> tuple[Path, Path | None]:
     """The folder to write to and the checkpoint to continue from, if any.
 
-    ``resume`` is a checkpoint, a folder of them, ``auto`` (the newest checkpoint of a run of this
-    name, or a fresh start) or None; ``folder`` is where this command's options put a run.
+    The folder's name tells of the options, such as ``exp-lr1.00e-05-bs4-ga8-rs1024``.
     """
-    if Path(exp_name).name != exp_name:
-        raise ValueError(f"--exp_name {exp_name}: a name, not a path; folders go into --ckpt_dir")
-    if not resume:
-        return _unused(folder), None
+    resume, name = options.resume_from_checkpoint, options.exp_name
+    if Path(name).name != name:
+        raise ValueError(f"--exp_name {name}: a name, not a path; folders go into --ckpt_dir")
+    sizes = f"bs{options.batch_size}-ga{options.grad_accum_steps}-rs{options.resolution}"
+    above = Path(options.ckpt_dir).expanduser()
+    folder, path = above / f"{name}-lr{options.lr:.2e}-{sizes}", None
+    runs = re.compile(re.escape(name) + _SUFFIX)
     if resume == "auto":
-        pattern = re.compile(re.escape(exp_name) + _SUFFIX)
-        folders = sorted(folder.parent.iterdir()) if folder.parent.is_dir() else []
-        runs = [f for f in folders if pattern.fullmatch(f.name) and list_checkpoints(f)]
-        if len(runs) > 1:
-            listed = "\n  ".join(str(run) for run in runs)
+        folders = sorted(above.iterdir()) if above.is_dir() else []
+        found = [f for f in folders if runs.fullmatch(f.name) and list_checkpoints(f)]
+        if len(found) > 1:
+            listed = "\n  ".join(map(str, found))
             raise ValueError(
-                f"several runs are named {exp_name!r}; pass one of them to "
+                f"several runs are named {name!r}; pass one of them to "
                 f"--resume_from_checkpoint:\n  {listed}"
             )
-        return (runs[0], list_checkpoints(runs[0])[-1]) if runs else (folder, None)
-    path = Path(resume)
-    if path.is_dir():
-        checkpoints = list_checkpoints(path)
-        if not checkpoints:
-            raise ValueError(f"--resume_from_checkpoint {path}: no checkpoint-<step>.ckpt in it")
-        path = checkpoints[-1]
-    if not path.is_file():
-        raise ValueError(f"--resume_from_checkpoint {path} does not exist")
-    is_run = re.fullmatch(re.escape(exp_name) + _SUFFIX, path.parent.name)
-    return (path.parent if is_run else _unused(folder)), path
-
-
-def _unused(folder: Path) -> Path:
+        return (found[0], list_checkpoints(found[0])[-1]) if found else (folder, None)
+    if resume:
+        path = Path(resume)
+        if path.is_dir():
+            checkpoints = list_checkpoints(path)
+            if not checkpoints:
+                raise ValueError(
+                    f"--resume_from_checkpoint {path}: no checkpoint-<step>.ckpt in it"
+                )
+            path = checkpoints[-1]
+        if not path.is_file():
+            raise ValueError(f"--resume_from_checkpoint {path} does not exist")
+        if runs.fullmatch(path.parent.name):
+            return path.parent, path
     if list_checkpoints(folder):
         raise ValueError(
             f"{folder} already holds checkpoints; continue with --resume_from_checkpoint "
             "auto, or choose another --exp_name"
         )
-    return folder
+    return folder, path
 
 
-def resume_run(run: Run, content: dict, path: Path, fresh: tuple[str, ...]) -> None:
-    """Puts a run where its checkpoint stands; parts named in ``fresh``, by prefix, start anew."""
-    parts = run.checkpoint.parts
+def start(run: Run, path: Path | None) -> None:
+    """Puts a run where it goes on; from then on the folder is this run's. Collective."""
+    if path:
+        _resume(run, path)
+    elif run.options.weights_from:
+        _take_weights(run)
+    best = run.folder / run.task.best_name
+    if run.world.is_main:
+        # What was saved after the step to go on from, the best one too, is no longer the newest.
+        later = [p for p in list_checkpoints(run.folder) if step_of(p) > run.step]
+        if later and best.exists() and read_checkpoint(best).get("current_step", 0) > run.step:
+            later.append(best)
+        for place in map(set_aside, later):
+            log.warning("goes back to step %d: %s is set aside", run.step, place)
+        text = json.dumps(run.options.values(), indent=2, sort_keys=True)
+        write_text(run.folder / "options.json", text)
+    # The best may have been set aside, and a score that no file has is no bar for later ones.
+    if not broadcast_object(best.exists()):
+        run.best_score = -math.inf
+
+
+def _resume(run: Run, path: Path) -> None:
+    """Restores the run, but parts that start anew; averages that there are not start from now."""
+    content, parts = read_checkpoint(path), run.parts
+    fresh = run.task.fresh_parts
+    if run.options.not_resume_optimizer:
+        fresh += ("optimizer_state", "player_state")
     if "player_state" not in content:
         log.warning(
             "%s was not written by this repository: weights, average and discriminator are "
@@ -72,72 +101,62 @@ def resume_run(run: Run, content: dict, path: Path, fresh: tuple[str, ...]) -> N
             path,
         )
         fresh += ("optimizer", "player", "sampler", "task", "generator")
-    skip = [name for name in parts if name.startswith(fresh)]
-    averages = [name for name in parts if name in _AVERAGES]
-    run.restore(content, (*skip, *averages))
-    good = content.get("last_good", run.step)
-    if good is not None:
-        run.last_good = good, path if good == run.step else checkpoint_path(path.parent, good)
-    for name in averages:
-        if content.get(name):
-            parts[name].load_state_dict(content[name])
-        else:
-            log.warning("%s holds no average of the weights: it starts from the raw weights", path)
-            parts[name].restart()
-    _warn_of_dropped(parts, content, path)
-    log.info("resumed %s at step %d", path, run.step)
-
-
-def _warn_of_dropped(parts: Mapping[str, Stateful], content: dict, path: Path) -> None:
-    """Says which averages of the checkpoint this run does not go on with."""
-    if "ema_state_dict" not in parts and content.get("ema_state_dict"):
-        log.warning("%s holds an average of the weights, dropped here: add --ema to keep it", path)
-        return
+    fresh += _AVERAGES
+    restore({n: part for n, part in parts.items() if not n.startswith(fresh)}, content)
+    run.restore(content, path)
+    if not _take_averages(run, content):
+        log.warning("%s holds no average of the weights: it starts from the raw weights", path)
+    # Averages of the checkpoint that this run does not go on with.
     others = parts.get("other_ema_state_dicts")
     kept = {str(ema.decay) for ema in others.averages} if others else set()
     dropped = [decay for decay in content.get("other_ema_state_dicts", {}) if decay not in kept]
-    if dropped:
+    if "ema_state_dict" not in parts and content.get("ema_state_dict"):
+        log.warning("%s holds an average of the weights, dropped here: add --ema to keep it", path)
+    elif dropped:
         log.warning(
             "%s holds more averages of the weights, dropped here: add %s to --ema_decay to keep "
             "them",
             path,
             " ".join(dropped),
         )
+    log.info("resumed %s at step %d", path, run.step)
 
 
-def take_weights(
-    parts: Mapping[str, Stateful], weights: Mapping[str, str], paths: Sequence[str]
-) -> None:
+def _take_averages(run: Run, content: dict) -> bool:
+    """Goes on with the content's averages, or starts them anew; False if it lacks some."""
+    names = [name for name in _AVERAGES if name in run.parts]
+    for name in names:
+        if content.get(name):
+            run.parts[name].load_state_dict(content[name])
+        else:
+            run.parts[name].restart()
+    return all(content.get(name) for name in names)
+
+
+def _take_weights(run: Run) -> None:
     """Fills a fresh run's networks from checkpoints of other runs.
 
-    Each player takes the raw weights, found under the name in ``weights``, of the first checkpoint
-    that trained it; if both that run and this one average them, the average goes on, with its count
-    of updates.
+    Each player takes the raw weights of the first checkpoint that trained it; if both that run and
+    this one average them, the average goes on, with its count of updates.
     """
+    paths = run.options.weights_from
     contents = {path: read_torch_file(Path(path)) for path in paths}
-    for player, name in weights.items():
-        trained = [p for p in paths if player in contents[p].get("player_state", {})]
-        if not trained:
+    for player, name in run.task.weights.items():
+        if name.startswith(run.task.fresh_parts):
+            continue
+        path = next((p for p in paths if player in contents[p].get("player_state", {})), None)
+        if path is None:
             log.warning("the %s starts fresh: no run in --weights_from trained one", player)
             continue
-        content = contents[trained[0]]
-        *above, leaf = name.split(".")
-        node = content
-        for key in above:
-            node = node[key]
+        content = contents[path]
         try:
-            parts[name].load_state_dict(node[leaf])
-        except (RuntimeError, ValueError) as error:  # the first is torch's word for it
-            raise ValueError(f"the {player} of {trained[0]} does not fit: {error}") from None
-        log.info("the %s starts from %s", player, trained[0])
-        if name != "state_dict.gen_model" or "ema_state_dict" not in parts:
-            continue
-        # The averages of that run, or new ones from the weights just taken.
-        for average in [entry for entry in _AVERAGES if entry in parts]:
-            if content.get(average):
-                parts[average].load_state_dict(content[average])
-            else:
-                parts[average].restart()
-        if content.get("ema_state_dict"):
-            parts["ema_state_dict"].num_updates = content["player_state"][player]["ema_updates"]
-            log.info("its average of the weights goes on")
+            restore({name: run.parts[name]}, content)
+        except ValueError as error:
+            raise ValueError(f"the {player} of {path} does not fit: {error}") from None
+        log.info("the %s starts from %s", player, path)
+        if name == "state_dict.gen_model" and "ema_state_dict" in run.parts:
+            _take_averages(run, content)
+            if content.get("ema_state_dict"):
+                count = content["player_state"][player]["ema_updates"]
+                run.parts["ema_state_dict"].num_updates = count
+                log.info("its average of the weights goes on")

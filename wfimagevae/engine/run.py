@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import torch
 
 from wfimagevae.engine.checkpoint import (
-    Checkpoint,
     checkpoint_path,
+    collect,
     link_or_copy,
     prune_checkpoints,
     write_checkpoint,
@@ -20,6 +20,7 @@ from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.options import StopOptions, TrainingOptions
 from wfimagevae.engine.report.metrics import Means
 from wfimagevae.engine.report.progress import Reporter
+from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.seeding import RandomState
 
 if TYPE_CHECKING:
@@ -96,24 +97,25 @@ class EarlyStop:
 class Run:
     """Where a training run stands, and what happens between its steps.
 
-    Intervals of the options count iterations of the loop. ``checkpoint`` has all the state there
-    is, but for this run's own, and ``folder`` is where checkpoints go.
+    Intervals of the options count iterations of the loop; ``folder`` is where checkpoints go.
     """
 
     def __init__(
         self,
-        world: World,
         options: TrainingOptions,
-        length: RunLength,
+        world: World,
         folder: Path,
-        checkpoint: Checkpoint,
-        interrupt: Interrupt,
-        reporter: Reporter,
+        task: "Task",
+        tracker: Tracker,
+        watcher: Watcher | None = None,
     ):
-        self.world, self.options, self.folder = world, options, folder
+        self.options, self.world, self.folder = options, world, folder
+        self.task, self.parts, self.watcher = task, task.parts(), watcher
+        length = run_length(options, len(task.loader.dataset), world.size)
         self.max_steps, self.epoch_steps = length
-        self.checkpoint, self.interrupt, self.reporter = checkpoint, interrupt, reporter
-        self.watcher: Watcher | None = None
+        self.interrupt = Interrupt(options.save_every_minutes)
+        line = watcher.line if watcher else None
+        self.reporter = Reporter(options, folder, world, tracker, task.headline, line)
         self.early_stop = EarlyStop(options)
         self.step = 0
         self.best_score = float("-inf")
@@ -141,6 +143,18 @@ class Run:
         """True every ``interval`` steps and at the end; never for 0."""
         return interval > 0 and (self.step % interval == 0 or self.ended)
 
+    def begin(self) -> None:
+        """Opens the records, and does what the run's checkpoint left to do. Collective."""
+        self.reporter.begin(self.step, self.max_steps)
+        if self.watcher:
+            self.watcher.begin(self, self.task)
+        owed = self.validation_pending and self.options.eval_steps > 0
+        self.validation_pending = False
+        improved = owed and self.validate()
+        shortened = self.finished and not self.saved_as_finished
+        if owed or shortened:
+            self.save(best=improved)
+
     def advance(self) -> None:
         """Counts a step, and hears what signals and the clock ask for."""
         self.step += 1
@@ -152,25 +166,24 @@ class Run:
         intervals = self.options.log_steps, self.options.csv_log_steps
         return self.finished or any(n and self.step % n == 0 for n in intervals)
 
-    def report(self, task: "Task") -> None:
+    def report(self) -> None:
         """Fetches the means since the last report, checks and writes them. Collective."""
+        task, options = self.task, self.options
         skipped = {f"skipped/{p.name}": p.skipped[0] for p in task.players}
         in_a_row = {f"skipped_in_a_row/{p.name}": p.skipped[1] for p in task.players}
-        totals = {
-            name: torch.tensor(float(total * self.world.size), device=self.world.device)
-            for name, total in task.counters().items()
-        }
-        self.means.add(skipped | in_a_row | totals)
+        # A mean over processes, as all are: times their number it is the sum.
+        unreadable = float(task.loader.num_unreadable * self.world.size)
+        files = {"data/unreadable": torch.tensor(unreadable, device=self.world.device)}
+        self.means.add(skipped | in_a_row | files)
         values = self.means.fetch()
         for player in task.players:
             values |= player.named_lrs()
-        to_log, to_csv = self.due(self.options.log_steps), self.due(self.options.csv_log_steps)
-        steps = self.step, self.max_steps
-        measured = self.reporter.report(*steps, values, to_log, to_csv)
+        to_log, to_csv = self.due(options.log_steps), self.due(options.csv_log_steps)
+        measured = self.reporter.report(self.step, self.max_steps, values, to_log, to_csv)
         task.watch(self.step, values)
         # The values are equal on all processes, and so is the decision to end.
         stop = self.early_stop
-        if to_log and self.step % self.options.log_steps == 0 and stop.observe(values):
+        if to_log and self.step % options.log_steps == 0 and stop.observe(values):
             line = "%s is %.6g on average over %d lines, below %g: the run ends at step %d"
             log.info(line, stop.metric, stop.mean, stop.window, stop.below, self.step)
         if to_log and self.finished and stop.metric and not stop.recent:
@@ -178,45 +191,36 @@ class Run:
         if to_log and self.watcher:
             self.watcher.logged(self.step, measured)
         for player in task.players:
-            if values[f"skipped_in_a_row/{player.name}"] >= self.options.max_bad_updates:
+            if values[f"skipped_in_a_row/{player.name}"] >= options.max_bad_updates:
                 last_good = broadcast_object(self.last_good)  # the main process knows it
                 none = "there is no checkpoint from before them"
                 good = f"the last good checkpoint is {last_good[1]}" if last_good else none
                 raise Diverged(
-                    f"{self.options.max_bad_updates} updates of the {player.name} in a row were "
+                    f"{options.max_bad_updates} updates of the {player.name} in a row were "
                     f"not finite by step {self.step}, and were skipped; {good}. Resume from it "
                     "with a lower learning rate, --mix_precision bf16 or fp32, or (image VAEs) a "
                     "smaller --disc_weight"
                 )
 
-    def validate_if_due(self, task: "Task") -> bool:
+    def validate_if_due(self) -> bool:
         """As `validate` where that is due; what a signal leaves no time for is owed. Collective."""
         every = self.options.eval_steps
         due = every > 0 and (self.step % every == 0 or self.finished)
         self.validation_pending = due and self.stopping
-        return due and not self.stopping and self.validate(task)
+        return due and not self.stopping and self.validate()
 
-    def finish_pending(self, task: "Task") -> None:
-        """Does what the run's checkpoint says is left to do at its step. Collective."""
-        owed = self.validation_pending and self.options.eval_steps > 0
-        self.validation_pending = False
-        improved = owed and self.validate(task)
-        shortened = self.finished and not self.saved_as_finished
-        if owed or shortened:
-            self.save(task, best=improved)
-
-    def validate(self, task: "Task") -> bool:
+    def validate(self) -> bool:
         """Validates; True where the score is the best so far. Collective."""
         with self.reporter.paused():
-            values, score = task.validate(self.step)
-        self.reporter.validation(self.step, values)
-        for player in task.players:
+            values, score, pictures = self.task.validate(self.step)
+        self.reporter.validation(self.step, values, pictures)
+        for player in self.task.players:
             player.observe(score)
         improved = score > self.best_score
         self.best_score = max(score, self.best_score)
         return improved
 
-    def save(self, task: "Task", best: bool = False, only_best: bool = False) -> None:
+    def save(self, best: bool = False, only_best: bool = False) -> None:
         """Writes a checkpoint, the best one's copy, or both. Collective.
 
         A failure is logged as an error, and training goes on; an OSError only when it is about to
@@ -224,11 +228,12 @@ class Run:
         """
         if self.watcher and not only_best:
             self.watcher.saving(self.step)
-        best_path, path = self.folder / task.best_name, checkpoint_path(self.folder, self.step)
+        best_path = self.folder / self.task.best_name
+        path = checkpoint_path(self.folder, self.step)
         target = best_path if only_best else path
-        is_good = not any(player.skipped[1] for player in task.players)
+        is_good = not any(player.skipped[1] for player in self.task.players)
         last_good = (self.step, target) if is_good else self.last_good
-        facts = task.facts() | {
+        facts = self.task.facts() | {
             "current_step": self.step,
             "last_good": last_good and last_good[0],
             "finished": self.finished,
@@ -238,7 +243,7 @@ class Run:
             "rng_state": gather_objects(self.random.state_dict()),
             "means": gather_objects(self.means.state_dict()),
         }
-        content = self.checkpoint.collect(keep=self.world.is_main, **facts)
+        content = collect(self.parts, keep=self.world.is_main, **facts)
         if not only_best:
             self.interrupt.saved()
         if not self.world.is_main:
@@ -257,12 +262,16 @@ class Run:
             self.last_good = last_good
             prune_checkpoints(self.folder, self.options.keep_last)
 
-    def restore(self, content: dict, skip: tuple[str, ...]) -> None:
-        self.checkpoint.load(content, skip)
+    def restore(self, content: dict, path: Path) -> None:
+        """Takes up what `save` wrote of the run itself to the checkpoint ``path``."""
         self.step = content["current_step"]
         self.best_score = content.get("best_score", self.best_score)
         self.validation_pending = content.get("validation_owed", False)
         self.saved_as_finished = content.get("finished", False)
+        good = content.get("last_good", self.step)
+        if good is not None:
+            is_own = good == self.step
+            self.last_good = good, path if is_own else checkpoint_path(path.parent, good)
         if "early_stop" in content:  # not in older checkpoints
             self.early_stop.load_state_dict(content["early_stop"])
         states = content.get("rng_state", [])

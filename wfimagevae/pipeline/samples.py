@@ -74,7 +74,7 @@ class VaeSamples(SampleDrawer):
         """On the main process alone: nothing here waits for the others."""
         if not self.world.is_main:
             return
-        vae, device = self.task.vae, self.world.device
+        vae, device = self.task.network, self.world.device
         factor = vae.spatial_factor
         with self._drawing(vae, epoch, batch):
             for subject in self.images:
@@ -98,14 +98,14 @@ class FlowSamples(SampleDrawer):
     def begin(self, task: Task, world: World) -> None:
         """Takes what generates from the network in training."""
         super().begin(task, world)
-        generator = task.generator
+        self.generator = generator = task.generator()
         if generator.decode is None and generator.facts["space"] == "latent":
             generator.decode = open_latent_space(generator.facts, world.device).decode
 
     @torch.no_grad()
     def draw(self, epoch: int, batch: int) -> None:
         """On all processes: the weights may be spread over them."""
-        generator = self.task.generator
+        generator = self.generator
         prompts = self.prompts if generator.model.takes_text else [None]
         sampling = sampling_options(self.options)
         with self._drawing(generator.model, epoch, batch):

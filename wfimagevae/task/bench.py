@@ -8,8 +8,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -17,16 +17,13 @@ from torch import Tensor, nn
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
-from wfimagevae.engine.checkpoint import Checkpoint
 from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.gpu import peak_flops
-from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker
-from wfimagevae.engine.run import Run, RunLength
+from wfimagevae.engine.run import Run
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
 from wfimagevae.task.flow import FlowTask, build_flow_player
@@ -35,13 +32,11 @@ from wfimagevae.task.flow_space import (
     DEFAULT_RESOLUTION,
     FlowSpace,
     build_datasets,
-    condition_of_batches,
-    open_encoder,
     open_space,
     with_resolution,
 )
 from wfimagevae.task.vae import VaeTask, build_players
-from wfimagevae.task.vae_networks import build_loss, build_vae, update_flops, vae_macs
+from wfimagevae.task.vae_networks import build_loss, build_vae, count_arithmetic
 
 _VAE_FACTS = (
     *("resolution", "batch_size", "grad_accum_steps", "mix_precision", "compile"),
@@ -58,13 +53,12 @@ class TrainBenchmark:
 
     Args:
         task: Players, and whose turn it is; their arithmetic, where it is known.
-        batches: Endless micro-batches, on the players' device.
         options: Options of the training.
         facts: What a result says of the training.
     """
 
-    def __init__(self, task: Task, batches: Iterator, options: TrainingOptions, facts: dict):
-        self.task, self.batches, self.options, self.facts = task, batches, options, facts
+    def __init__(self, task: Task, options: TrainingOptions, facts: dict):
+        self.task, self.batches, self.options, self.facts = task, task.loader, options, facts
         self.device, self.peak = task.players[0].device, None
         if self.device.type == "cuda":
             self.peak = peak_flops(torch.cuda.get_device_name(self.device), options.mix_precision)
@@ -158,17 +152,16 @@ class TrainBenchmark:
         level = log.level
         log.setLevel(logging.WARNING)
         nothing_else = {"eval_steps": 0, "save_ckpt_step": 0, "disable_live_plot": True}
-        options = self.options.changed(grad_accum_steps=1, csv_log_path=None, **nothing_else)
-        process = World(0, 1, self.device)
+        nothing_else |= {"grad_accum_steps": 1, "csv_log_path": None, "max_steps": steps}
+        options, process = self.options.changed(**nothing_else), World(0, 1, self.device)
         ratios = []
-        with tempfile.TemporaryDirectory() as name, Interrupt() as interrupt:
-            folder = Path(name)
-            reporter = Reporter(options, folder, process, Tracker("none"))
-            length = RunLength(steps, steps)
+        with tempfile.TemporaryDirectory() as name:
             for _ in range(rounds):
-                run = Run(process, options, length, folder, Checkpoint({}), interrupt, reporter)
+                run = Run(options, process, Path(name), self.task, Tracker("none"))
+                run.parts = {}  # no weights are saved
                 bare = self._seconds(lambda: self._bare_steps(steps))
-                loop = self._seconds(lambda run=run: fit(self.task, self.batches, run))
+                with run.interrupt:
+                    loop = self._seconds(lambda run=run: fit(run))
                 ratios.append(loop / bare)
         log.setLevel(level)
         return statistics.median(ratios)
@@ -205,7 +198,7 @@ def ratio_in_turns(first: Callable[[], float], second: Callable[[], float], roun
 class RandomBatches(Iterator):
     """One batch of random numbers, (B, ...) each, again and again, at ever new positions."""
 
-    num_unreadable = 0
+    dataset, num_unreadable = (), 0
 
     def __init__(self, inputs: dict[str, Tensor]):
         self._inputs, self._positions = inputs, itertools.count()
@@ -226,7 +219,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     seed_everything(options.seed)
     vae, loss = build_vae(options, device), build_loss(options, device)
     players = build_players(options, vae, loss, max_steps=10**6)
-    flops = update_flops(vae, loss, options, vae_macs(vae, options.resolution))
+    _, flops = count_arithmetic(options, vae, loss)
     for player in players:
         player.flops_per_sample = flops[player.name]
     if options.image_path:
@@ -236,8 +229,8 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
         shape = (options.batch_size, 3, options.resolution, options.resolution)
         image = torch.rand(shape, device=device) * 2 - 1
         batches = RandomBatches({"image": image.contiguous(memory_format=torch.channels_last)})
-    task = VaeTask(players, vae, loss, None, batches, options)
-    return TrainBenchmark(task, batches, options, {n: getattr(options, n) for n in _VAE_FACTS})
+    task = VaeTask(options, players, vae, loss, batches)
+    return TrainBenchmark(task, options, {name: getattr(options, name) for name in _VAE_FACTS})
 
 
 def compare_schedules(options: VaeBenchOptions) -> dict[str, float]:
@@ -261,7 +254,21 @@ def flow_benchmark(options: FlowBenchOptions) -> TrainBenchmark:
         ValueError: options that cannot be met, or objectives that cannot be compared.
     """
     if options.compare_objectives:
-        _check_comparable(options)
+        if options.batch_size * options.meanflow_ratio < 1:
+            raise ValueError(
+                "--compare_objectives needs a sample with an end time of its own in every batch: "
+                f"raise --batch_size {options.batch_size} or --meanflow_ratio "
+                f"{options.meanflow_ratio}"
+            )
+        if options.gradient_checkpointing:
+            raise ValueError(
+                "--compare_objectives counts what is saved for backward; leave out "
+                "--gradient_checkpointing, which saves nothing"
+            )
+        if options.direction_weight:
+            raise ValueError(
+                "--compare_objectives: MeanFlow has no --direction_weight; leave it out"
+            )
     space, batches = _flow_data(options)
     network = build_network(options, space, resolve_device(options.device))
     return _flow_benchmark(options, network, space, batches)
@@ -275,7 +282,7 @@ def _flow_benchmark(
     player.flops_per_sample = 2.0 * objective.passes() * sample_macs(network)
     facts = {name: getattr(options, name) for name in _FLOW_FACTS}
     facts |= {"sample_shape": network.sample_shape, "num_classes": network.num_classes}
-    return TrainBenchmark(FlowTask(player, None, batches, facts={}), batches, options, facts)
+    return TrainBenchmark(FlowTask(options, space, player, batches), options, facts)
 
 
 def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
@@ -294,22 +301,6 @@ def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
     batch, precision = next(batches), options.mix_precision
     saved = [saved_bytes(b.task.players[0].objective, batch, precision) for b in benches]
     return {"mean_flow_over_flow_matching": ratio, "saved_memory_ratio": saved[0] / saved[1]}
-
-
-def _check_comparable(options: FlowBenchOptions) -> None:
-    if options.batch_size * options.meanflow_ratio < 1:
-        raise ValueError(
-            "--compare_objectives needs a sample with an end time of its own in every batch: "
-            f"raise --batch_size {options.batch_size} or --meanflow_ratio "
-            f"{options.meanflow_ratio}"
-        )
-    if options.gradient_checkpointing:
-        raise ValueError(
-            "--compare_objectives counts what is saved for backward; leave out "
-            "--gradient_checkpointing, which saves nothing"
-        )
-    if options.direction_weight:
-        raise ValueError("--compare_objectives: MeanFlow has no --direction_weight; leave it out")
 
 
 def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> int:
@@ -336,18 +327,6 @@ def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> i
     return sum(s.nbytes() for address, s in storages.items() if address not in of_parameters)
 
 
-@dataclass(frozen=True)
-class _RandomData:
-    """What `open_space` asks of a data set."""
-
-    data_key: str
-    sample_shape: tuple[int, ...]
-    num_classes: int
-    class_names: tuple[str, ...] = ()
-    has_captions: bool = True
-    text_facts: None = None
-
-
 def _flow_data(options: FlowBenchOptions) -> tuple[FlowSpace, Iterator]:
     """The flow's space and its batches, from ``data_path`` or random, on the device."""
     if options.fsdp:
@@ -361,20 +340,24 @@ def _flow_data(options: FlowBenchOptions) -> tuple[FlowSpace, Iterator]:
         dataset, _ = build_datasets(options)
         space = open_space(options, dataset, device)
         return space, train_loader(dataset, options.batch_size, options, device)
-    kind, size = options.dataset, options.batch_size
+    # What `open_space` asks of a data set, and a batch of one.
+    size, side = options.batch_size, options.resolution or DEFAULT_RESOLUTION
     classes = options.num_classes if options.class_conditional else 0
-    if kind == "latents":
-        shape = tuple(options.latent_shape)
-        text = open_encoder(options, _RandomData("latent", shape, classes), device)
-        condition = condition_of_batches(classes, text)
-        space = FlowSpace(shape, classes, lambda batch: batch["latent"], None, {}, condition, text)
-        inputs = {"latent": torch.randn(size, *shape, device=device)}
-    else:
-        key = "point" if kind in POINT_SETS else "image"
-        side = options.resolution or DEFAULT_RESOLUTION
-        shape = (2,) if key == "point" else (3, side, side)
-        space = open_space(options, _RandomData(key, shape, classes), device)
-        inputs = {key: torch.rand(size, *shape, device=device) * 2 - 1}
+    data = SimpleNamespace(num_classes=classes, class_names=(), has_captions=True, text_facts=None)
+    data.data_key, data.sample_shape = "image", (3, side, side)
+    if options.dataset in POINT_SETS:
+        data.data_key, data.sample_shape = "point", (2,)
+    elif options.dataset == "latents":
+        data.data_key, data.sample_shape = "latent", tuple(options.latent_shape)
+        data.record, data.shift, data.scale = (
+            {"vae": {"source": None, "fingerprint": None}},
+            [0.0],
+            [1.0],
+        )
+    space = open_space(options, data, device)
+    draw = torch.randn if data.data_key == "latent" else torch.rand
+    sample = draw(size, *data.sample_shape, device=device)
+    inputs = {data.data_key: sample if data.data_key == "latent" else sample * 2 - 1}
     if classes:
         inputs["label"] = torch.randint(classes, (size,), device=device)
     if space.text is not None:

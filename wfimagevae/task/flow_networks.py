@@ -6,7 +6,7 @@ from pkgutil import resolve_name
 import torch
 from torch import nn
 
-from wfimagevae.engine.cost import count_macs, count_parameters, shapes_only
+from wfimagevae.engine.cost import count_macs, shapes_only
 from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
@@ -89,12 +89,13 @@ def build_objective(options: FlowOptions, network: nn.Module, space: FlowSpace) 
 
 
 def build_generator(
-    options: FlowOptions, objective: FlowMatching, space: FlowSpace, device: torch.device
+    options: FlowOptions, objective: FlowMatching, space: FlowSpace
 ) -> FlowGenerator:
     """What draws samples from the network in training."""
     facts = space.facts | objective.facts()
     downsampling = options.resolution // space.shape[-1] if facts["space"] == "latent" else 1
     network, decode = objective.network, space.decode
+    device = next(network.parameters()).device
     precision = options.mix_precision
     return FlowGenerator(network, device, facts, decode, space.text, downsampling, precision)
 
@@ -106,21 +107,3 @@ def sample_macs(network: nn.Module) -> int:
         x = torch.empty(1, *network.sample_shape, device=device)
         t = torch.empty(1, device=device)
         return count_macs(lambda: network(x, t, network.null_condition(1, device)))
-
-
-def describe_network(
-    options: FlowOptions, network: nn.Module, space: FlowSpace, macs: int
-) -> list[str]:
-    """What a flow's training is about to do, in a few lines."""
-    shape = " x ".join(map(str, space.shape))
-    classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
-    if space.text is not None:
-        text = space.text.facts
-        classes += f"; text by {text['kind']}" + (f":{text['source']}" if text["source"] else "")
-        classes += f", length {text['length']}"
-    return [
-        f"{options.model_name}: {count_parameters(network):,} parameters, "
-        f"{macs / 1e9:.3g} GMAC a sample of {shape}; {classes}",
-        f"{options.objective} on {options.dataset}"
-        + (f", average of the weights {options.ema_decay}" if options.ema else ""),
-    ]

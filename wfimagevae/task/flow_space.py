@@ -38,12 +38,23 @@ def build_datasets(options: FlowOptions) -> tuple[FlowData, FlowData | None]:
     Raises:
         ValueError: data that is missing, unreadable or of another kind than the flags say.
     """
-    check_text_options(options)
-    options = with_resolution(options)
+    # Flags of text that would do nothing.
+    names = ("captions", "fixed_prompt_prefix", "text_length", "text_attention", "sample_prompts")
+    given = [name for name in names if getattr(options, name) not in (None, "", "none")]
+    if options.skip_words or options.languages:  # captions decide which images are taken
+        given = [name for name in given if name != "captions"]
+    if given and not options.text_encoder:
+        raise ValueError(f"--{given[0]} is for flows that take text: give --text_encoder as well")
     kind, seed = options.dataset, options.seed
+    if options.captions != "none" and kind != "images":
+        raise ValueError(
+            f"--captions {options.captions} is for --dataset images; shapes and latents bring "
+            "their own captions"
+        )
     if kind != "images":
         check_only_images(options)
-    wants_held_out = options.eval_steps > 0
+    # Data that is made here, or comes with a part of its own to validate on.
+    options = with_resolution(options)
     if kind in POINT_SETS:
         return PointDataset(kind, seed), PointDataset(kind, seed, split="test")
     if kind == "shapes":
@@ -54,11 +65,12 @@ def build_datasets(options: FlowOptions) -> tuple[FlowData, FlowData | None]:
     if kind == "cifar10":
         root = only_source(options.data_path, kind)
         return Cifar10Dataset(root, seed), Cifar10Dataset(root, seed, "test", augment=False)
-    if wants_held_out and not options.eval_data_path:
+    # Files.
+    if options.eval_steps and not options.eval_data_path:
         raise ValueError(
             f"--dataset {kind} needs --eval_data_path to validate on (or --eval_steps 0)"
         )
-    sources, held_out = options.data_path, options.eval_data_path if wants_held_out else None
+    sources, held_out = options.data_path, options.eval_data_path if options.eval_steps else None
     if kind == "images":
         return build_image_sets(options, sources, held_out)
     train = _latents(options, sources, None)
@@ -141,13 +153,38 @@ def open_space(
         ValueError: an autoencoder that is missing, not the one of the latents, or does not say
             how its latents are normalised; a text encoder that is missing, or captions are.
     """
-    num_classes = dataset.num_classes if options.class_conditional else 0
-    text = open_encoder(options, dataset, device, held_out)
+    key, num_classes = dataset.data_key, dataset.num_classes if options.class_conditional else 0
+    text = _open_encoder(options, dataset, device, held_out)
     facts = {"class_names": dataset.class_names if num_classes else []}
     facts |= {"text": text.facts} if text else {}
-    told = {"condition": condition_of_batches(num_classes, text), "text": text}
-    shape, encode, decode, facts = _where(options, dataset, facts, device)
-    return FlowSpace(shape, num_classes, encode, decode, facts, **told)
+
+    def condition(batch: dict) -> Condition | None:
+        """Classes, captions (unless the batch brings them encoded), both, or nothing."""
+        if text is None:
+            return batch["label"] if num_classes else None
+        cached = {name: batch[name] for name in _CACHED if name in batch}
+        encoded = cached or text(batch["caption"])
+        return {"label": batch["label"]} | encoded if num_classes else encoded
+
+    # Images that an autoencoder encodes while the flow trains.
+    if options.vae and key == "image":
+        shape, encode, decode, latent = _encoded(options, dataset, device)
+        return FlowSpace(shape, num_classes, encode, decode, facts | latent, condition, text)
+    # What the data set brings: latents, images or points.
+    decode = None
+    if key == "latent":
+        facts |= latent_facts(dataset.record["vae"], dataset.shift, dataset.scale)
+        facts["vae"]["source"] = options.vae or facts["vae"]["source"]
+        if options.eval_steps and options.eval_num_images:
+            decode = open_latent_space(facts, device).decode
+    elif options.vae:
+        raise ValueError(f"--vae {options.vae} encodes images, not points")
+    elif key == "image":
+        facts["space"] = "pixel"
+    else:
+        facts |= {"space": "point", "dataset": options.dataset}
+    shape = dataset.sample_shape
+    return FlowSpace(shape, num_classes, lambda b: b[key], decode, facts, condition, text)
 
 
 def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityModel) -> None:
@@ -175,31 +212,10 @@ def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityMod
         )
 
 
-def _where(
-    options: FlowOptions, dataset: FlowData, facts: dict, device: torch.device
-) -> tuple[tuple[int, ...], Callable, Callable | None, dict]:
-    """Shape, encode, decode and facts of a `FlowSpace`."""
-    key = dataset.data_key
-    if key == "latent":
-        facts |= latent_facts(dataset.record["vae"], dataset.shift, dataset.scale)
-        facts["vae"]["source"] = options.vae or facts["vae"]["source"]
-        wants_pictures = options.eval_steps and options.eval_num_images
-        decode = open_latent_space(facts, device).decode if wants_pictures else None
-        return dataset.sample_shape, lambda b: b[key], decode, facts
-    if key == "image" and options.vae:
-        return _encoded(options, dataset, facts, device)
-    if options.vae:
-        raise ValueError(f"--vae {options.vae} encodes images, not points")
-    facts["space"] = {"image": "pixel", "point": "point"}[key]
-    if key == "point":
-        facts["dataset"] = options.dataset
-    return dataset.sample_shape, lambda b: b[key], None, facts
-
-
 def _encoded(
-    options: FlowOptions, dataset: FlowData, facts: dict, device: torch.device
+    options: FlowOptions, dataset: FlowData, device: torch.device
 ) -> tuple[tuple[int, ...], Callable, Callable, dict]:
-    """The latents of images that are encoded while training, drawn from the posterior."""
+    """Shape, encode, decode and facts of latents that are drawn from the posterior of images."""
     autoencoder = load_autoencoder(options.vae, device)
     autoencoder.network.requires_grad_(False)
     if autoencoder.normalization is None:
@@ -220,26 +236,10 @@ def _encoded(
         return space.encode(batch["image"], noise)
 
     vae = {"source": options.vae, "fingerprint": weights_fingerprint(autoencoder.network)}
-    facts |= latent_facts(vae, *autoencoder.normalization)
-    return shape, encode, space.decode, facts
+    return shape, encode, space.decode, latent_facts(vae, *autoencoder.normalization)
 
 
-def check_text_options(options: FlowOptions) -> None:
-    """Raises ValueError for flags of text that would do nothing."""
-    names = ("captions", "fixed_prompt_prefix", "text_length", "text_attention", "sample_prompts")
-    given = [name for name in names if getattr(options, name) not in (None, "", "none")]
-    if options.skip_words or options.languages:  # captions decide which images are taken
-        given = [name for name in given if name != "captions"]
-    if given and not options.text_encoder:
-        raise ValueError(f"--{given[0]} is for flows that take text: give --text_encoder as well")
-    if options.captions != "none" and options.dataset != "images":
-        raise ValueError(
-            f"--captions {options.captions} is for --dataset images; shapes and latents bring "
-            "their own captions"
-        )
-
-
-def open_encoder(
+def _open_encoder(
     options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
 ) -> TextEncoder | None:
     """The text encoder that the flags name; None without one.
@@ -266,20 +266,14 @@ def open_encoder(
     lengths = [options.text_length, *(facts["length"] for facts in cached.values())]
     encoder = open_text_encoder(spec, device, next(filter(None, lengths), None))
     for name, facts in cached.items():
-        _check_cached(spec, encoder, name, facts)
+        if wrong := [k for k in ("kind", "length", "fingerprint") if encoder.facts[k] != facts[k]]:
+            was = f"{facts['kind']}:{facts['source']}, length {facts['length']}"
+            raise ValueError(
+                f"--text_encoder {spec}: another {' and '.join(wrong)} than that of the encoder "
+                f"whose embeddings are cached with {name} ({was}, weights "
+                f"{facts['fingerprint'][:12]}); give that one, or cache these latents anew"
+            )
     return encoder
-
-
-def _check_cached(spec: str, encoder: TextEncoder, name: str, cached: dict) -> None:
-    """Raises ValueError for embeddings that this encoder did not make."""
-    names = ("kind", "length", "fingerprint")
-    if wrong := [fact for fact in names if encoder.facts[fact] != cached[fact]]:
-        was = f"{cached['kind']}:{cached['source']}, length {cached['length']}"
-        raise ValueError(
-            f"--text_encoder {spec}: another {' and '.join(wrong)} than that of the encoder whose "
-            f"embeddings are cached with {name} ({was}, weights {cached['fingerprint'][:12]}); "
-            "give that one, or cache these latents anew"
-        )
 
 
 def warn_of_another_encoder(pretrained: str, text: TextEncoder | None) -> None:
@@ -297,23 +291,3 @@ def warn_of_another_encoder(pretrained: str, text: TextEncoder | None) -> None:
             pretrained,
             *names,
         )
-
-
-def condition_of_batches(
-    num_classes: int, text: TextEncoder | None
-) -> Callable[[dict], Condition | None]:
-    """What a network is told of a batch: its classes, its captions, both, or nothing.
-
-    Args:
-        num_classes: 0 leaves the classes out.
-        text: Encodes captions, unless the batch brings them encoded; None leaves them out.
-    """
-
-    def condition(batch: dict) -> Condition | None:
-        if text is None:
-            return batch["label"] if num_classes else None
-        cached = {name: batch[name] for name in _CACHED if name in batch}
-        encoded = cached or text(batch["caption"])
-        return {"label": batch["label"]} | encoded if num_classes else encoded
-
-    return condition

@@ -18,7 +18,6 @@ from wfimagevae.engine.distributed import (
 )
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.report.progress import log_write_errors
-from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
@@ -38,7 +37,6 @@ class FlowValidator:
         held_out: Data that training does not see.
         world: This process and the others.
         folder: Folder of the run, for pictures.
-        tracker: Where pictures go besides.
 
     Raises:
         ValueError: a sampler or guidance that this model cannot follow, or too few samples.
@@ -52,11 +50,10 @@ class FlowValidator:
         held_out: FlowData,
         world: World,
         folder: Path,
-        tracker: Tracker,
     ):
         self.options, self.objective, self.generator = options, objective, generator
         self.held_out, self.world, self.folder = held_out, world, folder
-        self.tracker, self.sampling = tracker, sampling_options(options)
+        self.sampling = sampling_options(options)
         generator.resolve(self.sampling)
         if options.fsdp and not get_sampler(options.sampler).evaluations:
             raise ValueError(
@@ -77,59 +74,48 @@ class FlowValidator:
         size = options.eval_batch_size
         self._shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
 
-    def _read(self, positions: list[int]) -> dict:
-        """A held-out batch, on the device."""
-        batch = self.held_out.read_batch(positions)
-        return self.held_out.to_inputs(batch, self.world.device) | {"position": positions}
-
-    def __call__(self, ema: EMA | None, step: int) -> dict[str, float]:
-        """Figures named ``val/...`` and, of the average, ``val_ema/...``. Collective."""
+    def __call__(self, ema: EMA | None, step: int) -> tuple[dict[str, float], dict[str, Path]]:
+        """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
+        self.pictures: dict[str, Path] = {}
         values = self._evaluate("val", step, draw=ema is None)
         if ema is not None:
             with ema.applied():
                 values |= self._evaluate("val_ema", step, draw=True)
-        return values
+        return values, self.pictures
 
     @torch.no_grad()
     def _evaluate(self, prefix: str, step: int, draw: bool) -> dict[str, float]:
-        network = self.objective.network
+        network, device = self.objective.network, self.world.device
         was_training = network.training
         network.eval()
-        values = self._held_out_loss(step)
-        if draw:
-            sampling, held_out = self.sampling, self._held_out_data()
-            values["energy_distance"] = self._distance(sampling, *held_out)
-            if network.has_average_velocity:
-                one = sampling.changed(sampler="mean_flow", steps=1)
-                values["energy_distance_one_step"] = self._distance(one, *held_out)
-                self._draw(one, step, "one-step")
-            self._draw(sampling, step, sampling.sampler)
-        network.train(was_training)
-        return {f"{prefix}/{name}": value for name, value in values.items()}
-
-    def _held_out_loss(self, step: int) -> dict[str, float]:
-        """The loss, or the error where a loss weighs errors until all are about 1."""
-        device = self.world.device
+        # The loss, or the error where a loss weighs errors until all are about 1; and what the
+        # samples are compared with.
         totals = torch.zeros(2, dtype=torch.float32, device=device)
+        real, conditions = [], []
         for positions in self._shares:
-            batch = self._read(positions)
+            batch = self.held_out.read_batch(positions)
+            batch = self.held_out.to_inputs(batch, device) | {"position": positions}
             with autocast(device, self.generator.precision):
                 loss, logs = self.objective(batch, step)
             name = "error" if "train/error" in logs else "loss"
             loss = logs.get("train/error", loss)
             totals += torch.stack([loss * len(positions), torch.ones_like(loss) * len(positions)])
+            if draw:
+                real.append(self.objective.encode(batch).float().cpu())
+                is_conditional = self.generator.model.is_conditional
+                conditions.append(self.objective.condition(batch) if is_conditional else None)
         total, count = all_reduce_sum(totals).tolist()
-        return {name: total / count}
-
-    def _held_out_data(self) -> tuple[Tensor, list[Condition | None]]:
-        """Held-out data of all processes, and what each of this one's batches shows."""
-        real, conditions = [], []
-        is_conditional = self.generator.model.is_conditional
-        for positions in self._shares:
-            batch = self._read(positions)
-            real.append(self.objective.encode(batch).float().cpu())
-            conditions.append(self.objective.condition(batch) if is_conditional else None)
-        return _pool(real), conditions
+        values = {name: total / count}
+        if draw:
+            held_out, sampling = _pool(real), self.sampling
+            values["energy_distance"] = self._distance(sampling, held_out, conditions)
+            if network.has_average_velocity:
+                one = sampling.changed(sampler="mean_flow", steps=1)
+                values["energy_distance_one_step"] = self._distance(one, held_out, conditions)
+                self._draw(one, step, "one-step")
+            self._draw(sampling, step, sampling.sampler)
+        network.train(was_training)
+        return {f"{prefix}/{name}": value for name, value in values.items()}
 
     def _distance(
         self, sampling: SamplingOptions, real: Tensor, conditions: list[Condition | None]
@@ -157,7 +143,7 @@ class FlowValidator:
         path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
-            self.tracker.log_images(step, {f"samples/{name}": path})
+            self.pictures[f"samples/{name}"] = path
 
 
 def _pool(mine: list[Tensor]) -> Tensor:

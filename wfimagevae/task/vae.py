@@ -11,44 +11,25 @@ from torch import nn
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
+from wfimagevae.engine.checkpoint import Stateful
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
-from wfimagevae.engine.player import OptimizerState, Player, build_player
+from wfimagevae.engine.loop import Task
+from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Watcher, run_length
-from wfimagevae.engine.train import (
-    Assembly,
-    NetworkWeights,
-    plain_config,
-    run_tracker,
-    run_training,
-)
+from wfimagevae.engine.train import run_training
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
     fresh_reconstruction,
 )
-from wfimagevae.task.vae_networks import (
-    build_loss,
-    build_vae,
-    check_crop_sizes,
-    update_flops,
-    vae_macs,
-)
+from wfimagevae.task.vae_networks import build_loss, build_vae, check_sizes, count_arithmetic
 from wfimagevae.task.vae_options import VaeOptions
-from wfimagevae.task.vae_validation import build_held_out, build_validator
+from wfimagevae.task.vae_validation import VaeValidator, open_held_out
 
 log = logging.getLogger("wfimagevae")
 
-HEADLINE = (
-    "train/rec_loss_per_pixel",
-    "train/perceptual_loss",
-    "train/kl_loss_per_pixel",
-    "train/wl_loss_per_pixel",
-    "train/g_loss",
-    "train/disc_loss",
-    "train/d_weight",
-)
 # Options that mean nothing where another one is 0.
 _IDLE_WITHOUT = {
     "disc_weight": ("r1_weight", "instance_noise_std"),
@@ -61,65 +42,77 @@ def train(options: VaeOptions, folder: Path | None = None, watcher: Watcher | No
     return run_training(options, _assemble, folder, watcher)
 
 
-def _assemble(options: VaeOptions, process: World, folder: Path) -> Assembly:
-    # Data and networks, each checked against the other before anything is trained.
+def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
+    # Data and networks, checked against each other before anything is trained.
+    device = process.device
     dataset = build_image_data(options, options.image_path)
-    vae = build_vae(options, process.device)
-    loss = build_loss(options, process.device)
-    check_crop_sizes(options, dataset.sizes, vae, loss)
-    # The players, one or two.
+    vae, loss = build_vae(options, device), build_loss(options, device)
+    check_sizes(options, dataset.sizes, vae, loss)
+    # The players, one or two, and what they learn from.
     max_steps = run_length(options, len(dataset), process.size).max_steps
     players = build_players(options, vae, loss, max_steps)
-    macs = vae_macs(vae, options.resolution)
-    flops = update_flops(vae, loss, options, macs)
+    macs, flops = count_arithmetic(options, vae, loss)
     for player in players:
         player.flops_per_sample = flops[player.name]
-    batch_size, device = options.batch_size, process.device
-    loader = train_loader(dataset, batch_size, options, device, process.rank, process.size)
-    # Validation; the tracker comes last, as it may start processes.
-    held_out = build_held_out(options, loss)
-    tracker = run_tracker(options, process, folder)
+    loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
+    held_out = open_held_out(options)
     validator = None
     if held_out is not None:
-        validator = build_validator(options, process, folder, held_out, tracker)
-    task = VaeTask(players, vae, loss, validator, loader, options)
-    weights = {"generator": "state_dict.gen_model"}
-    if options.disc_weight > 0:
-        weights["discriminator"] = "state_dict.disc_model"
-    fresh = ()
-    if options.not_resume_discriminator:
-        fresh = ("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator")
-    lines = _describe(task, options, macs)
-    return Assembly(task, loader, tracker, _parts(task), HEADLINE, lines, weights, fresh)
+        validator = VaeValidator(options, held_out, process, folder)
+    # What the training is about to do, in a few lines.
+    trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
+    log.info(
+        "%s: %s parameters (%s trained), %.1f GMAC an image of %d px; players: %s",
+        *(options.model_name, f"{count_parameters(vae):,}", f"{trained:,}"),
+        *(macs / 1e9, options.resolution, " + ".join(player.name for player in players)),
+    )
+    if options.perceptual_weight == 0:
+        log.info("training without LPIPS (--perceptual_weight 0)")
+    values = options.values()
+    for switch, names in _IDLE_WITHOUT.items():
+        idle = [f"--{name}" for name in names if values[name]]
+        if idle and not values[switch]:
+            log.info("%s: without effect at --%s 0", ", ".join(idle), switch)
+    return VaeTask(options, players, vae, loss, loader, validator)
 
 
-class VaeTask:
-    """Whose turn it is, and what validation says.
+class VaeTask(Task):
+    """The game of a generator and, unless its weight is zero, a discriminator.
 
-    Args:
-        players: The generator and, unless its weight is zero, the discriminator.
-        vae: The network in training.
-        loss: Both players' losses.
-        validator: Makes figures and pictures of held-out images.
-        loader: Training data; it counts the files it could not read.
-        options: Of the training.
+    ``loss`` has both players' losses.
     """
 
     best_name = "best-psnr.ckpt"
+    headline = (
+        "train/rec_loss_per_pixel",
+        "train/perceptual_loss",
+        "train/kl_loss_per_pixel",
+        "train/wl_loss_per_pixel",
+        "train/g_loss",
+        "train/disc_loss",
+        "train/d_weight",
+    )
     # Reconstruction this much worse than before the discriminator deserves a word.
     WORSE = 1.25
 
     def __init__(
         self,
+        options: VaeOptions,
         players: Sequence[Player],
         vae: nn.Module,
         loss: nn.Module,
-        validator,
         loader: TrainLoader,
-        options: VaeOptions,
+        validator: VaeValidator | None = None,
     ):
-        self.players, self.vae, self.loss, self.validator = players, vae, loss, validator
-        self.loader = loader
+        super().__init__(players, vae, loader, validator)
+        self.loss = loss
+        self.weights = {"generator": "state_dict.gen_model"}
+        if options.disc_weight > 0:
+            self.weights["discriminator"] = "state_dict.disc_model"
+        if options.not_resume_discriminator:
+            self.fresh_parts = (
+                *("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator"),
+            )
         self.alternates = options.gan_schedule == "alternate" and options.trains_discriminator
         self.disc_learns_from = options.disc_learns_from
         self._smooth_rec = self._rec_at_start = None
@@ -133,14 +126,15 @@ class VaeTask:
             return self.players
         return self.players[step % 2 :][:1]
 
-    def validate(self, step: int) -> tuple[dict[str, float], float]:
-        """Figures over the held-out images, and the PSNR of the weights that are used later.
+    def validate(self, step: int) -> tuple[dict[str, float], float, dict[str, Path]]:
+        """Figures over the held-out images, the PSNR of the weights that are used later, pictures.
 
-        Those are the averaged ones, where there are any.
+        Those weights are the averaged ones, where there are any.
         """
         discriminator = self.loss.discriminator if len(self.players) > 1 else None
-        values = self.validator(self.vae, self.players[0].ema, discriminator, step)
-        return values, values.get("val_ema/psnr", values["val/psnr"])
+        ema = self.players[0].ema
+        values, pictures = self.validator(self.network, ema, discriminator, step)
+        return values, values.get("val_ema/psnr", values["val/psnr"]), pictures
 
     def watch(self, step: int, values: dict[str, float]) -> None:
         """Warns, once each, of a KL term without effect and a discriminator with too much."""
@@ -170,13 +164,12 @@ class VaeTask:
             log.warning(message, value)
         self._warned.add(message)
 
-    def counters(self) -> dict[str, float]:
-        """Files that could not be read so far."""
-        return {"data/unreadable": self.loader.num_unreadable}
-
-    def facts(self) -> dict:
-        """The model's configuration: a checkpoint alone brings the model back."""
-        return {"config": plain_config(self.vae)}
+    def parts(self) -> dict[str, Stateful]:
+        # A discriminator that does not fit is told before its optimizer, which then does not, too.
+        return {
+            "state_dict.disc_model": LossWeights(self.loss),
+            "task_state": self,
+        } | super().parts()
 
     def state_dict(self) -> dict:
         return {"smooth_rec": self._smooth_rec, "rec_at_start": self._rec_at_start}
@@ -203,7 +196,7 @@ def build_players(
     objective = GeneratorObjective(vae, loss, options.seed, queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     divisor = 3 * options.resolution**2
-    generator = build_player("generator", objective, options, generator_updates, divisor)
+    generator = Player("generator", objective, options, generator_updates, divisor)
     if options.ema:
         generator.ema = Averages(vae, options.ema_decay, options.ema_warmup)
     if not options.trains_discriminator:
@@ -212,7 +205,7 @@ def build_players(
     objective = DiscriminatorObjective(loss, take, options.seed, 1 if is_joint else 2)
     own_lr = {"lr": options.lr * options.disc_lr_ratio}
     changed = options.changed(**own_lr | options.discriminator_options)
-    discriminator = build_player("discriminator", objective, changed, discriminator_updates)
+    discriminator = Player("discriminator", objective, changed, discriminator_updates)
     return [generator, discriminator]
 
 
@@ -245,39 +238,3 @@ class LossWeights:
                 f"give {layers}, or --not_resume_discriminator to start it anew"
             )
         self.loss.load_state_dict(state)
-
-
-def _parts(task: VaeTask) -> dict:
-    """What a checkpoint holds, under the names that `from_pretrained` and old readers know."""
-    parts = {
-        "state_dict.gen_model": NetworkWeights(task.vae),
-        "state_dict.disc_model": LossWeights(task.loss),
-        "sampler_state": task.loader,
-        "task_state": task,
-    }
-    for player in task.players:
-        short = {"generator": "gen", "discriminator": "disc"}[player.name]
-        parts[f"optimizer_state.{short}_optimizer"] = OptimizerState(player.optimizer)
-        parts[f"player_state.{player.name}"] = player
-    if task.players[0].ema is not None:
-        parts |= task.players[0].ema.parts()
-    return parts
-
-
-def _describe(task: VaeTask, options: VaeOptions, macs: int) -> list[str]:
-    """What the training is about to do, in a few lines."""
-    vae, size = task.vae, options.resolution
-    trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
-    names = " + ".join(player.name for player in task.players)
-    lines = [
-        f"{options.model_name}: {count_parameters(vae):,} parameters ({trained:,} trained), "
-        f"{macs / 1e9:.1f} GMAC an image of {size} px; players: {names}",
-    ]
-    if options.perceptual_weight == 0:
-        lines.append("training without LPIPS (--perceptual_weight 0)")
-    values = options.values()
-    for switch, names in _IDLE_WITHOUT.items():
-        idle = [f"--{name}" for name in names if values[name]]
-        if idle and not values[switch]:
-            lines.append(f"{', '.join(idle)}: without effect at --{switch} 0")
-    return lines

@@ -54,20 +54,9 @@ def build_loss(options: VaeOptions, device: torch.device) -> nn.Module:
     """The class that ``--disc_cls`` names, with its weights, on the device.
 
     Raises:
-        ValueError: no such class, crops that are too small for its networks, or LPIPS without
-            its backbone.
+        ValueError: no such class, or LPIPS without its backbone.
     """
-    loss_class = _loss_class(options.disc_cls)
-    loss = loss_class(options).to(device, memory_format=torch.channels_last)
-    _require_losses("--resolution", options.resolution, options, loss)
-    if options.reduced_min_sizes:
-        _require_losses("--reduced_min_sizes", min(options.reduced_min_sizes), options, loss)
-    if options.compile:
-        loss.compile_networks(options.compile_mode)
-    return loss
-
-
-def _loss_class(path: str) -> type[nn.Module]:
+    path = options.disc_cls
     module, _, name = path.rpartition(".")
     try:
         loss_class = getattr(importlib.import_module(module), name)
@@ -80,24 +69,38 @@ def _loss_class(path: str) -> type[nn.Module]:
             f"--disc_cls {path} is no class of losses: name a torch module with generator_loss and "
             "discriminator_loss, such as wfimagevae.model.losses.LPIPSWithDiscriminator2D"
         )
-    return loss_class
+    loss = loss_class(options).to(device, memory_format=torch.channels_last)
+    if options.compile:
+        loss.compile_networks(options.compile_mode)
+    return loss
 
 
-def check_crop_sizes(
+def check_sizes(
     options: VaeOptions, sizes: Sequence[tuple[int, int]], vae: nn.Module, loss: nn.Module
 ) -> None:
-    """Refuses shapes of training crops that the autoencoder or the losses' networks cannot take.
+    """Refuses crops that the autoencoder, the losses' networks or validation cannot take.
 
-    Args:
-        options: Of the training.
-        sizes: Height and width of all training crops.
-        vae: The autoencoder.
-        loss: Both players' losses.
+    ``sizes`` are height and width of all training crops.
 
     Raises:
-        ValueError: a shape, and what would do.
+        ValueError: a size, and what would do.
     """
-    factor = vae.spatial_factor
+
+    def require(place: str, size: int, whom: str, least: int, otherwise: str) -> None:
+        if size < least:
+            raise ValueError(
+                f"{place} {size} is too small for {whom}, which needs {least} px: raise it, or "
+                f"{otherwise}"
+            )
+
+    def require_for_discriminator(place: str, size: int, without: str) -> None:
+        least = getattr(loss.discriminator, "min_size", 1)  # --disc_cls may have one of its own
+        layers = (size // 3).bit_length() - 1
+        fewer = f"--disc_num_layers {layers} or " if layers > 0 else ""
+        require(place, size, "the discriminator", least, f"train with {fewer}{without}")
+
+    # Crops of training.
+    factor, lpips_size = vae.spatial_factor, MIN_SIZES["vgg"]
     for height, width in sizes:
         if height % factor or width % factor:
             raise ValueError(
@@ -105,83 +108,45 @@ def check_crop_sizes(
                 f"make them multiples of {factor}, as this autoencoder needs"
             )
     short, long = sorted(min(sizes, key=min))
-    place = f"--resolution {options.resolution} with a bucket of {long} x"
-    _require_losses(place, short, options, loss)
-
-
-def check_validation_sizes(options: VaeOptions, loss: nn.Module, draws_scores: bool) -> None:
-    """Refuses crops of held-out images that validation could not measure.
-
-    Args:
-        options: Of the training.
-        loss: Both players' losses.
-        draws_scores: Whether maps of the discriminator's patch scores are drawn.
-
-    Raises:
-        ValueError: a size, and what would do.
-    """
-    size = options.eval_crop_size
-    if size > options.eval_resolution:
+    smallest = {"--resolution": options.resolution}
+    if options.reduced_min_sizes:
+        smallest["--reduced_min_sizes"] = min(options.reduced_min_sizes)
+    smallest[f"--resolution {options.resolution} with a bucket of {long} x"] = short
+    for place, size in smallest.items():
+        if options.disc_weight > 0:
+            require_for_discriminator(place, size, "--disc_weight 0")
+        if options.perceptual_weight > 0:
+            require(place, size, "LPIPS", lpips_size, "train with --perceptual_weight 0")
+    # Crops of held-out images.
+    place, size = "--eval_crop_size", options.eval_crop_size
+    if options.eval_image_path and size > options.eval_resolution:
         raise ValueError(
-            f"--eval_crop_size must be at least 1 px and at most --eval_resolution, got {size} and "
+            f"{place} must be at least 1 px and at most --eval_resolution, got {size} and "
             f"{options.eval_resolution}"
         )
-    if not options.eval_steps:
-        return
-    flag, otherwise = "--eval_crop_size", "validate never (--eval_steps 0)"
-    _require(flag, size, TAPS, "SSIM", otherwise)
-    if options.perceptual_weight > 0:
-        _require(flag, size, MIN_SIZES["vgg"], "LPIPS", otherwise)
-    if draws_scores:
-        _require_discriminator(flag, size, loss, "--disable_patch_score_vis")
+    if options.eval_image_path and options.eval_steps:
+        never = "validate never (--eval_steps 0)"
+        require(place, size, "SSIM", TAPS, never)
+        if options.perceptual_weight > 0:
+            require(place, size, "LPIPS", lpips_size, never)
+        if options.trains_discriminator and all(options.num_pictures):
+            require_for_discriminator(place, size, "--disable_patch_score_vis")
 
 
-def _require_losses(flag: str, size: int, options: VaeOptions, loss: nn.Module) -> None:
-    if options.disc_weight > 0:
-        _require_discriminator(flag, size, loss, "--disc_weight 0")
-    if options.perceptual_weight > 0:
-        _require(flag, size, MIN_SIZES["vgg"], "LPIPS", "train with --perceptual_weight 0")
-
-
-def _require_discriminator(flag: str, size: int, loss: nn.Module, without: str) -> None:
-    least = getattr(loss.discriminator, "min_size", 1)  # --disc_cls may have one of its own
-    layers = (size // 3).bit_length() - 1
-    fewer = f"--disc_num_layers {layers} or " if layers > 0 else ""
-    _require(flag, size, least, "the discriminator", f"train with {fewer}{without}")
-
-
-def _require(flag: str, size: int, least: int, whom: str, otherwise: str) -> None:
-    if size < least:
-        raise ValueError(
-            f"{flag} {size} is too small for {whom}, which needs {least} px: raise it, or "
-            f"{otherwise}"
-        )
-
-
-def vae_macs(vae: nn.Module, size: int) -> int:
-    """Multiply-accumulates of a round trip, for one square image."""
-    with shapes_only():
-        image = _blank(vae, size)
-        return count_macs(lambda: vae(image, sample_posterior=False))
-
-
-def update_flops(
-    vae: nn.Module, loss: nn.Module, options: VaeOptions, macs: int
-) -> dict[str, float]:
-    """Arithmetic of one update of each player for one image, in FLOP.
+def count_arithmetic(
+    options: VaeOptions, vae: nn.Module, loss: nn.Module
+) -> tuple[int, dict[str, float]]:
+    """Multiply-accumulates of an image's round trip, and FLOP of an update of each player for it.
 
     Counted on shapes alone: a forward pass once, a backward pass twice (once to the input
     alone). Recomputation by gradient checkpointing does not count: it is no progress.
-
-    Args:
-        vae: The network in training.
-        loss: Both players' losses.
-        options: Of the training.
-        macs: As `vae_macs` counts them.
     """
-    forward_backward, critic, features = 3 * macs, 0, 0
+    size, weight = options.resolution, vae.last_layer
+    critic = features = 0
     with shapes_only():
-        image = _blank(vae, options.resolution)
+        image = torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
+        macs = count_macs(lambda: vae(image, sample_posterior=False))
+        forward_backward = 3 * macs
         if options.freeze_encoder or options.freeze_decoder:
             encoder = count_macs(lambda: vae.encode(image))
             forward_backward -= 2 * encoder if options.freeze_encoder else macs - encoder
@@ -193,9 +158,4 @@ def update_flops(
     discriminator = 6 * critic + (macs if options.gan_schedule == "alternate" else 0)
     if options.r1_weight:
         discriminator += 6 * critic / options.r1_interval
-    return {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}
-
-
-def _blank(vae: nn.Module, size: int) -> torch.Tensor:
-    weight = vae.last_layer
-    return torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
+    return macs, {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}

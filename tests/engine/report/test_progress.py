@@ -6,14 +6,11 @@ import pytest
 import torch
 
 from tests.engine.toy import batches, player
-from wfimagevae.engine.checkpoint import Checkpoint
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.loop import fit
+from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.report import progress as report
-from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker
-from wfimagevae.engine.run import Run, RunLength
+from wfimagevae.engine.run import Run
 from wfimagevae.task.flow_options import FlowOptions
 
 READING, UPDATING, VALIDATING = 4.0, 6.0, 100.0  # seconds
@@ -26,13 +23,19 @@ class Clock:
         return self.now
 
 
-class SlowTask:
+class SlowTask(Task):
     """Each batch, update and validation takes its time on the clock."""
 
     best_name = "best.ckpt"
+    dataset, num_unreadable = range(4), 0
 
     def __init__(self, clock):
-        self.clock, self.players = clock, [player()]
+        super().__init__([player()], None, self)
+        self.clock, self.batches = clock, iter(batches(8, 4))
+
+    def __next__(self):
+        self.clock.now += READING
+        return next(self.batches)
 
     def turn(self, step):
         self.clock.now += UPDATING
@@ -40,21 +43,13 @@ class SlowTask:
 
     def validate(self, step):
         self.clock.now += VALIDATING
-        return {"val/score": 0.0}, 0.0
-
-    def watch(self, step, values):
-        pass
-
-    def counters(self):
-        return {}
+        return {"val/score": 0.0}, 0.0, {}
 
     def facts(self):
         return {}
 
-    def batches(self):
-        for batch in batches(8, 4):
-            self.clock.now += READING
-            yield batch
+    def parts(self):
+        return {}
 
 
 @pytest.fixture
@@ -66,22 +61,13 @@ def train(tmp_path, monkeypatch, caplog):
 
     def run(step=0, eval_steps=0):
         here = World(0, 1, torch.device("cpu"))
-        task = SlowTask(clock)
-        options = FlowOptions(
-            batch_size=4,
-            log_steps=2,
-            csv_log_steps=5,
-            disable_csv_log=True,
-            eval_steps=eval_steps,
-            save_ckpt_step=0,
-        )
-        reporter = Reporter(options, tmp_path, here, Tracker("none"))
-        length = RunLength(5, 5)
-        with Interrupt() as interrupt:
-            run = Run(here, options, length, tmp_path, Checkpoint({}), interrupt, reporter)
-            run.step = step
-            fit(task, task.batches(), run)
-        reporter.summary()
+        options = {"max_steps": 5, "batch_size": 4, "log_steps": 2, "csv_log_steps": 5}
+        options |= {"disable_csv_log": True, "save_ckpt_step": 0, "eval_steps": eval_steps}
+        run = Run(FlowOptions(**options), here, tmp_path, SlowTask(clock), Tracker("none"))
+        run.step = step
+        with run.interrupt:
+            fit(run)
+        run.reporter.summary()
         lines = [record.getMessage() for record in caplog.records]
         *progress, bill = [line for line in lines if line.startswith(("step ", "done: "))]
         return progress, bill

@@ -80,7 +80,6 @@ class CsvLog:
 
     def __init__(self, path: Path, resume_step: int):
         self.path, self.columns = path, ["step"]
-        check_csv_log(path)
         if path.exists():
             columns, rows = self._read()
             self.columns = columns or self.columns

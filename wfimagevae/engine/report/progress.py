@@ -153,12 +153,13 @@ class Reporter:
         plot_losses(self.csv_path, self.folder / "training_losses_live")
         self.plot_time += time.perf_counter() - start
 
-    def validation(self, step: int, values: dict[str, float]) -> None:
+    def validation(self, step: int, values: dict[str, float], pictures: dict[str, Path]) -> None:
         if self.world.is_main:
             figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
             log.info("validation at step %d | %s", step, figures)
             with log_write_errors("validation figures"):
                 self.validations.write({"step": step} | values)
+            self.tracker.log_images(step, pictures)
             self.tracker.log(step, values)
 
     def summary(self) -> None:
