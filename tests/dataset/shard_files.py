@@ -2,6 +2,7 @@
 
 import io
 import json
+import tarfile
 
 import numpy as np
 import webdataset
@@ -47,6 +48,15 @@ def write_shards(folder, counts, sample=None, name="s"):
                 number += 1
         paths.append(path)
     return paths
+
+
+def write_tar(path, members):
+    """A tar file of members by name."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
 
 
 def written_shards(source, folder, labels="none", captions="none"):

@@ -1,8 +1,6 @@
 import errno
-import io
 import os
 import pickle
-import tarfile
 from collections import Counter
 from itertools import islice
 
@@ -11,7 +9,16 @@ import pytest
 import torch
 import webdataset
 
-from tests.dataset.shard_files import as_json, dataset, jpg, numbers, open_set, png, write_shards
+from tests.dataset.shard_files import (
+    as_json,
+    dataset,
+    jpg,
+    numbers,
+    open_set,
+    png,
+    write_shards,
+    write_tar,
+)
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, ShardOrder, TrainLoader
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
@@ -43,24 +50,18 @@ def test_samples_are_those_of_the_webdataset_library(tmp_path):
 
 
 def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("./x.y/one.SEG.PNG", "./x.y/one.txt", "x/two.jpg", "__meta__/z.png", "noext"):
-            content = png(1) if name.endswith(("PNG", "png", "jpg")) else b"text"
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    theirs = [
-        {key: value for key, value in sample.items() if key not in ("__url__", "__local_path__")}
-        for sample in webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
-    ]
+    images = dict.fromkeys(("./x.y/one.SEG.PNG", "x/two.jpg", "__meta__/z.png"), png(1))
+    members = images | dict.fromkeys(("./x.y/one.txt", "noext"), b"text")
+    write_tar(tmp_path / "a.tar", dict(sorted(members.items())))
+    theirs = list(webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False))
     found = open_set(str(tmp_path / "a.tar"), image_key="jpg;seg.png")
     assert [found.images.key(i) for i in range(2)] == [s["__key__"] for s in theirs]
+    assert found.images.content(0) == theirs[0]["seg.png"]
+    assert found.images.relative(0) == "a/x.y/one.png"
     write_shards(tmp_path / "own", [2], lambda i: {"png": None, "pic": png(1), "alt": b"words"})
     own = {"image_key": "pic", "caption_key": "alt", "with_captions": True}
     custom = open_set(str(tmp_path / "own"), **own)
     assert custom.sizes.tolist() == [[12, 12]] * 2 and custom.captions.all(1) == ["words"]
-    assert found.images.content(0) == theirs[0]["seg.png"]
-    assert found.images.relative(0) == "a/x.y/one.png"
 
 
 @pytest.mark.parametrize(("ranks", "workers"), [(1, 0), (2, 0), (3, 2)])

@@ -1,12 +1,11 @@
 import gzip
-import io
 import os
 import tarfile
 
 import pytest
 import webdataset
 
-from tests.dataset.shard_files import as_json, open_set, png, write_shards
+from tests.dataset.shard_files import as_json, open_set, png, write_shards, write_tar
 from tests.refusals import refused
 from wfimagevae.dataset import DataError
 from wfimagevae.dataset.shards import index as shard_index
@@ -17,37 +16,35 @@ def keys(found):
     return [found.images.key(i) for i in range(len(found))]
 
 
-def test_truncated_shard_gives_the_whole_samples_before_the_cut(tmp_path, caplog):
+@pytest.mark.parametrize(
+    ("damage", "whole", "told"),
+    [
+        ("inside", 4, "cut short inside 00004.png, at byte"),
+        ("tail", 5, "cut short inside"),
+        ("no end mark", 5, "no end mark"),
+        # Behind damage to a header nobody knows what came: the sample in front may go on there.
+        ("header", 4, "damaged header at byte"),
+    ],
+)
+def test_damage_is_named_and_costs_the_samples_behind_it(tmp_path, caplog, damage, whole, told):
     (path,) = write_shards(tmp_path, [6])
-    with tarfile.open(path) as tar:
-        cut = next(m for m in tar if m.name == "00004.png").offset_data + 20
-    with path.open("r+b") as file:
-        file.truncate(cut)
-    found = open_set(str(tmp_path), with_captions=True)
-    assert keys(found) == [f"{i:05d}" for i in range(4)]
-    library = webdataset.WebDataset(str(path), shardshuffle=False, handler=lambda error: False)
-    assert set(keys(found)) <= {sample["__key__"] for sample in library}
-    assert f"damaged shard {path}: cut short inside 00004.png" in caplog.text
-    assert "1 of 1 shards are damaged; samples known to be lost: 1" in caplog.text
-
-
-@pytest.mark.parametrize("damage", ["header", "no end mark", "tail of the last member"])
-def test_other_damage_is_named_and_costs_one_sample_only(tmp_path, caplog, damage):
-    (path,) = write_shards(tmp_path, [4])
     with tarfile.open(path) as tar:
         members = list(tar)
     with path.open("r+b") as file:
         if damage == "header":  # of the first member of the last sample
-            file.seek(next(m for m in members if m.name.startswith("00003")).offset)
+            file.seek(next(m for m in members if m.name.startswith("00005")).offset)
             file.write(b"garbage!" * 64)
+        elif damage == "inside":
+            file.truncate(next(m for m in members if m.name == "00004.png").offset_data + 20)
         else:
             end = members[-1].offset_data + members[-1].size
-            file.truncate(end - 1 if damage[0] == "t" else -(-end // 512) * 512)
-    found = open_set(str(tmp_path))
-    # Behind damage to a header nobody knows what came: the sample in front of it may go on there.
-    assert keys(found) == [f"{i:05d}" for i in range(2 if damage == "header" else 3)]
-    told = {"header": "damaged header at byte", "no end mark": "no end mark"}
-    assert told.get(damage, "cut short inside") in caplog.text
+            file.truncate(end - 1 if damage == "tail" else -(-end // 512) * 512)
+    found = keys(open_set(str(tmp_path), with_captions=True))
+    assert found == [f"{i:05d}" for i in range(whole)]
+    library = webdataset.WebDataset(str(path), shardshuffle=False, handler=lambda error: False)
+    assert set(found) <= {sample["__key__"] for sample in library}
+    assert f"damaged shard {path}: " in caplog.text and told in caplog.text
+    assert "1 of 1 shards are damaged; samples known to be lost: 1" in caplog.text
 
 
 def test_empty_and_foreign_files_are_named_while_others_are_read(tmp_path, caplog):
@@ -65,11 +62,8 @@ def test_empty_and_foreign_files_are_named_while_others_are_read(tmp_path, caplo
 
 
 def test_sample_with_two_members_of_a_type_is_left_out_and_named(tmp_path, caplog):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name in ("a.png", "b.png", "b.PNG", "c.png", "a.txt"):
-            member = tarfile.TarInfo(name)
-            member.size = len(png(1))
-            tar.addfile(member, io.BytesIO(png(1)))
+    names = ("a.png", "b.png", "b.PNG", "c.png", "a.txt")
+    write_tar(tmp_path / "a.tar", dict.fromkeys(names, png(1)))
     assert keys(open_set(str(tmp_path))) == ["a", "c"]
     write_shards(tmp_path / "dotted", [1], lambda i: {"png": None, "v1.0.png": png(1)})
     refused(r"v1.0.png; names of samples must not have dots", open_set, str(tmp_path / "dotted"))
@@ -78,40 +72,30 @@ def test_sample_with_two_members_of_a_type_is_left_out_and_named(tmp_path, caplo
 
 
 def test_index_is_kept_and_made_anew_for_what_changed(tmp_path, monkeypatch):
-    paths = write_shards(tmp_path / "shards", [2, 3], lambda i: {"json": as_json(n=i)})
-    calls, real = [], shard_index.index_tar
+    shards, calls, real = tmp_path / "shards", [], shard_index.index_tar
+    paths = write_shards(shards, [2, 3], lambda i: {"json": as_json(n=i)})
 
     def counted(path, *rest):
         calls.append(os.path.basename(path))
         return real(path, *rest)
 
+    def opened():
+        return open_set(str(shards), index_cache_dir=tmp_path / "cache", with_records=True)
+
     monkeypatch.setattr(shard_index, "index_tar", counted)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    options = {"index_cache_dir": tmp_path / "cache", "with_records": True}
-    first = open_set(str(tmp_path / "shards"), **options)
-    assert sorted(calls) == ["s-000.tar", "s-001.tar"]
-    second = open_set(str(tmp_path / "shards"), **options)
-    assert len(calls) == 2
+    first, second = opened(), opened()
+    assert calls == ["s-000.tar", "s-001.tar"]
     assert keys(second) == keys(first) and second.record(4) == {"n": 4}
     assert second.sizes.tolist() == first.sizes.tolist()
     status = paths[1].stat()
     os.utime(paths[1], ns=(status.st_atime_ns, status.st_mtime_ns + 1))
-    open_set(str(tmp_path / "shards"), **options)
-    assert calls[2:] == ["s-001.tar"]
-    write_shards(tmp_path / "shards", [4, 3])
-    assert len(open_set(str(tmp_path / "shards"), **options)) == 7
+    assert len(opened()) == 5 and calls[2:] == ["s-001.tar"]
+    write_shards(shards, [4, 3])
+    assert len(opened()) == 7
     for file in (tmp_path / "cache" / "shard_indices").glob("*.npz"):
         file.write_bytes(b"rubbish")
-    assert len(open_set(str(tmp_path / "shards"), **options)) == 7
-
-
-def test_processes_index_what_one_process_indexes(tmp_path, monkeypatch):
-    write_shards(tmp_path / "shards", [3] * 5)
-    many = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "a")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
-    one = open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / "b")
-    assert keys(many) == keys(one) and len(one) == 15
-    assert [many.images.content(i) for i in range(15)] == [one.images.content(i) for i in range(15)]
+    assert len(opened()) == 7
 
 
 def test_specifications_expand_as_the_webdataset_library_does(tmp_path, monkeypatch):
