@@ -122,11 +122,6 @@ def test_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
     shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
     other = write_cache(tmp_path / "other", [shard], **facts)
     refused(message, LatentDataset, other, error=DataError, like=LatentDataset(cache).record)
-    LatentDataset(cache).check_matches("f" * 64, 32)
-    with pytest.raises(DataError, match="another VAE"):
-        LatentDataset(cache).check_matches("a" * 64)
-    with pytest.raises(DataError, match="resolution 32, expected 256"):
-        LatentDataset(cache).check_matches(resolution=256)
     shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
     with pytest.raises(DataError, match="label 2 is out of range, use 0 to 1"):
         LatentDataset(write_cache(tmp_path / "third", [shard], class_names=["a", "b"]))

@@ -109,7 +109,17 @@ class LatentDataset(FlowData):
         self.seed, self.augment = seed, augment
         # Data held out must be of the training data's kind, and take its normalisation.
         if like is not None:
-            self.check_matches(like["vae"]["fingerprint"], like["resolution"])
+            vae, fingerprint = record["vae"], like["vae"]["fingerprint"]
+            if vae["fingerprint"] != fingerprint:
+                raise DataError(
+                    f"{self.folder} holds latents of another VAE: {vae['source']} with weights "
+                    f"{vae['fingerprint'][:12]}, expected weights {fingerprint[:12]}"
+                )
+            if record["resolution"] != like["resolution"]:
+                raise DataError(
+                    f"{self.folder} was encoded at resolution {record['resolution']}, "
+                    f"expected {like['resolution']}"
+                )
             names, expected = record["class_names"], like["class_names"]
             if names != expected:
                 raise DataError(
@@ -149,22 +159,6 @@ class LatentDataset(FlowData):
 
     def __len__(self) -> int:
         return self._order.num_items
-
-    def check_matches(
-        self, vae_fingerprint: str | None = None, resolution: int | None = None
-    ) -> None:
-        """Raises DataError if the latents are of another VAE or resolution; None: any."""
-        vae = self.record["vae"]
-        if vae_fingerprint not in (None, vae["fingerprint"]):
-            raise DataError(
-                f"{self.folder} holds latents of another VAE: {vae['source']} with weights "
-                f"{vae['fingerprint'][:12]}, expected weights {vae_fingerprint[:12]}"
-            )
-        if resolution not in (None, self.record["resolution"]):
-            raise DataError(
-                f"{self.folder} was encoded at resolution {self.record['resolution']}, "
-                f"expected {resolution}"
-            )
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """``latent`` float32 (B, C, h, w); with classes, ``label`` int64 (B,); with captions,

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -80,22 +80,20 @@ class ShardStore:
         DataError if it is missing, or cannot be asked for.
         """
 
-        def ask() -> list[Any]:
-            try:
-                # The Hub redirects to an address that is new each time, and names the file's hash.
-                answer = _request("HEAD", source, allow_redirects=False)
-                if _HUB_HASH in answer.headers:
-                    return [answer.headers[_HUB_HASH]]
-                headers = (_request("HEAD", source) if answer.is_redirect else answer).headers
-            except requests.HTTPError as error:
-                # The server may still answer a GET; a signed address is for that alone.
-                if error.response.status_code in (403, 405, 501):
-                    return []
-                raise
-            return [headers[name] for name in _STAMP_HEADERS if name in headers]
+        def ask() -> requests.Response:
+            # The Hub redirects to an address that is new each time, and names the file's hash.
+            answer = _request("HEAD", source, allow_redirects=False)
+            is_hash = _HUB_HASH in answer.headers
+            return _request("HEAD", source) if answer.is_redirect and not is_hash else answer
 
+        if _is_http(source):
+            # A server that refuses may still answer a GET; a signed address is for that alone.
+            answer = self._retried(ask, source, refusals=(403, 405, 501))
+            headers = {} if answer is None else answer.headers
+            names = (_HUB_HASH,) if _HUB_HASH in headers else _STAMP_HEADERS
+            return [headers[name] for name in names if name in headers]
         if is_remote(source):
-            return self._retried(ask, source) if _is_http(source) else []
+            return []
         try:
             status = os.stat(source)
         except OSError as error:
@@ -149,15 +147,11 @@ class ShardStore:
     def read(self, url: str) -> bytes | None:
         """Content of a small file beside the shards; None if the server has none."""
 
-        def read() -> bytes | None:
-            try:
-                return _request("GET", url).content
-            except requests.HTTPError as error:
-                if error.response.status_code in (403, 404, 410):  # 403: some storage's "not here"
-                    return None
-                raise
-
-        return self._retried(read, url) if _is_http(url) else None
+        if not _is_http(url):
+            return None
+        refusals = (403, 404, 410)  # 403: some storage's "not here"
+        answer = self._retried(lambda: _request("GET", url), url, refusals)
+        return None if answer is None else answer.content
 
     def _fetch(self, shard: ShardFile, target: Path) -> None:
         with replacing(target, is_lasting=True) as file:
@@ -180,7 +174,10 @@ class ShardStore:
                     "it"
                 )
 
-    def _retried(self, work: Callable[[], _Value], url: str) -> _Value:
+    def _retried(
+        self, work: Callable[[], _Value], url: str, refusals: Sequence[int] = ()
+    ) -> _Value | None:
+        """What ``work()`` gives, at one of several attempts; None for an answer that refuses."""
         # Not by an adapter of requests: pipes and answers that break off are tried again, too.
         for attempt in range(_RETRIES + 1):
             try:
@@ -189,6 +186,8 @@ class ShardStore:
                 reason, answer = _reason(error), getattr(error, "response", None)
             delay = _RETRY_DELAY * 2**attempt
             if answer is not None:
+                if answer.status_code in refusals:
+                    return None
                 if answer.status_code not in _WORTH_RETRYING:
                     raise DataError(f"cannot fetch {shown_url(url)}: {reason}")
                 delay = max(delay, Retry().get_retry_after(answer) or 0)

@@ -4,7 +4,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -125,7 +125,7 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
                         f"shard {path} is compressed ({name}): decompress it, images gain nothing "
                         "from it"
                     )
-            samples = _grouped(_members(file, damage), extra)
+            samples = _samples(file, extra, damage)
     except OSError as error:
         raise DataError(f"cannot read shard {path}: {error.strerror or error}") from None
 
@@ -163,10 +163,11 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
     return TarIndex(columns, damage, len(samples) - len(whole), kinds)
 
 
-def _members(
-    file: BinaryIO, faults: list[str]
-) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The whole files in a tar, in order; adds what ended it early to ``faults``."""
+def _samples(file: BinaryIO, extra: ExtraTypes, faults: list[str]) -> list[_Sample]:
+    """The whole members in a tar, by sample; adds what ended it early to ``faults``."""
+    from webdataset.tariterators import base_plus_ext
+
+    samples: list[_Sample] = []
     length = file.seek(0, os.SEEK_END)
     file.seek(0)
     try:
@@ -175,13 +176,24 @@ def _members(
                 tar.members.clear()
                 if member.offset_data + member.size > length:
                     faults.append(f"cut short inside {member.name}, at byte {length}")
-                    return
-                if member.isreg() and not member.issparse() and not _META.match(member.name):
-                    yield tar, member
+                    return samples
+                key, kind = base_plus_ext(member.name)
+                is_file = member.isreg() and not member.issparse()
+                if key is None or not is_file or _META.match(member.name):
+                    continue
+                kind = kind.lower()
+                if not samples or samples[-1].key != key:
+                    samples.append(_Sample(key))
+                if kind in samples[-1].members:
+                    samples[-1].fault = f"two members of type {kind}"
+                pixels = image_size(tar.extractfile(member)) if extra.is_image(kind) else (0, 0)
+                is_text = extra.is_text(kind) and member.size <= _MOST_TEXT_BYTES
+                text = tar.extractfile(member).read() if is_text else b""
+                samples[-1].members[kind] = _Member(member.offset_data, member.size, pixels, text)
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
         faults.append(f"no tar file, or damaged: {error}")
-        return
+        return samples
     # The tarfile module takes damage behind a whole member for the end: that is a block of zeros.
     file.seek(end)
     block = file.read(tarfile.BLOCKSIZE)
@@ -189,26 +201,4 @@ def _members(
         faults.append(f"damaged header at byte {end} of {length}")
     elif len(block) < tarfile.BLOCKSIZE:
         faults.append(f"cut short at byte {length}: no end mark")
-
-
-def _grouped(
-    members: Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]], extra: ExtraTypes
-) -> list[_Sample]:
-    """Members by sample, with the size of images and the content of texts."""
-    from webdataset.tariterators import base_plus_ext
-
-    samples: list[_Sample] = []
-    for tar, member in members:
-        key, kind = base_plus_ext(member.name)
-        if key is None:
-            continue
-        kind = kind.lower()
-        if not samples or samples[-1].key != key:
-            samples.append(_Sample(key))
-        if kind in samples[-1].members:
-            samples[-1].fault = f"two members of type {kind}"
-        pixels = image_size(tar.extractfile(member)) if extra.is_image(kind) else (0, 0)
-        is_text = extra.is_text(kind) and member.size <= _MOST_TEXT_BYTES
-        text = tar.extractfile(member).read() if is_text else b""
-        samples[-1].members[kind] = _Member(member.offset_data, member.size, pixels, text)
     return samples

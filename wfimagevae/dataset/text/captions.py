@@ -52,13 +52,14 @@ class CaptionTable:
     """The captions, none or several, of many images in three arrays (see `ImageIndex`)."""
 
     def __init__(self, captions: Iterable[Sequence[str]], prefix: str = ""):
-        text, ends, counts = bytearray(), array("q"), array("q")
-        for lines in captions:
-            for line in lines:
-                text += with_prefix(prefix, line).encode("utf-8", "replace")
-                ends.append(len(text))
-            counts.append(len(lines))
-        self._lines = PackedTexts(np.frombuffer(bytes(text), np.uint8), np.array(ends, np.int64))
+        counts = array("q")
+
+        def encoded() -> Iterator[bytes]:
+            for lines in captions:
+                counts.append(len(lines))
+                yield from (with_prefix(prefix, line).encode("utf-8", "replace") for line in lines)
+
+        self._lines = PackedTexts.pack(encoded())
         self._firsts = np.concatenate([[0], np.cumsum(np.array(counts, np.int64))])
 
     def __len__(self) -> int:

@@ -1,5 +1,6 @@
 """Many short byte strings in two arrays, which forked workers share without copying."""
 
+from array import array
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -13,9 +14,11 @@ class PackedTexts:
 
     @classmethod
     def pack(cls, texts: Iterable[bytes]) -> "PackedTexts":
-        texts = list(texts)
-        ends = np.cumsum([len(text) for text in texts], dtype=np.int64)
-        return cls(np.frombuffer(b"".join(texts), np.uint8), ends)
+        packed, ends = bytearray(), array("q")
+        for text in texts:
+            packed += text
+            ends.append(len(packed))
+        return cls(np.frombuffer(bytes(packed), np.uint8), np.array(ends, np.int64))
 
     @classmethod
     def concatenate(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
