@@ -9,34 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
-from wfimagevae.eval.options import METRIC_UNAVAILABLE, METRICS, PairOptions
-from wfimagevae.generate.options import ComputeOptions
-from wfimagevae.options import OutputFile, Positive, option
-
-
-class BenchmarkOptions(
-    PairOptions, ComputeOptions, defaults={"resolution": 256, "metric": list(METRICS)}
-):
-    """models"""
-
-    model: list[str] = option(
-        ...,
-        "WFVAE2Image:PATH, or diffusers:PATH_OR_NAME (a hub name may end in a subfolder); "
-        "repeat it for each model",
-        "KIND:PATH",
-        repeat="one",
-    )
-    config_file: str | None = option(
-        None,
-        "configuration, for .ckpt files with none in them or beside them; the other models "
-        "keep their own",
-        "JSON",
-        flag="model_config",
-    )
-    timing_seconds: Positive = option(
-        3.0, "how long encoding and decoding are timed, each, in seconds", "S"
-    )
-    output: OutputFile | None = option(None, "Markdown file to write as well", "FILE")
+from wfimagevae.eval.options import METRIC_UNAVAILABLE, BenchmarkOptions
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,30 +25,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     import torch
 
-    from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.eval.benchmark import measure, report
     from wfimagevae.eval.evaluator import Evaluator
     from wfimagevae.eval.report import describe_protocol, remarks
-    from wfimagevae.generate.autoencoders import load_autoencoders
+    from wfimagevae.generate.autoencoders import load_autoencoder, split_spec, spread_config
+    from wfimagevae.generate.image_folder import open_folder
 
     for spec in options.model:
         if options.model.count(spec) > 1:
             raise ValueError(f"--model {spec} is given twice; each is measured once")
     device = resolve_device(options.device)
-    dataset = ValidImageDataset(
-        options.real_image_dir, options.resolution, options.crop_size, options.subset_size
-    )
-    loader = valid_loader(dataset, options.batch_size, options.num_workers)
+    dataset = open_folder(options)
     # All are loaded first, so that a wrong path costs no results; the device holds one at a time.
-    autoencoders = load_autoencoders(options.model, options.config_file)
+    places = [split_spec(spec) for spec in options.model]
+    paths = [None if kind == "diffusers" else path for kind, path in places]
+    configs = zip(options.model, spread_config(options.config_file, paths), strict=True)
+    autoencoders = {spec: load_autoencoder(spec, model_config=config) for spec, config in configs}
     evaluator = Evaluator(options.metric, device, options)
     kernels = enable_fast_kernels(device)
-    precision, seconds = options.mixed_precision, options.timing_seconds
     rows, notes = [], []
     for spec, autoencoder in autoencoders.items():
         autoencoder.network.to(device)
-        row, lines = measure(spec, autoencoder, loader, evaluator, precision, seconds)
+        row, lines = measure(spec, autoencoder, dataset, evaluator, options)
         autoencoder.network.cpu()
         rows.append(row)
         notes += lines
@@ -83,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     metrics = [name for name in evaluator.names if name not in evaluator.unavailable]
     protocol = describe_protocol(metrics, options, evaluator.count)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    conditions = [precision, f"batches of {options.batch_size}", where, kernels]
+    conditions = [options.mixed_precision, f"batches of {options.batch_size}", where, kernels]
     text = "\n".join(report(rows, notes, protocol, ", ".join(filter(None, conditions))))
     print(text)
     if options.output:

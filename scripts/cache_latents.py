@@ -6,7 +6,6 @@ python scripts/cache_latents.py ... --captions sidecar --text_encoder t5:google/
 torchrun --nproc_per_node 8 scripts/cache_latents.py --from_pretrained exported/my-vae ...
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -98,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.generate.autoencoders import as_autoencoder, load_autoencoder, load_vae
+    from wfimagevae.generate.image_folder import list_unreadable
     from wfimagevae.generate.latent_cache import LatentCache
     from wfimagevae.model.text import open_text_encoder
 
@@ -118,9 +118,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             text = open_text_encoder(options.text_encoder, device, options.text_length)
         cache = LatentCache(autoencoder, name, images, folder, options, text)
         record, unreadable = cache.run(processes)
+        list_unreadable(unreadable, processes)
         if processes.is_main:
-            for path, reason in sorted(unreadable):
-                print(f"unreadable: {path}: {reason}", file=sys.stderr)
             shape = "x".join(map(str, record["latent_shape"]))
             print(
                 f"{record['num_samples']} latents of {shape}, {len(record['samples'])} shards in "

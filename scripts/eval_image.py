@@ -41,15 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.eval.pairs import PairDataset, evaluate_pairs
     from wfimagevae.eval.report import describe_protocol, evaluation_json, evaluation_table
     from wfimagevae.files import write_json
+    from wfimagevae.generate.image_folder import open_folder
 
-    real = ValidImageDataset(
-        options.real_image_dir, options.resolution, options.crop_size, options.subset_size
-    )
+    real = open_folder(options)
     generated = ValidImageDataset(options.generated_image_dir)
     pairs = PairDataset(real, generated, is_subset=bool(options.subset_size))
     with world(options.device) as here:
         evaluator = Evaluator(options.metric, here.device, options)
-        values = evaluate_pairs(pairs, evaluator, options.batch_size, options.num_workers, here)
+        values = evaluate_pairs(pairs, evaluator, options, here)
         if here.is_main:
             print(evaluation_table(evaluator, values))
             if options.output_json:

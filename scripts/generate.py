@@ -142,8 +142,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _draw(options: GenerateOptions, world) -> str:
     """Draws what the flags say; a line about it."""
     from wfimagevae.generate.generated_files import (
-        class_sheet,
-        prompt_sheet,
+        Sheet,
+        class_stems,
+        prompt_subjects,
         write_folder,
         write_npz,
     )
@@ -162,8 +163,6 @@ def _draw(options: GenerateOptions, world) -> str:
     prompts = named_prompts(options.prompt or ())
     prompts += read_prompts(options.prompts_path) if options.prompts_path else []
     takes_text, count = generator.model.takes_text, options.num_images
-    if prompts and not takes_text:
-        raise ValueError(f"prompt {prompts[0].text!r} asked of a flow that takes no text")
     if not prompts and takes_text and not generator.model.num_classes:
         raise ValueError(
             'this flow draws what a text says: give --prompt or --prompts_path (--prompt "" draws '
@@ -172,10 +171,11 @@ def _draw(options: GenerateOptions, world) -> str:
     has_classes = options.class_labels or not prompts
     classes = generator.class_numbers(options.class_labels) if has_classes else []
     if prompts:
-        sheet = prompt_sheet(prompts, classes, count or 1, columns, size)
+        subjects, stems = prompt_subjects(prompts, classes, count or 1)
     else:
         subjects = subjects_in_turn(count or _DEFAULT_COUNT, classes)
-        sheet = class_sheet(generator, subjects, columns, size)
+        stems = class_stems(generator, subjects)
+    sheet = Sheet(subjects, stems, columns, size)
     write, target = (
         write_folder if options.output_dir else write_npz,
         options.output_dir or options.npz,
@@ -186,9 +186,8 @@ def _draw(options: GenerateOptions, world) -> str:
 
 def _draw_again(options: GenerateOptions, world) -> str:
     """Draws the picture of a record; a line about it."""
-    from wfimagevae.generate.generated_files import write_again
     from wfimagevae.generate.generator_files import load_generator
-    from wfimagevae.generate.picture_record import read_picture_record
+    from wfimagevae.generate.picture_record import read_picture_record, write_again
 
     record = read_picture_record(options.from_json)
     model = record["model"]

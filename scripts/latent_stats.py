@@ -4,7 +4,6 @@ python scripts/latent_stats.py --from_pretrained exported/my-vae --real_image_di
     --resolution 256 --write
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,41 +42,35 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"files), got {source}; make one with scripts/save_hf_model.py"
         )
 
-    from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels
-    from wfimagevae.engine.distributed import gather_objects, world
+    from wfimagevae.engine.distributed import world
     from wfimagevae.eval.report import markdown_table
     from wfimagevae.files import write_json
     from wfimagevae.generate.autoencoders import load_vae
+    from wfimagevae.generate.image_folder import list_unreadable, open_folder, read_batches
     from wfimagevae.generate.latent_stats import measure_latents, normalization, write_normalization
 
-    dataset = ValidImageDataset(
-        options.real_image_dir, options.resolution, options.crop_size, options.subset_size
-    )
-    batch_size = options.batch_size if dataset.crop_size else 1
-    vae = load_vae(options)
+    dataset, vae, unreadable = open_folder(options), load_vae(options), []
     with world(options.device) as processes:
         note = enable_fast_kernels(processes.device)
         if note and processes.is_main:
             print(note)
-        rank, size = processes.rank, processes.size
-        loader = valid_loader(dataset, batch_size, options.num_workers, rank, size)
-        mean, std, unreadable = measure_latents(vae, loader, processes, options.mixed_precision)
-        unreadable = [entry for part in gather_objects(unreadable) for entry in part]
+        batches = read_batches(dataset, options, processes, "encode", unreadable)
+        images = (batch["image"] for batch in batches)
+        mean, std = measure_latents(vae, images, processes, options.mixed_precision)
+        num_unreadable = list_unreadable(unreadable, processes)
         if processes.is_main:
             pairs = zip(mean, std, strict=True)
             rows = [[str(i), f"{m:.5f}", f"{s:.5f}"] for i, (m, s) in enumerate(pairs)]
             print(markdown_table(["channel", "mean", "std"], rows))
-            for path, reason in sorted(unreadable):
-                print(f"unreadable: {path}: {reason}", file=sys.stderr)
             if options.output_json:
-                count = len(dataset) - len(unreadable)
+                count = len(dataset) - num_unreadable
                 content = {"mean": mean, "std": std, "count": count} | normalization(mean, std)
                 write_json(options.output_json, content)
             if options.write:
                 write_normalization(config, mean, std)
                 print(f"shift and scale written to {config}")
-    return 1 if unreadable else 0
+    return 1 if num_unreadable else 0
 
 
 if __name__ == "__main__":

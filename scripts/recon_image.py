@@ -5,7 +5,6 @@ python scripts/recon_image.py --from_pretrained results/my-vae --real_image_dir 
 torchrun --nproc_per_node 8 scripts/recon_image.py ...
 """
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -35,22 +34,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "2 an error.",
     )
 
-    from tqdm import tqdm
-
-    from wfimagevae.dataset import ValidImageDataset, valid_loader
     from wfimagevae.engine.device import enable_fast_kernels
-    from wfimagevae.engine.distributed import gather_objects, world
+    from wfimagevae.engine.distributed import world
     from wfimagevae.eval.pairs import ORIGIN_FOLDER, output_names
     from wfimagevae.generate.autoencoders import as_autoencoder, load_vae
+    from wfimagevae.generate.image_folder import list_unreadable, open_folder, read_batches
     from wfimagevae.pictures.pixels import to_uint8
     from wfimagevae.pictures.writer import ImageWriter
 
-    dataset = ValidImageDataset(
-        options.real_image_dir, options.resolution, options.crop_size, options.subset_size
-    )
+    dataset = open_folder(options)
     check_output_folder(dataset, options.real_image_dir, options.generated_image_dir)
     names = output_names(dataset.paths, options.format)
-    batch_size = options.batch_size if dataset.crop_size else 1
     unreadable: list[tuple[str, str]] = []
     with world(options.device) as here:
         note = enable_fast_kernels(here.device)
@@ -58,43 +52,25 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(note)
         vae = load_vae(options)
         autoencoder = as_autoencoder(vae, here.device, options.tile_size)
-        loader = valid_loader(dataset, batch_size, options.num_workers, here.rank, here.size)
-        bar = tqdm(
-            total=len(loader.dataset), unit="img", desc="reconstruct", disable=not here.is_main
-        )
-        with ImageWriter(options.generated_image_dir) as writer, bar:
-            for batch in loader:
-                unreadable += batch["unreadable"]
-                bar.update(len(batch["unreadable"]) + len(batch["path"]))
-                if batch["image"] is None:
-                    continue
+        with ImageWriter(options.generated_image_dir) as writer:
+            for batch in read_batches(dataset, options, here, "reconstruct", unreadable):
                 decoded = autoencoder.reconstruct(batch["image"], options.mixed_precision)
                 for path, pixels in zip(batch["path"], to_uint8(decoded).cpu(), strict=True):
                     writer.write(names[path], pixels)
                 if options.output_origin:
                     for path, pixels in zip(batch["path"], to_uint8(batch["image"]), strict=True):
                         writer.write(f"{ORIGIN_FOLDER}/{names[path]}", pixels)
-        unreadable = [entry for part in gather_objects(unreadable) for entry in part]
+        num_unreadable = list_unreadable(unreadable, here)
         if here.is_main:
-            count = len(dataset) - len(unreadable)
-            print(
-                f"reconstructed {count} of {len(dataset)} images into {options.generated_image_dir}"
-            )
-            for path, reason in sorted(unreadable):
-                print(f"unreadable: {path}: {reason}", file=sys.stderr)
-    return 1 if unreadable else 0
+            counts = f"{len(dataset) - num_unreadable} of {len(dataset)}"
+            print(f"reconstructed {counts} images into {options.generated_image_dir}")
+    return 1 if num_unreadable else 0
 
 
 def check_output_folder(images, source: str, folder: str) -> None:
-    """Refuses a folder where reconstructions would mix with originals, or overwrite them.
+    """Raises ValueError for a folder where reconstructions would mix with originals.
 
-    Args:
-        images: The originals, a `ValidImageDataset`.
-        source: Folder or manifest that they come from.
-        folder: Where reconstructions are to go.
-
-    Raises:
-        ValueError: it is a file, lies inside a folder of originals, or holds an original.
+    It is a file, lies inside the folder of the originals, ``source``, or holds one of ``images``.
     """
     root, target = Path(source).resolve(), Path(folder).resolve()
     if target.exists() and not target.is_dir():

@@ -92,11 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     has_classes = options.class_labels or not options.prompt
     classes = generator.class_numbers(options.class_labels) if has_classes else []
     for name in names:
-        if name == "field":
-            pictures = _field(options, generator, classes)
-        elif name == "paths":
-            particles = subjects_in_turn(options.num_particles, classes)
-            pictures = _paths(options, generator, particles)
+        if space == "point":
+            pictures = _point_picture(options, generator, classes, name)
         else:
             subjects = subjects_in_turn(options.num_rows, classes, options.prompt or ())
             pictures = _image_pictures(options, generator, subjects, name)
@@ -104,42 +101,37 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(path)
 
 
-def _field(options: VisualizeOptions, generator, classes: list[int]) -> Iterator[Path]:
-    """The velocity field over time, of one class or of none."""
+def _point_picture(
+    options: VisualizeOptions, generator, classes: list[int], name: str
+) -> Iterator[Path]:
+    """The velocity field over time, of one class or of none; or particles from noise to data."""
     import torch
 
-    from wfimagevae.generate.flow_paths import field_velocity
+    from wfimagevae.generate.flow_paths import draw_states, sampling_velocity
+    from wfimagevae.generate.subjects import Subject, subjects_in_turn
     from wfimagevae.pictures.animation import save_animation
-    from wfimagevae.pictures.flow_frames import field_frames
+    from wfimagevae.pictures.flow_frames import background, field_frames, path_frames
 
-    if options.class_labels and len(classes) > 1:
-        raise ValueError("a velocity field is that of one class: give --class_labels one class")
-    velocity = field_velocity(generator, classes[0] if options.class_labels else None, options)
-    times = torch.linspace(0, 1, options.num_frames).tolist()
-    path = Path(options.output_dir) / f"field.{options.format}"
-    save_animation(path, list(field_frames(velocity, times, _plane(options, generator))))
-    yield path
-
-
-def _paths(options: VisualizeOptions, generator, subjects: list) -> Iterator[Path]:
-    """Particles from noise to data."""
-    from wfimagevae.generate.flow_paths import draw_states
-    from wfimagevae.pictures.animation import save_animation
-    from wfimagevae.pictures.flow_frames import path_frames
-
-    times, states, _ = draw_states(generator, subjects, options)
-    path = Path(options.output_dir) / f"paths.{options.format}"
-    save_animation(path, list(path_frames(states, times.tolist(), _plane(options, generator))))
-    yield path
-
-
-def _plane(options: VisualizeOptions, generator):
-    from wfimagevae.pictures.flow_frames import Plane
-
-    name = options.dataset or generator.facts.get("dataset")
-    if name not in POINT_SETS:
+    dataset = options.dataset or generator.facts.get("dataset")
+    if dataset not in POINT_SETS:
         raise ValueError("the model does not say what points it learned: give --dataset")
-    return Plane.of(name)
+    if name == "paths":
+        subjects = subjects_in_turn(options.num_particles, classes)
+        times, states = draw_states(generator, subjects, options)
+        frames = path_frames(states, times.tolist(), background(dataset))
+    else:
+        if options.class_labels and len(classes) > 1:
+            raise ValueError("a velocity field is that of one class: give --class_labels one class")
+        shown = Subject(0, classes[0] if options.class_labels else None)
+
+        def velocity(x, t):
+            return sampling_velocity(generator, [shown] * len(x), options)(x, t)
+
+        times = torch.linspace(0, 1, options.num_frames).tolist()
+        frames = field_frames(velocity, times, background(dataset))
+    path = Path(options.output_dir) / f"{name}.{options.format}"
+    save_animation(path, list(frames))
+    yield path
 
 
 def _image_pictures(
@@ -149,13 +141,18 @@ def _image_pictures(
     import torch
 
     from wfimagevae.diffusion.sampler import get_sampler
-    from wfimagevae.generate.flow_paths import draw_states, interpolate, predicted_ends
+    from wfimagevae.generate.flow_paths import (
+        draw_states,
+        interpolate,
+        predicted_ends,
+        sampling_velocity,
+    )
     from wfimagevae.pictures.animation import save_animation
-    from wfimagevae.pictures.flow_frames import evenly
     from wfimagevae.pictures.grid import sample_grid, save_grid
 
     if name == "denoising":  # the data that the network predicts from each state on the way
-        times, states, velocity = draw_states(generator, subjects, options)
+        times, states = draw_states(generator, subjects, options)
+        velocity = sampling_velocity(generator, subjects, options)
         is_average = get_sampler(options.sampler).needs_average_velocity
         samples = predicted_ends(velocity, times, states, is_average)
     else:
@@ -163,7 +160,8 @@ def _image_pictures(
     images = [generator.images(x.to(generator.device)).cpu() for x in samples]
 
     path = Path(options.output_dir) / f"{name}.png"
-    chosen = evenly(len(images), options.num_columns)
+    last = min(options.num_columns, len(images)) - 1
+    chosen = [round(i * (len(images) - 1) / last) for i in range(last + 1)]  # both ends among them
     titles = [f"t = {times[i].item():.2f}" for i in chosen] if name == "denoising" else None
     rows = [generator.title(subject) for subject in subjects]
     cells = torch.stack([images[i] for i in chosen], dim=1).flatten(0, 1)  # (rows * columns, ...)

@@ -38,7 +38,10 @@ def write(folder, images):
 
 
 def all_of(samples, batch_size=3):
-    return torch.cat(list(samples.batches(list(range(len(samples))), batch_size)))
+    numbers = range(len(samples))
+    return torch.cat(
+        list(samples.read([numbers[i : i + batch_size] for i in numbers[::batch_size]]))
+    )
 
 
 def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
@@ -51,7 +54,7 @@ def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
         samples = open_images(str(tmp_path / path))
         assert len(samples) == 8
         assert torch.equal(all_of(samples), expected)
-        assert torch.equal(next(samples.batches([5, 2], 2)), expected[[5, 2]])
+        assert torch.equal(next(samples.read([[5, 2]])), expected[[5, 2]])
     # Every process opens the file: only one copy of it may lie in memory.
     assert isinstance(open_images(str(tmp_path / "samples.npz")).images, np.memmap)
 
@@ -105,7 +108,7 @@ def test_labels_are_balanced_or_random_and_follow_the_number():
     assert counts != [200] * 3 and min(counts) > 150
     assert GeneratedSamples(generator, options, 60, "random").subjects == random[:60]
     # The blob's colour is its class: image 4 of twelve is of class 1, in any batch.
-    image = next(balanced.batches([4], 1))[0].float()
+    image = next(balanced.read([[4]]))[0].float()
     assert image.mean((1, 2)).argmax() == 1
 
 
@@ -153,8 +156,8 @@ def test_sets_that_are_too_small_or_unlike_are_refused_before_all_is_drawn(tmp_p
     refused("reference: 3 samples are too few", evaluate, FolderImages(write(tmp_path, pixels(3))))
     real = FolderImages(write(tmp_path / "a", pixels(size=12)))
     fake = FolderImages(write(tmp_path / "b", pixels(size=16)))
-    read, batches = [], fake.batches
-    fake.batches = lambda *args: (read.append(1) or batch for batch in batches(*args))
+    read, batches = [], fake.read
+    fake.read = lambda *args: (read.append(1) or batch for batch in batches(*args))
     refused("12x12, generated ones 16x16: give --resolution", evaluate, real, [fake], batch_size=2)
     assert len(read) == 1  # before the rest is drawn
     ((values, _, _),) = evaluate(real, [FolderImages(tmp_path / "b", 12)])

@@ -8,13 +8,13 @@ import torch
 from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
 from wfimagevae.generate.flow_paths import (
     draw_states,
-    field_velocity,
     interpolate,
     predicted_ends,
+    sampling_velocity,
     slerp,
 )
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import subjects_in_turn
+from wfimagevae.generate.subjects import Subject, subjects_in_turn
 
 
 def sampling(sampler, steps, **options):
@@ -23,7 +23,7 @@ def sampling(sampler, steps, **options):
 
 def test_states_lead_from_noise_to_the_generators_samples():
     generator, options = generator_of(BlobModel()), sampling("heun", 6, seed=5)
-    times, states, _ = draw_states(generator, subjects_in_turn(4, [2, 0]), options)
+    times, states = draw_states(generator, subjects_in_turn(4, [2, 0]), options)
     assert states.shape == (7, 4, 3, 8, 8) and times[0] == 0 and times[-1] == 1
     assert torch.equal(states[0], generator.noise(range(4), 5))
     samples = generator.sample([0, 1, 2, 3], torch.tensor([2, 0, 2, 0]), options)
@@ -32,7 +32,9 @@ def test_states_lead_from_noise_to_the_generators_samples():
 
 def test_predicted_ends_of_straight_lines_are_their_ends_by_the_average_velocity_too():
     generator, options = generator_of(BlobModel()), sampling("euler", 5)
-    times, states, velocity = draw_states(generator, subjects_in_turn(3, [0, 1, 2]), options)
+    subjects = subjects_in_turn(3, [0, 1, 2])
+    times, states = draw_states(generator, subjects, options)
+    velocity = sampling_velocity(generator, subjects, options)
     ends = predicted_ends(velocity, times, states)
     torch.testing.assert_close(ends, states[-1:].expand_as(ends), atol=1e-5, rtol=1e-4)
     assert torch.equal(ends[-1], states[-1])
@@ -66,8 +68,8 @@ def test_interpolations_stay_in_their_class_with_one_noise_and_meet_the_samples(
 def test_the_field_is_that_of_a_class_or_of_none():
     generator, options = generator_of(BlobModel()), SamplingOptions()
     x, t = torch.zeros(2, 3, 8, 8), torch.tensor(0.0)
-    red = field_velocity(generator, 0, options)(x, t)
-    none = field_velocity(generator, None, options)(x, t)
+    red = sampling_velocity(generator, [Subject(0, 0)] * 2, options)(x, t)
+    none = sampling_velocity(generator, [Subject(0)] * 2, options)(x, t)
     assert red.mean((0, 2, 3)).tolist() == pytest.approx([0.7, -0.7, -0.7])
     assert none.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0])
 

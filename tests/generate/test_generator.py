@@ -8,9 +8,9 @@ from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator
 from tests.refusals import refused
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.sample_sets import GeneratedSamples
-from wfimagevae.generate.generated_files import class_sheet, prompt_sheet, write_again, write_folder
+from wfimagevae.generate.generated_files import Sheet, class_stems, prompt_subjects, write_folder
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.picture_record import read_picture_record
+from wfimagevae.generate.picture_record import read_picture_record, write_again
 from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import Subject, named_prompts, subjects_in_turn
 
@@ -54,19 +54,17 @@ def test_prompts_are_encoded_one_by_one_and_kept():
     encode = generator.text
     generator.text = lambda prompts: seen.append(list(prompts)) or encode(prompts)
     for _ in range(2):
-        generator.condition(3, prompts=[RED, BLUE, RED])
+        generator.condition([Subject(0, None, prompt) for prompt in (RED, BLUE, RED)])
     assert seen == [[RED], [BLUE]]
-    for i in range(100):
-        generator._encode(chr(33 + i))
+    generator._encode([chr(33 + i) for i in range(100)])
     assert len(generator._encoded) == 64
 
 
 @pytest.mark.parametrize(
     ("act", "words"),
     [
-        (lambda g, b: b.condition(1, prompts=["a"]), "prompt 'a' asked of a model that takes no"),
-        (lambda g, b: g.condition(2, prompts=["a"]), "2 prompts are needed, got 1"),
-        (lambda g, b: g.condition(1, torch.tensor([0])), "of a model without classes"),
+        (lambda g, b: b.condition([Subject(0, 0, "a")]), "prompt 'a' asked of a model that takes"),
+        (lambda g, b: g.condition([Subject(0, 0)]), "no class 0: this model has 0 classes"),
         (lambda g, b: b.sample([0], None, EULER, size=(4, 8)), "4 x 8 asked of a BlobModel"),
     ],
 )
@@ -103,11 +101,16 @@ def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
     generator, shown = generator_of(WordModel()), [Subject(0, None, p) for p in (RED, BLUE)]
     samples = GeneratedSamples(generator, EULER, 6, shown=shown)
     assert [subject.prompt for subject in samples.subjects] == [RED, BLUE] * 3
-    images = next(samples.batches([0, 1, 4], 3)).float()
+    images = next(samples.read([[0, 1, 4]])).float()
     assert colour(images).argmax(1).tolist() == [0, 2, 0]
     drawn = GeneratedSamples(generator, EULER, 300, "random", shown).subjects
     assert 100 < sum(subject.prompt == RED for subject in drawn) < 200
     assert [subject.index for subject in drawn] == list(range(300))
+
+
+def class_sheet(generator, count, classes):
+    subjects = subjects_in_turn(count, classes)
+    return Sheet(subjects, class_stems(generator, subjects), [EULER])
 
 
 @pytest.fixture
@@ -122,9 +125,9 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
     generator, prompts = generator_of(WordModel()), named_prompts([RED, BLUE, ""])
     for per_prompt, scales in ((1, (0.0, 1.0)), (2, (1.0,))):
         columns = [EULER.changed(guidance_scale=scale) for scale in scales]
-        sheet = prompt_sheet(prompts, [], per_prompt, columns)
+        sheet = Sheet(*prompt_subjects(prompts, [], per_prompt), columns)
         write_folder(tmp_path, generator, sheet, 4, ALONE)
-    single = prompt_sheet(named_prompts([RED]), [], 5, [EULER])
+    single = Sheet(*prompt_subjects(named_prompts([RED]), [], 5), [EULER])
     write_folder(tmp_path, generator, single, 4, ALONE)
     (_, scaled, *first), (_, rows, *second), (_, five, *third) = grids
     titles = [RED, BLUE, "(no prompt)"]
@@ -138,7 +141,7 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
 def test_a_picture_is_made_again_by_the_weights_that_drew_it_alone(tmp_path):
     generator = generator_of(WordModel())
     generator.source = dict.fromkeys(("path", "model_name", "raw_weights", "vae", "text_encoder"))
-    sheet = prompt_sheet(named_prompts([BLUE]), [], 2, [EULER], (12, 8))
+    sheet = Sheet(*prompt_subjects(named_prompts([BLUE]), [], 2), [EULER], (12, 8))
     write_folder(tmp_path, generator, sheet, 3, ALONE)
     record = read_picture_record(tmp_path / "ccc-1.json")
     path = write_again(tmp_path / "again", generator, record, "ccc-1", ALONE)
@@ -155,8 +158,7 @@ def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
     SamplePicture(generator, EULER, 4, 4).save(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").exists()
     with pytest.raises(ValueError, match="samples are not finite"):
-        sheet = class_sheet(generator, subjects_in_turn(2, [0, 1]), [EULER])
-        write_folder(tmp_path / "out", generator, sheet, 2, ALONE)
+        write_folder(tmp_path / "out", generator, class_sheet(generator, 2, [0, 1]), 2, ALONE)
 
 
 def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -180,8 +182,7 @@ def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypat
 def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, grids):
     for count in (3, 9):
         generator = generator_of(BlobModel())
-        sheet = class_sheet(generator, subjects_in_turn(count, [0, 1, 2]), [EULER])
-        write_folder(tmp_path, generator, sheet, 4, ALONE)
+        write_folder(tmp_path, generator, class_sheet(generator, count, [0, 1, 2]), 4, ALONE)
     (_, _, columns, names, _), (_, images, wide, rows, _) = grids
     assert (columns, names) == (2, None)
     assert (wide, rows) == (3, ["red", "green", "blue"])

@@ -31,24 +31,33 @@ def folder(tmp_path):
     return tmp_path / "images"
 
 
-class Averaging(torch.nn.Module):
+class Averaging(Autoencoder):
     """Encodes 2 x 2 blocks as three averages; log-variance -1, -2, -3; counts its images."""
 
-    def __init__(self):
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.ones(1))
-        self.seen = 0
-
     def moments(self, images):
-        self.seen += len(images)
-        mean = torch.nn.functional.avg_pool2d(images, 2) * self.weight
+        self.network.seen += len(images)
+        mean = torch.nn.functional.avg_pool2d(images, 2) * self.network.weight.flatten()
         return mean, torch.zeros_like(mean) - torch.tensor([1.0, 2.0, 3.0]).view(3, 1, 1)
 
 
-def autoencoder(**fields):
-    network = Averaging()
-    plain = {"encode": None, "decode": None, "multiple": 2, "moments": network.moments}
-    return Autoencoder(network, **plain | fields)
+class Picking(Averaging):
+    """Encodes by every second pixel, without a posterior."""
+
+    def moments(self, images):
+        return images[..., ::2, ::2], None
+
+
+class Overflowing(Averaging):
+    def moments(self, images):
+        return (images[..., ::2, ::2] * 1e9,) * 2
+
+
+def autoencoder(kind=Averaging, multiple=2, **fields):
+    network = torch.nn.Linear(1, 1)
+    network.weight.data.fill_(1)
+    network.bias.data.fill_(0)
+    network.seen = 0
+    return kind(network, multiple, **fields)
 
 
 def encode(folder, output, model=None, labels="folder", captions="none", text=None, **options):
@@ -123,7 +132,7 @@ def test_the_models_own_normalisation_comes_first_unless_told(folder, tmp_path):
 
 
 def test_mode_stores_means_alone(folder, tmp_path):
-    model = autoencoder(moments=lambda images: (images[..., ::2, ::2], None))
+    model = autoencoder(Picking)
     refused("no posterior to sample: use --posterior mode", encode, folder, tmp_path / "out", model)
     encode(folder, tmp_path / "out", model, posterior="mode", latent_dtype="fp16")
     shard, *_ = shards(tmp_path / "out")
@@ -203,9 +212,8 @@ def test_stray_shard_of_another_cache_is_refused(folder, tmp_path):
 def test_what_cannot_be_encoded_is_refused(folder, tmp_path):
     with pytest.raises(ValueError, match="resolution 8 is no multiple of 16, which here needs"):
         encode(folder, tmp_path / "out", autoencoder(multiple=16))
-    model = autoencoder(moments=lambda images: (images[..., ::2, ::2] * 1e9,) * 2)
     with pytest.raises(ValueError, match=r"latents of a/0\.png are not finite, .* as fp16"):
-        encode(folder, tmp_path / "out", model, latent_dtype="fp16")
+        encode(folder, tmp_path / "out", autoencoder(Overflowing), latent_dtype="fp16")
 
 
 def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):

@@ -7,24 +7,19 @@ import pytest
 import torch
 from matplotlib.colors import rgb_to_hsv
 
-from wfimagevae.pictures.flow_frames import (
-    Plane,
-    direction_colours,
-    evenly,
-    field_frames,
-    path_frames,
-)
+from wfimagevae.pictures.flow_frames import direction_colours, field_frames, path_frames
 
-PLANE = Plane(torch.tensor([[1.0, 1.0]]), half_width=3)
+DATA = torch.tensor([[1.0, 1.0]])
+LIMIT = 3.3  # of the plane that is shown: it takes in data and noise
 
 
 def hues(picture, square, saturation=0.8):
     """Hues of the saturated pixels of a part of the plane: (left, right, low, high) in units."""
     size = picture.width
-    left, right = (int(size * (0.07 + 0.9 * (x + 3) / 6)) for x in square[:2])
+    left, right = (int(size * (0.07 + 0.9 * (x / LIMIT + 1) / 2)) for x in square[:2])
     # The axes are as wide as high after set_aspect, in the middle of their box.
     middle = size * (1 - 0.05 - 0.44)
-    low, high = (int(middle - y / 6 * 0.88 * size) for y in square[2:])
+    low, high = (int(middle - y / LIMIT * 0.44 * size) for y in square[2:])
     hsv = rgb_to_hsv(np.asarray(picture)[high:low, left:right] / 255)
     return hsv[hsv[..., 1] > saturation][:, 0]
 
@@ -45,7 +40,7 @@ def test_field_is_drawn_in_the_colours_of_its_directions():
         early = torch.where(x[:, :1] < 0, torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
         return early if t < 0.5 else torch.tensor([-1.0, 0.0]).expand_as(x)
 
-    first, last = field_frames(velocity, [0.0, 1.0], PLANE)
+    first, last = field_frames(velocity, [0.0, 1.0], DATA)
     for frame, square, hue in (
         (first, (-2.5, -0.5, -2, 2), 0.0),
         (first, (0.5, 2.5, -2, 2), 0.25),
@@ -58,27 +53,20 @@ def test_field_is_drawn_in_the_colours_of_its_directions():
 
 def test_fields_and_paths_that_make_no_picture_are_refused():
     with pytest.raises(ValueError, match=r"at t = 0.5"):
-        list(field_frames(lambda x, t: x if t < 0.2 else x / 0, [0.0, 0.5], PLANE))
+        list(field_frames(lambda x, t: x if t < 0.2 else x / 0, [0.0, 0.5], DATA))
     with pytest.raises(ValueError, match=r"\(3, N, 2\).*\(2, 5, 2\)"):
-        list(path_frames(torch.zeros(2, 5, 2), [0, 0.5, 1], PLANE))
+        list(path_frames(torch.zeros(2, 5, 2), [0, 0.5, 1], DATA))
     with pytest.raises(ValueError, match="not finite"):
-        list(path_frames(torch.full((1, 5, 2), torch.nan), [0], PLANE))
+        list(path_frames(torch.full((1, 5, 2), torch.nan), [0], DATA))
 
 
 def test_particles_move_from_their_start_to_their_end():
     start = torch.tensor([[-2.0, -2.0], [-2.0, 2.0]])
     paths = torch.stack([start, start + torch.tensor([4.0, 0.0])])  # both to the right: red
-    first, last = path_frames(paths, [0.0, 1.0], PLANE)
+    first, last = path_frames(paths, [0.0, 1.0], DATA)
     for frame, here, there in ((first, -2, 2), (last, 2, -2)):
         for y in (-2, 2):
             assert len(hues(frame, (here - 0.3, here + 0.3, y - 0.3, y + 0.3))) > 8
         assert len(hues(frame, (there - 0.3, there + 0.3, -0.5, 0.5))) == 0
     between = (-1.5, 1.5, -2.3, -1.7)
     assert len(hues(last, between, 0.2)) > 100 and len(hues(first, between, 0.2)) == 0
-
-
-def test_a_plane_takes_in_data_and_noise_and_frames_are_even():
-    assert Plane(torch.tensor([[7.0, 0.0]])).limit > 7
-    assert Plane(torch.zeros(0, 2)).limit >= 3
-    assert evenly(26, 6) == [0, 5, 10, 15, 20, 25]
-    assert evenly(3, 9) == [0, 1, 2]

@@ -82,9 +82,11 @@ def test_unreadable_images_are_left_out_and_named(tiny_vae, photos, tmp_path, ca
 
 
 def test_an_output_that_is_not_finite_is_an_error():
-    network = torch.nn.Linear(1, 1)
-    overflowing = Autoencoder(network, lambda x: x, lambda z: z / 0, 8)
-    refused("not finite in fp16", overflowing.reconstruct, torch.ones(1, 3, 8, 8), "fp16")
+    class Overflowing(Autoencoder):
+        encode, decode = staticmethod(torch.abs), staticmethod(torch.logit)
+
+    model, images = Overflowing(torch.nn.Linear(1, 1), 8), torch.ones(1, 3, 8, 8)
+    refused("not finite in fp16", model.reconstruct, images, "fp16")
 
 
 def test_missing_weights_are_not_available_in_the_table(tiny_vae, photos, capsys, no_downloads):

@@ -16,6 +16,7 @@ from tests.refusals import refused
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.options import PairOptions
 from wfimagevae.eval.pairs import PairDataset, evaluate_pairs
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.ssim import ssim
@@ -144,5 +145,6 @@ def test_reading_processes_outlive_a_signal_to_the_whole_job(photos, blurred):
             super().update(real, generated)
 
     evaluator = Interrupted(["psnr"], device)
-    evaluate_pairs(pairs, evaluator, 1, 1, World(0, 1, device))
+    options = PairOptions(real_image_dir=photos, batch_size=1, num_workers=1)
+    evaluate_pairs(pairs, evaluator, options, World(0, 1, device))
     assert evaluator.count == 5

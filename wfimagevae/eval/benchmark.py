@@ -4,14 +4,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
+from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
 from wfimagevae.engine.device import autocast
+from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.options import BenchmarkOptions
 from wfimagevae.eval.report import format_value, markdown_table, protocol_hash
 from wfimagevae.generate.autoencoders import Autoencoder
+from wfimagevae.generate.image_folder import read_batches
 from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
@@ -21,33 +23,28 @@ _MEMORY = "peak memory (MiB)"
 def measure(
     name: str,
     autoencoder: Autoencoder,
-    loader: DataLoader,
+    images: ValidImageDataset,
     evaluator: Evaluator,
-    precision: str,
-    min_seconds: float,
+    options: BenchmarkOptions,
 ) -> tuple[dict[str, str], list[str]]:
     """Column -> cell of a model's row in the table, and lines to stand below it.
 
-    Quality is measured over all images, cost on the first batch, encoding and decoding for
-    ``min_seconds`` each. It is a ValueError if no image is readable.
+    Quality is measured over all images, cost on the first batch. It is a ValueError if no image is
+    readable.
     """
     # Quality, of reconstructions rounded to 8 bits: the figures are those of files.
     evaluator.reset()
     first, unreadable = None, []
-    with tqdm(total=len(loader.dataset), unit="img", desc=name) as bar:
-        for batch in loader:
-            bar.update(len(batch["path"]) + len(batch["unreadable"]))
-            unreadable += [f"{path} ({reason})" for path, reason in batch["unreadable"]]
-            images = batch["image"]
-            if images is None:
-                continue
-            first = images if first is None else first
-            decoded = autoencoder.reconstruct(images, precision)
-            evaluator.update(images, from_uint8(to_uint8(decoded)))
-    values = evaluator.compute()
-    notes = evaluator.notes | ({"left out": ", ".join(unreadable)} if unreadable else {})
+    alone = World(0, 1, autoencoder.device)
+    for batch in read_batches(images, options, alone, name, unreadable):
+        first = batch["image"] if first is None else first
+        decoded = autoencoder.reconstruct(batch["image"], options.mixed_precision)
+        evaluator.update(batch["image"], from_uint8(to_uint8(decoded)))
+    values, notes = evaluator.compute(), dict(evaluator.notes)
+    if unreadable:
+        notes["left out"] = ", ".join(f"{path} ({reason})" for path, reason in unreadable)
     # Cost, and everything as it stands in the table.
-    latent, cost = _cost(autoencoder, first, precision, min_seconds)
+    latent, cost = _cost(autoencoder, first, options)
     figures = {
         metric.upper().replace("RFID", "rFID"): format_value(metric, values.get(metric))
         for metric in evaluator.names
@@ -58,16 +55,16 @@ def measure(
 
 @torch.inference_mode()
 def _cost(
-    autoencoder: Autoencoder, images: Tensor, precision: str, min_seconds: float
+    autoencoder: Autoencoder, images: Tensor, options: BenchmarkOptions
 ) -> tuple[str, dict[str, str]]:
     """Factor and channels of the latents, such as ``f8 c16``, and the columns of what it costs."""
     device = autoencoder.device
     images = images.to(device, memory_format=torch.channels_last)
     images, _ = pad_to_multiple(images, autoencoder.multiple)
-    with autocast(device, precision):
+    with autocast(device, options.mixed_precision):
         latents = autoencoder.encode(images)
         calls = [lambda: autoencoder.encode(images), lambda: autoencoder.decode(latents)]
-        seconds = [seconds_per_call(call, device, min_seconds) for call in calls]
+        seconds = [seconds_per_call(call, device, options.timing_seconds) for call in calls]
         peaks = [peak_memory(call, device) for call in calls]
         macs = count_macs(lambda: autoencoder.decode(autoencoder.encode(images[:1])))
     cost = {

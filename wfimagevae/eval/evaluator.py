@@ -246,29 +246,28 @@ class SetEvaluator:
             order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
             kept[order[: self.options.energy_samples]] = True
         # Read this process's share, until a sample has another size.
-        numbers = list(range(world.rank, count, world.size))
-        features, raw, done = [], [], 0
-        shapes = {self._real.shape} if self._real else set()
+        numbers, size = list(range(world.rank, count, world.size)), self.batch_size
+        batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
+        features, raw, shapes = [], [], {self._real.shape} if self._real else set()
         with tqdm(total=len(numbers), desc=title, disable=not world.is_main) as bar:
-            for batch in samples.batches(numbers, self.batch_size):
+            for batch, places in zip(samples.read(batches), batches, strict=True):
                 shapes.add(tuple(batch.shape[1:]))
                 if len(shapes) > 1:
                     break
                 if self._extract:
                     features.append(self._extract(batch).cpu())
-                raw.append(batch[kept[numbers[done : done + len(batch)]]].cpu())
-                done += len(batch)
+                raw.append(batch[kept[places]].cpu())
                 bar.update(len(batch))
         # Every process learns of it; then the shares are put together in the set's order.
         shapes = set().union(*gather_objects(shapes))
-        if len(shapes) > 1 and self._real:
-            others = " and ".join(sorted(map(_size, shapes - {self._real.shape})))
+        own = {self._real.shape} if self._real else set()
+        sizes = " and ".join(sorted(map(_size, shapes - own)))
+        if len(shapes) > 1 and own:
             raise ValueError(
-                f"reference samples are {_size(self._real.shape)}, generated ones {others}: give "
+                f"reference samples are {_size(self._real.shape)}, generated ones {sizes}: give "
                 "--resolution, which resizes the reference"
             )
         if len(shapes) > 1:
-            sizes = " and ".join(sorted(map(_size, shapes)))
             raise ValueError(
                 f"{title} samples differ in size, {sizes}; give --resolution, or remove what is no "
                 "sample"

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.eval.options import SetMetricOptions
+from wfimagevae.files import read_torch_file
 from wfimagevae.model.losses.lpips_network import MissingWeights
 
 NUM_FEATURES = 2048
@@ -77,8 +78,17 @@ def load_inception(
     _require_torch_fidelity("Inception")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+    # A file that is no plain state dict is refused before torch-fidelity unpickles it.
+    if weights and not Path(weights).is_file():
+        raise MissingWeights(f"Inception weights {weights} do not exist; get {INCEPTION_URL}")
     if weights:
-        _check_inception(weights)
+        wrong = f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}"
+        try:
+            state = read_torch_file(Path(weights))
+        except ValueError as error:
+            raise ValueError(wrong) from error
+        if "Mixed_7c.branch_pool.conv.weight" not in state:
+            raise ValueError(wrong)
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", [str(num_features)], weights)
     except (URLError, TimeoutError, ConnectionError) as error:
@@ -110,10 +120,30 @@ def load_dinov2(
             self.feature_extractor_internal_dtype = torch.float32
             self.model = model
 
+    if repo and not (Path(repo) / "hubconf.py").is_file():
+        raise ValueError(f"--dinov2_repo {repo} has no hubconf.py; clone {DINOV2_REPO}")
     # torch.hub's words stay off standard output, and DINOv2's about xFormers away.
-    with redirect_stdout(sys.stderr), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="xFormers")
-        model = _local_dinov2(repo, weights) if repo else _downloaded_dinov2()
+    try:
+        with redirect_stdout(sys.stderr), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="xFormers")
+            if repo:
+                model = torch.hub.load(repo, DINOV2_MODEL, source="local", pretrained=False)
+                model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+            else:  # with the branch named, a cached copy is used without asking the network
+                model = torch.hub.load("facebookresearch/dinov2:main", DINOV2_MODEL)
+    except (URLError, TimeoutError, ConnectionError) as error:
+        raise MissingWeights(
+            f"DINOv2 is not in {torch.hub.get_dir()} and cannot be downloaded ({error}). On a "
+            f"machine with a network, clone {DINOV2_REPO} and fetch {DINOV2_URL}, then name the "
+            "copies with --dinov2_repo and --dinov2_weights"
+        ) from None
+    except RuntimeError as error:
+        if not weights:
+            raise
+        raise ValueError(
+            f"{weights} does not fit {DINOV2_MODEL}; get {DINOV2_URL} "
+            f"({str(error).splitlines()[0]})"
+        ) from None
     return _extractor(FeatureExtractorOfModel(model.float()), device)
 
 
@@ -139,45 +169,3 @@ def _extractor(network: nn.Module, device: torch.device) -> Extractor:
 def _require_torch_fidelity(network: str) -> None:
     if not find_spec("torch_fidelity"):
         raise ValueError(f"{network} needs torch_fidelity: pip install torch-fidelity")
-
-
-def _check_inception(weights: str) -> None:
-    """Refuses a file that is no plain state dict, before torch-fidelity unpickles it."""
-    if not Path(weights).is_file():
-        raise MissingWeights(f"Inception weights {weights} do not exist; get {INCEPTION_URL}")
-    cause = None
-    try:
-        state = torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # unpickling a damaged file raises almost anything
-        state, cause = None, error
-    if not isinstance(state, dict) or "Mixed_7c.branch_pool.conv.weight" not in state:
-        raise ValueError(
-            f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}"
-        ) from cause
-
-
-def _downloaded_dinov2() -> nn.Module:
-    try:
-        # With the branch named, a cached copy is used without asking the network.
-        return torch.hub.load("facebookresearch/dinov2:main", DINOV2_MODEL)
-    except (URLError, TimeoutError, ConnectionError) as error:
-        raise MissingWeights(
-            f"DINOv2 is not in {torch.hub.get_dir()} and cannot be downloaded ({error}). On a "
-            f"machine with a network, clone {DINOV2_REPO} and fetch {DINOV2_URL}, then name the "
-            "copies with --dinov2_repo and --dinov2_weights"
-        ) from None
-
-
-def _local_dinov2(repo: str, weights: str) -> nn.Module:
-    if not (Path(repo) / "hubconf.py").is_file():
-        raise ValueError(f"--dinov2_repo {repo} has no hubconf.py; clone {DINOV2_REPO}")
-    model = torch.hub.load(repo, DINOV2_MODEL, source="local", pretrained=False)
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{weights} does not fit {DINOV2_MODEL}; get {DINOV2_URL} "
-            f"({str(error).splitlines()[0]})"
-        ) from None
-    return model

@@ -7,12 +7,13 @@ from pydantic import AfterValidator, model_validator
 
 from wfimagevae.generate.options import (
     CROP_SIZE,
+    ComputeOptions,
     ImageFolderOptions,
     PointSet,
     Sampler,
     SamplingOptions,
 )
-from wfimagevae.options import Count, Natural, NonNegative, Options, option
+from wfimagevae.options import Count, Natural, NonNegative, Options, OutputFile, Positive, option
 
 Metric = Literal["psnr", "ssim", "lpips", "rfid"]
 SetMetric = Literal["fid", "kid", "precision_recall", "energy_distance"]
@@ -49,6 +50,31 @@ class MetricOptions(Options):
 
 class PairOptions(ImageFolderOptions, MetricOptions):
     """Originals, as they are measured against their reconstructions, and the metrics."""
+
+
+class BenchmarkOptions(
+    PairOptions, ComputeOptions, defaults={"resolution": 256, "metric": list(METRICS)}
+):
+    """models"""
+
+    model: list[str] = option(
+        ...,
+        "WFVAE2Image:PATH, or diffusers:PATH_OR_NAME (a hub name may end in a subfolder); "
+        "repeat it for each model",
+        "KIND:PATH",
+        repeat="one",
+    )
+    config_file: str | None = option(
+        None,
+        "configuration, for .ckpt files with none in them or beside them; the other models "
+        "keep their own",
+        "JSON",
+        flag="model_config",
+    )
+    timing_seconds: Positive = option(
+        3.0, "how long encoding and decoding are timed, each, in seconds", "S"
+    )
+    output: OutputFile | None = option(None, "Markdown file to write as well", "FILE")
 
 
 class SetMetricOptions(Options):

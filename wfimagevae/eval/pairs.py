@@ -6,11 +6,12 @@ from pathlib import PurePosixPath
 
 import torch
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
-from wfimagevae.dataset import ValidImageDataset, valid_loader
+from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.options import PairOptions
+from wfimagevae.generate.image_folder import Unreadable, read_batches
 
 # Under a folder of reconstructions, the originals as the model saw them: no samples.
 ORIGIN_FOLDER = "origin"
@@ -89,8 +90,8 @@ def match_pairs(
 class PairDataset(Dataset):
     """Originals, resized and cropped, beside their reconstructions as they stand in files.
 
-    `valid_loader` takes it: a sample is like that of a `ValidImageDataset`, with six channels.
-    `match_pairs` tells what ``is_subset`` means, and what is an error.
+    A sample is like that of a `ValidImageDataset`, with six channels; arguments and errors are
+    those of `match_pairs`.
     """
 
     def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
@@ -105,40 +106,31 @@ class PairDataset(Dataset):
     def __getitem__(self, i: int) -> dict:
         """``image``, original and reconstruction, (3 + 3, h, w) in [-1, 1]; ``path``; ``error``."""
         real, generated = self.real[i], self.generated[self._partners[i]]
-        problem = _problem(real, generated)
-        both = None if problem else torch.cat([real["image"], generated["image"]])
-        return {"image": both, "path": real["path"], "error": problem}
-
-
-def _problem(real: dict, generated: dict) -> str | None:
-    for what, sample in (("original", real), ("generated image", generated)):
-        if sample["error"]:
-            return f"{what} {sample['path']}: {sample['error']}"
-    (height, width), (gen_height, gen_width) = real["image"].shape[1:], generated["image"].shape[1:]
-    if (height, width) != (gen_height, gen_width):
-        return (
-            f"generated image {generated['path']} has {gen_width}x{gen_height} pixels, its "
-            f"original {width}x{height}: give --resolution and --crop_size as in the reconstruction"
+        for what, sample in (("original", real), ("generated image", generated)):
+            if sample["error"]:
+                return real | {"error": f"{what} {sample['path']}: {sample['error']}"}
+        (height, width), (h, w) = real["image"].shape[1:], generated["image"].shape[1:]
+        if (height, width) == (h, w):
+            return real | {"image": torch.cat([real["image"], generated["image"]])}
+        problem = (
+            f"generated image {generated['path']} has {w}x{h} pixels, its original "
+            f"{width}x{height}: give --resolution and --crop_size as in the reconstruction"
         )
-    return None
+        return real | {"error": problem}
 
 
 def evaluate_pairs(
-    pairs: PairDataset, evaluator: Evaluator, batch_size: int, num_workers: int, world: World
+    pairs: PairDataset, evaluator: Evaluator, options: PairOptions, world: World
 ) -> dict[str, float]:
     """Measures all pairs, each process its share; all return what `Evaluator.compute` does.
 
     An image that is unreadable, or a pair whose sizes differ, is a ValueError.
     """
-    batch_size = batch_size if pairs.crop_size else 1  # native sizes differ
-    loader = valid_loader(pairs, batch_size, num_workers, world.rank, world.size)
-    total = len(loader.dataset)
-    with tqdm(total=total, unit="img", desc="evaluate", disable=not world.is_main) as bar:
-        for batch in loader:
-            if batch["unreadable"]:
-                _, problem = batch["unreadable"][0]
-                raise ValueError(problem)
-            real, generated = batch["image"].chunk(2, dim=1)  # (B, 3, h, w) each
-            evaluator.update(real, generated)
-            bar.update(len(real))
+    problems: Unreadable = []
+    for batch in read_batches(pairs, options, world, "evaluate", problems):
+        if problems:
+            break
+        evaluator.update(*batch["image"].chunk(2, dim=1))  # (B, 3, h, w) each
+    if problems:
+        raise ValueError(problems[0][1])
     return evaluator.compute()

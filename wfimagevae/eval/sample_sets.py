@@ -44,8 +44,8 @@ class SampleSet(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
-        """Samples in this order: 8-bit images (B, 3, H, W), or points, float32 (B, 2)."""
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        """Batches of these numbers: 8-bit images (B, 3, H, W), or points, float32 (B, 2)."""
         ...
 
 
@@ -93,16 +93,15 @@ class FolderImages:
         picked = [table.pick(self.dataset.index(number), number, 0) for number in self._numbers]
         return [caption for caption in picked if caption]
 
-    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """See `SampleSet`; ValueError for an unreadable image, or one of another size."""
-        batches = [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
         for batch in batch_loader(self, batches, self.num_workers):
             if "error" in batch:
                 raise batch["error"]
             yield to_uint8(batch["image"])
 
     def read_batch(self, numbers: list[int]) -> dict[str, Tensor]:
-        """``image``, (B, 3, H, W) in [-1, 1]; in a worker. DataError as `batches` says."""
+        """``image``, (B, 3, H, W) in [-1, 1]; in a worker. DataError as `read` says."""
         samples = [self.dataset[self._numbers[i]] for i in numbers]
         for sample in samples:
             if sample["error"]:
@@ -137,9 +136,9 @@ class NpzImages:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
-        for i in range(0, len(numbers), batch_size):
-            yield torch.from_numpy(self.images[numbers[i : i + batch_size]]).permute(0, 3, 1, 2)
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        for numbers in batches:
+            yield torch.from_numpy(self.images[list(numbers)]).permute(0, 3, 1, 2)
 
 
 def _read_array(path: str | Path, name: str) -> np.ndarray:
@@ -169,11 +168,10 @@ class DrawnSamples:
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         cpu, key = torch.device("cpu"), self.dataset.data_key
-        for i in range(0, len(numbers), batch_size):
-            batch = self.dataset.read_batch(numbers[i : i + batch_size])
-            samples = self.dataset.to_inputs(batch, cpu)[key]
+        for numbers in batches:
+            samples = self.dataset.to_inputs(self.dataset.read_batch(list(numbers)), cpu)[key]
             yield to_uint8(samples) if key == "image" else samples
 
 
@@ -218,7 +216,7 @@ class GeneratedSamples:
 
     What is ``shown``, by class, prompt or both, is by default each class, or nothing; ``balanced``
     takes it in turn, ``random`` draws it anew for each sample. ``subjects`` says what each sample
-    shows; ``nfe``, after `batches`, counts evaluations of the network for one sample: where
+    shows; ``nfe``, after `read`, counts evaluations of the network for one sample: where
     guidance is active, a step's conditional and null ones are two. Options that do not fit the
     model are a ValueError.
     """
@@ -254,9 +252,9 @@ class GeneratedSamples:
     def __len__(self) -> int:
         return self.count
 
-    def batches(self, numbers: list[int], batch_size: int) -> Iterator[Tensor]:
+    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """See `SampleSet`; ValueError if samples are not finite."""
-        rows, is_points = 0, self.generator.facts["space"] == "point"
+        rows, drawn, is_points = 0, 0, self.generator.facts["space"] == "point"
 
         # Count the rows that the network sees: a guided step evaluates two for a sample.
         def count_rows(module, inputs) -> None:
@@ -265,16 +263,15 @@ class GeneratedSamples:
 
         hook = self.generator.model.register_forward_pre_hook(count_rows)
         try:
-            for i in range(0, len(numbers), batch_size):
-                chosen = numbers[i : i + batch_size]
-                subjects = [self.subjects[number] for number in chosen]
-                x = self.generator.draw(subjects, self.options)
+            for numbers in batches:
+                x = self.generator.draw([self.subjects[n] for n in numbers], self.options)
                 if not x.isfinite().all():
                     raise ValueError(
                         f"samples are not finite with {self.options.sampler} in "
                         f"{self.generator.precision}; try fp32 or bf16, or more steps"
                     )
-                self.nfe = rows / (i + len(chosen))
+                drawn += len(numbers)
+                self.nfe = rows / drawn
                 yield x.float() if is_points else to_uint8(self.generator.images(x))
         finally:
             hook.remove()

@@ -21,13 +21,8 @@ _OF_DECODER = ("decoder_", "spade")
 
 
 def export_vae(vae: nn.Module, folder: Path, card: str) -> None:
-    """Writes config.json, safetensors and README.md, and reads them back.
-
-    Raises:
-        ValueError: what was written does not give the same model.
-    """
-    vae = vae.cpu().eval()
-    write_model(vae, folder, card)
+    """Writes config.json, safetensors and README.md, and reads them back: see `check_reload`."""
+    write_model(vae.cpu().eval(), folder, card)
     check_reload(vae, folder)
 
 
@@ -52,18 +47,10 @@ def check_reload(vae: nn.Module, folder: Path) -> None:
 def vae_card(
     vae: nn.Module, name: str, training: Mapping | None = None, evaluation: Mapping | None = None
 ) -> str:
-    """Text of a model card.
-
-    Args:
-        vae: The model.
-        name: Title.
-        training: Resolved training options, if known.
-        evaluation: What eval_image.py wrote, if measured.
-    """
+    """Text of a model card; ``evaluation`` is what eval_image.py wrote, if measured."""
     factor, class_name = vae.spatial_factor, type(vae).__name__
     parameters = sum(parameter.numel() for parameter in vae.parameters())
-    sections = [
-        f"""A wavelet image autoencoder: {factor}x downsampling, {vae.config.latent_dim} latent \
+    text = f"""A wavelet image autoencoder: {factor}x downsampling, {vae.config.latent_dim} latent \
 channels, {parameters:,} parameters.
 
 ```python
@@ -79,7 +66,7 @@ with torch.no_grad():
     normalized = vae.normalize_latents(latents)
 ```
 """
-    ]
+    figures = ""
     if evaluation:
         protocol = evaluation.get("protocol", {})
         lines = ["## Evaluation\n", "| metric | value |", "|---|---|"]
@@ -89,22 +76,17 @@ with torch.no_grad():
         count, size = protocol.get("count", "?"), protocol.get("size", "?")
         code = evaluation.get("protocol_hash", "?")
         lines.append(f"\n{count} images, {size}, protocol {code}.\n")
-        sections.append("\n".join(lines))
-    if training:
-        sections.append(option_table(training, _CARD_OPTIONS))
+        figures = "\n".join(lines)
+    sections = [text, figures, option_table(training, _CARD_OPTIONS)]
     return write_card(name, "image-to-image", ("autoencoder", "vae", "wavelet"), sections)
 
 
 def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
     """A model with one's encoder, latent statistics included, and the other's decoder.
 
-    Args:
-        encoder_from: Gives the encoder, ``shift`` and ``scale``.
-        decoder_from: Gives the decoder; its latents must mean the same, which no configuration
-            tells: usually it was trained further with the first one's encoder frozen.
-
-    Raises:
-        ValueError: classes differ, or settings that both halves share; all are listed.
+    Their latents must mean the same, which no configuration tells: usually the second one was
+    trained further with the first one's encoder frozen. Other classes, or settings that both halves
+    share and that differ, are a ValueError.
     """
     if type(encoder_from) is not type(decoder_from):
         raise ValueError(

@@ -29,9 +29,7 @@ def export_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
 
     A latent flow's autoencoder goes along, under ``vae``, unless it is a name on the hub. A frozen
     text encoder does not: generator.json records where it was and the fingerprint of its weights.
-
-    Raises:
-        ValueError: what was written does not give the same samples.
+    If what was written does not give the same samples, it is a ValueError.
     """
     write_model(generator.model.eval(), folder, card)
     facts = dict(generator.facts)
@@ -46,7 +44,8 @@ def export_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
     # What is read back must draw the same, with a prompt and without.
     reloaded = load_generator(str(folder), torch.device("cpu"))
     label = 0 if generator.model.num_classes else None
-    subjects = [Subject(i, label, prompt) for i, prompt in enumerate(("a prompt", ""))]
+    prompts = ("a prompt", "") if generator.model.takes_text else (None, None)
+    subjects = [Subject(i, label, prompt) for i, prompt in enumerate(prompts)]
     flows = (generator, reloaded)
     samples = [flow.draw(subjects, SamplingOptions(steps=1)) for flow in flows]
     if generator.facts["space"] != "point":
@@ -72,8 +71,7 @@ Time 0 is noise, 1 is data.
 python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples{example}
 ```
 """
-    table = [option_table(training, _CARD_OPTIONS)] if training else []
-    return write_card(name, task, tags, [text, *table])
+    return write_card(name, task, tags, [text, option_table(training, _CARD_OPTIONS)])
 
 
 def _text_note(text: dict | None) -> str:

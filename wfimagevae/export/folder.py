@@ -43,11 +43,13 @@ def write_model(network: nn.Module, folder: Path, card: str | None = None) -> No
 def write_card(name: str, task: str, tags: Iterable[str], sections: Sequence[str]) -> str:
     """Text of a model card, with the front matter that the Hugging Face hub reads."""
     front = f"library_name: wfimagevae\npipeline_tag: {task}\ntags: [{', '.join(tags)}]"
-    return "\n".join(["---", front, "---\n", f"# {name}\n", *sections])
+    return "\n".join(["---", front, "---\n", f"# {name}\n", *filter(None, sections)])
 
 
-def option_table(training: Mapping, names: Sequence[str]) -> str:
-    """Section of a model card: those of a training's options that are there and counted."""
+def option_table(training: Mapping | None, names: Sequence[str]) -> str:
+    """Section of a model card: those of a training's options, if known, that counted."""
+    if not training:
+        return ""
     idle = "epochs" if training.get("max_steps") else "max_steps"  # the one wins over the other
     rows = [f"| {n} | {training[n]} |" for n in names if n in training and n != idle]
     return "\n".join(["## Training\n", "| option | value |", "|---|---|", *rows, ""])

@@ -1,8 +1,8 @@
-"""Autoencoders to evaluate: ours from any checkpoint, others from diffusers, behind one face."""
+"""Autoencoders, ours from any checkpoint and those of diffusers, and the space of their latents."""
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,6 @@ from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.model.weight_files import has_config, hub_answers
 
-Moments = tuple[Tensor, Tensor | None]
-
 
 @dataclass(frozen=True)
 class Autoencoder:
@@ -26,20 +24,35 @@ class Autoencoder:
 
     Attributes:
         network: The network, on its device and in evaluation mode.
-        encode: Images in [-1, 1], (B, 3, H, W), to latents (the posterior's mode).
         multiple: What height and width must be multiples of.
-        moments: Images to the posterior's mean and log-variance, (B, C, h, w) each; the second is
-            None where the model has no posterior.
         normalization: Shift and scale of the model's own configuration, (z - shift) * scale,
             numbers per channel or one for all; None where it says nothing.
     """
 
     network: nn.Module
-    encode: Callable[[Tensor], Tensor]
-    decode: Callable[[Tensor], Tensor]
     multiple: int
-    moments: Callable[[Tensor], Moments] | None = None
     normalization: tuple[list[float], list[float]] | None = None
+
+    def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images in [-1, 1], (B, 3, H, W), to the posterior's mean and log-variance, (B, C, h, w).
+
+        The second is None where the model has no posterior.
+        """
+        # Our encoders return a posterior; those of diffusers that, ``latents`` or ``latent``.
+        encoded = self.network.encode(images)
+        if "latent_dist" in encoded:
+            return encoded["latent_dist"].mode(), encoded["latent_dist"].logvar
+        for name in ("latents", "latent"):
+            if name in encoded:
+                return encoded[name], None
+        raise ValueError(f"{type(encoded).__name__} holds no latents that we know")
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] to the posterior's mode."""
+        return self.moments(images)[0]
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return self.network.decode(latents).sample
 
     @property
     def device(self) -> torch.device:
@@ -49,8 +62,7 @@ class Autoencoder:
     def reconstruct(self, images: Tensor, precision: str = "fp32") -> Tensor:
         """Encodes and decodes images of any size, in [-1, 1], (B, 3, H, W).
 
-        They are padded by reflection and cropped back as needed. Raises ValueError for values
-        that overflow.
+        They are padded by reflection and cropped back. Values that overflow are a ValueError.
         """
         images = images.to(self.device, memory_format=torch.channels_last)
         padded, (height, width) = pad_to_multiple(images, self.multiple)
@@ -65,35 +77,16 @@ class Autoencoder:
 def load_autoencoder(
     spec: str, device: torch.device | str = "cpu", model_config: str | None = None
 ) -> Autoencoder:
-    """The autoencoder of ``KIND:PATH``, on a device.
+    """The autoencoder of ``KIND:PATH``, on a device; ValueError where there is none.
 
     KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``; ``model_config`` is a JSON
     file for one of our checkpoints that embeds no configuration.
-
-    Raises:
-        ValueError: the form is another, or nothing can be loaded from there.
     """
     kind, path = split_spec(spec)
     if kind == "diffusers":
         return load_diffusers(path, device)
     options = AutoencoderOptions(model_name=kind, from_pretrained=path, config_file=model_config)
     return as_autoencoder(load_vae(options), device)
-
-
-def load_autoencoders(
-    specs: Sequence[str], model_config: str | None = None
-) -> dict[str, Autoencoder]:
-    """`load_autoencoder` of each of ``specs``, on the CPU.
-
-    Raises:
-        ValueError: a model cannot be loaded, or none needs ``model_config``.
-    """
-    places = [split_spec(spec) for spec in specs]
-    configs = spread_config(
-        model_config, [None if kind == "diffusers" else path for kind, path in places]
-    )
-    pairs = zip(specs, configs, strict=True)
-    return {spec: load_autoencoder(spec, model_config=config) for spec, config in pairs}
 
 
 def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list[str | None]:
@@ -126,16 +119,14 @@ def split_spec(spec: str) -> tuple[str, str]:
 def load_vae(options: AutoencoderOptions) -> nn.Module:
     """One of our autoencoders, on the CPU.
 
-    Raises:
-        ValueError: none or both sources are given, or what they hold does not fit the model.
+    None or both sources, or weights that do not fit the model, are a ValueError.
     """
     path, config = options.from_pretrained or options.ckpt_path, options.config_file
     if bool(options.from_pretrained) == bool(options.ckpt_path):
         raise ValueError("give either --from_pretrained or --ckpt_path")
-    if options.ckpt_path and not Path(path).is_file():
-        raise ValueError(f"--ckpt_path {path}: no such file")
-    if config and not Path(config).is_file():
-        raise ValueError(f"--model_config {config}: no such file")
+    for flag, file in (("ckpt_path", options.ckpt_path), ("model_config", config)):
+        if file and not Path(file).is_file():
+            raise ValueError(f"--{flag} {file}: no such file")
     with raw_weights(options.use_raw_weights):
         return autoencoder_class(options.model_name).from_pretrained(path, config)
 
@@ -154,10 +145,10 @@ def raw_weights(enabled: bool) -> Iterator[None]:
 def as_autoencoder(
     vae: nn.Module, device: torch.device | str, tile_size: int | None = None
 ) -> Autoencoder:
-    """One of our models, on a device; ``tile_size`` in pixels is for images beyond memory.
+    """One of our models, on a device.
 
-    Raises:
-        ValueError: tiles that are no multiple of the model's spatial factor, or too small.
+    ``tile_size`` in pixels is for images beyond memory: a multiple of the model's spatial factor,
+    and at least two of them, or it is a ValueError.
     """
     if tile_size:
         factor = vae.spatial_factor
@@ -171,14 +162,7 @@ def as_autoencoder(
     # Shift and scale count once scripts/latent_stats.py has measured them.
     shift, scale = list(vae.config["shift"]), list(vae.config["scale"])
     is_measured = any(shift) or set(scale) != {DEFAULT_SCALE}
-    return Autoencoder(
-        vae,
-        encode=lambda images: vae.encode(images).latent_dist.mode(),
-        decode=lambda latents: vae.decode(latents).sample,
-        multiple=vae.spatial_factor,
-        moments=lambda images: _moments(vae.encode(images)),
-        normalization=(shift, scale) if is_measured else None,
-    )
+    return Autoencoder(vae, vae.spatial_factor, (shift, scale) if is_measured else None)
 
 
 def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
@@ -229,20 +213,47 @@ def diffusers_autoencoder(network: nn.Module, device: torch.device | str) -> Aut
         normalization = list(config["latents_mean"]), scale
     elif factor is not None:
         normalization = [config.get("shift_factor") or 0.0], [factor]
-    return Autoencoder(
-        network,
-        encode=lambda images: _moments(network.encode(images))[0],
-        decode=lambda latents: network.decode(latents).sample,
-        multiple=2 ** (len(widths) - 1),
-        moments=lambda images: _moments(network.encode(images)),
-        normalization=normalization,
-    )
+    return Autoencoder(network, 2 ** (len(widths) - 1), normalization)
 
 
-def _moments(encoded) -> Moments:
-    """Our encoders return a posterior; those of diffusers that, ``latents`` or ``latent``."""
-    for name in ("latent_dist", "latents", "latent"):
-        if name in encoded:
-            value = encoded[name]
-            return (value.mode(), value.logvar) if name == "latent_dist" else (value, None)
-    raise ValueError(f"{type(encoded).__name__} holds no latents that we know")
+class LatentSpace:
+    """Latents as a generative model sees them: (z - shift) * scale, both ways.
+
+    Shift and scale are one number a channel, or one for all.
+    """
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        shift: Sequence[float],
+        scale: Sequence[float],
+        precision: str = "fp32",
+    ):
+        self.autoencoder, self.precision = autoencoder, precision
+        device = autoencoder.device
+        self.shift = torch.tensor(shift, device=device).view(1, -1, 1, 1)
+        self.scale = torch.tensor(scale, device=device).view(1, -1, 1, 1)
+
+    @torch.no_grad()
+    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1], (B, 3, H, W), to normalised latents, float32 (B, C, h, w).
+
+        With standard normal noise, (B, C, h, w), drawn from the posterior; else its mode.
+        """
+        images = images.to(self.autoencoder.device, memory_format=torch.channels_last)
+        with autocast(images.device, self.precision):
+            z, logvar = self.autoencoder.moments(images)
+        z = z.float()
+        if noise is not None and logvar is not None:
+            z = z + (0.5 * logvar.float()).exp() * noise
+        return (z - self.shift) * self.scale
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images in [-1, 1]; ValueError if values overflow."""
+        z = latents.to(self.autoencoder.device).float() / self.scale + self.shift
+        with autocast(z.device, self.precision):
+            images = self.autoencoder.decode(z).float()
+        if not images.isfinite().all():
+            raise ValueError(f"decoded images are not finite in {self.precision}; try bf16 or fp32")
+        return images.clamp(-1, 1)

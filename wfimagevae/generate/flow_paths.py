@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
 from wfimagevae.generate.generator import FlowGenerator
@@ -16,12 +15,12 @@ from wfimagevae.generate.subjects import Subject
 Velocity = Callable[..., Tensor]
 
 
-def _sampling_velocity(
-    generator: FlowGenerator, condition: Condition | None, options: SamplingOptions, count: int
+def sampling_velocity(
+    generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
 ) -> Velocity:
     """The velocity that samples follow, without gradients; the model is put into evaluation."""
     generator.model.eval()
-    guided = generator.velocity(condition, options, count)
+    guided = generator.velocity(generator.condition(subjects), options, len(subjects))
 
     @torch.no_grad()
     def velocity(x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
@@ -31,39 +30,24 @@ def _sampling_velocity(
     return velocity
 
 
-def field_velocity(
-    generator: FlowGenerator, label: int | None, options: SamplingOptions
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The velocity at any number of places, (N, ...), of one class; None: of no class."""
-
-    def velocity(x: Tensor, t: Tensor) -> Tensor:
-        labels = None if label is None else torch.full((len(x),), label)
-        return _sampling_velocity(generator, labels, options, len(x))(x, t)
-
-    return velocity
-
-
 def draw_states(
     generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
-) -> tuple[Tensor, Tensor, Velocity]:
+) -> tuple[Tensor, Tensor]:
     """Every state of some samples on their way.
 
-    Returns:
-        Times (T,), float64, from 0 to 1, states (T, B, ...) on the CPU, T = steps + 1, and the
-        velocity that they followed.
+    Gives times (T,), float64, from 0 to 1, and states (T, B, ...) on the CPU, T = steps + 1.
     """
-    options, condition = generator.resolve(options), generator.condition_of(subjects)
-    velocity = _sampling_velocity(generator, condition, options, len(subjects))
-    noise = generator.noise([subject.index for subject in subjects], options.seed)
+    options, indices = generator.resolve(options), [subject.index for subject in subjects]
+    noise = generator.noise(indices, options.seed)
     states = [noise.cpu()]
     generator.sample(
-        list(range(len(noise))),
-        condition,
+        indices,
+        generator.condition(subjects),
         options,
         progress=lambda step, num_steps, x: states.append(x.cpu()),
         noise=noise,
     )
-    return time_grid(options.steps, options.time_shift), torch.stack(states), velocity
+    return time_grid(options.steps, options.time_shift), torch.stack(states)
 
 
 def predicted_ends(
@@ -84,23 +68,16 @@ def predicted_ends(
 
 
 def interpolate(
-    generator: FlowGenerator,
-    subjects: Sequence[Subject],
-    options: SamplingOptions,
-    num_places: int,
+    generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions, num_places: int
 ) -> Tensor:
     """Samples of noises between those of samples i and B + i, which show the same.
 
-    Returns:
-        Samples in the model's space, (num_places, B, ...), on the CPU; the first and the last are
-        those of the two noises.
-
-    Raises:
-        ValueError: fewer than two places.
+    Gives samples in the model's space, (num_places, B, ...), on the CPU; the first and the last are
+    those of the two noises. Fewer than two places are a ValueError.
     """
     if num_places < 2:
         raise ValueError(f"an interpolation needs at least 2 places, got {num_places}")
-    count, condition = len(subjects), generator.condition_of(subjects)
+    count, condition = len(subjects), generator.condition(subjects)
     a = generator.noise(range(count), options.seed)
     b = generator.noise(range(count, 2 * count), options.seed)
     between = [slerp(a, b, i / (num_places - 1)) for i in range(num_places)]

@@ -1,7 +1,7 @@
 """Generated images as files: a folder of PNGs, each with its record, and a grid; or one .npz."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,11 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, gath
 from wfimagevae.files import json_text, write_json
 from wfimagevae.generate.generator import FlowGenerator, Size
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.picture_record import describe_model, draw_again, picture_record
+from wfimagevae.generate.picture_record import describe_model, picture_record
 from wfimagevae.generate.subjects import Prompt, Subject, free_names
 from wfimagevae.pictures.grid import save_grid
-from wfimagevae.pictures.pixels import to_uint8
-from wfimagevae.pictures.writer import ImageWriter, save_image
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
+from wfimagevae.pictures.writer import ImageWriter
 
 MAX_IN_GRID = 64
 
@@ -30,17 +30,16 @@ class Sheet:
 
     Attributes:
         subjects: What each row shows.
-        stems: What the rows' files are called, without extension and scale.
+        stems: What the rows' files are called, without extension and scale; pictures of prompts
+            never replace a file: a name that is taken gets a number behind it.
         columns: How each column is drawn; they differ in their guidance scale alone.
         size: Height and width of all in the model's space; None is the model's own.
-        keep: Never replace a file: a name that is taken gets a number behind it.
     """
 
     subjects: Sequence[Subject]
     stems: Sequence[str]
     columns: Sequence[SamplingOptions]
     size: Size | None = None
-    keep: bool = True
 
     @property
     def count(self) -> int:
@@ -50,12 +49,9 @@ class Sheet:
     def scales(self) -> list[float]:
         return [options.guidance_scale for options in self.columns]
 
-    def names(self, folder: Path) -> list[str]:
-        """Names of the files without extension, column by column."""
-        stems = list(self.stems)
-        if len(self.columns) > 1:
-            stems = [f"{stem}-w{scale:g}" for scale in self.scales for stem in self.stems]
-        return free_names(folder, stems) if self.keep else stems
+    @property
+    def has_prompts(self) -> bool:
+        return self.subjects[0].prompt is not None
 
     def describe(self, generator: FlowGenerator) -> dict[str, Any]:
         """What is drawn and how, for JSON."""
@@ -76,50 +72,36 @@ class Sheet:
     ) -> Iterator[tuple[int, int, tuple[int, int], Tensor]]:
         """This process's share of the pictures.
 
-        Yields:
-            Row and column; how many samples were drawn at once and which of them it was; uint8
-            pixels, (3, H, W), on the CPU.
+        Yields row and column; how many samples were drawn at once and which of them it was; uint8
+        pixels, (3, H, W), on the CPU.
         """
         shares = range(world.rank, len(self.subjects), world.size)
-        batches = [
-            (column, list(shares[first : first + batch_size]))
-            for column in range(len(self.columns))
-            for first in range(0, len(shares), batch_size)
-        ]
         total = len(shares) * len(self.columns)
         with tqdm(total=total, unit="img", desc="sample", disable=not world.is_main) as bar:
-            for column, rows in batches:
-                subjects = [self.subjects[row] for row in rows]
-                x = generator.draw(subjects, self.columns[column], self.size)
-                pixels = to_uint8(generator.images(x)).cpu()
-                for place, row in enumerate(rows):
-                    yield row, column, (len(rows), place), pixels[place]
-                bar.update(len(rows))
+            for column, options in enumerate(self.columns):
+                for first in range(0, len(shares), batch_size):
+                    rows = shares[first : first + batch_size]
+                    x = generator.draw([self.subjects[row] for row in rows], options, self.size)
+                    pixels = to_uint8(generator.images(x)).cpu()
+                    for place, row in enumerate(rows):
+                        yield row, column, (len(rows), place), pixels[place]
+                    bar.update(len(rows))
 
 
-def class_sheet(
-    generator: FlowGenerator,
-    subjects: Sequence[Subject],
-    columns: Sequence[SamplingOptions],
-    size: Size | None = None,
-) -> Sheet:
-    """Samples without prompts, called ``<number>-<class>``; files of these names are replaced."""
+def class_stems(generator: FlowGenerator, subjects: Sequence[Subject]) -> list[str]:
+    """Names of pictures without prompts: ``<number>-<class>``, or the number alone."""
     stems = []
     for subject in subjects:
         name = "" if subject.label is None else f"-{generator.class_name(subject.label)}"
         safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
         stems.append(f"{subject.index:06d}{safe}")
-    return Sheet(subjects, stems, columns, size, keep=False)
+    return stems
 
 
-def prompt_sheet(
-    prompts: Sequence[Prompt],
-    labels: Sequence[int],
-    per_prompt: int,
-    columns: Sequence[SamplingOptions],
-    size: Size | None = None,
-) -> Sheet:
-    """Some samples of each prompt, which take the classes in turn, if any are given.
+def prompt_subjects(
+    prompts: Sequence[Prompt], labels: Sequence[int], per_prompt: int
+) -> tuple[list[Subject], list[str]]:
+    """Some samples of each prompt, which take the classes in turn, if any are given; their stems.
 
     Sample i of every prompt starts from the same noise: a picture depends on its prompt, the seed
     and its number alone, not on the other prompts.
@@ -129,7 +111,7 @@ def prompt_sheet(
         Subject(i, labels[row % len(labels)] if labels else None, prompt.text)
         for row, (prompt, i) in enumerate(rows)
     ]
-    return Sheet(subjects, [prompt.stem for prompt, _ in rows], columns, size)
+    return subjects, [prompt.stem for prompt, _ in rows]
 
 
 def write_folder(
@@ -137,16 +119,21 @@ def write_folder(
 ) -> None:
     """Writes a PNG and a record for each picture, a grid, and ``samples.json``."""
     # The main process names the files, so that none of them is given twice.
-    names = broadcast_object(sheet.names(folder) if world.is_main else None)
-    model, grid, drawn = describe_model(generator), _lay_out(generator, sheet), {}
+    stems = list(sheet.stems)
+    if len(sheet.columns) > 1:
+        stems = [f"{stem}-w{scale:g}" for scale in sheet.scales for stem in sheet.stems]
+    if sheet.has_prompts:
+        stems = broadcast_object(free_names(folder, stems) if world.is_main else None)
+    model, drawn = describe_model(generator), {}
+    places, width, row_titles, column_titles = _lay_out(generator, sheet)
     with ImageWriter(folder) as writer:
         for row, column, batch, pixels in sheet.draw(generator, batch_size, world):
-            name = names[column * len(sheet.subjects) + row]
+            name = stems[column * len(sheet.subjects) + row]
             writer.write(f"{name}.png", pixels)
             subject, options = sheet.subjects[row], sheet.columns[column]
             record = picture_record(generator, model, subject, options, sheet.size, batch)
             writer.write(f"{name}.json", json_text(record))
-            if (row, column) in grid.places:
+            if (row, column) in places:
                 drawn[row, column] = pixels
 
     # The main process has the grid's pictures of all.
@@ -154,28 +141,12 @@ def write_folder(
     if not world.is_main:
         return
     path, number = folder / "grid.png", 1
-    while sheet.keep and path.exists():
+    while sheet.has_prompts and path.exists():
         path, number = folder / f"grid-{number}.png", number + 1
-    images = torch.stack([drawn[place] for place in grid.places]).float() / 127.5 - 1
-    save_grid(path, images, grid.width, grid.row_titles, grid.column_titles)
-    files = {"files": [f"{name}.png" for name in names]}
+    images = from_uint8(torch.stack([drawn[place] for place in places]))
+    save_grid(path, images, width, row_titles, column_titles)
+    files = {"files": [f"{name}.png" for name in stems]}
     write_json(folder / "samples.json", sheet.describe(generator) | files)
-
-
-def write_again(
-    folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str, world: World
-) -> Path:
-    """Draws the picture of a record and writes it, with the record beside it; the path.
-
-    No file is replaced: a number goes behind the name, which has no extension, where it is taken.
-    """
-    (name,) = broadcast_object(free_names(folder, [name]) if world.is_main else None)
-    path = folder / f"{name}.png"
-    if world.is_main:
-        save_image(path, to_uint8(draw_again(generator, record)[None])[0])
-        write_json(folder / f"{name}.json", record | {"model": describe_model(generator)})
-    barrier()
-    return path
 
 
 def write_npz(
@@ -183,8 +154,7 @@ def write_npz(
 ) -> None:
     """Writes all samples to one file: ``arr_0``, uint8 (N, H, W, 3), and ``arr_1``, the labels.
 
-    Raises:
-        ValueError: another ending than .npz.
+    A name that ends in something else than .npz is a ValueError.
     """
     if path.suffix != ".npz":
         raise ValueError(f"--npz {path} must end in .npz")
@@ -226,38 +196,32 @@ def _shared_array(path: Path, shape: tuple[int, ...] | None, world: World) -> np
     return None if shape is None else np.lib.format.open_memmap(path, "r+")
 
 
-@dataclass(frozen=True)
-class _Grid:
-    """Which pictures, (row of the sheet, column), stand where in a grid, and its titles."""
+def _lay_out(
+    generator: FlowGenerator, sheet: Sheet
+) -> tuple[list[tuple[int, int]], int, list[str] | None, list[str] | None]:
+    """Which pictures, (row of the sheet, column), stand in a grid, its width, and its titles.
 
-    places: list[tuple[int, int]]
-    width: int
-    row_titles: list[str] | None = None
-    column_titles: list[str] | None = None
-
-
-def _lay_out(generator: FlowGenerator, sheet: Sheet) -> _Grid:
-    """A row a prompt or class where that is tidy, or a column a scale; else as they come."""
+    A row a prompt or class where that is tidy, or a column a scale; else as they come.
+    """
     titles = [generator.title(subject) for subject in sheet.subjects]
     if len(sheet.columns) > 1:  # a column a scale
         width = len(sheet.columns)
         count = min(len(titles), max(MAX_IN_GRID // width, 1))
         places = [(row, column) for row in range(count) for column in range(width)]
         names = [f"guidance {scale:g}" for scale in sheet.scales]
-        return _Grid(places, width, titles[:count] if any(titles) else None, names)
+        return places, width, titles[:count] if any(titles) else None, names
 
     # A row a prompt or class, as wide as the smallest group.
     groups: dict[str, list[int]] = {}
     for row, title in enumerate(titles):
         groups.setdefault(title, []).append(row)
-    has_prompts = sheet.subjects[0].prompt is not None
     width = min(*map(len, groups.values()), MAX_IN_GRID // len(groups)) if len(groups) > 1 else 0
-    if width > 1 or (has_prompts and len(groups) > 1):
+    if width > 1 or (sheet.has_prompts and len(groups) > 1):
         names, width = list(groups)[:MAX_IN_GRID], max(width, 1)
-        return _Grid([(row, 0) for name in names for row in groups[name][:width]], width, names)
+        return [(row, 0) for name in names for row in groups[name][:width]], width, names, None
 
     # A square, as they come.
     count = min(len(titles), MAX_IN_GRID)
     width = max(round(count**0.5), 1)
-    names = [titles[0]] + [""] * (-(-count // width) - 1) if has_prompts else None
-    return _Grid([(row, 0) for row in range(count)], width, names)
+    names = [titles[0]] + [""] * (-(-count // width) - 1) if sheet.has_prompts else None
+    return [(row, 0) for row in range(count)], width, names, None

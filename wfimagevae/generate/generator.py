@@ -158,21 +158,24 @@ class FlowGenerator:
         Args:
             indices: Number of each sample; equal numbers give equal samples, in any batch, on
                 any rank.
-            condition: What they show, as `condition` gives it, or classes alone, int64 (B,); None
-                is the null condition.
-            options: Sampler, steps, guidance and seed.
+            condition: What they show, as `condition` gives it; None is the null condition.
+            options: Sampler, steps, guidance and seed; ValueError if they do not fit the model.
             progress: Called as ``progress(step, num_steps, x)`` after each step.
             noise: Where to start, (B, *model.sample_shape); None is each sample's own.
             size: Height and width in the model's space, as `sample_size` finds them for images;
-                None is the model's own.
-
-        Raises:
-            ValueError: options, a condition or a size that do not fit the model.
+                None is the model's own, a size that it cannot make a ValueError.
         """
         options = self.resolve(options)
         velocity = self.velocity(condition, options, len(indices))
         if size is not None and size != tuple(self.model.sample_shape[1:]):
-            self._check_size(size)
+            multiple = self.model.size_multiple
+            if multiple is None or any(side % multiple for side in size):
+                usual = " x ".join(str(side) for side in self.model.sample_shape[1:])
+                others = "no others" if multiple is None else f"multiples of {multiple}"
+                raise ValueError(
+                    f"samples of {size[0]} x {size[1]} asked of a {type(self.model).__name__} that "
+                    f"makes {usual} and {others}; models with position 'rope' take other sizes"
+                )
 
         def draw(step: int) -> Tensor:
             return self.noise(indices, options.seed, step, size)
@@ -190,61 +193,40 @@ class FlowGenerator:
     def velocity(
         self, condition: Condition | None, options: SamplingOptions, count: int
     ) -> GuidedVelocity:
-        """The guided velocity of ``count`` samples, as samplers call it; errors as of `sample`."""
+        """The guided velocity of ``count`` samples, as samplers call it."""
         self.resolve(options)
-        if isinstance(condition, Tensor):  # classes alone
-            condition = self.condition(count, condition)
-        null = self.condition(count)
+        null = self.model.null_condition(count, self.device)
         condition = null if condition is None else condition
         if options.negative_prompt:
-            null = self.condition(count, prompts=[options.negative_prompt] * count)
+            null = null | self._encode([options.negative_prompt] * count)
         return GuidedVelocity(self.model, condition, null, _guidance(options))
 
-    def condition(
-        self, count: int, labels: Tensor | None = None, prompts: Sequence[str] | None = None
-    ) -> Condition | None:
-        """What the network is told of ``count`` samples.
+    def condition(self, subjects: Sequence[Subject]) -> Condition | None:
+        """What the network is told of some samples, all of which have a class, or none.
 
         Each prompt is encoded by itself, so that the others of a batch change nothing; "" is that
-        of a sample without. Raises ValueError for labels, int64 (count,), or prompts that do not
-        fit the model.
+        of a sample without. Raises ValueError for classes or prompts that do not fit the model.
         """
         # What is not given stays as the null condition has it.
-        condition = self.model.null_condition(count, self.device)
-        num_classes = self.model.num_classes
-        if labels is not None:
-            if not num_classes:
-                raise ValueError("class labels asked of a model without classes")
-            if labels.shape != (count,):
-                raise ValueError(f"{count} labels are needed, got {tuple(labels.shape)}")
-            if bad := [label for label in labels.tolist() if not 0 <= label < num_classes]:
-                raise ValueError(
-                    f"label {bad[0]} is out of range: this model has {num_classes} classes"
-                )
-            labels = labels.to(self.device)
-            condition = condition | {"label": labels} if self.model.takes_text else labels
-        if prompts is None:
-            return condition
-        if not self.model.takes_text:
-            raise ValueError(f"prompt {prompts[0]!r} asked of a model that takes no text")
-        if len(prompts) != count:
-            raise ValueError(f"{count} prompts are needed, got {len(prompts)}")
-        # Tokens, masks and pooled states, each joined over the batch.
-        parts = [self._encode(prompt) for prompt in prompts]
-        return condition | {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-    def condition_of(self, subjects: Sequence[Subject]) -> Condition | None:
-        """What the network is told of some samples, all of which have a class, or none."""
+        model = self.model
+        condition = model.null_condition(len(subjects), self.device)
         labels = [subject.label for subject in subjects if subject.label is not None]
-        prompts = [subject.prompt or "" for subject in subjects] if self.model.takes_text else None
-        return self.condition(len(subjects), torch.tensor(labels) if labels else None, prompts)
+        if bad := [label for label in labels if not 0 <= label < model.num_classes]:
+            raise ValueError(f"no class {bad[0]}: this model has {model.num_classes} classes")
+        prompts = [subject.prompt for subject in subjects]
+        if not model.takes_text and (asked := [text for text in prompts if text is not None]):
+            raise ValueError(f"prompt {asked[0]!r} asked of a model that takes no text")
+        if labels:
+            tensor = torch.tensor(labels, device=self.device)
+            condition = condition | {"label": tensor} if model.takes_text else tensor
+        return condition | self._encode(prompts) if model.takes_text else condition
 
     def draw(
         self, subjects: Sequence[Subject], options: SamplingOptions, size: Size | None = None
     ) -> Tensor:
         """Samples of some subjects, in one batch; see `sample`."""
         indices = [subject.index for subject in subjects]
-        return self.sample(indices, self.condition_of(subjects), options, size=size)
+        return self.sample(indices, self.condition(subjects), options, size=size)
 
     def sample_size(self, height: int | None, width: int | None) -> Size | None:
         """Height and width of samples for images of so many pixels; None is the model's own size.
@@ -261,10 +243,7 @@ class FlowGenerator:
                 f"images of {sides[0]} x {sides[1]} pixels asked of a model whose sides are "
                 f"multiples of {step}"
             )
-        size = sides[0] // self.downsampling, sides[1] // self.downsampling
-        if sides != usual:
-            self._check_size(size)
-        return size
+        return sides[0] // self.downsampling, sides[1] // self.downsampling
 
     def noise(
         self, indices: Sequence[int], seed: int, step: int = 0, size: Size | None = None
@@ -286,23 +265,17 @@ class FlowGenerator:
         images = x if self.decode is None else self.decode(x)
         return images.float().clamp(-1, 1)
 
-    def _encode(self, prompt: str) -> dict[str, Tensor]:
-        """What the text encoder makes of one prompt, batch first; the latest are kept."""
-        if prompt not in self._encoded:
-            while len(self._encoded) >= _MAX_KEPT_PROMPTS:
-                del self._encoded[next(iter(self._encoded))]
-            self._encoded[prompt] = self.text([prompt])
-        return self._encoded[prompt]
-
-    def _check_size(self, size: Size) -> None:
-        multiple = self.model.size_multiple
-        if multiple is None or any(side % multiple for side in size):
-            usual = " x ".join(str(side) for side in self.model.sample_shape[1:])
-            others = "no others" if multiple is None else f"multiples of {multiple}"
-            raise ValueError(
-                f"samples of {size[0]} x {size[1]} asked of a {type(self.model).__name__} that "
-                f"makes {usual} and {others}; models with position 'rope' take other sizes"
-            )
+    def _encode(self, prompts: Sequence[str | None]) -> dict[str, Tensor]:
+        """Tokens, masks and pooled states of prompts, batch first; the latest are kept."""
+        parts = []
+        for prompt in prompts:
+            key = prompt or ""
+            if key not in self._encoded:
+                while len(self._encoded) >= _MAX_KEPT_PROMPTS:
+                    del self._encoded[next(iter(self._encoded))]
+                self._encoded[key] = self.text([key])
+            parts.append(self._encoded[key])
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _guidance(options: SamplingOptions) -> Guidance:

@@ -5,13 +5,17 @@ from pathlib import Path
 import torch
 
 from wfimagevae.files import read_json
-from wfimagevae.generate.autoencoders import load_autoencoder, raw_weights, split_spec
+from wfimagevae.generate.autoencoders import (
+    LatentSpace,
+    load_autoencoder,
+    raw_weights,
+    split_spec,
+)
 from wfimagevae.generate.generator import FlowGenerator
-from wfimagevae.generate.latent_space import LatentSpace
 from wfimagevae.generate.options import GeneratorOptions
 from wfimagevae.model.flow.velocity_model import VelocityModel
-from wfimagevae.model.text import TextEncoder, open_text_encoder
-from wfimagevae.model.weight_files import find_weights, read_facts
+from wfimagevae.model.text import open_text_encoder
+from wfimagevae.model.weight_files import find_weights, read_facts, weights_fingerprint
 
 FACTS_NAME = "generator.json"
 
@@ -21,15 +25,9 @@ def load_generator(
 ) -> FlowGenerator:
     """A trained flow, ready to draw from.
 
-    Args:
-        options: Which flow, and where its autoencoder and text encoder are, if not where they
-            were; a string is the path alone.
-        device: Where it will run.
-        precision: ``fp32``, ``bf16`` or ``fp16``, of the flow.
-
-    Raises:
-        ValueError: weights, an autoencoder or a text encoder that are missing or do not fit.
-        FileNotFoundError: a local path that does not exist.
+    The options say which, and where its autoencoder and text encoder are, if not where they were;
+    a string is the path alone. ``precision`` is that of the flow. Weights, an autoencoder or a text
+    encoder that are missing or do not fit are a ValueError, a missing path a FileNotFoundError.
     """
     if isinstance(options, str):
         options = GeneratorOptions(from_pretrained=options)
@@ -68,7 +66,14 @@ def load_generator(
     if model.takes_text and not text:
         raise ValueError("this model takes text, but its file does not say from which encoder")
     if model.takes_text:
-        encoder = _open_text_encoder(text, device)
+        try:
+            encoder = open_text_encoder(text, device)
+        except ValueError as error:
+            reason = str(error).removeprefix("--text_encoder ")  # a flag that may not be there
+            raise ValueError(
+                f"the text encoder of this flow cannot be read: {reason}; say where it is with "
+                f"--text_encoder {text['kind']}:PATH"
+            ) from error
     generator = FlowGenerator(model, device, facts, decode, encoder, downsampling, precision)
 
     # What finds the same flow again, from any folder.
@@ -82,17 +87,6 @@ def load_generator(
         "text_encoder": text and ":".join(filter(None, (text["kind"], text["source"]))),
     }
     return generator
-
-
-def _open_text_encoder(recorded: dict, device: torch.device) -> TextEncoder:
-    try:
-        return open_text_encoder(recorded, device)
-    except ValueError as error:
-        reason = str(error).removeprefix("--text_encoder ")  # a flag that may not be there
-        raise ValueError(
-            f"the text encoder of this flow cannot be read: {reason}; say where it is with "
-            f"--text_encoder {recorded['kind']}:PATH"
-        ) from error
 
 
 def find_generator_facts(path: str | Path) -> dict | None:
@@ -132,7 +126,13 @@ def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
         ) from error
     autoencoder.network.requires_grad_(False)
     if "shift" in facts:
-        return LatentSpace.of_record(autoencoder, facts)
+        expected = facts["vae"]["fingerprint"]
+        if (weights := weights_fingerprint(autoencoder.network)) != expected:
+            raise ValueError(
+                f"the latents were made by {source} with weights {expected[:12]}, this autoencoder "
+                f"has weights {weights[:12]}; give the one that made them"
+            )
+        return LatentSpace(autoencoder, facts["shift"], facts["scale"])
     if autoencoder.normalization is None:
         raise ValueError(f"{source} does not say how its latents are normalised")
     return LatentSpace(autoencoder, *autoencoder.normalization)

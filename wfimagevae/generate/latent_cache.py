@@ -25,7 +25,7 @@ from wfimagevae.dataset.latents.latent_dataset import (
     texts_path,
 )
 from wfimagevae.engine.device import autocast
-from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
+from wfimagevae.engine.distributed import World, barrier, broadcast_object
 from wfimagevae.files import read_json, write_atomically, write_json
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.latent_stats import add_posteriors, mean_and_std, normalization
@@ -40,14 +40,10 @@ _log = logging.getLogger("wfimagevae")
 class LatentCache:
     """Writes a cache of latents, or finishes one that was begun.
 
-    Args:
-        autoencoder: The model, on this process's device.
-        vae_source: Where it came from, for the record.
-        text: A frozen text encoder, whose embeddings of all captions are stored besides.
-
-    Raises:
-        ValueError: a model without a posterior to sample or a configuration to normalise by, a
-            resolution that is no multiple of the model's, or ``folder`` holds another cache.
+    ``vae_source`` says where the autoencoder came from, for the record; ``text`` is a frozen text
+    encoder, whose embeddings of all captions are stored besides. A model without a posterior to
+    sample or a configuration to normalise by, a resolution that is no multiple of the model's, or
+    another cache in the folder are a ValueError.
     """
 
     def __init__(
@@ -84,25 +80,29 @@ class LatentCache:
         self.plan = self._plan()
         self.plan_hash = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
         self.num_shards = -(-len(images) // options.shard_size)
-        self._check_record()
+        if not (folder / RECORD_NAME).exists():
+            return
+        # Records say more of the VAE, the images and the text encoder than a plan does.
+        old = read_json(folder / RECORD_NAME)
+        plan = {"text": None} | self.plan | {"version": RECORD_VERSION}
+        if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
+            raise ValueError(
+                f"{folder} holds a cache made with other {', '.join(different)}: give another "
+                "--output_dir, or delete that one"
+            )
 
     def run(self, world: World) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         """Encodes this process's share of the missing shards; the main one writes the record.
 
-        Returns:
-            The record, the same on all processes, and (path, reason) of the unreadable images met
-            by all in this run; those of shards found whole are counted in the record only.
-
-        Raises:
-            ValueError: latents are not finite, or no image is readable.
+        Gives the record, the same on all processes, and (path, reason) of the unreadable images
+        that this process met in this run; those of shards found whole are counted in the record
+        only. Latents that are not finite, or no readable image, are a ValueError.
         """
         # One process sees what is missing, all share it out, one writes the record of all.
         missing = broadcast_object(self._prepare() if world.is_main else None)
         unreadable = self._write_shards(missing[world.rank :: world.size], world)
-        unreadable = [entry for part in gather_objects(unreadable) for entry in part]
         barrier()
-        record = broadcast_object(self._finish() if world.is_main else None)
-        return record, unreadable
+        return broadcast_object(self._finish() if world.is_main else None), unreadable
 
     def _plan(self) -> dict[str, Any]:
         """What makes shards parts of one cache; batches, ranks, workers and paths may differ."""
@@ -131,25 +131,13 @@ class LatentCache:
         facts = {name: fact for name, fact in self.text.facts.items() if name != "source"}
         return facts | {"config_keys": self.text.config_keys}
 
-    def _check_record(self) -> None:
-        path = self.folder / RECORD_NAME
-        if not path.exists():
-            return
-        # Records say more of the VAE, the images and the text encoder than a plan does.
-        old, plan = read_json(path), {"text": None} | self.plan | {"version": RECORD_VERSION}
-        if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
-            raise ValueError(
-                f"{self.folder} holds a cache made with other {', '.join(different)}: give another "
-                "--output_dir, or delete that one"
-            )
-
     def _prepare(self) -> list[int]:
         """Makes the folder ready; the numbers of the shards that are not there, or not whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob(".latents*.tmp"):  # of a run that was killed
             leftover.unlink()
         if not (self.folder / RECORD_NAME).exists():
-            self._write_record(complete=False)
+            self._write_record()
         return [number for number in range(self.num_shards) if not self._is_whole(number)]
 
     def _is_whole(self, number: int) -> bool:
@@ -273,10 +261,11 @@ class LatentCache:
         unreadable = sum(shard["unreadable"] for shard in shards)
         numbers = {"num_samples": sum(counts), "num_unreadable": unreadable, "samples": counts}
         statistics = {"mean": mean, "std": std, "normalization": origin}
-        return self._write_record(complete=True, **numbers, **statistics, **facts)
+        return self._write_record(**numbers, **statistics, **facts)
 
-    def _write_record(self, complete: bool, **facts) -> dict[str, Any]:
-        begun = {"version": RECORD_VERSION, "complete": complete, "plan": self.plan_hash}
+    def _write_record(self, **facts) -> dict[str, Any]:
+        """Writes the record: of a cache that is begun, or with all facts, of one that is whole."""
+        begun = {"version": RECORD_VERSION, "complete": bool(facts), "plan": self.plan_hash}
         record = begun | self.plan | facts
         record["vae"] = {"source": self.vae_source} | self.plan["vae"]
         record["images"] = {"path": self.images.source} | self.plan["images"]

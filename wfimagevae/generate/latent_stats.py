@@ -1,11 +1,10 @@
 """Statistics of latents: what turns them into unit-variance inputs of a flow model."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum
@@ -16,13 +15,8 @@ from wfimagevae.model.vae.modeling_wfvae2_image import pad_to_multiple
 def add_posteriors(sums: Tensor, mean: Tensor, logvar: Tensor | None) -> None:
     """Adds to the sums of z, of z^2 and of ones, per channel, float64 (3, C).
 
-    Of the posterior's samples, not of means only: Var[z] = Var[mean] + E[var]. Sums of parts add
-    up.
-
-    Args:
-        sums: Where they are added.
-        mean: The posteriors' means, (B, C, h, w).
-        logvar: Log-variances of that shape; None is no variance.
+    Of the posterior's samples, not of means only: Var[z] = Var[mean] + E[var]. Means and
+    log-variances are (B, C, h, w); None is no variance.
     """
     mean = mean.detach().cpu().double().transpose(0, 1).flatten(1)  # (C, B h w)
     sums[0] += mean.sum(1)
@@ -53,36 +47,23 @@ def mean_and_std(sums: Tensor) -> tuple[list[float], list[float]]:
 
 @torch.inference_mode()
 def measure_latents(
-    vae: nn.Module, loader: DataLoader, world: World, precision: str = "fp32"
-) -> tuple[list[float], list[float], list[tuple[str, str]]]:
-    """Statistics of a model's latents over the images of all processes.
+    vae: nn.Module, batches: Iterable[Tensor], world: World, precision: str = "fp32"
+) -> tuple[list[float], list[float]]:
+    """`mean_and_std` of a model's latents over the images of all processes, the same on all.
 
-    Args:
-        vae: One of our models; it is moved to the device.
-        loader: This process's share of the images, as `valid_loader` reads them.
-        world: This process and the others.
-        precision: Arithmetic of the encoder: fp32, bf16 or fp16.
-
-    Returns:
-        What `mean_and_std` gives, the same on all processes, and (path, reason) of this process's
-        unreadable images.
+    The model, one of ours, is moved to the device; batches, (B, 3, H, W) in [-1, 1], are this
+    process's share; the precision is that of the encoder.
     """
     vae.to(world.device, memory_format=torch.channels_last)
     sums = torch.zeros(3, vae.config.latent_dim, dtype=torch.float64)
-    unreadable, total = [], len(loader.dataset)
-    with tqdm(total=total, unit="img", desc="encode", disable=not world.is_main) as bar:
-        for batch in loader:
-            unreadable += batch["unreadable"]
-            bar.update(len(batch["path"]) + len(batch["unreadable"]))
-            if batch["image"] is None:
-                continue
-            images = batch["image"].to(world.device, memory_format=torch.channels_last)
-            images, _ = pad_to_multiple(images, vae.spatial_factor)
-            with autocast(world.device, precision):
-                posterior = vae.encode(images).latent_dist
-            add_posteriors(sums, posterior.mean, posterior.logvar)
+    for images in batches:
+        images = images.to(world.device, memory_format=torch.channels_last)
+        images, _ = pad_to_multiple(images, vae.spatial_factor)
+        with autocast(world.device, precision):
+            posterior = vae.encode(images).latent_dist
+        add_posteriors(sums, posterior.mean, posterior.logvar)
     sums = sums.to(world.device) if world.device.type == "cuda" else sums  # NCCL needs it there
-    return *mean_and_std(all_reduce_sum(sums).cpu()), unreadable
+    return mean_and_std(all_reduce_sum(sums).cpu())
 
 
 def write_normalization(config: Path, mean: list[float], std: list[float]) -> None:

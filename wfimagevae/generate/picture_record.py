@@ -7,13 +7,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from wfimagevae.files import read_json
+from wfimagevae.engine.distributed import World, barrier, broadcast_object
+from wfimagevae.files import read_json, write_json
 from wfimagevae.generate.generator import FlowGenerator, Size
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Subject
+from wfimagevae.generate.subjects import Subject, free_names
 from wfimagevae.model.weight_files import weights_fingerprint
+from wfimagevae.pictures.pixels import to_uint8
+from wfimagevae.pictures.writer import save_image
 
 _log = logging.getLogger("wfimagevae")
 _SUBJECT = tuple(field.name for field in fields(Subject))
@@ -91,17 +92,24 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def draw_again(generator: FlowGenerator, record: Mapping[str, Any]) -> Tensor:
-    """The image of a record, in [-1, 1], float32 (3, H, W).
+def write_again(
+    folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str, world: World
+) -> Path:
+    """Draws the picture of a record and writes it, with the record beside it; the path.
 
-    Raises:
-        ValueError: the generator's weights are not those that drew it.
+    No file is replaced: a number goes behind the name, which has no extension, where it is taken.
+    Weights that are not those that drew it are a ValueError.
     """
-    expected, fingerprint = record["model"]["fingerprint"], weights_fingerprint(generator.model)
-    if fingerprint != expected:
+    (name,) = broadcast_object(free_names(folder, [name]) if world.is_main else None)
+    path = folder / f"{name}.png"
+    if not world.is_main:
+        barrier()
+        return path
+    expected, model = record["model"]["fingerprint"], describe_model(generator)
+    if model["fingerprint"] != expected:
         raise ValueError(
             f"the picture was drawn by weights {expected[:12]}, those of "
-            f"{generator.source['path']} are {fingerprint[:12]}"
+            f"{generator.source['path']} are {model['fingerprint'][:12]}"
         )
     place = generator.device.type
     if place != record["device"]:
@@ -112,7 +120,10 @@ def draw_again(generator: FlowGenerator, record: Mapping[str, Any]) -> Tensor:
     options, size = _read_sampling(record)
     subject = Subject(**{name: record[name] for name in _SUBJECT})
     samples = generator.draw([subject] * record["batch"]["size"], options, size)
-    return generator.images(samples)[record["batch"]["row"]]
+    save_image(path, to_uint8(generator.images(samples)[record["batch"]["row"]]))
+    write_json(path.with_suffix(".json"), record | {"model": model})
+    barrier()
+    return path
 
 
 def _read_sampling(record: Mapping[str, Any]) -> tuple[SamplingOptions, Size | None]:

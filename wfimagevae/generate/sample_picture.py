@@ -10,21 +10,15 @@ from wfimagevae.files import write_atomically
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
-from wfimagevae.pictures.flow_frames import Plane, path_frames
+from wfimagevae.pictures.flow_frames import background, path_frames
 from wfimagevae.pictures.grid import save_grid
 
 
 class SamplePicture:
-    """Samples that are drawn at once and can be saved later, by one process of several.
+    """About ``count`` samples that are drawn at once and can be saved later, by one process.
 
-    Args:
-        count: About how many samples; rows are whole.
-        batch_size: Samples, and decoded images, at a time.
-        subjects: What the rows show, the first where there are more than rows; if empty, classes.
-
-    Attributes:
-        rows: What each row shows; without prompts and classes all the same.
-        content: Images in [-1, 1], or points, row by row.
+    The rows show ``subjects``, as many as fit, or else classes; ``batch_size`` samples are drawn
+    and decoded at a time. ``content`` are images in [-1, 1], or points, row by row.
     """
 
     def __init__(
@@ -63,6 +57,6 @@ class SamplePicture:
             titles = [self.generator.title(row) for row in self.rows]
             save_grid(path, self.content, self.columns, titles if any(titles) else None)
             return
-        plane = Plane.of(self.generator.facts["dataset"])
-        (frame,) = path_frames(self.content[None], [1.0], plane)
+        data = background(self.generator.facts["dataset"])
+        (frame,) = path_frames(self.content[None], [1.0], data)
         write_atomically(path, lambda file: frame.save(file, format="png"), is_lasting=False)

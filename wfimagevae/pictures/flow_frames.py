@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,28 +13,12 @@ from wfimagevae.dataset.toy.points import PointDataset
 _DATA_COLOUR, _START_COLOUR = "#d1d5db", "#6b7280"
 _PIXELS, _DPI = 560, 80
 _NUM_DATA = 2000  # points in the background
+_DENSITY = 24  # arrows along each side
 
 
-@dataclass(frozen=True)
-class Plane:
-    """The part of the plane that is shown, and points of the data, (N, 2), in its background.
-
-    It reaches ``half_width`` from the origin to each side; None takes in data and noise.
-    """
-
-    data: Tensor
-    half_width: float | None = None
-
-    @classmethod
-    def of(cls, name: str) -> "Plane":
-        """The plane of a toy data set's held-out points."""
-        points = PointDataset(name, split="test").read_batch(list(range(_NUM_DATA)))
-        return cls(points["point"])
-
-    @property
-    def limit(self) -> float:
-        reach = float(self.data.abs().max()) if len(self.data) else 0.0
-        return self.half_width or 1.1 * max(3.0, reach)
+def background(name: str) -> Tensor:
+    """Held-out points of a toy data set, (N, 2), to be drawn in grey."""
+    return PointDataset(name, split="test").read_batch(list(range(_NUM_DATA)))["point"]
 
 
 def direction_colours(vectors: Tensor) -> np.ndarray:
@@ -51,19 +34,17 @@ def direction_colours(vectors: Tensor) -> np.ndarray:
 
 
 def field_frames(
-    velocity: Callable[[Tensor, Tensor], Tensor],
-    times: Sequence[float],
-    plane: Plane,
-    density: int = 24,
+    velocity: Callable[[Tensor, Tensor], Tensor], times: Sequence[float], data: Tensor
 ) -> Iterator[Image.Image]:
-    """The velocity field at some times: arrows coloured by direction, the data in grey.
+    """The velocity field at some times: arrows coloured by direction, the data, (N, 2), in grey.
 
     An arrow's length is the root of its speed, on one scale for all frames: slow places stay
     legible beside fast ones. ``velocity(x, t)`` takes x (N, 2), float32, and t, a scalar tensor,
-    and gives (N, 2), finite, or it is a ValueError; ``density`` arrows stand along each side.
+    and gives (N, 2), finite, or it is a ValueError.
     """
-    line = torch.linspace(-plane.limit, plane.limit, density + 2)[1:-1]
-    places = torch.cartesian_prod(line, line)  # (density^2, 2)
+    canvas = _Canvas(data)
+    line = torch.linspace(-canvas.limit, canvas.limit, _DENSITY + 2)[1:-1]
+    places = torch.cartesian_prod(line, line)  # (_DENSITY^2, 2)
     fields = torch.stack([velocity(places, torch.tensor(float(t))).float().cpu() for t in times])
     for t, field in zip(times, fields, strict=True):  # (N, 2) each
         if field.shape != places.shape or not field.isfinite().all():
@@ -74,10 +55,9 @@ def field_frames(
     speeds = fields.norm(dim=-1, keepdim=True)  # (T, N, 1)
     fastest = speeds.quantile(0.95).clamp_min(1e-12)
     # The longest arrow spans the distance between two places.
-    lengths = (speeds / fastest).clamp_max(1).sqrt() * 2 * plane.limit / (density + 1)
+    lengths = (speeds / fastest).clamp_max(1).sqrt() * 2 * canvas.limit / (_DENSITY + 1)
 
     # The arrows are drawn once; each frame turns, scales and colours them.
-    canvas = _Canvas(plane)
     arrows = canvas.axes.quiver(
         *places.T.numpy(),
         *np.zeros((2, len(places))),
@@ -95,11 +75,11 @@ def field_frames(
         yield canvas.picture(f"velocity at t = {t:.2f}")
 
 
-def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator[Image.Image]:
+def path_frames(paths: Tensor, times: Sequence[float], data: Tensor) -> Iterator[Image.Image]:
     """Particles, (T, N, 2), on their way from noise to data, with their trails; a frame a time.
 
-    A particle's colour is the direction from its start to its end. Raises ValueError for shapes
-    that do not fit, or positions that are not finite.
+    A particle's colour is the direction from its start to its end; the data, (N, 2), is grey.
+    Shapes that do not fit, or positions that are not finite, are a ValueError.
     """
     if paths.ndim != 3 or paths.shape[2] != 2 or len(paths) != len(times):
         raise ValueError(
@@ -111,7 +91,7 @@ def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator
     from matplotlib.collections import LineCollection
 
     # Points, trails and starts are drawn once; each frame moves the points, lengthens the trails.
-    canvas, paths = _Canvas(plane), paths.float().cpu()
+    canvas, paths = _Canvas(data), paths.float().cpu()
     colours = direction_colours(paths[-1] - paths[0])
     points = canvas.axes.scatter(*paths[0].T.numpy(), s=14, c=colours, zorder=4)
     trails = LineCollection([], colors=colours, linewidths=0.8, alpha=0.45, zorder=3)
@@ -124,18 +104,19 @@ def path_frames(paths: Tensor, times: Sequence[float], plane: Plane) -> Iterator
 
 
 class _Canvas:
-    """A square figure with the data in it, drawn again for each frame."""
+    """A square figure that takes in data and noise, the data in grey, drawn again each frame."""
 
-    def __init__(self, plane: Plane):
+    def __init__(self, data: Tensor):
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
 
+        self.limit = limit = 1.1 * max(3.0, float(data.abs().max()))
         self.figure = Figure(figsize=(_PIXELS / _DPI, _PIXELS / _DPI), dpi=_DPI)
         self.canvas = FigureCanvasAgg(self.figure)
         self.axes = self.figure.add_axes((0.07, 0.05, 0.9, 0.88))
-        self.axes.set(xlim=(-plane.limit, plane.limit), ylim=(-plane.limit, plane.limit))
+        self.axes.set(xlim=(-limit, limit), ylim=(-limit, limit))
         self.axes.set_aspect("equal")
-        self.axes.scatter(*plane.data.cpu().T.numpy(), s=4, c=_DATA_COLOUR, zorder=1, lw=0)
+        self.axes.scatter(*data.cpu().T.numpy(), s=4, c=_DATA_COLOUR, zorder=1, lw=0)
 
     def picture(self, title: str) -> Image.Image:
         self.axes.set_title(title, fontsize=11)
@@ -151,10 +132,3 @@ def _draw_wheel(figure) -> None:
     colours = direction_colours(torch.stack([middles.cos(), middles.sin()], 1))
     axes.bar(middles.numpy(), np.ones(48), width=2.1 * math.pi / 48, color=colours)
     axes.set_axis_off()
-
-
-def evenly(count: int, limit: int) -> list[int]:
-    """At most ``limit`` of the numbers 0 to count - 1, evenly spaced, both ends among them."""
-    if limit >= count:
-        return list(range(count))
-    return [round(i * (count - 1) / (limit - 1)) for i in range(limit)]

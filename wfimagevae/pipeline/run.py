@@ -6,12 +6,12 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
+
+from tqdm import tqdm
 
 from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.open import only_source
-from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
@@ -122,20 +122,6 @@ def _prepare_latents(pipeline: Pipeline, step: Step, name: str, here: World) -> 
                 cache_latents(folder / kind, f"{name}:{target}", paths, options, here)
 
 
-class _Batches:
-    """A process's share of a flow's own training images, as `measure_latents` takes them."""
-
-    def __init__(self, images: FlowData, count: int, batch_size: int, here: World):
-        self.images, self.size, self.device = images, batch_size, here.device
-        self.dataset = range(count)[here.rank :: here.size]
-
-    def __iter__(self) -> Iterator[dict]:
-        for start in range(0, len(self.dataset), self.size):
-            positions = list(self.dataset[start : start + self.size])
-            inputs = self.images.to_inputs(self.images.read_batch(positions), self.device)
-            yield {"image": inputs["image"], "path": positions, "unreadable": []}
-
-
 def prepare_autoencoder(
     folder: Path, name: str, source: str, options: TrainingOptions, here: World
 ) -> Path:
@@ -161,8 +147,13 @@ def prepare_autoencoder(
     dataset, _ = build_datasets(plain)
     count = min(len(dataset), MEASURED_IMAGES)
     log.info("measuring shift and scale of the latents of %s on %d images", source, count)
-    loader = _Batches(dataset, count, options.batch_size, here)
-    mean, std, _ = measure_latents(vae.eval(), loader, here, options.mix_precision)
+    mine, size = range(count)[here.rank :: here.size], options.batch_size
+    parts = tqdm(range(0, len(mine), size), desc="encode", disable=not here.is_main)
+    batches = (
+        dataset.to_inputs(dataset.read_batch(list(mine[i : i + size])), here.device)["image"]
+        for i in parts
+    )
+    mean, std = measure_latents(vae.eval(), batches, here, options.mix_precision)
     if here.is_main:
         partial = folder / ".autoencoder.tmp"
         for old in (partial, target):

@@ -19,6 +19,7 @@ from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.generator_files import open_latent_space
+from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.pictures.writer import save_image
 from wfimagevae.pipeline.checks import parse_sizes
@@ -112,8 +113,7 @@ class FlowSamples(SampleDrawer):
             for size in self.sizes:
                 sides = generator.sample_size(*reversed(size))
                 for index, prompt in enumerate(prompts):
-                    condition = generator.condition(1, prompts=None if prompt is None else [prompt])
-                    x = generator.sample([index], condition, sampling, size=sides)
+                    x = generator.draw([Subject(index, prompt=prompt)], sampling, sides)
                     if not self.world.is_main:
                         continue
                     with log_write_errors(f"the sample of {prompt or ''!r}"):

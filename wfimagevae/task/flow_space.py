@@ -15,13 +15,12 @@ from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.seeding import sample_noise, stable_hash
-from wfimagevae.generate.autoencoders import load_autoencoder
+from wfimagevae.generate.autoencoders import LatentSpace, load_autoencoder
 from wfimagevae.generate.generator_files import (
     find_generator_facts,
     latent_facts,
     open_latent_space,
 )
-from wfimagevae.generate.latent_space import LatentSpace
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.text import TextEncoder, open_text_encoder
 from wfimagevae.model.weight_files import weights_fingerprint
