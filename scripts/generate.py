@@ -186,8 +186,8 @@ def _draw(options: GenerateOptions, world) -> str:
 
 def _draw_again(options: GenerateOptions, world) -> str:
     """Draws the picture of a record; a line about it."""
+    from wfimagevae.generate.generated_files import read_picture_record, write_again
     from wfimagevae.generate.generator_files import load_generator
-    from wfimagevae.generate.picture_record import read_picture_record, write_again
 
     record = read_picture_record(options.from_json)
     model = record["model"]

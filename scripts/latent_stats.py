@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.files import write_json
     from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.generate.image_folder import list_unreadable, open_folder, read_batches
-    from wfimagevae.generate.latent_stats import measure_latents, normalization, write_normalization
+    from wfimagevae.generate.latent_cache import measure_latents, normalization, write_normalization
 
     dataset, vae, unreadable = open_folder(options), load_vae(options), []
     with world(options.device) as processes:

@@ -41,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "that was trained further with --freeze_encoder.",
     )
 
-    from wfimagevae.export.autoencoder import export_vae, merge, vae_card
-    from wfimagevae.export.folder import check_target
+    from wfimagevae.export.folder import check_target, export_vae, merge, vae_card
     from wfimagevae.generate.autoencoders import load_vae, spread_config
 
     folder, sources = Path(options.save_dir), (options.encoder_from, options.decoder_from)

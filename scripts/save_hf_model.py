@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _export_vae(options: ExportOptions, source: str, folder: Path, training: dict | None) -> None:
-    from wfimagevae.export.autoencoder import export_vae, vae_card
+    from wfimagevae.export.folder import export_vae, vae_card
     from wfimagevae.files import read_json
     from wfimagevae.generate.autoencoders import load_vae
 
@@ -77,7 +77,7 @@ def _export_vae(options: ExportOptions, source: str, folder: Path, training: dic
 def _export_flow(options: ExportOptions, source: str, folder: Path, training: dict | None) -> None:
     import torch
 
-    from wfimagevae.export.flow import export_flow, flow_card
+    from wfimagevae.export.folder import export_flow, flow_card
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.generate.options import GeneratorOptions
 

@@ -8,9 +8,15 @@ from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator
 from tests.refusals import refused
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.sample_sets import GeneratedSamples
-from wfimagevae.generate.generated_files import Sheet, class_stems, prompt_subjects, write_folder
+from wfimagevae.generate.generated_files import (
+    Sheet,
+    class_stems,
+    prompt_subjects,
+    read_picture_record,
+    write_again,
+    write_folder,
+)
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.picture_record import read_picture_record, write_again
 from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import Subject, named_prompts, subjects_in_turn
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.model.test_wfvae2_image import TINY, gradients, tiny_model
-from wfimagevae.export.autoencoder import merge
+from wfimagevae.export.folder import merge
 from wfimagevae.model import ImageBaseAE
 from wfimagevae.model.modules.blocks import Spade
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel

@@ -8,7 +8,7 @@ import torch
 from scripts import latent_stats
 from tests.refusals import refused
 from wfimagevae.dataset import ValidImageDataset
-from wfimagevae.generate.latent_stats import add_posteriors, mean_and_std
+from wfimagevae.generate.latent_cache import add_posteriors, mean_and_std
 from wfimagevae.model import WFVAE2ImageModel
 
 

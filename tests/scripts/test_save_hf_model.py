@@ -7,9 +7,8 @@ import torch
 
 from scripts import save_hf_model
 from tests.refusals import refused
-from wfimagevae.export.autoencoder import check_reload
-from wfimagevae.export.folder import option_table
-from wfimagevae.generate.latent_stats import write_normalization
+from wfimagevae.export.folder import check_reload, option_table
+from wfimagevae.generate.latent_cache import write_normalization
 from wfimagevae.model import WFVAE2ImageModel
 
 

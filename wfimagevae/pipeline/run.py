@@ -17,8 +17,7 @@ from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
 from wfimagevae.files import write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
-from wfimagevae.generate.latent_cache import LatentCache
-from wfimagevae.generate.latent_stats import measure_latents, write_normalization
+from wfimagevae.generate.latent_cache import LatentCache, measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.pipeline.document import PipelineError
