@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.metadata import version
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -51,10 +51,9 @@ def _main_process_first() -> Iterator[None]:
 class Evaluator:
     """Metrics of pairs, accumulated over batches; every image weighs the same.
 
-    Attributes:
-        unavailable: Metric -> the way to get its weights, for those that are missing.
-        notes: Metric -> what its value hides, after `compute`.
-        count: Number of images of all processes, after `compute`.
+    ``unavailable`` maps a metric to the way to get its weights, if they are missing; after
+    `compute`, ``notes`` maps one to what its value hides, and ``count`` images are those of all
+    processes.
     """
 
     def __init__(
@@ -141,8 +140,7 @@ class Evaluator:
         return {name: values[name] for name in self.names if name in values}
 
 
-@dataclass(frozen=True)
-class _Collected:
+class _Collected(NamedTuple):
     """What is kept of a set: features, (N, F), and raw samples for the energy distance."""
 
     count: int

@@ -168,24 +168,20 @@ def as_autoencoder(
 def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
     """Any image autoencoder of diffusers (AutoencoderKL, AutoencoderDC, AutoencoderTiny, ...).
 
-    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that.
-
-    Raises:
-        ValueError: it is not on the hub, no image autoencoder, or weights are missing in it.
-        FileNotFoundError: neither a folder nor a hub name.
+    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that;
+    else it is a FileNotFoundError. Another kind of model, or weights that are missing, are a
+    ValueError.
     """
     from diffusers import AutoModel
 
     # A folder, or a name on the hub with its subfolder.
-    path = os.path.expanduser(path)
-    on_hub = not Path(path).is_dir() and is_hub_name(path, subfolders=True)
-    if not Path(path).is_dir() and not on_hub:
-        raise FileNotFoundError(f"{path} is neither a folder nor a hub name, owner/name")
-    subfolder = None
-    if on_hub and path.count("/") > 1:
-        owner, name, subfolder = path.split("/", 2)
-        path = f"{owner}/{name}"
-    where = ""
+    path, subfolder, where = os.path.expanduser(path), None, ""
+    on_hub = not Path(path).is_dir()
+    if on_hub:
+        if not is_hub_name(path, subfolders=True):
+            raise FileNotFoundError(f"{path} is neither a folder nor a hub name, owner/name")
+        owner, name, *below = path.split("/", 2)
+        path, subfolder = f"{owner}/{name}", below[0] if below else None
     try:
         is_cut_off = on_hub and not hub_answers(path)
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""

@@ -41,14 +41,11 @@ _PACKAGES = ("wfimagevae", "torch", "diffusers", "transformers")
 
 @dataclass(frozen=True)
 class Sheet:
-    """Pictures to draw: rows that all show the same at each guidance scale.
+    """Pictures to draw: a row a subject, a column a guidance scale, in which alone columns differ.
 
-    Attributes:
-        subjects: What each row shows.
-        stems: What the rows' files are called, without extension and scale; pictures of prompts
-            never replace a file: a name that is taken gets a number behind it.
-        columns: How each column is drawn; they differ in their guidance scale alone.
-        size: Height and width of all in the model's space; None is the model's own.
+    ``stems`` are the names of the rows' files, without extension and scale; pictures of prompts
+    never replace a file: a name that is taken gets a number behind it. ``size`` is the height and
+    width of all in the model's space; None is the model's own.
     """
 
     subjects: Sequence[Subject]
@@ -121,10 +118,9 @@ def prompt_subjects(
     Sample i of every prompt starts from the same noise: a picture depends on its prompt, the seed
     and its number alone, not on the other prompts.
     """
-    rows = [(prompt, i) for prompt in prompts for i in range(per_prompt)]
+    rows, labels = [(prompt, i) for prompt in prompts for i in range(per_prompt)], labels or [None]
     subjects = [
-        Subject(i, labels[row % len(labels)] if labels else None, prompt.text)
-        for row, (prompt, i) in enumerate(rows)
+        Subject(i, labels[row % len(labels)], prompt.text) for row, (prompt, i) in enumerate(rows)
     ]
     return subjects, [prompt.stem for prompt, _ in rows]
 

@@ -23,17 +23,12 @@ class FlowGenerator:
     """Draws samples from a velocity network and shows them as images.
 
     Args:
-        model: The network, on ``device``.
-        device: Where it runs.
         facts: What training recorded: ``space`` (pixel, latent or point), ``objective``,
             ``class_names``, ...
         decode: From the model's space to images in [-1, 1]; None where it works on pixels.
         text: The encoder of a model that takes text: prompts to a dict of tensors, batch first.
         downsampling: Pixels of an image along the side of one value of a sample.
         precision: ``fp32``, ``bf16`` or ``fp16`` arithmetic of the network.
-
-    Attributes:
-        source: Where it was read from, for records: ``path``, ``step``, ...
     """
 
     def __init__(
@@ -48,7 +43,7 @@ class FlowGenerator:
     ):
         self.model, self.device, self.facts, self.decode = model, device, facts, decode
         self.text, self.downsampling, self.precision = text, downsampling, precision
-        self.source: dict = {}
+        self.source: dict = {}  # where it was read from, for records: ``path``, ``step``, ...
         self._encoded: dict[str, dict[str, Tensor]] = {}
 
     @property

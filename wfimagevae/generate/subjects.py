@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 _LONGEST_NAME = 60
 _RESERVED = re.compile(r"grid(-\d+)?|samples")  # what generate.py calls its other files
@@ -22,18 +23,11 @@ def subjects_in_turn(
     count: int, labels: Sequence[int] = (), prompts: Sequence[str] = ()
 ) -> list[Subject]:
     """Samples 0 to count - 1, which take classes and prompts in turn; none of what is empty."""
-    return [
-        Subject(
-            i,
-            labels[i % len(labels)] if labels else None,
-            prompts[i % len(prompts)] if prompts else None,
-        )
-        for i in range(count)
-    ]
+    labels, prompts = labels or [None], prompts or [None]
+    return [Subject(i, labels[i % len(labels)], prompts[i % len(prompts)]) for i in range(count)]
 
 
-@dataclass(frozen=True)
-class Prompt:
+class Prompt(NamedTuple):
     """What to draw, and the name of its picture's file without extension."""
 
     text: str
@@ -49,9 +43,7 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     """The prompts of a folder, one in each of its .txt files; or of a file, one a line.
 
     Those of a folder have their files' names; of several lines in one, all belong to the prompt.
-
-    Raises:
-        ValueError: nothing there, or no text.
+    Nothing there, or no text, is a ValueError.
     """
     path = Path(path).expanduser()
     if path.is_dir():
