@@ -7,7 +7,6 @@ from PIL import Image
 from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator_of
 from tests.refusals import refused
 from wfimagevae.engine.distributed import World
-from wfimagevae.eval.sample_sets import GeneratedSamples
 from wfimagevae.generate.generated_files import (
     Sheet,
     class_stems,
@@ -103,17 +102,6 @@ def test_a_row_holds_one_prompt_or_class_whatever_the_batch_size():
     assert brightest.tolist() == [0] * 4 + [1] * 4 + [2] * 4
 
 
-def test_sets_of_samples_take_the_prompts_in_turn_or_at_random():
-    generator, shown = generator_of(WordModel()), [Subject(0, None, p) for p in (RED, BLUE)]
-    samples = GeneratedSamples(generator, EULER, 6, shown=shown)
-    assert [subject.prompt for subject in samples.subjects] == [RED, BLUE] * 3
-    images = next(samples.read([[0, 1, 4]])).float()
-    assert colour(images).argmax(1).tolist() == [0, 2, 0]
-    drawn = GeneratedSamples(generator, EULER, 300, "random", shown).subjects
-    assert 100 < sum(subject.prompt == RED for subject in drawn) < 200
-    assert [subject.index for subject in drawn] == list(range(300))
-
-
 def class_sheet(generator, count, classes):
     subjects = subjects_in_turn(count, classes)
     return Sheet(subjects, class_stems(generator, subjects), [EULER])
@@ -153,18 +141,17 @@ def test_a_picture_is_made_again_by_the_weights_that_drew_it_alone(tmp_path):
     path = write_again(tmp_path / "again", generator, record, "ccc-1", ALONE)
     assert path.read_bytes() == (tmp_path / "ccc-1.png").read_bytes()
     generator.model.gain.data.fill_(0.5)
-    with pytest.raises(ValueError, match=r"was drawn by weights .* those of None are"):
-        write_again(tmp_path, generator, record, "x", ALONE)
+    words = r"was drawn by weights .* those of None are"
+    refused(words, write_again, tmp_path, generator, record, "x", ALONE)
 
 
 def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):
-    model = BlobModel()
-    model.gain.data.fill_(torch.inf)
-    generator = generator_of(model)
+    generator = generator_of(BlobModel())
+    generator.model.gain.data.fill_(torch.inf)
     SamplePicture(generator, EULER, 4, 4).save(tmp_path / "picture.png")
     assert (tmp_path / "picture.png").exists()
-    with pytest.raises(ValueError, match="samples are not finite"):
-        write_folder(tmp_path / "out", generator, class_sheet(generator, 2, [0, 1]), 2, ALONE)
+    sheet = class_sheet(generator, 2, [0, 1])
+    refused("samples are not finite", write_folder, tmp_path / "out", generator, sheet, 2, ALONE)
 
 
 def test_a_picture_of_points_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):

@@ -4,15 +4,9 @@ import json
 
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from scripts.benchmark_train import main
 from tests.images import write_images, write_tiny_config
-from tests.model.flow.models import small_model
-from tests.objective.fields import plain
-from wfimagevae.engine.seeding import sample_noise
-from wfimagevae.objective.flow_matching import FlowMatching
-from wfimagevae.objective.mean_flow import MeanFlow
 from wfimagevae.task.bench import flow_benchmark, saved_bytes
 from wfimagevae.task.bench_options import FlowBenchOptions
 
@@ -80,16 +74,10 @@ def test_both_benchmarks_read_images(flow, tmp_path, vae):
     flags = ("--data_path", str(images), "--resolution", "32", "--dataset_num_worker", "0")
     result = flow(*flags, "--compare_objectives")
     assert result["sample_shape"] == [3, 32, 32] and result["num_classes"] == 0
-    assert result["saved_memory_ratio"] <= 1.3
+    assert result["mean_flow_over_flow_matching"] > 0
+    assert 1 <= result["saved_memory_ratio"] <= 1.3  # one whose graph backward keeps takes over 2
     images = write_images(tmp_path / "photos", 3)
     assert vae("--image_path", str(images), "--dataset_num_worker", "0")["ms_data"] > 0
-
-
-def test_flow_benchmark_compares_the_objectives(flow):
-    size = ("--dataset", "latents", "--latent_shape", "4", "8", "8")
-    result = flow(*size, "--compare_objectives")
-    assert result["mean_flow_over_flow_matching"] > 0
-    assert 1 <= result["saved_memory_ratio"] <= 1.3
 
 
 @pytest.mark.parametrize(
@@ -134,40 +122,6 @@ def test_share_of_the_peak_follows_from_the_networks_arithmetic():
     result = bench.time_steps(1, 2)
     expected = player.flops_per_sample * result["img_per_s"] / 1e9
     assert result["mfu"] == pytest.approx(expected)
-
-
-class GraphKeepingMeanFlow(MeanFlow):
-    """The textbook form: value and derivative from one jvp, whose graph backward goes through."""
-
-    def forward(self, batch, step):
-        t, s, _ = self._times(batch["position"])
-        point = self.draw(batch, t)
-        s = s.float()
-
-        def average_velocity(x, time):
-            return self.network(x, time, point.condition, s)
-
-        tangents = (point.velocity, torch.ones_like(point.t))
-        with sdpa_kernel(SDPBackend.MATH):
-            u, change = torch.func.jvp(average_velocity, (point.x_t, point.t), tangents)
-        target = point.velocity + (s - point.t).view(-1, 1, 1, 1) * change
-        return (u - target.detach()).square().mean(), {}
-
-
-def saved(kind):
-    torch.manual_seed(0)
-    network = small_model("FlowDiT-S/2", average_velocity=True, num_classes=10)
-    objective = kind(network, lambda b: b["latent"], plain(cfg_dropout_prob=0.1), 0)
-    positions = list(range(8))
-    latent = sample_noise(1, positions, network.sample_shape, torch.device("cpu"))
-    batch = {"latent": latent, "label": torch.arange(8), "position": positions}
-    return saved_bytes(objective, batch)
-
-
-def test_mean_flow_saves_hardly_more_than_flow_matching():
-    flow_matching = saved(FlowMatching)
-    assert 1 <= saved(MeanFlow) / flow_matching <= 1.3
-    assert saved(GraphKeepingMeanFlow) / flow_matching > 2
 
 
 def test_saved_bytes_counts_each_storage_once_and_no_parameter():
