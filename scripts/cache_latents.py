@@ -62,9 +62,7 @@ class TextOptions(Options):
         "SPEC",
     )
     text_length: Count | None = option(
-        None,
-        "tokens of a caption (default: 128, or what the encoder takes if that is less)",
-        "N",
+        None, "tokens of a caption (default: 128, or what the encoder takes if that is less)", "N"
     )
 
 

@@ -20,9 +20,7 @@ class SingleImageOptions(AutoencoderOptions, TileOptions):
         ..., "the reconstruction; .png and .webp are lossless, .jpg is not", "FILE"
     )
     resolution: Count | None = option(
-        None,
-        "resize the shorter side to this and crop the centre; not given: native size",
-        "PX",
+        None, "resize the shorter side to this and crop the centre; not given: native size", "PX"
     )
 
 

@@ -37,9 +37,7 @@ class PictureOptions(Options):
         "gif", "of animations; mp4 needs ffmpeg, or pip install imageio-ffmpeg"
     )
     class_labels: list[str] | None = option(
-        None,
-        "numbers or names, taken in turn; not given: all classes, for the field none",
-        "CLASS",
+        None, "numbers or names, taken in turn; not given: all classes, for the field none", "CLASS"
     )
     prompt: list[Prompt] | None = option(None, "what a flow that takes text shows, in turn", "TEXT")
     num_frames: Count = option(40, "frames of the field", "N")

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.refusals import refused
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import MetricOptions
 from wfimagevae.eval.psnr import psnr
@@ -65,12 +66,9 @@ def test_a_perfect_image_is_infinite_and_noted_and_null_in_json(tmp_path):
 
 def test_no_images_unknown_metrics_and_values_outside_the_range_are_errors():
     real, generated = pairs()
-    with pytest.raises(ValueError, match="no images"):
-        Evaluator(["psnr"], CPU).compute()
-    with pytest.raises(ValueError, match=r"unknown metric 'fid'.*rfid"):
-        Evaluator(["psnr", "fid"], CPU)
-    with pytest.raises(ValueError, match=r"\[-1, 1\]"):
-        Evaluator(["psnr"], CPU).update(real * 127.5, generated)
+    refused("no images", Evaluator(["psnr"], CPU).compute)
+    refused(r"unknown metric 'fid'.*rfid", Evaluator, ["psnr", "fid"], CPU)
+    refused(r"\[-1, 1\]", Evaluator(["psnr"], CPU).update, real * 127.5, generated)
 
 
 def test_local_weights_make_all_metrics_available(alexnet_weights, inception_weights, monkeypatch):

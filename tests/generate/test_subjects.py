@@ -1,5 +1,6 @@
 import pytest
 
+from tests.refusals import refused
 from wfimagevae.generate.subjects import Prompt, free_names, named_prompts, read_prompts, slug
 
 
@@ -41,8 +42,7 @@ def test_paths_without_prompts_are_explained(tmp_path, path, message):
     (tmp_path / "nothing").mkdir()
     for name, text in (("empty", "\n"), ("full.txt", "a cat"), ("blank.txt", "\n")):
         (tmp_path / name).write_text(text)
-    with pytest.raises(ValueError, match=message):
-        read_prompts(tmp_path / path)
+    refused(message, read_prompts, tmp_path / path)
 
 
 @pytest.mark.parametrize(

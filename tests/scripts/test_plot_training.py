@@ -1,8 +1,7 @@
 import json
 
-import pytest
-
 from scripts import plot_training
+from tests.refusals import refused
 
 
 def test_a_report_goes_into_a_folder_that_does_not_exist_yet(tmp_path, capsys):
@@ -17,5 +16,4 @@ def test_a_report_goes_into_a_folder_that_does_not_exist_yet(tmp_path, capsys):
 
 
 def test_another_folder_is_no_run(tmp_path):
-    with pytest.raises(ValueError, match=r"no run's folder: neither options\.json nor"):
-        plot_training.main([str(tmp_path)])
+    refused(r"no run's folder: neither options\.json nor", plot_training.main, [str(tmp_path)])

@@ -2,6 +2,7 @@ import pytest
 from PIL import Image
 
 from scripts import visualize_flow
+from tests.refusals import refused
 from tests.scripts.flow_exports import export_pixels, export_points
 
 
@@ -54,6 +55,5 @@ def test_images_give_denoising_and_interpolation(tmp_path, capsys):
 def test_pictures_that_cannot_be_are_refused(arguments, message, tmp_path):
     flow = export_points(tmp_path / "flow", num_classes=2)
     (tmp_path / "pictures").mkdir()
-    with pytest.raises(ValueError, match=message):
-        visualize(flow, tmp_path / "pictures", *arguments)
+    refused(message, visualize, flow, tmp_path / "pictures", *arguments)
     assert list((tmp_path / "pictures").iterdir()) == []

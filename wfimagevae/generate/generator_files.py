@@ -5,12 +5,7 @@ from pathlib import Path
 import torch
 
 from wfimagevae.files import read_json
-from wfimagevae.generate.autoencoders import (
-    LatentSpace,
-    load_autoencoder,
-    raw_weights,
-    split_spec,
-)
+from wfimagevae.generate.autoencoders import LatentSpace, load_autoencoder, raw_weights, split_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import GeneratorOptions
 from wfimagevae.model.flow.velocity_model import VelocityModel

@@ -19,11 +19,7 @@ def open_folder(options: ImageFolderOptions) -> ValidImageDataset:
 
 
 def read_batches(
-    dataset: Dataset,
-    options: ImageFolderOptions,
-    world: World,
-    title: str,
-    unreadable: Unreadable,
+    dataset: Dataset, options: ImageFolderOptions, world: World, title: str, unreadable: Unreadable
 ) -> Iterator[dict]:
     """Batches of this process's share, as `valid_loader` reads them, under a progress bar.
 

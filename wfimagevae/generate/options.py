@@ -42,9 +42,7 @@ class TileOptions(ComputeOptions):
     """computation"""
 
     tile_size: Count | None = option(
-        None,
-        "encode and decode in overlapping tiles of this size, for images beyond memory",
-        "PX",
+        None, "encode and decode in overlapping tiles of this size, for images beyond memory", "PX"
     )
 
 
