@@ -46,18 +46,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     folder, sources = Path(options.save_dir), (options.encoder_from, options.decoder_from)
     check_target(folder, *sources)
-    halves = [
-        load_vae(
-            AutoencoderOptions(
-                model_name=options.model_name,
-                from_pretrained=source,
-                config_file=config,
-                use_raw_weights=options.use_raw_weights,
-            )
+    how = {"model_name": options.model_name, "use_raw_weights": options.use_raw_weights}
+    configs = spread_config(options.config_file, sources)
+    merged = merge(
+        *(
+            load_vae(AutoencoderOptions(from_pretrained=source, config_file=config, **how))
+            for source, config in zip(sources, configs, strict=True)
         )
-        for source, config in zip(sources, spread_config(options.config_file, sources), strict=True)
-    ]
-    merged = merge(*halves)
+    )
     export_vae(merged, folder, vae_card(merged, folder.resolve().name))
     print(f"{folder}: merged, and identical when read back")
 

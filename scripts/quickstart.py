@@ -88,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, args.device)
     say("Report")
+    from wfimagevae.eval.report import format_value, markdown_table
     from wfimagevae.pictures.grid import save_contact_sheet
 
     sheet = output / "contact_sheet.png"
@@ -95,7 +96,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     columns = [(title, held_out(output, name)) for title, name in names.items()]
     save_contact_sheet(sheet, held_out(output, "."), columns)
     run_script("scripts/plot_training.py", run_dir, "--output", output / "report.html")
-    print_results(output, run_dir, scores, sheet, time.perf_counter() - started)
+
+    minutes = (time.perf_counter() - started) / 60
+    titles = {"reconstructed": "WFVAE2Image, small", "bicubic": "bicubic, 8x down and up"}
+    rows = [
+        [title, *(format_value(metric, scores[name][metric]) for metric in ("psnr", "ssim"))]
+        for name, title in titles.items()
+    ]
+    say(f"Held-out photographs ({', '.join(HELD_OUT)}), after {minutes:.1f} minutes")
+    print(markdown_table(["", "PSNR, dB", "SSIM"], rows))
+    print(f"contact sheet   {sheet}")
+    print(f"loss plots      {run_dir / 'training_losses_live_page1.png'} and _page2.png")
+    print(f"report          {output / 'report.html'}")
+    print(f"model           {output / 'hf_model'}")
     return check(scores, short=args.steps is not None)
 
 
@@ -124,8 +137,7 @@ def run_command(words: Sequence[str], settings: dict[str, object] | None = None)
 def make_folder(folder: Path) -> None:
     """Makes an empty folder; of what is in it, only what an earlier quick start left is removed.
 
-    Raises:
-        ValueError: the folder holds something else.
+    A folder that holds something else is a ValueError.
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
@@ -177,14 +189,11 @@ class Plan(NamedTuple):
 
 
 def plan_training(args, build_loss: Callable, overhead: float, bounds: tuple[int, int]) -> Plan:
-    """The fastest precision and number of threads, and the steps that fit into the time.
+    """The fastest precision and number of threads, and the steps that fit into the minutes.
 
-    Args:
-        args: Device, minutes, and the steps if they are not to be planned.
-        build_loss: ``build_loss(device)`` makes a network and gives a function that computes its
-            loss on one batch.
-        overhead: Time of a whole training step over that of a forward and backward pass.
-        bounds: Fewest and most steps.
+    ``build_loss(device)`` makes a network and gives a function that computes its loss on one batch;
+    ``overhead`` is the time of a whole training step over that of a forward and backward pass;
+    ``bounds`` are the fewest and most steps.
     """
     import torch
 
@@ -229,31 +238,40 @@ def build_loss(device) -> Callable:
     return lambda: (model(images).sample - images).abs().mean()
 
 
-def train(output: Path, plan, device: str) -> Path:
+def run_recipe(script: str, output: Path, name: str, plan: Plan, settings: dict) -> Path:
+    """Trains by a shell recipe, with these variables besides the plan's; the run's folder."""
+    common = {
+        "OMP_NUM_THREADS": plan.threads,
+        "OUTPUT_DIR": output / "runs",
+        "EXP_NAME": name,
+        "MIX_PRECISION": plan.precision,
+        "MAX_STEPS": plan.steps,
+        "LR_SCHEDULE": "cosine",
+        "WARMUP_STEPS": min(50, plan.steps // 10),
+        "SAVE_CKPT_STEP": 0,
+    }
+    run_command(["bash", script], common | settings)
+    (run_dir,) = (output / "runs").glob(f"{name}-*")
+    return run_dir
+
+
+def train(output: Path, plan: Plan, device: str) -> Path:
     """Trains by train_wfimagevae.sh and returns the run's folder."""
     steps = plan.steps
     settings = {
-        "OMP_NUM_THREADS": plan.threads,
         "TRAIN_IMAGE_DIR": output / "train.jsonl",
         "EVAL_IMAGE_DIR": output / "val.jsonl",
-        "OUTPUT_DIR": output / "runs",
-        "EXP_NAME": "quickstart",
         "MODEL_CONFIG": MODEL_CONFIG,
         "DEVICE": device,
-        "MIX_PRECISION": plan.precision,
-        "MAX_STEPS": steps,
         "RESOLUTION": RESOLUTION,
         "BATCH_SIZE": BATCH_SIZE,
         "GRAD_ACCUM_STEPS": 1,
         "LR": LEARNING_RATE,
-        "LR_SCHEDULE": "cosine",
-        "WARMUP_STEPS": min(50, steps // 10),
         "DISC_LR_RATIO": 0.5,
         "DISC_NUM_LAYERS": 3,
         "DISC_START": round((1 - DISCRIMINATOR_SHARE) * steps),
         "PERCEPTUAL_WEIGHT": 0,
         "EMA_DECAY": 0.995,
-        "SAVE_CKPT_STEP": 0,
         "LOG_STEPS": max(1, min(50, steps // 4)),
         "CSV_LOG_STEPS": max(1, min(10, steps // 4)),
         "EVAL_STEPS": max(1, steps // 4),
@@ -262,9 +280,7 @@ def train(output: Path, plan, device: str) -> Path:
         "DATASET_NUM_WORKER": 1,
         "INDEX_CACHE_DIR": output / "index",
     }
-    run_command(["bash", "train_wfimagevae.sh"], settings)
-    (run_dir,) = (output / "runs").glob("quickstart-*")
-    return run_dir
+    return run_recipe("train_wfimagevae.sh", output, "quickstart", plan, settings)
 
 
 def reconstruct(model: Path, folder: Path, output: Path, device: str) -> None:
@@ -316,23 +332,6 @@ def export(run_dir: Path, output: Path, device: str) -> None:
         if first.read_bytes() != second.read_bytes():
             raise ValueError(f"{first} and {second} differ: the export changed the model")
     print("the exported model reconstructs the same pixels")
-
-
-def print_results(output: Path, run_dir: Path, scores: dict, sheet: Path, seconds: float) -> None:
-    """The table and where everything is."""
-    from wfimagevae.eval.report import format_value, markdown_table
-
-    titles = {"reconstructed": "WFVAE2Image, small", "bicubic": "bicubic, 8x down and up"}
-    rows = [
-        [title, *(format_value(metric, scores[name][metric]) for metric in ("psnr", "ssim"))]
-        for name, title in titles.items()
-    ]
-    say(f"Held-out photographs ({', '.join(HELD_OUT)}), after {seconds / 60:.1f} minutes")
-    print(markdown_table(["", "PSNR, dB", "SSIM"], rows))
-    print(f"contact sheet   {sheet}")
-    print(f"loss plots      {run_dir / 'training_losses_live_page1.png'} and _page2.png")
-    print(f"report          {output / 'report.html'}")
-    print(f"model           {output / 'hf_model'}")
 
 
 def check(scores: dict, short: bool) -> int:

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quickstart import make_folder, plan_training, run_command, run_script, say
+from quickstart import make_folder, plan_training, run_recipe, run_script, say
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
@@ -99,28 +99,20 @@ def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
     plan = plan_training(args, build_loss, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
     steps = plan.steps
     settings = {
-        "OMP_NUM_THREADS": plan.threads,
         "DATASET": "shapes",
         "RESOLUTION": RESOLUTION,
         "MODEL_NAME": MODEL_NAME,
         "MODEL_CONFIG": MODEL_CONFIG,
-        "OUTPUT_DIR": output / "runs",
-        "EXP_NAME": "shapes",
         "TEXT_ENCODER": "bytes",
         "TEXT_LENGTH": TEXT_LENGTH,
         "CLASS_CONDITIONAL": 0,
         "DEVICE": args.device,
-        "MIX_PRECISION": plan.precision,
-        "MAX_STEPS": steps,
         "BATCH_SIZE": BATCH_SIZE,
         "LR": LEARNING_RATE,
-        "LR_SCHEDULE": "cosine",
-        "WARMUP_STEPS": min(50, steps // 10),
         "OPTIMIZER": "muon" if hasattr(torch.optim, "Muon") else "adamw",
         "TIME_MEAN": -0.8,  # nearer to the noise: there the shape is decided
         "TIME_STD": 0.8,
         "EMA_DECAY": 0.99,
-        "SAVE_CKPT_STEP": 0,
         "LOG_STEPS": max(1, min(100, steps // 4)),
         "CSV_LOG_STEPS": max(1, min(20, steps // 4)),
         "EVAL_STEPS": steps,
@@ -130,9 +122,7 @@ def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
         "GUIDANCE_SCALE": GUIDANCE,
         "DATASET_NUM_WORKER": 0,  # drawing takes little, and two cores have none to spare
     }
-    run_command(["bash", "examples/train_flow.sh"], settings)
-    (run_dir,) = (output / "runs").glob("shapes-*")
-    return steps, run_dir
+    return steps, run_recipe("examples/train_flow.sh", output, "shapes", plan, settings)
 
 
 def build_loss(device) -> Callable:

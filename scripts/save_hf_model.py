@@ -41,57 +41,38 @@ def main(argv: Sequence[str] | None = None) -> None:
         "reads back as the same model.",
     )
 
-    from wfimagevae.export.folder import check_target
+    import torch
+
+    from wfimagevae.export.folder import check_target, export_flow, export_vae, flow_card, vae_card
     from wfimagevae.files import read_json
-    from wfimagevae.generate.generator_files import find_generator_facts
+    from wfimagevae.generate.autoencoders import load_vae
+    from wfimagevae.generate.generator_files import find_generator_facts, load_generator
+    from wfimagevae.generate.options import GeneratorOptions
 
     folder, source = Path(options.save_dir), options.from_pretrained or options.ckpt_path or ""
     check_target(folder, source)
     run = Path(source) if Path(source).is_dir() else Path(source).parent
     path = run / "options.json"  # of the training, beside its checkpoints
     training = read_json(path) if path.is_file() else None
-    is_flow = bool(source) and find_generator_facts(source) is not None
-    export = _export_flow if is_flow else _export_vae
-    export(options, source, folder, training)
-    print(f"{folder}: exported, and identical when read back")
-
-
-def _export_vae(options: ExportOptions, source: str, folder: Path, training: dict | None) -> None:
-    from wfimagevae.export.folder import export_vae, vae_card
-    from wfimagevae.files import read_json
-    from wfimagevae.generate.autoencoders import load_vae
-
-    for name in ("vae", "text_encoder"):
-        if value := getattr(options, name):
-            raise ValueError(f"--{name} {value} belongs to a flow, and {source} is none")
-    evaluation, path = None, options.metrics_json
-    if path:
-        evaluation = read_json(path)
+    title, path = options.name or folder.resolve().name, options.metrics_json
+    parts = {"vae": options.vae, "text_encoder": options.text_encoder}
+    if source and find_generator_facts(source) is not None:
+        if path:
+            raise ValueError("--metrics_json quotes reconstructions; a flow has none")
+        raw = options.use_raw_weights
+        flow = GeneratorOptions(from_pretrained=source, use_raw_weights=raw, **parts)
+        generator = load_generator(flow, torch.device("cpu"))
+        export_flow(generator, folder, flow_card(generator, title, training))
+    else:
+        for name, value in parts.items():
+            if value:
+                raise ValueError(f"--{name} {value} belongs to a flow, and {source} is none")
+        evaluation = read_json(path) if path else {"protocol": {}}
         if not isinstance(evaluation.get("protocol"), dict):
             raise ValueError(f"--metrics_json {path} was not written by eval_image.py: no protocol")
-    vae = load_vae(options)
-    title = options.name or folder.resolve().name
-    export_vae(vae, folder, vae_card(vae, title, training, evaluation))
-
-
-def _export_flow(options: ExportOptions, source: str, folder: Path, training: dict | None) -> None:
-    import torch
-
-    from wfimagevae.export.folder import export_flow, flow_card
-    from wfimagevae.generate.generator_files import load_generator
-    from wfimagevae.generate.options import GeneratorOptions
-
-    if options.metrics_json:
-        raise ValueError("--metrics_json quotes reconstructions; a flow has none")
-    parts = GeneratorOptions(
-        from_pretrained=source,
-        vae=options.vae,
-        text_encoder=options.text_encoder,
-        use_raw_weights=options.use_raw_weights,
-    )
-    generator = load_generator(parts, torch.device("cpu"))
-    title = options.name or folder.resolve().name
-    export_flow(generator, folder, flow_card(generator, title, training))
+        vae = load_vae(options)
+        export_vae(vae, folder, vae_card(vae, title, training, evaluation if path else None))
+    print(f"{folder}: exported, and identical when read back")
 
 
 if __name__ == "__main__":

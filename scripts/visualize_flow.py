@@ -139,22 +139,17 @@ def _image_pictures(
     import torch
 
     from wfimagevae.diffusion.sampler import get_sampler
-    from wfimagevae.generate.flow_paths import (
-        draw_states,
-        interpolate,
-        predicted_ends,
-        sampling_velocity,
-    )
+    from wfimagevae.generate import flow_paths
     from wfimagevae.pictures.animation import save_animation
     from wfimagevae.pictures.grid import sample_grid, save_grid
 
     if name == "denoising":  # the data that the network predicts from each state on the way
-        times, states = draw_states(generator, subjects, options)
-        velocity = sampling_velocity(generator, subjects, options)
+        times, states = flow_paths.draw_states(generator, subjects, options)
+        velocity = flow_paths.sampling_velocity(generator, subjects, options)
         is_average = get_sampler(options.sampler).needs_average_velocity
-        samples = predicted_ends(velocity, times, states, is_average)
+        samples = flow_paths.predicted_ends(velocity, times, states, is_average)
     else:
-        samples = interpolate(generator, subjects, options, options.num_columns)
+        samples = flow_paths.interpolate(generator, subjects, options, options.num_columns)
     images = [generator.images(x.to(generator.device)).cpu() for x in samples]
 
     path = Path(options.output_dir) / f"{name}.png"
