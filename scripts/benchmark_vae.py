@@ -26,9 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     import torch
 
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.benchmark import measure, report
     from wfimagevae.eval.evaluator import Evaluator
-    from wfimagevae.eval.report import describe_protocol, remarks
+    from wfimagevae.eval.report import benchmark, benchmark_table, describe_protocol, remarks
     from wfimagevae.generate.autoencoders import load_autoencoder, split_spec, spread_config
     from wfimagevae.generate.image_folder import open_folder
 
@@ -47,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows, notes = [], []
     for spec, autoencoder in autoencoders.items():
         autoencoder.network.to(device)
-        row, lines = measure(spec, autoencoder, dataset, evaluator, options)
+        row, lines = benchmark(spec, autoencoder, dataset, evaluator, options)
         autoencoder.network.cpu()
         rows.append(row)
         notes += lines
@@ -56,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     protocol = describe_protocol(metrics, options, evaluator.count)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     conditions = [options.mixed_precision, f"batches of {options.batch_size}", where, kernels]
-    text = "\n".join(report(rows, notes, protocol, ", ".join(filter(None, conditions))))
+    text = "\n".join(benchmark_table(rows, notes, protocol, ", ".join(filter(None, conditions))))
     print(text)
     if options.output:
         Path(options.output).parent.mkdir(parents=True, exist_ok=True)

@@ -75,10 +75,8 @@ def match_pairs(
     # List what is left over on both sides.
     left_over = [] if is_subset else sorted(names - {partner for _, partner in pairs})
     problems = []
-    for what, paths in (
-        ("originals have no reconstruction", alone),
-        ("generated images have no original", left_over),
-    ):
+    sides = {"originals have no reconstruction": alone}
+    for what, paths in (sides | {"generated images have no original": left_over}).items():
         more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
         if paths:
             problems.append(f"{len(paths)} {what}: {', '.join(paths[:_MAX_LISTED])}{more}")

@@ -176,10 +176,7 @@ class DrawnSamples:
 
 
 def open_images(path: str, *sizes: int | None, num_workers: int = 0) -> FolderImages | NpzImages:
-    """The images of an .npz file, or else of a folder or manifest, as for `FolderImages`.
-
-    If there are none, or sizes are asked of an .npz file, it is a ValueError.
-    """
+    """The images of an .npz file, taken as they are, or of a folder or manifest."""
     if Path(path).suffix != ".npz":
         return FolderImages(path, *sizes, num_workers=num_workers)
     if any(sizes):
@@ -190,10 +187,7 @@ def open_images(path: str, *sizes: int | None, num_workers: int = 0) -> FolderIm
 def open_reference(
     options: ReferenceOptions, num_generated: int, num_workers: int = 0
 ) -> SampleSet:
-    """The reference set that the options name; drawn ones have ``num_generated`` samples.
-
-    Options that do not fit it are a ValueError.
-    """
+    """The reference set that the options name; drawn ones have ``num_generated`` samples."""
     if options.real_image_dir:
         sizes = options.resolution, options.crop_size, options.subset_size
         return open_images(options.real_image_dir, *sizes, num_workers=num_workers)
@@ -215,10 +209,9 @@ class GeneratedSamples:
     """What a generator draws, sample by sample the same in any batch and on any rank.
 
     What is ``shown``, by class, prompt or both, is by default each class, or nothing; ``balanced``
-    takes it in turn, ``random`` draws it anew for each sample. ``subjects`` says what each sample
-    shows; ``nfe``, after `read`, counts evaluations of the network for one sample: where
-    guidance is active, a step's conditional and null ones are two. Options that do not fit the
-    model are a ValueError.
+    takes it in turn, ``random`` draws it anew for each sample. ``nfe``, after `read`, counts
+    evaluations of the network for one sample: where guidance is active, a step's conditional and
+    null ones are two.
     """
 
     def __init__(

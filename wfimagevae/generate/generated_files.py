@@ -169,16 +169,20 @@ def write_npz(
     """
     if path.suffix != ".npz":
         raise ValueError(f"--npz {path} must end in .npz")
-    # Every process writes its rows to one array on disk, whose shape the first picture tells.
-    partial = path.with_name(f".{path.stem}.partial.npy")
-    array = None
+    # Every process writes its rows to one array on disk; the main one makes it when its first
+    # picture tells the shape.
+    partial, array = path.with_name(f".{path.stem}.partial.npy"), None
     for row, column, _, pixels in sheet.draw(generator, batch_size, world):
         pixels = pixels.permute(1, 2, 0).numpy()
         if array is None:
-            array = _shared_array(partial, (sheet.count, *pixels.shape), world)
+            if world.is_main:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                np.lib.format.open_memmap(partial, "w+", np.uint8, (sheet.count, *pixels.shape))
+            barrier()
+            array = np.lib.format.open_memmap(partial, "r+")
         array[column * len(sheet.subjects) + row] = pixels
     if array is None:  # fewer samples than processes: this one has none, but must not hang
-        _shared_array(partial, None, world)
+        barrier()
     else:
         array.flush()
     barrier()
@@ -194,17 +198,6 @@ def write_npz(
     np.savez(finished, **content)
     os.replace(finished, path)
     partial.unlink()
-
-
-def _shared_array(path: Path, shape: tuple[int, ...] | None, world: World) -> np.ndarray | None:
-    """A file that all processes write their rows to; the main one makes it."""
-    if world.is_main:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        array = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-    barrier()
-    if world.is_main:
-        return array
-    return None if shape is None else np.lib.format.open_memmap(path, "r+")
 
 
 def _lay_out(
