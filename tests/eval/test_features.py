@@ -50,8 +50,9 @@ def test_dinov2_of_local_files_sees_normalised_224_px_images(dinov2):
     assert description["weights"] == weights_digest(options.dinov2_weights)
 
 
-def test_dinov2_weights_of_another_model_are_refused(dinov2):
+def test_dinov2_weights_of_another_model_or_without_its_code_are_refused(dinov2):
     options, _ = dinov2
+    refused("given together", SetMetricOptions, dinov2_repo=options.dinov2_repo)
     torch.save({"other": torch.zeros(1)}, options.dinov2_weights)
     refused("does not fit dinov2_vitl14", load_features, options, CPU)
 

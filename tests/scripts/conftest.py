@@ -87,6 +87,22 @@ def blurred(photos, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def points(tmp_path_factory):
+    """An exported flow of points."""
+    from tests.scripts.flow_exports import export_points
+
+    return export_points(tmp_path_factory.mktemp("points") / "flow")
+
+
+@pytest.fixture(scope="session")
+def pixels(tmp_path_factory):
+    """An exported flow of 16 x 16 px images of two classes."""
+    from tests.scripts.flow_exports import export_pixels
+
+    return export_pixels(tmp_path_factory.mktemp("pixels") / "flow")
+
+
+@pytest.fixture(scope="session")
 def run_script():
     """Runs a script of this repository as a user does; returns what it printed, by stream."""
 

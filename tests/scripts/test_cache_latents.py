@@ -6,7 +6,6 @@ import subprocess
 import sys
 import time
 
-import pytest
 import torch
 
 from scripts import cache_latents
@@ -14,6 +13,8 @@ from tests.images import write_images
 from tests.refusals import refused
 from tests.scripts.conftest import ROOT
 from wfimagevae.dataset import LatentDataset
+from wfimagevae.dataset.images.decode import open_rgb
+from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
 from wfimagevae.model import WFVAE2ImageModel
 
 
@@ -47,9 +48,6 @@ def test_our_model_from_either_flag_gives_one_cache(tiny_vae, photos, tmp_path, 
 
 
 def image_at(photos, name):
-    from wfimagevae.dataset.images.decode import open_rgb
-    from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
-
     pixels = resized_center_crop(open_rgb(str(photos / name)), 32)
     return to_signed_unit(torch.from_numpy(pixels))
 
@@ -103,8 +101,7 @@ def wait_for(condition, process, seconds=60):
 
 
 def test_unreadable_images_are_told_and_the_status_says_so(tiny_vae, photos, tmp_path, capsys):
-    folder = tmp_path / "images"
-    shutil.copytree(photos, folder)
+    folder = shutil.copytree(photos, tmp_path / "images")
     (folder / "bad.png").write_bytes(b"nothing")
     options = ("--from_pretrained", tiny_vae)
     assert cache_latents.main(flags(folder, tmp_path / "out", *options)) == 1
@@ -112,12 +109,11 @@ def test_unreadable_images_are_told_and_the_status_says_so(tiny_vae, photos, tmp
     assert "bad.png: not a JPEG" in told.err and "1 images left out" in told.out
 
 
-@pytest.mark.parametrize("source", [(), ("--vae", "WFVAE2Image:x", "--from_pretrained", "y")])
-def test_one_source_of_the_model_is_needed(photos, tmp_path, source):
-    refused("give either --vae", cache_latents.main, flags(photos, tmp_path, *source))
-
-
-def test_images_outside_their_classes_are_refused(tiny_vae, photos, tmp_path):
-    options = ("--from_pretrained", tiny_vae, "--labels", "folder")
-    refused(r"four\.bmp", cache_latents.main, flags(photos, tmp_path, *options))
+def test_no_or_two_models_and_images_outside_their_classes_are_refused(tiny_vae, photos, tmp_path):
+    for words, more in (
+        ("give either --vae", ()),
+        ("give either --vae", ("--vae", "WFVAE2Image:x", "--from_pretrained", "y")),
+        (r"four\.bmp", ("--from_pretrained", tiny_vae, "--labels", "folder")),
+    ):
+        refused(words, cache_latents.main, flags(photos, tmp_path, *more))
     assert not any(tmp_path.glob("*.safetensors"))

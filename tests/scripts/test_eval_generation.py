@@ -7,7 +7,6 @@ from PIL import Image
 
 from scripts import eval_generation
 from tests.refusals import refused
-from tests.scripts.flow_exports import export_pixels, export_points
 from wfimagevae.eval.energy_distance import energy_distance
 
 NO_WORKERS = ("--num_workers", 0, "--device", "cpu")
@@ -45,16 +44,6 @@ def folders(tmp_path_factory):
 def files(folders):
     root, _ = folders
     return ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
-
-
-@pytest.fixture(scope="module")
-def points(tmp_path_factory):
-    return export_points(tmp_path_factory.mktemp("points") / "flow")
-
-
-@pytest.fixture(scope="module")
-def pixels(tmp_path_factory):
-    return export_pixels(tmp_path_factory.mktemp("pixels") / "flow")
 
 
 @pytest.mark.parametrize("fake", ["fake", "fake.npz"])
@@ -156,9 +145,3 @@ def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
 def test_bad_combinations_are_told_before_anything_is_drawn(arguments, message, points, pixels):
     words = arguments.format(points=points, pixels=pixels).split()
     refused(message, evaluate, *words)
-
-
-def test_code_and_weights_of_dinov2_are_given_together(pixels, capsys):
-    with pytest.raises(SystemExit) as ended:
-        evaluate("--from_pretrained", pixels, "--dataset", "shapes", "--dinov2_repo", "x")
-    assert ended.value.code == 2 and "given together" in capsys.readouterr().err

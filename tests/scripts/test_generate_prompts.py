@@ -136,29 +136,27 @@ def test_bad_options_are_explained(text_flow, tmp_path, more, words):
     refused(words, run, text_flow, tmp_path, *more)
 
 
-@pytest.mark.parametrize("flag", ["--prompt", "--negative_prompt"])
-def test_bytes_that_are_no_text_are_no_prompt(text_flow, tmp_path, flag, capsys):
-    with pytest.raises(SystemExit):
-        run(text_flow, tmp_path, flag, "a caf\udce9", "--guidance_scale", 2)
-    assert f"{flag}: 'a caf\\udce9' is not UTF-8 text" in capsys.readouterr().err
+def test_bytes_that_are_no_text_are_no_prompt(text_flow, tmp_path, capsys):
+    for flag in ("--prompt", "--negative_prompt"):
+        with pytest.raises(SystemExit):
+            run(text_flow, tmp_path, flag, "a caf\udce9", "--guidance_scale", 2)
+        assert f"{flag}: 'a caf\\udce9' is not UTF-8 text" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("part", "value", "words"),
-    [
+def test_a_record_that_was_edited_is_explained(text_flow, tmp_path):
+    run(text_flow, tmp_path / "out", "--prompt", "x")
+    path = tmp_path / "out" / "x.json"
+    record, empty = json.loads(path.read_text()), ("scale", "interval", "rescale", "channels")
+    for part, value, words in (
         ("model", {}, r"x\.json is no record .*: no model\.fingerprint, .* model\.vae"),
         ("model", None, r"no record .*model\.path"),
         ("guidance", {"scale": 2.0}, r"no guidance\.channels, guidance\.interval"),
         ("batch", {"size": 2, "row": 77}, "no sample 77 in a batch of 2"),
-        ("guidance", dict.fromkeys(("scale", "interval", "rescale", "channels")), "how to sample"),
+        ("guidance", dict.fromkeys(empty), "how to sample"),
         ("size", 7, "how to sample"),
-    ],
-)
-def test_a_record_that_was_edited_is_explained(text_flow, tmp_path, part, value, words):
-    run(text_flow, tmp_path / "out", "--prompt", "x")
-    path = tmp_path / "out" / "x.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {part: value}))
-    refused(words, draw_again, path)
+    ):
+        path.write_text(json.dumps(record | {part: value}))
+        refused(words, draw_again, path)
 
 
 def test_the_grid_over_scales_that_the_help_shows_can_be_made_again(text_flow, tmp_path):

@@ -3,7 +3,12 @@ from PIL import Image
 
 from scripts import visualize_flow
 from tests.refusals import refused
-from tests.scripts.flow_exports import export_pixels, export_points
+from tests.scripts.flow_exports import export_points
+
+
+@pytest.fixture(scope="module")
+def classed_points(tmp_path_factory):
+    return export_points(tmp_path_factory.mktemp("points") / "flow", num_classes=2)
 
 
 def visualize(flow, folder, *arguments):
@@ -17,19 +22,17 @@ def size_and_frames(path):
         return image.size, getattr(image, "n_frames", 1)
 
 
-def test_points_give_a_field_and_paths(tmp_path):
-    flow = export_points(tmp_path / "flow", num_classes=2)
+def test_points_give_a_field_and_paths(classed_points, tmp_path):
     options = ("--dataset", "moons", "--steps", 3, "--num_frames", 5, "--num_particles", 20)
-    names = visualize(flow, tmp_path / "pictures", *options, "--sampler", "euler")
+    names = visualize(classed_points, tmp_path / "pictures", *options, "--sampler", "euler")
     assert names == ["field.gif", "paths.gif"]
     assert size_and_frames(tmp_path / "pictures" / "field.gif")[1] == 5
     assert size_and_frames(tmp_path / "pictures" / "paths.gif")[1] == 4
 
 
-def test_images_give_denoising_and_interpolation(tmp_path, capsys):
-    flow = export_pixels(tmp_path / "flow")
+def test_images_give_denoising_and_interpolation(pixels, tmp_path, capsys):
     options = ("--steps", 4, "--num_rows", 2, "--num_columns", 3, "--sampler", "heun")
-    names = visualize(flow, tmp_path / "pictures", *options, "--guidance_scale", 2)
+    names = visualize(pixels, tmp_path / "pictures", *options, "--guidance_scale", 2)
     folder = tmp_path / "pictures"
     (width, height), _ = size_and_frames(folder / "denoising.png")
     assert height == 4 + 24 + 2 * 100 and width > 3 * 100 + 4
@@ -52,8 +55,6 @@ def test_images_give_denoising_and_interpolation(tmp_path, capsys):
         (("--negative_prompt", "x"), "acts through guidance"),
     ],
 )
-def test_pictures_that_cannot_be_are_refused(arguments, message, tmp_path):
-    flow = export_points(tmp_path / "flow", num_classes=2)
-    (tmp_path / "pictures").mkdir()
-    refused(message, visualize, flow, tmp_path / "pictures", *arguments)
-    assert list((tmp_path / "pictures").iterdir()) == []
+def test_pictures_that_cannot_be_are_refused(arguments, message, classed_points, tmp_path):
+    refused(message, visualize, classed_points, tmp_path, *arguments)
+    assert list(tmp_path.iterdir()) == []
