@@ -103,7 +103,20 @@ class LatentCache:
         """
         # One process sees what is missing, all share it out, one writes the record of all.
         missing = broadcast_object(self._prepare() if world.is_main else None)
-        unreadable = self._write_shards(missing[world.rank :: world.size], world)
+        # One loader reads all batches ahead, also across shards.
+        size, step = self.options.shard_size, self.options.batch_size
+        batches = {}
+        for number in missing[world.rank :: world.size]:
+            end = min((number + 1) * size, len(self.images))
+            starts = range(number * size, end, step)
+            batches[number] = [list(range(i, min(i + step, end))) for i in starts]
+        flat = [batch for parts in batches.values() for batch in parts]
+        loader = iter(batch_loader(self.images, flat, self.options.num_workers))
+        unreadable, total = [], sum(map(len, flat))
+        is_quiet = not (world.is_main and total)
+        with tqdm(total=total, unit="img", desc="encode", disable=is_quiet) as bar:
+            for number, parts in batches.items():
+                unreadable += self._write_shard(number, islice(loader, len(parts)), bar)
         barrier()
         return broadcast_object(self._finish() if world.is_main else None), unreadable
 
@@ -156,23 +169,6 @@ class LatentCache:
         if shard_facts(shard).get("plan") != self.plan_hash:
             raise ValueError(f"{path} belongs to another cache: delete it or its folder")
         return texts_path(self.folder, number).exists()
-
-    def _write_shards(self, numbers: list[int], world: World) -> list[tuple[str, str]]:
-        # One loader reads all batches ahead, also across shards.
-        size, step = self.options.shard_size, self.options.batch_size
-        batches = {}
-        for number in numbers:
-            end = min((number + 1) * size, len(self.images))
-            starts = range(number * size, end, step)
-            batches[number] = [list(range(i, min(i + step, end))) for i in starts]
-        flat = [batch for parts in batches.values() for batch in parts]
-        loader = iter(batch_loader(self.images, flat, self.options.num_workers))
-        unreadable, total = [], sum(map(len, flat))
-        is_quiet = not (world.is_main and total)
-        with tqdm(total=total, unit="img", desc="encode", disable=is_quiet) as bar:
-            for number, parts in batches.items():
-                unreadable += self._write_shard(number, islice(loader, len(parts)), bar)
-        return unreadable
 
     def _write_shard(
         self, number: int, batches: Iterator[dict], bar: tqdm

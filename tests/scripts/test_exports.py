@@ -1,3 +1,5 @@
+"""Autoencoders as Hugging Face folders: of a training, and of the halves of two models."""
+
 import json
 import shutil
 from pathlib import Path
@@ -5,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import save_hf_model
+from scripts import merge_encoder_and_decoder, save_hf_model
 from tests.refusals import refused
 from wfimagevae.export.folder import check_reload, option_table
 from wfimagevae.generate.latent_cache import write_normalization
@@ -75,7 +77,7 @@ def test_card_tells_training_and_figures_but_no_paths_and_its_code_runs(run_fold
 def test_a_card_tells_the_length_that_counted_alone():
     for steps, told in ((70, "| max_steps | 70 |"), (None, "| epochs | 10 |")):
         table = option_table({"max_steps": steps, "epochs": 10}, ("max_steps", "epochs"))
-        assert [line for line in table.splitlines() if "|---" not in line][2:-1] == [told]
+        assert table.splitlines()[4:] == [told]
 
 
 def test_statistics_that_an_export_replaces_are_told_of(run_folder, tmp_path, caplog):
@@ -121,3 +123,69 @@ def test_what_would_be_no_export_is_refused(
     before = sorted(tmp_path.rglob("*"))
     refused(words, export, source, target, *more)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+WIDE = {"encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
+
+
+def make_model(folder, seed, **changes):
+    torch.manual_seed(seed)
+    config = {"latent_dim": 4, "base_channels": [8, 16], "layer_res_type": ["ResnetBlock2D"]}
+    config |= {"encoder_energy_flow_size": 8, "decoder_energy_flow_size": 8}
+    WFVAE2ImageModel(**(config | changes)).save_pretrained(folder)
+    return folder
+
+
+def merge(first, second, target, *more):
+    words = ["--encoder_from", first, "--decoder_from", second, "--save_dir", target, *more]
+    merge_encoder_and_decoder.main([str(word) for word in words])
+    return WFVAE2ImageModel.from_pretrained(target)
+
+
+def test_merged_model_encodes_as_one_and_decodes_as_the_other(tmp_path):
+    first = make_model(tmp_path / "first", 0, shift=[1.0, 2, 3, 4], encoder_num_resblocks=1)
+    second = make_model(tmp_path / "second", 1, decoder_base_channels=[8, 24])
+    merged = merge(first, second, tmp_path / "merged")
+    a, b = WFVAE2ImageModel.from_pretrained(first), WFVAE2ImageModel.from_pretrained(second)
+    x = torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        z = merged.encode(x).latent_dist.mode()
+        assert torch.equal(z, a.encode(x).latent_dist.mode())
+        assert torch.equal(merged.decode(z).sample, b.decode(z).sample)
+    refused("where the model comes from", merge, first, second, second)
+    config = json.loads((tmp_path / "merged" / "config.json").read_text())
+    assert config["shift"] == [1, 2, 3, 4]
+    assert config["encoder_num_resblocks"] == 1 and config["decoder_base_channels"] == [8, 24]
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"latent_dim": 8}, r"latent_dim \(4 and 8\)"),
+        ({"norm_type": "groupnorm", "base_channels": [32, 32], **WIDE}, "norm_type"),
+        ({"base_channels": [8, 16, 24], "layer_res_type": ["ResnetBlock2D"] * 2}, "layer_res_type"),
+    ],
+)
+def test_halves_that_do_not_fit_are_refused_by_name(change, named, tmp_path):
+    first = make_model(tmp_path / "first", 0)
+    second = make_model(tmp_path / "second", 1, **change)
+    refused(f"do not fit: .*{named}", merge, first, second, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_a_bare_checkpoint_takes_the_config_given_and_the_other_model_its_own(tmp_path):
+    first = make_model(tmp_path / "first", 0)
+    second = make_model(tmp_path / "second", 1, decoder_base_channels=[8, 24])
+    model = WFVAE2ImageModel.from_pretrained(second)
+    bare = tmp_path / "bare.ckpt"
+    torch.save({"state_dict": {"gen_model": model.state_dict()}}, bare)
+    refused("give model_config", merge, first, bare, tmp_path / "merged")
+    config = ("--model_config", second / "config.json")
+    merged = merge(first, bare, tmp_path / "merged", *config)
+    assert torch.equal(merged.decoder.conv_in.weight, model.decoder.conv_in.weight)
+    refused("every model has its own", merge, first, second, tmp_path / "again", *config)
+    missing, words = (
+        ("--model_config", "nowhere.json"),
+        r"--model_config nowhere\.json: no such file",
+    )
+    refused(words, merge, first, bare, tmp_path / "again", *missing)
