@@ -28,15 +28,11 @@ def dinov2_vitl14(pretrained=True):
 def dinov2(tmp_path):
     """Options of a stand-in for the repository and its weights, and its tiny network."""
     (tmp_path / "hubconf.py").write_text(HUBCONF)
-    network = torch.nn.Sequential(
-        torch.nn.AvgPool2d(56), torch.nn.Flatten(), torch.nn.Linear(48, 7)
-    )
-    weights = tmp_path / "weights.pth"
+    layers = torch.nn.AvgPool2d(56), torch.nn.Flatten(), torch.nn.Linear(48, 7)
+    network, weights = torch.nn.Sequential(*layers), tmp_path / "weights.pth"
     torch.save(network.state_dict(), weights)
-    options = SetMetricOptions(
-        features="dinov2", dinov2_repo=str(tmp_path), dinov2_weights=str(weights)
-    )
-    return options, network
+    places = {"dinov2_repo": tmp_path, "dinov2_weights": weights}
+    return SetMetricOptions(features="dinov2", **places), network
 
 
 def test_dinov2_of_local_files_sees_normalised_224_px_images(dinov2):
@@ -57,21 +53,14 @@ def test_dinov2_weights_of_another_model_or_without_its_code_are_refused(dinov2)
     refused("does not fit dinov2_vitl14", load_features, options, CPU)
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"),
-    [
-        ("inception", "https://github.com/toshas/torch-fidelity/releases.*--inception_weights"),
-        ("dinov2", "--dinov2_repo"),
-    ],
-)
-def test_weights_that_cannot_be_downloaded_say_how_to_get_them(
-    kind, words, no_downloads, monkeypatch
-):
+def test_weights_that_cannot_be_downloaded_say_how_to_get_them(no_downloads, monkeypatch):
     def refuse(*args, **options):
         raise URLError("no network in tests")
 
     monkeypatch.setattr(torch.hub, "urlopen", refuse)
-    refused(words, load_features, SetMetricOptions(features=kind), CPU, error=MissingWeights)
+    url = "https://github.com/toshas/torch-fidelity/releases"
+    for kind, words in (("inception", f"{url}.*--inception_weights"), ("dinov2", "--dinov2_repo")):
+        refused(words, load_features, SetMetricOptions(features=kind), CPU, error=MissingWeights)
 
 
 def test_wrong_weights_images_and_features_are_refused(tmp_path, inception_weights):

@@ -27,30 +27,29 @@ def results(path, *arguments):
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Two folders of ten images, as arrays and as files."""
-    root, arrays = tmp_path_factory.mktemp("images"), {}
-    for seed, name in enumerate(("real", "fake")):
-        images = np.random.default_rng(seed).integers(0, 256 - 60 * seed, (10, 16, 16, 3), np.uint8)
-        arrays[name] = images
+def arrays():
+    """Two sets of ten images."""
+    shape = (10, 16, 16, 3)
+    return [np.random.default_rng(i).integers(0, 256 - 60 * i, shape, np.uint8) for i in range(2)]
+
+
+@pytest.fixture(scope="module")
+def files(arrays, tmp_path_factory):
+    """Flags that name the sets in two folders; the second is an .npz, too."""
+    root = tmp_path_factory.mktemp("images")
+    for name, images in zip(("real", "fake"), arrays, strict=True):
         (root / name).mkdir()
         for i, image in enumerate(images):
             Image.fromarray(image).save(root / name / f"{i}.png")
-    np.savez(root / "fake.npz", arrays["fake"])
-    return root, arrays
-
-
-@pytest.fixture
-def files(folders):
-    root, _ = folders
+    np.savez(root / "fake.npz", arrays[1])
     return ("--real_image_dir", root / "real", "--generated_image_dir", root / "fake")
 
 
 @pytest.mark.parametrize("fake", ["fake", "fake.npz"])
-def test_energy_distance_of_files_needs_no_network(fake, folders, tmp_path, capsys):
-    root, arrays = folders
-    a, b = (torch.from_numpy(arrays[name]) / 127.5 - 1 for name in ("real", "fake"))
-    files = ("--real_image_dir", root / "real", "--generated_image_dir", root / fake)
+def test_energy_distance_of_files_needs_no_network(fake, files, arrays, tmp_path, capsys):
+    a, b = (torch.from_numpy(array) / 127.5 - 1 for array in arrays)
+    root = files[1].parent
+    files = (*files[:3], root / fake)
     (result,) = results(tmp_path / "m.json", *files, "--metric", "energy_distance")
     assert result["energy_distance"] == pytest.approx(energy_distance(a, b), rel=1e-5)
     assert result["sampling"]["source"] == str(root / fake)
