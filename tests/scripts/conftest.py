@@ -103,6 +103,14 @@ def pixels(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def text_flow(tmp_path_factory):
+    """An exported flow of 16 x 16 px images that takes text."""
+    from tests.scripts.flow_exports import export_text
+
+    return export_text(tmp_path_factory.mktemp("texts") / "flow", depth=2)
+
+
+@pytest.fixture(scope="session")
 def run_script():
     """Runs a script of this repository as a user does; returns what it printed, by stream."""
 

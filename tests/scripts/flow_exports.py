@@ -51,3 +51,12 @@ def export_pixels(folder):
     facts = {"space": "pixel", "class_names": ["circle", "square"]}
     options = {"input_size": 16, "in_channels": 3, "num_classes": 2}
     return export(folder, facts, "DiT-S/8", depth=1, **options)
+
+
+def export_text(folder, class_names=(), depth=1):
+    """A flow of 16 x 16 px images that takes bytes of text, maybe classes, too."""
+    text = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}
+    facts = {"space": "pixel", "text": text, "class_names": list(class_names)}
+    sizes = {"hidden_size": 32, "num_heads": 2, "depth": depth, "input_size": 16, "in_channels": 3}
+    sizes |= {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
+    return export(folder, facts, "FlowDiT-S/4", num_classes=len(class_names), **sizes)

@@ -62,16 +62,6 @@ def test_diffusers_model_brings_its_own_normalisation(diffusers_vae, photos, tmp
     assert dataset.sample_shape == (3, 8, 8)
 
 
-def test_two_processes_write_what_one_writes(tiny_vae, photos, tmp_path, run_script):
-    options = ("--from_pretrained", tiny_vae, "--shard_size", 1, "--labels", "none")
-    cache_latents.main(flags(photos, tmp_path / "one", *options))
-    two = flags(photos, tmp_path / "two", *options)
-    run_script("cache_latents.py", *two, cwd=tmp_path, processes=2)
-    assert len(shards(tmp_path / "two")) == 10
-    assert shards(tmp_path / "one") == shards(tmp_path / "two")
-    assert without_source(tmp_path / "one") == without_source(tmp_path / "two")
-
-
 def test_killed_run_goes_on_where_it_was(tiny_vae, tmp_path):
     folder = write_images(tmp_path / "many", 80, size=32)
     options = ("--from_pretrained", tiny_vae, "--shard_size", 2, "--batch_size", 1)

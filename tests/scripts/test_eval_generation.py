@@ -111,20 +111,6 @@ def test_points_are_measured_against_fresh_ones(points, tmp_path):
     assert result["sampling"]["labels"] == "none" and result["sampling"]["nfe"] == 8
 
 
-def test_two_processes_measure_what_one_does(pixels, tmp_path, run_script):
-    options = ("--from_pretrained", pixels, "--dataset", "shapes", "--resolution", 16)
-    options += ("--num_images", 11, "--batch_size", 4, "--energy_samples", 9, "--sampler", "euler")
-    options += ("--metric", "energy_distance", "--steps", 2, "--label_sampling", "random")
-    (one,) = results(tmp_path / "one.json", *options)
-    words = ("eval_generation.py", *options, "--output_json", "two.json", *NO_WORKERS)
-    done = run_script(*words, cwd=tmp_path, processes=2)
-    assert done.stdout.count("| sampler") == 1
-    (two,) = content_of(tmp_path / "two.json")["results"]
-    assert two["energy_distance"] == pytest.approx(one["energy_distance"], rel=1e-3)
-    assert two["protocol_hash"] == one["protocol_hash"]
-    assert two["sampling"]["nfe"] == 2
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -11,21 +11,11 @@ import torch
 from scripts import eval_generation, generate, save_hf_model, visualize_flow
 from tests.images import write_images
 from tests.refusals import refused
-from tests.scripts.flow_exports import command, export, generated, pictures
+from tests.scripts.flow_exports import command, export_text, generated
 from wfimagevae.dataset.toy.shapes import SHAPES
 from wfimagevae.generate.generator import FlowGenerator
 
-FACTS = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}
 PROMPTS = ("a red circle", "A Blue star?")
-SIZES = {"hidden_size": 32, "num_heads": 2, "depth": 1, "input_size": 16, "in_channels": 3}
-SIZES |= {"text_encoder": "bytes", "text_length": 24, "byte_width": 32, "byte_depth": 1}
-
-
-@pytest.fixture(scope="module")
-def text_flow(tmp_path_factory):
-    """A flow of 16 x 16 px images that takes text, with random weights."""
-    folder, facts = tmp_path_factory.mktemp("flow") / "text", {"space": "pixel", "text": FACTS}
-    return export(folder, facts, "FlowDiT-S/4", **SIZES | {"depth": 2})
 
 
 def run(model, output, *more):
@@ -63,19 +53,13 @@ def test_a_record_makes_the_very_picture_again(text_flow, tmp_path):
     assert second.stem == f"{again.stem}-1"
 
 
-def test_batches_ranks_and_other_prompts_change_no_picture(text_flow, tmp_path, run_script):
+def test_batches_and_other_prompts_change_no_picture(text_flow, tmp_path):
     options = ("--num_images", 3, "--guidance_scale", 2, "--steps", 2)
     both = run(text_flow, tmp_path / "a", "--prompt", *PROMPTS, *options)
     single = run(text_flow, tmp_path / "b", "--prompt", PROMPTS[1], *options, "--batch_size", 1)
-    words = ("--from_pretrained", text_flow, "--output_dir", "c", "--prompt", *PROMPTS, *options)
-    run_script("generate.py", *words, "--batch_size", 2, cwd=tmp_path, processes=2)
-    ranks = pictures(tmp_path / "c")
     assert list(single) == ["a-blue-star", "a-blue-star-1", "a-blue-star-2"]
-    assert sorted(ranks) == sorted(both)
-    for some in (single, ranks):
-        assert all(difference(some[name], both[name]) <= 1 for name in some)
+    assert all(difference(single[name], both[name]) <= 1 for name in single)
     assert difference(both["a-red-circle"], both["a-blue-star"]) > 5
-    assert len(list((tmp_path / "c").glob("*.json"))) == 7
 
 
 def test_prompt_files_name_their_pictures_and_none_is_replaced(text_flow, tmp_path):
@@ -96,8 +80,7 @@ def test_prompt_files_name_their_pictures_and_none_is_replaced(text_flow, tmp_pa
 
 
 def test_classes_and_prompts_go_together(tmp_path):
-    facts = {"space": "pixel", "text": FACTS, "class_names": ["cat", "dog"]}
-    flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=2, **SIZES)
+    flow = export_text(tmp_path / "flow", class_names=["cat", "dog"])
     prompt = ("--prompt", "x", "--num_images", 2)
     neither = run(flow, tmp_path / "a", *prompt)
     both = run(flow, tmp_path / "b", *prompt, "--class_labels", "dog")
@@ -207,8 +190,7 @@ def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
 
 def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypatch):
     shapes = list(SHAPES)
-    facts = {"space": "pixel", "text": FACTS, "class_names": shapes}
-    flow = export(tmp_path / "flow", facts, "FlowDiT-S/4", num_classes=8, **SIZES)
+    flow = export_text(tmp_path / "flow", class_names=shapes)
     drawn = []
 
     def draw(self, subjects, options):

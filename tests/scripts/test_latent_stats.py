@@ -62,15 +62,6 @@ def test_written_statistics_normalise_and_leave_the_decoding_as_it_was(tiny_vae,
     torch.testing.assert_close(there_and_back, direct, atol=1e-4, rtol=1e-4)
 
 
-def test_two_processes_measure_what_one_does(tiny_vae, photos, tmp_path, run_script):
-    run(tiny_vae, photos, "--output_json", tmp_path / "one.json")
-    two = words(tiny_vae, photos, "--output_json", "two.json")
-    run_script("latent_stats.py", *two, cwd=tmp_path, processes=2)
-    one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    np.testing.assert_allclose(one["mean"], two["mean"], atol=1e-6)
-    np.testing.assert_allclose(one["std"], two["std"], rtol=1e-6)
-
-
 def test_write_needs_a_folder_without_checkpoints(tiny_vae, photos, tmp_path, monkeypatch):
     refused("save_hf_model", run, tmp_path, photos, "--write")
     shutil.copy(tiny_vae / "config.json", tmp_path)

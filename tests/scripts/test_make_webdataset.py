@@ -179,15 +179,6 @@ def test_stopped_run_goes_on_and_other_images_are_refused(photos, tmp_path, monk
     refused("other images or options", make, photos, folder, "--resize", 20)
 
 
-def test_two_processes_write_what_one_writes(photos, tmp_path, run_script):
-    two = flags(photos, tmp_path / "two")
-    run_script("make_webdataset.py", *two, cwd=tmp_path, processes=2)
-    make(photos, tmp_path / "one")
-    for path in (tmp_path / "one").glob("*.tar"):
-        assert (tmp_path / "two" / path.name).read_bytes() == path.read_bytes()
-    assert len(list((tmp_path / "two").glob("*.tar"))) == 3
-
-
 def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path, monkeypatch):
     from tests.dataset.shards.test_remote import Server
 

@@ -1,0 +1,118 @@
+"""Two processes write and measure what one does, with relative paths, and one of them tells."""
+
+import contextlib
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from tests.scripts.flow_exports import pictures
+
+PROMPTS = ("a red circle", "A Blue star?")
+
+
+@pytest.fixture(scope="module")
+def folder(
+    tiny_vae, photos, blurred, pixels, text_flow, alexnet_weights, run_script, tmp_path_factory
+):
+    """``one`` and ``two`` processes' files; all commands share a start, which takes longest."""
+    folder = tmp_path_factory.mktemp("processes")
+    vae, images = (
+        ("--from_pretrained", tiny_vae),
+        ("--real_image_dir", "photos", "--resolution", 48),
+    )
+    few = ("--num_images", 3, "--steps", 2, "--sampler", "euler")
+    pairs = ("--metric", "psnr", "ssim", "lpips", "--lpips_net", "alex", "--batch_size", 2)
+    sets = ("--dataset", "shapes", "--resolution", 16, "--metric", "energy_distance")
+    sets += ("--label_sampling", "random", "--energy_samples", 9, "--batch_size", 4)
+    images += ("--num_workers", 0)
+    commands = {
+        "cache": ("cache_latents", "--image_path", "photos", *vae, "--shard_size", 1)
+        + ("--resolution", 32, "--output_dir", "cache"),
+        "shards": ("make_webdataset", "--image_path", "photos", "--output_dir", "shards")
+        + ("--samples_per_shard", 2),
+        "stats": ("latent_stats", *vae, *images, "--output_json", "stats.json"),
+        "recon": ("recon_image", *vae, *images, "--generated_image_dir", "recon"),
+        "pairs": ("eval_image", *images, "--generated_image_dir", "blurred", *pairs)
+        + ("--lpips_weights", alexnet_weights, "--output_json", "pairs.json"),
+        "sets": ("eval_generation", "--from_pretrained", pixels, *sets, *few, "--num_images", 11)
+        + ("--output_json", "sets.json"),
+        "npz": ("generate", "--from_pretrained", pixels, "--npz", "out/all.npz", *few),
+        "samples": ("generate", "--from_pretrained", text_flow, "--output_dir", "samples", *few)
+        + ("--prompt", *PROMPTS, "--guidance_scale", 2),
+    }
+    calls = {}
+    for name, (script, *words) in commands.items():
+        cpu = () if script == "make_webdataset" else ("--device", "cpu")
+        calls[name] = script, [str(word) for word in (*words, *cpu)]
+    for place in ("one", "two"):
+        (folder / place).mkdir()
+        (folder / place / "photos").symlink_to(photos)
+        (folder / place / "blurred").symlink_to(blurred)
+    with contextlib.chdir(folder / "one"):
+        for script, words in calls.values():
+            assert not importlib.import_module(f"scripts.{script}").main(words)
+    (folder / "two" / "calls.json").write_text(json.dumps(calls))
+    driver = "../tests/scripts/each_process.py"
+    run_script(driver, "calls.json", cwd=folder / "two", processes=2)
+    return folder
+
+
+def both(folder, name):
+    return [json.loads((folder / place / name).read_text()) for place in ("one", "two")]
+
+
+def test_one_process_tells(folder):
+    for name, line in (
+        ("recon", "reconstructed 5 of 5 images into recon"),
+        ("pairs", "| psnr"),
+        ("sets", "| sampler"),
+        ("npz", "3 images, euler, 2 steps"),
+    ):
+        assert (folder / "two" / f"{name}-0.txt").read_text().count(line) == 1
+        assert (folder / "two" / f"{name}-1.txt").read_text() == ""
+
+
+@pytest.mark.parametrize(("name", "count"), [("cache", 11), ("shards", 7)])
+def test_caches_and_shards_are_the_same_to_the_byte(folder, name, count):
+    one, two = (
+        {
+            path.name: path.read_bytes().replace(f"/{place}/photos".encode(), b"photos")
+            for path in (folder / place / name).iterdir()
+        }
+        for place in ("one", "two")
+    )
+    assert len(one) == count and one == two
+
+
+def test_pictures_differ_by_rounding_at_most(folder):
+    arrays = [np.load(folder / place / "out" / "all.npz") for place in ("one", "two")]
+    assert arrays[1]["arr_1"].tolist() == [0, 1, 0]
+    assert [p.name for p in (folder / "two" / "out").iterdir()] == ["all.npz"]
+    sets = [{"all": array["arr_0"].astype(int)} for array in arrays]
+    sets = [
+        sets,
+        *(
+            [pictures(folder / place / name) for place in ("one", "two")]
+            for name in ("recon", "samples")
+        ),
+    ]
+    for one, two in sets:
+        assert list(one) == list(two)
+        assert all(abs(one[name] - two[name]).max() <= 1 for name in one)
+    assert len(list((folder / "two" / "samples").glob("*.json"))) == 7
+    assert len(list((folder / "two" / "recon").rglob("*.png"))) == 5
+
+
+def test_figures_are_the_same(folder):
+    one, two = both(folder, "stats.json")
+    np.testing.assert_allclose(one["mean"], two["mean"], atol=1e-6)
+    np.testing.assert_allclose(one["std"], two["std"], rtol=1e-6)
+    one, two = both(folder, "pairs.json")
+    assert one["protocol_hash"] == two["protocol_hash"]
+    for metric, tolerance in (("psnr", 1e-9), ("ssim", 1e-9), ("lpips", 1e-4)):
+        assert 0 < one[metric] == pytest.approx(two[metric], rel=tolerance)
+    (one,), (two,) = (content["results"] for content in both(folder, "sets.json"))
+    assert one["energy_distance"] == pytest.approx(two["energy_distance"], rel=1e-3)
+    assert one["protocol_hash"] == two["protocol_hash"] and two["sampling"]["nfe"] == 2
