@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from tests.eval.flow_models import BlobModel, GaussianFlow, generator_of
+from tests.eval.flow_models import BlobModel, generator_of
 from tests.refusals import refused
 from wfimagevae.generate.flow_paths import (
     draw_states,
@@ -72,12 +72,6 @@ def test_the_field_is_that_of_a_class_or_of_none():
     none = sampling_velocity(generator, [Subject(0)] * 2, options)(x, t)
     assert red.mean((0, 2, 3)).tolist() == pytest.approx([0.7, -0.7, -0.7])
     assert none.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0])
-
-
-def test_guidance_of_an_unconditional_model_is_refused():
-    options = sampling("euler", 2, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="unconditional"):
-        draw_states(generator_of(GaussianFlow()), subjects_in_turn(3), options)
 
 
 def test_slerp_meets_both_ends_and_stays_as_long():

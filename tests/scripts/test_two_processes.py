@@ -9,8 +9,6 @@ import pytest
 
 from tests.scripts.flow_exports import pictures
 
-PROMPTS = ("a red circle", "A Blue star?")
-
 
 @pytest.fixture(scope="module")
 def folder(
@@ -18,34 +16,27 @@ def folder(
 ):
     """``one`` and ``two`` processes' files; all commands share a start, which takes longest."""
     folder = tmp_path_factory.mktemp("processes")
-    vae, images = (
-        ("--from_pretrained", tiny_vae),
-        ("--real_image_dir", "photos", "--resolution", 48),
-    )
-    few = ("--num_images", 3, "--steps", 2, "--sampler", "euler")
-    pairs = ("--metric", "psnr", "ssim", "lpips", "--lpips_net", "alex", "--batch_size", 2)
-    sets = ("--dataset", "shapes", "--resolution", 16, "--metric", "energy_distance")
-    sets += ("--label_sampling", "random", "--energy_samples", 9, "--batch_size", 4)
-    images += ("--num_workers", 0)
+    vae, cpu = f"--from_pretrained {tiny_vae}", "--device cpu --num_workers 0"
+    images = f"--real_image_dir photos --resolution 48 {cpu}"
+    few = "--num_images 3 --steps 2 --sampler euler --device cpu"
+    pairs = f"--metric psnr ssim lpips --lpips_net alex --lpips_weights {alexnet_weights}"
+    sets = "--dataset shapes --resolution 16 --metric energy_distance --energy_samples 9"
     commands = {
-        "cache": ("cache_latents", "--image_path", "photos", *vae, "--shard_size", 1)
-        + ("--resolution", 32, "--output_dir", "cache"),
-        "shards": ("make_webdataset", "--image_path", "photos", "--output_dir", "shards")
-        + ("--samples_per_shard", 2),
-        "stats": ("latent_stats", *vae, *images, "--output_json", "stats.json"),
-        "recon": ("recon_image", *vae, *images, "--generated_image_dir", "recon"),
-        "pairs": ("eval_image", *images, "--generated_image_dir", "blurred", *pairs)
-        + ("--lpips_weights", alexnet_weights, "--output_json", "pairs.json"),
-        "sets": ("eval_generation", "--from_pretrained", pixels, *sets, *few, "--num_images", 11)
-        + ("--output_json", "sets.json"),
-        "npz": ("generate", "--from_pretrained", pixels, "--npz", "out/all.npz", *few),
-        "samples": ("generate", "--from_pretrained", text_flow, "--output_dir", "samples", *few)
-        + ("--prompt", *PROMPTS, "--guidance_scale", 2),
+        "cache": f"cache_latents --image_path photos --output_dir cache {vae} --resolution 32 "
+        f"--shard_size 1 {cpu}",
+        "shards": "make_webdataset --image_path photos --output_dir shards --samples_per_shard 2",
+        "stats": f"latent_stats {vae} {images} --output_json stats.json",
+        "recon": f"recon_image {vae} {images} --generated_image_dir recon",
+        "pairs": f"eval_image {images} --generated_image_dir blurred {pairs} --batch_size 2 "
+        "--output_json pairs.json",
+        "sets": f"eval_generation --from_pretrained {pixels} {sets} {few} --num_images 11 "
+        "--label_sampling random --batch_size 4 --output_json sets.json",
+        "npz": f"generate --from_pretrained {pixels} {few} --npz out/all.npz",
+        "samples": f"generate --from_pretrained {text_flow} {few} --guidance_scale 2 "
+        "--prompt circle star --output_dir samples",
     }
-    calls = {}
-    for name, (script, *words) in commands.items():
-        cpu = () if script == "make_webdataset" else ("--device", "cpu")
-        calls[name] = script, [str(word) for word in (*words, *cpu)]
+    split = {name: command.split() for name, command in commands.items()}
+    calls = {name: (script, words) for name, (script, *words) in split.items()}
     for place in ("one", "two"):
         (folder / place).mkdir()
         (folder / place / "photos").symlink_to(photos)
