@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""
-        named = [(flag, action) for action in self._actions for flag in action.option_strings]
+        named = self._option_string_actions.items()
         return {flag[2:]: action for flag, action in named if flag.startswith("--")}
 
     def read_words(self, argv: Sequence[str]) -> dict[str, Any]:

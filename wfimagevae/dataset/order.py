@@ -47,7 +47,7 @@ class Order:
 
     def candidates(self, position: int) -> Iterator[int]:
         """The image at ``position``, then those that stand in for it if it cannot be read."""
-        return (self.index(later) for later in itertools.count(position))
+        return map(self.index, itertools.count(position))
 
     def size(self, position: int) -> tuple[int, int] | None:
         """Height and width of the sample at ``position``, where it is not the data set's own."""

@@ -34,11 +34,15 @@ def turned(orientation=6, **entries):
 
 
 @pytest.mark.parametrize("suffix", KINDS)
-def test_each_format_gives_the_saved_pixels(tmp_path, natural, suffix):
-    image = natural(48, 32)
-    image.save(tmp_path / f"a.{suffix}", quality=95)
-    error = np.abs(pixels(tmp_path / f"a.{suffix}") - np.asarray(image)).mean()
+def test_each_format_gives_the_saved_pixels_and_gray_equal_channels(tmp_path, natural, suffix):
+    image, path = natural(48, 32), tmp_path / f"a.{suffix}"
+    image.save(path, quality=95)
+    error = np.abs(pixels(path) - np.asarray(image)).mean()
     assert error <= (3 if suffix in ("jpg", "webp") else 0)
+    image.convert("L").save(path, quality=100)
+    gray = np.asarray(image.convert("L"))[..., None]
+    np.testing.assert_allclose(pixels(path), np.repeat(gray, 3, 2), atol=8)
+    assert np.ptp(pixels(path), axis=2).max() <= (2 if suffix == "webp" else 0)
 
 
 def test_each_file_gives_the_pixels_of_its_first_frame_whatever_its_extension(tmp_path, noise):
@@ -72,15 +76,6 @@ def test_exif_of_16_bit_and_transparent_images_counts_and_odd_blocks_do_no_harm(
     np.testing.assert_array_equal(pixels(tmp_path / "a.png"), np.asarray(noise(11, 7))[::-1, ::-1])
 
 
-@pytest.mark.parametrize("suffix", KINDS)
-def test_grayscale_gives_three_equal_channels(tmp_path, natural, suffix):
-    gray = natural(32, 24).convert("L")
-    gray.save(tmp_path / f"a.{suffix}", quality=100)
-    rgb = pixels(tmp_path / f"a.{suffix}")
-    np.testing.assert_allclose(rgb, np.repeat(np.asarray(gray)[..., None], 3, 2), atol=8)
-    assert np.ptp(rgb, axis=2).max() <= (2 if suffix == "webp" else 0)
-
-
 @pytest.mark.parametrize("suffix", ["png", "bmp"])
 def test_palettes_and_single_bits_give_their_colours(tmp_path, noise, suffix):
     for image in (noise(16, 8).quantize(16), noise(16, 8).convert("1")):
@@ -89,20 +84,20 @@ def test_palettes_and_single_bits_give_their_colours(tmp_path, noise, suffix):
 
 
 def test_transparency_is_composited_over_white(tmp_path):
-    image = Image.new("RGBA", (3, 1))
+    image, path = Image.new("RGBA", (3, 1)), tmp_path / "a.png"
     image.putdata([(200, 100, 0, 255), (200, 100, 0, 0), (200, 100, 0, 51)])
-    image.save(tmp_path / "a.png")
+    image.save(path)
     expected = [[[200, 100, 0], [255, 255, 255], [244, 224, 204]]]
-    np.testing.assert_allclose(pixels(tmp_path / "a.png"), expected, atol=1)
+    np.testing.assert_allclose(pixels(path), expected, atol=1)
     entry = Image.new("P", (2, 1))
     entry.putpalette([10, 20, 30, 40, 50, 60])
     entry.putdata([0, 1])
-    entry.save(tmp_path / "p.png", transparency=1)
-    np.testing.assert_array_equal(pixels(tmp_path / "p.png"), [[[10, 20, 30], [255, 255, 255]]])
-    Image.new("LA", (2, 2), (50, 0)).save(tmp_path / "la.png")
-    Image.new("RGB", (2, 2), (1, 2, 3)).save(tmp_path / "key.png", transparency=(1, 2, 3))
-    assert (pixels(tmp_path / "la.png") == 255).all()
-    assert (pixels(tmp_path / "key.png") == 255).all()
+    entry.save(path, transparency=1)
+    np.testing.assert_array_equal(pixels(path), [[[10, 20, 30], [255, 255, 255]]])
+    Image.new("LA", (2, 2), (50, 0)).save(path)
+    assert (pixels(path) == 255).all()
+    Image.new("RGB", (2, 2), (1, 2, 3)).save(path, transparency=(1, 2, 3))
+    assert (pixels(path) == 255).all()
 
 
 @pytest.mark.parametrize("colour", [(255, 0, 0), (0, 255, 0), (0, 0, 255), (255,) * 3, (0,) * 3])
@@ -228,31 +223,33 @@ def chunk(kind, content):
     return length + kind + content + checksum
 
 
+def saved_with(folder, image, more, before):
+    """A PNG file with more chunks before one of its own."""
+    image.save(folder / "a.png")
+    whole = (folder / "a.png").read_bytes()
+    place = whole.index(before) - 4
+    (folder / "a.png").write_bytes(whole[:place] + more + whole[place:])
+    return folder / "a.png"
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 @pytest.mark.parametrize("kind", [b"eXIf", b"iTXt", b"tEXt", b"none"])
 def test_size_of_a_turned_png_is_upright_wherever_that_is_said(tmp_path, noise, kind, is_late):
     exif = turned().tobytes()
-    content = {
+    contents = {
         b"eXIf": exif[6:],
         b"iTXt": b'XML:com.adobe.xmp\0\0\0\0\0<x tiff:Orientation="6"/>',
         b"tEXt": b"Raw profile type exif\0\nexif\n 26\n" + exif.hex().encode() + b"\n",
-        b"none": b"",
-    }[kind]
-    path = tmp_path / "a.png"
-    noise(11, 7).save(path)
-    whole = path.read_bytes()
-    place = whole.index(b"IEND" if is_late else b"IDAT") - 4
-    path.write_bytes(whole[:place] + (chunk(kind, content) if content else b"") + whole[place:])
+    }
+    more = chunk(kind, contents[kind]) if kind in contents else b""
+    path = saved_with(tmp_path, noise(11, 7), more, b"IEND" if is_late else b"IDAT")
     assert image_size(str(path)) == ((11, 7) if kind == b"none" else (7, 11))
     assert image_size(str(path)) == open_rgb(str(path)).size
 
 
 @pytest.mark.parametrize("more", [b"", chunk(b"tEXt", b"date:create\x002026-01-01")])
 def test_size_of_a_png_is_read_without_its_pixels(tmp_path, noise, more, monkeypatch):
-    path = tmp_path / "a.png"
-    noise(11, 7).save(path)
-    whole = path.read_bytes()
-    path.write_bytes(whole[:-12] + more + whole[-12:])
+    path = saved_with(tmp_path, noise(11, 7), more, b"IEND")
     for cls in (Image.Image, PngImagePlugin.PngImageFile):
         monkeypatch.setattr(cls, "load", lambda image: pytest.fail("decoded"))
     assert image_size(str(path)) == (11, 7)

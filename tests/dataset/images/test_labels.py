@@ -11,9 +11,8 @@ from wfimagevae.dataset import IndexedImages, Labels, TrainImageDataset, TrainLo
 def classes(tmp_path, noise):
     """A folder with two images of a cat, one of them deep, and three of a dog."""
     folder = tmp_path / "classes"
-    for i, name in enumerate(
-        ["dog/0.png", "dog/1.png", "dog/2.png", "cat/0.png", "cat/deep/1.png"]
-    ):
+    names = ("dog/0.png", "dog/1.png", "dog/2.png", "cat/0.png", "cat/deep/1.png")
+    for i, name in enumerate(names):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         noise(10, 10, seed=i).save(folder / name)
     return folder

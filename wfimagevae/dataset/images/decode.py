@@ -102,7 +102,7 @@ def _decode(
     image: Image.Image, min_side: int | tuple[int, int], short_side: int | tuple[int, int] | None
 ) -> Image.Image:
     width, height = image.size
-    least, cover = (_pair(image, sides) for sides in (min_side, short_side or 0))
+    least, cover = _pair(image, min_side), _pair(image, short_side or 0)
     if height < least[0] or width < least[1]:
         raise UnreadableImage(f"too small: {width}x{height}, needs at least {least[1]}x{least[0]}")
     size, box = (width, height), None
