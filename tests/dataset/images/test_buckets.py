@@ -7,6 +7,7 @@ from PIL import Image
 from tests.dataset.shard_files import open_set, png, write_shards
 from tests.refusals import refused
 from wfimagevae.dataset import BucketOrder, CropDataset, CropRules, ShardOrder, TrainLoader
+from wfimagevae.dataset.images import image_sets
 from wfimagevae.dataset.images.buckets import BucketRules, assign_buckets
 from wfimagevae.dataset.images.image_sets import ImageParts, measured_sizes, open_folder
 from wfimagevae.dataset.images.index import index_images
@@ -147,10 +148,9 @@ def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
     for resolution, multiple in ((100, 60), (256, 96), (40, 32)):
         uneven = BucketRules(resolution, multiple).buckets(long)
         assert (uneven.max(axis=1) <= 4 * uneven.min(axis=1)).all()
-    (tmp_path / "images").mkdir()
-    Image.new("RGB", (400, 40), (9,) * 3).save(tmp_path / "images" / "long.png")
+    Image.new("RGB", (400, 40), (9,) * 3).save(tmp_path / "long.png")
     for crop in ("native", "resized", "center"):
-        data = bucketed(tmp_path / "images", crop=crop)
+        data = bucketed(tmp_path, crop=crop)
         assert data.sizes == [(16, 64)]
         batch = data.read_batch([0, 1])
         assert batch["pixels"].shape == (2, 16, 64, 3) and batch["unreadable"] == []
@@ -195,10 +195,7 @@ def test_buckets_of_shards_read_the_same_shards_at_a_time(tmp_path):
 
 def test_sizes_are_measured_once_and_again_where_files_changed(tmp_path, monkeypatch):
     folder = write_images(tmp_path / "images")
-    opened = []
-    from wfimagevae.dataset.images import image_sets
-
-    real = image_sets.image_size
+    opened, real = [], image_sets.image_size
     monkeypatch.setattr(image_sets, "image_size", lambda path: opened.append(path) or real(path))
     images = index_images(folder)
     first = measured_sizes(images, tmp_path / "cache")

@@ -96,11 +96,10 @@ def test_nothing_readable_is_an_error_with_examples_after_a_thousand_at_most(fla
 
 
 def test_validation_is_sorted_resized_and_centred(tmp_path, natural):
-    folder = tmp_path / "images"
-    (folder / "b").mkdir(parents=True)
-    natural(60, 40).save(folder / "b" / "1.png")
-    natural(40, 60, seed=1).save(folder / "a.png")
-    dataset = ValidImageDataset(folder, resolution=20, crop_size=16)
+    (tmp_path / "b").mkdir()
+    natural(60, 40).save(tmp_path / "b" / "1.png")
+    natural(40, 60, seed=1).save(tmp_path / "a.png")
+    dataset = ValidImageDataset(tmp_path, resolution=20, crop_size=16)
     assert dataset.paths == ["a.png", "b/1.png"]
     sample = dataset[1]
     expected = natural(60, 40).resize((30, 20), Image.Resampling.BICUBIC).crop((7, 2, 23, 18))
@@ -111,10 +110,9 @@ def test_validation_is_sorted_resized_and_centred(tmp_path, natural):
 
 def test_crop_size_defaults_to_the_resolution_and_both_to_the_native_size(tmp_path, noise):
     noise(30, 22).save(tmp_path / "a.png")
-    assert ValidImageDataset(tmp_path, resolution=10)[0]["image"].shape == (3, 10, 10)
-    assert ValidImageDataset(tmp_path, resolution=40)[0]["image"].shape == (3, 40, 40)
-    assert ValidImageDataset(tmp_path, crop_size=20)[0]["image"].shape == (3, 20, 20)
-    assert ValidImageDataset(tmp_path)[0]["image"].shape == (3, 22, 30)
+    sizes = {(10, None): (10, 10), (40, None): (40, 40), (None, 20): (20, 20)}
+    for asked, size in (sizes | {(None, None): (22, 30)}).items():
+        assert ValidImageDataset(tmp_path, *asked)[0]["image"].shape == (3, *size)
     assert "too small" in ValidImageDataset(tmp_path, crop_size=24)[0]["error"]
 
 
@@ -141,10 +139,8 @@ def test_unreadable_images_are_listed_not_replaced(flat_folder):
 # Crops of class-conditional models, and data held out
 
 
-def test_center_crop_is_the_resized_middle_mirrored_half_of_the_time(tmp_path, noise):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    noise(40, 24).save(folder / "a.png")
+def test_center_crop_is_the_resized_middle_mirrored_half_of_the_time(noise_folder, noise):
+    folder = noise_folder(1, 40, 24)
     expected = torch.from_numpy(resized_center_crop(noise(40, 24), 10))
     dataset = TrainImageDataset(folder, resolution=10, train_crop="center")
     crops = dataset.read_batch(list(range(100)))["pixels"]
@@ -157,10 +153,8 @@ def test_center_crop_is_the_resized_middle_mirrored_half_of_the_time(tmp_path, n
 
 @pytest.mark.parametrize("train_crop", ["native", "resized", "center"])
 def test_without_augmentation_an_image_gives_one_crop_its_middle(tmp_path, natural, train_crop):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    natural(40, 20).save(folder / "a.png")
-    dataset = TrainImageDataset(folder, 10, train_crop=train_crop, augment=False)
+    natural(40, 20).save(tmp_path / "a.png")
+    dataset = TrainImageDataset(tmp_path, 10, train_crop=train_crop, augment=False)
     crops = dataset.read_batch(list(range(20)))["pixels"]
     assert (crops == crops[0]).all()
     if train_crop == "native":
