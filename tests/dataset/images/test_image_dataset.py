@@ -45,6 +45,19 @@ def test_sample_depends_on_seed_and_position_alone(noise_folder):
     assert not all(torch.equal(other[p]["image"], forward[p]) for p in range(8))
 
 
+def test_crop_is_any_piece_of_the_image_or_its_mirror_image(tmp_path):
+    ys, xs = np.mgrid[:7, :9].astype(np.uint8)  # pixel (x, y) is (x, y, 0)
+    Image.fromarray(np.stack([xs, ys, 0 * xs], axis=2)).save(tmp_path / "a.png")
+    crops = (
+        TrainImageDataset(tmp_path, 5).read_batch(list(range(500)))["pixels"].numpy().astype(int)
+    )
+    xs, ys = crops[:, 0, :, 0], crops[:, :, 0, 1]
+    assert (crops[..., 0] == xs[:, None]).all() and (crops[..., 1] == ys[:, :, None]).all()
+    assert (np.diff(ys) == 1).all() and (np.diff(xs) == np.diff(xs)[:, :1]).all()
+    assert set(zip(xs.min(1), ys.min(1), strict=True)) == set(np.ndindex(5, 3))
+    assert 200 < (xs[:, 0] > xs[:, -1]).sum() < 300
+
+
 def test_unreadable_image_is_replaced_by_the_next_in_the_order(tmp_path, flat_folder, noise):
     folder = flat_folder(6)
     whole = TrainImageDataset(folder, resolution=8)

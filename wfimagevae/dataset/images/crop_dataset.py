@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
-from wfimagevae.dataset.images.transforms import center_crop, random_crop, resized_center_crop
+from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop
 from wfimagevae.dataset.options import Crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData, Images
@@ -47,15 +47,21 @@ class CropRules:
         self, images: Images, index: int, size: tuple[int, int], rng: random.Random
     ) -> np.ndarray:
         """A crop of an image, uint8 (*size, 3); `UnreadableImage` if it is damaged or small."""
-        file = images.file(index)
-        if self.train_crop == "center":
-            if size[0] == size[1]:
-                pixels = resized_center_crop(open_rgb(file), size[0])
+        file, (height, width) = images.file(index), size
+        if self.train_crop == "center" and height == width:
+            pixels = resized_center_crop(open_rgb(file), height)
+        elif self.train_crop == "center":
+            pixels = center_crop(open_rgb(file, short_side=size), size)
+        else:
+            image = open_rgb(file, size, size if self.train_crop == "resized" else None)
+            if self.augment:
+                # random() is the one method whose stream Python promises to keep between versions.
+                left = int(rng.random() * (image.width - width + 1))
+                top = int(rng.random() * (image.height - height + 1))
+                pixels = np.array(image.crop((left, top, left + width, top + height)))
             else:
-                pixels = center_crop(open_rgb(file, short_side=size), size)
-            return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
-        image = open_rgb(file, size, size if self.train_crop == "resized" else None)
-        return random_crop(image, size, rng) if self.augment else center_crop(image, size)
+                pixels = center_crop(image, size)
+        return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
 
 
 class CropDataset(FlowData, Dataset):

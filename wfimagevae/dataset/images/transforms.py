@@ -10,21 +10,6 @@ from torch import Tensor
 from wfimagevae.dataset.order import stable_seed
 
 
-def random_crop(image: Image.Image, size: tuple[int, int], rng: random.Random) -> np.ndarray:
-    """A crop at a random place, mirrored left to right half of the time: uint8 (height, width, 3).
-
-    ``rng`` gives three numbers; the image is at least ``size``, (height, width).
-    """
-    height, width = size
-    # random() is the one method whose stream Python promises to keep between versions.
-    left = int(rng.random() * (image.width - width + 1))
-    top = int(rng.random() * (image.height - height + 1))
-    crop = image.crop((left, top, left + width, top + height))
-    if rng.random() < 0.5:
-        crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return np.array(crop)
-
-
 def center_crop(image: Image.Image, size: int | tuple[int, int] | None) -> np.ndarray:
     """The middle (height, width) or square of ``size`` pixels; None: all; uint8 (h, w, 3)."""
     if size is None:
