@@ -1,8 +1,11 @@
 """Where a step stands, as the console and the names of samples tell it."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from wfimagevae.pipeline.watch import Position, console_line, position
+from tests.pipeline.files import PLAIN, options_of
+from wfimagevae.pipeline.watch import Position, StepWatcher, position
 
 
 def positions(epoch_steps: float, max_steps: int, num_epochs: int | None = None) -> list[Position]:
@@ -39,6 +42,10 @@ def test_no_two_iterations_stand_at_one_place(epoch_steps, max_steps, num_epochs
         assert 1 <= where.batch <= where.batches and 1 <= where.epoch <= where.epochs
 
 
-def test_a_day_of_training_is_hours():
-    line = console_line("gan (2/3)", position(1, 1, 1), {}, 1.0, 25 * 3600 + 61.9)
-    assert line.startswith("[25:01:01] Step gan (2/3) | ")
+def test_a_day_of_training_is_hours(load, monkeypatch):
+    pipeline = load(PLAIN)
+    monkeypatch.setattr("time.perf_counter", lambda: 25 * 3600 + 61.9)
+    watcher = StepWatcher(pipeline, pipeline.steps[0], options_of(pipeline), None, started=0.0)
+    watcher.run = SimpleNamespace(epoch_steps=1, max_steps=2, samples_a_step=1)
+    line = "[25:01:01] Step vae (1/1) | Epoch 1/2 | Batch 1/1 | KL 8 | 2s/batch"
+    assert watcher.line(1, {"train/kl_loss": 8, "img_per_s": 0.5}) == line

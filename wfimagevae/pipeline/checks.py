@@ -9,17 +9,17 @@ from wfimagevae.files import is_hub_name, read_json
 from wfimagevae.options import BadOptions, Options, nearest
 from wfimagevae.pipeline.document import Place, Problems, dotted
 from wfimagevae.pipeline.flags import OPTIMIZED, idleness, step_flags
-from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
+from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection, listed
 from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
 from wfimagevae.pipeline.metrics import check_transition
 from wfimagevae.pipeline.steps import (
     DEFAULTS,
     FLAGS,
+    MODES,
     SHARED,
     Pipeline,
     Step,
     flag_of,
-    listed,
     read_pipeline,
 )
 
@@ -29,12 +29,6 @@ _OF_SHARDS = ("webdataset_url", "webdataset_image_key", "webdataset_label_key")
 _OF_SHARDS += ("webdataset_caption_key",)
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")
 _OF_DATA_ALONE = ("data_path", "eval_data_path", "data_weights", "captions_file", "webdataset_url")
-_MODES = {
-    "train_vae": "write train_vae: decoder (or encoder) to train the other half",
-    "gan_training": "options: {freeze_discriminator: true} lets one judge without learning",
-    "train_diff": "options: {freeze_flow: true} trains its text encoder alone",
-    "train_diff_full": "options: {freeze_flow: true} trains its text encoder alone",
-}
 _VAE = "train it (train_vae: true), put a step that does before it, or give model.vae.pretrained"
 _UNFREEZE = {
     "encoder": _VAE,
@@ -240,7 +234,7 @@ def _check_modes(pipeline: Pipeline, step: Step) -> Problems:
     if settings.train_diff and settings.train_diff_full:
         text = "train_diff and train_diff_full are the same here: leave one out"
         yield ("train_diff_full",), text
-    if step.task is None and not is_unclear(*_MODES):
+    if step.task is None and not is_unclear(*MODES):
         yield (), f"{name} trains nothing: set train_vae, gan_training or train_diff"
     if settings.use_fp16 is not None and settings.precision is not None:
         yield ("use_fp16",), "use_fp16 and precision say the same: leave use_fp16 out"
@@ -254,7 +248,7 @@ def _check_modes(pipeline: Pipeline, step: Step) -> Problems:
     if both := set(step.own.get("freeze", [])) & set(step.own.get("unfreeze", [])):
         yield ("unfreeze",), f"{', '.join(sorted(both))}: frozen and unfrozen in one step"
     if both := step.declared & step.frozen:
-        advice = dict.fromkeys(text for mode, text in _MODES.items() if getattr(settings, mode))
+        advice = dict.fromkeys(text for mode, text in MODES.items() if getattr(settings, mode))
         text = f"{name} freezes and trains {', '.join(sorted(both))}: leave it out of freeze, or "
         yield ("freeze",), text + "; ".join(advice)
     elif step.task is not None and not step.trained - {"discriminator"}:
@@ -272,13 +266,13 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
     if source is None and not is_drawn and section.default_dataset is None:
         text = "has no data: give data.data_path, or datasets and dataset: NAME"
         yield (), f"step {step.name!r} {text}"
-    if source is not None and not source.paths:
-        key = "webdataset_url" if source.is_webdataset else "image_folder"
+    if source is not None and not source.section.paths:
+        key = "webdataset_url" if source.section.is_webdataset else "image_folder"
         pipeline.document.report(source.place, f"dataset {source.name!r} needs {key}")
     if step.task != "flow":
         return
-    is_single = source and max(len(source.paths), len(source.held_out)) <= 1
-    if settings.cache_latents and not (is_single and not source.is_webdataset):
+    is_single = source and max(len(source.section.paths), len(source.section.held_out)) <= 1
+    if settings.cache_latents and not (is_single and not source.section.is_webdataset):
         text = "cache_latents takes one folder or manifest of images (and one held out); without "
         yield ("cache_latents",), f"step {step.name!r}: {text}it latents are encoded while training"
     if source and source.section.captions_file and not content.model.text_encoder:

@@ -146,23 +146,23 @@ def _data_flags(step: Step, content: fluxflow.PipelineFile) -> Flags:
     name = "image_path" if step.task == "vae" else "data_path"
     section = source.section
     flags |= {
-        name: source.paths or None,
-        f"eval_{name}": source.held_out or None,
-        "eval_steps": None if source.held_out else 0,
+        name: section.paths or None,
+        f"eval_{name}": section.held_out or None,
+        "eval_steps": None if section.held_out else 0,
         "data_weights": section.data_weights,
         "reduced_min_sizes": content.data.reduced_min_sizes,
         "wds_image_key": section.webdataset_image_key,
     }
     if step.task == "vae" or not content.model.text_encoder:
         return flags
-    folders, prefix = source.paths, section.fixed_prompt_prefix
+    folders, prefix = section.paths, section.fixed_prompt_prefix
     flags["fixed_prompt_prefix"] = prefix or content.data.fixed_prompt_prefix
-    if source.is_webdataset:
+    if section.is_webdataset:
         key, kind = section.webdataset_caption_key, section.webdataset_label_key
         if kind or key not in (None, "txt"):  # a field of the JSON member, as FluxFlow means it
             key = f"json:{(key or 'prompt').removeprefix('json:')}"
         flags["wds_caption_key"] = key
-        folders = source.held_out  # shards do not read --captions, whatever it says
+        folders = section.held_out  # shards do not read --captions, whatever it says
     if folders:
         manifest = any(path.endswith((".jsonl", ".json")) for path in folders)
         flags["captions"] = section.captions_file or ("manifest" if manifest else "sidecar")
@@ -212,7 +212,7 @@ def _optimizer_flags(section: Section, step: Step, document: Document, name: str
     def report(key: str, message: str) -> None:
         document.report(step.origin(document, "optimization", "optimizers", name, key), message)
 
-    kind = fluxflow.OPTIMIZERS.get(section.type, section.type)
+    kind = section.type.lower()
     for key, fixed in _FIXED.items():
         value = getattr(section, key)
         if value not in (None, fixed):
@@ -241,18 +241,19 @@ def _schedule_flags(section: Section, step: Step, document: Document, name: str)
     if schedule.needs and getattr(section, schedule.needs) is None:
         report(f"needs {schedule.needs}: it has no usual value")
     # Data that is drawn needs no held-out files.
-    validates = step.source is None or bool(step.source.held_out)
+    validates = step.source is None or bool(step.source.section.held_out)
     if schedule.kind == "plateau" and not step.settings.options.get("eval_steps", validates):
         report(
             "waits for validations, and this step has none: give held-out data (eval_data_path, "
             "eval_image_folder) and no eval_steps: 0"
         )
+    keys = {name: key.flag for name, key in section.keys().items()}
     for key in sorted(section.model_fields_set - {"type"}):
         value = getattr(section, key)
         if value is None or (key, value) in (("start_factor", 1), ("mode", "min")):
             continue  # it says what happens anyway
-        if flag := {**schedule.keys, "warmup_steps": "warmup_steps"}.get(key):
-            flags[flag] = value
+        if key in (*schedule.keys, "warmup_steps"):
+            flags[keys[key]] = value
         else:
             report(_UNMET.get(key, f"has no {key}; leave it out"), key)
     return flags

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, WrapValidator
 from pydantic_core import PydanticCustomError
@@ -101,6 +101,8 @@ class ModelSection(Section):
 
 
 class _Images(Section):
+    folder: ClassVar[str]  # the key of its images
+    switch: ClassVar[str]  # what says that it is of shards
     data_weights: _flag("data_weights") = None
     captions_file: _flag("captions") = None
     fixed_prompt_prefix: _flag("fixed_prompt_prefix") = None
@@ -110,10 +112,27 @@ class _Images(Section):
     webdataset_label_key: Literal["json"] | None = None
     webdataset_caption_key: _flag("wds_caption_key") = None
 
+    @property
+    def is_webdataset(self) -> bool:
+        """Whether it is of shards."""
+        name, _, value = self.switch.partition(": ")
+        return str(getattr(self, name)).lower() == value
+
+    @property
+    def paths(self) -> list[str]:
+        """Folders, manifests or shards to train on."""
+        return listed(getattr(self, "webdataset_url" if self.is_webdataset else self.folder))
+
+    @property
+    def held_out(self) -> list[str]:
+        """What to validate on."""
+        return listed(getattr(self, f"eval_{self.folder}"))
+
 
 class DataSection(_Images):
     """Data of the steps that name no other."""
 
+    folder, switch = "data_path", "use_webdataset: true"
     data_path: Paths | None = None
     eval_data_path: Paths | None = None
     channels: Literal[3] = 3
@@ -124,6 +143,7 @@ class DataSection(_Images):
 class DatasetSection(_Images):
     """One of several data sets."""
 
+    folder, switch = "image_folder", "type: webdataset"
     type: Literal["local", "webdataset"] = "local"
     image_folder: Paths | None = None
     eval_image_folder: Paths | None = None
@@ -132,45 +152,41 @@ class DatasetSection(_Images):
     options: dict[str, Any] = Field({})
 
 
+def listed(paths: str | list[str] | None) -> list[str]:
+    """One path or several as a list."""
+    return [] if not paths else [paths] if isinstance(paths, str) else paths
+
+
 class Schedule(NamedTuple):
-    """A learning-rate schedule: our name, its keys' flags, flags of its name, a key it needs."""
+    """A learning-rate schedule: our name, its keys, flags of its name, a key that it needs."""
 
     kind: str
-    keys: dict[str, str]
+    keys: tuple[str, ...] = ()
     flags: Mapping[str, float] = MappingProxyType({})
     needs: str | None = None
 
 
-_STEP = {"step_size": "lr_step_updates", "gamma": "lr_gamma"}
-_PLATEAU = {"factor": "lr_gamma", "patience": "plateau_patience"}
-_EXPONENTIAL = Schedule("exponential", {"gamma": "lr_gamma"}, {"lr_step_updates": 1}, "gamma")
-# By torch's name with FluxFlow's documented defaults, and by ours with our flags' defaults.
-_COSINE, _LINEAR = {"eta_min_factor": "min_lr_ratio"}, {"end_factor": "min_lr_ratio"}
+# By torch's name with FluxFlow's documented defaults.
 SCHEDULES = {
-    "CosineAnnealingLR": Schedule("cosine", _COSINE, {"min_lr_ratio": 0.1}),
-    "LinearLR": Schedule("linear", _LINEAR, {"min_lr_ratio": 0.1}),
-    "StepLR": Schedule("step", _STEP, {"lr_gamma": 0.1}, "step_size"),
-    "ExponentialLR": _EXPONENTIAL,
-    "ConstantLR": Schedule("constant", {}),
-    "ReduceLROnPlateau": Schedule("plateau", _PLATEAU, {"lr_gamma": 0.1, "plateau_patience": 10}),
+    "CosineAnnealingLR": Schedule("cosine", ("eta_min_factor",), {"min_lr_ratio": 0.1}),
+    "LinearLR": Schedule("linear", ("end_factor",), {"min_lr_ratio": 0.1}),
+    "StepLR": Schedule("step", ("step_size", "gamma"), {"lr_gamma": 0.1}, "step_size"),
+    "ExponentialLR": Schedule("exponential", ("gamma",), {"lr_step_updates": 1}, "gamma"),
+    "ConstantLR": Schedule("constant"),
+    "ReduceLROnPlateau": Schedule(
+        "plateau", ("factor", "patience"), {"lr_gamma": 0.1, "plateau_patience": 10}
+    ),
 }
-# Our names mean the same with our flags' own defaults.
+# By our names, the same with our flags' own defaults.
 SCHEDULES |= {s.kind: Schedule(s.kind, s.keys) for s in SCHEDULES.values()}
-SCHEDULES["exponential"] = _EXPONENTIAL
-OPTIMIZERS = {
-    "AdamW": "adamw",
-    "Adam": "adam",
-    "SGD": "sgd",
-    "RMSprop": "rmsprop",
-    "Lion": "lion",
-    "Muon": "muon",
-}
+SCHEDULES["exponential"] = SCHEDULES["ExponentialLR"]
+_OPTIMIZERS = ("AdamW", "Adam", "SGD", "RMSprop", "Lion", "Muon")
 
 
 class OptimizerSection(Section):
-    """An optimizer, by torch's names or by ours."""
+    """An optimizer, by torch's names or by ours, in lower case."""
 
-    type: Literal[*OPTIMIZERS, *OPTIMIZERS.values()] = "AdamW"
+    type: Literal[*_OPTIMIZERS, *map(str.lower, _OPTIMIZERS)] = "AdamW"
     lr: _flag("lr") = None
     betas: _kind(tuple[Share, Share], "a list of two numbers between 0 and 1") | None = None
     momentum: _flag("momentum") = None
@@ -187,15 +203,15 @@ class SchedulerSection(Section):
 
     type: Literal[*SCHEDULES] = "CosineAnnealingLR"
     warmup_steps: _flag("warmup_steps") = None
-    eta_min_factor: Share | None = None
+    eta_min_factor: Annotated[Share | None, Key("min_lr_ratio")] = None
     start_factor: Share | None = None
-    end_factor: Share | None = None
+    end_factor: Annotated[Share | None, Key("min_lr_ratio")] = None
     total_iters: Count | None = None
-    step_size: Count | None = None
-    gamma: Share | None = None
+    step_size: Annotated[Count | None, Key("lr_step_updates")] = None
+    gamma: Annotated[Share | None, Key("lr_gamma")] = None
     mode: Literal["min", "max"] | None = None
-    factor: Share | None = None
-    patience: Count | None = None
+    factor: Annotated[Share | None, Key("lr_gamma")] = None
+    patience: Annotated[Count | None, Key("plateau_patience")] = None
 
 
 Trained = Literal["vae", "discriminator", "flow", "text_encoder"]

@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,14 +20,13 @@ from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_beside, find_weights, read_facts
+from wfimagevae.pipeline.checks import parse_sizes
 from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_networks import build_network
 from wfimagevae.task.flow_space import FlowSpace
 
-# Values that each optimizer keeps for one parameter.
-_MOMENTS = {"adamw": 2, "adam": 2, "lion": 1, "sgd": 1, "rmsprop": 1, "muon": 1}
 # VGG16's features, as LPIPS keeps them: values for one pixel.
 _VGG_VALUES, _VGG_PARAMETERS = 270, 14_714_688
 _BYTES = 4
@@ -96,92 +95,120 @@ def write_configs(content: PipelineFile) -> None:
 class Footprint:
     """What a step holds, by component; sizes in bytes."""
 
-    parameters: dict[str, int] = field(default_factory=dict)
+    parameters: dict[str, int]
+    activations: int  # what backward needs of one micro-batch
     states: int = 0  # weights, gradients, optimizer and averages
-    activations: int = 0  # what backward needs of one micro-batch
-    notes: list[str] = field(default_factory=list)  # what is not counted
-    size_multiple: int = 1  # of the height and width of a flow's samples
     shapes: dict[str, dict[str, tuple]] = field(default_factory=dict)  # of weights that travel on
+    note: str = ""  # what is not counted
+
+    def add_states(self, options: TrainingOptions, trained: set[str]) -> None:
+        """Counts weights, and gradients, optimizer's moments and averages of what is trained."""
+        moments = 2 if options.optimizer in ("adam", "adamw") else 1
+        averages = len(options.ema_decay) if options.ema else 0
+        for name, count in self.parameters.items():
+            copies = 1 + (1 + moments if name in trained else 0)
+            copies += averages if name != "discriminator" else 0
+            self.states += copies * count * _BYTES
 
 
-def vae_footprint(
-    options: TrainingOptions, vae: VaeFacts, trained: frozenset, dry_runs: dict
-) -> Footprint:
-    """Size and memory of a VAE step; dry runs of one size serve all steps.
+def vae_footprint(options: TrainingOptions, vae: VaeFacts, trained: set[str]) -> Footprint:
+    """Size and memory of a VAE step.
 
     Raises:
         ValueError: images too small for the discriminator.
     """
-    size, batch = options.resolution, options.batch_size
-    sizes = (size, batch, options.mix_precision, options.gradient_checkpointing)
-    build = partial(ModelRegistry.get_model(vae.name).from_config, vae.config)
-    key = (*sizes, trained & {"encoder", "decoder"})
-    if key not in dry_runs:
-        with FakeTensorMode():
-            network = _dry(build).train()
-            parts = {"encoder": network.encoder, "decoder": network.decoder}
-            for name, part in parts.items():
-                part.requires_grad_(name in trained)
-            images = torch.empty(batch, 3, size, size)
-            kept = _kept_bytes(network, options, lambda: network(images))
-        dry_runs[key] = {n: count_parameters(part) for n, part in parts.items()}, kept
-    counts, kept = dry_runs[key]
-    footprint = Footprint(dict(counts), activations=kept)
+    size, precision = options.resolution, options.mix_precision
+    inputs = (options.batch_size, 3, size, size), precision
+    halves = tuple(half for half in ("encoder", "decoder") if half in trained)
+    counts, kept = _autoencoder(vae.name, json.dumps(vae.config), halves, *inputs)
+    share = 4 if options.gradient_checkpointing else 1
+    footprint = Footprint(dict(counts), kept // share)
     if options.disc_weight > 0:
-        key = (*sizes, options.disc_num_layers)
-        if key not in dry_runs:
-            dry_runs[key] = _critic(options)
-        count, kept, footprint.shapes["discriminator"] = dry_runs[key]
+        count, kept, shapes = _discriminator(options.disc_num_layers, *inputs)
         footprint.parameters["discriminator"] = count
-        footprint.activations += 2 * kept  # it sees real images and reconstructions
+        footprint.shapes["discriminator"] = shapes
+        footprint.activations += 2 * (kept // share)  # it sees real images and reconstructions
     if options.perceptual_weight > 0:
-        width = 4 if options.mix_precision == "fp32" else 2
-        footprint.activations += batch * _VGG_VALUES * size**2 * width
+        width = 4 if precision == "fp32" else 2
+        footprint.activations += options.batch_size * _VGG_VALUES * size**2 * width
         footprint.states += _VGG_PARAMETERS * _BYTES
-    averaged = counts["encoder"] + counts["decoder"]
-    footprint.states += _state_bytes(footprint.parameters, options, trained, averaged)
+    footprint.add_states(options, trained)
     return footprint
 
 
-def _critic(options: TrainingOptions) -> tuple[int, int, dict[str, tuple]]:
+# Cached: steps of one size share a dry run, which takes seconds.
+@cache
+def _autoencoder(
+    name: str, config: str, trained: tuple[str, ...], shape: tuple, precision: str
+) -> tuple[dict[str, int], int]:
+    """Parameters of the autoencoder's halves, and the bytes that a forward pass keeps."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        build = ModelRegistry.get_model(name).from_config
+        network = dry(lambda: build(json.loads(config))).train()
+        parts = {half: getattr(network, half) for half in ("encoder", "decoder")}
+        for half, part in parts.items():
+            part.requires_grad_(half in trained)
+        images = torch.empty(shape)
+        kept = kept_bytes(network, precision, lambda: network(images))
+    return {half: count_parameters(part) for half, part in parts.items()}, kept
+
+
+@cache
+def _discriminator(layers: int, shape: tuple, precision: str) -> tuple[int, int, dict[str, tuple]]:
     """The discriminator's parameters, the bytes that it keeps, and its weights' shapes."""
-    size, layers = options.resolution, options.disc_num_layers
-    with FakeTensorMode():
-        critic = _dry(lambda: NLayerDiscriminator(layers))
-        if size < critic.min_size:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        critic = dry(lambda: NLayerDiscriminator(layers))
+        if shape[-1] < critic.min_size:
             raise ValueError(
-                f"{size} px images are too small for a discriminator of {layers} layers: write "
-                "options: {disc_num_layers: N} with a smaller N, or a larger img_size"
+                f"{shape[-1]} px images are too small for a discriminator of {layers} layers: "
+                "write options: {disc_num_layers: N} with a smaller N, or a larger img_size"
             )
-        images = torch.empty(options.batch_size, 3, size, size)
-        kept = _kept_bytes(critic, options, lambda: critic(images))
+        images = torch.empty(shape)
+        kept = kept_bytes(critic, precision, lambda: critic(images))
     return count_parameters(critic), kept, _shapes(critic)
 
 
 def flow_footprint(
-    pipeline: Pipeline, step: Step, options: TrainingOptions, shape: tuple[int, int, int]
+    pipeline: Pipeline, step: Step, options: TrainingOptions, vae: VaeFacts
 ) -> Footprint:
-    """Size and memory of a flow step on samples of a shape, without frozen image encoders."""
-    keys, note = _text_keys(pipeline.content.model)
+    """Size and memory of a flow step, without frozen image encoders.
+
+    Raises:
+        ValueError: a network that does not fit, or sizes of samples that it cannot draw.
+    """
+    content, size, batch = pipeline.content, step.size, options.batch_size
+    # Latents of an earlier step's VAE or of a trained one, else pixels.
+    shape = (3, size, size)
+    is_latent = pipeline.before(step, "vae") or content.model.vae.pretrained is not None
+    if is_latent:
+        factor = vae.network.spatial_factor
+        shape = (vae.network.config.latent_dim, size // factor, size // factor)
+    keys, note = _text_keys(content.model)
     # It stands for a text encoder that is not loaded: only what sizes the network.
     text = None if keys is None else SimpleNamespace(config_keys=keys)
     space = FlowSpace(shape, 0, None, None, {}, None, text)
-    footprint = Footprint(notes=[note] if note else [])
-    plain = options.changed(compile=False)
-    with FakeTensorMode():
-        network = _dry(lambda: build_network(plain, space, torch.device("meta")))
-        total = count_parameters(network)
-        inside = [p for n, p in network.named_parameters() if n.startswith("text_encoder.")]
-        count = sum(p.numel() for p in inside)
-        footprint.parameters = {"flow": total - count} | ({"text_encoder": count} if count else {})
-        footprint.shapes = {"flow": _shapes(network)}
-        footprint.size_multiple = network.size_multiple or shape[-1]
-        batch = options.batch_size
+    plain = options.changed(compile=False, resolution=size)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = dry(lambda: build_network(plain, space, torch.device("meta")))
         x, t = torch.empty(batch, *shape), torch.empty(batch)
         condition = network.null_condition(batch, torch.device("cpu"))
-        kept = _kept_bytes(network, options, lambda: network(x, t, condition))
-    footprint.activations = kept
-    footprint.states = _state_bytes(footprint.parameters, options, step.trained, total)
+        kept = kept_bytes(network, options.mix_precision, lambda: network(x, t, condition))
+    multiple = size // shape[-1] * (network.size_multiple or shape[-1])
+    for width, height in parse_sizes(content.output.sample_sizes or []):
+        if width % multiple or height % multiple:
+            raise ValueError(
+                f"sample size {width}x{height}: sides of this flow's pictures are multiples of "
+                f"{multiple}"
+            )
+    inside = [p for n, p in network.named_parameters() if n.startswith("text_encoder.")]
+    count = sum(p.numel() for p in inside)
+    parameters = {"flow": count_parameters(network) - count}
+    parameters |= {"text_encoder": count} if count else {}
+    footprint = Footprint(parameters, kept // (4 if options.gradient_checkpointing else 1))
+    footprint.shapes, footprint.note = {"flow": _shapes(network)}, note
+    footprint.add_states(options, step.trained)
+    if is_latent and not step.settings.cache_latents:  # the frozen encoder stays beside it
+        footprint.states += _BYTES * count_parameters(vae.network.encoder)
     return footprint
 
 
@@ -207,31 +234,16 @@ def _shapes(network: nn.Module) -> dict[str, tuple]:
     return {name: tuple(value.shape) for name, value in network.state_dict().items()}
 
 
-def _dry(build: Callable[[], nn.Module]) -> nn.Module:
+def dry(build: Callable[[], nn.Module]) -> nn.Module:
     """A network whose tensors are shapes, as if on the CPU; inside a `FakeTensorMode`."""
     with unset_fake_temporarily(), torch.device("meta"), warnings.catch_warnings():
         # Weights are read, so that those which do not fit are found, and go nowhere.
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
         network = build()
-    for module in network.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            module._parameters[name] = nn.Parameter(torch.empty(parameter.shape))
-        for name, buffer in module.named_buffers(recurse=False):
-            module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype)
-    return network
+    return network.to_empty(device="cpu")
 
 
-def _state_bytes(
-    parameters: dict[str, int], options: TrainingOptions, trained: frozenset, averaged: int
-) -> int:
-    moments = _MOMENTS[options.optimizer]
-    values = sum(parameters.values())
-    values += sum((1 + moments) * n for name, n in parameters.items() if name in trained)
-    values += averaged * len(options.ema_decay) if options.ema else 0
-    return values * _BYTES
-
-
-def _kept_bytes(network: nn.Module, options: TrainingOptions, forward: Callable[[], object]) -> int:
+def kept_bytes(network: nn.Module, precision: str, forward: Callable[[], object]) -> int:
     """Bytes that autograd keeps of a forward pass, parameters aside."""
     own = {p.untyped_storage()._cdata for p in network.parameters()}
     kept: dict[int, Tensor] = {}
@@ -242,8 +254,8 @@ def _kept_bytes(network: nn.Module, options: TrainingOptions, forward: Callable[
         return tensor
 
     hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, autocast(torch.device("cpu"), options.mix_precision):
+    with hooks, autocast(torch.device("cpu"), precision):
         output = forward()
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del output
-    return size // 4 if options.gradient_checkpointing else size
+    del output  # its graph holds what is counted until here
+    return size

@@ -1,9 +1,9 @@
 """The plan of a pipeline: what each step would train, on what, for how long, in what memory."""
 
-import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,14 +12,14 @@ import torch
 from wfimagevae.dataset.open import as_list, build_image_data, open_images
 from wfimagevae.dataset.shards.specs import is_remote
 from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.run import run_length
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.weight_files import find_weights
-from wfimagevae.pipeline.checks import check_spade, parse_sizes
+from wfimagevae.pipeline.checks import check_spade
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.networks import (
-    Footprint,
     VaeFacts,
     flow_footprint,
     vae_facts,
@@ -41,18 +41,6 @@ _SAME = {
 _ORDER = ("encoder", "decoder", "discriminator", "flow", "text_encoder")
 # What only training data has, as it is where there is none of it.
 _OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": []}
-
-
-@dataclass
-class _Plan:
-    """What the descriptions of all steps share."""
-
-    pipeline: Pipeline
-    vae: VaeFacts
-    states: list[StepState]  # none where the autoencoder cannot be built
-    # Component -> step that trained it last, and the shapes of its weights.
-    weights: dict[str, tuple[str, dict]] = field(default_factory=dict)
-    dry_runs: dict = field(default_factory=dict)
 
 
 def describe_plan(pipeline: Pipeline) -> list[str]:
@@ -80,15 +68,17 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
         "memory: weights, gradients, optimizer states and averages by count, and what backward "
         "keeps of one micro-batch by a dry run on shapes; without caches and kernels' workspace",
     ]
+    # Component -> step that trained it last, and the shapes of its weights.
+    weights: dict[str, tuple[str, dict]] = {}
     with TemporaryDirectory() as folder:  # for configurations that the YAML itself holds
         content = content.changed(output=content.output.changed(output_path=folder))
         write_configs(content)
-        plan = _Plan(replace(pipeline, content=content), vae, states)
-        for step in pipeline.steps:
+        pipeline = replace(pipeline, content=content)
+        for step, state in zip_longest(pipeline.steps, states):
             if step.task == "vae" and not states:
-                continue
+                continue  # the autoencoder cannot be built
             try:
-                lines += ["", *_describe_step(plan, step)]
+                lines += ["", *_describe_step(pipeline, vae, step, state, weights)]
             except (ValueError, OSError) as error:
                 document.report(step.place, f"step {step.name!r}: {error}")
             except RuntimeError as error:  # of a dry run: shapes that do not meet
@@ -103,97 +93,81 @@ def _command_line(pipeline: Pipeline) -> list[str]:
     """Flags that were given over the file, and the steps that have them."""
     shown = []
     for flag, value in pipeline.flags.items():
-        tasks = [task for task, options in OPTIONS.items() if flag in options.by_flag()]
-        names = [step.name for step in pipeline.steps if step.task in tasks]
+        names = [s.name for s in pipeline.steps if flag in OPTIONS[s.task].by_flag()]
         whom = "all steps" if len(names) == len(pipeline.steps) else ", ".join(names)
         words = value if isinstance(value, list | tuple) else [value]
         shown.append(f"--{flag} {' '.join(map(str, words))} ({whom})")
     return [f"over the file, from the command line: {'; '.join(shown)}"] if shown else []
 
 
-def _describe_step(plan: _Plan, step: Step) -> list[str]:
-    pipeline, settings = plan.pipeline, step.settings
-    document = pipeline.document
-    state = plan.states[step.index] if plan.states else None
-    units = plan.vae.units(step.size) if step.task == "vae" else None
-    flags, conversions = step_flags(pipeline, step, units)
+def _describe_step(
+    pipeline: Pipeline, vae: VaeFacts, step: Step, state: StepState | None, weights: dict
+) -> list[str]:
+    """A step's lines of the plan.
+
+    Raises:
+        ValueError: networks that do not take its images or the weights of earlier steps, or data
+            that its training would refuse.
+    """
+    document, settings, title = pipeline.document, step.settings, f"{step.index + 1}. {step.name}"
+    flags, conversions = step_flags(
+        pipeline, step, vae.units(step.size) if step.task == "vae" else None
+    )
     options = OPTIONS[step.task](**flags)
-    footprint = _footprint(plan, step, options)
-    _check_weights(plan, step, footprint)
-    title = f"{step.index + 1}. {step.name}"
+    # Its networks, which go on with what earlier steps trained.
+    if step.task == "vae":
+        footprint = vae_footprint(options, vae, step.trained)
+    else:
+        footprint = flow_footprint(pipeline, step, options, vae)
+    for component, shapes in footprint.shapes.items():
+        source, before = weights.get(component, (step.name, shapes))
+        if wrong := [n for n in before | shapes if before.get(n) != shapes.get(n)]:
+            was, now = (known.get(wrong[0], "missing") for known in (before, shapes))
+            raise ValueError(
+                f"the {component} of step {source} does not fit: its {wrong[0]} is {was}, here "
+                f"{now}; {_SAME[component]}"
+            )
+        weights[component] = step.name, shapes
     if state and state.finished:
         return [f"{title}: finished, {state.checkpoint}"]
     # What its training would refuse of its networks when it begins.
     pretrained = pipeline.content.model.flow.pretrained
     if step.task == "vae":
-        for key, text in check_spade(step, bool(plan.vae.network.config.get("spade"))):
+        for key, text in check_spade(step, bool(vae.network.config.get("spade"))):
             document.report(step.origin(document, *key), text)
     elif pretrained:
         try:
             find_weights(pretrained)
         except (ValueError, OSError) as error:
             document.report(("model", "flow", "pretrained"), str(error))
-    return [
+    # What is trained and frozen, and where its weights come from.
+    counts = {name: footprint.parameters.get(name) for name in _ORDER}
+    learns = {name: count for name, count in counts.items() if count and name in step.trained}
+    frozen = [f"{n} {c:,}" for n, c in counts.items() if c and n not in step.trained]
+    frozen += [name for name, count in counts.items() if count is None and name in step.frozen]
+    trained = ", ".join(f"{name} {count:,}" for name, count in learns.items())
+    lines = [
         f"{title}: {settings.description}" if settings.description else title,
-        *_networks(step, footprint),
+        f"   trains {trained}: {sum(learns.values()):,} parameters",
+        *([f"   frozen {', '.join(frozen)}"] if frozen else []),
         *_starts(pipeline, step, state),
         *_data_and_length(step, options),
-        *_rates(options, step),
-        *(f"   {conversion}" for conversion in conversions),
-        *(_weights(options) if step.task == "vae" else []),
-        _memory(footprint),
     ]
-
-
-def _footprint(plan: _Plan, step: Step, options: TrainingOptions) -> Footprint:
-    pipeline, vae, size = plan.pipeline, plan.vae, step.size
-    if step.task == "vae":
-        return vae_footprint(options, vae, step.trained, plan.dry_runs)
-    shape, is_latent = (3, size, size), _learns_latents(pipeline, step)
-    if is_latent:
-        factor, channels = vae.network.spatial_factor, vae.network.config.latent_dim
-        shape = (channels, size // factor, size // factor)
-    footprint = flow_footprint(pipeline, step, options.changed(resolution=size), shape)
-    multiple = size // shape[-1] * footprint.size_multiple
-    for width, height in parse_sizes(pipeline.content.output.sample_sizes or []):
-        if width % multiple or height % multiple:
-            raise ValueError(
-                f"sample size {width}x{height}: sides of this flow's pictures are multiples of "
-                f"{multiple}"
-            )
-    if is_latent and not step.settings.cache_latents:
-        footprint.states += 4 * sum(p.numel() for p in vae.network.encoder.parameters())
-    return footprint
-
-
-def _learns_latents(pipeline: Pipeline, step: Step) -> bool:
-    """Whether a flow step learns latents: of an earlier step's VAE, or of a trained one."""
-    return bool(pipeline.before(step, "vae")) or pipeline.content.model.vae.pretrained is not None
-
-
-def _check_weights(plan: _Plan, step: Step, footprint: Footprint) -> None:
-    """Raises ValueError where the weights of an earlier step do not fit a step's network."""
-    for component, shapes in footprint.shapes.items():
-        source, before = plan.weights.get(component, (step.name, shapes))
-        wrong = [name for name in before | shapes if before.get(name) != shapes.get(name)]
-        if wrong:
-            was, now = before.get(wrong[0], "missing"), shapes.get(wrong[0], "missing")
-            raise ValueError(
-                f"the {component} of step {source} does not fit: its {wrong[0]} is {was}, here "
-                f"{now}; {_SAME[component]}"
-            )
-        plan.weights[component] = (step.name, shapes)
-
-
-def _networks(step: Step, footprint: Footprint) -> list[str]:
-    counts = footprint.parameters
-    present = [name for name in _ORDER if name in counts]
-    trained = [f"{name} {counts[name]:,}" for name in present if name in step.trained]
-    frozen = [f"{name} {counts[name]:,}" for name in present if name not in step.trained]
-    frozen += [name for name in _ORDER if name in step.frozen and name not in counts]
-    total = sum(counts[name] for name in present if name in step.trained)
-    lines = [f"   trains {', '.join(trained)}: {total:,} parameters"]
-    return lines + ([f"   frozen {', '.join(frozen)}"] if frozen else [])
+    # Rates and weights.
+    average = f"average {options.ema_decay}" if options.ema else "no average"
+    lines.append(f"   {_rate(options)}, precision {options.mix_precision}, {average}")
+    if "discriminator" in step.trained:
+        own = {"lr": options.lr * options.disc_lr_ratio} | options.discriminator_options
+        lines.append(f"   its discriminator: {_rate(options.changed(**own))}")
+    if step.task == "flow" and options.text_encoder_options:
+        own = options.changed(**options.text_encoder_options)
+        lines.append(f"   its text encoder: {_rate(own)}")
+    lines += [f"   {conversion}" for conversion in conversions]
+    lines += _weights(options) if step.task == "vae" else []
+    states, kept = footprint.states / _GIB, footprint.activations / _GIB
+    note = f"; {footprint.note}" if footprint.note else ""
+    memory = f"{states + kept:.2f} GiB a process: {states:.2f} of states, {kept:.2f} of activations"
+    return [*lines, f"   memory about {memory}{note}"]
 
 
 def _starts(pipeline: Pipeline, step: Step, state: StepState | None) -> list[str]:
@@ -228,22 +202,17 @@ def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
     """
     count, world = _count(step, options), int(os.environ.get("WORLD_SIZE", 1))
     name = step.source.name if step.source else options.dataset
-    held_out = ", ".join(step.source.held_out) if step.source else ""
+    held_out = ", ".join(step.source.section.held_out) if step.source else ""
     images = "counted when training begins" if count is None else f"{count:,} images"
-    validates = held_out and options.eval_steps
-    validation = f"validated on {held_out}" if validates else "no validation"
-    lines = [f"   data {name}: {images}, {step.size} px; {validation}"]
+    validation = f"validated on {held_out}" if held_out and options.eval_steps else "no validation"
     batch = options.batch_size * options.grad_accum_steps * world
     update = f"of {options.batch_size} x {options.grad_accum_steps} x {world} = {batch} images"
     steps = options.max_steps
+    length = f"{options.epochs} epochs of updates" if steps is None else f"{steps:,} updates"
     if steps is None and count is not None:
-        epoch = min(count / batch, options.max_steps_per_epoch or math.inf)
-        steps = math.ceil(options.epochs * epoch)
-        lines.append(f"   {options.epochs} epochs = {steps:,} updates {update}")
-    elif steps is None:
-        lines.append(f"   {options.epochs} epochs of updates {update}")
-    else:
-        lines.append(f"   {steps:,} updates {update}")
+        steps = run_length(options, count, world).max_steps
+        length = f"{options.epochs} epochs = {steps:,} updates"
+    lines = [f"   data {name}: {images}, {step.size} px; {validation}", f"   {length} {update}"]
     if not options.stop_metric:
         return lines
     window = options.stop_window
@@ -253,11 +222,8 @@ def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
             f"updates with log_interval {options.log_steps} have "
             f"{steps // options.log_steps}; lower transition_on.window"
         )
-    return [
-        *lines,
-        f"   ends earlier once {options.stop_metric} is below {options.stop_below:g}, the "
-        f"mean of {window} progress lines",
-    ]
+    ends = f"{options.stop_metric} is below {options.stop_below:g}, the mean of {window}"
+    return [*lines, f"   ends earlier once {ends} progress lines"]
 
 
 def _count(step: Step, options: TrainingOptions) -> int | None:
@@ -282,19 +248,6 @@ def _count(step: Step, options: TrainingOptions) -> int | None:
 
 def _is_away(sources: Sequence[str] | None) -> bool:
     return any(is_remote(str(path)) for path in as_list(sources or []))
-
-
-def _rates(options: TrainingOptions, step: Step) -> list[str]:
-    line = f"   {_rate(options)}, precision {options.mix_precision}"
-    line += f", average {options.ema_decay}" if options.ema else ", no average"
-    lines = [line]
-    if "discriminator" in step.trained:
-        own = {"lr": options.lr * options.disc_lr_ratio} | options.discriminator_options
-        lines.append(f"   its discriminator: {_rate(options.changed(**own))}")
-    if step.task == "flow" and options.text_encoder_options:
-        own = options.changed(**options.text_encoder_options)
-        lines.append(f"   its text encoder: {_rate(own)}")
-    return lines
 
 
 def _rate(options: TrainingOptions) -> str:
@@ -331,12 +284,3 @@ def _weights(options: TrainingOptions) -> list[str]:
             "options: {lpips_weights: FILE} names a copy"
         )
     return lines
-
-
-def _memory(footprint: Footprint) -> str:
-    states, activations = footprint.states / _GIB, footprint.activations / _GIB
-    notes = "".join(f"; {note}" for note in footprint.notes)
-    return (
-        f"   memory about {states + activations:.2f} GiB a process: {states:.2f} of states, "
-        f"{activations:.2f} of activations{notes}"
-    )

@@ -57,7 +57,7 @@ def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> Options:
             flags |= {"dataset": "latents", "data_path": str(folder / "latents")}
             for name in ("captions", "fixed_prompt_prefix"):
                 flags.pop(name, None)
-            if step.source.held_out:
+            if step.source.section.held_out:
                 flags["eval_data_path"] = str(folder / "held_out_latents")
     return OPTIONS[step.task](**flags)
 

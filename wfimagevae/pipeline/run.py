@@ -32,7 +32,6 @@ from wfimagevae.pipeline.progress import (
     step_options,
     vae_source,
 )
-from wfimagevae.pipeline.samples import FlowSamples, VaeSamples
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.pipeline.watch import StepWatcher
 from wfimagevae.task.flow_space import build_datasets
@@ -93,10 +92,7 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     if step.task == "flow":
         _prepare_latents(pipeline, step, vae.name, here)
     latents = vae.units(step.size).latents if step.task == "vae" else None
-    drawer = None
-    if not content.output.no_samples and (step.task == "flow" or content.output.test_image_address):
-        drawer = (VaeSamples if step.task == "vae" else FlowSamples)(pipeline, step, options)
-    watcher = StepWatcher(pipeline, step, options, latents, drawer, started)
+    watcher = StepWatcher(pipeline, step, options, latents, started)
     task = importlib.import_module(f"wfimagevae.task.{step.task}")
     done = task.train(options, folder, watcher)
     if here.is_main:

@@ -1,9 +1,9 @@
 """A pipeline file's steps, each with all that it inherits. No torch here."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 from wfimagevae.command_line import bare_type
 from wfimagevae.options import BadOptions, nearest
@@ -26,21 +26,21 @@ SHARED: Place = ("training",)
 DEFAULTS: Place = ("training", "pipeline", "defaults")
 DEFAULT_SIZE = 1024
 FLAGS = {flag: field for cls in OPTIONS.values() for flag, field in cls.by_flag().items()}
-# What says that a step trains.
-_MODES = ("train_vae", "gan_training", "train_diff", "train_diff_full")
+# What says that a step trains, and what to write instead of freezing it.
+MODES = {
+    "train_vae": "write train_vae: decoder (or encoder) to train the other half",
+    "gan_training": "options: {freeze_discriminator: true} lets one judge without learning",
+    "train_diff": "options: {freeze_flow: true} trains its text encoder alone",
+    "train_diff_full": "options: {freeze_flow: true} trains its text encoder alone",
+}
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a step's data comes from: its section in the file, and the paths to train on, which may
-    be tar shards, and to validate on."""
+class Source(NamedTuple):
+    """Where a step's data comes from: a section of the file."""
 
     place: Place
     name: str
-    paths: list[str]
-    held_out: list[str]
     section: DataSection | DatasetSection
-    is_webdataset: bool
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,8 @@ class Step:
     settings: StepSection  # with all that it inherits
     own: dict[str, Any]  # what the file says at the step itself
     source: Source | None
-    task: str | None  # None where nothing says what it trains
-    trained: frozenset[str]  # components that learn
-    frozen: frozenset[str]  # components that the file freezes
     size: int  # height and width that it trains on, in pixels
+    text_encoder: str | None
 
     @property
     def name(self) -> str:
@@ -72,16 +70,39 @@ class Step:
         return bool(self.settings.gan_training and not self.settings.train_vae)
 
     @property
+    def task(self) -> str | None:
+        """Its training; None where nothing says what it trains."""
+        settings = self.settings
+        if settings.train_vae or settings.gan_training:
+            return "vae"
+        return "flow" if settings.train_diff or settings.train_diff_full else None
+
+    @property
     def declared(self) -> set[str]:
         """Components that its keys say it trains."""
-        settings, names = self.settings, set()
-        if settings.train_vae:
-            names |= COMPONENTS["vae" if settings.train_vae is True else settings.train_vae]
-        if settings.gan_training:
-            names.add("discriminator")
-        if self.task == "flow":
-            names.add("flow")
-        return names
+        mode = self.settings.train_vae
+        names = set(COMPONENTS["vae" if mode is True else mode]) if mode else set()
+        names |= {"discriminator"} if self.settings.gan_training else set()
+        return names | ({"flow"} if self.task == "flow" else set())
+
+    @property
+    def frozen(self) -> set[str]:
+        """Components that the file freezes."""
+        kept, freed = (
+            {component for name in names for component in COMPONENTS[name]}
+            for names in (self.settings.freeze, self.settings.unfreeze)
+        )
+        return kept - freed
+
+    @property
+    def trained(self) -> set[str]:
+        """Components that learn."""
+        names, options = self.declared, self.settings.options
+        names |= COMPONENTS["vae"] if self.is_gan_only else set()
+        if self.task == "flow" and self.text_encoder == "bytes":
+            names.add("text_encoder")
+        kept = {name for name in ("discriminator", "flow") if options.get(f"freeze_{name}")}
+        return names - self.frozen - kept
 
     def origin(self, document: Document, *key: str) -> Place:
         """Where a setting's value comes from."""
@@ -131,7 +152,7 @@ def read_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
         document.report((), "expected sections: model, data, training, output")
         document.check()
     _check_form(document)
-    content = _read_section(document, (), PipelineFile, document.data)
+    content = _read(document, (), PipelineFile, document.data)
     if not content.get("training", {}).get("pipeline", {}).get("steps"):
         document.check()
     for section, flags_of in (("training", TrainingSection), ("output", OutputSection)):
@@ -153,7 +174,7 @@ def _check_form(document: Document) -> None:
         text = "training.pipeline is a bare list; write its steps under a key: pipeline: "
         document.report(("training", "pipeline"), text + "{steps: ...}")
         document.check()
-    if pipeline is None and any(mode in training for mode in _MODES):
+    if pipeline is None and any(mode in training for mode in MODES):
         # A flat file (FluxFlow's): what it says under ``training`` is its one step's own.
         step = {key: training.pop(key) for key in StepSection.model_fields if key in training}
         training["pipeline"] = {"steps": [{"name": "train"} | step]}
@@ -166,73 +187,63 @@ def _check_form(document: Document) -> None:
         text = (
             "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, ...}]"
         )
-        text += f", or one of {', '.join(_MODES)} under training for a single step"
+        text += f", or one of {', '.join(MODES)} under training for a single step"
         document.report(("training",), text)
         document.check()
 
 
-def _read_section(document: Document, place: Place, cls: type[Section], values: Any) -> dict:
-    """What a section says, without what is wrong in it, which is reported."""
-    if not isinstance(values, dict):
-        if values is not None:
-            document.report(place, f"{dotted(place)}: {values!r:.80} is not keys and values")
+def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
+    """A section, or a list of them, or several by name, without what is wrong, which is reported.
+
+    Args:
+        document: The file.
+        place: Where in it.
+        kind: A class of sections, or a list or dictionary of one.
+        value: What stands there.
+    """
+    inner = get_args(kind)
+    if get_origin(kind) is list:
+        if not isinstance(value, list) or not value:
+            document.report(place, f"{dotted(place)}: {value!r:.80} is not a list of at least one")
+            return []
+        read = [_read(document, (*place, i), *inner, entry) for i, entry in enumerate(value)]
+        # A step that lacks its name keeps its place among the others.
+        return [{"name": f"step{i + 1}"} | step for i, step in enumerate(read)]
+    if not isinstance(value, dict):
+        if value is not None:
+            document.report(place, f"{dotted(place)}: {value!r:.80} is not keys and values")
         return {}
-    kept: dict[str, Any] = {}
-    for key, value in values.items():
+    if inner:  # several by name
+        names = get_args(inner[0]) or tuple(value)
+        for name in [name for name in value if name not in names]:
+            where = (*place, name)
+            document.report(where, f"unknown key {dotted(where)}{nearest(name, names)}")
+        named = {name: entry for name, entry in value.items() if name in names}
+        return {str(n): _read(document, (*place, n), inner[1], entry) for n, entry in named.items()}
+    sections, values = {}, {}
+    for key, entry in value.items():
         where = (*place, key)
-        if key not in cls.model_fields:
-            document.report(where, _unknown_key(where, cls))
-        elif inner := _sections_of(cls, key):
-            kept[key] = _read_inner(document, where, *inner, value)
+        if key not in kind.model_fields:
+            document.report(where, _unknown_key(where, kind))
+            continue
+        of_key = bare_type(kind.model_fields[key].annotation)
+        last = (get_args(of_key) or (of_key,))[-1]
+        if isinstance(last, type) and issubclass(last, Section):
+            sections[key] = _read(document, where, of_key, entry)
         else:
-            kept[key] = value
-    for key, about in cls.model_fields.items():
-        if about.is_required() and key not in values:
+            values[key] = entry
+    for key, about in kind.model_fields.items():
+        if about.is_required() and key not in value:
             document.report(place, f"{dotted((*place, key))} is missing")
     try:
-        cls(**{key: value for key, value in kept.items() if not _sections_of(cls, key)})
+        kind(**values)
     except BadOptions as error:
         for name, text in error.problems:
             if name:  # else a section that is missing, as it is read apart
                 text = text.replace("Input should be a valid", f"{values[name]!r:.80} is no")
                 document.report((*place, name), f"{dotted((*place, name))}: {text}")
-                kept.pop(name, None)
-    return kept
-
-
-def _sections_of(cls: type[Section], key: str) -> tuple[type[Section], Any] | None:
-    """The kind of section that a key holds, and of what it holds several: list, dict or None."""
-    kind = bare_type(cls.model_fields[key].annotation)
-    if isinstance(kind, type) and issubclass(kind, Section):
-        return kind, None
-    inner = (get_args(kind) or (None,))[-1]
-    return (inner, kind) if isinstance(inner, type) and issubclass(inner, Section) else None
-
-
-def _read_inner(
-    document: Document, place: Place, cls: type[Section], several: Any, value: Any
-) -> Any:
-    """The content of a section in a section, of a list of them, or of several by name."""
-    if several is None:
-        return _read_section(document, place, cls, value)
-    if get_origin(several) is list:
-        if not isinstance(value, list) or not value:
-            document.report(place, f"{dotted(place)}: {value!r:.80} is not a list of at least one")
-            return []
-        read = [_read_section(document, (*place, i), cls, v) for i, v in enumerate(value)]
-        # A step that lacks its name keeps its place among the others.
-        return [{"name": f"step{i + 1}"} | step for i, step in enumerate(read)]
-    if not isinstance(value, dict):
-        return _read_section(document, place, cls, value)
-    names = get_args(get_args(several)[0])  # where only some are allowed
-    read = {}
-    for name, section in value.items():
-        where = (*place, name)
-        if names and name not in names:
-            document.report(where, f"unknown key {dotted(where)}{nearest(name, names)}")
-        else:
-            read[str(name)] = _read_section(document, where, cls, section)
-    return read
+        values = {key: entry for key, entry in values.items() if key not in dict(error.problems)}
+    return values | sections
 
 
 def _unknown_key(place: Place, cls: type[Section]) -> str:
@@ -260,14 +271,10 @@ def _merge_steps(content: PipelineFile, flags: Mapping[str, Any]) -> list[Step]:
             of_data = {key: value for key, value in said(source.section).items() if key in kept}
             above = _merge(above, of_data)
         settings = StepSection(**_merge(_merge(above, own), over))
-        task = "vae" if settings.train_vae or settings.gan_training else None
-        task = task or ("flow" if settings.train_diff or settings.train_diff_full else None)
-        frozen = _components(settings.freeze) - _components(settings.unfreeze)
         of_source = source.section.img_size if source else None
         size = settings.options.get("resolution") or of_source or content.data.img_size
         size = size if isinstance(size, int) else DEFAULT_SIZE  # a wrong one is told elsewhere
-        step = Step(index, settings, own, source, task, frozenset(), frozenset(frozen), size)
-        steps.append(_with_trained(step, content.model.text_encoder))
+        steps.append(Step(index, settings, own, source, size, content.model.text_encoder))
     return steps
 
 
@@ -295,39 +302,10 @@ def _merge(under: dict, over: Mapping) -> dict:
     return merged
 
 
-def _components(names: list[str]) -> set[str]:
-    return {component for name in names for component in COMPONENTS[name]}
-
-
-def _with_trained(step: Step, text_encoder: str | None) -> Step:
-    names, options = step.declared, step.settings.options
-    if step.is_gan_only:
-        names |= {"encoder", "decoder"}
-    if step.task == "flow" and text_encoder == "bytes":
-        names.add("text_encoder")
-    kept = {name for name in ("discriminator", "flow") if options.get(f"freeze_{name}")}
-    return replace(step, trained=frozenset(names - step.frozen - kept))
-
-
 def _source(content: PipelineFile, name: str | None) -> Source | None:
     pipeline, data = content.training.pipeline, content.data
     name = name or pipeline.default_dataset
-    if name is not None:
-        section = pipeline.datasets.get(name)
-        if section is None:
-            return None
-        is_web = section.type == "webdataset"
-        paths = section.webdataset_url if is_web else section.image_folder
-        place = ("training", "pipeline", "datasets", name)
-        held_out = listed(section.eval_image_folder)
-        return Source(place, name, listed(paths), held_out, section, is_web)
-    paths = data.webdataset_url if data.use_webdataset else data.data_path
-    if not paths:
-        return None
-    held_out = listed(data.eval_data_path)
-    return Source(("data",), "data", listed(paths), held_out, data, data.use_webdataset)
-
-
-def listed(paths: str | list[str] | None) -> list[str]:
-    """One path or several as a list."""
-    return [] if not paths else [paths] if isinstance(paths, str) else paths
+    if name is None:
+        return Source(("data",), "data", data) if data.paths else None
+    section = pipeline.datasets.get(name)
+    return section and Source(("training", "pipeline", "datasets", name), name, section)

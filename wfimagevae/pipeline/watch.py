@@ -1,23 +1,39 @@
 """What a person sees of a step: console lines, metrics, plots, a summary, samples."""
 
+import hashlib
 import math
+import re
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import nullcontext
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
 
+from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
+from wfimagevae.engine.device import autocast
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.metrics import JsonLines
 from wfimagevae.engine.report.plots import Panel, Series, draw_page
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.run import Run
+from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.files import read_json_lines, write_text
+from wfimagevae.generate.generator_files import open_latent_space
+from wfimagevae.generate.subjects import Subject
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
+from wfimagevae.pictures.writer import save_image
+from wfimagevae.pipeline.checks import parse_sizes
+from wfimagevae.pipeline.fluxflow import listed
 from wfimagevae.pipeline.metrics import METRICS
-from wfimagevae.pipeline.samples import SampleDrawer
 from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.task.flow_validation import sampling_options
 
 _LOSSES = (
     Panel("VAE: reconstruction, per pixel value", ("vae_loss",)),
@@ -35,8 +51,7 @@ _TIMES = (Panel("seconds a batch", ("batch_time",), log=False),)
 _ROUNDING = 1e-6
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a step stands: the epoch and its batch that were done last, counted from 1."""
 
     epoch: int
@@ -64,36 +79,12 @@ def position(
     return Position(epoch, epochs, step - begin, max(1, end - begin))
 
 
-def console_line(
-    title: str, where: Position, metrics: dict[str, float], seconds: float, elapsed: float
-) -> str:
-    """``[h:mm:ss] Step vae_gan (2/3) | Epoch 5/20 | Batch 127/500 | VAE 0.02 | ... | 3.2s/batch``.
-
-    Args:
-        title: The step's name and number.
-        where: The place in the step.
-        metrics: Values under FluxFlow's names.
-        seconds: Time of a batch; ``elapsed`` is that since the command began.
-    """
-    minutes, second = divmod(int(elapsed), 60)
-    return " | ".join(
-        [
-            f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
-            f"Epoch {where.epoch}/{where.epochs}",
-            f"Batch {where.batch}/{where.batches}",
-            *(f"{m.label} {metrics[name]:.4g}" for name, m in METRICS.items() if name in metrics),
-            f"{seconds:.3g}s/batch",
-        ]
-    )
-
-
 class StepWatcher:
     """Looks on while one step trains.
 
     Args:
         pipeline: The file, of which ``step`` is one and ``options`` those of its training.
         latents: Latent values of an image, for a VAE step.
-        drawer: Draws samples, if asked for.
         started: When the command began, by `time.perf_counter`.
     """
 
@@ -106,40 +97,47 @@ class StepWatcher:
         step: Step,
         options: TrainingOptions,
         latents: int | None,
-        drawer: SampleDrawer | None,
         started: float,
     ):
-        self.pipeline, self.step, self.drawer = pipeline, step, drawer
+        output, is_vae = pipeline.content.output, step.task == "vae"
+        self.pipeline, self.step, self.graph = pipeline, step, pipeline.output / "graph"
         self.latents, self.started, self.plot_time = latents, started, 0.0
         self.num_epochs = None if options.max_steps else options.epochs
         # Reported even where the training logs no such value, as it does not change.
-        self.constants = {"kl_weight": options.kl_weight} if step.task == "vae" else {}
+        self.constants = {"kl_weight": options.kl_weight} if is_vae else {}
         self.session = time.strftime("%Y%m%dT%H%M%S")
+        draws = not output.no_samples and (output.test_image_address or not is_vae)
+        self.drawer = SampleDrawer(pipeline, step, options) if draws else None
 
     def begin(self, run: Run, task: Task) -> None:
         """Opens the metrics' file where the run stands; rows of later steps come again."""
         self.run, self.rows = run, None
         if run.world.is_main:
-            path = metrics_path(self.pipeline.output, self.step.name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.rows = JsonLines(path, run.step)
+            self.graph.mkdir(parents=True, exist_ok=True)
+            self.rows = JsonLines(self.graph / f"training_metrics_{self.step.name}.jsonl", run.step)
         if self.drawer:
-            self.drawer.begin(task, run.world)
+            self.drawer.begin(run, task)
 
     def line(self, step: int, values: dict[str, float]) -> str:
-        """The progress line of an iteration."""
+        """``[h:mm:ss] Step gan (2/3) | Epoch 5/20 | Batch 127/500 | VAE 0.02 | ... s/batch``."""
+        minutes, second = divmod(int(time.perf_counter() - self.started), 60)
         title = f"{self.step.name} ({self.step.index + 1}/{len(self.pipeline.steps)})"
-        elapsed = time.perf_counter() - self.started
-        metrics, seconds = self._metrics(values), self._seconds(values)
-        return console_line(title, self._position(step), metrics, seconds, elapsed)
+        where, values, seconds = self._measured(step, values)
+        return " | ".join(
+            [
+                f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
+                f"Epoch {where.epoch}/{where.epochs}",
+                f"Batch {where.batch}/{where.batches}",
+                *(f"{m.label} {values[name]:.4g}" for name, m in METRICS.items() if name in values),
+                f"{seconds:.3g}s/batch",
+            ]
+        )
 
     def logged(self, step: int, values: dict[str, float]) -> None:
         """Writes a row of ``training_metrics_<step>.jsonl``."""
         if self.rows is None:
             return
-        where, seconds = self._position(step), self._seconds(values)
-        rates = {n.removeprefix("lr/"): v for n, v in values.items() if n.startswith("lr/")}
-        left = self.run.max_steps - step
+        where, metrics, seconds = self._measured(step, values)
         row = {
             "step": step,
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%S"),
@@ -147,60 +145,54 @@ class StepWatcher:
             "epoch": where.epoch,
             "batch": where.batch,
             "global_step": step,
-            "metrics": self.constants | self._metrics(values),
-            "learning_rates": rates,
-            "extras": {"batch_time": seconds, "eta_seconds": left * seconds},
+            "metrics": self.constants | metrics,
+            "learning_rates": {n[3:]: v for n, v in values.items() if n.startswith("lr/")},
+            "extras": {"batch_time": seconds, "eta_seconds": (self.run.max_steps - step) * seconds},
         }
         with log_write_errors("metrics"):
             self.rows.write(row)
+
+    def _measured(
+        self, step: int, values: dict[str, float]
+    ) -> tuple[Position, dict[str, float], float]:
+        """The place of an iteration, values under FluxFlow's names, seconds of a batch."""
+        metrics = {name: values[m.logged] for name, m in METRICS.items() if m.logged in values}
+        if "kl_loss" in metrics:
+            metrics["kl_loss"] /= self.latents or 1  # the mean over latent values
+        if "train/kl_weight" in values:
+            metrics["kl_weight"] = values["train/kl_weight"]
+        speed = values.get("img_per_s", 0.0)
+        where = position(step, self.run.epoch_steps, self.run.max_steps, self.num_epochs)
+        return where, metrics, self.run.samples_a_step / speed if speed else 0.0
 
     def saving(self, step: int) -> None:
         """Draws samples and sums up; before the checkpoint, so that none lacks its samples."""
         output = self.pipeline.content.output
         every = self.run.options.save_ckpt_step * output.samples_per_checkpoint
         if self.drawer and (self.run.finished or (every and step % every == 0)):
-            where = self._position(step)
             with self.run.reporter.paused():
-                self.drawer.draw(where.epoch, where.batch)
+                self.drawer.draw(self._measured(step, {})[0])
         elapsed = time.perf_counter() - self.started
         if self.rows and self.plot_time <= self.PLOT_SHARE * elapsed:
             self.sum_up()
 
     def sum_up(self) -> None:
         """Writes the summary and draws plots of the metrics so far, on the main process."""
-        start, output, name = time.perf_counter(), self.pipeline.output, self.step.name
+        start, name = time.perf_counter(), self.step.name
         with log_write_errors("summary and plots"):
-            write_summary(output, [step.name for step in self.pipeline.steps])
-            has_rows = metrics_path(output, name).exists()
-            if self.pipeline.content.output.generate_diagrams and has_rows:
-                draw_graphs(output, name)
+            rows = {
+                other.name: read_json_lines(self.graph / f"training_metrics_{other.name}.jsonl")
+                for other in self.pipeline.steps
+            }
+            text = "\n".join(_summary(*step) for step in rows.items())
+            write_text(self.graph / "training_summary.txt", text)
+            if self.pipeline.content.output.generate_diagrams and rows[name]:
+                _draw_graphs(self.graph, name, _series(rows[name]))
         self.plot_time += time.perf_counter() - start
 
-    def _metrics(self, values: dict[str, float]) -> dict[str, float]:
-        """Logged values under FluxFlow's names, means over pixels and latent values."""
-        metrics = {name: values[m.logged] for name, m in METRICS.items() if m.logged in values}
-        if "kl_loss" in metrics:
-            metrics["kl_loss"] /= self.latents or 1
-        if "train/kl_weight" in values:
-            metrics["kl_weight"] = values["train/kl_weight"]
-        return metrics
 
-    def _position(self, step: int) -> Position:
-        return position(step, self.run.epoch_steps, self.run.max_steps, self.num_epochs)
-
-    def _seconds(self, values: dict[str, float]) -> float:
-        speed = values.get("img_per_s", 0.0)
-        return self.run.samples_a_step / speed if speed else 0.0
-
-
-def metrics_path(folder: Path, name: str) -> Path:
-    """Where a step's metrics stand, below the output folder."""
-    return folder / "graph" / f"training_metrics_{name}.jsonl"
-
-
-def draw_graphs(folder: Path, name: str) -> None:
+def _draw_graphs(graph: Path, name: str, series: Series) -> None:
     """Draws a step's losses, KL, learning rates and batch times, and all at once."""
-    series = _series(read_json_lines(metrics_path(folder, name)))
     rates = tuple(key for key in series if key.startswith("lr/"))
     learning = (Panel("learning rate", rates, log=False),)
     pages = {
@@ -211,20 +203,14 @@ def draw_graphs(folder: Path, name: str) -> None:
         "training_overview": (*_LOSSES, *_KL, *learning, *_TIMES),
     }
     for page, panels in pages.items():
-        path = folder / "graph" / f"{name}_{page}.png"
-        draw_page(f"{name}: {page.replace('_', ' ')}", panels, series, path)
-
-
-def write_summary(folder: Path, names: Sequence[str]) -> None:
-    """Writes ``graph/training_summary.txt``: what each step trained so far and where it stands."""
-    sections = []
-    for name in names:
-        rows = read_json_lines(metrics_path(folder, name))
-        sections.append(_summary(name, rows) if rows else f"{name}\n  not begun\n")
-    write_text(folder / "graph" / "training_summary.txt", "\n".join(sections))
+        title = f"{name}: {page.replace('_', ' ')}"
+        draw_page(title, panels, series, graph / f"{name}_{page}.png")
 
 
 def _summary(name: str, rows: list[dict]) -> str:
+    """What a step trained so far, and where it stands."""
+    if not rows:
+        return f"{name}\n  not begun\n"
     last = rows[-1]
     sessions = len(dict.fromkeys(row["session_id"] for row in rows))
     seconds = sum(
@@ -257,3 +243,90 @@ def _series(rows: list[dict]) -> Series:
             if value is not None and np.isfinite(value):
                 columns.setdefault(name, []).append((row["step"], value))
     return {name: tuple(np.array(pairs, dtype=float).T) for name, pairs in columns.items()}
+
+
+class SampleDrawer:
+    """Draws a step's pictures, one set a checkpoint, under names that never repeat.
+
+    A VAE step's are images beside their reconstructions: ``original``; ``nr``, decoded from the
+    posterior's mean; ``ns``, from a sample of it. A flow step's are one picture of each prompt, or
+    one where it takes no text. All of them at each size.
+    """
+
+    def __init__(self, pipeline: Pipeline, step: Step, options: TrainingOptions):
+        output = pipeline.content.output
+        self.folder, self.step, self.options = pipeline.output / "samples", step, options
+        self.sizes = parse_sizes(output.sample_sizes or [step.size])
+        self.is_vae = step.task == "vae"
+        images, prompts = listed(output.test_image_address), output.sample_captions
+        self.subjects = images if self.is_vae else prompts
+
+    def begin(self, run: Run, task: Task) -> None:
+        """Takes what draws from the networks in training."""
+        self.task, self.ema, self.world = task, task.players[0].ema, run.world
+        if self.is_vae:
+            self.network = task.vae
+            return
+        generator, self.network = task.generator, task.generator.model
+        if generator.decode is None and generator.facts["space"] == "latent":
+            generator.decode = open_latent_space(generator.facts, run.world.device).decode
+        if not self.network.takes_text:
+            self.subjects = [""]
+
+    @torch.no_grad()
+    def draw(self, where: Position) -> None:
+        """Draws the samples of a checkpoint; files that are there stay as they are. Collective."""
+        if self.is_vae and not self.world.is_main:
+            return  # of a flow the weights may be spread over all processes
+        draw = self._reconstructions if self.is_vae else self._pictures
+        place = f"{self.step.name}_{self.step.index + 1:03d}_{where.epoch:03d}_{where.batch:05d}"
+        was_training = self.network.training
+        self.network.eval()
+        with self.ema.applied() if self.ema else nullcontext():
+            for (width, height), (index, subject) in product(self.sizes, enumerate(self.subjects)):
+                with log_write_errors(f"the sample of {subject!r}"):
+                    for suffix, image in draw(index, subject, width, height):
+                        code = hashlib.md5(subject.encode()).hexdigest()[:8]
+                        path = self.folder / f"{width}x{height}" / f"{place}_{code}-{suffix}.webp"
+                        if self.world.is_main and not path.exists():
+                            save_image(path, to_uint8(image.float().nan_to_num(0.0)))
+        self.network.train(was_training)
+
+    def _reconstructions(
+        self, index: int, path: str, width: int, height: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        vae, device = self.network, self.world.device
+        factor = vae.spatial_factor
+        width, height = (max(side // factor, 1) * factor for side in (width, height))
+        image = read_cropped(path, (width, height)).to(device)
+        shape = (vae.config.latent_dim, height // factor, width // factor)
+        noise = sample_noise(stable_hash("samples", self.options.seed), [0], shape, device)
+        yield "original", image[0]
+        with autocast(device, self.options.mix_precision):
+            mean = vae(image, sample_posterior=False).sample
+            drawn = vae(image, noise=noise).sample
+        yield from (("nr", mean[0]), ("ns", drawn[0]))
+
+    def _pictures(
+        self, index: int, prompt: str, width: int, height: int
+    ) -> Iterator[tuple[str, Tensor]]:
+        generator, subject = self.task.generator, Subject(index, prompt=prompt)
+        sides, sampling = generator.sample_size(height, width), sampling_options(self.options)
+        x = generator.draw([subject], sampling, sides)
+        words = re.sub(r"\W+", "_", prompt).strip("_")[:40]
+        yield words or ("prompt" if prompt else "sample"), generator.images(x)[0]
+
+
+def read_cropped(path: str | Path, size: tuple[int, int]) -> Tensor:
+    """The middle of an image at a size (width, height), in [-1, 1], (1, 3, H, W).
+
+    Raises:
+        OSError: the file is no readable image.
+    """
+    try:
+        pixels = np.asarray(open_rgb(path))
+    except UnreadableImage as error:
+        raise OSError(str(error)) from None
+    image = ImageOps.fit(Image.fromarray(pixels), size, Image.Resampling.LANCZOS)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
+    return from_uint8(pixels)[None].contiguous(memory_format=torch.channels_last)
