@@ -1,7 +1,7 @@
 """What a pipeline file's steps cannot mean, whatever their keys and types. No torch here."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ from wfimagevae.files import is_hub_name, read_json
 from wfimagevae.options import BadOptions, Options, nearest
 from wfimagevae.pipeline.document import Place, Problems, dotted
 from wfimagevae.pipeline.flags import OPTIMIZED, idleness, step_flags
-from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection, listed
+from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
 from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
 from wfimagevae.pipeline.metrics import check_transition
 from wfimagevae.pipeline.steps import (
@@ -23,8 +23,14 @@ from wfimagevae.pipeline.steps import (
     read_pipeline,
 )
 
-_SHARDS = re.compile(r"(\w+://|pipe:)|.*[*?\[{]")
-_PATHS = ("data_path", "eval_data_path", "image_folder", "eval_image_folder", "webdataset_url")
+# Keys that name files, and what else they may be.
+_NO_FILE = dict.fromkeys(("config", "lpips_weights", "better_captions", "test_image_address"))
+_NO_FILE |= dict.fromkeys(
+    ("data_path", "eval_data_path", "image_folder", "eval_image_folder", "webdataset_url"),
+    re.compile(r"(\w+://|pipe:)|.*[*?\[{]").match,  # shards
+)
+_NO_FILE["captions_file"] = ("", "none", "sidecar", "manifest").__contains__
+_NO_FILE["pretrained"] = is_hub_name
 _OF_SHARDS = ("webdataset_url", "webdataset_image_key", "webdataset_label_key")
 _OF_SHARDS += ("webdataset_caption_key",)
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")
@@ -52,11 +58,17 @@ def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
     """
     pipeline = read_pipeline(path, flags)
     document = pipeline.document
-    for check in (_check_names, _check_paths, _check_data, _check_shared_keys):
+    for check in (
+        _check_names,
+        _check_paths,
+        _check_data,
+        _check_unread_keys,
+        _check_shared_options,
+    ):
         for place, text in check(pipeline):
             document.report(place, text)
     for step in pipeline.steps:
-        for check in (_check_modes, _check_sources, _check_keys, _check_start):
+        for check in (_check_modes, _check_sources, _check_start):
             for key, text in check(pipeline, step):
                 document.report(step.origin(document, *key) if key else step.place, text)
         if step.task is not None:
@@ -109,43 +121,31 @@ def _unknown_dataset(name: str, known: Mapping) -> str:
 
 
 def _check_paths(pipeline: Pipeline) -> Problems:
-    """Files and folders that the file names are there."""
-    content, paths = pipeline.content, []
-    for name in ("vae", "flow"):
-        section = getattr(content.model, name)
-        if isinstance(section.config, str):
-            paths.append((("model", name, "config"), section.config))
-        if section.pretrained and not is_hub_name(section.pretrained):
-            paths.append((("model", name, "pretrained"), section.pretrained))
-    text = content.model.text_encoder or "bytes"
-    kind, _, path = text.partition(":")
-    if text != "bytes" and not (kind in ("clip", "t5", "bert") and path):
-        families = "clip:PATH_OR_NAME, t5:PATH_OR_NAME, bert:PATH_OR_NAME"
-        yield ("model", "text_encoder"), f"text_encoder {text!r}: write bytes, or one of {families}"
-    elif path and not is_hub_name(path):
-        paths.append((("model", "text_encoder"), path))
-    for place, section in ((("data",), content.data), *_data_sets(pipeline)):
-        for key in _PATHS:
-            named = _by_place((*place, key), getattr(section, key, None))
-            paths += [(where, path) for where, path in named if not _SHARDS.match(path)]
-        if section.captions_file not in (None, "", "none", "sidecar", "manifest"):
-            paths.append(((*place, "captions_file"), section.captions_file))
-    for place, options in _all_options(pipeline):
-        for name in {"lpips_weights", "better_captions"} & options.keys():
-            paths.append(((*place, "options", name), str(options[name])))
-    pictures = _by_place(("output", "test_image_address"), content.output.test_image_address)
-    for place, path in paths + pictures:
+    """Files that the file names are there."""
+    for place, path in _texts(pipeline.content.model_dump(exclude_unset=True), ()):
         key = next(part for part in reversed(place) if isinstance(part, str))
+        if place == ("model", "text_encoder") and path != "bytes":
+            kind, _, name = path.partition(":")
+            if kind not in ("clip", "t5", "bert") or not name:
+                families = "clip:PATH_OR_NAME, t5:PATH_OR_NAME, bert:PATH_OR_NAME"
+                yield place, f"text_encoder {path!r}: write bytes, or one of {families}"
+            elif not (is_hub_name(name) or Path(name).expanduser().exists()):
+                yield place, f"text_encoder {name} does not exist"
+        if key not in _NO_FILE or (_NO_FILE[key] and _NO_FILE[key](path)):
+            continue
         if not Path(path).expanduser().exists():
             yield place, f"{key} {path} does not exist"
         elif key == "test_image_address" and Path(path).is_dir():
             yield place, f"{key} {path} is a folder; name images"
 
 
-def _by_place(place: Place, paths: str | list[str] | None) -> list[tuple[Place, str]]:
-    """Each path, and its place in the file."""
-    several = isinstance(paths, list)
-    return [((*place, i) if several else place, path) for i, path in enumerate(listed(paths))]
+def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
+    """Every text below a place of the file."""
+    if isinstance(value, str):
+        yield place, value
+    elif isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _texts(inner, (*place, key))
 
 
 def _data_sets(pipeline: Pipeline) -> list[tuple[Place, Any]]:
@@ -153,63 +153,68 @@ def _data_sets(pipeline: Pipeline) -> list[tuple[Place, Any]]:
     return [((*above, n), one) for n, one in pipeline.content.training.pipeline.datasets.items()]
 
 
-def _all_options(pipeline: Pipeline, of_steps: bool = True) -> list[tuple[Place, dict]]:
-    """``options`` of all sections that have some."""
-    training = pipeline.content.training
-    above = [(SHARED, training), (DEFAULTS, training.pipeline.defaults), *_data_sets(pipeline)]
-    steps = [(step.place, step.own.get("options", {})) for step in pipeline.steps if of_steps]
-    return [(place, section.options) for place, section in above] + steps
-
-
 def _check_data(pipeline: Pipeline) -> Problems:
     """Sections of data have no keys that no step, or their kind of data, does not read."""
     content = pipeline.content
-    data, default = content.data, content.training.pipeline.default_dataset
-    kinds = [
-        (p, one, one.type == "webdataset", "type: webdataset") for p, one in _data_sets(pipeline)
-    ]
+    sections = [(("data",), content.data), *_data_sets(pipeline)]
+    default = content.training.pipeline.default_dataset
     if all(step.settings.dataset or default for step in pipeline.steps):
         for key in _OF_DATA_ALONE:
-            if getattr(data, key):
+            if getattr(content.data, key):
                 text = f"{key} has no effect: every step takes its data from "
                 text += "training.pipeline.datasets; make it one of them, or leave it out"
                 yield ("data", key), text
+        read = sections[1:]
     else:
-        kinds.append((("data",), data, data.use_webdataset, "use_webdataset: true"))
-    for place, section, is_shards, switch in kinds:
-        advice = (
-            f"with {switch}: leave it out" if is_shards else f"without {switch}: write {switch}"
-        )
-        for key in _OF_FOLDERS if is_shards else _OF_SHARDS:
+        read = sections
+    for place, section in read:
+        advice = f"without {section.switch}: write {section.switch}"
+        if section.is_webdataset:
+            advice = f"with {section.switch}: leave it out"
+        for key in _OF_FOLDERS if section.is_webdataset else _OF_SHARDS:
             if getattr(section, key, None):
                 yield (*place, key), f"{key} has no effect {advice}"
     if content.model.text_encoder:
         return
     if content.output.sample_captions:
         yield ("output", "sample_captions"), "sample_captions has no effect without text_encoder"
-    for place, section in ((("data",), data), *_data_sets(pipeline)):
+    for place, section in sections:
         if section.fixed_prompt_prefix:
             text = "fixed_prompt_prefix has no effect without model.text_encoder"
             yield (*place, "fixed_prompt_prefix"), text
 
 
-def _check_shared_keys(pipeline: Pipeline) -> Problems:
-    """What stands above the steps is read by one of them, and is not theirs alone to say."""
-    training = pipeline.content.training
-    for place, section in ((SHARED, training), (DEFAULTS, training.pipeline.defaults)):
+def _check_unread_keys(pipeline: Pipeline) -> Problems:
+    """What a step says is read by trainings of its kind; what stands above, by a step's."""
+    training, steps = pipeline.content.training, pipeline.steps
+    sections = [(SHARED, training), (DEFAULTS, training.pipeline.defaults)]
+    for place, section in sections:
         for key in section.model_fields_set:
-            reasons = [idleness(step, key) for step in pipeline.steps]
+            reasons = [idleness(step, key) for step in steps]
             if getattr(section, key) not in (None, False) and all(reasons):
                 why = " and ".join(dict.fromkeys(reasons))
                 yield (*place, key), f"no step reads {key}, which {why}; leave it out"
-    for place, options in _all_options(pipeline, of_steps=False):
-        for written in options:
+    for step in steps:
+        for key, value in step.own.items():
+            if value not in (None, False) and (reason := idleness(step, key)):
+                yield (*step.place, key), f"{key} {reason}; leave it out"
+        for kind in ("optimizers", "schedulers") if step.task else ():
+            for name in step.own.get("optimization", {}).get(kind, {}):
+                if name not in OPTIMIZED[step.task]:
+                    text = f"{name} is not trained in a {step.task} step"
+                    yield (*step.place, "optimization", kind, name), text
+
+
+def _check_shared_options(pipeline: Pipeline) -> Problems:
+    """Options above the steps are flags that no key decides, and not a step's alone to say."""
+    training = pipeline.content.training
+    above = [(SHARED, training), (DEFAULTS, training.pipeline.defaults), *_data_sets(pipeline)]
+    for place, section in above:
+        for written in section.options:
             where, name = (*place, "options", written), flag_of(written)
             if name not in FLAGS:
-                yield (
-                    where,
-                    f"unknown key {dotted(where)}{nearest(name, FLAGS, '').split('; known')[0]}",
-                )
+                hint = nearest(name, FLAGS, "").split("; known")[0]
+                yield where, f"unknown key {dotted(where)}{hint}"
             elif instead := INSTEAD.get(name) or OF_ONE_STEP.get(name):
                 yield where, _refusal(written, instead)
 
@@ -288,20 +293,6 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
     if settings.cache_latents:
         text = "there is no VAE to make latents with: see model.vae.pretrained"
         yield ("cache_latents",), text
-
-
-def _check_keys(pipeline: Pipeline, step: Step) -> Problems:
-    """What the step itself says is read by trainings of its kind."""
-    if step.task is None:
-        return
-    for key, value in step.own.items():
-        if value not in (None, False) and (reason := idleness(step, key)):
-            yield (key,), f"{key} {reason}; leave it out"
-    for kind in ("optimizers", "schedulers"):
-        for name in step.own.get("optimization", {}).get(kind, {}):
-            if name not in OPTIMIZED[step.task]:
-                text = f"{name} is not trained in a {step.task} step"
-                yield ("optimization", kind, name), text
 
 
 def _check_start(pipeline: Pipeline, step: Step) -> Problems:

@@ -3,9 +3,18 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wfimagevae.pipeline import fluxflow
 from wfimagevae.pipeline.document import Document
-from wfimagevae.pipeline.fluxflow import Section
+from wfimagevae.pipeline.fluxflow import (
+    DEFAULT_LAMBDA_ADV,
+    INTERVAL,
+    OPTIONS,
+    PIXELS,
+    RATIO,
+    SCHEDULES,
+    PipelineFile,
+    Section,
+    StepSection,
+)
 from wfimagevae.pipeline.metrics import METRICS
 from wfimagevae.pipeline.steps import Pipeline, Step
 
@@ -30,7 +39,7 @@ class Units(NamedTuple):
 
 def idleness(step: Step, key: str) -> str | None:
     """Why a step's training reads no such key; None if it does, or what it trains is unknown."""
-    use = fluxflow.StepSection.keys().get(key)
+    use = StepSection.keys().get(key)
     if use is None or step.task is None:
         return None
     if use.task not in (None, step.task):
@@ -73,14 +82,28 @@ def step_flags(
         flags["mix_precision"] = "fp16" if settings.use_fp16 else "fp32"
     if not content.model.text_encoder or not content.output.sample_captions:
         flags["sample_prompts"] = None
-    if settings.transition_on.mode == "loss_threshold":
-        flags |= _stop_flags(step, units)
+    transition = settings.transition_on
+    if transition.mode == "loss_threshold":
+        flags["epochs"] = transition.max_epochs
+        if transition.metric is not None and transition.threshold is not None:
+            # Ours of the KL term is the sum over latent values.
+            is_sum = transition.metric == "kl_loss" and units
+            flags["stop_below"] = transition.threshold * (units.latents if is_sum else 1)
+            metric = METRICS.get(transition.metric)
+            flags["stop_metric"] = metric.logged if metric else transition.metric
+            flags["stop_window"] = transition.window
     if step.task == "vae":
-        flags |= _vae_flags(step)
+        flags |= {f"freeze_{h}": h not in step.trained or None for h in ("encoder", "decoder")}
+        flags["freeze_discriminator"] = "discriminator" in step.frozen or None
+        flags |= {} if settings.use_lpips else {"perceptual_weight": 0}
+        flags |= {} if settings.gan_training else {"disc_weight": 0}
+        if settings.gan_training and (settings.lambda_adv is not None or step.is_gan_only):
+            flags["adaptive_weight"] = False
+        flags |= {"rec_weight": 0, "perceptual_weight": 0} if step.is_gan_only else {}
     elif content.model.text_encoder == "bytes" and "text_encoder" in step.frozen:
         flags["freeze_text_encoder"] = True
     flags |= _optimization_flags(step, pipeline.document)
-    known = fluxflow.OPTIONS[step.task].by_flag()
+    known = OPTIONS[step.task].by_flag()
     flags = {flag: value for flag, value in flags.items() if flag in known and value is not None}
     shared = {flag: value for flag, value in settings.options.items() if flag in known}
     over = {flag: value for flag, value in pipeline.flags.items() if flag in known}
@@ -99,20 +122,20 @@ def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
     of all latents' divergences, C h w times their mean; the adversarial term is one number.
     """
     pixels, latents = units or Units(1, 1)
-    interval = step.settings.r1_interval or fluxflow.OPTIONS["vae"].by_flag()["r1_interval"].default
+    interval = step.settings.r1_interval or OPTIONS["vae"].by_flag()["r1_interval"].default
     factors = {
-        fluxflow.PIXELS: (pixels, f"times 3 H W = {pixels}"),
-        fluxflow.RATIO: (pixels / latents, f"times 3 H W / C h w = {pixels} / {latents}"),
-        fluxflow.INTERVAL: (
+        PIXELS: (pixels, f"times 3 H W = {pixels}"),
+        RATIO: (pixels / latents, f"times 3 H W / C h w = {pixels} / {latents}"),
+        INTERVAL: (
             1 / interval,
             f"divided by r1_interval {interval}: the rarer the term, the more it counts here",
         ),
     }
     flags, conversions = {}, []
-    for name, key in fluxflow.StepSection.keys().items():
+    for name, key in StepSection.keys().items():
         value = getattr(step.settings, name)
         if name == "lambda_adv" and value is None and step.is_gan_only:
-            value = fluxflow.DEFAULT_LAMBDA_ADV
+            value = DEFAULT_LAMBDA_ADV
         is_free = name in ("kl_warmup_steps", "kl_free_bits") and step.settings.kl_beta == 0
         if not key.flag or value is None or idleness(step, name) or is_free:
             continue
@@ -126,19 +149,7 @@ def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
     return flags, conversions
 
 
-def _stop_flags(step: Step, units: Units | None) -> Flags:
-    transition = step.settings.transition_on
-    flags: Flags = {"epochs": transition.max_epochs}
-    threshold, metric = transition.threshold, METRICS.get(transition.metric)
-    if transition.metric is None or threshold is None:
-        return flags
-    if transition.metric == "kl_loss" and units:
-        threshold *= units.latents  # ours is the sum over latent values
-    name = metric.logged if metric else transition.metric
-    return flags | {"stop_metric": name, "stop_below": threshold, "stop_window": transition.window}
-
-
-def _data_flags(step: Step, content: fluxflow.PipelineFile) -> Flags:
+def _data_flags(step: Step, content: PipelineFile) -> Flags:
     source = step.source
     flags: Flags = dict.fromkeys(("resolution", "eval_resolution", "eval_crop_size"), step.size)
     if source is None:
@@ -166,24 +177,6 @@ def _data_flags(step: Step, content: fluxflow.PipelineFile) -> Flags:
     if folders:
         manifest = any(path.endswith((".jsonl", ".json")) for path in folders)
         flags["captions"] = section.captions_file or ("manifest" if manifest else "sidecar")
-    return flags
-
-
-def _vae_flags(step: Step) -> Flags:
-    settings = step.settings
-    flags = {
-        "freeze_encoder": "encoder" not in step.trained or None,
-        "freeze_decoder": "decoder" not in step.trained or None,
-        "freeze_discriminator": "discriminator" in step.frozen or None,
-    }
-    if not settings.use_lpips:
-        flags["perceptual_weight"] = 0
-    if not settings.gan_training:
-        flags["disc_weight"] = 0
-    elif settings.lambda_adv is not None:
-        flags["adaptive_weight"] = False
-    if step.is_gan_only:
-        flags |= {"rec_weight": 0, "perceptual_weight": 0, "adaptive_weight": False}
     return flags
 
 
@@ -235,7 +228,7 @@ def _schedule_flags(section: Section, step: Step, document: Document, name: str)
         place = step.origin(document, "optimization", "schedulers", name, *key)
         document.report(place, f"{section.type} of {name} {message}")
 
-    schedule, lr_min = fluxflow.SCHEDULES[section.type], step.settings.lr_min
+    schedule, lr_min = SCHEDULES[section.type], step.settings.lr_min
     flags: Flags = {"lr_schedule": schedule.kind, "min_lr_ratio": 0.0, **schedule.flags}
     flags |= {} if lr_min is None else {"min_lr_ratio": lr_min}
     if schedule.needs and getattr(section, schedule.needs) is None:
@@ -266,7 +259,7 @@ _UNMET = {
 }
 
 
-def config_file(content: fluxflow.PipelineFile, name: str) -> str | None:
+def config_file(content: PipelineFile, name: str) -> str | None:
     """The JSON file of a network's configuration; one written in the YAML gets a file."""
     config = getattr(content.model, name).config
     if isinstance(config, dict):

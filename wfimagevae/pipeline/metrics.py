@@ -26,38 +26,35 @@ METRICS = {
     "contrast_loss": Metric("train/contrast_loss", "Contrast"),
     "flow_loss": Metric("train/loss", "Flow"),
 }
-_CRITIC = ("disc_weight", "learns")
-# What each kind of training logs, by the flags that must not be 0 for it.
-LOGGED = {
+# What each kind of training logs under train/, by the flags that must not be 0 for it.
+_LOGGED = {
     "vae": {
-        **dict.fromkeys(("train/total_loss", "train/nll_loss", "train/rec_loss"), ()),
-        **dict.fromkeys(("train/rec_loss_per_pixel", "train/logvar", "train/disc_factor"), ()),
-        **dict.fromkeys(("train/kl_loss", "train/kl_loss_per_pixel"), ("kl_weight",)),
-        "train/kl_weight": ("kl_weight", "kl_warmup_steps"),
-        "train/kl_free_share": ("kl_weight", "kl_free_bits"),
-        "train/perceptual_loss": ("perceptual_weight",),
-        **{
-            f"train/{term}_loss{unit}": needs
-            for term, needs in {
-                "mse": ("mse_weight",),
-                "mmd": ("mmd_weight",),
-                "wl": ("wavelet_loss", "wavelet_weight"),
-                "color": ("color_weight",),
-                "histogram": ("histogram_weight",),
-                "contrast": ("contrast_weight",),
-            }.items()
-            for unit in ("", "_per_pixel")
-        },
-        **dict.fromkeys(("train/g_loss", "train/d_weight"), ("disc_weight",)),
-        **dict.fromkeys(("train/disc_loss", "train/logits_real", "train/logits_fake"), _CRITIC),
-        "train/r1_penalty": (*_CRITIC, "r1_weight"),
+        "total_loss nll_loss rec_loss rec_loss_per_pixel logvar disc_factor": "",
+        "kl_loss kl_loss_per_pixel": "kl_weight",
+        "kl_weight": "kl_weight kl_warmup_steps",
+        "kl_free_share": "kl_weight kl_free_bits",
+        "perceptual_loss": "perceptual_weight",
+        "mse_loss mse_loss_per_pixel": "mse_weight",
+        "mmd_loss mmd_loss_per_pixel": "mmd_weight",
+        "wl_loss wl_loss_per_pixel": "wavelet_loss wavelet_weight",
+        "color_loss color_loss_per_pixel": "color_weight",
+        "histogram_loss histogram_loss_per_pixel": "histogram_weight",
+        "contrast_loss contrast_loss_per_pixel": "contrast_weight",
+        "g_loss d_weight": "disc_weight",
+        "disc_loss logits_real logits_fake": "disc_weight learns",
+        "r1_penalty": "disc_weight learns r1_weight",
     },
     "flow": {
-        "train/loss": (),
-        "train/error": ("mean_flow",),
-        "train/direction_loss": ("velocities", "direction_weight"),
-        **{f"train/error_t{t:.2f}-{t + 0.25:.2f}": () for t in (0, 0.25, 0.5, 0.75)},
+        "loss error_t0.00-0.25 error_t0.25-0.50 error_t0.50-0.75 error_t0.75-1.00": "",
+        "error": "mean_flow",
+        "direction_loss": "velocities direction_weight",
     },
+}
+LOGGED = {
+    task: {
+        f"train/{name}": needs.split() for names, needs in rows.items() for name in names.split()
+    }
+    for task, rows in _LOGGED.items()
 }
 # What the flags that a metric needs are called in a file; others stand under options.
 _NEEDS = {key.flag: name for name, key in StepSection.keys().items()} | {
