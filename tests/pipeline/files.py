@@ -5,6 +5,8 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -59,8 +61,8 @@ class PipelinePlace:
         ]
         return {
             "model": {
-                "vae": {"config": TINY_VAE},
-                "flow": {"name": "FlowDiT-S/2", "config": TINY_FLOW},
+                "vae": {"config": dict(TINY_VAE)},
+                "flow": {"name": "FlowDiT-S/2", "config": dict(TINY_FLOW)},
                 "text_encoder": "bytes",
                 "text_length": 24,
             },
@@ -125,6 +127,15 @@ class PipelinePlace:
         return subprocess.Popen(command, env=environment)
 
 
+def write_shard(path: Path, images: Sequence[Path]) -> str:
+    """Images, each with what stands beside it, in one tar file; its path."""
+    with tarfile.open(path, "w") as tar:
+        for image in images:
+            for file in sorted(image.parent.glob(f"{image.stem}.*")):
+                tar.add(file, file.name)
+    return str(path)
+
+
 def last_checkpoint(output: Path, step: str) -> dict:
     """The content of a step's newest checkpoint."""
     found = output.glob(f"steps/*_{step}/checkpoint-*.ckpt")
@@ -143,6 +154,22 @@ def copied(place: PipelinePlace, done, name: str) -> dict:
 
 def steps_of(content: dict) -> list[dict]:
     return content["training"]["pipeline"]["steps"]
+
+
+def changed(content: dict, values: dict) -> dict:
+    """A content with other values: of ``data.img_size``, or of ``steps.0.lr``; None deletes."""
+    for path, value in values.items():
+        *above, key = path.split(".")
+        section = steps_of(content) if path.startswith("steps") else content
+        for name in above[path.startswith("steps") :]:
+            section = section[int(name) if isinstance(section, list) else name]
+        if isinstance(section, list):
+            section[int(key) : int(key) + 1] = [] if value is None else [value]
+        elif value is None:
+            del section[key]
+        else:
+            section[key] = value
+    return content
 
 
 def options_of(pipeline, step: int = 0, units=None):

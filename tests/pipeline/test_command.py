@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.pipeline.files import PLAIN, options_of
+from tests.pipeline.files import PLAIN, PipelinePlace, options_of
 from train_ddp import main
 from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.fluxflow import OPTIONS
@@ -54,8 +54,6 @@ def test_flags_win_over_the_whole_file_in_the_steps_that_have_them(tmp_path, mon
 
 
 def test_the_plan_names_the_flags_that_win(tmp_path):
-    from tests.pipeline.files import PipelinePlace
-
     place = PipelinePlace(tmp_path)
     flags = {"batch_size": 1, "sampling_steps": 4}
     plan = describe_plan(load_pipeline(place.write(place.content("over")), flags))
@@ -69,10 +67,7 @@ def test_the_plan_names_the_flags_that_win(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            "--exp_name x",
-            "--exp_name does not go with --pipeline: in the file, write output.out",
-        ),
+        ("--exp_name x", "--exp_name does not go with --pipeline: in the file, write output.out"),
         ("--image_path x", "in the file, write data.data_path, or a data set's image_folder"),
         ("--resume_from_checkpoint auto", "the same command goes on where it stopped"),
         ("--task flow", "in the file, write train_vae, gan_training or train_diff"),

@@ -1,8 +1,7 @@
 """Every pipeline of the examples runs as written, but for sizes, lengths and places."""
 
-import io
 import json
-import tarfile
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ import yaml
 from torchvision.models import vgg16
 
 from tests.images import write_images
-from tests.pipeline.files import TINY_FLOW, TINY_VAE, last_checkpoint
+from tests.pipeline.files import TINY_FLOW, TINY_VAE, last_checkpoint, write_shard
 from tests.task.training import ROOT
 from train_ddp import main
 from wfimagevae.pipeline.document import read_document
@@ -21,68 +20,47 @@ EXAMPLES = sorted((ROOT / "examples").glob("pipeline_*.yaml"))
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The data that the examples name, each of a few small images."""
+    """The folder of the data that the examples name, each of a few small images."""
     folder = tmp_path_factory.mktemp("examples")
     for i, name in enumerate(("photographs", "holidays", "held_out", "drawings")):
-        images = write_images(folder / "data" / name, 4, first_seed=10 * i)
-        for path in images.glob("*.png"):
+        for path in write_images(folder / "data" / name, 4, first_seed=10 * i).glob("*.png"):
             path.with_suffix(".txt").write_text(f"a picture of {path.stem}\n")
-    held_out = folder / "data" / "held_out"
+            path.with_suffix(".json").write_text(json.dumps({"prompt": f"a bridge, {path.stem}"}))
     for name in ("portrait", "street"):
-        (held_out / "000.png").with_name(f"{name}.jpg").write_bytes(
-            (held_out / "000.png").read_bytes()
-        )
-    lines = [f"{i:03d}.png\ta cat asleep" for i in range(4)]
-    (folder / "data" / "drawings.txt").write_text("\n".join(lines) + "\n")
+        shutil.copy(folder / "data/held_out/000.png", folder / f"data/held_out/{name}.jpg")
+    lines = [f"{i:03d}.png\ta cat asleep\n" for i in range(4)]
+    (folder / "data" / "drawings.txt").write_text("".join(lines))
     (folder / "data" / "shards").mkdir()
+    photographs = sorted((folder / "data" / "photographs").glob("*.png"))
     for shard in range(2):
-        write_shard(folder / "data" / "shards" / f"{shard:05d}.tar", folder, shard)
+        write_shard(folder / f"data/shards/{shard:05d}.tar", photographs[shard::2])
     network = vgg16(weights=None).features
     state = {f"features.{name}": value for name, value in network.state_dict().items()}
     torch.save(state, folder / "vgg16.pth")
     return folder
 
 
-def write_shard(path: Path, folder: Path, shard: int) -> None:
-    with tarfile.open(path, "w") as tar:
-        for i in range(3):
-            image = (folder / "data" / "photographs" / f"{i:03d}.png").read_bytes()
-            record = json.dumps({"prompt": f"a bridge, number {i}"}).encode()
-            for suffix, content in (("png", image), ("json", record)):
-                member = tarfile.TarInfo(f"{shard}{i:05d}.{suffix}")
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-
-
-def made_small(content: dict, folder: Path) -> dict:
+def made_small(content: dict) -> dict:
     """An example's content with other sizes and lengths."""
     content["model"]["vae"]["config"] = TINY_VAE
     if "flow" in content["model"]:
         content["model"]["flow"]["config"] = TINY_FLOW
         content["model"]["text_length"] = 16
     training, output = content["training"], content["output"]
-    training |= {"workers": 0, "precision": "fp32", "device": "cpu"}
-    training["options"] = {
-        "eval_num_samples": 2,
-        "eval_num_images": 1,
-        "sampling_steps": 2,
-        "index_cache_dir": str(folder / "cache"),
-    }
-    pipeline = training["pipeline"]
-    for section in (training, content.get("data", {}), *pipeline.get("datasets", {}).values()):
-        for key, small in (("batch_size", 2), ("img_size", 32)):
-            if key in section:
-                section[key] = small
-    for step in pipeline["steps"]:
-        step |= {"n_epochs": 1}
-        step |= {"batch_size": 2} if "batch_size" in step else {}
-        step |= {"max_steps": 2} if "max_steps" in step else {}
+    few = {"eval_num_samples": 2, "eval_num_images": 1, "sampling_steps": 2}
+    options = few | {"index_cache_dir": "cache"}
+    training |= {"workers": 0, "precision": "fp32", "device": "cpu", "options": options}
+    steps = training["pipeline"]["steps"]
+    data_sets = training["pipeline"].get("datasets", {}).values()
+    small = {"batch_size": 2, "img_size": 32, "max_steps": 2}
+    for section in (training, content.get("data", {}), *data_sets, *steps):
+        section |= {key: value for key, value in small.items() if key in section}
+    for step in steps:
+        step["n_epochs"] = 1
         options = step.setdefault("options", {})
         options |= {"disc_start": 1} if "disc_start" in options else {}
-        if step.get("gan_training"):
-            options["disc_num_layers"] = 1
-        if step.get("use_lpips"):
-            options["lpips_weights"] = str(folder / "vgg16.pth")
+        options |= {"disc_num_layers": 1} if step.get("gan_training") else {}
+        options |= {"lpips_weights": "vgg16.pth"} if step.get("use_lpips") else {}
         if "transition_on" in step:
             step["transition_on"] |= {"max_epochs": 1, "window": 2}
     output |= {"log_interval": 1, "checkpoint_save_interval": 2}
@@ -94,7 +72,7 @@ def made_small(content: dict, folder: Path) -> dict:
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_is_valid_and_trains(path, data, monkeypatch, capsys):
     monkeypatch.chdir(data)
-    content = made_small(read_document(path).data, data)
+    content = made_small(read_document(path).data)
     small = data / path.name
     small.write_text(yaml.safe_dump(content))
     assert main(["--pipeline", str(small), "--validate_pipeline"]) == 0

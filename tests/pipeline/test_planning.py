@@ -1,7 +1,7 @@
 """The plan: what would be trained, counted without building it."""
 
 import re
-import tarfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +9,16 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.images import write_images
-from tests.pipeline.files import COLOURS, TINY_FLOW, TINY_VAE, PipelinePlace, options_of, steps_of
+from tests.pipeline.files import (
+    COLOURS,
+    TINY_FLOW,
+    TINY_VAE,
+    PipelinePlace,
+    changed,
+    options_of,
+    steps_of,
+    write_shard,
+)
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.pipeline.checks import load_pipeline
@@ -76,42 +85,30 @@ def test_the_plan_tells_what_becomes_of_each_rate_and_term(place, content, monke
     assert "LPIPS downloads https" in plan
 
 
-def held_out_without_captions(place) -> str:
-    return str(write_images(place.folder / "silent", 2, first_seed=3))
-
-
-def held_out_without_images(place) -> str:
-    (place.folder / "hollow").mkdir()
-    return str(place.folder / "hollow")
-
-
 @pytest.mark.parametrize(
-    ("held_out", "message"),
+    ("images", "message"),
     [
-        (held_out_without_images, r"'warmup': no images in .*hollow(.|\n)*'flow': no images in"),
-        (held_out_without_captions, r"1 problem:\n.*'flow': none of 2 images has a capt.*silent"),
+        (0, r"'warmup': no images in .*hollow(.|\n)*'flow': no images in"),
+        (2, r"1 problem:\n.*'flow': none of 2 images has a capt.*hollow"),
     ],
 )
-def test_held_out_data_is_opened_while_a_file_is_validated(place, content, held_out, message):
+def test_held_out_data_is_opened_while_a_file_is_validated(
+    place, content, tmp_path, images, message
+):
     content["training"]["options"]["eval_steps"] = 1
-    content["data"]["eval_data_path"] = held_out(place)
+    content["data"]["eval_data_path"] = str(write_images(tmp_path / "hollow", images))
     place.refuses(content, message)
     # Nor does data that is counted later, as counting would download it, hide it.
-    data = {"webdataset_url": f"pipe:cat {shard_of(place, 'train')}", "use_webdataset": True}
-    del content["data"]["data_path"]
-    content["data"] |= data
-    place.refuses(content, message)
+    url = f"pipe:cat {shard_of(place, 'train')}"
+    shards = {"data_path": None, "webdataset_url": url, "use_webdataset": True}
+    place.refuses(changed(content, {f"data.{name}": v for name, v in shards.items()}), message)
     content["training"]["options"]["eval_steps"] = 0
     assert "counted when training begins" in place.plan(content)
 
 
 def shard_of(place, name: str) -> str:
     """The place's images and captions of that name in one tar file."""
-    shard = place.folder / f"{name}.tar"
-    with tarfile.open(shard, "w") as tar:
-        for path in sorted((place.folder / name).iterdir()):
-            tar.add(path, path.name)
-    return str(shard)
+    return write_shard(place.folder / f"{name}.tar", sorted((place.folder / name).glob("*.png")))
 
 
 @pytest.mark.parametrize("kind", ["folder", "shards"])
@@ -143,74 +140,46 @@ def test_memory_grows_with_the_batch(place, content):
     assert activations(32) == pytest.approx(2 * activations(16), rel=0.05)
 
 
-def window(content: dict, place) -> None:
-    step = steps_of(content)[0]
-    del step["steps"]
-    transition = {"mode": "loss_threshold", "metric": "vae_loss", "threshold": 1, "max_epochs": 2}
-    step["transition_on"] = transition
-
-
-def empty(content: dict, place) -> None:
-    (place.folder / "nothing").mkdir()
-    content["data"]["data_path"] = str(place.folder / "nothing")
-
-
-def gan_twice(content: dict, place) -> None:
-    steps_of(content)[0] |= {"gan_training": True, "options": {"disc_num_layers": 2}}
-
-
-def vae_between_flows(content: dict, place) -> None:
-    del content["model"]["vae"]
-    steps_of(content).insert(0, {"name": "pixels", "steps": 1, "train_diff": True})
-
-
-def two_sizes(content: dict, place) -> None:
-    content["model"]["flow"]["name"] = "DiT-S/2"
-    large = {"name": "large", "steps": 1, "train_diff": True, "options": {"resolution": 64}}
-    steps_of(content).append(large)
-
-
-def deep_discriminator(content: dict, place) -> None:
-    content["training"]["options"]["disc_num_layers"] = 5
-
-
-def bad_configurations(content: dict, place) -> None:
-    content["model"]["vae"]["config"] = TINY_VAE | {"latent_dims": 4}
-    content["model"]["flow"]["config"] = TINY_FLOW | {"hidden_sizes": 4}
-
-
-def flow_from_nowhere(content: dict, place) -> None:
-    content["model"]["flow"]["pretrained"] = "nowhere/flow_run"
-
-
-def spade_for_a_plain_vae(content: dict, place) -> None:
-    weights = place.folder / "plain_vae"
-    ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE).save_pretrained(weights)
-    content["model"]["vae"] = {"pretrained": str(weights)}
-    steps_of(content)[0]["train_spade"] = True
+WINDOW = {"mode": "loss_threshold", "metric": "vae_loss", "threshold": 1, "max_epochs": 2}
+PIXELS = {"name": "pixels", "steps": 1, "train_diff": True}
+LARGE = PIXELS | {"name": "large", "options": {"resolution": 64}}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("values", "message"),
     [
-        (window, r"mean is over 20 .* 7 updates .* have 3"),
-        (empty, r"step 'warmup': no images(.|\n)*step 'flow': no im"),
-        (lambda content, _: content["data"].update(img_size=36), "'warmup': img_size 36 must be"),
-        (gan_twice, "step 'gan': the discriminator of step warmup does not fit"),
-        (vae_between_flows, "step 'flow': the flow of step pixels does not fit"),
-        (two_sizes, "step 'large': the flow of step flow does not fit: its pos_embed"),
-        (deep_discriminator, r"'gan': 32 px images are too small.*disc_num_layers"),
-        (bad_configurations, r"line 2: model.vae: (.|\n)*'flow': .*hidden_sizes"),
-        (flow_from_nowhere, "nowhere/flow_run is no local path"),
-        (spade_for_a_plain_vae, "train_spade: true and a model of the other kind"),
+        ({"steps.0.steps": None, "steps.0.transition_on": WINDOW}, r"over 20 .* 7 updates .* ha"),
+        ({"data.data_path": "nothing"}, r"step 'warmup': no images(.|\n)*step 'flow': no im"),
+        ({"data.img_size": 36}, "'warmup': img_size 36 must be"),
+        (
+            {"steps.0.gan_training": True, "steps.0.options": {"disc_num_layers": 2}},
+            "step 'gan': the discriminator of step warmup does not fit",
+        ),
+        ({"model.vae": None, "steps.0": PIXELS}, "'flow': the flow of step pixels does not fit"),
+        (
+            {"model.flow.name": "DiT-S/2", "steps.3": LARGE},
+            "step 'large': the flow of step flow does not fit: its pos_embed",
+        ),
+        ({"training.options.disc_num_layers": 5}, r"'gan': 32 px .* too small.*disc_num_layers"),
+        (
+            {"model.vae.config.latent_dims": 4, "model.flow.config.hidden_sizes": 4},
+            r"line 2: model.vae: (.|\n)*'flow': .*hidden_sizes",
+        ),
+        ({"model.flow": {"pretrained": "nowhere/flow_run"}}, "nowhere/flow_run is no local"),
+        (
+            {"model.vae": {"pretrained": "plain_vae"}, "steps.0.train_spade": True},
+            "train_spade: true and a model of the other kind",
+        ),
     ],
 )
 def test_what_data_and_networks_show_to_be_wrong_is_refused(
-    place, content, monkeypatch, change, message
+    place, content, monkeypatch, values, message
 ):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    change(content, place)
-    place.refuses(content, message)
+    monkeypatch.chdir(place.folder)
+    Path("nothing").mkdir(exist_ok=True)
+    ModelRegistry.get_model("WFVAE2Image").from_config(TINY_VAE).save_pretrained("plain_vae")
+    place.refuses(changed(content, values), message)
 
 
 def test_the_plan_of_a_pretrained_flow_is_of_that_network(place, content):

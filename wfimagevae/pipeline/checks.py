@@ -1,7 +1,7 @@
 """What a pipeline file's steps cannot mean, whatever their keys and types. No torch here."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,24 +79,8 @@ def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
     return pipeline
 
 
-def parse_sizes(sizes: Sequence[int | str | Sequence[int]]) -> list[tuple[int, int]]:
-    """Sizes of a file, ``512``, ``768x512`` or ``[768, 512]``, as (width, height).
-
-    Raises:
-        ValueError: one is none.
-    """
-    read = []
-    for size in sizes:
-        sides = size.lower().split("x") if isinstance(size, str) else size
-        sides = [size, size] if isinstance(size, int) else sides
-        if len(sides) != 2 or not all(str(s).strip().isdigit() and int(s) for s in sides):
-            raise ValueError(f"sample size {size!r}: write 512, 768x512 or [768, 512]")
-        read.append((int(sides[0]), int(sides[1])))
-    return read
-
-
 def _check_names(pipeline: Pipeline) -> Problems:
-    """Steps have names of their own; the default data set and sizes of samples are some."""
+    """Steps have names of their own; the default data set is one."""
     first: dict[str, Step] = {}
     for step in pipeline.steps:
         other = first.setdefault(step.name.lower(), step)
@@ -108,11 +92,6 @@ def _check_names(pipeline: Pipeline) -> Problems:
     if section.default_dataset not in (None, *section.datasets):
         text = _unknown_dataset(section.default_dataset, section.datasets)
         yield ("training", "pipeline", "default_dataset"), text
-    for index, size in enumerate(pipeline.content.output.sample_sizes or []):
-        try:
-            parse_sizes([size])
-        except ValueError as error:
-            yield ("output", "sample_sizes", index), str(error)
 
 
 def _unknown_dataset(name: str, known: Mapping) -> str:
@@ -187,17 +166,17 @@ def _check_data(pipeline: Pipeline) -> Problems:
 def _check_unread_keys(pipeline: Pipeline) -> Problems:
     """What a step says is read by trainings of its kind; what stands above, by a step's."""
     training, steps = pipeline.content.training, pipeline.steps
-    sections = [(SHARED, training), (DEFAULTS, training.pipeline.defaults)]
-    for place, section in sections:
+    sections = [(SHARED, training, steps), (DEFAULTS, training.pipeline.defaults, steps)]
+    sections += [(s.place, training.pipeline.steps[s.index], [s]) for s in steps]
+    for place, section, readers in sections:
         for key in section.model_fields_set:
-            reasons = [idleness(step, key) for step in steps]
+            reasons = [idleness(step, key) for step in readers]
             if getattr(section, key) not in (None, False) and all(reasons):
                 why = " and ".join(dict.fromkeys(reasons))
-                yield (*place, key), f"no step reads {key}, which {why}; leave it out"
+                is_shared = readers is steps
+                text = f"no step reads {key}, which {why}" if is_shared else f"{key} {why}"
+                yield (*place, key), f"{text}; leave it out"
     for step in steps:
-        for key, value in step.own.items():
-            if value not in (None, False) and (reason := idleness(step, key)):
-                yield (*step.place, key), f"{key} {reason}; leave it out"
         for kind in ("optimizers", "schedulers") if step.task else ():
             for name in step.own.get("optimization", {}).get(kind, {}):
                 if name not in OPTIMIZED[step.task]:

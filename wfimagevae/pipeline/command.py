@@ -4,20 +4,15 @@ import importlib
 import json
 import os
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from wfimagevae.command_line import Parser
-from wfimagevae.options import BadOptions, Options, nearest
+from wfimagevae.options import BadOptions, nearest
 from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.document import PipelineError
-from wfimagevae.pipeline.fluxflow import (
-    OPTIONS,
-    OutputSection,
-    PipelineFile,
-    StepSection,
-    TrainingSection,
-)
-from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
+from wfimagevae.pipeline.fluxflow import OPTIONS, PipelineFile
+from wfimagevae.pipeline.instead import INSTEAD, MAY_WIN, OF_ONE_STEP
 from wfimagevae.pipeline.options import PipelineOptions
 
 
@@ -47,39 +42,31 @@ def run_file(argv: Sequence[str]) -> int:
 def _read_words(argv: Sequence[str]) -> tuple[PipelineOptions, dict[str, Any]]:
     """The pipeline's own flags, and values of those of its steps' trainings."""
     parser = Parser(PipelineOptions, description="Trains the steps of a pipeline.")
-    tasks = [Parser(cls) for cls in OPTIONS.values()]
+    parsers = [parser, *map(Parser, OPTIONS.values())]
     own, flags = [], {}
     starts = [i for i, word in enumerate(argv) if word.startswith("--")]
-    for start, end in zip(starts, [*starts[1:], len(argv)], strict=True):
+    for start, end in pairwise([*starts, len(argv)]):
         flag = argv[start].removeprefix("--").split("=")[0]
-        if flag in parser.flags():
+        having = next((each for each in parsers if flag in each.flags()), None)
+        if having is None:
+            names = [name for each in parsers for name in each.flags()]
+            parser.error(f"unknown flag --{flag}{nearest(flag, names, '--')}")
+        if having is parser:
             own += argv[start:end]
-        elif having := [task for task in tasks if flag in task.flags()]:
-            ((name, words),) = having[0].read_words(argv[start:end]).items()
-            flags[name] = _typed(parser, having[0].cls, name, words)
-        else:
-            known = [name for each in (parser, *tasks) for name in each.flags()]
-            parser.error(f"unknown flag --{flag}{nearest(flag, known, '--')}")
+            continue
+        ((name, words),) = having.read_words(argv[start:end]).items()
+        instead = INSTEAD.get(name) or OF_ONE_STEP.get(name)
+        if instead and name not in MAY_WIN:
+            parser.error(f"--{name} does not go with --pipeline: in the file, write {instead}")
+        needed = {n: [] for n, field in having.cls.by_flag().items() if field.is_required()}
+        try:
+            flags[name] = having.cls(**needed | {name: words}).values()[name]
+        except BadOptions as error:
+            parser.error(f"argument --{name}: {error.problems[0][1]}")
     options = PipelineOptions(**parser.read_words([*argv[: starts[0]], *own]))
     if not (options.pipeline or options.print_schema):
         raise ValueError("--validate_pipeline goes with --pipeline FILE")
     return options, flags
-
-
-def _typed(parser: Parser, cls: type[Options], flag: str, words: Any) -> Any:
-    """The value of a flag that may win over a pipeline's file; others are the parser's error."""
-    instead = INSTEAD.get(flag) or OF_ONE_STEP.get(flag)
-    section, _, key = (instead or "").rpartition(".")
-    of_section = {"": StepSection, "training": TrainingSection, "output": OutputSection}
-    key = of_section[section].keys().get(key) if section in of_section else None
-    decides = key and key.flag == flag and key.unit is None
-    if instead and flag != "resolution" and not decides:
-        parser.error(f"--{flag} does not go with --pipeline: in the file, write {instead}")
-    needed = {name: [] for name, field in cls.by_flag().items() if field.is_required()}
-    try:
-        return cls(**needed | {flag: words}).values()[flag]
-    except BadOptions as error:
-        parser.error(f"argument --{flag}: {error.problems[0][1]}")
 
 
 def schema() -> dict[str, Any]:

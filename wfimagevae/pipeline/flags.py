@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from wfimagevae.pipeline.document import Document
+from wfimagevae.pipeline.document import Document, Problems
 from wfimagevae.pipeline.fluxflow import (
     DEFAULT_LAMBDA_ADV,
     INTERVAL,
@@ -186,70 +186,60 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
     A VAE's or flow's settings are the training's own flags, those of a discriminator or text
     encoder its ``--..._options``.
     """
-    flags: Flags = {}
     chosen, lr_min = step.settings.optimization, step.settings.lr_min
+    flags: Flags = {} if lr_min is None else {"min_lr_ratio": lr_min, "lr_schedule": "cosine"}
     for name, overrides in OPTIMIZED[step.task].items():
-        optimizer, schedule = chosen.optimizers.get(name), chosen.schedulers.get(name)
-        own = _optimizer_flags(optimizer, step, document, name) if optimizer else {}
-        own |= _schedule_flags(schedule, step, document, name) if schedule else {}
-        if overrides is None:
-            flags |= own
-        elif own:
-            flags[overrides] = own
-    if lr_min is not None:
-        flags = {"min_lr_ratio": lr_min, "lr_schedule": "cosine"} | flags
+        own: Flags = {}
+        for kind, read in (("optimizers", _read_optimizer), ("schedulers", _read_schedule)):
+            if section := getattr(chosen, kind).get(name):
+                for key, text in read(section, step, name, own):
+                    place = step.origin(document, "optimization", kind, name, *key)
+                    document.report(place, text)
+        if own:
+            flags |= {overrides: own} if overrides else own
     return flags
 
 
-def _optimizer_flags(section: Section, step: Step, document: Document, name: str) -> Flags:
-    def report(key: str, message: str) -> None:
-        document.report(step.origin(document, "optimization", "optimizers", name, key), message)
-
+def _read_optimizer(section: Section, step: Step, name: str, flags: Flags) -> Problems:
     kind = section.type.lower()
     for key, fixed in _FIXED.items():
         value = getattr(section, key)
         if value not in (None, fixed):
-            report(key, f"{key} {value} of {name}: every optimizer here has {fixed}")
+            yield (key,), f"{key} {value} of {name}: every optimizer here has {fixed}"
     decoupled = section.decoupled_weight_decay
     if decoupled is not None and decoupled != (kind in _DECOUPLED):
-        instead = "AdamW" if decoupled else "Adam"
-        report("decoupled_weight_decay", f"{section.type} does not do that; write type: {instead}")
+        text = f"{section.type} does not do that; write type: {'AdamW' if decoupled else 'Adam'}"
+        yield ("decoupled_weight_decay",), text
     for key, kinds in _TAKEN_BY.items():
         if getattr(section, key) is not None and kind not in kinds:
-            report(key, f"{section.type} has no {key}; leave it out")
-    flags: Flags = {"optimizer": kind} | section.flags_of()
+            yield (key,), f"{section.type} has no {key}; leave it out"
+    values = {"optimizer": kind} | section.flags_of()
     if section.betas is not None and kind in _TAKEN_BY["betas"]:
-        flags["beta1"], flags["beta2"] = section.betas
-    return {flag: value for flag, value in flags.items() if value is not None}
+        values["beta1"], values["beta2"] = section.betas
+    flags |= {flag: value for flag, value in values.items() if value is not None}
 
 
-def _schedule_flags(section: Section, step: Step, document: Document, name: str) -> Flags:
-    def report(message: str, *key: str) -> None:
-        place = step.origin(document, "optimization", "schedulers", name, *key)
-        document.report(place, f"{section.type} of {name} {message}")
-
+def _read_schedule(section: Section, step: Step, name: str, flags: Flags) -> Problems:
     schedule, lr_min = SCHEDULES[section.type], step.settings.lr_min
-    flags: Flags = {"lr_schedule": schedule.kind, "min_lr_ratio": 0.0, **schedule.flags}
+    flags |= {"lr_schedule": schedule.kind, "min_lr_ratio": 0.0, **schedule.flags}
     flags |= {} if lr_min is None else {"min_lr_ratio": lr_min}
+    title = f"{section.type} of {name}"
     if schedule.needs and getattr(section, schedule.needs) is None:
-        report(f"needs {schedule.needs}: it has no usual value")
+        yield (), f"{title} needs {schedule.needs}: it has no usual value"
     # Data that is drawn needs no held-out files.
     validates = step.source is None or bool(step.source.section.held_out)
     if schedule.kind == "plateau" and not step.settings.options.get("eval_steps", validates):
-        report(
-            "waits for validations, and this step has none: give held-out data (eval_data_path, "
-            "eval_image_folder) and no eval_steps: 0"
-        )
-    keys = {name: key.flag for name, key in section.keys().items()}
+        text = "waits for validations, and this step has none: give held-out data (eval_data_path, "
+        yield (), f"{title} {text}eval_image_folder) and no eval_steps: 0"
+    keys = section.keys()
     for key in sorted(section.model_fields_set - {"type"}):
         value = getattr(section, key)
         if value is None or (key, value) in (("start_factor", 1), ("mode", "min")):
             continue  # it says what happens anyway
         if key in (*schedule.keys, "warmup_steps"):
-            flags[keys[key]] = value
+            flags[keys[key].flag] = value
         else:
-            report(_UNMET.get(key, f"has no {key}; leave it out"), key)
-    return flags
+            yield (key,), f"{title} {_UNMET.get(key, f'has no {key}; leave it out')}"
 
 
 _UNMET = {

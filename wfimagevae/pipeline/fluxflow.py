@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import Field, WrapValidator
+from pydantic import AfterValidator, Field, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from wfimagevae.options import Count, Options, Positive, Share
@@ -304,6 +304,18 @@ class TrainingSection(Settings):
     pipeline: PipelineSection
 
 
+def _read_sizes(sizes: list[int | str | list[int]]) -> list[list[int]]:
+    """Sizes as [width, height]."""
+    read = []
+    for size in sizes:
+        sides = size.lower().split("x") if isinstance(size, str) else size
+        sides = [size, size] if isinstance(size, int) else sides
+        if len(sides) != 2 or not all(str(s).strip().isdigit() and int(s) for s in sides):
+            raise ValueError(f"sample size {size!r}: write 512, 768x512 or [768, 512]")
+        read.append([int(side) for side in sides])
+    return read
+
+
 class OutputSection(Section):
     """Where everything goes, and what is written while training."""
 
@@ -316,7 +328,11 @@ class OutputSection(Section):
     test_image_address: Paths = Field([])
     sample_captions: Annotated[Texts, Key("sample_prompts")] = Field([])
     sample_sizes: (
-        _kind(list[Count | str | Numbers], "a list of 512, 768x512 or [768, 512]") | None
+        Annotated[
+            _kind(list[Count | str | Numbers], "a list of 512, 768x512 or [768, 512]"),
+            AfterValidator(_read_sizes),
+        ]
+        | None
     ) = None
     generate_diagrams: bool = True
 

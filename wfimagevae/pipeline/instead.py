@@ -48,6 +48,14 @@ _KEYS = {
 INSTEAD = {key.flag: t.format(n) for t, cls in _KEYS.items() for n, key in cls.keys().items()}
 INSTEAD |= {flag: text for text, flags in _PLACES.items() for flag in flags.split()}
 INSTEAD = {flag: text for flag, text in INSTEAD.items() if flag and flag not in OF_ONE_STEP}
+# Flags that win over the file where they stand beside it: those of keys, in the keys' units.
+MAY_WIN = {
+    key.flag
+    for cls in (fluxflow.StepSection, fluxflow.TrainingSection, fluxflow.OutputSection)
+    for key in cls.keys().values()
+    if key.unit is None
+} - {flag for flags in _PLACES.values() for flag in flags.split()}
+MAY_WIN.add("resolution")
 
 _SIZES = "a network's size is its configuration"
 _VAE = (

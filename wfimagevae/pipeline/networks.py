@@ -20,7 +20,6 @@ from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_beside, find_weights, read_facts
-from wfimagevae.pipeline.checks import parse_sizes
 from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
@@ -194,7 +193,7 @@ def flow_footprint(
         condition = network.null_condition(batch, torch.device("cpu"))
         kept = kept_bytes(network, options.mix_precision, lambda: network(x, t, condition))
     multiple = size // shape[-1] * (network.size_multiple or shape[-1])
-    for width, height in parse_sizes(content.output.sample_sizes or []):
+    for width, height in content.output.sample_sizes or []:
         if width % multiple or height % multiple:
             raise ValueError(
                 f"sample size {width}x{height}: sides of this flow's pictures are multiples of "

@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ class StepState:
     finished: bool = False
     options: dict | None = None  # what it was last trained with
     network: dict | None = None  # configuration of what it trains, where that was kept
+
+    def changed_options(self, options: Options) -> list[str]:
+        """``name: before -> now`` of the options that would have given another result."""
+        before, now = _moved(self.options or {}), _moved(options.values())
+        harmless = _HARMLESS | ({"log_steps"} if not now.get("stop_metric") else set())
+        # Validations count only where they change a learning rate.
+        parts = [part for values in (before, now) for part in (values, *values.values())]
+        parts = [part for part in parts if isinstance(part, dict)]
+        if not any(part.get("lr_schedule") == "plateau" for part in parts):
+            harmless |= {name for name in before if name.startswith("eval_")}
+        return _differences(before, now, set(before) - harmless)
 
 
 def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> Options:
@@ -93,20 +105,32 @@ def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
     """Where each step stands.
 
     Raises:
-        PipelineError: the output holds steps that the file does not have at that place, or that
-            it says otherwise than they were trained.
+        PipelineError: the output holds steps that do not follow from this file, or that it says
+            otherwise than they were trained.
         ValueError: a checkpoint cannot be read.
     """
-    states = [read_state(pipeline.folder(step)) for step in pipeline.steps]
-    _check_folders(pipeline.output, states)
+    output, states = pipeline.output, [read_state(pipeline.folder(s)) for s in pipeline.steps]
+    expected = {state.folder.name for state in states}
+    folders = sorted((output / "steps").glob("*"))
+    if strange := [f.name for f in folders if f.name not in expected and list_checkpoints(f)]:
+        raise PipelineError(
+            f"{output} holds steps that the file does not have at that place: "
+            f"{', '.join(strange)}; give another output_path, or restore their names and order"
+        )
+    finished = len(list(takewhile(lambda state: state.finished, states)))
+    if later := [state.folder.name for state in states[finished + 1 :] if state.checkpoint]:
+        raise PipelineError(
+            f"{output} holds {', '.join(later)}, trained from what {states[finished].folder.name} "
+            "was, which is not finished: move the later ones away to train them anew"
+        )
     for step, state in zip(pipeline.steps, states, strict=True):
         network = network_config(pipeline.content.model, vae, step.task)
         changed = _differences(state.network, network, {*(state.network or {}), *network})
-        options = step_options(pipeline, vae, step).values()
+        options = step_options(pipeline, vae, step)
         if state.finished:
-            changed += changed_options(state, options)
+            changed += state.changed_options(options)
         else:  # its optimizers' state is no other one's
-            before, now = _optimizers(state.options or {}), _optimizers(options)
+            before, now = _optimizers(state.options or {}), _optimizers(options.values())
             changed += _differences(state.options and before, now, before)
         if changed:
             stands = "is finished" if state.finished else "has begun"
@@ -118,34 +142,6 @@ def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
         if not state.finished:
             break
     return states
-
-
-def _check_folders(output: Path, states: list[StepState]) -> None:
-    """Raises PipelineError where the output holds steps that do not follow from this file."""
-    expected = {state.folder.name for state in states}
-    folders = sorted((output / "steps").glob("*")) if (output / "steps").is_dir() else []
-    strange = [f.name for f in folders if f.name not in expected and list_checkpoints(f)]
-    if strange:
-        raise PipelineError(
-            f"{output} holds steps that the file does not have at that place: "
-            f"{', '.join(strange)}; give another output_path, or restore their names and order"
-        )
-    unfinished = next((i for i, state in enumerate(states) if not state.finished), len(states))
-    if later := [state.folder.name for state in states[unfinished + 1 :] if state.checkpoint]:
-        first = states[unfinished].folder.name
-        raise PipelineError(
-            f"{output} holds {', '.join(later)}, trained from what {first} was, which is not "
-            "finished: move the later ones away to train them anew"
-        )
-
-
-def changed_options(state: StepState, values: dict) -> list[str]:
-    """``name: before -> now`` of the options that would have given another result."""
-    before, now = _moved(state.options or {}), _moved(values)
-    harmless = _HARMLESS | ({"log_steps"} if not now.get("stop_metric") else set())
-    if not any(_waits_for_scores(options) for options in (before, now)):
-        harmless |= {name for name in before if name.startswith("eval_")}
-    return _differences(before, now, set(before) - harmless)
 
 
 def _optimizers(values: dict) -> dict[str, str]:
@@ -178,9 +174,3 @@ def _moved(values: dict) -> dict:
         return value
 
     return {name: move(value) for name, value in values.items()}
-
-
-def _waits_for_scores(values: dict) -> bool:
-    """Whether validations change a learning rate."""
-    parts = [values, *(value for value in values.values() if isinstance(value, dict))]
-    return any(part.get("lr_schedule") == "plateau" for part in parts)

@@ -27,7 +27,6 @@ from wfimagevae.pipeline.networks import network_config, vae_facts, write_config
 from wfimagevae.pipeline.plan import describe_plan
 from wfimagevae.pipeline.progress import (
     NETWORK_FILE,
-    changed_options,
     read_state,
     step_options,
     vae_source,
@@ -85,7 +84,7 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     vae = vae_facts(content.model)
     options = step_options(pipeline, vae, step)
     log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
-    if changed := changed_options(state, options.values()):
+    if changed := state.changed_options(options):
         log.warning("%s goes on with other options: %s", title, "; ".join(changed))
     if here.is_main:  # beside its checkpoints, the configuration of what it trains
         write_json(folder / NETWORK_FILE, network_config(content.model, vae, step.task))
@@ -170,14 +169,10 @@ def cache_latents(
     Raises:
         ValueError: sources that cannot be cached, or latents that are not finite.
     """
+    source, size = only_source(source, "images"), options.resolution
     captions = Captions(options.captions, options.fixed_prompt_prefix)
-    images = IndexedImages(
-        only_source(source, "images"),
-        options.resolution,
-        Labels(options.labels),
-        captions,
-        options.index_cache_dir,
-    )
+    labels, index = Labels(options.labels), options.index_cache_dir
+    images = IndexedImages(source, size, labels, captions, index)
     autoencoder = load_autoencoder(vae, here.device)
     encoder, text = options.text_encoder, None
     if encoder and encoder != "bytes":

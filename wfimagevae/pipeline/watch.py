@@ -29,7 +29,6 @@ from wfimagevae.generate.generator_files import open_latent_space
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.pictures.writer import save_image
-from wfimagevae.pipeline.checks import parse_sizes
 from wfimagevae.pipeline.fluxflow import listed
 from wfimagevae.pipeline.metrics import METRICS
 from wfimagevae.pipeline.steps import Pipeline, Step
@@ -256,7 +255,7 @@ class SampleDrawer:
     def __init__(self, pipeline: Pipeline, step: Step, options: TrainingOptions):
         output = pipeline.content.output
         self.folder, self.step, self.options = pipeline.output / "samples", step, options
-        self.sizes = parse_sizes(output.sample_sizes or [step.size])
+        self.sizes = output.sample_sizes or [[step.size, step.size]]
         self.is_vae = step.task == "vae"
         images, prompts = listed(output.test_image_address), output.sample_captions
         self.subjects = images if self.is_vae else prompts
