@@ -262,11 +262,12 @@ class SampleDrawer:
 
     def begin(self, run: Run, task: Task) -> None:
         """Takes what draws from the networks in training."""
-        self.task, self.ema, self.world = task, task.players[0].ema, run.world
+        self.ema, self.world = task.players[0].ema, run.world
         if self.is_vae:
-            self.network = task.vae
+            self.network = task.network
             return
-        generator, self.network = task.generator, task.generator.model
+        self.generator = generator = task.generator()
+        self.network = generator.model
         if generator.decode is None and generator.facts["space"] == "latent":
             generator.decode = open_latent_space(generator.facts, run.world.device).decode
         if not self.network.takes_text:
@@ -309,7 +310,7 @@ class SampleDrawer:
     def _pictures(
         self, index: int, prompt: str, width: int, height: int
     ) -> Iterator[tuple[str, Tensor]]:
-        generator, subject = self.task.generator, Subject(index, prompt=prompt)
+        generator, subject = self.generator, Subject(index, prompt=prompt)
         sides, sampling = generator.sample_size(height, width), sampling_options(self.options)
         x = generator.draw([subject], sampling, sides)
         words = re.sub(r"\W+", "_", prompt).strip("_")[:40]
