@@ -14,9 +14,6 @@ from torch import nn
 from wfimagevae.engine import checkpoint as module
 from wfimagevae.engine.checkpoint import (
     collect,
-    link_or_copy,
-    list_checkpoints,
-    prune_checkpoints,
     read_checkpoint,
     restore,
     write_checkpoint,
@@ -126,25 +123,3 @@ def test_kill_9_during_a_save_leaves_the_checkpoint_before(tmp_path):
     assert content["value"] == 1 and (content["state_dict"]["x"]["weight"] == 1).all()
     (leftover,) = tmp_path.glob(".*.ckpt.*.tmp")  # which the next training here removes
     assert len(os.listdir(tmp_path)) == 2 and leftover.stat().st_size
-
-
-def test_steps_are_ordered_by_number_and_pruned_from_the_lowest(tmp_path):
-    for name in ("checkpoint-500", "checkpoint-10000", "checkpoint-2000", "best-psnr"):
-        (tmp_path / f"{name}.ckpt").write_bytes(b"x")
-    names = [f"checkpoint-{step}.ckpt" for step in (500, 2000, 10000)]
-    assert [path.name for path in list_checkpoints(tmp_path)] == names
-    prune_checkpoints(tmp_path, 0)
-    assert len(list_checkpoints(tmp_path)) == 3
-    prune_checkpoints(tmp_path, 1)
-    assert sorted(os.listdir(tmp_path)) == ["best-psnr.ckpt", "checkpoint-10000.ckpt"]
-
-
-def test_the_best_copy_outlives_its_source(tmp_path):
-    source, best = tmp_path / "checkpoint-1.ckpt", tmp_path / "best-psnr.ckpt"
-    source.write_bytes(b"first")
-    link_or_copy(source, best)
-    source.unlink()
-    assert best.read_bytes() == b"first"
-    source.write_bytes(b"second")
-    link_or_copy(source, best)
-    assert best.read_bytes() == b"second"

@@ -123,7 +123,9 @@ def test_muon_takes_the_matrices_of_hidden_layers_alone():
         build_optimizer(options, list(network.parameters()))
 
 
-def test_missing_packages_and_old_torch_are_explained(monkeypatch):
+def test_nothing_to_train_missing_packages_and_old_torch_are_explained(monkeypatch):
+    with pytest.raises(ValueError, match="every parameter is frozen"):
+        adamw([], 1e-3)
     parameters = list(conv().parameters())
     monkeypatch.delattr(torch.optim, "Muon", raising=False)
     with pytest.raises(ValueError, match=r"needs torch 2\.9"):
@@ -133,13 +135,6 @@ def test_missing_packages_and_old_torch_are_explained(monkeypatch):
         build_optimizer(OptimizerOptions(optimizer="lion"), parameters)
     with pytest.raises(ValueError, match=r"'adamax' \(choose from adamw, adam"):
         OptimizerOptions(optimizer="adamax")
-
-
-def test_the_state_of_another_optimizer_is_refused():
-    ours, other = player(), player(optimizer="sgd")
-    ours.update(batches(1, 4), 0)
-    with pytest.raises(ValueError, match=r"optimizer is AdamW, this run's is SGD.*not_resume"):
-        OptimizerState(other.optimizer).load_state_dict(OptimizerState(ours.optimizer).state_dict())
 
 
 def test_resumed_channels_last_moments_update_the_right_elements():
@@ -171,15 +166,18 @@ def test_hyperparameters_stay_those_of_the_command_line():
     assert other.param_groups[0]["weight_decay"] == 0.1
 
 
-def test_state_of_other_parameters_is_refused():
-    one = conv()
+def test_state_of_another_optimizer_or_other_parameters_is_refused():
+    one, wide = conv(), nn.Conv2d(4, 8, 3)
     optimizer = adamw(one.parameters(), 1e-2)
     step(one, optimizer, 0)
-    with pytest.raises(ValueError, match=r"state is of \[2\] .* trains \[1\].*--not_resume_opt"):
-        OptimizerState(adamw([one.weight], 1e-2)).load_state_dict(optimizer.state_dict())
-    wide = nn.Conv2d(4, 8, 3)
-    with pytest.raises(ValueError, match=r"does not fit.*--not_resume_optimizer"):
-        OptimizerState(adamw(wide.parameters(), 1e-2)).load_state_dict(optimizer.state_dict())
+    sgd = build_optimizer(OptimizerOptions(optimizer="sgd"), list(one.parameters()))
+    for other, words in (
+        (sgd, r"optimizer is AdamW, this run's is SGD.*--not_resume_optimizer"),
+        (adamw([one.weight], 1e-2), r"state is of \[2\] .* trains \[1\].*--not_resume_opt"),
+        (adamw(wide.parameters(), 1e-2), r"does not fit.*--not_resume_optimizer"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            OptimizerState(other).load_state_dict(OptimizerState(optimizer).state_dict())
 
 
 def test_dividing_the_loss_changes_no_update():
@@ -193,8 +191,3 @@ def test_dividing_the_loss_changes_no_update():
             (1e-6 * network(torch.randn(2, 4, 8, 8)).square().sum() / divisor).backward()
             optimizer.step()
     torch.testing.assert_close(whole.weight, divided.weight, rtol=1e-4, atol=1e-6)
-
-
-def test_nothing_to_train_is_an_error():
-    with pytest.raises(ValueError, match="every parameter is frozen"):
-        adamw([], 1e-3)

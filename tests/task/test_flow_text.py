@@ -7,13 +7,9 @@ from scripts import save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.task.training import differences, load, refused
-from wfimagevae.command_line import parse
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
 from wfimagevae.generate.subjects import Subject
-from wfimagevae.task.flow_networks import build_network, build_objective
-from wfimagevae.task.flow_options import FlowOptions
-from wfimagevae.task.flow_space import build_datasets, open_space
 
 CPU = torch.device("cpu")
 BYTES = {"text_encoder": "bytes", "text_length": 24}
@@ -29,14 +25,6 @@ def captioned(tmp_path):
                 path.with_suffix(".txt").write_text("a red circle\na small circle on the left\n")
     folders = {"data_path": tmp_path / "train", "eval_data_path": tmp_path / "held_out"}
     return {"dataset": "images", "captions": "sidecar"} | folders
-
-
-def setup(place, **options):
-    """Data, space and objective of some flags, as training builds them."""
-    options = parse(FlowOptions, place.flags("x", 1, **options))
-    dataset, _ = build_datasets(options)
-    space = open_space(options, dataset, CPU)
-    return dataset, space, build_objective(options, build_network(options, space, CPU), space)
 
 
 def first_batch(dataset, count=8):
@@ -66,20 +54,20 @@ def test_a_flow_learns_from_captions_resumes_exactly_and_draws_prompts(place, ob
         place.go_on("parts", 5, **options | {"text_length": 32})
 
 
-def test_classes_and_captions_condition_together(place):
-    dataset, space, objective = setup(place, **BYTES)
+def test_classes_and_captions_condition_together(assemble):
+    _, dataset, _, space, objective = assemble(**BYTES)
     batch = first_batch(dataset)
     told = space.condition(batch)
     assert told.keys() == {"label", "ids"} and objective.network.num_classes == 8
     text = bytes(byte - 1 for byte in told["ids"][0].tolist() if byte).decode()
     assert text == batch["caption"][0] == dataset.caption(dataset.index(0))
-    _, space, _ = setup(place, no_class_conditional=True, **BYTES)
+    *_, space, _ = assemble(no_class_conditional=True, **BYTES)
     assert space.condition(batch).keys() == {"ids"} and space.num_classes == 0
 
 
-def test_dropped_captions_are_the_null_condition(place):
+def test_dropped_captions_are_the_null_condition(assemble):
     options = BYTES | {"no_class_conditional": True}
-    dataset, _, objective = setup(place, cfg_dropout_prob=0.5, **options)
+    _, dataset, *_, objective = assemble(cfg_dropout_prob=0.5, **options)
     batch = first_batch(dataset, 64)
     point = objective.draw(batch, torch.full((64,), 0.5))
     null = objective.network.null_condition(64, CPU)
@@ -89,8 +77,8 @@ def test_dropped_captions_are_the_null_condition(place):
     assert 15 < point.dropped.sum() < 49
 
 
-def test_an_image_without_a_caption_teaches_the_null_condition(place, captioned, caplog):
-    dataset, space, objective = setup(place, eval_steps=1, **captioned, **BYTES)
+def test_an_image_without_a_caption_teaches_the_null_condition(assemble, captioned, caplog):
+    _, dataset, _, space, objective = assemble(eval_steps=1, **captioned, **BYTES)
     batch = first_batch(dataset, 6)
     without = batch["caption"].index("")
     told, null = space.condition(batch), objective.network.null_condition(1, CPU)
@@ -153,13 +141,13 @@ def test_weights_that_learned_another_encoders_texts_bring_a_warning(
     assert f"{first} learned the texts of {encoder}; those of {other}" in caplog.text
 
 
-def test_none_is_no_text_encoder(place):
-    dataset, space, _ = setup(place, text_encoder="none")
+def test_none_is_no_text_encoder(assemble):
+    _, dataset, _, space, _ = assemble(text_encoder="none")
     assert space.text is None and torch.is_tensor(space.condition(first_batch(dataset)))
 
 
-def test_a_prefix_stands_before_every_caption(place, captioned):
-    dataset, _, _ = setup(place, fixed_prompt_prefix="pixels", **captioned, **BYTES)
+def test_a_prefix_stands_before_every_caption(assemble, captioned):
+    _, dataset, *_ = assemble(fixed_prompt_prefix="pixels", **captioned, **BYTES)
     captions = set(dataset.read_batch(list(range(30)))["caption"])
     assert captions == {"", "pixels. a red circle", "pixels. a small circle on the left"}
 

@@ -10,10 +10,10 @@ from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import SAMPLERS, GeneratorOptions, SamplingOptions
+from wfimagevae.task import flow
 from wfimagevae.task.flow import GeneratorFacts
-from wfimagevae.task.flow_networks import build_generator, build_network, build_objective
+from wfimagevae.task.flow_networks import build_generator, build_objective
 from wfimagevae.task.flow_options import FlowOptions
-from wfimagevae.task.flow_space import build_datasets, open_space
 from wfimagevae.task.flow_validation import FlowValidator
 
 CPU = torch.device("cpu")
@@ -49,17 +49,14 @@ def test_two_ranks_train_as_one_process(place, objective):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_every_parameter_of_mean_flow_gets_a_gradient(place, precision):
+def test_every_parameter_of_mean_flow_gets_a_gradient(assemble, precision):
     """Passes without gradients come first; autocast must not keep their casts of the weights."""
-    flags = place.flags("x", 1, objective="mean_flow", meanflow_omega=2.0, meanflow_ratio=0.5)
-    options = parse(FlowOptions, flags)
-    dataset, _ = build_datasets(options)
-    space = open_space(options, dataset, CPU)
-    network = build_network(options, space, CPU)
+    omega = {"objective": "mean_flow", "meanflow_omega": 2.0, "meanflow_ratio": 0.5}
+    _, dataset, *_, objective = assemble(**omega)
+    network = objective.network
     for parameter in network.parameters():  # zero at first, so that nothing flows through them
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    objective = build_objective(options, network, space)
     batch = dataset.to_inputs(dataset.read_batch([0, 1, 2, 3]), CPU) | {"position": [0, 1, 2, 3]}
     with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
         objective(batch, 0)[0].backward()
@@ -111,6 +108,8 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
+        ({"model_config": "nowhere.json"}, r"--model_config nowhere\.json: no such file"),
+        ({"model_config": __file__}, r"test_flow_training\.py is not JSON"),
         ({"dataset": "images"}, "needs --data_path"),
         ({"dataset": "latents", "data_path": "nowhere", "eval_data_path": "x"}, "latents.json"),
         (CIFAR | {"resolution": None}, "cifar-10-batches-py"),
@@ -166,15 +165,33 @@ def test_latents_of_another_kind_are_not_resumed(name):
         GeneratorFacts(facts | other).load_state_dict(facts)
 
 
-def test_an_adaptive_sampler_does_not_validate_a_sharded_network(place):
-    flags = place.flags("x", 1, eval_steps=1, sampler="dopri5")
-    options = parse(FlowOptions, [*flags, "--fsdp"])
-    dataset, held_out = build_datasets(options)
-    space = open_space(options, dataset, CPU)
-    objective = build_objective(options, build_network(options, space, CPU), space)
+def test_an_adaptive_sampler_does_not_validate_a_sharded_network(assemble):
+    options, _, held_out, space, objective = assemble(eval_steps=1, sampler="dopri5", fsdp=True)
+    generator = build_generator(options, objective, space)
     with pytest.raises(ValueError, match="sharded"):
-        draws = build_generator(options, objective, space)
-        FlowValidator(options, objective, draws, held_out, World(0, 1, CPU), None)
+        FlowValidator(options, objective, generator, held_out, World(0, 1, CPU), None)
+
+
+@pytest.mark.parametrize(("fsdp", "device"), [(None, "meta"), (True, "cpu")])
+def test_a_network_is_sharded_before_it_goes_to_the_device(place, monkeypatch, fsdp, device):
+    class Built(Exception):
+        """There is nothing more to see."""
+
+    def seen(options, network, space):
+        raise Built({parameter.device.type for parameter in network.parameters()})
+
+    monkeypatch.setattr(flow, "build_objective", seen)
+    options = parse(FlowOptions, place.flags("x", 1, fsdp=fsdp))
+    with pytest.raises(Built) as built:
+        flow._assemble(options, World(0, 1, torch.device("meta")), None)
+    assert built.value.args == ({device},)
+
+
+def test_sharded_compiled_mean_flow_says_which_torch_it_needs(place, monkeypatch):
+    flags = place.flags("x", 1, objective="mean_flow", fsdp=True, compile=True)
+    monkeypatch.setattr(torch, "__version__", torch.torch_version.TorchVersion("2.11.0"))
+    with pytest.raises(ValueError, match=r"needs torch 2\.15, this is 2\.11\.0: leave out"):
+        build_objective(parse(FlowOptions, flags), None, None)
 
 
 def test_flag_names_of_samplers_are_those_that_exist():

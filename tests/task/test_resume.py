@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import weakref
 
 import pytest
@@ -58,14 +57,6 @@ def test_optional_terms_resume_to_the_bit(workplace, gan_schedule):
     assert weights[-1] == pytest.approx(1e-3)
 
 
-def test_a_resumed_csv_has_each_step_once(workplace):
-    folder = workplace.cut("csv", 8, at=4)
-    log = folder / "training_losses.csv"
-    assert [row["step"] for row in rows(log)] == ["2", "4", "6", "8"]
-    workplace.go_on("csv", 8, save_ckpt_step=4)
-    assert [row["step"] for row in rows(log)] == ["2", "4", "6", "8"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number):
     name = f"signal-{number.name.lower()}"
@@ -83,21 +74,6 @@ def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number)
     assert stopped.stem != "checkpoint-60"
     folder = workplace.go_on(name, 60)
     assert not differences(whole, load(folder, 60))
-
-
-def test_kill_9_costs_only_the_steps_since_the_last_checkpoint(workplace):
-    whole = load(workplace.train("killed-whole", 30), 30)
-    flags = workplace.flags("killed", 30, save_ckpt_step=3)
-    command = [sys.executable, str(ROOT / "train_image_ddp.py"), *flags]
-    process = subprocess.Popen(command, env=ENVIRONMENT)
-    deadline = time.monotonic() + 120
-    while not list(workplace.folder.glob("results/killed-lr*/checkpoint-6.ckpt")):
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    folder = workplace.go_on("killed", 30)
-    assert not differences(whole, load(folder, 30))
 
 
 def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatch):

@@ -27,10 +27,8 @@ def test_prompts_are_drawn_in_shape_and_colour(tmp_path, two_threads):
     agreement = {scale: agree(generator, classifier, scale) for scale in (0.0, *SCALES)}
     print(agreement)
     best = max(SCALES, key=lambda scale: agreement[scale])
-    changed = swapped_pictures(generator, classifier, best)
     assert agreement[best] >= 0.9, agreement
     assert agreement[0.0] <= 0.25, agreement  # chance is 1 in 64
-    assert changed >= 0.8
 
 
 def train(folder, steps, **options):
@@ -42,40 +40,23 @@ def train(folder, steps, **options):
 
 
 def agree(generator, classifier, scale, per_prompt=5):
-    """Share of samples whose shape and colour are those of their prompt."""
-    dataset = ShapesDataset(32)
-    wanted = [(dataset.label(i), i // len(SHAPES)) for i in range(64) for _ in range(per_prompt)]
-    prompts = [dataset.caption(i) for i in range(64) for _ in range(per_prompt)]
-    found = judge(classifier, draw(generator, list(enumerate(prompts)), scale))
-    return sum(a == b for a, b in zip(found, wanted, strict=True)) / len(wanted)
+    """Share of samples whose shape and colour are those of their prompt.
 
-
-def swapped_pictures(generator, classifier, scale):
-    """Share of noises from which two prompts that differ in both words give what each says."""
-    pairs = [("a red circle", "a blue star"), ("a green cross", "a yellow heart")]
-    indices = [(k, i) for k in range(len(pairs)) for i in range(20)]
-    seen = []
-    for side in (0, 1):
-        subjects = [(1000 + i, pairs[k][side]) for k, i in indices]
-        seen.append(judge(classifier, draw(generator, subjects, scale)))
-    differ = [a[0] != b[0] and a[1] != b[1] for a, b in zip(*seen, strict=True)]
-    return sum(differ) / len(differ)
-
-
-def draw(generator, numbered_prompts, scale, batch_size=64):
-    """Images of prompts, each from the noise of its number."""
-    options = SamplingOptions(sampler="euler", steps=STEPS, guidance_scale=scale)
-    subjects = [Subject(index, None, prompt) for index, prompt in numbered_prompts]
-    parts = [subjects[i : i + batch_size] for i in range(0, len(subjects), batch_size)]
-    x = torch.cat([generator.draw(part, options) for part in parts])
-    return generator.images(x)
-
-
-def judge(classifier, images):
-    """The shape that the classifier sees and the colour that the foreground is nearest to."""
-    with torch.no_grad():
-        shapes = classifier(images).argmax(1).tolist()
-    return list(zip(shapes, foreground_colours(images), strict=True))
+    The classifier sees the shape; the colour is that which the foreground is nearest to.
+    """
+    dataset, options = ShapesDataset(32), SamplingOptions(sampler="euler", steps=STEPS)
+    options, right = options.changed(guidance_scale=scale), 0
+    items = [i for i in range(64) for _ in range(per_prompt)]
+    for start in range(0, len(items), 64):
+        part = items[start : start + 64]
+        subjects = [Subject(start + n, None, dataset.caption(i)) for n, i in enumerate(part)]
+        images = generator.images(generator.draw(subjects, options))
+        with torch.no_grad():
+            shapes = classifier(images).argmax(1).tolist()
+        wanted = [(dataset.label(i), i // len(SHAPES)) for i in part]
+        seen = zip(shapes, foreground_colours(images), strict=True)
+        right += sum(a == b for a, b in zip(seen, wanted, strict=True))
+    return right / len(items)
 
 
 def foreground_colours(images):
@@ -93,24 +74,6 @@ def foreground_colours(images):
     return torch.cdist(mean, palette).argmin(1).tolist()
 
 
-def test_real_pictures_are_judged_right():
-    """The measure itself, on real shapes; of the classifier only that shapes come first."""
-    dataset = ShapesDataset(32, seed=3, num_items=256, augment=False)
-    batch = dataset.to_inputs(dataset.read_batch(list(range(256))), CPU)
-
-    def perfect(images):
-        return torch.nn.functional.one_hot(batch["label"], 8).float()
-
-    truth = [dataset.attributes(dataset.index(i)) for i in range(256)]
-    wanted = [(list(SHAPES).index(s), list(COLOURS).index(c)) for s, c in truth]
-    noisy = batch["image"] + 0.05 * torch.randn(256, 3, 32, 32, generator=torch.manual_seed(0))
-    found = judge(perfect, noisy.clamp(-1, 1))
-    right = sum(a == b for a, b in zip(found, wanted, strict=True))
-    assert right >= 250
-    wrong = judge(perfect, noisy.roll(1, 0).clamp(-1, 1))
-    assert sum(a == b for a, b in zip(wrong, wanted, strict=True)) < 64
-
-
 def test_the_recipe_trains_and_its_samples_can_be_judged(tmp_path, monkeypatch):
     """A moment of the training above: each part runs, and an untrained flow agrees by chance."""
     monkeypatch.setattr("tests.task.test_trained_text_to_image.STEPS", 2)
@@ -121,5 +84,4 @@ def test_the_recipe_trains_and_its_samples_can_be_judged(tmp_path, monkeypatch):
         return images.flatten(1)[:, :8]
 
     assert agree(generator, anything, 2.0, per_prompt=1) < 0.3
-    assert 0 <= swapped_pictures(generator, anything, 1.0) <= 1
     assert math.prod(generator.model.sample_shape) == 3 * 32 * 32

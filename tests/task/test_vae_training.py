@@ -54,19 +54,6 @@ def test_learning_rates_fall_over_the_updates_a_player_will_make(schedule, start
     assert (turns.count("generator"), turns.count("discriminator")) == updates
 
 
-def test_each_schedule_updates_whom_it_should(workplace):
-    start = load(workplace.train("start", 1), 1)["state_dict"]
-    joint = load(workplace.train("joint", 4), 4)
-    assert joint["player_state"]["generator"]["num_updates"] == 4
-    assert joint["player_state"]["discriminator"]["num_updates"] == 2
-    turns = load(workplace.train("turns", 6, gan_schedule="alternate"), 6)
-    assert turns["player_state"]["generator"]["num_updates"] == 4
-    assert turns["player_state"]["discriminator"]["num_updates"] == 2
-    for content in (joint, turns):
-        for part in ("gen_model", "disc_model"):
-            assert largest_difference(content["state_dict"][part], start[part]) > 1e-5
-
-
 def test_the_discriminator_may_learn_ahead(workplace):
     ahead = load(workplace.train("ahead", 4, disc_start=100, disc_train_start=1), 4)
     alone = load(workplace.train("alone", 4, disc_weight=0), 4)
@@ -259,9 +246,11 @@ def test_wandb_writes_into_the_folder_of_a_fresh_run(workplace, monkeypatch, cap
     assert "tracker wandb failed" not in caplog.text
     (record,) = folder.glob("wandb/offline-run-*/*.wandb")
     run_id = (folder / "wandb_id.txt").read_text()
-    assert len(run_id) == 8 and run_id in record.name
     content = record.read_bytes()
     assert b"train/rec_loss" in content and b"img_per_s" in content
+    workplace.go_on("wandb", 3, tracker="wandb")  # in the same record
+    names = {path.stem for path in folder.glob("wandb/offline-run-*/*.wandb")}
+    assert len(run_id) == 8 and names == {f"run-{run_id}"}
 
 
 def test_options_say_where_the_losses_are_from_anywhere(workplace, tmp_path, monkeypatch):
@@ -272,32 +261,13 @@ def test_options_say_where_the_losses_are_from_anywhere(workplace, tmp_path, mon
     assert (tmp_path / "own.csv").is_file()
 
 
-def test_a_second_start_does_not_overwrite_the_first(workplace):
-    workplace.train("twice", 1)
-    with pytest.raises(ValueError, match="already holds checkpoints"):
-        main(workplace.flags("twice", 2))
-
-
-def test_a_reconstruction_that_suffers_from_the_discriminator_is_said_once(caplog):
-    loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=100))
-    task = VaeTask(VaeOptions(image_path="x", disc_start=100), [], None, loss, None)
-    caplog.set_level(logging.WARNING, "wfimagevae")
-    for step in range(0, 100, 10):
-        task.watch(step, {"train/rec_loss_per_pixel": 0.1})
-    for step in range(100, 160, 10):
-        task.watch(step, {"train/rec_loss_per_pixel": 0.11})
-    assert not caplog.records
-    for step in range(160, 400, 10):
-        task.watch(step, {"train/rec_loss_per_pixel": 0.2})
-    (record,) = caplog.records
-    assert "--disc_weight" in record.getMessage()
-
-
-@pytest.mark.parametrize("disc_start", [0, 5])
+@pytest.mark.parametrize("disc_start", [0, 5, 100])
 @pytest.mark.parametrize("resumed_at", [None, 10, 20, 500])
-def test_a_discriminator_that_starts_before_the_first_line_is_watched_too(
+def test_a_reconstruction_that_suffers_from_the_discriminator_is_said_once(
     caplog, disc_start, resumed_at
 ):
+    """Even where it starts before the first line; a tenth more is not worth a word."""
+
     def new_task():
         loss = LPIPSWithDiscriminator2D(LossConfig(perceptual_weight=0, disc_start=disc_start))
         return VaeTask(VaeOptions(image_path="x", disc_start=disc_start), [], None, loss, None)
@@ -308,6 +278,8 @@ def test_a_discriminator_that_starts_before_the_first_line_is_watched_too(
         if step == resumed_at:
             state, task = task.state_dict(), new_task()
             task.load_state_dict(state)
-        task.watch(step, {"train/rec_loss_per_pixel": 0.02 if step < 500 else 0.06})
-        # After n steps of 0.9 the smooth value is 0.06 - 0.04 * 0.9^n, above 0.025 from n = 2 on.
-        assert len(caplog.records) == (step >= 510)
+        rec = 0.02 if step < 300 else 0.022 if step < 500 else 0.06
+        task.watch(step, {"train/rec_loss_per_pixel": rec})
+        # The smooth value is above 0.025 at once: 0.06 - 0.038 * 0.9.
+        assert len(caplog.records) == (step >= 500)
+    assert "--disc_weight" in caplog.text

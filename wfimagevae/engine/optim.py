@@ -85,19 +85,12 @@ def _muon(
     return Combined([muon, build_optimizer(adamw, others, loss_divisor=loss_divisor)])
 
 
-def combine(optimizers: Sequence[torch.optim.Optimizer]) -> torch.optim.Optimizer:
-    """One optimizer that steps all of these, each its own way; of one, itself."""
-    if len(optimizers) == 1:
-        return optimizers[0]
-    return Combined([part for one in optimizers for part in getattr(one, "parts", [one])])
-
-
 class Combined(torch.optim.Optimizer):
     """Optimizers of one parameter group each, as one with all their groups and states."""
 
-    def __init__(self, parts: Sequence[torch.optim.Optimizer]):
-        super().__init__([part.param_groups[0] for part in parts], {})
-        self.parts = parts
+    def __init__(self, optimizers: Sequence[torch.optim.Optimizer]):
+        self.parts = [part for one in optimizers for part in getattr(one, "parts", [one])]
+        super().__init__([part.param_groups[0] for part in self.parts], {})
 
     def step(self, closure=None) -> None:
         for part, group in zip(self.parts, self.param_groups, strict=True):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.optim import build_optimizer, combine
+from wfimagevae.engine.optim import Combined, build_optimizer
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.engine.sharding import data_parallel, local, sync_gradients, whole
@@ -65,7 +65,7 @@ class Player:
             num_groups = len(optimizers[-1].param_groups)
             self.schedules += [LrSchedule(changed, updates)] * num_groups
             self.group_names += [part.name] * num_groups
-        self.optimizer = combine(optimizers)
+        self.optimizer = Combined(optimizers) if len(optimizers) > 1 else optimizers[0]
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.device = self.parameters[0].device

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -49,17 +49,11 @@ class Diverged(ValueError):
     """Update after update was not finite."""
 
 
-class RunLength(NamedTuple):
+def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -> tuple[int, float]:
     """The step at which a run ends, and the steps that make an epoch, not always whole."""
-
-    max_steps: int
-    epoch_steps: float
-
-
-def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -> RunLength:
     samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
     epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
-    return RunLength(options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps)
+    return options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps
 
 
 class EarlyStop:
@@ -111,8 +105,8 @@ class Run:
     ):
         self.options, self.world, self.folder = options, world, folder
         self.task, self.parts, self.watcher = task, task.parts(), watcher
-        length = run_length(options, len(task.loader.dataset), world.size)
-        self.max_steps, self.epoch_steps = length
+        num_samples = len(task.loader.dataset)
+        self.max_steps, self.epoch_steps = run_length(options, num_samples, world.size)
         self.interrupt = Interrupt(options.save_every_minutes)
         line = watcher.line if watcher else None
         self.reporter = Reporter(options, folder, world, tracker, task.headline, line)

@@ -18,12 +18,11 @@ class LrSchedule:
         self.best, self.num_worse, self.num_drops = float("-inf"), 0, 0
 
     def __call__(self, update: int) -> float:
-        warmup = self.options.warmup_steps
-        return (update + 1) / (warmup + 1) if update < warmup else self._decay(update - warmup)
-
-    def _decay(self, done: int) -> float:
         options = self.options
         kind, gamma, least = options.lr_schedule, options.lr_gamma, options.min_lr_ratio
+        done = update - options.warmup_steps
+        if done < 0:
+            return (update + 1) / (options.warmup_steps + 1)
         if kind == "constant":
             return 1.0
         if kind == "plateau":

@@ -51,10 +51,7 @@ _FLOW_FACTS = (
 class TrainBenchmark:
     """Times the steps of a training that is built as the trainer builds it.
 
-    Args:
-        task: Players, and whose turn it is; their arithmetic, where it is known.
-        options: Options of the training.
-        facts: What a result says of the training.
+    ``facts`` are what a result says of the training.
     """
 
     def __init__(self, task: Task, options: TrainingOptions, facts: dict):
@@ -304,13 +301,7 @@ def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
 
 
 def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> int:
-    """Memory in bytes that a loss keeps for its backward pass, without the parameters.
-
-    Args:
-        objective: ``objective(batch, step) -> (loss, logs)``.
-        batch: Its input.
-        precision: As for `autocast`.
-    """
+    """Memory in bytes that a loss keeps for its backward pass, without the parameters."""
     parameters = list(objective.parameters())
     of_parameters = {p.untyped_storage().data_ptr() for p in parameters}
     storages = {}

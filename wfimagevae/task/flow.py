@@ -60,7 +60,7 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     if options.fsdp:
         shard(network, network.blocks_to_shard(), device)
     # The one player, what it learns from, and who judges it.
-    max_steps = run_length(options, len(dataset), process.size).max_steps
+    max_steps, _ = run_length(options, len(dataset), process.size)
     player = build_flow_player(options, objective, max_steps)
     player.flops_per_sample = 2.0 * objective.passes() * macs
     loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)

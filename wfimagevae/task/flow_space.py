@@ -119,13 +119,12 @@ class FlowSpace:
     """Where the flow lives.
 
     Attributes:
-        shape: Of one sample: (C, H, W), or (2,).
-        num_classes: What the network is conditioned on; 0 is nothing.
+        shape: Shape of one sample, (C, H, W) or (2,).
+        num_classes: Classes that the network is conditioned on; 0 is none.
         encode: Gives a batch's data in this space, (B, *shape).
-        decode: From there to images in [-1, 1]; None where samples are images, or points.
+        decode: Gives images in [-1, 1]; None where samples are images, or points.
         facts: What generating needs to know: ``space``, ``class_names``, ``vae``, ``text``, ...
-        condition: What the network is told of a batch.
-        text: Encodes prompts; None of a flow without text.
+        condition: Gives what the network is told of a batch.
     """
 
     shape: tuple[int, ...]
@@ -142,11 +141,7 @@ def open_space(
 ) -> FlowSpace:
     """The space of a data set: its own, or that of the autoencoder that encodes its images.
 
-    Args:
-        options: Of the training.
-        dataset: What is learned.
-        device: Where text and images are encoded.
-        held_out: What validation reads; its captions must suit the same text encoder.
+    The captions of ``held_out`` data must suit the same text encoder.
 
     Raises:
         ValueError: an autoencoder that is missing, not the one of the latents, or does not say
@@ -187,16 +182,7 @@ def open_space(
 
 
 def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityModel) -> None:
-    """Refuses training images of a shape that the network cannot take.
-
-    Args:
-        dataset: Training data, of one shape or of several.
-        space: Where the flow lives.
-        network: Takes samples of the space's shape, and maybe others.
-
-    Raises:
-        ValueError: a shape, and what would do.
-    """
+    """Raises ValueError for training images of a shape that the network cannot take."""
     own, multiple = dataset.sample_shape[1:], network.size_multiple
     for height, width in getattr(dataset, "sizes", ()):  # of images alone
         step = own[1] // space.shape[-1] * (multiple or 1)

@@ -31,7 +31,7 @@ class FlowValidator:
     """Judges a flow by held-out data, with the raw weights and, if there is one, the average.
 
     Args:
-        options: Of the training: sampler, guidance, how many samples.
+        options: Sampler, guidance, how many samples.
         objective: What is trained; its loss is evaluated at held-out data.
         generator: Draws samples from the same network.
         held_out: Data that training does not see.
@@ -67,7 +67,17 @@ class FlowValidator:
                 f"--eval_num_samples {options.eval_num_samples}, or give more than "
                 f"{len(held_out)} held-out sample(s)"
             )
-        self.subjects = tuple(_picture_subjects(options, held_out, generator.model.num_classes))
+        # Pictures show the prompts asked for, or different captions of held-out data, with their
+        # classes where the flow has classes; without text there is nothing to choose.
+        self.subjects = [Subject(0, prompt=prompt) for prompt in options.sample_prompts or ()]
+        if options.text_encoder and not self.subjects:
+            count = max(round(options.eval_num_images**0.5), 1)
+            batch = held_out.read_batch(list(range(min(4 * count, len(held_out)))))
+            captions, has_classes = batch["caption"], generator.model.num_classes
+            labels = batch["label"].tolist() if has_classes else [None] * len(captions)
+            labels = dict(zip(captions, labels, strict=True))
+            labels.pop("", None)
+            self.subjects = [Subject(0, label, text) for text, label in labels.items()][:count]
         # Shares of equal length: a sharded network is called by all processes or none.
         share = -(-num_samples // world.size)
         mine = range(world.rank, share * world.size, world.size)
@@ -159,20 +169,3 @@ def sampling_options(options: FlowOptions) -> SamplingOptions:
         guidance_scale=options.guidance_scale,
         seed=options.seed,
     )
-
-
-def _picture_subjects(options: FlowOptions, held_out: FlowData, num_classes: int) -> list[Subject]:
-    """What validation pictures show: the prompts asked for, or different held-out captions.
-
-    A flow with classes gets the held-out classes besides. Without text there is nothing to choose.
-    """
-    if not options.text_encoder:
-        return []
-    if options.sample_prompts:
-        return [Subject(0, prompt=prompt) for prompt in options.sample_prompts]
-    count = max(round(options.eval_num_images**0.5), 1)
-    batch = held_out.read_batch(list(range(min(4 * count, len(held_out)))))
-    labels = batch["label"].tolist() if num_classes else [None] * len(batch["caption"])
-    found = dict(zip(batch["caption"], labels, strict=True))
-    found.pop("", None)
-    return [Subject(0, label, caption) for caption, label in found.items()][:count]

@@ -49,7 +49,7 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
     vae, loss = build_vae(options, device), build_loss(options, device)
     check_sizes(options, dataset.sizes, vae, loss)
     # The players, one or two, and what they learn from.
-    max_steps = run_length(options, len(dataset), process.size).max_steps
+    max_steps, _ = run_length(options, len(dataset), process.size)
     players = build_players(options, vae, loss, max_steps)
     macs, flops = count_arithmetic(options, vae, loss)
     for player in players:
@@ -183,11 +183,7 @@ def build_players(
 ) -> list[Player]:
     """The generator and, unless it is frozen or its weight is zero, the discriminator.
 
-    Args:
-        options: Of the training.
-        vae: The network in training, on its device.
-        loss: Both players' losses.
-        max_steps: Where learning-rate schedules end.
+    Learning-rate schedules end at ``max_steps``.
     """
     is_joint = options.gan_schedule == "joint"
     generator_updates, discriminator_updates = count_updates(options, max_steps)

@@ -42,7 +42,7 @@ _PEAKS: dict[str, tuple[float | None, float | None, float | None]] = {
     r"RTX 3090 Ti": (80, 80, 40),
     r"RTX 3090": (71, 71, 35.6),
 }
-_COLUMNS = {"bf16": 0, "fp16": 1, "tf32": 2, "fp32": 2}
+_COLUMNS = ("bf16", "fp16", "fp32")
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -56,12 +56,10 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     given; GeForce and RTX cards: the GA102, Ada, Blackwell architecture white papers, rows "with
     FP32 accumulate". A10G: AWS's description of G5 instances.
     """
-    if precision not in _COLUMNS:
-        raise ValueError(f"unknown precision {precision!r}; use one of {', '.join(_COLUMNS)}")
     name = re.sub(r"^NVIDIA |Tesla |GeForce ", "", device_name.strip())
     for pattern, peaks in _PEAKS.items():
         if re.fullmatch(rf"{pattern}(?:[ -]\d+GB)?(?: PCIe| HBM\d\w?)?", name):
-            peak = peaks[_COLUMNS[precision]]
+            peak = peaks[_COLUMNS.index(precision)]
             return None if peak is None else peak * 1e12
     return None
 

@@ -52,9 +52,10 @@ class Reporter:
         self.folder, self.world, self.tracker = folder, world, tracker
         self.headline, self.line, self.csv_path = headline, line, csv_log_path(options, folder)
         self.plot_every = 0 if options.disable_live_plot else options.live_plot_every_steps
-        self.monitor, device = GpuMonitor(world.device), world.device
-        name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-        self.peak = peak_flops(name, options.mix_precision)
+        self.monitor, self.peak = GpuMonitor(world.device), None
+        if world.device.type == "cuda":
+            name = torch.cuda.get_device_name(world.device)
+            self.peak = peak_flops(name, options.mix_precision)
         self.csv = self.metrics = self.validations = None
         self.steps, self.samples, self.flops = 0, 0.0, 0.0
         self.wait = self.total_wait = self.plot_time = 0.0
