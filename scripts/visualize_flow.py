@@ -138,7 +138,7 @@ def _image_pictures(
     """A row a sample, or a pair of noises that show the same: a grid and an animation."""
     import torch
 
-    from wfimagevae.diffusion.sampler import get_sampler
+    from wfimagevae.diffusion.sampler import SAMPLERS
     from wfimagevae.generate import flow_paths
     from wfimagevae.pictures.animation import save_animation
     from wfimagevae.pictures.grid import sample_grid, save_grid
@@ -146,7 +146,7 @@ def _image_pictures(
     if name == "denoising":  # the data that the network predicts from each state on the way
         times, states = flow_paths.draw_states(generator, subjects, options)
         velocity = flow_paths.sampling_velocity(generator, subjects, options)
-        is_average = get_sampler(options.sampler).needs_average_velocity
+        is_average = SAMPLERS[options.sampler].needs_average_velocity
         samples = flow_paths.predicted_ends(velocity, times, states, is_average)
     else:
         samples = flow_paths.interpolate(generator, subjects, options, options.num_columns)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from wfimagevae.diffusion.path import straight_path
-from wfimagevae.diffusion.timesteps import TimeDistribution, shift_times, time_grid
+from wfimagevae.diffusion.timesteps import shift_times, time_grid
 
 
 def test_path_starts_at_noise_and_ends_at_data():
@@ -39,20 +39,8 @@ def test_shift_follows_the_published_formula_for_noise_levels():
         (lambda: time_grid(3, 0.0), "shift must be above 0"),
         (lambda: time_grid(3, -1.0), "shift must be above 0"),
         (lambda: time_grid(3, float("nan")), "shift must be above 0"),
-        (lambda: TimeDistribution("cosine"), "'cosine': uniform or logit_normal"),
-        (lambda: TimeDistribution("logit_normal", std=0), "of the logit must be above 0, got 0"),
-        (lambda: TimeDistribution(mean=float("nan")), "of the logit must be"),
     ],
 )
 def test_wrong_times_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-def test_logit_normal_times_have_the_logits_mean_and_deviation():
-    uniform = (torch.arange(20_000, dtype=torch.float64) + 0.5) / 20_000
-    times = TimeDistribution("logit_normal", mean=0.4, std=1.3)(uniform)
-    logits = torch.logit(times)
-    assert logits.mean().item() == pytest.approx(0.4, abs=1e-3)
-    assert logits.std().item() == pytest.approx(1.3, abs=1e-2)
-    assert TimeDistribution()(uniform).mean().item() == pytest.approx(0.5)

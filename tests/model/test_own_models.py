@@ -63,9 +63,6 @@ class TinyVelocity(VelocityModel):
     def predict(self, x, t, c):
         return self.blocks[1](torch.tanh(self.blocks[0](x) + c[:, :, None, None]))
 
-    def blocks_to_shard(self):
-        return list(self.blocks)
-
 
 def narrow_velocity(**config):
     return TinyVelocity(width=4, **config)
@@ -165,35 +162,33 @@ def test_an_own_velocity_network_trains_resumes_and_generates(package, tmp_path,
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("find", "name", "message"),
     [
-        ("no_such_orchard:A", "no module no_such_orchard; write package.module:Class, with the"),
-        ("orchard.pears:A", "there is no module orchard.pears"),
-        ("orchard.broken:A", "importing orchard.broken: No module named 'no_such_dependency'"),
-        (".trees:A", "importing .trees: "),
-        ("orchard.trees:PatchVEA", r"has no class 'PatchVEA'; did you mean orchard.trees:PatchVAE"),
-        ("orchard.trees:TinyVelocity", "is no image autoencoder; use WFVAE2Image, or a class of"),
-        ("orchard.trees:Counter", "is no image autoencoder"),
-        ("orchard.trees:FixedVAE", "must take scale, shift in its __init__"),
+        (
+            autoencoder_class,
+            "no_such_orchard:A",
+            "'no_such_orchard'; write package.module:Class, w",
+        ),
+        (autoencoder_class, "orchard.pears:A", "No module named 'orchard.pears'; write"),
+        (autoencoder_class, "orchard.broken:A", "No module named 'no_such_dependency'$"),
+        (autoencoder_class, ".trees:A", "importing .trees: "),
+        (
+            autoencoder_class,
+            "PatchVEA",
+            "has no class 'PatchVEA'; did you mean orchard.trees:Patch",
+        ),
+        (autoencoder_class, "TinyVelocity", "no image autoencoder; use WFVAE2Image, or a class of"),
+        (autoencoder_class, "Counter", "is no image autoencoder"),
+        (autoencoder_class, "FixedVAE", "must take scale, shift in its __init__"),
+        (build_velocity_model, "PatchVAE", "no velocity network; use another, such as DiT-S/2, or"),
+        (build_velocity_model, "Counter", "is no velocity network"),
+        (build_velocity_model, "counter", "is no velocity network"),
+        (build_velocity_model, "NoConfig", "decorate its __init__ with .*register_to_config"),
     ],
 )
-def test_autoencoders_that_are_none_are_named(package, name, message):
+def test_models_that_are_none_are_named(package, find, name, message):
     with pytest.raises(ValueError, match=message):
-        autoencoder_class(name)
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("PatchVAE", "is no velocity network; use another, such as DiT-S/2, or a class of your"),
-        ("Counter", "is no velocity network"),
-        ("counter", "is no velocity network"),
-        ("NoConfig", "decorate its __init__ with .*register_to_config"),
-    ],
-)
-def test_velocity_networks_that_are_none_are_named(package, name, message):
-    with pytest.raises(ValueError, match=message):
-        build_velocity_model(f"{package}:{name}")
+        find(name if ":" in name else f"{package}:{name}")
 
 
 def test_own_models_join_no_list_of_ours(package):

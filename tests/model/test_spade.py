@@ -70,16 +70,14 @@ def test_pretrained_weights_without_one_get_a_fresh_one_and_nothing_else_is_miss
             load()
 
 
-def test_the_latent_speaks_at_every_level_and_hears_of_it():
-    model = tiny_model(spade=True)
-    z = torch.randn(1, 4, 2, 3, requires_grad=True)
-    seen = []
-    for name, module in model.named_modules():
+def test_the_latent_speaks_at_every_level():
+    model, seen = tiny_model(spade=True), []
+    z = torch.randn(1, 4, 2, 3)
+    for module in model.modules():
         if isinstance(module, Spade):
-            module.register_forward_hook(lambda m, args, y, name=name: seen.append(args))
-    model.decode(z).sample.sum().backward()
-    sizes = {tuple(x.shape[2:]) for x, _ in seen}
-    assert sizes == {(2, 3), (4, 6), (8, 12)}
+            module.register_forward_hook(lambda m, args, y: seen.append(args))
+    model.decode(z)
+    assert {tuple(x.shape[2:]) for x, _ in seen} == {(2, 3), (4, 6), (8, 12)}
     assert all(torch.equal(latent, z) for _, latent in seen)
 
 
@@ -101,17 +99,6 @@ def test_a_modulated_decoder_merges_with_a_plain_encoder():
     assert merged.config.spade
     assert torch.equal(merged.decode(z).sample, modulated.decode(z).sample)
     assert not merge(modulated, plain).config.spade
-
-
-@pytest.mark.slow
-def test_a_compiled_block_gives_the_same_gradients():
-    block = tiny_model(spade=True, activation="bezier").decoder.mid[0]
-    x, latent = torch.randn(1, 24, 2, 3), torch.randn(1, 4, 2, 3, requires_grad=True)
-    inputs = [latent, *block.parameters()]
-    plain = torch.autograd.grad(block(x, latent).square().sum(), inputs)
-    block.compile(dynamic=False)
-    compiled = torch.autograd.grad(block(x, latent).square().sum(), inputs)
-    torch.testing.assert_close(compiled, plain, rtol=1e-3, atol=1e-5)
 
 
 def test_the_1024_example_grows_by_a_sixth():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 
 from tests.model.test_wfvae2_image import tiny_model
 from wfimagevae.model.vae.tiling import Tiling
@@ -23,17 +22,6 @@ def test_tiles_are_no_larger_than_asked_and_overlap():
 
     Tiling(size=8, overlap=2).run(note, torch.zeros(1, 1, 72, 32), (4, 1))
     assert shapes == [(32, 32)] * 3  # 18 latent rows: 8 + 6 + 6 cover 20
-
-
-def test_a_local_function_is_tiled_without_a_trace():
-    kernel = torch.randn(3, 3, 5, 5)
-
-    def smooth_and_enlarge(tile):
-        return F.interpolate(F.conv2d(tile, kernel, padding=2), scale_factor=2.0)
-
-    x = torch.randn(2, 3, 50, 41)
-    tiled = Tiling(size=20, overlap=8).run(smooth_and_enlarge, x, (1, 2))
-    torch.testing.assert_close(tiled, smooth_and_enlarge(x), rtol=1e-4, atol=1e-4)
 
 
 @pytest.fixture(

@@ -40,7 +40,7 @@ def loss_of(model, x, noise):
     out = model(x, noise=noise)
     pairs = zip(out.extra_output[0], reversed(out.extra_output[1]), strict=True)
     wavelet = sum((a - b).abs().mean() for a, b in pairs)
-    return (out.sample - x).abs().mean() + wavelet + out.latent_dist.kl().mean() * 1e-3
+    return (out.sample - x).abs().mean() + wavelet + 1e-3 * out.latent_dist.kl_of_values().mean()
 
 
 def gradients(model, x, noise):
@@ -64,7 +64,7 @@ def test_golden_values(norm_type):
         "mean": (posterior.mean, mean),
         "logvar": (posterior.logvar, logvar),
         "latent": (posterior.mode(), expected["latent"]),
-        "kl": (posterior.kl(), expected["kl"]),
+        "kl": (posterior.kl_of_values().sum((1, 2, 3)), expected["kl"]),
         "recon": (decoded.sample, expected["recon"]),
     }
     for side, levels in (("enc", encoded.extra_output), ("dec", decoded.extra_output)):
@@ -151,7 +151,8 @@ def test_everything_stays_channels_last(norm_type, spade):
     x = torch.randn(2, 3, 32, 48)  # contiguous: the model packs it
     with _Convolutions() as seen:
         out = model(x)
-        (out.sample.square().mean() + out.latent_dist.kl().mean()).backward()
+        latent = out.latent_dist.mean.square() + out.latent_dist.std
+        (out.sample.square().mean() + latent.sum()).backward()
     assert len(seen.strides) > 200
     assert set(seen.strides) == {1}
     assert out.sample.is_contiguous(memory_format=LAST)
@@ -203,16 +204,6 @@ def test_every_parameter_learns_and_gradient_checkpointing_changes_no_gradient(o
     torch.testing.assert_close(gradients(model, x, noise), plain)
 
 
-@pytest.mark.parametrize("half", ["encoder", "decoder"])
-@pytest.mark.parametrize("spade", [False, True])
-def test_frozen_halves_keep_their_weights(half, spade):
-    model = tiny_model(spade=spade)
-    getattr(model, f"freeze_{half}")()
-    loss_of(model, torch.randn(1, 3, 16, 16), torch.randn(1, 4, 2, 2)).backward()
-    for name, parameter in model.named_parameters():
-        assert (parameter.grad is None) == name.startswith(half), name
-
-
 def test_gradient_of_the_last_layer_runs_no_other_layer():
     model = tiny_model()
     sample = model(torch.randn(1, 3, 16, 16)).sample
@@ -228,8 +219,9 @@ def test_gradient_of_the_last_layer_runs_no_other_layer():
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_compiled_blocks_give_the_same_gradients():
-    model, x, noise = tiny_model(), torch.randn(1, 3, 16, 24), torch.randn(1, 4, 2, 3)
+@pytest.mark.parametrize("options", [{}, {"spade": True, "activation": "bezier"}], ids=str)
+def test_compiled_blocks_give_the_same_gradients(options):
+    model, x, noise = tiny_model(**options), torch.randn(1, 3, 16, 24), torch.randn(1, 4, 2, 3)
     plain, keys = gradients(model, x, noise), list(model.state_dict())
     model.compile_blocks()
     assert list(model.state_dict()) == keys

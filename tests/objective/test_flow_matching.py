@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.objective.fields import ConstantClasses, GaussianField, plain
+from wfimagevae.diffusion.timesteps import shift_times
 from wfimagevae.objective.flow_matching import FlowMatching, error_by_time
 
 MEAN, STD = 0.7, 0.4
@@ -32,6 +33,19 @@ def test_exact_velocity_is_where_the_loss_is_lowest(kind):
     wrong = GaussianField(MEAN, 2 * STD)
     FlowMatching(wrong, point, options, 3)(gaussian_batch(), 0)[0].backward()
     assert abs(wrong.slope.grad) > 40 / COUNT**0.5
+
+
+def test_logit_normal_times_have_the_logits_mean_and_deviation():
+    options = {"time_distribution": "logit_normal", "time_mean": 0.4, "time_std": 1.3}
+    drawn, shifted, uniform = (
+        FlowMatching(GaussianField(0.0, 1.0), point, plain(**o), 0).draw_times("t", range(COUNT))
+        for o in (options, options | {"time_shift": 3.0}, {})
+    )
+    logits = torch.logit(drawn)
+    assert logits.mean().item() == pytest.approx(0.4, abs=4 * 1.3 / COUNT**0.5)
+    assert logits.std().item() == pytest.approx(1.3, abs=4 * 1.3 / COUNT**0.5)
+    torch.testing.assert_close(shifted, shift_times(drawn, 3.0))
+    assert uniform.mean().item() == pytest.approx(0.5, abs=4 * 0.3 / COUNT**0.5)
 
 
 def test_loss_follows_the_samples_not_the_batches():

@@ -103,12 +103,10 @@ def test_networks_without_end_time_and_guidance_without_classes_are_refused():
         build(network)
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("kappa", 1.0), ("kappa", -0.1), ("window", (0.5, 0.2))]
-)
-def test_impossible_guidance_is_refused(name, value):
-    with pytest.raises(ValueError, match=name):
-        MeanFlowOptions(**{f"meanflow_{name}": value})
+def test_impossible_guidance_is_refused():
+    for values in ({"meanflow_kappa": 1.0}, {"meanflow_window": (0.5, 0.2)}):
+        with pytest.raises(ValueError, match=next(iter(values))):
+            MeanFlowOptions(**values)
 
 
 def test_every_batch_calls_the_network_equally_often():

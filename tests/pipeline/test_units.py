@@ -40,7 +40,7 @@ def test_the_gradient_is_that_of_the_means(options):
     gradient = torch.autograd.grad(ours, parameters, retain_graph=True, allow_unused=True)
 
     posterior = output.latent_dist
-    kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar)
+    kl = 0.5 * (posterior.mean.square() + posterior.std.square() - 1 - posterior.logvar)
     means = F.l1_loss(output.sample, images) + 0.2 * F.mse_loss(output.sample, images)
     means = (
         means + 3e-2 * kl.clamp_min(0.01).mean() - 0.7 * loss.discriminator(output.sample).mean()
@@ -100,7 +100,7 @@ EVERY_OPTION = {f"{name}_weight": 1 for name in ("mmd", "color", "histogram", "c
 )
 def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, monkeypatch, given, others):
     distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
-    monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.load_lpips", lambda *_: distance)
+    monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.LPIPS", lambda *_: distance)
     place = PipelinePlace(tmp_path)
     content = place.content("out")
     content["training"]["options"]["disc_start"] = 0

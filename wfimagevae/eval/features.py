@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.files import read_torch_file
-from wfimagevae.model.losses.lpips_network import MissingWeights
+from wfimagevae.model.losses.lpips_network import MissingWeights, missing_download
 
 NUM_FEATURES = 2048
 INCEPTION_URL = (
@@ -92,12 +92,8 @@ def load_inception(
     try:
         network = FeatureExtractorInceptionV3("inception-v3-compat", [str(num_features)], weights)
     except (URLError, TimeoutError, ConnectionError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise MissingWeights(
-            f"torch-fidelity's Inception weights are not in {cache} and cannot be downloaded "
-            f"({error}). Fetch {INCEPTION_URL} on a machine with a network, then copy it there "
-            "or name it with --inception_weights"
-        ) from None
+        what, flag = "torch-fidelity's Inception weights", "--inception_weights"
+        raise missing_download(what, INCEPTION_URL, flag, error) from None
     return _extractor(network, device)
 
 

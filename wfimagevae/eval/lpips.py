@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from wfimagevae.model.losses.lpips_network import load_lpips
+from wfimagevae.model.losses.lpips_network import LPIPS
 from wfimagevae.pictures.pixels import check_unit_pair
 
 # Below these the backbone's last pooling has nothing left.
@@ -13,11 +13,11 @@ MIN_SIZES = {"vgg": 16, "alex": 31}
 class PerceptualDistance:
     """LPIPS of each pair, in float32; figures of one ``net`` do not compare with another's.
 
-    The network and its errors are those of `load_lpips`, on a device.
+    The network and its errors are those of `LPIPS`, on a device.
     """
 
     def __init__(self, device: torch.device, net: str = "vgg", weights: str | None = None):
-        self.network = load_lpips(net, weights).to(device)
+        self.network = LPIPS(net, weights).to(device)
         self.min_size = MIN_SIZES[net]
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.diffusion.guidance import Condition, Guidance, GuidedVelocity
-from wfimagevae.diffusion.sampler import get_sampler
+from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
@@ -98,7 +98,7 @@ class FlowGenerator:
                 "files do; these samplers integrate a velocity. Train on from it "
                 "(--pretrained_model_name_or_path), or use a SiT file"
             )
-        if get_sampler(sampler).needs_average_velocity and not model.has_average_velocity:
+        if SAMPLERS[sampler].needs_average_velocity and not model.has_average_velocity:
             raise ValueError(
                 f"sampler {sampler!r} needs a model trained with --objective mean_flow; "
                 "this one knows no end time. Use heun, euler or dpmpp"
@@ -179,7 +179,7 @@ class FlowGenerator:
         noise = draw(0) if noise is None else noise
         was_training = self.model.training
         self.model.eval()
-        times, sampler = time_grid(options.steps, options.time_shift), get_sampler(options.sampler)
+        times, sampler = time_grid(options.steps, options.time_shift), SAMPLERS[options.sampler]
         with autocast(self.device, self.precision):
             x = sampler.function(velocity, noise, times, draw=draw, progress=progress)
         self.model.train(was_training)

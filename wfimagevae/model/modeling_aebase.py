@@ -3,7 +3,7 @@
 import inspect
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -117,12 +117,6 @@ class ImageBaseAE(RegisteredModel):
             raise ValueError(f"scale must be positive, got {statistics['scale']}")
         self.register_to_config(**statistics)
 
-    def freeze_encoder(self) -> None:
-        self.encoder.requires_grad_(False)
-
-    def freeze_decoder(self) -> None:
-        self.decoder.requires_grad_(False)
-
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles both halves in place, as `torch.compile` does; names in the state dict stay."""
         self.encoder.compile(mode=mode, dynamic=False)
@@ -136,18 +130,13 @@ class ImageBaseAE(RegisteredModel):
 def autoencoder_class(name: str) -> type[ImageBaseAE]:
     """The image autoencoder registered as ``name``, or a user's ``package.module:Class``."""
     model_class = ModelRegistry.get_model(name)
-    if not _is_autoencoder(model_class):
-        names = [n for n in ModelRegistry.names() if _is_autoencoder(ModelRegistry.get_model(n))]
+    if not (isinstance(model_class, type) and issubclass(model_class, ImageBaseAE)):
         raise ValueError(
-            f"model {name!r} is no image autoencoder; use {' or '.join(names)}, or a class of "
-            "your own below wfimagevae.model.ImageBaseAE"
+            f"model {name!r} is no image autoencoder; use WFVAE2Image, or a class of your own "
+            "below wfimagevae.model.ImageBaseAE"
         )
     model_class.check_own_config(name)
     missing = [key for key in _CONFIG_KEYS if key not in inspect.signature(model_class).parameters]
     if missing:
         raise ValueError(f"model {name!r} must take {', '.join(missing)} in its __init__")
     return model_class
-
-
-def _is_autoencoder(builder: Callable) -> bool:
-    return isinstance(builder, type) and issubclass(builder, ImageBaseAE)

@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
 
 from wfimagevae.files import read_json
 from wfimagevae.model.registry import ModelRegistry
@@ -27,6 +29,17 @@ from wfimagevae.model.weight_files import (
 logger = logging.getLogger(__name__)
 
 
+class CheckpointedBlocks(nn.Module):
+    """Runs blocks, each recomputed in backward if diffusers' switch is on."""
+
+    gradient_checkpointing = False
+
+    def run(self, block: nn.Module, *args):
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return self._gradient_checkpointing_func(block, *args)
+        return block(*args)
+
+
 class RegisteredModel(ModelMixin, ConfigMixin):
     """A network that its config.json describes completely.
 
@@ -38,7 +51,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     # Keys that some files hold and the model does not.
     _passed_over: ClassVar[re.Pattern | None] = None
-    _read_file = staticmethod(read_checkpoint_weights)
+    _reads_public_files = False
+    _no_config = "give model_config"  # what to do about a file without one
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | str | os.PathLike, **overrides) -> Self:
@@ -101,24 +115,36 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         """
         # Where the weights are, and what describes them.
         source = find_weights(path, subfolder, hub_options)
-        weights, config = (read_folder if source.is_dir() else cls._read_file)(source)
-        overrides = overrides or {}
-        if config is None and model_config is None and model_name:
-            model = cls._sized_by_name(model_name, source, weights, overrides)
+        if source.is_dir():
+            weights, embedded = read_folder(source)
         else:
-            model = cls.from_config(cls._config_for(source, config, model_config), **overrides)
-        model.load_weights(model._completed(weights, config, overrides), ignore_mismatched_sizes)
+            weights, embedded = read_checkpoint_weights(source, or_public=cls._reads_public_files)
+        overrides = overrides or {}
+        if embedded is None and model_config is None and model_name:
+            config = cls._config_of_public_file(source, weights, model_name)
+        else:
+            config = cls._config_for(source, embedded, model_config)
+        model = cls.from_config(config, **overrides)
+        # Parts that the model has, and that the weights need not have, start fresh.
+        for is_part, message in model._optional_parts(embedded or {}, overrides):
+            fresh = {key: value for key, value in model.state_dict().items() if is_part(key)}
+            if fresh and not any(map(is_part, weights)):
+                logger.info(message)
+                weights = weights | fresh
+        model.load_weights(weights, ignore_mismatched_sizes)
         if torch_dtype is not None:
             torch.nn.Module.to(model, torch_dtype)  # diffusers' own warns about nothing
         return model.eval()
 
     @classmethod
-    def _sized_by_name(cls, name: str, source: Path, weights: StateDict, overrides: dict) -> Self:
+    def _config_of_public_file(cls, source: Path, weights: StateDict, model_name: str) -> dict:
         raise ValueError(f"{source} has no config; model_name is for public SiT and DiT files")
 
-    def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
-        """Weights of a model with the file's ``config``, with fresh parts where this has more."""
-        return weights
+    def _optional_parts(
+        self, embedded: dict, overrides: dict
+    ) -> list[tuple[Callable[[str], bool], str]]:
+        """Which keys are of a part that weights with that config may lack, and what to say then."""
+        return []
 
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """Copies weights in, with or without a leading ``module.`` before their keys.
@@ -189,7 +215,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     ) -> dict:
         """The config of a checkpoint: ``model_config``, else embedded, else beside it."""
         if model_config is None:
-            return config_beside(source) if embedded is None else embedded
+            return config_beside(source, cls._no_config) if embedded is None else embedded
         if source.is_dir():
             raise ValueError(
                 f"model_config {model_config} is of no use to {source}: a Hugging Face folder's "

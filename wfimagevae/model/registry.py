@@ -69,15 +69,11 @@ def _import_model(path: str) -> Callable:
         sys.path.append(os.getcwd())  # last: files that lie there replace no installed module
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        if not f"{module_name}.".startswith(f"{error.name}."):
-            raise ValueError(f"model {path!r}: importing {module_name}: {error}") from error
-        raise ValueError(
-            f"model {path!r}: there is no module {error.name}; write package.module:Class, with "
-            f"the package in {os.getcwd()} or on PYTHONPATH"
-        ) from None
     except (ImportError, ValueError, TypeError) as error:
-        raise ValueError(f"model {path!r}: importing {module_name}: {error}") from error
+        is_missing = f"{module_name}.".startswith(f"{getattr(error, 'name', None)}.")
+        place = f"write package.module:Class, with the package in {os.getcwd()} or on PYTHONPATH"
+        hint = f"; {place}" if is_missing else ""
+        raise ValueError(f"model {path!r}: importing {module_name}: {error}{hint}") from error
     # A class, or a function that builds one.
     builder = getattr(module, name, None)
     if not callable(builder):

@@ -8,7 +8,6 @@ import logging
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +19,17 @@ from wfimagevae.model.weight_files import hub_answers, listed, weights_fingerpri
 
 DEFAULT_LENGTH = 128  # bytes or tokens
 _QUOTED = 60  # characters of a prompt that a warning quotes
-_CUT = "a prompt %sis cut to --text_length %d%s; others may be as well: %r ..."
-# Families, and the model_type in config.json of those that belong to them; of the last, a part.
-FAMILIES = {
-    "clip": ("clip", "clip_text_model"),
-    "t5": ("t5", "mt5", "umt5"),
-    "bert": ("bert", "electra", "mpnet"),
+# Families: the model_type in config.json of those that belong to them, and the class of
+# transformers that reads the text alone.
+_FAMILIES = {
+    "clip": (r"clip(_text_model)?", "CLIPTextModel"),
+    "t5": (r"u?m?t5", "AutoModelForTextEncoding"),
+    "bert": (r".*(bert|electra|mpnet).*", "AutoModel"),
 }
 logger = logging.getLogger(__name__)
 
 
-class TextEncoder(Protocol):
+class TextEncoder:
     """Turns prompts into the text part of a flow transformer's condition.
 
     An empty or blank prompt gives zeros, which are the null condition. Prompts that are too long
@@ -39,11 +38,19 @@ class TextEncoder(Protocol):
     ``config_keys`` are those of a `FlowTransformer` that reads what this gives.
     """
 
-    facts: dict
-    config_keys: dict
+    def __init__(self, facts: dict, **config_keys):
+        self.facts, self.length, self._has_warned = facts, facts["length"], False
+        self.config_keys = {**config_keys, "text_length": self.length}
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The prompts, each as a row, on the encoder's device."""
+        raise NotImplementedError
+
+    def _warn_of_cut(self, prompt: str, unit: str) -> None:
+        if not self._has_warned:
+            message = "a prompt is cut to --text_length %d %s; others may be as well: %r ..."
+            logger.warning(message, self.length, unit, prompt[:_QUOTED])
+        self._has_warned = True
 
 
 def open_text_encoder(
@@ -69,96 +76,16 @@ def open_text_encoder(
     if facts["length"] is not None and facts["length"] < 1:
         raise ValueError(f"--text_length must be at least 1, got {facts['length']}")
     kind, source = facts["kind"], facts["source"]
+    device = torch.device(device)
     if kind == "bytes" and source is None:
-        return ByteEncoder(facts["length"] or DEFAULT_LENGTH, torch.device(device))
-    if kind not in FAMILIES or source is None:
+        return ByteEncoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
+    if kind not in _FAMILIES or source is None:
         name = spec if isinstance(spec, str) else f"{kind}:{source}"
-        kinds = ", ".join(f"{family}:PATH" for family in FAMILIES)
+        kinds = ", ".join(f"{family}:PATH" for family in _FAMILIES)
         raise ValueError(
             f"--text_encoder {name!r} names no text encoder; write bytes, or one of {kinds} with "
             "a folder or hub name, such as clip:openai/clip-vit-large-patch14"
         )
-    return _open_frozen_encoder(facts, torch.device(device))
-
-
-class ByteEncoder:
-    """UTF-8 bytes plus one, and 0 behind the end; the network learns to read them.
-
-    Texts of more than ``length`` bytes are cut between characters.
-    """
-
-    def __init__(self, length: int, device: torch.device):
-        self.length, self.device, self._has_warned = length, device, False
-        self.facts = {"kind": "bytes", "source": None, "length": length, "fingerprint": None}
-        self.config_keys = {"text_encoder": "bytes", "text_length": length}
-
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """``ids``, int64 (B, length)."""
-        ids = torch.zeros(len(prompts), self.length, dtype=torch.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            data = prompt.strip().encode()
-            if len(data) > self.length:
-                if not self._has_warned:
-                    size = f"of {len(data)} bytes "
-                    logger.warning(_CUT, size, self.length, "", prompt.strip()[:_QUOTED])
-                    self._has_warned = True
-                data = data[: self.length].decode(errors="ignore").encode()
-            row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
-        return {"ids": ids.to(self.device)}
-
-
-class FrozenEncoder:
-    """Tokens of the last layer of a model of transformers, and one vector for the text.
-
-    The vector is CLIP's own, at the token that ends the text; elsewhere the mean of the tokens: T5
-    has no other, and the first token of a BERT says little of the text unless it was trained to
-    (Reimers and Gurevych 2019, arXiv:1908.10084).
-    """
-
-    def __init__(self, tokenizer, network: nn.Module, facts: dict):
-        tokenizer.padding_side = "right"
-        self.tokenizer, self.network, self.facts = tokenizer, network, facts
-        self.length, self._has_warned = facts["length"], False
-        width = network.config.hidden_size
-        sizes = {"text_length": self.length, "text_width": width, "pooled_width": width}
-        self.config_keys = {"text_encoder": "external", **sizes}
-
-    @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """``tokens`` (B, L, D), ``mask``, bool (B, L), and ``pooled`` (B, D)."""
-        prompts = [prompt.strip() for prompt in prompts]
-        self._warn_of_long(prompts)
-        device = self.network.device
-        inputs = self.tokenizer(
-            prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
-        ).to(device)
-        attended = inputs["attention_mask"]
-        # Conditions are as precise as their training knew them, whatever precision is around.
-        with torch.autocast(device.type, enabled=False):
-            output = self.network(input_ids=inputs["input_ids"], attention_mask=attended)
-        # Of an empty prompt even the tokens that start and end it are masked.
-        is_text = torch.tensor([bool(prompt) for prompt in prompts], device=device)
-        mask = attended.bool() & is_text[:, None]
-        tokens, pooled = masked_mean(output.last_hidden_state, mask)
-        if self.facts["kind"] == "clip":
-            pooled = output.pooler_output.masked_fill(~is_text[:, None], 0)
-        rest = self.length - mask.shape[1]
-        tokens, mask = F.pad(tokens, (0, 0, 0, rest)), F.pad(mask, (0, rest))
-        return {"tokens": tokens, "mask": mask, "pooled": pooled}
-
-    def _warn_of_long(self, prompts: Sequence[str]) -> None:
-        if self._has_warned:
-            return
-        ids = self.tokenizer(prompts, truncation=True, max_length=self.length + 1)["input_ids"]
-        for prompt, tokens in zip(prompts, ids, strict=True):
-            if len(tokens) > self.length and not self._has_warned:
-                logger.warning(_CUT, "", self.length, " tokens", prompt[:_QUOTED])
-                self._has_warned = True
-
-
-def _open_frozen_encoder(facts: Mapping, device: torch.device) -> FrozenEncoder:
-    """A pretrained encoder; the ``fingerprint`` in its facts is checked if there is one."""
-    kind, source = facts["kind"], facts["source"]
     tokenizer, network = _load(kind, source)
     fingerprint = weights_fingerprint(network)
     if facts["fingerprint"] not in (None, fingerprint):
@@ -183,10 +110,74 @@ def _open_frozen_encoder(facts: Mapping, device: torch.device) -> FrozenEncoder:
     return FrozenEncoder(tokenizer, network.to(device), facts)
 
 
+class ByteEncoder(TextEncoder):
+    """UTF-8 bytes plus one, and 0 behind the end; the network learns to read them.
+
+    Texts of more than ``length`` bytes are cut between characters.
+    """
+
+    def __init__(self, facts: dict, device: torch.device):
+        super().__init__(facts, text_encoder="bytes")
+        self.device = device
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """``ids``, int64 (B, length)."""
+        ids = torch.zeros(len(prompts), self.length, dtype=torch.int64)
+        for row, prompt in zip(ids, prompts, strict=True):
+            data = prompt.strip().encode()
+            if len(data) > self.length:
+                self._warn_of_cut(prompt.strip(), "bytes")
+                data = data[: self.length].decode(errors="ignore").encode()
+            row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
+        return {"ids": ids.to(self.device)}
+
+
+class FrozenEncoder(TextEncoder):
+    """Tokens of the last layer of a model of transformers, and one vector for the text.
+
+    The vector is CLIP's own, at the token that ends the text; elsewhere the mean of the tokens: T5
+    has no other, and the first token of a BERT says little of the text unless it was trained to
+    (Reimers and Gurevych 2019, arXiv:1908.10084).
+    """
+
+    def __init__(self, tokenizer, network: nn.Module, facts: dict):
+        width = network.config.hidden_size
+        super().__init__(facts, text_encoder="external", text_width=width, pooled_width=width)
+        tokenizer.padding_side = "right"
+        self.tokenizer, self.network = tokenizer, network
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """``tokens`` (B, L, D), ``mask``, bool (B, L), and ``pooled`` (B, D)."""
+        prompts = [prompt.strip() for prompt in prompts]
+        if not self._has_warned:
+            ids = self.tokenizer(prompts, truncation=True, max_length=self.length + 1)["input_ids"]
+            for prompt, tokens in zip(prompts, ids, strict=True):
+                if len(tokens) > self.length:
+                    self._warn_of_cut(prompt, "tokens")
+        device = self.network.device
+        inputs = self.tokenizer(
+            prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
+        ).to(device)
+        attended = inputs["attention_mask"]
+        # Conditions are as precise as their training knew them, whatever precision is around.
+        with torch.autocast(device.type, enabled=False):
+            output = self.network(input_ids=inputs["input_ids"], attention_mask=attended)
+        # Of an empty prompt even the tokens that start and end it are masked.
+        is_text = torch.tensor([bool(prompt) for prompt in prompts], device=device)
+        mask = attended.bool() & is_text[:, None]
+        tokens, pooled = masked_mean(output.last_hidden_state, mask)
+        if self.facts["kind"] == "clip":
+            pooled = output.pooler_output.masked_fill(~is_text[:, None], 0)
+        rest = self.length - mask.shape[1]
+        tokens, mask = F.pad(tokens, (0, 0, 0, rest)), F.pad(mask, (0, rest))
+        return {"tokens": tokens, "mask": mask, "pooled": pooled}
+
+
 def _load(kind: str, source: str) -> tuple:
     """Tokenizer and network, in float32, in evaluation mode, without gradients, on the CPU."""
     try:
-        from transformers import AutoConfig, AutoTokenizer
+        import transformers
     except ImportError:
         raise ValueError(
             f"--text_encoder {kind} needs a package: pip install transformers"
@@ -213,9 +204,16 @@ def _load(kind: str, source: str) -> tuple:
                 f"give a folder with config.json, weights and tokenizer files: {error}"
             ) from error
 
-    network_class = _network_class(kind, source, read(AutoConfig).model_type)
-    network, info = read(network_class, output_loading_info=True)
-    tokenizer = read(AutoTokenizer)
+    model_type = read(transformers.AutoConfig).model_type
+    types, class_name = _FAMILIES[kind]
+    if not re.fullmatch(types, model_type):
+        near = [family for family in _FAMILIES if family in model_type]
+        hint = f"write {near[0]}:{source}" if near else f"known are {', '.join(_FAMILIES)}"
+        raise ValueError(
+            f"--text_encoder {kind}:{source}: the model there is a {model_type}, no {kind}; {hint}"
+        )
+    network, info = read(getattr(transformers, class_name), output_loading_info=True)
+    tokenizer = read(transformers.AutoTokenizer)
     if getattr(network, "pooler", None) is not None:
         network.pooler = None  # some files lack its weights, and nothing here asks for it
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
@@ -238,20 +236,3 @@ def _quiet() -> Iterator[None]:
         messages.set_verbosity(level)
         if has_bars:
             messages.enable_progress_bar()
-
-
-def _network_class(kind: str, source: str, model_type: str) -> type:
-    """The class of transformers that reads the text alone; ValueError for another family."""
-    from transformers import AutoModel, AutoModelForTextEncoding, CLIPTextModel
-
-    types = FAMILIES[kind]
-    is_right = any(t in model_type for t in types) if kind == "bert" else model_type in types
-    if not is_right:
-        near = [family for family in FAMILIES if family in model_type]
-        hint = f"write {near[0]}:{source}" if near else f"known are {', '.join(FAMILIES)}"
-        raise ValueError(
-            f"--text_encoder {kind}:{source}: the model there is a {model_type}, no {kind}; {hint}"
-        )
-    if kind == "clip":
-        return CLIPTextModel
-    return AutoModelForTextEncoding if kind == "t5" else AutoModel

@@ -41,57 +41,38 @@ def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
 
 
 def read_checkpoint_weights(
-    path: str | os.PathLike, use_ema: bool | None = None
+    path: str | os.PathLike, use_ema: bool | None = None, or_public: bool = False
 ) -> tuple[StateDict, dict | None]:
     """The generator's weights in a training checkpoint, memory-mapped, and its config if any.
 
     The file holds ``state_dict.gen_model``, ``ema_state_dict`` (if that is empty, the raw weights
     are taken, and a line says so) and, in ours, ``config``. ``use_ema`` None means yes, unless the
-    environment has NOT_USE_EMA_MODEL=1.
-    """
-    checkpoint = read_torch_file(Path(path))
-    if not _is_training_checkpoint(checkpoint):
-        raise ValueError(
-            f"{path} is not a training checkpoint: no state_dict.gen_model in it, "
-            f"but {listed(sorted(map(str, checkpoint)))}"
-        )
-    return _checkpoint_weights(path, checkpoint, use_ema)
-
-
-def read_weights(path: str | os.PathLike) -> tuple[StateDict, dict | None]:
-    """As `read_checkpoint_weights`, also of a public file, which has no config.
-
-    That is a state dict in a .safetensors, .pt or .pth file, in the latter two also as ``ema``
-    (taken first) or ``model`` in a dict.
+    environment has NOT_USE_EMA_MODEL=1. With ``or_public`` it may also be a public file, without a
+    config: a state dict in .safetensors, .pt or .pth, in the latter two also as ``ema`` (taken
+    first) or ``model`` in a dict.
     """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if or_public and path.suffix == ".safetensors":
         return bare(_read_safetensors(path)), None
     content = read_torch_file(path)
     if _is_training_checkpoint(content):
-        return _checkpoint_weights(path, content)
+        if use_ema is None:
+            use_ema = os.environ.get("NOT_USE_EMA_MODEL", "0") != "1"
+        ema = content.get("ema_state_dict")
+        if use_ema and not ema:
+            logger.warning("%s has no EMA weights; taking the raw ones", path)
+        weights = ema if use_ema and ema else content["state_dict"]["gen_model"]
+        return bare(weights), content.get("config")
     # Public files: the average, if there is one beside the raw weights, or the weights alone.
-    weights = content.get("ema", content.get("model", content))
-    if not isinstance(weights, dict) or not weights:
-        raise ValueError(f"{path} holds no weights")
-    if not all(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(
-            f"{path} holds neither a state dict nor one as 'ema' or 'model', "
-            f"but {listed(sorted(map(str, weights)))}"
-        )
-    return bare(weights), None
-
-
-def _checkpoint_weights(
-    path: str | os.PathLike, checkpoint: dict, use_ema: bool | None = None
-) -> tuple[StateDict, dict | None]:
-    if use_ema is None:
-        use_ema = os.environ.get("NOT_USE_EMA_MODEL", "0") != "1"
-    ema = checkpoint.get("ema_state_dict")
-    if use_ema and not ema:
-        logger.warning("%s has no EMA weights; taking the raw ones", path)
-    weights = ema if use_ema and ema else checkpoint["state_dict"]["gen_model"]
-    return bare(weights), checkpoint.get("config")
+    weights = content.get("ema", content.get("model", content)) if or_public else content
+    weights = weights if isinstance(weights, dict) else content
+    if or_public and weights and all(isinstance(value, Tensor) for value in weights.values()):
+        return bare(weights), None
+    what = "not a training checkpoint: no state_dict.gen_model in it"
+    if or_public:
+        what = "no file of weights: neither a state dict nor one as 'ema' or 'model' in it"
+    held = listed(sorted(map(str, weights)))
+    raise ValueError(f"{path} is {what}, but {held or 'nothing'}")
 
 
 def _is_training_checkpoint(content: dict) -> bool:
@@ -174,13 +155,11 @@ def hub_answers(name: str) -> bool:
     return True
 
 
-def config_beside(file: Path) -> dict:
-    """The config.json in the file's folder; ValueError if there is none."""
+def config_beside(file: Path, remedy: str = "give model_config") -> dict:
+    """The config.json in the file's folder; ValueError, with a remedy, if there is none."""
     beside = file.parent / "config.json"
     if not beside.is_file():
-        raise ValueError(
-            f"{file} embeds no config and has no config.json beside it; give model_config"
-        )
+        raise ValueError(f"{file} embeds no config and has no config.json beside it; {remedy}")
     return read_json(beside)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from wfimagevae.diffusion.guidance import Condition, map_tensors
 from wfimagevae.diffusion.path import expand_times, straight_path
-from wfimagevae.diffusion.timesteps import TimeDistribution
+from wfimagevae.diffusion.timesteps import shift_times
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
 from wfimagevae.objective.options import ObjectiveOptions
@@ -18,9 +18,6 @@ Batch = dict
 Logs = dict[str, Tensor]
 
 NUM_TIME_BINS = 4
-# A uniform draw below so many cfg_dropout_prob costs a sample its class and its text; then its
-# class alone; then its text alone.
-_BANDS = (1.0, 1.5, 2.0)
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class FlowMatching(nn.Module):
             place, as LightningDiT (arXiv:2501.01423) adds it.
         seed: Of the run; noise, times and dropped conditions follow from it and the data position.
         condition: Gives what the network is told of a batch, on the data's device; by default its
-            ``label``. A network that takes text without it is a ValueError.
+            ``label``.
 
     Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
     """
@@ -63,13 +60,12 @@ class FlowMatching(nn.Module):
         condition: Callable[[Batch], Condition] | None = None,
     ):
         super().__init__()
-        if network.takes_text and condition is None:
-            raise ValueError("a network that takes text needs a condition: what encodes captions")
         self.network, self.encode, self.options, self.seed = network, encode, options, seed
-        self.times = TimeDistribution(
-            options.time_distribution, options.time_mean, options.time_std, options.time_shift
-        )
         self.condition = condition or (lambda batch: batch["label"])
+        # What generating needs to know; and an update's arithmetic, in forward passes.
+        names = ("objective", "cfg_dropout_prob")
+        self.facts = {name: getattr(options, name) for name in names}
+        self.passes = 3.0  # once forward, twice back
 
     def begin_update(self) -> None:
         """Nothing to prepare."""
@@ -91,18 +87,13 @@ class FlowMatching(nn.Module):
             logs["train/direction_loss"] = turn.detach()
         return loss, logs
 
-    def facts(self) -> dict:
-        """What generating needs to know of the objective."""
-        options = self.options
-        return {"objective": options.objective, "cfg_dropout_prob": options.cfg_dropout_prob}
-
-    def passes(self) -> float:
-        """Arithmetic of an update, in forward passes of the network: once forward, twice back."""
-        return 3.0
-
     def draw_times(self, purpose: str, positions: list[int]) -> Tensor:
-        """Times of their distribution, float64 (B,), on the CPU."""
-        return self.times(sample_uniforms(self.seed, purpose, positions))
+        """Times of the options' distribution, float64 (B,), on the CPU."""
+        times, options = sample_uniforms(self.seed, purpose, positions), self.options
+        if options.time_distribution == "logit_normal":
+            logits = options.time_mean + options.time_std * torch.special.ndtri(times)
+            times = torch.sigmoid(logits)
+        return shift_times(times, options.time_shift)
 
     def draw(self, batch: Batch, t: Tensor) -> PathPoint:
         """The points at times ``t``, (B,), of paths that follow from the data positions."""
@@ -113,35 +104,33 @@ class FlowMatching(nn.Module):
         t = to_device(t.to(data.dtype), data.device)
         x_t, velocity = straight_path(noise, data, t)
         draws = sample_uniforms(seed, "drop", positions)
-        condition = self._condition(batch, draws, data.device)
+        condition = self._draw_condition(batch, draws, data.device)
         return PathPoint(x_t, velocity, t, condition, draws < self.options.cfg_dropout_prob)
 
-    def _condition(self, batch: Batch, draws: Tensor, device: torch.device) -> Condition | None:
+    def _draw_condition(
+        self, batch: Batch, draws: Tensor, device: torch.device
+    ) -> Condition | None:
         """The condition, null in the parts that uniform draws, (B,), on the CPU, drop; or None."""
         if not self.network.is_conditional:
             return None
         with torch.no_grad():
             condition = self.condition(batch)
         null = self.network.null_condition(len(draws), device)
+
+        def drop(part: Condition, nothing: Condition, rows: Tensor) -> Condition:
+            rows = to_device(rows, device)
+            return map_tensors(lambda a, b: torch.where(expand_times(rows, a), b, a), part, nothing)
+
+        # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
         prob = self.options.cfg_dropout_prob
-        whole, without_class, without_text = (draws < prob * end for end in _BANDS)
+        whole, with_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
         if not (isinstance(condition, dict) and "label" in condition):
-            return _dropped(condition, null, to_device(whole, device))
-        lost = {"label": to_device(without_class, device)}
-        text = to_device(whole | (without_text & ~without_class), device)
+            return drop(condition, null, whole)
+        with_text = whole | (either & ~with_class)
         return {
-            name: _dropped(part, null[name], lost.get(name, text))
+            name: drop(part, null[name], with_class if name == "label" else with_text)
             for name, part in condition.items()
         }
-
-
-def _dropped(condition: Condition, null: Condition, rows: Tensor) -> Condition:
-    """The condition, null in the rows that a mask, bool (B,), names."""
-
-    def drop(kept: Tensor, nothing: Tensor) -> Tensor:
-        return torch.where(expand_times(rows, kept), nothing, kept)
-
-    return map_tensors(drop, condition, null)
 
 
 def error_by_time(error: Tensor, t: Tensor) -> Logs:

@@ -60,6 +60,12 @@ class MeanFlow(FlowMatching):
         if options.guides_target and not network.is_conditional:
             raise ValueError("guidance in MeanFlow's target needs a conditional network")
         self._derivative = self._total_derivative
+        # Guidance that is in the target already; a forward-mode pass, of some samples, costs two,
+        # and the network's own velocity one.
+        target_guidance = options.meanflow_omega / (1 - options.meanflow_kappa)
+        self.facts |= {"target_guidance": target_guidance}
+        self.passes += (3 if options.meanflow_improved else 2) * options.meanflow_ratio
+        self.passes += 2 if options.guides_target else 0
 
     def compile(self, mode: str = "default") -> None:
         """Compiles the network's blocks, and the forward-mode pass as a whole."""
@@ -88,21 +94,6 @@ class MeanFlow(FlowMatching):
         loss = (weight * total).mean()
         logs = {"train/loss": loss.detach(), "train/error": per_dim.mean()}
         return loss, logs | error_by_time(per_dim, point.t)
-
-    def facts(self) -> dict:
-        """As of flow matching, and the guidance scale that the target contains."""
-        guidance = self.options.meanflow_omega / (1 - self.options.meanflow_kappa)
-        return super().facts() | {"target_guidance": guidance}
-
-    def passes(self) -> float:
-        """The forward-mode pass counts as two, for the share of samples that needs it.
-
-        The network's own velocity, which improved MeanFlow follows, is one more.
-        """
-        options = self.options
-        own_velocity = 1 if options.meanflow_improved else 0
-        derivative = (2 + own_velocity) * options.meanflow_ratio
-        return super().passes() + derivative + (2 if options.guides_target else 0)
 
     def _times(self, positions: list[int]) -> tuple[Tensor, Tensor, list[int]]:
         """Times and end times, float64 (B,) on the CPU, and the rows where they differ.

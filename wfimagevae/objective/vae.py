@@ -91,11 +91,10 @@ class DiscriminatorObjective(nn.Module):
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The discriminator's loss on ``batch["image"]`` and its reconstruction."""
-        noise = instance_noise(self.loss, batch, step, self.seed, "real")
-        if noise is not None:
-            noise = noise, instance_noise(self.loss, batch, step, self.seed, "fake")
-        update = step // self.steps_a_turn
-        reconstruction = self.reconstruct(batch)
+        kinds = ("real", "fake")
+        noise = [instance_noise(self.loss, batch, step, self.seed, kind) for kind in kinds]
+        noise = None if noise[0] is None else tuple(noise)
+        update, reconstruction = step // self.steps_a_turn, self.reconstruct(batch)
         return self.loss.discriminator_loss(batch["image"], reconstruction, update, noise)
 
 

@@ -276,7 +276,7 @@ def _flow_benchmark(
 ) -> TrainBenchmark:
     objective = build_objective(options, network, space)
     player = build_flow_player(options, objective, 10**6)
-    player.flops_per_sample = 2.0 * objective.passes() * sample_macs(network)
+    player.flops_per_sample = 2.0 * objective.passes * sample_macs(network)
     facts = {name: getattr(options, name) for name in _FLOW_FACTS}
     facts |= {"sample_shape": network.sample_shape, "num_classes": network.num_classes}
     return TrainBenchmark(FlowTask(options, space, player, batches), options, facts)

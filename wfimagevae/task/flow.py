@@ -62,7 +62,7 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     # The one player, what it learns from, and who judges it.
     max_steps, _ = run_length(options, len(dataset), process.size)
     player = build_flow_player(options, objective, max_steps)
-    player.flops_per_sample = 2.0 * objective.passes() * macs
+    player.flops_per_sample = 2.0 * objective.passes * macs
     loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
     validator = None
     if held_out is not None and options.eval_steps:
@@ -112,7 +112,7 @@ class FlowTask(Task):
         return values, -drawn.get("energy_distance_one_step", drawn["energy_distance"]), pictures
 
     def parts(self) -> dict[str, Stateful]:
-        facts = GeneratorFacts(self.space.facts | self.objective.facts())
+        facts = GeneratorFacts(self.space.facts | self.objective.facts)
         return super().parts() | {"generator": facts}
 
 

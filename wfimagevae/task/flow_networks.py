@@ -92,7 +92,7 @@ def build_generator(
     options: FlowOptions, objective: FlowMatching, space: FlowSpace
 ) -> FlowGenerator:
     """What draws samples from the network in training."""
-    facts = space.facts | objective.facts()
+    facts = space.facts | objective.facts
     downsampling = options.resolution // space.shape[-1] if facts["space"] == "latent" else 1
     network, decode = objective.network, space.decode
     device = next(network.parameters()).device

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Condition
-from wfimagevae.diffusion.sampler import get_sampler
+from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import (
     World,
@@ -55,7 +55,7 @@ class FlowValidator:
         self.held_out, self.world, self.folder = held_out, world, folder
         self.sampling = sampling_options(options)
         generator.resolve(self.sampling)
-        if options.fsdp and not get_sampler(options.sampler).evaluations:
+        if options.fsdp and not SAMPLERS[options.sampler].evaluations:
             raise ValueError(
                 f"--sampler {options.sampler} calls the network as often as each sample needs, a "
                 "sharded one (--fsdp) is called by all processes alike: validate with heun or euler"

@@ -39,9 +39,9 @@ def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
             f"--resolution {options.resolution} must be a multiple of {vae.spatial_factor}"
         )
     if options.freeze_encoder:
-        vae.freeze_encoder()
+        vae.encoder.requires_grad_(False)
     if options.freeze_decoder:
-        vae.freeze_decoder()
+        vae.decoder.requires_grad_(False)
     if options.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     vae.to(device, memory_format=torch.channels_last).train()

@@ -7,12 +7,11 @@ import pytest
 import torch
 
 from tests.diffusion import gaussian_flow
-from wfimagevae.diffusion.sampler import SAMPLERS, get_sampler
+from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.diffusion.timesteps import time_grid
 
 MEAN, STD = 1.5, 0.4
-FIXED_ODE = ["euler", "heun", "rk4", "dpmpp"]
-FIXED = [*FIXED_ODE, "euler_maruyama", "mean_flow"]
+FIXED = ["euler", "heun", "rk4", "dpmpp", "euler_maruyama", "mean_flow"]
 
 
 class Flow:
@@ -71,11 +70,14 @@ def test_dpmpp_converges_at_order_2_but_for_a_logarithm():
 
 @pytest.mark.parametrize(
     ("name", "tolerance"),
-    [("euler", 3e-2), ("heun", 3e-4), ("rk4", 1e-7), ("dpmpp", 4e-3), ("dopri5", 1e-4)],
+    [("euler", 3e-2), ("heun", 3e-4), ("rk4", 1e-7), ("dpmpp", 4e-3), ("dopri5", 1e-4)]
+    + [("mean_flow", 1e-12)],  # in any number of steps: its average velocity is exact
 )
 def test_sampler_ends_at_the_exact_flow(name, tolerance):
     x = noise(8, 2, 3)
-    torch.testing.assert_close(sample(name, x, 100), exact(x), rtol=0, atol=tolerance)
+    for num_steps in (100, 1) if name == "mean_flow" else (100,):
+        end = sample(name, x, num_steps)
+        torch.testing.assert_close(end, exact(x), rtol=0, atol=tolerance)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation")
@@ -98,21 +100,6 @@ def test_dpmpp_agrees_with_diffusers(num_steps, shift):
         y = scheduler.step(-Flow()(y, t), label, y).prev_sample  # its time runs backwards
     # It keeps its state in float32.
     torch.testing.assert_close(sample("dpmpp", x, num_steps, shift=shift), y, rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("num_steps", [1, 5])
-def test_mean_flow_with_the_exact_average_velocity_is_exact(num_steps):
-    x = noise(8, 3)
-    torch.testing.assert_close(sample("mean_flow", x, num_steps), exact(x))
-
-
-@pytest.mark.parametrize("name", [*FIXED_ODE, "mean_flow"])
-@pytest.mark.parametrize("num_steps", [1, 8, 10])
-def test_constant_velocity_ends_at_one(name, num_steps):
-    x = torch.zeros(2, 3)
-    end = sample(name, x, num_steps, velocity=lambda x, t, s=None: torch.ones_like(x))
-    atol = 1e-6 if num_steps == 10 else 0  # tenths are not exact
-    torch.testing.assert_close(end, torch.ones(2, 3), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("name", FIXED)
@@ -147,24 +134,9 @@ def test_state_is_float32_or_more_whatever_the_model_returns(name, dtype):
         return Flow()(x, t, t_end).to(dtype)
 
     x = noise(2, 3, dtype=dtype)
-    options = {"rtol": 0.1, "atol": 0.1} if name == "dopri5" else {}
+    options = {"tolerance": 0.1} if name == "dopri5" else {}
     assert sample(name, x, 3, velocity=velocity, **options).dtype == kept
     assert seen == {kept}
-
-
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_sample_does_not_depend_on_its_batch(name):
-    x = 3 * noise(8, 2, 3, dtype=torch.float32)
-
-    def draw(rows):
-        return lambda step: noise(8, 2, 3, dtype=torch.float32)[rows] * step
-
-    def run(rows):
-        return SAMPLERS[name].function(Flow(), x[rows], time_grid(5), draw=draw(rows))
-
-    together = run(slice(0, 8))
-    alone = torch.cat([run(slice(i, i + 1)) for i in range(8)])
-    torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -179,19 +151,13 @@ def test_wrong_inputs_are_refused(name):
         sample(name, x, 0)
     with pytest.raises(ValueError, match="has shape"):
         sample(name, x, 2, velocity=lambda x, t, s=None: x[:, :1])
-    with pytest.raises(ValueError, match="floating"):
-        sample(name, torch.zeros(2, 3, dtype=torch.int64), 2)
 
 
-def test_registry_knows_each_sampler_by_its_name_and_suggests_the_nearest():
+def test_registry_knows_what_each_sampler_needs():
     evaluations = {"euler": 1, "heun": 2, "rk4": 4, "dopri5": 0, "dpmpp": 1}
     evaluations |= {"euler_maruyama": 1, "mean_flow": 1}
     assert {name: sampler.evaluations for name, sampler in SAMPLERS.items()} == evaluations
-    assert all(get_sampler(name).name == name for name in SAMPLERS)
-    assert [s.name for s in SAMPLERS.values() if s.is_stochastic] == ["euler_maruyama"]
-    assert [s.name for s in SAMPLERS.values() if s.needs_average_velocity] == ["mean_flow"]
-    with pytest.raises(ValueError, match=r"'huen'; did you mean 'heun'\? Samplers: euler, heun"):
-        get_sampler("huen")
+    assert [k for k, s in SAMPLERS.items() if s.needs_average_velocity] == ["mean_flow"]
 
 
 def test_dopri5_asks_for_times_between_0_and_1_only():
@@ -210,28 +176,11 @@ def test_dopri5_meets_its_tolerance_in_fewer_evaluations_when_it_is_loose():
     counts, errors = [], []
     for tolerance in (1e-3, 1e-6, 1e-9):
         flow = Flow()
-        end = sample("dopri5", x, 1, velocity=flow, rtol=tolerance, atol=tolerance)
+        end = sample("dopri5", x, 1, velocity=flow, tolerance=tolerance)
         counts.append(len(flow.times))
         errors.append(float((end - exact(x)).abs().max()))
     assert counts[0] < counts[1] < counts[2]
     assert errors[0] < 2e-2 and errors[1] < 2e-5 and errors[2] < 2e-8
-
-
-def test_dopri5_gives_each_sample_its_own_condition():
-    class Towards:
-        def __init__(self, goals):
-            self.goals = goals
-
-        def rows(self, rows):
-            return Towards(self.goals[rows])
-
-        def __call__(self, x, t):
-            assert len(x) == len(self.goals) == 1
-            return self.goals - x * 0
-
-    goals = noise(4, 2)
-    x = noise(4, 2)
-    torch.testing.assert_close(sample("dopri5", x, 1, velocity=Towards(goals)), x + goals)
 
 
 @pytest.mark.parametrize(
@@ -239,8 +188,6 @@ def test_dopri5_gives_each_sample_its_own_condition():
     [
         (lambda x, t: x * math.nan, {}, "not finite"),
         (lambda x, t: torch.randn_like(x), {"max_evaluations": 200}, "after 200 evaluations"),
-        (lambda x, t: x, {"rtol": 0.0}, "tolerances must be above 0"),
-        (lambda x, t: x, {"atol": math.nan}, "tolerances must be above 0"),
     ],
 )
 def test_dopri5_refuses_what_would_not_end_and_names_its_package(

@@ -1,9 +1,15 @@
 """Small velocity models for tests, and their inputs."""
 
-import torch
+import json
+from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
+from wfimagevae.model.flow.flow_transformer import FlowTransformer
 from wfimagevae.model.registry import ModelRegistry
 
+SIT = Path(__file__).parents[2] / "golden" / "sit_tiny"  # of its public code
 _TRANSFORMER = {"input_size": 8, "hidden_size": 32, "depth": 2, "num_heads": 4}
 _SMALL = {
     "UNet": {"input_size": 16, "base_channels": 16, "channel_mult": [1, 2], "num_res_blocks": 1}
@@ -11,19 +17,31 @@ _SMALL = {
     "SmallCNN": {"input_size": 8, "base_channels": 16},
     "MLP": {"hidden_size": 32, "depth": 2},
 }
-# "cross" and "joint" behind a name: it also reads texts.
+# "cross" and "joint" behind a name: it also reads texts, of an encoder "external" or its own.
 TEXT_KINDS = ("DiT-S/2 cross", "FlowDiT-S/2 joint")
+EXTERNAL_KINDS = ("FlowDiT-S/2 cross external", "DiT-S/2 joint external")
+EXTERNAL = {"text_encoder": "external", "text_width": 24, "pooled_width": 10}
 _TEXT = {"text_encoder": "bytes", "text_length": 12, "byte_width": 32, "byte_depth": 2}
 KINDS = ("DiT-S/2", "FlowDiT-S/2", "UNet", "SmallCNN", "MLP")
 FLOW_MODELS = [name for name in ModelRegistry.names() if name != "WFVAE2Image"]
 
 
+def golden_sit():
+    config = json.loads((SIT / "config.json").read_text())
+    del config["class_dropout_prob"]  # how it was trained, not what it is
+    model = FlowTransformer(**config)
+    model.load_weights(load_file(SIT / "weights.safetensors"))
+    return model.eval()
+
+
 def small_model(name, **options):
     """A registered model cut down to test size; its outputs are not zero as at initialisation."""
-    name, _, attention = name.partition(" ")
+    name, *text = name.split()
     sizes = _SMALL.get(name, _TRANSFORMER)
-    if attention:
-        sizes = sizes | _TEXT | {"text_attention": attention}
+    if text:
+        sizes = sizes | _TEXT | {"text_attention": text[0]} | (EXTERNAL if text[1:] else {})
+    if name.endswith("/8"):  # more than one token
+        sizes = sizes | {"input_size": 16}
     model = ModelRegistry.get_model(name)(**(sizes | options))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,42 +1,30 @@
 """The transformer against golden values of SiT, and the facts its parts must obey."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from tests.model.flow.models import inputs_for, small_model
+from tests.model.flow.models import SIT, golden_sit, inputs_for, small_model
 from wfimagevae.model.flow.embed import position_table, rotate, rotation_table
 from wfimagevae.model.flow.flow_transformer import FlowTransformer
 from wfimagevae.model.flow.normalize import GroupNorm, layer_norm, rms_norm
 from wfimagevae.model.registry import ModelRegistry
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "sit_tiny"
 
-
-@pytest.fixture(scope="module")
-def sit():
-    config = json.loads((GOLDEN / "config.json").read_text())
-    del config["class_dropout_prob"]
-    model = FlowTransformer(**config)
-    model.load_weights(load_file(GOLDEN / "weights.safetensors"))
-    return model.eval()
-
-
-def test_golden_velocity_and_position_table(sit):
-    golden = load_file(GOLDEN / "expected.safetensors")
+def test_golden_velocity_and_position_table():
+    golden = load_file(SIT / "expected.safetensors")
     with torch.no_grad():
-        velocity = sit(golden["x"], golden["t"], golden["y"])
+        velocity = golden_sit()(golden["x"], golden["t"], golden["y"])
     torch.testing.assert_close(velocity, golden["velocity"], rtol=0, atol=1e-4)
-    golden = load_file(GOLDEN / "weights.safetensors")["pos_embed"]
+    golden = load_file(SIT / "weights.safetensors")["pos_embed"]
     torch.testing.assert_close(position_table(32, 4)[None], golden)
 
 
 def test_names_and_shapes_are_those_of_public_xl_checkpoints():
-    public = json.loads((GOLDEN / "keys_xl2.json").read_text())
+    public = json.loads((SIT / "keys_xl2.json").read_text())
     with torch.device("meta"):
         model = ModelRegistry.get_model("DiT-XL/2")(learn_sigma=True, num_classes=1000)
     state_dict = model.state_dict()
@@ -98,7 +86,7 @@ def test_rope_takes_other_sizes_and_absolute_positions_refuse_them():
     assert small_model("FlowDiT-S/2")(x, t).shape == x.shape
     with pytest.raises(ValueError, match=r"samples of \(4, 8, 8\), got \(4, 12, 16\)"):
         small_model("DiT-S/2")(x, t)
-    with pytest.raises(ValueError, match=r"H and W multiples of 2, got \(2, 4, 11, 16\)"):
+    with pytest.raises(ValueError, match=r"H and W multiples of 2, got \(4, 11, 16\)"):
         small_model("FlowDiT-S/2")(x[:, :, 1:], t)
 
 
@@ -110,11 +98,16 @@ def test_rope_takes_other_sizes_and_absolute_positions_refuse_them():
         ({"input_size": 9}, "input_size must be a multiple of patch_size, got 9 and 2"),
         ({"hidden_size": 30}, "hidden_size must be a multiple of num_heads, got 30 and 4"),
         ({"hidden_size": 12, "position": "rope"}, "heads of a multiple of 4, got 3"),
+        ({"text_encoder": "words"}, "text_encoder must be none or bytes or external, got 'words'"),
+        ({"text_attention": "self"}, "text_attention must be cross or joint, got 'self'"),
+        ({"text_encoder": "external"}, "'external' needs text_width above 0, got 0"),
+        ({"text_length": 0}, "'bytes' needs text_length above 0, got 0"),
+        ({"byte_width": 40}, "byte_width must be a multiple of 32, got 40"),
     ],
 )
 def test_configs_that_cannot_be_built_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        small_model("DiT-S/2", **options)
+        small_model("DiT-S/2 cross", **options)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -135,6 +128,21 @@ def test_compiled_formulas_of_the_norms_equal_the_fused_ones(dtype, monkeypatch)
         assert actual.dtype == dtype
         tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
         torch.testing.assert_close(actual, expected, **tolerance)
+
+
+@pytest.mark.parametrize(("name", "is_normed"), [("FlowDiT-S/2", True), ("DiT-S/2", False)])
+def test_the_scale_of_queries_and_keys_matters_without_qk_norm_only(name, is_normed):
+    model = small_model(name).eval()
+    inputs = inputs_for(model)
+    before = model(*inputs)
+    for block in model.blocks:
+        for parameter in block.attn.qkv.parameters():
+            parameter.data[: 2 * block.attn.qkv.in_features] *= 8.0
+    assert torch.allclose(model(*inputs), before, rtol=1e-3, atol=1e-4) == is_normed
+    # Vectors of d values whose root mean square is 1 have length sqrt(d).
+    q, k, _ = block.attn.project(torch.randn(2, 16, 32))
+    logits = q @ k.transpose(2, 3) / 8**0.5
+    assert logits.abs().max() <= 8**0.5 * (1 + 1e-5) or not is_normed
 
 
 @pytest.mark.parametrize("name", ["DiT-S/2", "FlowDiT-S/2"])

@@ -3,24 +3,22 @@
 import argparse
 import json
 import logging
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.model.flow.models import inputs_for, small_model
+from tests.model.flow.models import SIT, inputs_for, small_model
 from wfimagevae.model import ImageBaseAE
 from wfimagevae.model.flow.velocity_model import VelocityModel
 
-GOLDEN = Path(__file__).parents[2] / "golden" / "sit_tiny"
 SIZE = {"hidden_size": 32, "depth": 2, "num_heads": 4}  # what a registered name would say
 LABELS = "y_embedder.embedding_table.weight"
 
 
 @pytest.fixture(scope="module")
 def public():
-    return load_file(GOLDEN / "weights.safetensors")
+    return load_file(SIT / "weights.safetensors")
 
 
 def load(path, **options):
@@ -46,7 +44,7 @@ def test_public_files_load_and_their_shapes_tell_the_config(public, tmp_path, na
     assert model.prediction == ("epsilon" if name.lower().startswith("dit") else "velocity")
     assert not model.training
     assert load(path, overrides={"prediction": "velocity"}).prediction == "velocity"
-    golden = load_file(GOLDEN / "expected.safetensors")
+    golden = load_file(SIT / "expected.safetensors")
     with torch.no_grad():
         velocity = model(golden["x"], golden["t"], golden["y"])
     torch.testing.assert_close(velocity, golden["velocity"], rtol=0, atol=1e-4)
@@ -65,7 +63,7 @@ def test_average_velocity_starts_from_pretrained_velocities(public, tmp_path, ca
     with caplog.at_level(logging.INFO):
         model = load(tmp_path / "sit.pt", overrides={"average_velocity": True})
     assert "fresh one changes nothing" in caplog.text
-    golden = load_file(GOLDEN / "expected.safetensors")
+    golden = load_file(SIT / "expected.safetensors")
     for t_end in (None, golden["t"], torch.ones(3)):
         velocity = model(golden["x"], golden["t"], golden["y"], t_end)
         torch.testing.assert_close(velocity, golden["velocity"], rtol=0, atol=1e-4)
@@ -116,7 +114,7 @@ def test_files_that_are_no_weights_are_refused(public, tmp_path):
 def test_a_public_file_needs_the_name_of_its_size(public, tmp_path):
     torch.save(public, tmp_path / "sit.pt")
     for name, message in (
-        (None, "model_name must name their size"),
+        (None, "name the size of a public file: --model_name DiT-XL/2"),
         ("DiT-S/4", r"patches of \[2, 2\], the model for 4"),
         ("WFVAE2Image", "'WFVAE2Image' is no velocity network"),
         ("SiT", "unknown model 'SiT'"),

@@ -28,10 +28,14 @@ def test_forward_does_not_move_the_estimate_and_power_iteration_does():
     assert not torch.equal(network.main[0].weight_u, before)
 
 
-def test_fresh_logits_are_small():
+def test_fresh_logits_are_small_and_names_are_those_of_checkpoints():
     torch.manual_seed(0)
-    logits = NLayerDiscriminator()(torch.rand(1, 3, 128, 128) * 2 - 1)
-    assert logits.abs().max() < 10
+    network = NLayerDiscriminator(num_layers=3)
+    assert network(torch.rand(1, 3, 128, 128) * 2 - 1).abs().max() < 10
+    names = network.state_dict().keys()
+    assert {name.split(".")[1] for name in names} == {"0", "2", "5", "8", "11"}
+    suffixes = {name.split(".")[2] for name in names}
+    assert suffixes == {"weight_orig", "weight_u", "weight_v", "bias"}
 
 
 @pytest.mark.parametrize("num_layers", [1, 2, 3, 4])
@@ -41,13 +45,6 @@ def test_an_image_of_the_least_size_leaves_one_logit(num_layers):
     assert network(torch.zeros(1, 3, size, size + 1)).shape == (1, 1, 1, 1)
     with pytest.raises(RuntimeError, match="size"):
         network(torch.zeros(1, 3, size, size - 1))
-
-
-def test_state_dict_has_the_names_of_checkpoints():
-    names = NLayerDiscriminator(num_layers=3).state_dict().keys()
-    assert {name.split(".")[1] for name in names} == {"0", "2", "5", "8", "11"}
-    suffixes = {name.split(".")[2] for name in names}
-    assert suffixes == {"weight_orig", "weight_u", "weight_v", "bias"}
 
 
 def test_frozen_lets_gradients_through_to_the_input_only():

@@ -6,7 +6,7 @@ import torch
 from torchvision.models import vgg16
 
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
-from wfimagevae.model.losses.lpips_network import MissingWeights, load_lpips
+from wfimagevae.model.losses.lpips_network import LPIPS, MissingWeights
 
 
 @pytest.fixture(scope="module")
@@ -19,15 +19,17 @@ def weights(tmp_path_factory):
 
 
 def test_equals_the_package(weights):
-    ours = load_lpips("vgg", weights)
+    ours = LPIPS("vgg", weights)
     package = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
     package.net.load_state_dict(ours.net.state_dict())
     x, y = torch.rand(2, 2, 3, 64, 64) * 2 - 1
     torch.testing.assert_close(ours(x, y), package(x, y), rtol=1e-5, atol=1e-8)
+    assert not any(module.training for module in ours.train().modules())
+    assert not any(p.requires_grad for p in ours.parameters())
 
 
 def test_gradient_is_finite_where_all_activations_are_zero(weights):
-    network = load_lpips("vgg", weights)
+    network = LPIPS("vgg", weights)
     first = network.net.slice1[0]
     first.weight.data.zero_()
     first.bias.data.fill_(-1)  # ReLU leaves nothing
@@ -48,12 +50,6 @@ def test_lpips_is_in_no_checkpoint_and_an_old_one_that_has_it_loads(weights):
     assert torch.equal(loss.perceptual_loss.net.slice1[0].weight, before)
 
 
-def test_stays_frozen_in_evaluation_mode(weights):
-    network = load_lpips("vgg", weights).train()
-    assert not any(module.training for module in network.modules())
-    assert not any(p.requires_grad for p in network.parameters())
-
-
 def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
@@ -62,7 +58,7 @@ def test_missing_weights_say_where_to_get_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", fail)
     with pytest.raises(MissingWeights, match=r"vgg16-397923af.pth.*--lpips_weights"):
-        load_lpips("vgg")
+        LPIPS("vgg")
 
 
 def test_wrong_files_are_refused(weights, tmp_path):
@@ -82,6 +78,6 @@ def test_wrong_files_are_refused(weights, tmp_path):
         ("garbage", r"garbage\.pth is not a readable checkpoint"),
     ):
         with pytest.raises(ValueError, match=message):
-            load_lpips("vgg", str(tmp_path / f"{name}.pth"))
+            LPIPS("vgg", str(tmp_path / f"{name}.pth"))
     with pytest.raises(ValueError, match="unknown LPIPS backbone"):
-        load_lpips("vgg19")
+        LPIPS("vgg19")

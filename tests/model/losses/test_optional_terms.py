@@ -62,16 +62,12 @@ def test_image_terms_add_their_weighted_mean_over_pixel_values(name, distance):
 
 
 def test_image_terms_alone_reach_the_vae():
-    """Without any reconstruction weight, and at images of one colour."""
+    """Without any reconstruction weight."""
     weights = {f"{name}_weight": 1.0 for name in ("color", "histogram", "contrast")}
     loss = small_loss(**NOTHING, **weights, rec_weight=0, adaptive_weight=False)
     images, tensors, last_layer = random_case()
     value, _ = generator_loss(loss, tensors, images, last_layer)
     assert torch.autograd.grad(value, last_layer)[0].abs().max() > 0
-    tensors = {name: tensor[:1] for name, tensor in tensors.items()}
-    tensors["hidden"] = torch.zeros_like(tensors["hidden"])
-    value, _ = generator_loss(loss, tensors, images[:1], last_layer)
-    assert torch.autograd.grad(value, last_layer)[0].isfinite().all()
     # The squared error suffices for the adaptive weight.
     loss = small_loss(kl_weight=0, wavelet_weight=0, rec_weight=0, mse_weight=1.0)
     images, tensors, last_layer = random_case()
@@ -135,16 +131,6 @@ def test_terms_of_weight_zero_are_not_computed(monkeypatch):
     assert not [name for name in logs | other if name.split("/")[1].startswith(new)]
 
 
-def test_r1_of_a_linear_discriminator_is_the_norm_of_its_kernel():
-    """One image of 4x4 and one 4x4 convolution without padding: the gradient is the kernel."""
-    discriminator = NLayerDiscriminator(1)
-    kernel = torch.randn(1, 3, 4, 4)
-    discriminator.main = torch.nn.Sequential(torch.nn.Conv2d(3, 1, 4))
-    discriminator.main[0].weight.data = kernel.clone()
-    penalty = gradient_penalty(discriminator, torch.randn(5, 3, 4, 4))
-    torch.testing.assert_close(penalty, kernel.square().sum())
-
-
 def test_r1_is_the_squared_slope_of_the_mean_logit_per_image():
     torch.manual_seed(0)
     discriminator = NLayerDiscriminator(2, 8).double()
@@ -202,13 +188,6 @@ def test_r1_under_autocast_is_that_of_float32(dtype):
         grads.append(discriminator.main[0].weight_orig.grad.clone())
     assert grads[0].abs().max() > 0
     torch.testing.assert_close(*grads)
-
-
-def test_noise_fades_until_nobody_sees_it():
-    config = LossConfig(instance_noise_std=0.1, instance_noise_decay=0.5)
-    assert [config.noise_std(step) for step in (0, 1, 3)] == pytest.approx([0.1, 0.05, 0.0125])
-    assert config.noise_std(10) == 0
-    assert LossConfig().noise_std(0) == 0
 
 
 def test_noise_is_on_what_the_discriminator_sees_and_on_nothing_else():

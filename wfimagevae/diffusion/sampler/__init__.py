@@ -1,6 +1,5 @@
 """Samplers by name: each integrates a velocity from noise, t = 0, to data, t = 1."""
 
-import difflib
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -20,33 +19,23 @@ from wfimagevae.diffusion.sampler.rk4 import sample_rk4
 class Sampler:
     """One sampler, called as `fixed_steps` says, and what a caller must know of it.
 
-    ``evaluations`` are those of the velocity in a step, 0 if the sampler adapts; ``is_stochastic``
-    ones need ``draw``, those that need an average velocity call ``velocity(x, t, t_end)``.
+    ``evaluations`` are those of the velocity in a step, 0 if the sampler adapts; those that need an
+    average velocity call ``velocity(x, t, t_end)``.
     """
 
-    name: str
     function: Callable[..., Tensor]
     evaluations: int
-    is_stochastic: bool = False
     needs_average_velocity: bool = False
 
 
-_ALL = (
-    Sampler("euler", sample_euler, evaluations=1),
-    Sampler("heun", sample_heun, evaluations=2),
-    Sampler("rk4", sample_rk4, evaluations=4),
-    Sampler("dopri5", sample_dopri5, evaluations=0),
-    Sampler("dpmpp", sample_dpmpp, evaluations=1),
-    Sampler("euler_maruyama", sample_euler_maruyama, evaluations=1, is_stochastic=True),
-    Sampler("mean_flow", sample_mean_flow, evaluations=1, needs_average_velocity=True),
+SAMPLERS = MappingProxyType(
+    {
+        "euler": Sampler(sample_euler, evaluations=1),
+        "heun": Sampler(sample_heun, evaluations=2),
+        "rk4": Sampler(sample_rk4, evaluations=4),
+        "dopri5": Sampler(sample_dopri5, evaluations=0),
+        "dpmpp": Sampler(sample_dpmpp, evaluations=1),
+        "euler_maruyama": Sampler(sample_euler_maruyama, evaluations=1),
+        "mean_flow": Sampler(sample_mean_flow, evaluations=1, needs_average_velocity=True),
+    }
 )
-SAMPLERS = MappingProxyType({sampler.name: sampler for sampler in _ALL})
-
-
-def get_sampler(name: str) -> Sampler:
-    """The sampler of that name; ValueError suggests the nearest one."""
-    if name in SAMPLERS:
-        return SAMPLERS[name]
-    near = difflib.get_close_matches(str(name), SAMPLERS, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise ValueError(f"unknown sampler {name!r}; {hint}Samplers: {', '.join(SAMPLERS)}")

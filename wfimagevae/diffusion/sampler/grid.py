@@ -25,16 +25,10 @@ def start(noise: Tensor, times: Tensor) -> tuple[Tensor, list[tuple[float, float
 
     Steps are Python numbers, so that the grid ends at 1 exactly in any state type.
     """
-    if not noise.is_floating_point() or noise.dim() < 1:
-        raise ValueError(f"noise must be a floating batch, got {noise.dtype} {tuple(noise.shape)}")
-    if times.dim() != 1 or len(times) < 2:
-        raise ValueError(
-            f"times must be (num_steps + 1,) with at least 1 step, got shape {tuple(times.shape)}"
-        )
     values = times.double().tolist()
     steps = list(pairwise(values))
     # Written so that NaN fails too.
-    if values[0] != 0 or values[-1] != 1 or not all(t < s for t, s in steps):
+    if not steps or values[0] != 0 or values[-1] != 1 or not all(t < s for t, s in steps):
         raise ValueError(f"times must increase strictly from 0 to 1, got {values}")
     return noise.to(torch.promote_types(noise.dtype, torch.float32)), steps
 

@@ -27,8 +27,14 @@ class TimeEmbedder(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         """Vectors, (B, width), of times, (B,); in the parameters' type under autocast, too."""
         with torch.autocast(t.device.type, enabled=False):
-            features = frequency_features(self.scale * t).to(self.mlp[0].weight.dtype)
-            return self.mlp(features)
+            # 128 frequencies, from the scale down to 1 / 10000 of it.
+            t = self.scale * t
+            t = t.to(torch.promote_types(t.dtype, torch.float32))
+            exponents = torch.arange(NUM_FREQUENCIES, device=t.device, dtype=t.dtype)
+            frequencies = torch.exp(-math.log(MAX_PERIOD) * (exponents / NUM_FREQUENCIES))
+            angles = t[:, None] * frequencies
+            features = torch.cat([angles.cos(), angles.sin()], dim=1)
+            return self.mlp(features.to(self.mlp[0].weight.dtype))
 
 
 class LabelEmbedder(nn.Module):
@@ -40,14 +46,6 @@ class LabelEmbedder(nn.Module):
 
     def forward(self, labels: Tensor) -> Tensor:
         return self.embedding_table(labels)
-
-
-def frequency_features(t: Tensor) -> Tensor:
-    """Cosines, then sines, of 128 frequencies from 1 down to 1 / 10000: (B,) to (B, 256)."""
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
-    exponents = torch.arange(NUM_FREQUENCIES, device=t.device, dtype=t.dtype) / NUM_FREQUENCIES
-    angles = t[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 def position_table(width: int, side: int) -> Tensor:

@@ -16,9 +16,8 @@ from wfimagevae.model.flow.normalize import TOKEN_NORMS
 from wfimagevae.model.flow.text_blocks import TextEmbedder, text_blocks
 from wfimagevae.model.flow.text_condition import (
     check_text,
-    check_text_config,
-    null_text,
     text_options,
+    text_parts,
 )
 from wfimagevae.model.flow.transformer_blocks import (
     MLPS,
@@ -30,12 +29,18 @@ from wfimagevae.model.flow.velocity_model import Condition, VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict
 
+# Sizes that a text encoder asks for.
+_TEXT_SIZES = {
+    "none": (),
+    "bytes": ("text_length", "byte_width", "byte_depth"),
+    "external": ("text_length", "text_width", "pooled_width"),
+}
 _CHOICES = {
     "norm": tuple(TOKEN_NORMS),
     "mlp": tuple(MLPS),
     "position": ("absolute", "rope"),
     "prediction": ("velocity", "data", "epsilon"),
-    "text_encoder": ("none", "bytes", "external"),
+    "text_encoder": tuple(_TEXT_SIZES),
     "text_attention": ("cross", "joint"),
 }
 # Dividing by the time left stops here, as in JiT.
@@ -97,6 +102,8 @@ class FlowTransformer(VelocityModel):
         super().__init__()
         _check_config(self.config)
         self.sample_shape = (in_channels, input_size, input_size)
+        self.takes_text = text_encoder != "none"
+        self.size_multiple = patch_size if position == "rope" else None
         # Patches and their places.
         side = input_size // patch_size
         self.x_embedder = PatchEmbedder(patch_size, in_channels, hidden_size)
@@ -124,26 +131,19 @@ class FlowTransformer(VelocityModel):
             self.text_embedder = TextEmbedder(*widths, hidden_size)
 
     @property
-    def takes_text(self) -> bool:
-        """Whether the condition is a dict with a text."""
-        return self.config.text_encoder != "none"
-
-    @property
-    def size_multiple(self) -> int | None:
-        """The patch size, with rotations for positions."""
-        return self.config.patch_size if self.config.position == "rope" else None
-
-    @property
     def text_encoder(self) -> ByteTransformer | None:
         """The byte transformer; without this, diffusers gives the config's key of that name."""
         return self._modules.get("text_encoder")
 
     def null_condition(self, batch_size: int, device: torch.device | str) -> Condition | None:
-        """No class, and no text, as the condition that this model takes."""
+        """No class, and zeros, as an empty prompt is encoded too, for no text."""
         labels = super().null_condition(batch_size, device)
         if not self.takes_text:
             return labels
-        text = null_text(self.config, batch_size, device)
+        text = {
+            name: torch.zeros(batch_size, *shape, dtype=dtype, device=device)
+            for name, (shape, dtype) in text_parts(self.config).items()
+        }
         return text if labels is None else {"label": labels} | text
 
     def forward(
@@ -195,27 +195,13 @@ class FlowTransformer(VelocityModel):
         return (output.float() - x) / time_left
 
     def check_inputs(
-        self, x: Tensor, t: Tensor, condition: Tensor | None, t_end: Tensor | None
+        self, x: Tensor, t: Tensor, condition: Condition | None, t_end: Tensor | None
     ) -> None:
-        """As `VelocityModel.check_inputs`; rotations take samples of other sizes too."""
-        if self.config.position == "absolute":
-            return super().check_inputs(x, t, condition, t_end)
-        channels, patch_size = self.config.in_channels, self.config.patch_size
-        if x.dim() != 4 or x.shape[1] != channels or any(n % patch_size for n in x.shape[2:]):
-            raise ValueError(
-                f"samples must be (B, {channels}, H, W) with H and W multiples of {patch_size}, "
-                f"got {tuple(x.shape)}"
-            )
-        return self.check_conditions(len(x), t, condition, t_end)
-
-    def check_conditions(
-        self, batch_size: int, t: Tensor, condition: Condition | None, t_end: Tensor | None
-    ) -> None:
-        """As `VelocityModel.check_conditions`, also of the parts of a condition with a text."""
+        """As `VelocityModel.check_inputs`, also of the parts of a condition with a text."""
         if self.takes_text:
-            check_text(condition, batch_size, self.config)
+            check_text(condition, len(x), self.config)
             condition = condition.get("label")
-        super().check_conditions(batch_size, t, condition, t_end)
+        super().check_inputs(x, t, condition, t_end)
 
     @classmethod
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
@@ -266,14 +252,17 @@ def _check_config(config: dict) -> None:
             raise ValueError(
                 f"{large} must be a multiple of {small}, got {config[large]} and {config[small]}"
             )
-    check_text_config(config)
+    encoder = config["text_encoder"]
+    for key in _TEXT_SIZES[encoder]:
+        if config[key] < 1:
+            raise ValueError(f"text_encoder {encoder!r} needs {key} above 0, got {config[key]}")
 
 
 _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 _TODAY = {"norm": "rmsnorm", "mlp": "swiglu", "position": "rope", "qk_norm": True}
 
 
-def _register_preset(name: str, preset: dict) -> None:
+def _register_preset(name: str, **preset) -> None:
     def build(**options) -> FlowTransformer:
         return FlowTransformer(**(preset | options))
 
@@ -282,14 +271,9 @@ def _register_preset(name: str, preset: dict) -> None:
     ModelRegistry.register(name)(build)
 
 
-def _register_presets() -> None:
-    for size, (hidden_size, depth, num_heads) in _SIZES.items():
-        widths = {"hidden_size": hidden_size, "depth": depth, "num_heads": num_heads}
-        for patch_size in (2, 4, 8):
-            _register_preset(f"DiT-{size}/{patch_size}", widths | {"patch_size": patch_size})
-        for patch_size in (1, 2, 4, 8):
-            preset = widths | {"patch_size": patch_size} | _TODAY
-            _register_preset(f"FlowDiT-{size}/{patch_size}", preset)
-
-
-_register_presets()
+for _size, (_width, _depth, _heads) in _SIZES.items():
+    _sizes = {"hidden_size": _width, "depth": _depth, "num_heads": _heads}
+    for _patch in (2, 4, 8):
+        _register_preset(f"DiT-{_size}/{_patch}", **_sizes, patch_size=_patch)
+    for _patch in (1, 2, 4, 8):
+        _register_preset(f"FlowDiT-{_size}/{_patch}", **_sizes, patch_size=_patch, **_TODAY)

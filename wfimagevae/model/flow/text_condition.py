@@ -20,14 +20,6 @@ def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]
     }
 
 
-def null_text(config: Mapping, batch_size: int, device: torch.device | str) -> dict[str, Tensor]:
-    """No text at all, as an empty prompt is encoded too: zeros."""
-    return {
-        name: torch.zeros(batch_size, *shape, dtype=dtype, device=device)
-        for name, (shape, dtype) in text_parts(config).items()
-    }
-
-
 def check_text(condition: object, batch_size: int, config: Mapping) -> None:
     """Raises ValueError for a condition that is not what a model of this config takes."""
     parts = text_parts(config)
@@ -47,16 +39,6 @@ def check_text(condition: object, batch_size: int, config: Mapping) -> None:
             raise ValueError(f"condition[{name!r}] must be {shape}, got {tuple(value.shape)}")
         if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
             raise ValueError(f"condition[{name!r}] must be {dtype}, got {value.dtype}")
-
-
-def check_text_config(config: Mapping) -> None:
-    """Raises ValueError for sizes of texts that are not there."""
-    needed = {"bytes": ["text_length", "byte_width", "byte_depth"]}
-    needed["external"] = ["text_length", "text_width", "pooled_width"]
-    encoder = config["text_encoder"]
-    for key in needed.get(encoder, []):
-        if config[key] < 1:
-            raise ValueError(f"text_encoder {encoder!r} needs {key} above 0, got {config[key]}")
 
 
 def masked_mean(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

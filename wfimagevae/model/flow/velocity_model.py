@@ -4,16 +4,15 @@ import logging
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
-from typing import Self
 
 import torch
 from torch import Tensor, nn
 
 from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
 from wfimagevae.model.flow.text_condition import is_text_weight
-from wfimagevae.model.modeling_base import RegisteredModel
+from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import StateDict, read_weights
+from wfimagevae.model.weight_files import StateDict
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +24,7 @@ Condition = Tensor | dict[str, Tensor]
 TIME_SCALE = 3.0
 
 
-class VelocityModel(RegisteredModel):
+class VelocityModel(CheckpointedBlocks, RegisteredModel):
     """A velocity field ``model(x, t, condition, t_end)``; with ``t_end``, an average velocity.
 
     ``x`` is the state, (B, *sample_shape), and ``t`` its time, (B,): 0 is noise, 1 is data.
@@ -42,27 +41,19 @@ class VelocityModel(RegisteredModel):
     """
 
     sample_shape: tuple[int, ...]
-    gradient_checkpointing = False
-    _read_file = staticmethod(read_weights)
+    takes_text = False  # whether the condition is a dict with a text
+    size_multiple: int | None = None  # of height and width of other sizes; None: takes no other
+    _reads_public_files = True
+    _no_config = "put it there, or name the size of a public file: --model_name DiT-XL/2, say"
 
     @property
     def num_classes(self) -> int:
         return self.config.num_classes
 
     @property
-    def takes_text(self) -> bool:
-        """Whether the condition is a dict with a text."""
-        return False
-
-    @property
     def is_conditional(self) -> bool:
         """Whether there are classes, text or both."""
         return self.num_classes > 0 or self.takes_text
-
-    @property
-    def size_multiple(self) -> int | None:
-        """What height and width of samples of another size are multiples of; None: no other."""
-        return None
 
     @property
     def has_average_velocity(self) -> bool:
@@ -125,17 +116,16 @@ class VelocityModel(RegisteredModel):
         self, x: Tensor, t: Tensor, condition: Condition | None, t_end: Tensor | None
     ) -> None:
         """Raises ValueError for inputs of another shape, or that this model does not take."""
-        if tuple(x.shape[1:]) != self.sample_shape:
+        shape, batch_size, multiple = tuple(x.shape[1:]), len(x), self.size_multiple
+        fits = shape == self.sample_shape
+        if multiple and len(shape) == 3:  # takes other heights and widths too
+            fits = shape[0] == self.sample_shape[0] and not any(n % multiple for n in shape[1:])
+        if not fits:
+            others = f", or H and W multiples of {multiple}" if multiple else ""
             raise ValueError(
-                f"this {type(self).__name__} takes samples of {self.sample_shape}, "
-                f"got {tuple(x.shape[1:])}"
+                f"this {type(self).__name__} takes samples of {self.sample_shape}{others}, "
+                f"got {shape}"
             )
-        self.check_conditions(len(x), t, condition, t_end)
-
-    def check_conditions(
-        self, batch_size: int, t: Tensor, condition: Condition | None, t_end: Tensor | None
-    ) -> None:
-        """The part of `check_inputs` that is not about ``x``."""
         if isinstance(condition, dict):
             raise ValueError(
                 f"this {type(self).__name__} takes labels alone, got a condition of "
@@ -152,12 +142,6 @@ class VelocityModel(RegisteredModel):
             raise ValueError("a class-conditional model needs labels; null_condition() means none")
         if condition is not None and not self.num_classes:
             raise ValueError("labels given to an unconditional model")
-
-    def run(self, block: nn.Module, *args) -> Tensor:
-        """``block(*args)``, computed again in backward if gradient checkpointing is on."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
 
     def blocks_to_shard(self) -> list[nn.Module]:
         """The blocks that FSDP2 shards, and `compile_blocks` as a rule compiles, one by one."""
@@ -177,35 +161,27 @@ class VelocityModel(RegisteredModel):
         return {}
 
     @classmethod
-    def _config_for(cls, source: Path, embedded: dict | None, model_config: str | None) -> dict:
-        if not (embedded or model_config or (source.parent / cls.config_name).is_file()):
-            raise ValueError(
-                f"{source} holds weights without a config, and has no config.json beside it; "
-                "model_name must name their size (--model_name DiT-XL/2, for example), or put "
-                "their config.json there"
-            )
-        return super()._config_for(source, embedded, model_config)
-
-    @classmethod
-    def _sized_by_name(cls, name: str, source: Path, weights: StateDict, overrides: dict) -> Self:
-        """A model for a public file: the name tells its size, its shapes tell the rest."""
+    def _config_of_public_file(cls, source: Path, weights: StateDict, model_name: str) -> dict:
+        """The name tells the model's size, the weights' shapes tell the rest."""
         with torch.device("meta"):
-            sketch = build_velocity_model(name)
+            sketch = build_velocity_model(model_name)
         keys = sketch.options_of_weights(weights, sketch.config)
         if "prediction" in sketch.config:
             is_dit = source.name.lower().startswith("dit")
             keys["prediction"] = "epsilon" if is_dit else "velocity"
-        keys |= overrides
-        logger.info("%s read as %s with %s", source, name, keys)
-        return build_velocity_model(name, **keys)
+        logger.info("%s read as %s with %s", source, model_name, keys)
+        return {**sketch.config, **keys, "_class_name": sketch.class_name()}
 
-    def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
+    def _optional_parts(self, embedded: dict, overrides: dict) -> list:
+        parts, nothing = [], "a fresh one changes nothing"
         if overrides.get("average_velocity"):
             is_part = methodcaller("startswith", "t_end_embedder.")
-            weights = self._with_fresh(weights, is_part, "embedder of end times")
+            parts.append((is_part, f"no embedder of end times in the weights; {nothing}"))
         if overrides.get("text_encoder"):
-            weights = self._with_fresh(weights, is_text_weight, "reader of texts")
-        return weights
+            is_joint = self.config.get("text_attention") == "joint"
+            effect = "a fresh one changes every result until it is trained" if is_joint else nothing
+            parts.append((is_text_weight, f"no reader of texts in the weights; {effect}"))
+        return parts
 
     def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
         """As `RegisteredModel.load_weights`; mismatched sizes include classes on one side alone."""
@@ -215,18 +191,6 @@ class VelocityModel(RegisteredModel):
             state_dict = {name: value for name, value in state_dict.items() if name != key}
             state_dict |= {key: own[key]} if key in own else {}
         super().load_weights(state_dict, ignore_mismatched_sizes)
-
-    def _with_fresh(
-        self, weights: StateDict, is_part: Callable[[str], bool], what: str
-    ) -> StateDict:
-        """The weights, with this model's fresh parameters of a part if they have none of it."""
-        fresh = {key: value for key, value in self.state_dict().items() if is_part(key)}
-        if not fresh or any(map(is_part, weights)):
-            return weights
-        is_joint = "text" in what and self.config.text_attention == "joint"
-        effect = "changes every result until it is trained" if is_joint else "changes nothing"
-        logger.info("no %s in the weights; a fresh one %s", what, effect)
-        return weights | fresh
 
 
 def build_velocity_model(name: str, **config) -> VelocityModel:

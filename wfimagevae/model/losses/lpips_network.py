@@ -16,7 +16,16 @@ BACKBONES = {
 
 
 class MissingWeights(ValueError):
-    """Backbone weights are neither on this machine nor downloadable."""
+    """Weights that are neither on this machine nor downloadable."""
+
+
+def missing_download(what: str, url: str, flag: str, error: Exception) -> MissingWeights:
+    """Says what to do about weights that are not cached and cannot be downloaded."""
+    cache = Path(torch.hub.get_dir()) / "checkpoints"
+    return MissingWeights(
+        f"{what} are not in {cache} and cannot be downloaded ({error}). Fetch {url} on a machine "
+        f"with a network, then copy it there or name it with {flag}"
+    )
 
 
 class LPIPS(nn.Module):
@@ -101,15 +110,9 @@ def _read_backbone(net: str, weights: str | None) -> dict[str, Tensor]:
             BACKBONES[net], map_location="cpu", progress=False, weights_only=True
         )
     except (URLError, TimeoutError, ConnectionError) as error:
-        cache = Path(torch.hub.get_dir()) / "checkpoints"
-        raise MissingWeights(
-            f"LPIPS needs its {net} backbone, which is not in {cache} and cannot be downloaded "
-            f"({error}). Fetch {BACKBONES[net]} on a machine with a network, then copy it there "
-            "or name it with --lpips_weights; or do without LPIPS (--perceptual_weight 0 in "
-            "training, no lpips under --metric in evaluation)"
-        ) from None
-
-
-def load_lpips(net: str = "vgg", weights: str | None = None) -> LPIPS:
-    """A frozen `LPIPS`; see there for arguments and errors."""
-    return LPIPS(net, weights)
+        flag = (
+            "--lpips_weights; or do without LPIPS (--perceptual_weight 0 in training, no lpips "
+            "under --metric in evaluation)"
+        )
+        what = f"the weights of LPIPS' {net} backbone"
+        raise missing_download(what, BACKBONES[net], flag, error) from None

@@ -12,7 +12,7 @@ from wfimagevae.model.losses.image_statistics import (
     contrast_distance,
     histogram_distance,
 )
-from wfimagevae.model.losses.lpips_network import load_lpips
+from wfimagevae.model.losses.lpips_network import LPIPS
 from wfimagevae.model.losses.mmd import latent_mmd
 from wfimagevae.model.losses.options import LossConfig
 
@@ -54,7 +54,7 @@ class LPIPSWithDiscriminator2D(nn.Module):
         self.discriminator.requires_grad_(config.disc_weight > 0)
         self.perceptual_loss = None
         if config.perceptual_weight > 0:
-            self.perceptual_loss = load_lpips("vgg", config.lpips_weights)
+            self.perceptual_loss = LPIPS("vgg", config.lpips_weights)
         self.register_state_dict_post_hook(_drop_lpips)
         self.register_load_state_dict_pre_hook(_ignore_lpips)
 

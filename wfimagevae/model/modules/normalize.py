@@ -23,14 +23,6 @@ class ChannelLayerNorm(nn.Module):
         super().__init__()
         self.norm = nn.LayerNorm(channels, eps=EPS)
 
-    @property
-    def weight(self) -> Tensor:
-        return self.norm.weight
-
-    @property
-    def bias(self) -> Tensor:
-        return self.norm.bias
-
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         weight, bias = _match(x, weight, bias)
@@ -40,7 +32,7 @@ class ChannelLayerNorm(nn.Module):
         return y.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.normalize(x, self.weight, self.bias)
+        return self.normalize(x, self.norm.weight, self.norm.bias)
 
 
 class ChannelGroupNorm(nn.GroupNorm):
@@ -144,9 +136,9 @@ def norm_activation_conv(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    functions = (norm.normalize, activation)
+    functions, affine = (norm.normalize, activation), getattr(norm, "norm", norm)
     return _NormActivationConv.apply(
-        x, norm.weight, norm.bias, weight, bias, functions, conv.padding
+        x, affine.weight, affine.bias, weight, bias, functions, conv.padding
     )
 
 

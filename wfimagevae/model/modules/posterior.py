@@ -22,10 +22,6 @@ class DiagonalGaussian:
     def std(self) -> Tensor:
         return (0.5 * self.logvar).exp()
 
-    @property
-    def var(self) -> Tensor:
-        return self.logvar.exp()
-
     def mode(self) -> Tensor:
         return self.mean
 
@@ -47,17 +43,9 @@ class DiagonalGaussian:
             )
         return self.mean + self.std * noise.to(self.mean)
 
-    def kl(self) -> Tensor:
-        """Divergence from the standard normal, summed over each sample's values, (B,)."""
-        # Halved at the end: halving the gradient of a sum would make it dense, and not packed.
-        return 0.5 * self._twice_kl().flatten(1).sum(1)
-
     def kl_of_values(self) -> Tensor:
         """Divergence of each value from the standard normal, (B, C, H, W).
 
         Source: Kingma and Welling 2014, arXiv:1312.6114, appendix B.
         """
-        return 0.5 * self._twice_kl()
-
-    def _twice_kl(self) -> Tensor:
-        return self.mean.square() + self.var - 1.0 - self.logvar
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1.0 - self.logvar)

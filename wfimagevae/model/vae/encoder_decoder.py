@@ -11,6 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from wfimagevae.model.modeling_base import CheckpointedBlocks
 from wfimagevae.model.modules.blocks import (
     AttnBlock2D,
     Downsample,
@@ -114,18 +115,7 @@ class WFUpBlockImage(nn.Module):
         return self.out_res_block(self.up(x), latent), low, coeffs  # (B, C_out, 2 H, 2 W)
 
 
-class _CheckpointedBlocks(nn.Module):
-    """Runs blocks, each recomputed in backward if diffusers' switch is on."""
-
-    gradient_checkpointing = False
-
-    def run(self, block: nn.Module, *args):
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
-
-
-class EncoderImage(_CheckpointedBlocks):
+class EncoderImage(CheckpointedBlocks):
     """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first."""
 
     def __init__(
@@ -165,7 +155,7 @@ class EncoderImage(_CheckpointedBlocks):
         return self.conv_out(self.activation_out(self.norm_out(h))), levels
 
 
-class DecoderImage(_CheckpointedBlocks):
+class DecoderImage(CheckpointedBlocks):
     """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first."""
 
     def __init__(  # noqa: PLR0913 - the model's own list

@@ -3,7 +3,6 @@
 Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with images for videos.
 """
 
-import logging
 from collections.abc import Sequence
 
 import torch
@@ -21,7 +20,6 @@ from wfimagevae.model.vae.encoder_decoder import (
     packed,
 )
 from wfimagevae.model.vae.tiling import Tiling, pad_to_multiple
-from wfimagevae.model.weight_files import StateDict
 
 __all__ = [
     "DecoderImage",
@@ -31,8 +29,6 @@ __all__ = [
     "WFVAE2ImageModel",
     "pad_to_multiple",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 @ModelRegistry.register("WFVAE2Image")
@@ -145,14 +141,9 @@ class WFVAE2ImageModel(ImageBaseAE):
             return DecoderOutput(self.tiling.run(lambda tile: self.decoder(tile)[0], z, factors))
         return DecoderOutput(*self.decoder(z))
 
-    def _completed(self, weights: StateDict, config: dict | None, overrides: dict) -> StateDict:
-        """The weights, with this model's fresh modulation if they have none."""
-        has_spade = (config or {}).get("spade") or any(".spade" in key for key in weights)
-        if has_spade or not self.config.spade:
-            return weights
-        fresh = {key: value for key, value in self.state_dict().items() if ".spade" in key}
-        logger.info("the weights hold no SPADE modulation: a fresh one, which changes nothing")
-        return fresh | weights
+    def _optional_parts(self, embedded: dict, overrides: dict) -> list:
+        message = "no SPADE modulation in the weights; a fresh one changes nothing"
+        return [] if embedded.get("spade") else [(lambda key: ".spade" in key, message)]
 
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles block by block, in place; names in the state dict stay as they are.
