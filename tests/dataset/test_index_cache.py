@@ -38,15 +38,15 @@ def test_damaged_file_is_named_and_replaced(kept, caplog, change):
     content = bytearray(file.read_bytes())
     central = content.index(b"PK\x01\x02")
     if change == "compressed":
-        content[60:90] = bytes(255 for _ in range(30))
+        content[60:90] = b"\xff" * 30
     elif change == "password":
         content[central + 8] |= 1
         content[6] |= 1
     elif change == "method":
         content[central + 10] = content[8] = 99
-    else:
-        content = {"cut": content[:-40], "other": b"no archive", "empty": b""}[change]
-    file.write_bytes(bytes(content))
+    file.write_bytes(
+        {"cut": content[:-40], "other": b"no archive", "empty": b""}.get(change, content)
+    )
     assert load(cache) is None and f"{file} are unusable" in caplog.text
     caplog.clear()
     cache.save("key", 1, NUMBERS)
@@ -88,13 +88,11 @@ def test_default_cache_lies_under_the_users_cache_folder(tmp_path, monkeypatch):
 
 
 def can_lock(path):
-    lock = FileLock(path, blocking=False)
     try:
-        lock.acquire()
+        with FileLock(path, blocking=False):
+            return True
     except TimeoutError:
         return False
-    lock.release()
-    return True
 
 
 def test_lock_is_held_until_the_work_of_all_processes_is_done(tmp_path):

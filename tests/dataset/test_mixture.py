@@ -77,18 +77,6 @@ def test_batches_mix_the_sets_in_the_order_of_positions(sets):
         assert torch.equal(batch["pixels"][row], parts[owner].read_batch([place])["pixels"][0])
 
 
-def test_two_workers_and_ranks_read_what_one_process_reads(sets):
-    parts = sets(5, 3)
-    alone = TrainLoader(Mixture(parts, (2, 1)), 4, num_workers=0)
-    whole = [next(alone) for _ in range(6)]
-    ranks = [TrainLoader(Mixture(parts, (2, 1)), 2, r, 2, num_workers=2) for r in range(2)]
-    for batch in whole:
-        both = torch.cat([next(loader)["image"] for loader in ranks])
-        assert torch.equal(both, batch["image"])
-    for loader in ranks:
-        loader.close()
-
-
 def test_other_weights_are_refused_on_resume(sets):
     parts = sets(5, 3)
     state = TrainLoader(Mixture(parts, (2, 1)), 2, num_workers=0).state_dict()
