@@ -30,15 +30,12 @@ def embedding(texts):
 def cache(tmp_path):
     """Latents 0 to 4 in two shards, with the captions above."""
     shards = []
-    for first, count in ((0, 2), (2, 3)):
-        captions = [c if isinstance(c, list) else [c] * (c is not None) for c in CAPTIONS]
-        captions = captions[first : first + count]
-        texts = [text for rows in captions for text in rows]
-        nothing = {name: value[:0] for name, value in embedding(["0"]).items()}
-        parts = [compact(nothing)]
-        parts += [compact(embedding([text])) for text in texts]
-        tensors = text_tensors(parts, [len(c) for c in captions])
-        shards.append({"moments": numbered(first, count)} | tensors)
+    nothing = {name: value[:0] for name, value in embedding(["0"]).items()}
+    for first, rows in ((0, CAPTIONS[:2]), (2, CAPTIONS[2:])):
+        captions = [c if isinstance(c, list) else [c] * (c is not None) for c in rows]
+        parts = [nothing, *(embedding([text]) for texts in captions for text in texts)]
+        tensors = text_tensors([compact(part) for part in parts], [len(c) for c in captions])
+        shards.append({"moments": numbered(first, len(rows))} | tensors)
     folder = write_cache(tmp_path / "cache", shards, text=RECORD)
     for i, rows in enumerate((CAPTIONS[:2], CAPTIONS[2:])):
         lines = [json.dumps({"name": "x.png", "caption": caption}) for caption in rows]
@@ -92,17 +89,17 @@ def test_captions_alone_are_read_without_their_embeddings(cache):
 
 
 def test_what_does_not_fit_is_refused(cache, tmp_path):
-    with pytest.raises(DataError, match="no prefix 'x' can be set before"):
-        LatentDataset(cache, prefix="x", text="embeddings")
+    words = {"text": "embeddings", "error": DataError}
+    refused("no prefix 'x' can be set before", LatentDataset, cache, prefix="x", **words)
     other = write_cache(tmp_path / "other", [{"moments": numbered(0, 2)}], prefix="oil")
     refused("begin with 'oil' already", LatentDataset, other, error=DataError, prefix="x")
-    refused("holds no embeddings", LatentDataset, other, error=DataError, text="embeddings")
+    refused("holds no embeddings", LatentDataset, other, **words)
     like = LatentDataset(cache).record
     moved = {"text": like["text"] | {"source": "there"}}
     LatentDataset(cache, like=like | moved, text="embeddings")
     changed = {"text": like["text"] | {"fingerprint": "b" * 64}}
-    with pytest.raises(DataError, match=r"weights bbbbbbbbbbbb.*: encode both with the same"):
-        LatentDataset(cache, like=like | changed, text="embeddings")
+    message = r"weights bbbbbbbbbbbb.*: encode both with the same"
+    refused(message, LatentDataset, cache, like=like | changed, **words)
     (cache / "latents-00001.jsonl").write_text("")
     refused("captions of 2 samples and latents of 5", LatentDataset, cache, error=DataError)
     part = embedding(["1"])

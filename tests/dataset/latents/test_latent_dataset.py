@@ -103,9 +103,8 @@ def test_dataset_travels_without_its_files(cache):
 
 def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path):
     other = write_cache(tmp_path / "other", [{"moments": numbered(8, 1)}])
-    train = write_cache(
-        tmp_path / "train", [{"moments": numbered(0, 4)}], shift=[2, 2], scale=[3, 3]
-    )
+    facts = {"shift": [2, 2], "scale": [3, 3]}
+    train = write_cache(tmp_path / "train", [{"moments": numbered(0, 4)}], **facts)
     like = LatentDataset(train).record
     assert numbers(LatentDataset(other, like=like).read_batch([0])) == [(8 - 2) * 3]
 
@@ -123,8 +122,8 @@ def test_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
     other = write_cache(tmp_path / "other", [shard], **facts)
     refused(message, LatentDataset, other, error=DataError, like=LatentDataset(cache).record)
     shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
-    with pytest.raises(DataError, match="label 2 is out of range, use 0 to 1"):
-        LatentDataset(write_cache(tmp_path / "third", [shard], class_names=["a", "b"]))
+    third = write_cache(tmp_path / "third", [shard], class_names=["a", "b"])
+    refused("label 2 is out of range, use 0 to 1", LatentDataset, third, error=DataError)
 
 
 @pytest.mark.parametrize(
@@ -163,20 +162,16 @@ def test_shard_that_is_cut_short_in_training_is_named_and_kills_no_process(tmp_p
     refused("was cut short since training", dataset.read_batch, [0, 1, 2, 3], error=DataError)
 
 
-def test_nan_stops_before_the_first_batch_and_is_named(cache):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_nan_is_named_in_one_line_before_the_first_batch_or_where_it_comes_later(
+    cache, num_workers
+):
+    dataset = LatentDataset(cache)
     bad = numbered(4, 3)
     bad[2, 0, 1, 1] = torch.nan
     write_cache(cache, [{"moments": numbered(0, 4)}, {"moments": bad}])
-    with pytest.raises(DataError, match=r"00001\.safetensors: sample 2 of moments is not finite"):
-        LatentDataset(cache)
-
-
-@pytest.mark.parametrize("num_workers", [0, 1])
-def test_nan_that_comes_later_stops_in_one_line(cache, num_workers):
-    dataset = LatentDataset(cache)
-    bad = numbered(4, 3)
-    bad[:] = torch.nan
-    write_cache(cache, [{"moments": numbered(0, 4)}, {"moments": bad}])
-    with pytest.raises(DataError, match="is not finite") as error:
+    message = r"00001\.safetensors: sample 2 of moments is not finite"
+    refused(message, LatentDataset, cache, error=DataError)
+    with pytest.raises(DataError, match=message) as error:
         next(TrainLoader(dataset, 7, num_workers=num_workers))
     assert "\n" not in str(error.value)

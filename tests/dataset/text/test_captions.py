@@ -3,7 +3,6 @@ import json
 import pickle
 
 import pytest
-import torch
 
 from tests.refusals import refused
 from wfimagevae.dataset import (
@@ -91,9 +90,9 @@ def test_captions_of_the_wrong_kind_are_refused(photos):
     refused("'sidecars': there is no such file", TrainImageDataset, photos, 8, captions="sidecars")
     (photos / "a.txt").write_bytes(b"\xff\xfe")
     refused(r"a\.txt: captions are UTF-8", TrainImageDataset, photos, 8, captions="sidecar")
-    (photos / "list.jsonl").write_text('{"path": "a.png", "caption": ["x", 3]}')
-    with pytest.raises(ValueError, match=r"jsonl:1: a caption is text or a list"):
-        TrainImageDataset(photos / "list.jsonl", 8, captions="manifest")
+    manifest = photos / "list.jsonl"
+    manifest.write_text('{"path": "a.png", "caption": ["x", 3]}')
+    refused(r"jsonl:1: a caption is text or", TrainImageDataset, manifest, 8, captions="manifest")
 
 
 def test_which_caption_is_picked_follows_seed_and_position_alone():
@@ -146,13 +145,11 @@ def test_indexed_images_keep_all_and_their_fingerprint_follows(photos):
     expected = {"a.png": ["one", "two"], "d.png": "three", "deep/b.jpg": None, "deep/c.png": None}
     assert found == expected
     (photos / "d.txt").write_text("four")
-    assert images.fingerprint() != (
-        IndexedImages(photos, 8, Labels(), Captions("sidecar")).fingerprint()
-    )
+    changed = IndexedImages(photos, 8, Labels(), Captions("sidecar"))
+    assert images.fingerprint() != changed.fingerprint()
 
 
 def test_shapes_bring_captions_of_their_pictures():
     dataset = ShapesDataset(16, prefix="a drawing")
-    batch = dataset.to_inputs(dataset.read_batch([0, 5]), torch.device("cpu"))
     captions = [f"a drawing. {dataset.caption(dataset.index(k))}" for k in (0, 5)]
-    assert dataset.has_captions and batch["caption"] == captions
+    assert dataset.has_captions and dataset.read_batch([0, 5])["caption"] == captions
