@@ -150,23 +150,12 @@ def test_impossible_guidance_is_refused():
         SamplingOptions(guidance_rescale=1.5, guidance_channels=0)
 
 
-@pytest.mark.parametrize(
-    ("condition", "null", "guidance", "message"),
-    [
-        (LABELS, NULL, Guidance(2.0, channels=5), "cannot guide 5 channels"),
-    ],
-)
-def test_what_cannot_be_guided_is_refused(condition, null, guidance, message):
-    with pytest.raises(ValueError, match=message):
-        GuidedVelocity(Model(), condition, null, guidance)(state(), torch.tensor(0.5))
-
-
-@pytest.mark.parametrize(
-    ("first", "second"), [(LABELS, {"a": LABELS}), ({"a": LABELS}, {"b": LABELS}), (None, LABELS)]
-)
-def test_conditions_that_do_not_match_are_refused(first, second):
-    with pytest.raises(ValueError, match="structure"):
-        map_tensors(lambda *leaves: torch.cat(leaves), first, second)
+def test_what_does_not_fit_the_state_or_the_condition_is_refused():
+    with pytest.raises(ValueError, match="cannot guide 5 channels"):
+        call(Guidance(2.0, channels=5))
+    for pair in ((LABELS, {"a": LABELS}), ({"a": LABELS}, {"b": LABELS}), (None, LABELS)):
+        with pytest.raises(ValueError, match="structure"):
+            map_tensors(lambda *leaves: torch.cat(leaves), *pair)
 
 
 def test_guided_sit_agrees_with_its_public_code():

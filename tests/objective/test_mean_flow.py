@@ -94,16 +94,13 @@ def test_target_is_detached_and_the_derivative_keeps_no_graph():
     assert not derivative.requires_grad
 
 
-def test_networks_without_end_time_and_guidance_without_classes_are_refused():
+def test_networks_without_end_time_and_impossible_guidance_are_refused():
     network = GaussianField(0.0, 1.0)
     with pytest.raises(ValueError, match="needs a conditional network"):
         build(network, meanflow_omega=2.0)
     network.has_average_velocity = False
     with pytest.raises(ValueError, match="average_velocity=True"):
         build(network)
-
-
-def test_impossible_guidance_is_refused():
     for values in ({"meanflow_kappa": 1.0}, {"meanflow_window": (0.5, 0.2)}):
         with pytest.raises(ValueError, match=next(iter(values))):
             MeanFlowOptions(**values)
