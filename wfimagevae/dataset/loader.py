@@ -30,8 +30,6 @@ class PositionSampler(Sampler[list[int]]):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         if not 0 <= rank < world_size:
             raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
-        if start < 0:
-            raise ValueError(f"the first position must be 0 or more, got {start}")
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.start = start
 
@@ -65,11 +63,6 @@ class TrainLoader:
         prefetch_factor: int = 2,
         device: torch.device | str = "cpu",
     ):
-        if num_workers < 0 or prefetch_factor < 1:
-            raise ValueError(
-                "num_workers must be at least 0 and prefetch_factor at least 1, "
-                f"got {num_workers} and {prefetch_factor}"
-            )
         PositionSampler(batch_size, rank, world_size)  # checks the three
         self.dataset, self.batch_size = dataset, batch_size
         self.rank, self.world_size = rank, world_size

@@ -35,7 +35,7 @@ class Order:
 
     An epoch has ``num_items`` positions. ``facts`` are what the order depends on besides seed and
     images: positions of one run mean nothing to an order with other facts. ``sizes`` are height and
-    width of all samples, where they are not the data set's own.
+    width of all samples, where they are not the data set's own; then ``size(position)`` is one's.
     """
 
     num_items: int
@@ -48,10 +48,6 @@ class Order:
     def candidates(self, position: int) -> Iterator[int]:
         """The image at ``position``, then those that stand in for it if it cannot be read."""
         return map(self.index, itertools.count(position))
-
-    def size(self, position: int) -> tuple[int, int] | None:
-        """Height and width of the sample at ``position``, where it is not the data set's own."""
-        return None
 
 
 class ShuffledOrder(Order):

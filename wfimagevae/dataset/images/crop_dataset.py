@@ -119,13 +119,14 @@ class CropDataset(FlowData, Dataset):
         B strings, if there are captions; ``unreadable``, a list of (path, reason) of the files that
         were just found so.
         """
-        sizes = {self._order.size(position) or self.sample_shape[1:] for position in positions}
-        if len(sizes) > 1:
-            raise DataError(
-                f"positions {positions[0]} to {positions[-1]} belong to images of several sizes; "
-                "batches must be those that the buckets were dealt in"
-            )
-        (size,) = sizes
+        size = self.sample_shape[1:]
+        if self._order.sizes:
+            size, *others = {self._order.size(position) for position in positions}
+            if others:
+                raise DataError(
+                    f"positions {positions[0]} to {positions[-1]} belong to images of several "
+                    "sizes; batches must be those that the buckets were dealt in"
+                )
         pixels = torch.empty(len(positions), *size, 3, dtype=torch.uint8)
         indices, unreadable = [], []
         for slot, position in zip(pixels.numpy(), positions, strict=True):

@@ -110,7 +110,7 @@ def _decode(
     if short and short != min(size):
         scale = short / min(size)
         size = max(short, round(width * scale)), max(short, round(height * scale))
-        draft = image.draft(None, tuple(DRAFT_MARGIN * side for side in size))
+        draft = image.draft(None, (DRAFT_MARGIN * size[0], DRAFT_MARGIN * size[1]))
         box = draft and draft[1]  # the exact frame: a reduced decode rounds its size up
     image.load()
     rgb = _to_rgb(image)
