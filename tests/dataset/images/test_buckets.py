@@ -27,8 +27,10 @@ def make(counts, batch_size, seed=1):
     return BucketOrder(buckets, batch_size, seed, lambda m: ShuffledOrder(len(m), seed))
 
 
-def write_images(folder):
+@pytest.fixture
+def folder(tmp_path):
     """Images of `SHAPES`; image i has the gray value 10 i."""
+    folder = tmp_path / "images"
     folder.mkdir()
     shapes = [shape for shape, count in SHAPES.items() for _ in range(count)]
     for i, shape in enumerate(shapes):
@@ -94,8 +96,8 @@ def test_sizes_are_multiples_at_about_the_area_of_the_square():
     assert tall.tolist() == [[448, 160]]  # height, width
 
 
-def test_batches_have_one_size_and_show_whole_images(tmp_path):
-    data = bucketed(write_images(tmp_path / "images"))
+def test_batches_have_one_size_and_show_whole_images(folder):
+    data = bucketed(folder)
     loader = TrainLoader(data, 2, num_workers=2)
     shown = Counter()
     for _ in range(17):  # two epochs of 17 images
@@ -114,8 +116,7 @@ def test_batches_have_one_size_and_show_whole_images(tmp_path):
     assert set(shown.values()) == {2} and len(shown) == 17
 
 
-def test_what_does_not_go_together_is_refused(tmp_path):
-    folder = write_images(tmp_path / "images")
+def test_what_does_not_go_together_is_refused(folder):
     loader = TrainLoader(bucketed(folder, 2), 3, num_workers=0)
     refused("several sizes", list, zip(loader, range(20), strict=False))
     for bad in ((64, ()), (-8, ()), (8, (12,)), (0, (40,))):
@@ -126,8 +127,7 @@ def test_what_does_not_go_together_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("crop", ["native", "resized"])
-def test_images_smaller_than_their_bucket_are_left_out_and_counted(tmp_path, caplog, crop):
-    folder = write_images(tmp_path / "images")
+def test_images_smaller_than_their_bucket_are_left_out_and_counted(folder, caplog, crop):
     Image.new("RGB", (20, 20), (170,) * 3).save(folder / "small.png")
     (folder / "broken.png").write_bytes(b"")
     data = bucketed(folder, crop=crop)
@@ -156,16 +156,14 @@ def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
         assert batch["pixels"].shape == (2, 16, 64, 3) and batch["unreadable"] == []
 
 
-def test_last_image_of_a_bucket_that_cannot_be_read_is_replaced_from_another(tmp_path):
-    folder = write_images(tmp_path / "images")
+def test_last_image_of_a_bucket_that_cannot_be_read_is_replaced_from_another(folder):
     loader = TrainLoader(bucketed(folder), 2, num_workers=0)
     (folder / "16.png").write_bytes(b"gone bad")  # alone in its bucket
     sizes = {tuple(next(loader)["image"].shape[2:]) for _ in range(40)}
     assert len(sizes) == 3 and loader.num_unreadable == 1
 
 
-def test_reduced_sizes_show_each_image_at_each_scale(tmp_path):
-    folder = write_images(tmp_path / "images")
+def test_reduced_sizes_show_each_image_at_each_scale(folder):
     squares = bucketed(folder, multiple=0, reduced_sizes=(16, 8))
     assert len(squares) == 3 * 17
     shown = Counter((squares._order.size(p), squares._order.index(p)) for p in range(3 * 17 * 2))
@@ -193,8 +191,7 @@ def test_buckets_of_shards_read_the_same_shards_at_a_time(tmp_path):
     assert len(set(found.shard[epoch[:8]])) <= 3
 
 
-def test_sizes_are_measured_once_and_again_where_files_changed(tmp_path, monkeypatch):
-    folder = write_images(tmp_path / "images")
+def test_sizes_are_measured_once_and_again_where_files_changed(folder, tmp_path, monkeypatch):
     opened, real = [], image_sets.image_size
     monkeypatch.setattr(image_sets, "image_size", lambda path: opened.append(path) or real(path))
     images = index_images(folder)

@@ -25,15 +25,6 @@ def spoil(folder, *names):
 # Training
 
 
-def test_sample_is_a_crop_in_the_public_form(noise_folder):
-    dataset = TrainImageDataset(noise_folder(3), resolution=12)
-    sample = dataset[0]
-    assert len(dataset) == 3
-    assert sample["image"].shape == (3, 12, 12) and sample["image"].dtype == torch.float32
-    assert sample["position"] == 0 and sample["unreadable"] == []
-    assert -1 <= sample["image"].min() < -0.9 and 0.9 < sample["image"].max() <= 1
-
-
 def test_sample_depends_on_seed_and_position_alone(noise_folder):
     folder = noise_folder(1, 40, 40)
     one, two, other = (TrainImageDataset(folder, 8, seed=seed) for seed in (1, 1, 2))

@@ -20,6 +20,7 @@ def mean_distance(x, y):
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_point_depends_on_seed_and_position_alone(name):
     dataset = PointDataset(name)
+    assert len(torch.unique(dataset.read_batch(list(range(1000)))["point"], dim=0)) == 1000
     forward = dataset.read_batch(list(range(50)))["point"]
     again = PointDataset(name, num_items=3)
     for position in (49, 0, 17):
