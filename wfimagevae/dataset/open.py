@@ -200,9 +200,6 @@ def _bucket_order(options: StreamOptions, samples: ImageSet, name: str) -> Bucke
         return ShardOrder(shard, options.seed, options.wds_shuffle_shards, num_shards)
 
     order = BucketOrder(buckets, options.batch_size, options.seed, order_of)
-    order.facts |= {
-        "aspect_buckets": rules.multiple,
-        "reduced_min_sizes": list(rules.reduced_sizes),
-        "resolution": rules.resolution,
-    }
+    names = ("aspect_buckets", "reduced_min_sizes", "resolution")
+    order.facts |= {name: getattr(options, name) for name in names}
     return order
