@@ -24,7 +24,7 @@ case "$*" in *--list_flags*|-c*) exec {python} "$@";; esac
 printf '%s\\n' "$@"
 """
 
-
+RECIPES = ("train_wfimagevae.sh", "examples/train_flow.sh")
 RECIPE = {"TRAIN_IMAGE_DIR": "a b", "EVAL_IMAGE_DIR": "held", "NPROC": "1"}
 
 
@@ -102,23 +102,14 @@ def test_the_flow_recipe_takes_latents_and_lists_of_values(tmp_path):
 
 
 @pytest.mark.parametrize("flags", [["--config", "run.yaml"], ["--config=run.yaml"], []])
-def test_a_file_of_flags_names_the_folders_and_meets_no_defaults_of_the_recipe(tmp_path, flags):
+def test_a_file_of_flags_meets_no_defaults_of_the_recipe_but_variables_win(tmp_path, flags):
     (tmp_path / "run.yaml").write_text("image_path: photos\neval_image_path: held\nema: false\n")
-    variables = {"TRAIN_IMAGE_DIR": "", "EVAL_IMAGE_DIR": "", "CONFIG": "" if flags else "run.yaml"}
-    given = trainer_words(tmp_path, *flags, **variables)
-    assert given[1:] == (flags or ["--config=run.yaml"])
-
-
-def test_variables_win_over_a_file_of_flags(tmp_path):
-    given = trainer_words(tmp_path, CONFIG="run.yaml", EMA="1")
-    assert {"--config=run.yaml", "--ema", "--image_path=a b"} <= {*given}
-    assert "--wavelet_loss" not in given
-
-
-@pytest.mark.parametrize("script", ["train_wfimagevae.sh", "examples/train_flow.sh"])
-def test_what_a_recipe_trains_is_no_variable(tmp_path, script):
-    for task in ("vae", "flow"):
-        assert "--task=" not in " ".join(trainer_words(tmp_path, script=script, TASK=task))
+    config = {} if flags else {"CONFIG": "run.yaml"}
+    words = flags or ["--config=run.yaml"]
+    bare = trainer_words(tmp_path, *flags, TRAIN_IMAGE_DIR="", EVAL_IMAGE_DIR="", **config)
+    assert bare[1:] == words
+    given = trainer_words(tmp_path, *flags, EMA="1", **config)
+    assert {*words, "--ema", "--image_path=a b"} <= {*given} and "--wavelet_loss" not in given
 
 
 def test_slurm_leaves_to_a_file_of_flags_what_it_names(tmp_path):
@@ -160,9 +151,10 @@ def test_bad_variables_are_explained(tmp_path, variables, words):
     assert words in result.stderr
 
 
-@pytest.mark.parametrize("script", ["train_wfimagevae.sh", "examples/train_flow.sh"])
-def test_a_variable_that_is_nearly_one_of_a_flag_is_warned_of(tmp_path, script):
-    result = launch(tmp_path, script=script, BATCHSIZE="4", EPOCH="2")
+@pytest.mark.parametrize("script", RECIPES)
+def test_what_a_recipe_trains_is_no_variable_and_what_is_nearly_one_is_warned_of(tmp_path, script):
+    result = launch(tmp_path, script=script, BATCHSIZE="4", EPOCH="2", TASK="vae")
+    assert "--task=" not in result.stdout
     assert sorted(result.stderr.splitlines()) == [
         "warning: BATCHSIZE is no variable of this training; did you mean BATCH_SIZE?",
         "warning: EPOCH is no variable of this training; did you mean EPOCHS?",
@@ -180,7 +172,7 @@ MAKEFLAGS MODULEPATH OPTIONS DATA_DIR MODEL_DIR JOB_ID TASK_ID LOG_LEVEL TOKENIZ
 EVAL_IMAGE_DIR OUTPUT_DIR RESUME_CKPT PRETRAINED_MODEL LATENTS EVAL_LATENTS DATA EVAL_DATA"""
 
 
-@pytest.mark.parametrize("script", ["train_wfimagevae.sh", "examples/train_flow.sh"])
+@pytest.mark.parametrize("script", RECIPES)
 def test_usual_variables_and_those_of_the_recipe_are_no_misspelt_flags(tmp_path, script):
     variables = dict.fromkeys(USUAL.split(), "") | RECIPE
     assert launch(tmp_path, script=script, **variables).stderr == ""
@@ -193,15 +185,9 @@ def test_trains_on_a_split_manifest_with_two_processes_until_told_to_stop(tmp_pa
     (tmp_path / "all.jsonl").write_text("\n".join(rows))
     skipped = ("--image_path=", "--eval_image_path=", "--wavelet_loss")
     flags = [f for f in workplace.flags("launched", 10**6) if not f.startswith(skipped)]
-    environment = os.environ | {
-        "PYTHON": sys.executable,
-        "PYTHONPATH": str(ROOT),
-        "ORIGINAL_MANIFEST": "all.jsonl",
-        "TRAIN_RATIO": "0.7",
-        "OUTPUT_DIR": "results",
-        "NPROC": "2",
-        "OMP_NUM_THREADS": "1",
-    }
+    environment = {"ORIGINAL_MANIFEST": "all.jsonl", "TRAIN_RATIO": "0.7", "OUTPUT_DIR": "results"}
+    environment |= {"PYTHON": sys.executable, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | environment | {"NPROC": "2"}
     command = ["bash", str(ROOT / "train_wfimagevae.sh"), *flags]
     process = subprocess.Popen(command, cwd=tmp_path, env=environment)
     deadline = time.monotonic() + 200

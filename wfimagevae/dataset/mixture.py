@@ -50,9 +50,14 @@ class Mixture(FlowData):
         # The first set against all others, the second against the rest, and so on.
         left = [sum(shares[i:]) for i in range(len(shares))]
         self._ratios = [share / rest for share, rest in zip(shares, left, strict=True)]
-        self.order_facts = _facts(self.parts) | {
-            "data_weights": None if weights is None else [float(weight) for weight in weights]
-        }
+        # Facts are told apart where sets differ; the weights are those of all.
+        facts: dict[str, Any] = {}
+        for number, part in enumerate(self.parts, 1):
+            for key, value in getattr(part, "order_facts", {}).items():
+                if facts.setdefault(key, value) != value:
+                    facts[f"{key} of set {number}"] = value
+        facts["data_weights"] = None if weights is None else [float(weight) for weight in weights]
+        self.order_facts = facts
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)
@@ -107,12 +112,3 @@ def _joined(values: list, key: str, back: list[int]) -> Tensor | list:
         return torch.cat(values)[back] if len(values) > 1 else values[0]
     flat = [value for part in values for value in part]
     return flat if key == "unreadable" else [flat[row] for row in back]
-
-
-def _facts(parts: list[FlowData]) -> dict[str, Any]:
-    facts = {}
-    for number, part in enumerate(parts):
-        for key, value in getattr(part, "order_facts", {}).items():
-            if facts.setdefault(key, value) != value:
-                facts[f"{key} of set {number + 1}"] = value
-    return facts

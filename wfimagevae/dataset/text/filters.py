@@ -4,7 +4,6 @@ import logging
 import os
 import re
 import unicodedata
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,69 +43,65 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     that is another one, or missing; a word or phrase in a caption, whole and in any case.
     """
     # What each filter would keep, in the order of the reasons.
-    checks: list[tuple[str, np.ndarray]] = []
+    checks: dict[str, np.ndarray] = {}
     if options.min_image_size or options.max_aspect_ratio:
         short, long = samples.sizes.min(axis=1), samples.sizes.max(axis=1)
-        checks.append(("an unreadable header", short > 0))
+        checks["an unreadable header"] = short > 0
         if options.min_image_size:
-            checks.append(("min_image_size", short >= options.min_image_size))
+            checks["min_image_size"] = short >= options.min_image_size
         if options.max_aspect_ratio:
-            checks.append(("max_aspect_ratio", long <= options.max_aspect_ratio * short))
-    checks += _record_checks(samples, options, source)
+            checks["max_aspect_ratio"] = long <= options.max_aspect_ratio * short
+    checks |= _field_checks(samples, options, source)
     if words := read_words(options.skip_words):
-        checks.append(("skip_words", _has_none_of(samples, words)))
+        checks["skip_words"] = _has_none_of(samples, words)
 
     # An image counts under the first reason that applies.
-    reasons: Counter[str] = Counter()
-    kept = np.ones(len(samples), bool)
-    for reason, keep in checks:
-        reasons[reason] = int((kept & ~keep).sum())
+    kept, reasons = np.ones(len(samples), bool), []
+    for reason, keep in checks.items():
+        if count := int((kept & ~keep).sum()):
+            reasons.append(f"{count} by {reason}")
         kept &= keep
     if kept.all():
         return samples
-    counts = ", ".join(f"{count} by {reason}" for reason, count in reasons.items() if count)
+    counts = ", ".join(reasons)
     if not kept.any():
         raise ValueError(f"the filters leave none of {len(samples)} images of {source}: {counts}")
     _log.info("%s: left out %d of %d images: %s", source, (~kept).sum(), len(samples), counts)
     return samples.select(np.flatnonzero(kept))
 
 
-def _record_checks(
-    samples: ImageSet, options: StreamOptions, source: str
-) -> list[tuple[str, np.ndarray]]:
-    languages = [language.strip().lower() for language in options.languages]
-
-    def is_safe(value: Any) -> bool:
-        if isinstance(value, str) and value.strip().lower() in _NSFW_WORDS:
-            return False
-        return not _number(value) > 0.5
-
-    filters: list[tuple[str, tuple[str, ...], Callable[[Any], bool]]] = []
+def _field_checks(samples: ImageSet, options: StreamOptions, source: str) -> dict[str, np.ndarray]:
+    """What the filters by fields of records would keep."""
+    # Of each that is asked for: its fields, of which the first there counts, and what stays.
+    filters: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {}
     if (least := options.min_similarity) is not None:
-        filters.append(("min_similarity", SIMILARITY_FIELDS, lambda value: _number(value) >= least))
+        filters["min_similarity"] = SIMILARITY_FIELDS, lambda value: _number(value) >= least
     if options.skip_nsfw:
-        filters.append(("skip_nsfw", NSFW_FIELDS, is_safe))
-    if languages:
-        is_wanted = lambda v: isinstance(v, str) and v.strip().lower() in languages  # noqa: E731
-        filters.append(("languages", LANGUAGE_FIELDS, is_wanted))
+        is_safe = lambda v: _word(v) not in _NSFW_WORDS and not _number(v) > 0.5  # noqa: E731
+        filters["skip_nsfw"] = NSFW_FIELDS, is_safe
+    if languages := [_word(language) for language in options.languages]:
+        filters["languages"] = LANGUAGE_FIELDS, lambda value: _word(value) in languages
     if not filters:
-        return []
+        return {}
     # One pass over the records, which are parsed anew each time they are asked for.
-    columns: list[list[Any]] = [[] for _ in filters]
+    columns: dict[str, list[Any]] = {name: [] for name in filters}
     for i in range(len(samples)):
         record = samples.record(i) if samples.record else {}
         record = {str(key).lower(): value for key, value in record.items()}
-        for (_, fields, _), values in zip(filters, columns, strict=True):
-            values.append(next((record[f] for f in fields if record.get(f) is not None), None))
-    checks = []
-    for (name, fields, keeps), values in zip(filters, columns, strict=True):
-        if all(value is None for value in values):
+        for name, (fields, _) in filters.items():
+            values = (record.get(field) for field in fields)
+            columns[name].append(next((v for v in values if v is not None), None))
+    for name, (fields, _) in filters.items():
+        if all(value is None for value in columns[name]):
             raise ValueError(
                 f"--{name}: no image of {source} has a field {' or '.join(fields)} (in the json of "
                 "its sample, or its line of the manifest); drop the filter"
             )
-        checks.append((name, np.array([keeps(value) for value in values], bool)))
-    return checks
+    return {n: np.array(list(map(keeps, columns[n])), bool) for n, (_, keeps) in filters.items()}
+
+
+def _word(value: Any) -> str | None:
+    return value.strip().lower() if isinstance(value, str) else None
 
 
 def _number(value: Any) -> float:
