@@ -5,10 +5,9 @@ from collections import deque
 import pytest
 import torch
 
-from tests.images import TINY_MODEL
+from tests.model.losses.test_perceptual_loss import small_loss
+from tests.model.test_wfvae2_image import tiny_model
 from wfimagevae.engine.seeding import sample_noise
-from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
-from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
@@ -18,24 +17,13 @@ from wfimagevae.objective.vae import (
 )
 
 
-def small_loss(**options):
-    torch.manual_seed(1)
-    defaults = {"perceptual_weight": 0, "disc_num_layers": 1, "disc_start": 0}
-    return LPIPSWithDiscriminator2D(LossConfig(**defaults | options))
-
-
 @pytest.fixture
 def game():
-    vae, loss = small_vae(), small_loss()
+    vae, loss = tiny_model(), small_loss()
     queue = deque()
     generator = GeneratorObjective(vae, loss, seed=0, hand_over=queue)
     discriminator = DiscriminatorObjective(loss, lambda batch: queue.popleft())
     return vae, loss, generator, discriminator, queue
-
-
-def small_vae():
-    torch.manual_seed(0)
-    return WFVAE2ImageModel(**{k: v for k, v in TINY_MODEL.items() if k != "_class_name"})
 
 
 def batch(positions=(3, 4)):
@@ -117,7 +105,7 @@ def test_instance_noise_follows_the_sample_and_differs_between_real_and_fake():
 
 
 def test_both_players_see_the_same_noisy_reconstruction():
-    vae, loss = small_vae(), small_loss(instance_noise_std=0.3)
+    vae, loss = tiny_model(), small_loss(instance_noise_std=0.3)
     queue, seen = deque(), []
     loss.discriminator.register_forward_pre_hook(lambda m, args: seen.append(args[0].detach()))
     GeneratorObjective(vae, loss, 5, queue)(batch(), 3)
@@ -152,7 +140,7 @@ def adversarial_gradients(vae, loss):
 
 @pytest.mark.parametrize("rec_weight", [0, 1])
 def test_encoder_and_decoder_get_the_whole_adversarial_gradient(rec_weight):
-    vae = small_vae().double()
+    vae = tiny_model().double()
     off = {"kl_weight": 0, "wavelet_weight": 0}
     constant = {"adaptive_weight": False, "disc_weight": 0.7}
     loss = small_loss(**off, **constant, rec_weight=rec_weight).double()
@@ -168,7 +156,7 @@ def test_encoder_and_decoder_get_the_whole_adversarial_gradient(rec_weight):
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
 def test_a_frozen_half_leaves_the_adversarial_gradient_to_the_other(half):
-    vae = small_vae()
+    vae = tiny_model()
     getattr(vae, half).requires_grad_(False)
     options = {"rec_weight": 0, "adaptive_weight": False, "mmd_weight": 1.0, "kl_free_bits": 0.1}
     grads = generator_gradients(vae, small_loss(**options))

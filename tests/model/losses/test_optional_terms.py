@@ -5,7 +5,12 @@ import math
 import pytest
 import torch
 
-from tests.model.losses.test_perceptual_loss import random_case, small_loss, vae_output
+from tests.model.losses.test_perceptual_loss import (
+    generator_loss,
+    random_case,
+    small_loss,
+    vae_output,
+)
 from wfimagevae.model.losses import LossConfig
 from wfimagevae.model.losses import perceptual_loss as module
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator, gradient_penalty
@@ -19,23 +24,17 @@ from wfimagevae.model.losses.mmd import latent_mmd
 NOTHING = {"kl_weight": 0, "wavelet_weight": 0, "disc_weight": 0}
 
 
-def generator_loss(loss, tensors, images, last_layer, step=0):
-    output = vae_output(tensors, last_layer)
-    output.latent = output.latent_dist.mean
-    return loss.generator_loss(images, output, last_layer, step)
-
-
 def latent_case():
     """A case whose latents want a gradient."""
-    images, tensors, last_layer = random_case(torch.float64)
-    tensors["moments"].requires_grad_()
-    return tensors, images, last_layer
+    case = random_case(torch.float64)
+    case[1]["moments"].requires_grad_()
+    return case
 
 
 def latent_loss(case, step=0, **options):
     """The generator's loss, its logs, and its gradient in the moments, of such a case."""
-    value, logs = generator_loss(small_loss(**NOTHING | options), *case, step)
-    return value, logs, torch.autograd.grad(value, case[0]["moments"])[0]
+    value, logs = generator_loss(small_loss(**NOTHING | options), case, step)
+    return value, logs, torch.autograd.grad(value, case[1]["moments"])[0]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +49,7 @@ def latent_loss(case, step=0, **options):
 def test_image_terms_add_their_weighted_mean_over_pixel_values(name, distance):
     images, tensors, last_layer = random_case(torch.float64)
     loss = small_loss(**NOTHING, **{f"{name}_weight": 0.7})
-    value, logs = generator_loss(loss, tensors, images, last_layer)
+    value, logs = generator_loss(loss, (images, tensors, last_layer))
     sample = vae_output(tensors, last_layer).sample
     term = distance(images, sample).mean()
     want = (images - sample).abs().mean() + 0.7 * term
@@ -66,20 +65,20 @@ def test_image_terms_alone_reach_the_vae():
     weights = {f"{name}_weight": 1.0 for name in ("color", "histogram", "contrast")}
     loss = small_loss(**NOTHING, **weights, rec_weight=0, adaptive_weight=False)
     images, tensors, last_layer = random_case()
-    value, _ = generator_loss(loss, tensors, images, last_layer)
+    value, _ = generator_loss(loss, (images, tensors, last_layer))
     assert torch.autograd.grad(value, last_layer)[0].abs().max() > 0
     # The squared error suffices for the adaptive weight.
     loss = small_loss(kl_weight=0, wavelet_weight=0, rec_weight=0, mse_weight=1.0)
     images, tensors, last_layer = random_case()
-    assert generator_loss(loss, tensors, images, last_layer)[1]["train/d_weight"] > 0
+    assert generator_loss(loss, (images, tensors, last_layer))[1]["train/d_weight"] > 0
 
 
 def test_mmd_of_the_decoded_latent_counts_once_per_pixel_value():
     case = latent_case()
     _, logs, gradient = latent_loss(case, step=5, mmd_weight=0.3)
-    mmd = latent_mmd(vae_output(case[0], case[2]).latent_dist.mean, 5, lambda rows: rows)
+    mmd = latent_mmd(vae_output(case[1], case[2]).latent_dist.mean, 5, lambda rows: rows)
     torch.testing.assert_close(logs["train/mmd_loss_per_pixel"], mmd.detach())
-    (want,) = torch.autograd.grad(0.3 * mmd, case[0]["moments"])
+    (want,) = torch.autograd.grad(0.3 * mmd, case[1]["moments"])
     torch.testing.assert_close(gradient, want)
 
 
@@ -102,14 +101,14 @@ def test_free_bits_leave_values_below_them_alone():
     case = latent_case()
     value, logs, got = latent_loss(case, kl_weight=0.2, kl_free_bits=0.5)
     other, other_logs, want = latent_loss(case, kl_weight=0.2)
-    values = vae_output(case[0], case[2]).latent_dist.kl_of_values().detach()
+    values = vae_output(case[1], case[2]).latent_dist.kl_of_values().detach()
     is_free = (values < 0.5).repeat(1, 2, 1, 1)  # means, then log-variances
     assert 0 < is_free.double().mean() < 1
     assert got[is_free].abs().max() == 0
     torch.testing.assert_close(got[~is_free], want[~is_free])
     assert logs["train/kl_free_share"] == is_free.double().mean()
     assert logs["train/kl_loss"] == other_logs["train/kl_loss"]  # all of it, for people
-    excess = 0.2 * (0.5 - values[values < 0.5]).sum() / len(values) / case[1][0].numel()
+    excess = 0.2 * (0.5 - values[values < 0.5]).sum() / len(values) / case[0][0].numel()
     torch.testing.assert_close(value - other, excess)
     _, logs, gradient = latent_loss(case, kl_weight=0.2, kl_free_bits=1024)  # above everything
     assert logs["train/kl_free_share"] == 1 and gradient.abs().max() == 0
@@ -124,7 +123,7 @@ def test_terms_of_weight_zero_are_not_computed(monkeypatch):
     monkeypatch.setattr(module, "_STATISTICS", dict.fromkeys(module._STATISTICS, computed))
     images, tensors, last_layer = random_case()
     loss = small_loss()
-    _, logs = generator_loss(loss, tensors, images, last_layer)
+    _, logs = generator_loss(loss, (images, tensors, last_layer))
     sample = vae_output(tensors, last_layer).sample
     _, other = loss.discriminator_loss(images, sample)
     new = ("mse", "mmd", "color", "histogram", "contrast", "r1", "kl_weight", "kl_free")

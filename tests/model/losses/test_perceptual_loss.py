@@ -26,9 +26,11 @@ def golden():
 
 
 def vae_output(tensors, last_layer):
+    posterior = DiagonalGaussian(tensors["moments"])
     return SimpleNamespace(
         sample=F.conv2d(tensors["hidden"], last_layer, padding=1),
-        latent_dist=DiagonalGaussian(tensors["moments"]),
+        latent_dist=posterior,
+        latent=posterior.mean,
         extra_output=[[tensors[f"{half}_coeffs.{i}"] for i in (0, 1)] for half in ("enc", "dec")],
     )
 
