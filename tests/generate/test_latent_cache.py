@@ -203,6 +203,7 @@ def test_what_cannot_be_encoded_is_refused(folder, tmp_path):
         (r"latents of a/0\.png are not finite, .* as fp16", autoencoder(Overflowing)),
     ):
         refused(words, encode, folder, tmp_path / "out", model, latent_dtype="fp16")
+    refused("needs captions", encode, folder, tmp_path / "out", text=object())
 
 
 def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
@@ -221,40 +222,3 @@ def test_captions_and_labels_of_a_manifest_are_kept(folder, tmp_path):
     (folder / "list.jsonl").write_text(json.dumps(lines[0] | {"caption": 3}))
     words = r"jsonl:1: a caption is text .*, got 3"
     refused(words, encode, folder / "list.jsonl", tmp_path / "out", **kinds)
-
-
-class Lengths:
-    """A text encoder whose tokens all are the length of the text, one token a letter."""
-
-    def __init__(self):
-        self.facts = {"kind": "t5", "source": "here", "length": 8, "fingerprint": "1"}
-        self.config_keys = {"text_length": 8, "text_width": 2, "pooled_width": 1}
-
-    def __call__(self, prompts):
-        lengths = torch.tensor([len(prompt) for prompt in prompts])
-        mask = torch.arange(8) < lengths[:, None]
-        tokens = lengths.view(-1, 1, 1).float() * mask[..., None].expand(-1, -1, 2)
-        return {"tokens": tokens, "mask": mask, "pooled": lengths[:, None].float()}
-
-
-def test_embeddings_of_all_captions_are_kept_and_belong_to_the_cache(folder, tmp_path):
-    (folder / "a" / "0.txt").write_text("a\nbbbb")
-    (folder / "b" / "5.txt").write_text("cc")
-    texted = {"captions": "sidecar", "text": Lengths()}
-    record, *_ = encode(folder, tmp_path / "out", **texted)
-    assert record["text"] == Lengths().facts | {"config_keys": Lengths().config_keys}
-    *_, seen = encode(folder, tmp_path / "out", **texted)
-    assert seen == 0  # all is there
-    parts = shards(tmp_path / "out")
-    assert [part["text_ends"].tolist() for part in parts] == [[2, 2, 2], [0, 0, 0], [1]]
-    assert parts[0]["text_pooled"].flatten().tolist() == [1, 4]
-    assert parts[0]["text_tokens"].shape == (2, 4, 2)
-    dataset = LatentDataset(tmp_path / "out", text="embeddings")
-    batch = dataset.read_batch(list(range(70)))
-    lengths = torch.tensor([len(caption) for caption in batch["caption"]])
-    assert set(lengths.tolist()) == {0, 1, 2, 4}
-    assert torch.equal(batch["pooled"].flatten().long(), lengths)
-    assert torch.equal(batch["mask"].sum(1), lengths)
-    assert "prefix" not in record
-    refused("made with other text", encode, folder, tmp_path / "out", captions="sidecar")
-    refused("needs captions", encode, folder, tmp_path / "new", text=Lengths())

@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from scripts import cache_latents, generate, save_hf_model
 from tests.images import write_images
@@ -34,6 +35,7 @@ def caches(tiny_vae, tmp_path_factory):
 def cache(folder, name, *more):
     words = ("--image_path", folder / "images", "--output_dir", folder / name, "--resolution", 32)
     words += ("--captions", "sidecar", "--posterior", "mode", "--device", "cpu", "--num_workers", 0)
+    words += ("--shard_size", 1)
     length = ("--text_length", 12) if "--text_encoder" in more else ()
     return cache_latents.main([str(word) for word in (*words, *more, *length)])
 
@@ -57,6 +59,10 @@ def test_stored_embeddings_are_the_encoders_to_float16(caches):
     assert torch.equal(batch["mask"], fresh["mask"])
     for name in ("tokens", "pooled"):
         torch.testing.assert_close(batch[name], fresh[name], atol=2e-3, rtol=1e-3)
+    shards = sorted((caches / "encoded").glob("*.safetensors"))
+    assert [load_file(path)["text_ends"].tolist() for path in shards] == [[2], [1], [0], [1]]
+    spec = f"WFVAE2Image:{caches / 'vae'}"
+    refused("made with other text", cache, caches, "encoded", "--vae", spec)
 
 
 def test_training_on_stored_embeddings_equals_encoding_while_training(caches, tmp_path):

@@ -163,12 +163,12 @@ def test_stopped_run_goes_on_and_other_images_are_refused(photos, tmp_path, monk
     def failing(self, number, tick):
         if number == 1:
             (self.folder / ".shard-000002.tar.half").write_bytes(b"half")
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt("stopped")
         real(self, number, tick)
 
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "write", failing)
-        refused("", make, photos, folder, error=KeyboardInterrupt)
+        refused("stopped", make, photos, folder, error=KeyboardInterrupt)
     assert not (folder / "shards.json").exists()
     before = (folder / "shard-000000.tar").stat().st_mtime_ns
     assert make(photos, folder) == 0
