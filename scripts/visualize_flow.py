@@ -141,7 +141,7 @@ def _image_pictures(
     from wfimagevae.diffusion.sampler import SAMPLERS
     from wfimagevae.generate import flow_paths
     from wfimagevae.pictures.animation import save_animation
-    from wfimagevae.pictures.grid import sample_grid, save_grid
+    from wfimagevae.pictures.grid import sample_grid, save_png
 
     if name == "denoising":  # the data that the network predicts from each state on the way
         times, states = flow_paths.draw_states(generator, subjects, options)
@@ -158,7 +158,7 @@ def _image_pictures(
     titles = [f"t = {times[i].item():.2f}" for i in chosen] if name == "denoising" else None
     rows = [generator.title(subject) for subject in subjects]
     cells = torch.stack([images[i] for i in chosen], dim=1).flatten(0, 1)  # (rows * columns, ...)
-    save_grid(path, cells, len(chosen), rows if any(rows) else None, titles)
+    save_png(path, sample_grid(cells, len(chosen), rows if any(rows) else None, titles))
     yield path
 
     path = path.with_suffix(f".{options.format}")

@@ -104,9 +104,14 @@ def class_sheet(generator, count, classes):
 
 @pytest.fixture
 def grids(monkeypatch):
-    """What `save_grid` is called with."""
+    """What `sample_grid` is called with."""
     calls = []
-    monkeypatch.setattr("wfimagevae.generate.generated_files.save_grid", lambda *a: calls.append(a))
+
+    def draw(*arguments):
+        calls.append(arguments)
+        return Image.new("RGB", (1, 1))
+
+    monkeypatch.setattr("wfimagevae.generate.generated_files.sample_grid", draw)
     return calls
 
 
@@ -118,7 +123,7 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
         write_folder(tmp_path, generator, sheet, 4, ALONE)
     single = Sheet(*prompt_subjects(named_prompts([RED]), [], 5), [EULER])
     write_folder(tmp_path, generator, single, 4, ALONE)
-    (_, scaled, *first), (_, rows, *second), (_, five, *third) = grids
+    (scaled, *first), (rows, *second), (five, *third) = grids
     titles = [RED, BLUE, "(no prompt)"]
     assert first == [2, titles, ["guidance 0", "guidance 1"]]
     assert colour(scaled[0::2]).abs().max() < 0.1  # a guidance of 0 ignores the prompt
@@ -171,7 +176,7 @@ def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, grids):
     for count in (3, 9):
         generator = generator_of(BlobModel())
         write_folder(tmp_path, generator, class_sheet(generator, count, [0, 1, 2]), 4, ALONE)
-    (_, _, columns, names, _), (_, images, wide, rows, _) = grids
+    (_, columns, names, _), (images, wide, rows, _) = grids
     assert (columns, names) == (2, None)
     assert (wide, rows) == (3, ["red", "green", "blue"])
     assert images.mean((2, 3)).argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

@@ -9,7 +9,7 @@ from wfimagevae.pictures.grid import (
     amplified_error,
     sample_grid,
     save_contact_sheet,
-    save_grid,
+    save_png,
     wrap,
 )
 
@@ -49,7 +49,8 @@ def test_row_labels_take_room_at_the_left_with_ink_in_every_row():
 
 def test_file_is_the_grid_and_no_leftover_stands_beside_it(tmp_path):
     images = torch.rand(3, 3, 100, 100) * 2 - 1
-    save_grid(tmp_path / "new" / "grid.png", images, 3, column_labels=["a", "b", "c"])
+    grid = sample_grid(images, 3, column_labels=["a", "b", "c"])
+    save_png(tmp_path / "new" / "grid.png", grid)
     assert os.listdir(tmp_path / "new") == ["grid.png"]
     with Image.open(tmp_path / "new" / "grid.png") as image:
         assert image.size == (4 + 3 * 104, 4 + 24 + 104)

@@ -1,4 +1,8 @@
-"""Sets of samples to compare: image folders, .npz files, drawn data sets, a generator's output."""
+"""Sets of samples to compare: image folders, .npz files, drawn data sets, a generator's output.
+
+``read`` gives their batches, 8-bit images (B, 3, H, W) or points, float32 (B, 2), for batches of
+their numbers; ``description`` is for a protocol.
+"""
 
 import os
 import re
@@ -7,7 +11,6 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -35,18 +38,6 @@ from wfimagevae.pictures.pixels import to_uint8
 _GRID = re.compile(r"grid(-\d+)?\.png")
 # Shapes that training does not draw, whatever its --num_shapes.
 _FIRST_FRESH_SHAPE = 10**9
-
-
-class SampleSet(Protocol):
-    """Samples by number, and a description of them for a protocol."""
-
-    description: dict
-
-    def __len__(self) -> int: ...
-
-    def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Batches of these numbers: 8-bit images (B, 3, H, W), or points, float32 (B, 2)."""
-        ...
 
 
 class FolderImages:
@@ -94,7 +85,7 @@ class FolderImages:
         return [caption for caption in picked if caption]
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """See `SampleSet`; ValueError for an unreadable image, or one of another size."""
+        """Batches of these numbers; ValueError for an unreadable image, or one of another size."""
         for batch in batch_loader(self, batches, self.num_workers):
             if "error" in batch:
                 raise batch["error"]
@@ -184,27 +175,6 @@ def open_images(path: str, *sizes: int | None, num_workers: int = 0) -> FolderIm
     return NpzImages(path)
 
 
-def open_reference(
-    options: ReferenceOptions, num_generated: int, num_workers: int = 0
-) -> SampleSet:
-    """The reference set that the options name; drawn ones have ``num_generated`` samples."""
-    if options.real_image_dir:
-        sizes = options.resolution, options.crop_size, options.subset_size
-        return open_images(options.real_image_dir, *sizes, num_workers=num_workers)
-    name, count = options.dataset, options.num_real or num_generated
-    if name == "cifar10":
-        if not options.data_path:
-            raise ValueError("--dataset cifar10 needs --data_path, the folder that holds it")
-        dataset = Cifar10Dataset(options.data_path, augment=False)
-        return DrawnSamples(dataset, min(options.num_real or len(dataset), len(dataset)), name)
-    if name == "shapes":
-        dataset = ShapesDataset(
-            options.resolution or 32, num_items=count, first_index=_FIRST_FRESH_SHAPE, augment=False
-        )
-        return DrawnSamples(dataset, count, f"shapes, {dataset.resolution} px")
-    return DrawnSamples(PointDataset(name, split="test"), count, name)
-
-
 class GeneratedSamples:
     """What a generator draws, sample by sample the same in any batch and on any rank.
 
@@ -246,7 +216,7 @@ class GeneratedSamples:
         return self.count
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """See `SampleSet`; ValueError if samples are not finite."""
+        """Batches of these numbers; ValueError if samples are not finite."""
         rows, drawn, is_points = 0, 0, self.generator.facts["space"] == "point"
 
         # Count the rows that the network sees: a guided step evaluates two for a sample.
@@ -268,3 +238,27 @@ class GeneratedSamples:
                 yield x.float() if is_points else to_uint8(self.generator.images(x))
         finally:
             hook.remove()
+
+
+SampleSet = FolderImages | NpzImages | DrawnSamples | GeneratedSamples
+
+
+def open_reference(
+    options: ReferenceOptions, num_generated: int, num_workers: int = 0
+) -> SampleSet:
+    """The reference set that the options name; drawn ones have ``num_generated`` samples."""
+    if options.real_image_dir:
+        sizes = options.resolution, options.crop_size, options.subset_size
+        return open_images(options.real_image_dir, *sizes, num_workers=num_workers)
+    name, count = options.dataset, options.num_real or num_generated
+    if name == "cifar10":
+        if not options.data_path:
+            raise ValueError("--dataset cifar10 needs --data_path, the folder that holds it")
+        dataset = Cifar10Dataset(options.data_path, augment=False)
+        return DrawnSamples(dataset, min(options.num_real or len(dataset), len(dataset)), name)
+    if name == "shapes":
+        dataset = ShapesDataset(
+            options.resolution or 32, num_items=count, first_index=_FIRST_FRESH_SHAPE, augment=False
+        )
+        return DrawnSamples(dataset, count, f"shapes, {dataset.resolution} px")
+    return DrawnSamples(PointDataset(name, split="test"), count, name)

@@ -214,27 +214,24 @@ def flow_card(generator: FlowGenerator, name: str, training: Mapping | None = No
     task = "text-to-image" if model.takes_text else "unconditional-image-generation"
     example = ' --prompt "..."' if model.takes_text else ""
     tags = dict.fromkeys(("flow-matching", facts["objective"].replace("_", "-")))
+    prompts, encoder = "", facts.get("text")
+    if encoder and encoder["kind"] == "bytes":
+        prompts = f"\nPrompts: up to {encoder['length']} bytes, which the model itself reads.\n"
+    elif encoder:
+        kind, source = encoder["kind"], encoder["source"]
+        source = Path(source).name if Path(source).is_absolute() else source  # paths stay private
+        prompts = (
+            f"\nPrompts: up to {encoder['length']} tokens of the frozen text encoder {kind}:"
+            f"{source}, which is not in this folder: it is read from where it was in training, or "
+            f"from where --text_encoder {kind}:PATH says. Its weights have the fingerprint "
+            f"{encoder['fingerprint'][:12]}.\n"
+        )
     text = f"""A flow that generates {facts["space"]}s of {shape}{average}: \
 {type(model).__name__}, {parameters:,} parameters, {model.num_classes or "no"} classes. \
 Time 0 is noise, 1 is data.
-{_text_note(facts.get("text"))}
+{prompts}
 ```bash
 python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples{example}
 ```
 """
     return write_card(name, task, tags, [text, option_table(training, _FLOW_OPTIONS)])
-
-
-def _text_note(text: dict | None) -> str:
-    if text is None:
-        return ""
-    if text["kind"] == "bytes":
-        return f"\nPrompts: up to {text['length']} bytes, which the model itself reads.\n"
-    source = Path(text["source"])
-    name = source.name if source.is_absolute() else text["source"]
-    return (
-        f"\nPrompts: up to {text['length']} tokens of the frozen text encoder {text['kind']}:"
-        f"{name}, which is not in this folder: it is read from where it was in training, or from "
-        f"where --text_encoder {text['kind']}:PATH says. Its weights have the fingerprint "
-        f"{text['fingerprint'][:12]}.\n"
-    )

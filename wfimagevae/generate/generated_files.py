@@ -22,7 +22,7 @@ from wfimagevae.generate.generator import FlowGenerator, Size
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Prompt, Subject, free_names
 from wfimagevae.model.weight_files import weights_fingerprint
-from wfimagevae.pictures.grid import save_grid
+from wfimagevae.pictures.grid import sample_grid, save_png
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.pictures.writer import ImageWriter, save_image
 
@@ -155,7 +155,7 @@ def write_folder(
     while sheet.has_prompts and path.exists():
         path, number = folder / f"grid-{number}.png", number + 1
     images = from_uint8(torch.stack([drawn[place] for place in places]))
-    save_grid(path, images, width, row_titles, column_titles)
+    save_png(path, sample_grid(images, width, row_titles, column_titles))
     files = {"files": [f"{name}.png" for name in stems]}
     write_json(folder / "samples.json", sheet.describe(generator) | files)
 

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import torch
 
-from wfimagevae.files import write_atomically
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.flow_frames import background, path_frames
-from wfimagevae.pictures.grid import save_grid
+from wfimagevae.pictures.grid import sample_grid, save_png
 
 
 class SamplePicture:
@@ -53,10 +52,10 @@ class SamplePicture:
 
     def save(self, path: Path) -> None:
         """Writes the picture as a PNG."""
-        if self.generator.facts["space"] != "point":
+        if self.generator.facts["space"] == "point":
+            data = background(self.generator.facts["dataset"])
+            (picture,) = path_frames(self.content[None], [1.0], data)
+        else:
             titles = [self.generator.title(row) for row in self.rows]
-            save_grid(path, self.content, self.columns, titles if any(titles) else None)
-            return
-        data = background(self.generator.facts["dataset"])
-        (frame,) = path_frames(self.content[None], [1.0], data)
-        write_atomically(path, lambda file: frame.save(file, format="png"), is_lasting=False)
+            picture = sample_grid(self.content, self.columns, titles if any(titles) else None)
+        save_png(path, picture)

@@ -85,16 +85,9 @@ def sample_grid(
     return _paint(size, pictures, names, font)
 
 
-def save_grid(
-    path: str | Path,
-    images: Tensor,
-    columns: int,
-    row_labels: Sequence[str] | None = None,
-    column_labels: Sequence[str] | None = None,
-) -> None:
-    """Writes `sample_grid` of the same arguments as a PNG, in one step."""
-    grid = sample_grid(images, columns, row_labels, column_labels)
-    write_atomically(Path(path), lambda file: grid.save(file, format="png"))
+def save_png(path: Path, picture: Image.Image) -> None:
+    """Writes a picture as a PNG, in one step."""
+    write_atomically(path, lambda file: picture.save(file, format="png"), is_lasting=False)
 
 
 def wrap(text: str, width: int, max_lines: int, font) -> list[str]:
