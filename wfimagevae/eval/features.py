@@ -70,10 +70,9 @@ def load_inception(
 ) -> Extractor:
     """The torch-fidelity package's port of the TensorFlow Inception network of published FIDs.
 
-    On Apple's MPS, which lacks float64, it runs on the CPU. ``weights`` is torch-fidelity's weight
-    file; None takes the cached or downloaded one, and raises `MissingWeights` if it cannot be had.
-    ``num_features``, the width of the layer that is read, is 64, 192, 768 or 2048. A file that
-    holds something else, or no torch-fidelity, is a ValueError.
+    On Apple's MPS, which lacks float64, it runs on the CPU. Without a file of weights the cached or
+    downloaded one is taken, or `MissingWeights` raised. ``num_features``, the width of the layer
+    that is read, is 64, 192, 768 or 2048. Another file, or no torch-fidelity, is a ValueError.
     """
     _require_torch_fidelity("Inception")
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -20,13 +20,10 @@ from wfimagevae.model.weight_files import has_config, hub_answers
 
 @dataclass(frozen=True)
 class Autoencoder:
-    """A network with the calls that an evaluation makes; latents are in the model's own units.
+    """A network in evaluation mode, whose images' sides are multiples of ``multiple``.
 
-    Attributes:
-        network: The network, on its device and in evaluation mode.
-        multiple: What height and width must be multiples of.
-        normalization: Shift and scale of the model's own configuration, (z - shift) * scale,
-            numbers per channel or one for all; None where it says nothing.
+    Latents are in the model's own units. ``normalization`` is shift and scale of its configuration,
+    (z - shift) * scale, numbers per channel or one for all; None where it says nothing.
     """
 
     network: nn.Module

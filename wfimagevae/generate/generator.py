@@ -148,17 +148,12 @@ class FlowGenerator:
         noise: Tensor | None = None,
         size: Size | None = None,
     ) -> Tensor:
-        """Samples in the model's space.
+        """Samples in the model's space, (B, *model.sample_shape), or of another height and width.
 
-        Args:
-            indices: Number of each sample; equal numbers give equal samples, in any batch, on
-                any rank.
-            condition: What they show, as `condition` gives it; None is the null condition.
-            options: Sampler, steps, guidance and seed; ValueError if they do not fit the model.
-            progress: Called as ``progress(step, num_steps, x)`` after each step.
-            noise: Where to start, (B, *model.sample_shape); None is each sample's own.
-            size: Height and width in the model's space, as `sample_size` finds them for images;
-                None is the model's own, a size that it cannot make a ValueError.
+        Equal indices give equal samples, in any batch, on any rank. They show a ``condition`` as
+        `condition` gives it, None is the null one, and start from ``noise``, None is their own;
+        ``progress(step, num_steps, x)`` is called after each step. Options or a size, see
+        `sample_size`, that do not fit the model are a ValueError.
         """
         options = self.resolve(options)
         velocity = self.velocity(condition, options, len(indices))
