@@ -8,10 +8,9 @@ import torch
 
 from scripts import benchmark_vae, eval_image, recon_image
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder
-
-CPU = torch.device("cpu")
 
 
 def rows_of(markdown):
@@ -20,17 +19,20 @@ def rows_of(markdown):
     return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def benchmark(photos, *arguments):
-    return benchmark_vae.main(
-        ["--real_image_dir", str(photos), "--resolution", "48", "--num_workers", "0"]
-        + ["--device", "cpu", "--timing_seconds", "0.01", *map(str, arguments)]
-    )
+CPU = ("--num_workers", 0, "--device", "cpu")
 
 
-def test_two_models_in_one_table(tiny_vae, diffusers_vae, photos, tmp_path, capsys):
+def benchmark(photos, *more):
+    images = ("--real_image_dir", photos, "--resolution", 48, *CPU)
+    return command(benchmark_vae, *images, "--timing_seconds", 0.01, *more)
+
+
+def test_two_models_in_one_table_whose_figures_are_those_of_recon_image_and_eval_image(
+    tiny_vae, diffusers_vae, photos, tmp_path, capsys
+):
     models = ("--model", f"WFVAE2Image:{tiny_vae}", "--model", f"diffusers:{diffusers_vae}")
-    output = tmp_path / "new" / "table.md"
-    assert benchmark(photos, *models, "--metric", "psnr", "ssim", "--output", output) == 0
+    output, metrics = tmp_path / "new" / "table.md", ("--metric", "psnr", "ssim")
+    assert benchmark(photos, *models, *metrics, "--output", output) == 0
     assert output.read_text() in capsys.readouterr().out
     ours, other = rows_of(output.read_text())
     assert [ours["latent"], other["latent"]] == ["f8 c4", "f4 c3"]
@@ -42,20 +44,13 @@ def test_two_models_in_one_table(tiny_vae, diffusers_vae, photos, tmp_path, caps
     assert other["parameters (M)"] == f"{parameters / 1e6:.2f}"
     assert "5 images of 48x48, protocol " in output.read_text()
     assert "on CUDA only" in output.read_text()
-
-
-def test_figures_are_those_of_recon_image_and_eval_image(tiny_vae, photos, tmp_path):
-    model, metrics = f"WFVAE2Image:{tiny_vae}", ("--metric", "psnr", "ssim")
-    benchmark(photos, "--model", model, *metrics, "--output", tmp_path / "table.md")
-    (row,) = rows_of((tmp_path / "table.md").read_text())
-    folder, path = tmp_path / "out", tmp_path / "m.json"
-    images = ["--real_image_dir", str(photos), "--generated_image_dir", str(folder)]
-    images += ["--resolution", "48", "--num_workers", "0", "--device", "cpu"]
-    recon_image.main([*images, "--from_pretrained", str(tiny_vae)])
-    eval_image.main([*images, *metrics, "--output_json", str(path)])
-    content = json.loads(path.read_text())
-    assert row["PSNR"] == f"{content['psnr']:.2f}" and row["SSIM"] == f"{content['ssim']:.4f}"
-    assert content["protocol_hash"] in (tmp_path / "table.md").read_text()
+    images = ("--real_image_dir", photos, "--generated_image_dir", tmp_path / "out", *CPU)
+    images += ("--resolution", 48)
+    command(recon_image, *images, "--from_pretrained", tiny_vae)
+    command(eval_image, *images, *metrics, "--output_json", tmp_path / "m.json")
+    content = json.loads((tmp_path / "m.json").read_text())
+    assert ours["PSNR"] == f"{content['psnr']:.2f}" and ours["SSIM"] == f"{content['ssim']:.4f}"
+    assert content["protocol_hash"] in output.read_text()
 
 
 def test_a_checkpoint_without_a_configuration_is_given_one(tiny_vae, photos, tmp_path):
@@ -73,14 +68,6 @@ def test_a_checkpoint_without_a_configuration_is_given_one(tiny_vae, photos, tmp
     refused(r"--model_config .* has its own", benchmark, photos, *own, *config)
 
 
-def test_unreadable_images_are_left_out_and_named(tiny_vae, photos, tmp_path, capsys):
-    folder = shutil.copytree(photos, tmp_path / "photos")
-    (folder / "bad.png").write_bytes(b"nothing")
-    assert benchmark(folder, "--model", f"WFVAE2Image:{tiny_vae}", "--metric", "psnr") == 0
-    output = capsys.readouterr().out
-    assert "5 images of" in output and "left out: bad.png (" in output
-
-
 def test_an_output_that_is_not_finite_is_an_error():
     class Overflowing(Autoencoder):
         encode, decode = staticmethod(torch.abs), staticmethod(torch.logit)
@@ -89,23 +76,30 @@ def test_an_output_that_is_not_finite_is_an_error():
     refused("not finite in fp16", model.reconstruct, images, "fp16")
 
 
-def test_missing_weights_are_not_available_in_the_table(tiny_vae, photos, capsys, no_downloads):
-    assert benchmark(photos, "--model", f"WFVAE2Image:{tiny_vae}") == 3
+def test_unreadable_images_and_missing_weights_are_told(
+    tiny_vae, photos, tmp_path, capsys, no_downloads
+):
+    folder = shutil.copytree(photos, tmp_path / "photos")
+    (folder / "bad.png").write_bytes(b"nothing")
+    assert benchmark(folder, "--model", f"WFVAE2Image:{tiny_vae}") == 3
     output = capsys.readouterr().out
+    assert "5 images of" in output and "left out: bad.png (" in output
     (row,) = rows_of(output)
     assert row["LPIPS"] == row["rFID"] == "n/a" and row["PSNR"] != "n/a"
     assert "rfid is unavailable: " in output
 
 
-def test_wrong_specifications_are_explained(tmp_path):
+def test_wrong_specifications_are_explained(tiny_vae, photos, tmp_path):
+    refused("is given twice", benchmark, photos, *("--model", f"WFVAE2Image:{tiny_vae}") * 2)
+    refused(f"no model from {tiny_vae}", benchmark, photos, "--model", f"diffusers:{tiny_vae}")
     for spec in ("just/a/path", "diffusers:", ":x"):
         refused("write KIND:PATH", load_autoencoder, spec)
     refused("did you mean 'WFVAE2Image'", load_autoencoder, "WFVAE2Imag:x")
     refused("'FlowDiT-S/2' is no image autoencoder", load_autoencoder, "FlowDiT-S/2:x")
     (tmp_path / "config.json").write_text('{"_class_name": "UNet2DModel"}')
     refused(str(tmp_path), load_autoencoder, f"diffusers:{tmp_path}", error=(ValueError, OSError))
-    with pytest.raises(FileNotFoundError, match="neither a folder nor a hub name"):
-        load_autoencoder(f"diffusers:{tmp_path}/nothing")  # and no hub is asked
+    words, spec = "neither a folder nor a hub name", f"diffusers:{tmp_path}/nothing"
+    refused(words, load_autoencoder, spec, error=FileNotFoundError)  # and no hub is asked
 
 
 def test_without_a_network_cached_models_load_without_waiting(diffusers_vae, tmp_path, monkeypatch):
@@ -114,16 +108,11 @@ def test_without_a_network_cached_models_load_without_waiting(diffusers_vae, tmp
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
-    with pytest.raises(ValueError, match=r"no model from nobody/such-model .*hub is out of reach"):
-        load_autoencoder("diffusers:nobody/such-model")
+    words = "no model from nobody/such-model .*hub is out of reach"
+    refused(words, load_autoencoder, "diffusers:nobody/such-model")
     repository = tmp_path / "models--nobody--cached"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("0" * 40)
     shutil.copytree(diffusers_vae, repository / "snapshots" / ("0" * 40) / "vae")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert load_autoencoder("diffusers:nobody/cached/vae").multiple == 4
-
-
-def test_each_model_is_named_once_and_by_its_kind(tiny_vae, photos):
-    refused("is given twice", benchmark, photos, *("--model", f"WFVAE2Image:{tiny_vae}") * 2)
-    refused(f"no model from {tiny_vae}", benchmark, photos, "--model", f"diffusers:{tiny_vae}")

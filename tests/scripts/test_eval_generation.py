@@ -7,13 +7,14 @@ from PIL import Image
 
 from scripts import eval_generation
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.eval.energy_distance import energy_distance
 
 NO_WORKERS = ("--num_workers", 0, "--device", "cpu")
 
 
-def evaluate(*arguments):
-    return eval_generation.main([str(word) for word in (*arguments, *NO_WORKERS)])
+def evaluate(*words):
+    return command(eval_generation, *words, *NO_WORKERS)
 
 
 def content_of(path):

@@ -13,6 +13,7 @@ from PIL import Image
 
 from scripts import eval_image
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
@@ -25,10 +26,8 @@ SIZE = ("--resolution", 48)
 
 
 def evaluate(real, generated, *more):
-    return eval_image.main(
-        ["--real_image_dir", str(real), "--generated_image_dir", str(generated)]
-        + ["--num_workers", "0", "--device", "cpu", *map(str, more)]
-    )
+    images = ("--real_image_dir", real, "--generated_image_dir", generated)
+    return command(eval_image, *images, "--num_workers", 0, "--device", "cpu", *more)
 
 
 def measured(real, generated, path, *more, status=0):
@@ -38,9 +37,7 @@ def measured(real, generated, path, *more, status=0):
     return json.loads(path.read_text(), parse_constant=pytest.fail)
 
 
-@pytest.fixture
-def square_pair(tmp_path):
-    """Two folders of 40 x 32 images, and the images: two stacks of 8 bits."""
+def test_files_are_measured_and_averaged(tmp_path, capsys):
     rng = np.random.default_rng(1)
     real = rng.integers(0, 256, (3, 8, 10, 3)).repeat(4, 1).repeat(4, 2)
     noise = rng.normal(0, np.reshape([4, 40, 15], (3, 1, 1, 1)), real.shape)
@@ -49,13 +46,8 @@ def square_pair(tmp_path):
         (tmp_path / folder / "sub").mkdir(parents=True)
         for name, image in zip(("a.png", "sub/b.png", "c.png"), images, strict=True):
             Image.fromarray(image).save(tmp_path / folder / name)
-    return tmp_path / "real", tmp_path / "fake", stacks
-
-
-def test_files_are_measured_and_averaged(square_pair, tmp_path, capsys):
-    real, fake, stacks = square_pair
     pair = [torch.tensor(stack).permute(0, 3, 1, 2) / 255 for stack in stacks]
-    content = measured(real, fake, tmp_path / "new" / "m.json")
+    content = measured(tmp_path / "real", tmp_path / "fake", tmp_path / "new" / "m.json")
     assert content["psnr"] == pytest.approx(psnr(*pair).mean().item(), abs=1e-4)
     assert content["ssim"] == pytest.approx(ssim(*pair).mean().item(), abs=1e-6)
     assert f"| psnr   |    {content['psnr']:.2f} |" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio
 
 from scripts import recon_image, recon_single_image
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.model import WFVAE2ImageModel
 
 EXPECTED = ["a/one.png", "a/two.png", "b/deep/three.png", "b/one.png", "four.png"]
@@ -23,10 +24,8 @@ def pixels(path):
 
 
 def recon(model, real, generated, *more):
-    return recon_image.main(
-        ["--from_pretrained", str(model), "--real_image_dir", str(real), "--device", "cpu"]
-        + ["--generated_image_dir", str(generated), "--num_workers", "0", *map(str, more)]
-    )
+    images = ("--real_image_dir", real, "--generated_image_dir", generated, "--num_workers", 0)
+    return command(recon_image, "--from_pretrained", model, *images, "--device", "cpu", *more)
 
 
 @pytest.mark.parametrize("options", [(), ("--format", "webp"), ("--tile_size", 32)])
@@ -99,10 +98,8 @@ def test_a_tile_that_does_not_fit_and_no_or_two_models_are_explained(tiny_vae, p
 
 
 def single(model, image, rec, *more):
-    return recon_single_image.main(
-        ["--from_pretrained", str(model), "--image_path", str(image), "--rec_path", str(rec)]
-        + ["--device", "cpu", *map(str, more)]
-    )
+    files = ("--image_path", image, "--rec_path", rec, "--device", "cpu")
+    return command(recon_single_image, "--from_pretrained", model, *files, *more)
 
 
 def test_single_image_of_odd_size_or_at_a_resolution(tiny_vae, photos, tmp_path, capsys):
