@@ -81,17 +81,14 @@ def test_both_benchmarks_read_images(flow, tmp_path, vae):
     assert vae("--image_path", str(images), "--dataset_num_worker", "0")["ms_data"] > 0
 
 
-@pytest.mark.parametrize(
-    "flags, message",
-    [
+def test_what_cannot_be_timed_is_refused(flow):
+    for flags, message in (
         (["--compare_objectives", "--batch_size", "3"], "raise --batch_size 3"),
         (["--compare_objectives", "--gradient_checkpointing"], "out --gradient_checkpointing"),
         (["--fsdp"], "--fsdp"),
         (["--list_flags"], "belongs to train_ddp.py"),
-    ],
-)
-def test_what_cannot_be_timed_is_refused(flow, flags, message):
-    refused(message, flow, "--resolution", "16", *flags)
+    ):
+        refused(message, flow, "--resolution", "16", *flags)
 
 
 def test_flags_and_the_task_come_from_a_file_and_misspelt_ones_are_refused(tmp_path, capsys):
@@ -111,9 +108,8 @@ def test_flags_and_the_task_come_from_a_file_and_misspelt_ones_are_refused(tmp_p
 
 def test_share_of_the_peak_follows_from_the_networks_arithmetic():
     model = {"dataset": "moons", "model_name": "MLP", "num_classes": 0}
-    bench = flow_benchmark(
-        FlowBenchOptions(**model, device="cpu", mix_precision="fp32", batch_size=8)
-    )
+    options = FlowBenchOptions(**model, device="cpu", mix_precision="fp32", batch_size=8)
+    bench = flow_benchmark(options)
     (player,) = bench.task.players
     layers = [m for m in player.objective.network.modules() if isinstance(m, torch.nn.Linear)]
     # Every layer works once a sample: a forward pass, and a backward pass that costs two.

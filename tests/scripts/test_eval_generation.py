@@ -112,9 +112,8 @@ def test_points_are_measured_against_fresh_ones(points, tmp_path):
     assert result["sampling"]["labels"] == "none" and result["sampling"]["nfe"] == 8
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_bad_combinations_are_told_before_anything_is_drawn(points, pixels):
+    for arguments, message in (
         ("--dataset moons", "either --generated_image_dir or --from_pretrained"),
         ("--generated_image_dir here", "either --real_image_dir or --dataset"),
         ("--from_pretrained {points} --dataset shapes", "generates points.*five_gaussians"),
@@ -126,8 +125,6 @@ def test_points_are_measured_against_fresh_ones(points, tmp_path):
         ("--from_pretrained {pixels} --dataset shapes --num_images 3", "too few"),
         ("--from_pretrained {pixels} --dataset shapes --fixed_prompt_prefix x", "takes no text"),
         ("--generated_image_dir {pixels} --dataset shapes --captions sidecar", "as they are"),
-    ],
-)
-def test_bad_combinations_are_told_before_anything_is_drawn(arguments, message, points, pixels):
-    words = arguments.format(points=points, pixels=pixels).split()
-    refused(message, evaluate, *words)
+    ):
+        words = arguments.format(points=points, pixels=pixels).split()
+        refused(message, evaluate, *words)

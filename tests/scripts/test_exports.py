@@ -9,6 +9,7 @@ import torch
 
 from scripts import merge_encoder_and_decoder, save_hf_model
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.export.folder import check_reload, option_table
 from wfimagevae.generate.latent_cache import write_normalization
 from wfimagevae.model import WFVAE2ImageModel
@@ -32,7 +33,7 @@ def run_folder(tiny_vae, tmp_path):
 
 def export(source, folder, *more):
     flag = "--ckpt_path" if str(source).endswith(".ckpt") else "--from_pretrained"
-    save_hf_model.main([str(word) for word in (flag, source, "--save_dir", folder, *more)])
+    command(save_hf_model, flag, source, "--save_dir", folder, *more)
     return folder
 
 
@@ -101,31 +102,23 @@ def test_a_folder_that_differs_is_noticed(tiny_vae, tmp_path):
     refused(r"decoder\.conv_out\.weight", check_reload, vae, tiny_vae)
 
 
-@pytest.mark.parametrize(
-    ("source", "target", "more", "words"),
-    [
-        ("vae", "vae/", (), "where the model comes from"),
-        ("run/checkpoint-20.ckpt", "run", (), r"holds \.ckpt files"),  # which win over an export
-        ("vae", "run", (), r"holds \.ckpt files"),
-        ("vae", "run/checkpoint-20.ckpt", (), "is a file"),
-        ("vae", "hf", ("--metrics_json", "vae/config.json"), "no protocol"),
-        ("vae", "hf", ("--metrics_json", "broken.json"), "is not JSON"),
-        ("vae", "hf", ("--vae", "WFVAE2Image:x"), "--vae WFVAE2Image:x belongs to a flow"),
-        ("vae", "hf", ("--text_encoder", "t5:x"), "--text_encoder t5:x belongs to a flow"),
-    ],
-)
-def test_what_would_be_no_export_is_refused(
-    run_folder, tiny_vae, tmp_path, monkeypatch, source, target, more, words
-):
+def test_what_would_be_no_export_is_refused(run_folder, tiny_vae, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(tiny_vae, "vae")
     Path("broken.json").write_text("{")
     before = sorted(tmp_path.rglob("*"))
-    refused(words, export, source, target, *more)
+    refused("where the model comes from", export, "vae", "vae/")
+    for source in ("vae", "run/checkpoint-20.ckpt"):  # which would win over an export
+        refused(r"holds \.ckpt files", export, source, "run")
+    refused("is a file", export, "vae", "run/checkpoint-20.ckpt")
+    for flag, value, words in (
+        ("--metrics_json", "vae/config.json", "no protocol"),
+        ("--metrics_json", "broken.json", "is not JSON"),
+        ("--vae", "WFVAE2Image:x", "--vae WFVAE2Image:x belongs to a flow"),
+        ("--text_encoder", "t5:x", "--text_encoder t5:x belongs to a flow"),
+    ):
+        refused(words, export, "vae", "hf", flag, value)
     assert sorted(tmp_path.rglob("*")) == before
-
-
-WIDE = {"encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
 
 
 def make_model(folder, seed, **changes):
@@ -137,8 +130,8 @@ def make_model(folder, seed, **changes):
 
 
 def merge(first, second, target, *more):
-    words = ["--encoder_from", first, "--decoder_from", second, "--save_dir", target, *more]
-    merge_encoder_and_decoder.main([str(word) for word in words])
+    halves = ("--encoder_from", first, "--decoder_from", second, "--save_dir", target)
+    command(merge_encoder_and_decoder, *halves, *more)
     return WFVAE2ImageModel.from_pretrained(target)
 
 
@@ -158,18 +151,17 @@ def test_merged_model_encodes_as_one_and_decodes_as_the_other(tmp_path):
     assert config["encoder_num_resblocks"] == 1 and config["decoder_base_channels"] == [8, 24]
 
 
-@pytest.mark.parametrize(
-    ("change", "named"),
-    [
-        ({"latent_dim": 8}, r"latent_dim \(4 and 8\)"),
-        ({"norm_type": "groupnorm", "base_channels": [32, 32], **WIDE}, "norm_type"),
-        ({"base_channels": [8, 16, 24], "layer_res_type": ["ResnetBlock2D"] * 2}, "layer_res_type"),
-    ],
-)
-def test_halves_that_do_not_fit_are_refused_by_name(change, named, tmp_path):
+def test_halves_that_do_not_fit_are_refused_by_name(tmp_path):
     first = make_model(tmp_path / "first", 0)
-    second = make_model(tmp_path / "second", 1, **change)
-    refused(f"do not fit: .*{named}", merge, first, second, tmp_path / "merged")
+    wide = {"encoder_energy_flow_size": 32, "decoder_energy_flow_size": 32}
+    three = {"base_channels": [8, 16, 24], "layer_res_type": ["ResnetBlock2D"] * 2}
+    for named, change in (
+        (r"latent_dim \(4 and 8\)", {"latent_dim": 8}),
+        ("norm_type", {"norm_type": "groupnorm", "base_channels": [32, 32], **wide}),
+        ("layer_res_type", three),
+    ):
+        second = make_model(tmp_path / "second", 1, **change)
+        refused(f"do not fit: .*{named}", merge, first, second, tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 
@@ -184,8 +176,5 @@ def test_a_bare_checkpoint_takes_the_config_given_and_the_other_model_its_own(tm
     merged = merge(first, bare, tmp_path / "merged", *config)
     assert torch.equal(merged.decoder.conv_in.weight, model.decoder.conv_in.weight)
     refused("every model has its own", merge, first, second, tmp_path / "again", *config)
-    missing, words = (
-        ("--model_config", "nowhere.json"),
-        r"--model_config nowhere\.json: no such file",
-    )
-    refused(words, merge, first, bare, tmp_path / "again", *missing)
+    words = r"--model_config nowhere\.json: no such file"
+    refused(words, merge, first, bare, tmp_path / "again", "--model_config", "nowhere.json")

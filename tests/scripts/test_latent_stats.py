@@ -6,18 +6,15 @@ import torch
 
 from scripts import latent_stats
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.generate.latent_cache import add_posteriors, mean_and_std
 from wfimagevae.model import WFVAE2ImageModel
 
 
-def words(model, photos, *more):
+def run(model, photos, *more):
     place = ("--from_pretrained", model, "--real_image_dir", photos, "--resolution", 48)
-    return [str(word) for word in (*place, "--num_workers", 0, "--device", "cpu", *more)]
-
-
-def run(*arguments):
-    return latent_stats.main(words(*arguments))
+    return command(latent_stats, *place, "--num_workers", 0, "--device", "cpu", *more)
 
 
 def posteriors(model, photos):
