@@ -1,4 +1,3 @@
-import pytest
 
 from tests.refusals import refused
 from wfimagevae.generate.subjects import Prompt, free_names, named_prompts, read_prompts, slug
@@ -31,20 +30,13 @@ def test_paths_without_prompts_are_explained(tmp_path):
     refused(r"blank\.txt holds no text", read_prompts, tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("files", "stems", "names"),
-    [
-        ([], "sunset sunset dawn grid sunset", "sunset sunset-1 dawn grid_ sunset-2"),
-        (
-            ["sunset.png", "sunset-2.json", "dawn.txt"],
-            "sunset sunset dawn grid sunset",
-            "sunset-1 sunset-3 dawn grid_ sunset-4",
-        ),
-        ([], "one one one-1 one-1", "one one-2 one-1 one-1-1"),  # each stem is left to its own
-        ([], "grid-1 samples", "grid-1_ samples_"),
-    ],
-)
-def test_names_are_free_and_numbered(tmp_path, files, stems, names):
-    for file in files:
+def test_names_are_free_and_numbered(tmp_path):
+    for file in ("sunset.png", "sunset-2.json", "dawn.txt"):
         (tmp_path / file).touch()
-    assert free_names(tmp_path / ("" if files else "new"), stems.split()) == names.split()
+    for folder, stems, names in (
+        ("new", "sunset sunset dawn grid sunset", "sunset sunset-1 dawn grid_ sunset-2"),
+        ("", "sunset sunset dawn grid sunset", "sunset-1 sunset-3 dawn grid_ sunset-4"),
+        ("new", "one one one-1 one-1", "one one-2 one-1 one-1-1"),  # each stem is left to its own
+        ("new", "grid-1 samples", "grid-1_ samples_"),
+    ):
+        assert free_names(tmp_path / folder, stems.split()) == names.split()

@@ -11,6 +11,7 @@ from scripts import cache_latents, generate, save_hf_model
 from tests.images import write_images
 from tests.model.text.tiny_encoders import write_encoder
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from tests.task.training import FlowPlace
 from wfimagevae.dataset import LatentDataset
 from wfimagevae.model.text import open_text_encoder
@@ -37,7 +38,7 @@ def cache(folder, name, *more):
     words += ("--captions", "sidecar", "--posterior", "mode", "--device", "cpu", "--num_workers", 0)
     words += ("--shard_size", 1)
     length = ("--text_length", 12) if "--text_encoder" in more else ()
-    return cache_latents.main([str(word) for word in (*words, *more, *length)])
+    return command(cache_latents, *words, *more, *length)
 
 
 def train(place, name, cache, **options):
@@ -76,7 +77,7 @@ def test_training_on_stored_embeddings_equals_encoding_while_training(caches, tm
     assert len(losses(stored)) == 2
 
     exported, record = tmp_path / "export", tmp_path / "run" / "a-red-circle.json"
-    save_hf_model.main(["--from_pretrained", str(stored), "--save_dir", str(exported)])
+    command(save_hf_model, "--from_pretrained", stored, "--save_dir", exported)
     card = (exported / "README.md").read_text()
     assert "frozen text encoder t5:t5, which is not in this folder" in card
     prompt, pictures = ("--steps", 2, "--prompt", "a red circle"), []
@@ -85,8 +86,7 @@ def test_training_on_stored_embeddings_equals_encoding_while_training(caches, tm
         ("exported", ("--from_pretrained", exported, *prompt)),
         ("again", ("--from_json", record)),
     ):
-        words = (*words, "--output_dir", tmp_path / name, "--device", "cpu")
-        generate.main([str(word) for word in words])
+        command(generate, *words, "--output_dir", tmp_path / name, "--device", "cpu")
         pictures.append((tmp_path / name / "a-red-circle.png").read_bytes())
     assert len(set(pictures)) == 1
 

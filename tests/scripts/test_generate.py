@@ -104,7 +104,7 @@ def latent_run(tiny_vae, tmp_path_factory):
 def cache(folder, split, output, *more, resolution=32):
     words = ("--vae", f"WFVAE2Image:{folder / 'vae'}", "--image_path", folder / split)
     words += ("--labels", "folder", "--resolution", resolution, "--num_workers", 0)
-    return cache_latents.main([str(word) for word in (*words, "--output_dir", output, *more)])
+    return command(cache_latents, *words, "--output_dir", output, *more)
 
 
 def test_a_latent_flow_generates_with_the_vae_and_the_normalisation_of_its_record(
@@ -128,8 +128,7 @@ def test_a_latent_flow_generates_with_the_vae_and_the_normalisation_of_its_recor
 
 def test_an_export_brings_its_vae_along(latent_run, tmp_path):
     folder, run_folder = latent_run
-    words = ["--from_pretrained", str(run_folder), "--save_dir", str(tmp_path / "export")]
-    save_hf_model.main(words)
+    command(save_hf_model, "--from_pretrained", run_folder, "--save_dir", tmp_path / "export")
     names = ["README.md", "config.json", "diffusion_pytorch_model.safetensors", "generator.json"]
     assert sorted(p.name for p in (tmp_path / "export").iterdir()) == [*names, "vae"]
     texts = [p for p in (tmp_path / "export").rglob("*") if p.suffix in (".json", ".md")]
