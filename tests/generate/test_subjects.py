@@ -1,4 +1,3 @@
-
 from tests.refusals import refused
 from wfimagevae.generate.subjects import Prompt, free_names, named_prompts, read_prompts, slug
 
