@@ -46,41 +46,35 @@ def read_labels(
             f"labels {labels.kind!r} cannot come from {source}: it is a {right}; use {right!r}"
         )
     if is_folder:
-        return _folder_labels(source, images, labels.class_names)
-    lines = in_index_order(source, lambda record, where: (where, record.get("label")))
-    assert len(lines) == len(images)
-    places, values = [where for where, _ in lines], [label for _, label in lines]
-    return number_labels(values, places.__getitem__, source, labels.class_names)
-
-
-def _folder_labels(
-    root: str, images: ImageIndex, class_names: Sequence[str] | None
-) -> tuple[np.ndarray, list[str]]:
-    firsts = [entry.partition(b"/") for entry in images.entries]
-    outside = [first for first, slash, _ in firsts if not slash]
-    if outside:
-        raise ValueError(
-            f"{root}: {len(outside)} images lie outside any class folder, for example "
-            f"{os.fsdecode(outside[0])}; labels need one sub-folder a class"
-        )
-    names = [os.fsdecode(first) for first, _, _ in firsts]
-    with os.scandir(root) as entries:
-        folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
-    if empty := sorted(folders - set(names)):
-        raise ValueError(
-            f"{root}: no image in class folder {_some(empty)}; fill or remove what is empty"
-        )
-    order = list(sorted(set(names)) if class_names is None else class_names)
-    missing, extra = sorted(set(order) - set(names)), sorted(set(names) - set(order))
-    if missing or extra:
-        faults = [f"lacks {_some(missing)}"] if missing else []
-        faults += [f"has besides {_some(extra)}"] if extra else []
-        raise ValueError(
-            f"{root} must have the {len(order)} class folders of the training data: it "
-            + " and ".join(faults)
-        )
-    number = {name: i for i, name in enumerate(order)}
-    return np.array([number[name] for name in names], np.int64), order
+        # Every image lies in a class folder, every class folder has one, and the classes are those
+        # of the training data.
+        firsts = [entry.partition(b"/") for entry in images.entries]
+        values, where = [os.fsdecode(first) for first, _, _ in firsts], images.path
+        if outside := [first for first, slash, _ in firsts if not slash]:
+            raise ValueError(
+                f"{source}: {len(outside)} images lie outside any class folder, for example "
+                f"{os.fsdecode(outside[0])}; labels need one sub-folder a class"
+            )
+        with os.scandir(source) as entries:
+            folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
+        if empty := sorted(folders - set(values)):
+            raise ValueError(
+                f"{source}: no image in class folder {_some(empty)}; fill or remove what is empty"
+            )
+        order = set(values if labels.class_names is None else labels.class_names)
+        missing, extra = sorted(order - set(values)), sorted(set(values) - order)
+        if missing or extra:
+            faults = [f"lacks {_some(missing)}"] if missing else []
+            faults += [f"has besides {_some(extra)}"] if extra else []
+            raise ValueError(
+                f"{source} must have the {len(order)} class folders of the training data: it "
+                + " and ".join(faults)
+            )
+    else:
+        lines = in_index_order(source, lambda record, where: (where, record.get("label")))
+        assert len(lines) == len(images)
+        values, where = [label for _, label in lines], lambda i: lines[i][0]
+    return number_labels(values, where, source, labels.class_names)
 
 
 def number_labels(
@@ -95,13 +89,12 @@ def number_labels(
     messages. Classes are numbered by ``class_names``, as for `Labels`; another one is a ValueError.
     """
     # All are numbers, or all are names.
+    by_name = isinstance(values[0], str)
     for i, label in enumerate(values):
         if isinstance(label, bool) or not isinstance(label, int | str):
             raise ValueError(
                 f"{where(i)}: expected a label, a class's number or name, got {label!r:.80}"
             )
-    by_name = isinstance(values[0], str)
-    for i, label in enumerate(values):
         if isinstance(label, str) != by_name:
             raise ValueError(
                 f"{where(i)}: label {label!r} is a {'number' if by_name else 'name'}, "
