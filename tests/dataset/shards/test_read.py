@@ -68,14 +68,10 @@ def test_keys_end_at_the_first_dot_and_folders_belong_to_them(tmp_path):
 def test_ranks_and_workers_together_read_every_sample_once_an_epoch(tmp_path, ranks, workers):
     write_shards(tmp_path, [5, 1, 0, 7, 4, 3, 4])  # 24, and an empty shard
     data = dataset(open_set(str(tmp_path)))
-    loaders = [
-        TrainLoader(data, 2, rank=r, world_size=ranks, num_workers=workers) for r in range(ranks)
-    ]
-    shares = [seen(draw(loader, 2 * 24 // (2 * ranks))) for loader in loaders]
-    epochs = [[], []]
-    for share in shares:  # 24 positions an epoch are a whole number of steps of all ranks
-        epochs[0] += share[: len(share) // 2]
-        epochs[1] += share[len(share) // 2 :]
+    half = 24 // ranks  # an epoch is a whole number of steps of all ranks
+    loaders = [TrainLoader(data, 2, r, ranks, num_workers=workers) for r in range(ranks)]
+    shares = [seen(draw(loader, half)) for loader in loaders]  # two epochs, two samples a step
+    epochs = [[number for share in shares for number in share[i : i + half]] for i in (0, half)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2
     assert epochs[0] != epochs[1]
 
@@ -99,14 +95,16 @@ def test_order_stays_in_a_few_shards_at_a_time_and_shuffles_inside():
 @pytest.mark.parametrize(("before", "workers"), [(0, 0), (1, 2), (5, 0), (8, 1)])
 def test_resuming_anywhere_equals_never_stopping(tmp_path, before, workers):
     write_shards(tmp_path, [5, 6, 2])
-    whole = draw(TrainLoader(dataset(open_set(str(tmp_path))), 3, num_workers=0), 10)
-    first = TrainLoader(dataset(open_set(str(tmp_path))), 3, num_workers=workers)
+
+    def loader(num_workers, **options):
+        return TrainLoader(dataset(open_set(str(tmp_path)), **options), 3, num_workers=num_workers)
+
+    whole, first, second = draw(loader(0), 10), loader(workers), loader(workers)
     head = list(islice(first, before))
     state = first.state_dict()
     first.close()
-    second = TrainLoader(dataset(open_set(str(tmp_path))), 3, num_workers=workers)
     second.load_state_dict(state)
-    other = TrainLoader(dataset(open_set(str(tmp_path)), group_size=1), 3, num_workers=0)
+    other = loader(0, group_size=1)
     refused("wds_shuffle_shards was 2, is 1", other.load_state_dict, state)
     images = [batch["image"] for batch in [*head, *draw(second, 10 - before)]]
     assert torch.equal(torch.cat(images), torch.cat([batch["image"] for batch in whole]))
@@ -131,13 +129,11 @@ def test_shard_that_changes_or_fails_under_a_run_is_named(tmp_path, monkeypatch)
     images = open_set(str(tmp_path)).images
     assert pickle.loads(pickle.dumps(images)).content(2) == images.content(2)
     images = pickle.loads(pickle.dumps(images))  # with no file open
-    with path.open("ab") as file:
-        file.write(b"\0" * 512)
+    os.truncate(path, path.stat().st_size + 512)
     refused("changed since", images.file, 0, error=DataError)
     images = open_set(str(tmp_path)).images
     open_rgb(images.file(0))
-    with path.open("r+b") as file:
-        file.truncate(600)
+    os.truncate(path, 600)
     with pytest.raises(UnreadableImage, match="cut short"):  # what is open already
         open_rgb(images.file(2))
     images = open_set(str(tmp_path / "whole")).images
@@ -155,14 +151,8 @@ def test_captions_and_labels_come_from_json_fields(tmp_path):
         return {"json": as_json(**fields), "txt": None, "cls": None}
 
     write_shards(tmp_path, [4], sample)
-    found = open_set(
-        str(tmp_path),
-        caption_key="json:prompt",
-        label_key="json:label",
-        with_captions=True,
-        with_labels=True,
-        caption_prefix="photo",
-    )
+    words = {"caption_key": "json:prompt", "label_key": "json:label", "caption_prefix": "photo"}
+    found = open_set(str(tmp_path), with_captions=True, with_labels=True, **words)
     assert found.captions.all(0) == ["photo. one 0"]
     assert found.captions.all(3) == ["photo. one 3", "photo. two 3"]
     assert found.labels[0].tolist() == [0, 1, 0, 1] and found.labels[1] == ["a", "b"]
