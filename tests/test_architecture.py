@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -22,39 +23,24 @@ from wfimagevae.options import Options
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "wfimagevae"
 
-# Imports point to smaller numbers only; packages of one number never import each other.
-LAYERS = {
-    "files": -2,
-    "options": -2,
-    "command_line": -1,
-    "model": 0,
-    "diffusion": 0,
-    "dataset": 0,
-    "engine": 0,
-    "objective": 1,
-    "pictures": 1,
-    "generate": 2,
-    "eval": 3,
-    "export": 3,
-    "task": 4,
-    "pipeline": 5,
-}
+# Imports point to earlier lines only; packages of one line never import each other.
+ORDER = [
+    "files options",
+    "command_line",
+    "model diffusion dataset engine",
+    "objective pictures",
+    "generate",
+    "eval export",
+    "task",
+    "pipeline",
+]
+LAYERS = {name: number for number, names in enumerate(ORDER) for name in names.split()}
 MODULE_NAME = re.compile(r"wfimagevae(\.\w+)+")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 MAX_MODULES = 16  # of a folder
-ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"} | {
-    "torch_fidelity",
-    "torchdiffeq",
-    "transformers",
-}
-DISTRIBUTIONS = {
-    "PIL": "pillow",
-    "pynvml": "nvidia-ml-py",
-    "skimage": "scikit-image",
-    "yaml": "pyyaml",
-    "pydantic_core": "pydantic",
-}
+ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"}
+ON_DEMAND |= {"torch_fidelity", "torchdiffeq", "transformers"}
 FOLDERS = ("wfimagevae", "scripts", "tests", "examples", "docs", "legacy", ".ci", ".github")
 TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".yml", ".json", ".toml", ".txt", ""}
 
@@ -215,11 +201,12 @@ def test_every_imported_package_is_declared(setup_arguments):
     for extra in setup_arguments["extras_require"].values():
         declared += extra
     names = {package_name(requirement) for requirement in declared}
+    sources = packages_distributions() | {"pydantic_core": ["pydantic"]}
     own = {"wfimagevae", "setuptools", *SCRIPTS} | {path.stem for path in ROOT.glob("*.py")}
     for path in SHIPPED:
         roots = {name.split(".")[0] for name in imported_modules(parse(path))}
         for root in roots - own - set(sys.stdlib_module_names):
-            name = DISTRIBUTIONS.get(root, root).lower().replace("_", "-")
+            name = sources.get(root, [root])[0].lower().replace("_", "-")
             assert name in names, f"{relative(path)} imports {root}, which no requirement names"
 
 

@@ -36,11 +36,6 @@ def batches(num: int, size: int, dtype=torch.float64, seed: int = 0) -> list[dic
     ]
 
 
-def halves(batch: dict) -> list[dict]:
-    size = len(batch["x"]) // 2
-    return [{k: v[:size] for k, v in batch.items()}, {k: v[size:] for k, v in batch.items()}]
-
-
 def player(objective=None, ema=False, fused=True, updates=20, **options) -> Player:
     objective = objective or Regression()
     options = {"lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, **options}
