@@ -105,7 +105,7 @@ def _point_picture(
     """The velocity field over time, of one class or of none; or particles from noise to data."""
     import torch
 
-    from wfimagevae.generate.flow_paths import draw_states, sampling_velocity
+    from wfimagevae.generate.generator import draw_states, sampling_velocity
     from wfimagevae.generate.subjects import Subject, subjects_in_turn
     from wfimagevae.pictures.animation import save_animation
     from wfimagevae.pictures.flow_frames import background, field_frames, path_frames
@@ -139,17 +139,17 @@ def _image_pictures(
     import torch
 
     from wfimagevae.diffusion.sampler import SAMPLERS
-    from wfimagevae.generate import flow_paths
+    from wfimagevae.generate import generator as flow
     from wfimagevae.pictures.animation import save_animation
     from wfimagevae.pictures.grid import sample_grid, save_png
 
     if name == "denoising":  # the data that the network predicts from each state on the way
-        times, states = flow_paths.draw_states(generator, subjects, options)
-        velocity = flow_paths.sampling_velocity(generator, subjects, options)
+        times, states = flow.draw_states(generator, subjects, options)
+        velocity = flow.sampling_velocity(generator, subjects, options)
         is_average = SAMPLERS[options.sampler].needs_average_velocity
-        samples = flow_paths.predicted_ends(velocity, times, states, is_average)
+        samples = flow.predicted_ends(velocity, times, states, is_average)
     else:
-        samples = flow_paths.interpolate(generator, subjects, options, options.num_columns)
+        samples = flow.interpolate(generator, subjects, options, options.num_columns)
     images = [generator.images(x.to(generator.device)).cpu() for x in samples]
 
     path = Path(options.output_dir) / f"{name}.png"

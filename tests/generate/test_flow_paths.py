@@ -7,7 +7,7 @@ import torch
 
 from tests.eval.flow_models import BlobModel, generator_of
 from tests.refusals import refused
-from wfimagevae.generate.flow_paths import (
+from wfimagevae.generate.generator import (
     draw_states,
     interpolate,
     predicted_ends,

@@ -8,6 +8,7 @@ from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator
 from tests.refusals import refused
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.generated_files import (
+    SamplePicture,
     Sheet,
     class_stems,
     prompt_subjects,
@@ -16,7 +17,6 @@ from wfimagevae.generate.generated_files import (
     write_folder,
 )
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import Subject, named_prompts, subjects_in_turn
 
 CPU = torch.device("cpu")

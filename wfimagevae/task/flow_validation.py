@@ -19,9 +19,9 @@ from wfimagevae.engine.distributed import (
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.generate.generated_files import SamplePicture
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.sample_picture import SamplePicture
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.objective.flow_matching import FlowMatching
 from wfimagevae.task.flow_options import FlowOptions
