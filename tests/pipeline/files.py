@@ -25,6 +25,37 @@ from wfimagevae.pipeline.plan import describe_plan
 TINY_VAE = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
 TINY_FLOW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}
 TINY_FLOW |= {"byte_width": 32, "byte_depth": 1}
+# Warm-up, GAN, flow.
+CONTENT = """\
+model:
+  vae: {}
+  flow: {name: FlowDiT-S/2}
+  text_encoder: bytes
+  text_length: 24
+data: {data_path: FOLDER/train, eval_data_path: FOLDER/held_out, img_size: 32}
+training:
+  batch_size: 2
+  gradient_accumulation_steps: 1
+  workers: 0
+  lr: 1.0e-3
+  use_ema: true
+  precision: fp32
+  device: cpu
+  options:
+    {disc_num_layers: 1, disc_start: 2, eval_steps: 0, index_cache_dir: FOLDER/cache,
+     sampling_steps: 2}
+  pipeline:
+    steps:
+      - {name: warmup, steps: 5, train_vae: true, kl_beta: 1.0e-4}
+      - {name: gan, steps: 6, train_vae: true, gan_training: true}
+      - {name: flow, steps: 6, train_diff: true, cfg_dropout_prob: 0.2}
+output:
+  log_interval: 2
+  checkpoint_save_interval: 2
+  test_image_address: [FOLDER/held_out/000.png]
+  sample_captions: [a red cloud]
+  generate_diagrams: false
+"""
 COLOURS = ("red", "green", "blue")
 PLAIN = """\
 data: {data_path: .}
@@ -39,11 +70,7 @@ training:
 
 
 class PipelinePlace:
-    """Captioned images and a three-step pipeline over them: warm-up, GAN, flow.
-
-    Args:
-        folder: Where everything is written.
-    """
+    """Captioned images in a folder and a three-step pipeline over them."""
 
     def __init__(self, folder: Path):
         self.folder = folder
@@ -52,52 +79,13 @@ class PipelinePlace:
             for i, path in enumerate(sorted(images.glob("*.png"))):
                 path.with_suffix(".txt").write_text(f"a {COLOURS[i % 3]} cloud\n")
 
-    def content(self, output: str, **training) -> dict:
-        """The file's content, with other shared values if given."""
-        steps = [
-            {"name": "warmup", "steps": 5, "train_vae": True, "kl_beta": 1e-4},
-            {"name": "gan", "steps": 6, "train_vae": True, "gan_training": True},
-            {"name": "flow", "steps": 6, "train_diff": True, "cfg_dropout_prob": 0.2},
-        ]
-        return {
-            "model": {
-                "vae": {"config": dict(TINY_VAE)},
-                "flow": {"name": "FlowDiT-S/2", "config": dict(TINY_FLOW)},
-                "text_encoder": "bytes",
-                "text_length": 24,
-            },
-            "data": {
-                "data_path": str(self.folder / "train"),
-                "eval_data_path": str(self.folder / "held_out"),
-                "img_size": 32,
-            },
-            "training": {
-                "batch_size": 2,
-                "gradient_accumulation_steps": 1,
-                "workers": 0,
-                "lr": 1e-3,
-                "use_ema": True,
-                "precision": "fp32",
-                "device": "cpu",
-                "options": {
-                    "disc_num_layers": 1,
-                    "disc_start": 2,
-                    "eval_steps": 0,
-                    "index_cache_dir": str(self.folder / "cache"),
-                    "sampling_steps": 2,
-                },
-                "pipeline": {"steps": steps},
-            }
-            | training,
-            "output": {
-                "output_path": str(self.folder / output),
-                "log_interval": 2,
-                "checkpoint_save_interval": 2,
-                "test_image_address": [str(self.folder / "held_out" / "000.png")],
-                "sample_captions": ["a red cloud"],
-                "generate_diagrams": False,
-            },
-        }
+    def content(self, output: str) -> dict:
+        """The file's content, into a folder of that name."""
+        content = yaml.safe_load(CONTENT.replace("FOLDER", str(self.folder)))
+        content["model"]["vae"]["config"] = dict(TINY_VAE)
+        content["model"]["flow"]["config"] = dict(TINY_FLOW)
+        content["output"]["output_path"] = str(self.folder / output)
+        return content
 
     def write(self, content: dict) -> Path:
         """Writes the file; returns where."""

@@ -13,34 +13,12 @@ from tests.pipeline.files import PipelinePlace, last_checkpoint
 from tests.task.training import ROOT, differences
 
 STEPS = ("warmup", "gan", "flow")
-# An uninterrupted run has about a hundred and sixty events.
-LIVES = (1, 24)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return PipelinePlace(tmp_path_factory.mktemp("killed"))
-
-
-@pytest.fixture(scope="module")
-def whole(place):
-    return place.run(place.content("whole"))
 
 
 def run_until(path: Path, events: int) -> int:
     command = [sys.executable, str(Path(__file__).with_name("killed.py")), str(path), str(events)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(command, env=environment, capture_output=True).returncode
-
-
-def kill_and_resume(place: PipelinePlace, name: str, kills: int, lives: tuple[int, int]) -> Path:
-    """Kills a pipeline so many times, each time after a random number of events; finishes it."""
-    content = place.content(name)
-    path, draw = place.write(content), random.Random(name)
-    for _ in range(kills):
-        assert run_until(path, draw.randint(*lives)) == -signal.SIGKILL
-    assert run_until(path, 0) == 0
-    return Path(content["output"]["output_path"])
 
 
 def assert_same_result(one: Path, other: Path) -> None:
@@ -54,11 +32,16 @@ def assert_same_result(one: Path, other: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_two_kills_change_no_bit(place, whole):
-    assert_same_result(whole, kill_and_resume(place, "twice", 2, (30, 40)))
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_ten_kills_at_random_change_no_bit(place, whole):
-    assert_same_result(whole, kill_and_resume(place, "ten times", 10, LIVES))
+@pytest.mark.parametrize(
+    ("kills", "lives"), [(2, (30, 40)), pytest.param(10, (1, 24), marks=pytest.mark.slow)]
+)
+def test_kills_after_random_numbers_of_events_change_no_bit(tmp_path, kills, lives):
+    # An uninterrupted run has about a hundred and sixty events.
+    place = PipelinePlace(tmp_path)
+    content, draw = place.content("killed"), random.Random(f"{kills} kills")
+    path = place.write(content)
+    for _ in range(kills):
+        assert run_until(path, draw.randint(*lives)) == -signal.SIGKILL
+    assert run_until(path, 0) == 0
+    whole = place.run(place.content("whole"))
+    assert_same_result(whole, Path(content["output"]["output_path"]))

@@ -47,11 +47,7 @@ _UNFREEZE = {
 
 
 def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
-    """Reads and checks a pipeline file, without importing torch.
-
-    Args:
-        path: The YAML file.
-        flags: Of the command line, which win over the file.
+    """Reads and checks a pipeline file, without importing torch; flags win over it.
 
     Raises:
         PipelineError: with everything that is wrong, by line.
@@ -252,7 +248,7 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
         yield (), f"step {step.name!r} {text}"
     if source is not None and not source.section.paths:
         key = "webdataset_url" if source.section.is_webdataset else "image_folder"
-        pipeline.document.report(source.place, f"dataset {source.name!r} needs {key}")
+        pipeline.document.report(source.place, f"dataset {source.place[-1]!r} needs {key}")
     if step.task != "flow":
         return
     is_single = source and max(len(source.section.paths), len(source.section.held_out)) <= 1

@@ -51,15 +51,10 @@ def idleness(step: Step, key: str) -> str | None:
 def step_flags(
     pipeline: Pipeline, step: Step, units: Units | None = None
 ) -> tuple[Flags, list[str]]:
-    """The flags that a step means, but for the weights that earlier steps leave it.
+    """The flags that a step means, and in words the loss weights that were converted for them.
 
-    Args:
-        pipeline: The file.
-        step: One of its steps, which has a task.
-        units: For loss weights; None leaves them as the file gives them.
-
-    Returns:
-        Flag -> value, and in words the loss weights that were converted.
+    Without ``units`` loss weights are as the file gives them. Weights that earlier steps leave it
+    are not among the flags.
     """
     content, settings, network = pipeline.content, step.settings, step.task
     weights, conversions = _weights(step, units)

@@ -201,7 +201,7 @@ def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
         ValueError: data that its training would refuse, or that ends before its transition.
     """
     count, world = _count(step, options), int(os.environ.get("WORLD_SIZE", 1))
-    name = step.source.name if step.source else options.dataset
+    name = step.source.place[-1] if step.source else options.dataset
     held_out = ", ".join(step.source.section.held_out) if step.source else ""
     images = "counted when training begins" if count is None else f"{count:,} images"
     validation = f"validated on {held_out}" if held_out and options.eval_steps else "no validation"

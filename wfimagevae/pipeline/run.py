@@ -41,14 +41,8 @@ MEASURED_IMAGES = 4096
 _RECORD = "measured.json"
 
 
-def run_pipeline(pipeline: Pipeline) -> bool:
-    """Trains all steps that are not finished.
-
-    Args:
-        pipeline: A checked file.
-
-    Returns:
-        True if all steps are finished, False if a signal stopped one.
+def run_pipeline(pipeline: Pipeline) -> None:
+    """Trains all steps that are not finished, until a signal stops one.
 
     Raises:
         PipelineError: finished steps were trained as another file says, or what is left cannot
@@ -67,10 +61,8 @@ def run_pipeline(pipeline: Pipeline) -> bool:
                 error = str(problem)
         if error := broadcast_object(error):
             raise PipelineError(error)
-        if not all(_run_step(pipeline, step, here, started) for step in pipeline.steps):
-            return False
-    log.info("the pipeline is finished: %s", pipeline.output)
-    return True
+        if all(_run_step(pipeline, step, here, started) for step in pipeline.steps):
+            log.info("the pipeline is finished: %s", pipeline.output)
 
 
 def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bool:

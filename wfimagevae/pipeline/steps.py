@@ -39,7 +39,6 @@ class Source(NamedTuple):
     """Where a step's data comes from: a section of the file."""
 
     place: Place
-    name: str
     section: DataSection | DatasetSection
 
 
@@ -140,10 +139,6 @@ class Pipeline:
 def read_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
     """A file's steps, as far as its keys and types go; the document has the problems so far.
 
-    Args:
-        path: The YAML file.
-        flags: Of the command line, which win over the file.
-
     Raises:
         PipelineError: the file cannot be read, is not YAML, or holds no pipeline at all.
     """
@@ -195,11 +190,7 @@ def _check_form(document: Document) -> None:
 def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
     """A section, or a list of them, or several by name, without what is wrong, which is reported.
 
-    Args:
-        document: The file.
-        place: Where in it.
-        kind: A class of sections, or a list or dictionary of one.
-        value: What stands there.
+    ``kind`` is their class, or the list's or dictionary's type.
     """
     inner = get_args(kind)
     if get_origin(kind) is list:
@@ -306,6 +297,6 @@ def _source(content: PipelineFile, name: str | None) -> Source | None:
     pipeline, data = content.training.pipeline, content.data
     name = name or pipeline.default_dataset
     if name is None:
-        return Source(("data",), "data", data) if data.paths else None
+        return Source(("data",), data) if data.paths else None
     section = pipeline.datasets.get(name)
-    return section and Source(("training", "pipeline", "datasets", name), name, section)
+    return section and Source(("training", "pipeline", "datasets", name), section)
