@@ -217,7 +217,8 @@ def _explain(cls: type[Options], entry: Any) -> tuple[str, str]:
         shown = value if not isinstance(value, str) or _is_number(value) else repr(value)
         return name, f"{shown} is not {entry['ctx']['words']}"
     if kind == "literal_error":
-        choices = re.findall("'(.*?)'", entry["ctx"]["expected"])
+        expected = entry["ctx"]["expected"]
+        choices = re.findall("'(.*?)'", expected) or [expected]  # a number has no quotes
         near = difflib.get_close_matches(str(value), choices, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         return name, f"invalid choice: {value!r} (choose from {', '.join(choices)}){hint}"

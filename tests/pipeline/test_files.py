@@ -21,6 +21,7 @@ model:
 data:
   data_path: nowhere            # data_path nowhere does not exist
   img_size: big                 # data.img_size: 'big' is not a whole number
+  channels: 4                   # data.channels: invalid choice: 4 .choose from 3
 training:
   lr: fast                      # training.lr: 'fast' is not a number above 0
   batch_sise: 3                 # unknown key training.batch_sise; did you mean batch_size
@@ -32,7 +33,7 @@ training:
         n_epochs: 1
         train_vae: true
         freeze: [expander]      # freezes and trains decoder.*train_vae: decoder
-      - name: one               # 'one' is taken by the step of line 14
+      - name: one               # 'one' is taken by the step of line 15
         n_epochs: 1.5           # steps.2..n_epochs: 1.5 is not a whole number
         train_diff: true
         dataset: photo          # unknown dataset 'photo'; did you mean photos
@@ -69,6 +70,7 @@ training:
 output:
   sample_captions: [a fox]      # sample_captions has no effect without text_encoder
   test_image_address: .         # is a folder; name images
+  sample_sizes: [64, 2x, big]   # sample size '2x', 'big': write 512, 768x512 or
 """
 NOT_TAKEN = """\
 data: {data_path: ., img_size: 64, fixed_prompt_prefix: a drawing of} # data_path has no effect: ev

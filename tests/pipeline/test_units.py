@@ -9,8 +9,7 @@ from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.objective.flow_matching import error_by_time
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.flags import Units
-from wfimagevae.pipeline.metrics import LOGGED, METRICS, is_met
+from wfimagevae.pipeline.flags import LOGGED, METRICS, Units, is_met
 
 SIZE, CHANNELS = 32, 4
 UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)

@@ -8,10 +8,9 @@ from typing import Any
 from wfimagevae.files import is_hub_name, read_json
 from wfimagevae.options import BadOptions, Options, nearest
 from wfimagevae.pipeline.document import Place, Problems, dotted
-from wfimagevae.pipeline.flags import OPTIMIZED, idleness, step_flags
+from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
 from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
-from wfimagevae.pipeline.metrics import check_transition
 from wfimagevae.pipeline.steps import (
     DEFAULTS,
     FLAGS,

@@ -306,13 +306,16 @@ class TrainingSection(Settings):
 
 def _read_sizes(sizes: list[int | str | list[int]]) -> list[list[int]]:
     """Sizes as [width, height]."""
-    read = []
+    read, wrong = [], []
     for size in sizes:
         sides = size.lower().split("x") if isinstance(size, str) else size
         sides = [size, size] if isinstance(size, int) else sides
-        if len(sides) != 2 or not all(str(s).strip().isdigit() and int(s) for s in sides):
-            raise ValueError(f"sample size {size!r}: write 512, 768x512 or [768, 512]")
-        read.append([int(side) for side in sides])
+        if len(sides) == 2 and all(str(s).strip().isdigit() and int(s) for s in sides):
+            read.append([int(side) for side in sides])
+        else:
+            wrong.append(repr(size))
+    if wrong:
+        raise ValueError(f"sample size {', '.join(wrong)}: write 512, 768x512 or [768, 512]")
     return read
 
 

@@ -29,8 +29,8 @@ from wfimagevae.generate.generator_files import open_latent_space
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.pictures.writer import save_image
+from wfimagevae.pipeline.flags import METRICS
 from wfimagevae.pipeline.fluxflow import listed
-from wfimagevae.pipeline.metrics import METRICS
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_validation import sampling_options
 
