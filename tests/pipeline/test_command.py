@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.pipeline.files import PLAIN, PipelinePlace, options_of
+from tests.pipeline.files import PLAIN, options_of
 from train_ddp import main
 from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.fluxflow import OPTIONS
@@ -53,8 +53,7 @@ def test_flags_win_over_the_whole_file_in_the_steps_that_have_them(tmp_path, mon
     assert {step.size for step in pipeline.steps} == {64} == {vae.resolution, flow.resolution}
 
 
-def test_the_plan_names_the_flags_that_win(tmp_path):
-    place = PipelinePlace(tmp_path)
+def test_the_plan_names_the_flags_that_win(place):
     flags = {"batch_size": 1, "sampling_steps": 4}
     plan = describe_plan(load_pipeline(place.write(place.content("over")), flags))
     assert plan[1] == (

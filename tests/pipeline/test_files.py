@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.pipeline.files import PLAIN, PipelinePlace, options_of, problems, with_step
+from tests.pipeline.files import PLAIN, changed, options_of, problems, with_step
 from tests.task.training import ROOT
 from wfimagevae.pipeline.document import PipelineError, read_document
 
@@ -325,11 +325,8 @@ training:
     assert (options.lr, options.optimizer, options.momentum) == (3e-4, "sgd", 0.7)
 
 
-def test_validation_imports_no_torch(tmp_path):
-    place = PipelinePlace(tmp_path)
-    content = place.content("out")
-    content["training"]["pipeline"]["steps"][0]["lrr"] = 3
-    path = place.write(content)
+def test_validation_imports_no_torch(place):
+    path = place.write(changed(place.content("no_torch"), {"steps.0.lrr": 3}))
     code = (
         "import sys\n"
         "from wfimagevae.pipeline.checks import load_pipeline\n"

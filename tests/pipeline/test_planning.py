@@ -13,7 +13,6 @@ from tests.pipeline.files import (
     COLOURS,
     TINY_FLOW,
     TINY_VAE,
-    PipelinePlace,
     changed,
     options_of,
     steps_of,
@@ -24,11 +23,6 @@ from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.networks import dry, kept_bytes
 from wfimagevae.task.flow_space import build_datasets
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory):
-    return PipelinePlace(tmp_path_factory.mktemp("plans"))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.pipeline.files import copied, last_checkpoint, steps_of
+from tests.pipeline.files import changed, copied, last_checkpoint, steps_of
 from tests.task.training import ROOT, differences
 from train_ddp import main
 from wfimagevae.files import read_torch_file
@@ -90,20 +90,19 @@ def test_frozen_parts_stay_as_they_are_and_the_rest_learns(place):
     output = place.run(content)
     states = {s: last_checkpoint(output, s)["state_dict"] for s in ("warmup", "gan")}
     before, after = states["warmup"], states["gan"]
-    changed = {path.split(".")[0] for path in differences(before["gen_model"], after["gen_model"])}
-    assert changed == {"/decoder"}
+    learned = {path.split(".")[0] for path in differences(before["gen_model"], after["gen_model"])}
+    assert learned == {"/decoder"}
     assert not differences(before["disc_model"], after["disc_model"])
     flows = [last_checkpoint(output, s)["state_dict"]["gen_model"] for s in ("pixels", "flow")]
-    changed = differences(*flows)
-    assert changed and not [path for path in changed if path.startswith("/text_encoder.")]
+    learned = differences(*flows)
+    assert learned and not [path for path in learned if path.startswith("/text_encoder.")]
 
 
 def test_gan_only_reaches_the_encoder_and_compares_no_pixel(place, capsys):
     content = place.content("gan_only")
     del steps_of(content)[2]
-    kl_beta = {"kl_beta": 0}
-    steps_of(content)[1] |= {"train_vae": False, "lambda_adv": 0.5, "options": {"disc_start": 0}}
-    steps_of(content)[1] |= kl_beta
+    gan_only = {"train_vae": False, "lambda_adv": 0.5, "kl_beta": 0, "options": {"disc_start": 0}}
+    steps_of(content)[1] |= gan_only
     output = place.run(content)
     options = json.loads((output / "steps" / "02_gan" / "options.json").read_text())
     names = ("rec_weight", "perceptual_weight", "wavelet_loss", "kl_weight", "adaptive_weight")
@@ -115,12 +114,9 @@ def test_gan_only_reaches_the_encoder_and_compares_no_pixel(place, capsys):
 
 def test_a_metric_ends_a_step_and_the_end_is_remembered(place):
     content = place.content("threshold")
-    del steps_of(content)[1:]
-    steps = steps_of(content)
-    del steps[0]["steps"]
     transition = {"mode": "loss_threshold", "metric": "kl_loss", "threshold": 1e3, "window": 2}
-    steps[0]["transition_on"] = transition | {"max_epochs": 9}
-    output = place.run(content)
+    step = {"name": "warmup", "train_vae": True, "transition_on": transition | {"max_epochs": 9}}
+    output = place.run(changed(content, {"training.pipeline.steps": [step]}))
     state = last_checkpoint(output, "warmup")
     assert (state["current_step"], state["finished"]) == (4, True)  # two lines, of two steps each
     assert state["early_stop"]["reached"]

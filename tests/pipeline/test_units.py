@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.pipeline.files import TINY_VAE, PipelinePlace, options_of
+from tests.pipeline.files import TINY_VAE, changed, options_of
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.objective.flow_matching import error_by_time
@@ -18,13 +18,11 @@ GIVEN |= {"r1_gamma": 5.0, "r1_interval": 4, "initial_clipping_norm": 1.5}
 
 
 @pytest.fixture(scope="module")
-def options(tmp_path_factory):
+def options(place):
     """Of the training that a step with these weights means."""
-    place = PipelinePlace(tmp_path_factory.mktemp("units"))
-    content = place.content("out")
     step = {"name": "vae", "steps": 1, "train_vae": True, "gan_training": True} | GIVEN
     step["options"] = {"disc_start": 0, "wavelet_loss": False}
-    content["training"]["pipeline"]["steps"] = [step]
+    content = changed(place.content("units"), {"training.pipeline.steps": [step]})
     return options_of(load_pipeline(place.write(content)), units=UNITS)
 
 
@@ -97,16 +95,12 @@ EVERY_OPTION = {f"{name}_weight": 1 for name in ("mmd", "color", "histogram", "c
         ({"train_vae": True, "gan_training": True, "lambda_adv": 0}, {}),
     ],
 )
-def test_a_step_logs_the_metrics_whose_needs_it_meets(tmp_path, monkeypatch, given, others):
+def test_a_step_logs_the_metrics_whose_needs_it_meets(place, monkeypatch, given, others):
     distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
     monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.LPIPS", lambda *_: distance)
-    place = PipelinePlace(tmp_path)
-    content = place.content("out")
-    content["training"]["options"]["disc_start"] = 0
-    step = {"name": "vae", "steps": 1, "options": others}
-    content["training"]["pipeline"]["steps"] = [step | given]
-    content["model"] = {"vae": content["model"]["vae"]}
-    del content["output"]["sample_captions"]
+    step = {"name": "vae", "steps": 1, "options": others} | given
+    values = {"training.options.disc_start": 0, "training.pipeline.steps": [step]}
+    content = changed(place.content("logged"), values)
     options = options_of(load_pipeline(place.write(content)), units=UNITS)
     loss = LPIPSWithDiscriminator2D(options)
     vae = WFVAE2ImageModel(**TINY_VAE)
