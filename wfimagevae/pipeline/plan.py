@@ -210,7 +210,7 @@ def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
     steps = options.max_steps
     length = f"{options.epochs} epochs of updates" if steps is None else f"{steps:,} updates"
     if steps is None and count is not None:
-        steps = run_length(options, count, world).max_steps
+        steps, _ = run_length(options, count, world)
         length = f"{options.epochs} epochs = {steps:,} updates"
     lines = [f"   data {name}: {images}, {step.size} px; {validation}", f"   {length} {update}"]
     if not options.stop_metric:
