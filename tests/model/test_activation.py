@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy.interpolate import BPoly
 
 from tests.model.test_wfvae2_image import ROOT, tiny_model
-from wfimagevae.model.modules.normalize import BezierActivation, build_activation, cubic_bezier
+from wfimagevae.model.modules.blocks import BezierActivation, build_activation, cubic_bezier
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 
 

@@ -7,8 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from wfimagevae.model.modules.blocks import AttnBlock2D, Downsample, ResnetBlock2D, Upsample
-from wfimagevae.model.modules.normalize import build_norm, norm_activation_conv
+from wfimagevae.model.modules.blocks import (
+    AttnBlock2D,
+    Downsample,
+    ResnetBlock2D,
+    Upsample,
+    build_norm,
+    norm_activation_conv,
+)
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 
 LAST = torch.channels_last
