@@ -1,6 +1,15 @@
+from itertools import islice
+
 import numpy as np
 import pytest
 from PIL import Image
+
+
+def draw(loader, count=1):
+    """The next batches, and the workers stopped."""
+    batches = list(islice(loader, count))
+    loader.close()
+    return batches
 
 
 @pytest.fixture(autouse=True)
@@ -15,6 +24,20 @@ def noise():
     def make(width, height, seed=0):
         pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
         return Image.fromarray(pixels)
+
+    return make
+
+
+@pytest.fixture
+def noise_files(tmp_path, noise):
+    """Maker of a folder of different small images of these names."""
+
+    def make(*names):
+        for i, name in enumerate(names):
+            path = tmp_path / "images" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            noise(10, 10, seed=i).save(path)
+        return tmp_path / "images"
 
     return make
 

@@ -1,5 +1,6 @@
 import multiprocessing
 import os
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -69,11 +70,8 @@ def test_folder_that_cannot_or_must_not_be_written_costs_one_line(tmp_path, capl
 
 def test_failed_write_leaves_the_old_arrays_and_no_litter(kept, monkeypatch, caplog):
     cache, file = kept
-
-    def full(*_):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(os, "replace", Mock(side_effect=full))
     cache.save("key", 1, {"numbers": np.zeros(3)})
     assert load(cache) == list(range(200)) and list(cache.folder.iterdir()) == [file]
     assert "No space left" in caplog.text

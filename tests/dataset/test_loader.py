@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.dataset.conftest import draw
 from tests.refusals import refused
 from wfimagevae.dataset import (
     NoReadableImage,
@@ -17,13 +18,6 @@ from wfimagevae.dataset import (
     ValidImageDataset,
     valid_loader,
 )
-
-
-def draw(loader, count):
-    """The next batches, and the workers stopped."""
-    batches = list(islice(loader, count))
-    loader.close()
-    return batches
 
 
 def images(batches):

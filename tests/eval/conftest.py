@@ -1,5 +1,6 @@
 """Fixtures of the metrics: random weights in place of downloaded ones."""
 
+from unittest.mock import Mock
 from urllib.error import URLError
 
 import pytest
@@ -40,9 +41,7 @@ def alexnet_weights(tmp_path_factory):
 @pytest.fixture
 def no_downloads(monkeypatch, tmp_path):
     """A machine without a network and with an empty cache of weights."""
-
-    def refuse(url, *args, **options):
-        raise URLError("no network in tests")
-
+    refuse = Mock(side_effect=URLError("no network in tests"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr(torch.hub, "urlopen", refuse)

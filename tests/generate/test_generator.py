@@ -1,5 +1,7 @@
 """What a generator makes of prompts, negative prompts and sizes; the model is known exactly."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 from PIL import Image
@@ -104,15 +106,10 @@ def class_sheet(generator, count, classes):
 
 @pytest.fixture
 def grids(monkeypatch):
-    """What `sample_grid` is called with."""
-    calls = []
-
-    def draw(*arguments):
-        calls.append(arguments)
-        return Image.new("RGB", (1, 1))
-
+    """The calls of `sample_grid`."""
+    draw = Mock(return_value=Image.new("RGB", (1, 1)))
     monkeypatch.setattr("wfimagevae.generate.generated_files.sample_grid", draw)
-    return calls
+    return draw.call_args_list
 
 
 def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
@@ -123,7 +120,7 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
         write_folder(tmp_path, generator, sheet, 4, ALONE)
     single = Sheet(*prompt_subjects(named_prompts([RED]), [], 5), [EULER])
     write_folder(tmp_path, generator, single, 4, ALONE)
-    (scaled, *first), (rows, *second), (five, *third) = grids
+    (scaled, *first), (rows, *second), (five, *third) = (call.args for call in grids)
     titles = [RED, BLUE, "(no prompt)"]
     assert first == [2, titles, ["guidance 0", "guidance 1"]]
     assert colour(scaled[0::2]).abs().max() < 0.1  # a guidance of 0 ignores the prompt
@@ -176,7 +173,7 @@ def test_a_grid_of_one_image_a_class_is_a_square(tmp_path, grids):
     for count in (3, 9):
         generator = generator_of(BlobModel())
         write_folder(tmp_path, generator, class_sheet(generator, count, [0, 1, 2]), 4, ALONE)
-    (_, columns, names, _), (images, wide, rows, _) = grids
+    (_, columns, names, _), (images, wide, rows, _) = (call.args for call in grids)
     assert (columns, names) == (2, None)
     assert (wide, rows) == (3, ["red", "green", "blue"])
     assert images.mean((2, 3)).argmax(1).tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]

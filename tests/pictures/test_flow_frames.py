@@ -69,3 +69,6 @@ def test_particles_move_from_their_start_to_their_end():
         assert len(hues(frame, (there - 0.3, there + 0.3, -0.5, 0.5))) == 0
     between = (-1.5, 1.5, -2.3, -1.7)
     assert len(hues(last, between, 0.2)) > 100 and len(hues(first, between, 0.2)) == 0
+    far = torch.tensor([[[20.0, 0.0]], [[18.0, 0.0]]])
+    frame, _ = path_frames(far, [0.0, 1.0], far[0])  # the plane takes in distant data
+    assert len(hues(frame, (2.5, LIMIT, -1, 1))) > 0

@@ -2,11 +2,13 @@
 
 import csv
 import os
+from unittest.mock import Mock
 
 import pytest
 import torch
 from PIL import Image
 
+from tests.refusals import refused
 from wfimagevae.pictures.patch_maps import SUMMARY, append_summary
 from wfimagevae.pictures.writer import save_image
 
@@ -32,13 +34,9 @@ def test_a_run_that_went_back_has_each_row_once(tmp_path):
 @pytest.mark.parametrize("extension", ["png", "jpg", "jpeg", "webp"])
 def test_a_kill_before_the_end_leaves_no_image(tmp_path, monkeypatch, extension):
     path, pixels = tmp_path / f"image.{extension}", torch.full((3, 8, 12), 200, dtype=torch.uint8)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(os, "replace", killed)
-        save_image(path, pixels)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Mock(side_effect=KeyboardInterrupt("killed")))
+        refused("killed", save_image, path, pixels, error=KeyboardInterrupt)
     assert not path.exists()
     save_image(path, pixels)
     image = Image.open(path)

@@ -2,6 +2,7 @@ import json
 import shutil
 import socket
 import time
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -103,9 +104,7 @@ def test_wrong_specifications_are_explained(tiny_vae, photos, tmp_path):
 
 
 def test_without_a_network_cached_models_load_without_waiting(diffusers_vae, tmp_path, monkeypatch):
-    def refuse(*args, **options):
-        raise socket.gaierror("no network in tests")
-
+    refuse = Mock(side_effect=socket.gaierror("no network in tests"))
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(time, "sleep", lambda seconds: pytest.fail(f"waits {seconds} s"))
     words = "no model from nobody/such-model .*hub is out of reach"

@@ -3,19 +3,15 @@ import json
 import pytest
 import torch
 
+from tests.dataset.conftest import draw
 from tests.refusals import refused
 from wfimagevae.dataset import IndexedImages, Labels, TrainImageDataset, TrainLoader
 
 
 @pytest.fixture
-def classes(tmp_path, noise):
+def classes(noise_files):
     """A folder with two images of a cat, one of them deep, and three of a dog."""
-    folder = tmp_path / "classes"
-    names = ("dog/0.png", "dog/1.png", "dog/2.png", "cat/0.png", "cat/deep/1.png")
-    for i, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(10, 10, seed=i).save(folder / name)
-    return folder
+    return noise_files("dog/0.png", "dog/1.png", "dog/2.png", "cat/0.png", "cat/deep/1.png")
 
 
 @pytest.fixture
@@ -71,9 +67,7 @@ def test_folders_that_are_no_classes_are_named(classes, noise):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_labels_follow_their_images_into_the_batch(classes, num_workers):
     dataset = TrainImageDataset(classes, 10, labels="folder", augment=False)
-    loader = TrainLoader(dataset, batch_size=5, num_workers=num_workers)
-    batch = next(loader)
-    loader.close()
+    (batch,) = draw(TrainLoader(dataset, batch_size=5, num_workers=num_workers))
     assert set(batch) == {"image", "label", "position", "unreadable"}
     assert batch["label"].dtype == torch.int64
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1, 1]

@@ -7,9 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.dataset.conftest import draw
 from tests.dataset.latent_files import numbered, write_cache
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
+from wfimagevae.engine.seeding import sample_noise
 
 
 @pytest.fixture
@@ -61,6 +63,15 @@ def test_posterior_is_drawn_anew_at_every_position_with_its_own_moments(tmp_path
     assert not torch.equal(LatentDataset(tmp_path, seed=5).read_batch([7])["latent"], again)
 
 
+def test_a_thousand_draws_have_a_thousand_posterior_noises_that_are_not_the_paths(tmp_path):
+    """All latents have the same posterior, N(0, 1): what differs is the draw."""
+    write_cache(tmp_path, [{"moments": torch.zeros(250, 4, 2, 2)} for _ in range(2)])
+    dataset, positions = LatentDataset(tmp_path), list(range(1000))
+    latents = dataset.read_batch(positions)["latent"]
+    noise = sample_noise(dataset.seed, positions, dataset.sample_shape, torch.device("cpu"))
+    assert len(torch.unique(torch.cat([latents, noise]).flatten(1), dim=0)) == 2000
+
+
 def test_latents_are_normalised_channel_by_channel(tmp_path):
     shard = {"latents": torch.randn(400, 2, 4, 4) * torch.tensor([3.0, 0.5]).view(2, 1, 1) + 7}
     write_cache(tmp_path, [shard], posterior="mode", shift=[7.0, 7.0], scale=[1 / 3, 2.0])
@@ -85,9 +96,7 @@ def test_labels_follow_their_latents_through_the_loader(tmp_path, num_workers):
         {"moments": numbered(4, 3), "labels": torch.tensor([0, 1, 0])},
     ]
     dataset = LatentDataset(write_cache(tmp_path, shards, class_names=["even", "odd"]))
-    loader = TrainLoader(dataset, batch_size=10, num_workers=num_workers)
-    batch = next(loader)
-    loader.close()
+    (batch,) = draw(TrainLoader(dataset, batch_size=10, num_workers=num_workers))
     assert batch["label"].tolist() == [number % 2 for number in numbers(batch)]
     assert dataset.num_classes == 2 and batch["position"] == list(range(10))
 

@@ -3,12 +3,14 @@ import os
 import pickle
 from collections import Counter
 from itertools import islice
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 import torch
 import webdataset
 
+from tests.dataset.conftest import draw
 from tests.dataset.shard_files import (
     as_json,
     dataset,
@@ -22,12 +24,6 @@ from tests.dataset.shard_files import (
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, ShardOrder, TrainLoader
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
-
-
-def draw(loader, count):
-    batches = list(islice(loader, count))
-    loader.close()
-    return batches
 
 
 def seen(batches):
@@ -137,11 +133,8 @@ def test_shard_that_changes_or_fails_under_a_run_is_named(tmp_path, monkeypatch)
     with pytest.raises(UnreadableImage, match="cut short"):  # what is open already
         open_rgb(images.file(2))
     images = open_set(str(tmp_path / "whole")).images
-
-    def full(*_):
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    monkeypatch.setattr(os, "open", full)
+    too_many = OSError(errno.EMFILE, "Too many open files")
+    monkeypatch.setattr(os, "open", Mock(side_effect=too_many))
     refused(r"cannot open shard .*s-000.tar: Too many open files", images.file, 0, error=DataError)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.dataset.conftest import draw
 from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, TrainLoader
@@ -131,10 +132,7 @@ def test_failing_server_is_tried_again_and_each_shard_fetched_once(
     local = open_set(str(tmp_path / "served"))
     for i in range(7):
         assert found.images.content(i) == local.images.content(i)
-    loader = TrainLoader(dataset(found), 2, num_workers=1)
-    for _ in range(7):
-        next(loader)
-    loader.close()
+    draw(TrainLoader(dataset(found), 2, num_workers=1), 7)
     assert server.count("GET") == {"/s-000.tar": 3, "/s-001.tar": 2, "/shards.json": 1}
     assert len(copies(tmp_path)) == 2
     fetch(f"{server.url}/s-{{000..001}}.tar").images.content(6)

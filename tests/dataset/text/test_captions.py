@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 
+from tests.dataset.conftest import draw
 from tests.refusals import refused
 from wfimagevae.dataset import (
     Captions,
@@ -18,13 +19,9 @@ from wfimagevae.dataset.text.captions import CaptionTable, read_captions
 
 
 @pytest.fixture
-def photos(tmp_path, noise):
+def photos(noise_files):
     """Four images, of which deep/b.jpg has another format and folder."""
-    folder = tmp_path / "photos"
-    for i, name in enumerate(["a.png", "deep/b.jpg", "deep/c.png", "d.png"]):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        noise(10, 10, seed=i).save(folder / name)
-    return folder
+    return noise_files("a.png", "deep/b.jpg", "deep/c.png", "d.png")
 
 
 def captions_of(source, kind, prefix=""):
@@ -125,9 +122,7 @@ def test_captions_follow_their_images_into_the_batch(photos, num_workers):
     plain = TrainImageDataset(photos, 10)
     assert not plain.has_captions and "caption" not in plain.read_batch([0])
     assert dataset.has_captions and sorted(truth.values()) == ["", "a", "deep/b", "deep/c"]
-    loader = TrainLoader(dataset, batch_size=8, num_workers=num_workers)
-    batch = next(loader)
-    loader.close()
+    (batch,) = draw(TrainLoader(dataset, batch_size=8, num_workers=num_workers))
     (photos / "deep" / "c.png").write_bytes(b"")  # a stand-in brings its own caption
     broken = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
     stood_in = next(TrainLoader(broken, batch_size=12, num_workers=0))
