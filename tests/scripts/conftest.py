@@ -5,6 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from tests.eval.conftest import (  # noqa: F401, fixtures
@@ -12,6 +14,12 @@ from tests.eval.conftest import (  # noqa: F401, fixtures
     inception_weights,
     no_downloads,
 )
+from tests.scripts.flow_exports import export, export_points, export_text
+from wfimagevae.dataset import ValidImageDataset
+from wfimagevae.eval.pairs import output_names
+from wfimagevae.model import WFVAE2ImageModel
+from wfimagevae.pictures.pixels import to_uint8
+from wfimagevae.pictures.writer import save_image
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDES = {"down": "DownEncoder", "up": "UpDecoder"}
@@ -20,10 +28,6 @@ SIDES = {"down": "DownEncoder", "up": "UpDecoder"}
 @pytest.fixture(scope="session")
 def tiny_vae(tmp_path_factory):
     """A small model with random weights, as a Hugging Face folder."""
-    import torch
-
-    from wfimagevae.model import WFVAE2ImageModel
-
     torch.manual_seed(0)
     vae = WFVAE2ImageModel(
         latent_dim=4,
@@ -39,9 +43,6 @@ def tiny_vae(tmp_path_factory):
 @pytest.fixture(scope="session")
 def diffusers_vae(tmp_path_factory):
     """A tiny AutoencoderKL with random weights: 4x downsampling, 3 latent channels."""
-    import torch
-    from diffusers import AutoencoderKL
-
     torch.manual_seed(0)
     blocks = {f"{side}_block_types": (f"{name}Block2D",) * 3 for side, name in SIDES.items()}
     sizes = {"block_out_channels": (8, 8, 16), "norm_num_groups": 4, "sample_size": 32}
@@ -71,11 +72,6 @@ def photos(tmp_path_factory):
 @pytest.fixture(scope="session")
 def blurred(photos, tmp_path_factory):
     """Each photo at 48 px, down and up again: stands for reconstructions."""
-    from wfimagevae.dataset import ValidImageDataset
-    from wfimagevae.eval.pairs import output_names
-    from wfimagevae.pictures.pixels import to_uint8
-    from wfimagevae.pictures.writer import save_image
-
     folder = tmp_path_factory.mktemp("blurred")
     dataset = ValidImageDataset(photos, 48)
     names = output_names(dataset.paths, "png")
@@ -89,24 +85,20 @@ def blurred(photos, tmp_path_factory):
 @pytest.fixture(scope="session")
 def points(tmp_path_factory):
     """An exported flow of points."""
-    from tests.scripts.flow_exports import export_points
-
     return export_points(tmp_path_factory.mktemp("points") / "flow")
 
 
 @pytest.fixture(scope="session")
 def pixels(tmp_path_factory):
     """An exported flow of 16 x 16 px images of two classes."""
-    from tests.scripts.flow_exports import export_pixels
-
-    return export_pixels(tmp_path_factory.mktemp("pixels") / "flow")
+    facts = {"space": "pixel", "class_names": ["circle", "square"]}
+    sizes = {"input_size": 16, "in_channels": 3, "num_classes": 2, "depth": 1}
+    return export(tmp_path_factory.mktemp("pixels") / "flow", facts, "DiT-S/8", **sizes)
 
 
 @pytest.fixture(scope="session")
 def text_flow(tmp_path_factory):
     """An exported flow of 16 x 16 px images that takes text."""
-    from tests.scripts.flow_exports import export_text
-
     return export_text(tmp_path_factory.mktemp("texts") / "flow", depth=2)
 
 

@@ -46,13 +46,6 @@ def export_points(folder, **options):
     return export(folder, {"space": "point"}, "MLP", hidden_size=16, depth=1, **options)
 
 
-def export_pixels(folder):
-    """A flow of 16 x 16 px images of two classes."""
-    facts = {"space": "pixel", "class_names": ["circle", "square"]}
-    options = {"input_size": 16, "in_channels": 3, "num_classes": 2}
-    return export(folder, facts, "DiT-S/8", depth=1, **options)
-
-
 def export_text(folder, class_names=(), depth=1):
     """A flow of 16 x 16 px images that takes bytes of text, maybe classes, too."""
     text = {"kind": "bytes", "source": None, "length": 24, "fingerprint": None}

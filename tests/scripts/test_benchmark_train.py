@@ -1,6 +1,7 @@
 """The benchmark of training steps: what it prints, and what MeanFlow keeps in memory."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -17,30 +18,29 @@ FIGURES = {"img_per_s", "ms", "ms_data", "ms_forward", "ms_backward", "ms_optimi
 
 
 @pytest.fixture
-def flow(tmp_path, capsys):
-    """Runs the command on a tiny flow; returns what it prints."""
-    config = tmp_path / "tiny_flow.json"
-    config.write_text(json.dumps(TINY))
+def run(capsys):
+    """Runs the command; returns what it prints."""
 
     def run(*flags):
-        main(["--task", "flow", "--model_config", str(config), "--batch_size", "4", *SHORT, *flags])
+        main([*SHORT, *map(str, flags)])
         return json.loads(capsys.readouterr().out)
 
     return run
 
 
 @pytest.fixture
-def vae(tmp_path, capsys):
-    """Runs the command on a tiny image VAE; returns what it prints."""
-    config = write_tiny_config(tmp_path)
-    sizes = ("--resolution", "32", "--batch_size", "2", "--disc_num_layers", "1")
+def flow(run, tmp_path):
+    """The same on a tiny flow."""
+    (tmp_path / "flow.json").write_text(json.dumps(TINY))
+    model = ("--task", "flow", "--model_config", tmp_path / "flow.json")
+    return partial(run, *model, "--batch_size", 4)
 
-    def run(*flags):
-        model = ("--model_config", str(config), "--perceptual_weight", "0")
-        main([*model, *sizes, *SHORT, *flags])
-        return json.loads(capsys.readouterr().out)
 
-    return run
+@pytest.fixture
+def vae(run, tmp_path):
+    """The same on a tiny image VAE."""
+    model = ("--model_config", write_tiny_config(tmp_path), "--perceptual_weight", 0)
+    return partial(run, *model, "--resolution", 32, "--batch_size", 2, "--disc_num_layers", 1)
 
 
 def test_vae_benchmark_prints_every_figure_and_both_comparisons(vae):
@@ -72,13 +72,13 @@ def test_flow_benchmark_needs_no_data(flow, flags, shape):
 
 def test_both_benchmarks_read_images(flow, tmp_path, vae):
     images = write_images(tmp_path / "photos", 5)
-    flags = ("--data_path", str(images), "--resolution", "32", "--dataset_num_worker", "0")
+    flags = ("--data_path", images, "--resolution", 32, "--dataset_num_worker", 0)
     result = flow(*flags, "--compare_objectives")
     assert result["sample_shape"] == [3, 32, 32] and result["num_classes"] == 0
     assert result["mean_flow_over_flow_matching"] > 0
     assert 1 <= result["saved_memory_ratio"] <= 1.3  # one whose graph backward keeps takes over 2
     images = write_images(tmp_path / "photos", 3)
-    assert vae("--image_path", str(images), "--dataset_num_worker", "0")["ms_data"] > 0
+    assert vae("--image_path", images, "--dataset_num_worker", 0)["ms_data"] > 0
 
 
 def test_what_cannot_be_timed_is_refused(flow):
@@ -91,18 +91,17 @@ def test_what_cannot_be_timed_is_refused(flow):
         refused(message, flow, "--resolution", "16", *flags)
 
 
-def test_flags_and_the_task_come_from_a_file_and_misspelt_ones_are_refused(tmp_path, capsys):
+def test_flags_and_the_task_come_from_a_file_and_misspelt_ones_are_refused(run, tmp_path, capsys):
     options = {"task": "flow", "dataset": "moons", "model_name": "MLP", "batch_size": 6}
     (tmp_path / "run.yaml").write_text(json.dumps(options))
-    flags = ("--num_classes", "2", *SHORT, "--config", str(tmp_path / "run.yaml"))
-    for more, size in ((["--compare_with_bare_loop"], 6), (["--batch_size", "12"], 12)):
-        main([*flags, *more])
-        result = json.loads(capsys.readouterr().out)
+    flags = ("--num_classes", 2, "--config", tmp_path / "run.yaml")
+    for more, size in ((["--compare_with_bare_loop"], 6), (["--batch_size", 12], 12)):
+        result = run(*flags, *more)
         assert result["img_per_s"] == pytest.approx(size * 1000 / result["ms"])
         assert result["sample_shape"] == [2] and result.get("loop_overhead", 1) > 0
     (tmp_path / "run.yaml").write_text("batch_sise: 6")
     with pytest.raises(SystemExit):
-        main(["--config", str(tmp_path / "run.yaml"), *SHORT])
+        run("--config", tmp_path / "run.yaml")
     assert "did you mean --batch_size?" in capsys.readouterr().err
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import torch
 
 from scripts import cache_latents
@@ -40,16 +41,13 @@ def test_our_model_from_either_flag_gives_one_cache(tiny_vae, photos, tmp_path, 
     assert shards(tmp_path / "a") == shards(tmp_path / "b")
     dataset = LatentDataset(tmp_path / "a")
     assert dataset.sample_shape == (4, 4, 4) and dataset.record["dtype"] == "fp16"
-    images = torch.stack([image_at(photos, name["name"]) for name in dataset.texts(0)])
+    files = [open_rgb(str(photos / text["name"])) for text in dataset.texts(0)]
+    pixels = np.stack([resized_center_crop(file, 32) for file in files])
+    images = to_signed_unit(torch.from_numpy(pixels))
     with torch.no_grad():
         mean = WFVAE2ImageModel.from_pretrained(tiny_vae).encode(images).latent_dist.mean
     stored = dataset._stored(0, "moments")[:, :4]
     torch.testing.assert_close(stored.float(), mean, atol=2e-3, rtol=1e-3)
-
-
-def image_at(photos, name):
-    pixels = resized_center_crop(open_rgb(str(photos / name)), 32)
-    return to_signed_unit(torch.from_numpy(pixels))
 
 
 def test_diffusers_model_brings_its_own_normalisation(diffusers_vae, photos, tmp_path, capsys):
@@ -70,7 +68,10 @@ def test_killed_run_goes_on_where_it_was(tiny_vae, tmp_path):
     command = [sys.executable, script, *flags(folder, output, *options)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    wait_for(lambda: len(list(output.glob("*.safetensors"))) >= 3, process)
+    end = time.monotonic() + 60
+    while len(list(output.glob("*.safetensors"))) < 3:
+        assert process.poll() is None and time.monotonic() < end
+        time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     done = sorted(output.glob("*.safetensors"))
@@ -81,13 +82,6 @@ def test_killed_run_goes_on_where_it_was(tiny_vae, tmp_path):
     cache_latents.main(flags(folder, tmp_path / "whole", *options))
     assert shards(output) == shards(tmp_path / "whole")
     assert without_source(output) == without_source(tmp_path / "whole")
-
-
-def wait_for(condition, process, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None and time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_unreadable_images_are_told_and_the_status_says_so(tiny_vae, photos, tmp_path, capsys):

@@ -42,9 +42,8 @@ def cache(folder, name, *more):
 
 
 def train(place, name, cache, **options):
-    (place.folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
     data = {"dataset": "latents", "data_path": cache, "eval_data_path": cache, "resolution": None}
-    return place.train(name, 2, model_name="FlowDiT-S/1", **data | options)
+    return place.train(name, 2, **data | options)
 
 
 def losses(run):

@@ -19,7 +19,7 @@ from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.model.registry import ModelRegistry
 
-LATENTS = {"dataset": "latents", "model_name": "FlowDiT-S/1", "resolution": None}
+LATENTS = {"dataset": "latents", "resolution": None}
 
 
 def test_a_sample_follows_its_seed_and_its_class(pixels, tmp_path):
@@ -95,7 +95,6 @@ def latent_run(tiny_vae, tmp_path_factory):
             write_images(folder / split / name, count)
         assert cache(folder, split, folder / f"{split}_cache", "--flip") == 0
     place = FlowPlace(folder)
-    (folder / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
     options = LATENTS | {"data_path": folder / "train_cache"}
     options |= {"eval_data_path": folder / "val_cache", "eval_steps": 2, "eval_num_samples": 4}
     return folder, place.train("latents", 2, **options)
@@ -154,9 +153,8 @@ def test_images_are_encoded_while_training_too(latent_run, tmp_path):
     folder, _ = latent_run
     vae = shutil.copytree(folder / "vae", tmp_path / "vae")
     place = FlowPlace(tmp_path)
-    (tmp_path / "tiny.json").write_text('{"hidden_size": 32, "depth": 1, "num_heads": 2}')
-    options = {"dataset": "images", "labels": "folder", "model_name": "FlowDiT-S/1"}
-    options |= {"data_path": folder / "train", "eval_data_path": folder / "val", "eval_steps": 2}
+    options = {"dataset": "images", "labels": "folder", "data_path": folder / "train"}
+    options |= {"eval_data_path": folder / "val", "eval_steps": 2}
     options |= {"resolution": 32, "vae": f"WFVAE2Image:{vae}", "eval_num_samples": 4}
     refused("latent_stats", place.train, "z", 2, **options)
     config = json.loads((vae / "config.json").read_text())

@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import os
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from PIL import Image
 
 from scripts import make_webdataset
 from tests.dataset.shard_files import open_set
+from tests.dataset.shards.test_remote import Server
 from tests.images import smooth_image
 from tests.refusals import refused
+from tests.scripts.flow_exports import command
 from wfimagevae.dataset.shards.index import index_shards
 from wfimagevae.dataset.shards.write import ShardWriter
 
@@ -29,13 +32,9 @@ def photos(tmp_path):
     return folder
 
 
-def flags(photos, output, *more):
-    words = ["--image_path", photos, "--output_dir", output, "--samples_per_shard", 3, *more]
-    return [str(word) for word in words]
-
-
 def make(photos, output, *more):
-    return make_webdataset.main(flags(photos, output, *more))
+    words = ("--image_path", photos, "--output_dir", output, "--samples_per_shard", 3, *more)
+    return command(make_webdataset, *words)
 
 
 def read_with_library(folder):
@@ -180,11 +179,8 @@ def test_stopped_run_goes_on_and_other_images_are_refused(photos, tmp_path, monk
 
 
 def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path, monkeypatch):
-    from tests.dataset.shards.test_remote import Server
-
     make(photos, tmp_path / "shards", "--captions", "sidecar", "--labels", "folder")
-    server = Server(tmp_path / "shards")
-    try:
+    with closing(Server(tmp_path / "shards")) as server:
         urls = [f"{server.url}/shard-{i:06d}.tar" for i in range(3)]
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         indexed = index_shards(urls)
@@ -195,8 +191,6 @@ def test_remote_shards_with_a_record_are_not_read_to_be_indexed(photos, tmp_path
         assert remote.images.content(4) == local.images.content(4)
         assert remote.captions.all(4) == local.captions.all(4)
         assert [p for p in server.count("GET") if p.endswith(".tar")] == ["/shard-000001.tar"]
-    finally:
-        server.close()
 
 
 def test_changed_source_is_refused_not_passed_over(photos, tmp_path):
