@@ -32,11 +32,11 @@ def noise():
 def noise_files(tmp_path, noise):
     """Maker of a folder of different small images of these names."""
 
-    def make(*names):
+    def make(*names, size=(10, 10)):
         for i, name in enumerate(names):
             path = tmp_path / "images" / name
             path.parent.mkdir(parents=True, exist_ok=True)
-            noise(10, 10, seed=i).save(path)
+            noise(*size, seed=i).save(path)
         return tmp_path / "images"
 
     return make
@@ -74,14 +74,10 @@ def flat_folder(tmp_path):
 
 
 @pytest.fixture
-def noise_folder(tmp_path, noise):
+def noise_folder(noise_files):
     """Maker of a folder of different random images, larger than the crops taken from them."""
 
     def make(count, width=20, height=16):
-        folder = tmp_path / "noise"
-        folder.mkdir()
-        for i in range(count):
-            noise(width, height, seed=i).save(folder / f"{i:02d}.png")
-        return folder
+        return noise_files(*(f"{i:02d}.png" for i in range(count)), size=(width, height))
 
     return make

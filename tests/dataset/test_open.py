@@ -163,9 +163,9 @@ def test_mixed_buckets_deal_whole_batches_of_one_set(build, folder):
     refused("batch_size was 2, is 4", other.load_state_dict, state)
 
 
-@pytest.mark.parametrize(
-    ("flag", "message"),
-    [
+def test_options_that_cannot_be_met_are_errors(build, shards):
+    sources = [shards([3])]
+    for flag, message in (
         ({"reduced_min_sizes": [4]}, "--train_crop native never does"),
         ({"use_manifest": True}, "means shards, not a manifest"),
         ({"aspect_buckets": 4, "min_image_size": 99}, "leave none of 3 images"),
@@ -174,10 +174,8 @@ def test_mixed_buckets_deal_whole_batches_of_one_set(build, folder):
         ({"wds_cache_gb": float("nan")}, "wds_cache_gb: nan is not a number of at least 0"),
         ({"max_aspect_ratio": 0.5}, r"at least 1, or 0 for any, got 0.5"),
         ({"min_image_size": -3}, "min_image_size: -3 is not a whole number of at least 0"),
-    ],
-)
-def test_options_that_cannot_be_met_are_errors(build, shards, flag, message):
-    refused(message, build, [shards([3])], "vae", **flag)
+    ):
+        refused(message, build, sources, "vae", **flag)
 
 
 def test_image_flags_are_refused_for_other_data(options):

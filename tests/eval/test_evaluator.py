@@ -75,11 +75,8 @@ def test_local_weights_make_all_metrics_available(alexnet_weights, inception_wei
     narrow = functools.partial(FrechetDistance, num_features=64)  # 2048 take 20 s to compare
     monkeypatch.setattr("wfimagevae.eval.evaluator.FrechetDistance", narrow)
     real, generated = pairs(3, size=32)
-    options = MetricOptions(
-        lpips_net="alex",
-        lpips_weights=str(alexnet_weights),
-        inception_weights=str(inception_weights),
-    )
+    weights = {"lpips_weights": alexnet_weights, "inception_weights": inception_weights}
+    options = MetricOptions(lpips_net="alex", **weights)
     evaluator = Evaluator(("rfid", "lpips", "ssim", "psnr"), CPU, options)
     evaluator.update(real, generated)
     values = evaluator.compute()

@@ -19,15 +19,9 @@ def noisy_pair(height=37, width=52, noise=0.1, seed=0):
 
 
 def skimage_ssim(x, y):
-    return structural_similarity(
-        x.numpy().astype(np.float64),
-        y.numpy().astype(np.float64),
-        gaussian_weights=True,
-        sigma=1.5,
-        use_sample_covariance=False,
-        data_range=1,
-        channel_axis=0,
-    )
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    pair = (image.double().numpy() for image in (x, y))
+    return structural_similarity(*pair, **window, data_range=1, channel_axis=0)
 
 
 @pytest.mark.parametrize("noise", [0.3, 0.01])
@@ -39,10 +33,8 @@ def test_ssim_of_each_image_agrees_with_scikit_image(noise):
 
 def test_psnr_of_each_image_agrees_with_scikit_image():
     x, y = noisy_pair()
-    expected = [
-        peak_signal_noise_ratio(a.numpy(), b.numpy(), data_range=1)
-        for a, b in zip(x, y, strict=True)
-    ]
+    pairs = zip(x.numpy(), y.numpy(), strict=True)
+    expected = [peak_signal_noise_ratio(a, b, data_range=1) for a, b in pairs]
     np.testing.assert_allclose(psnr(x, y).numpy(), expected, atol=1e-5)
 
 

@@ -1,5 +1,3 @@
-import pytest
-
 from tests.refusals import refused
 from wfimagevae.eval.pairs import match_pairs, output_names
 
@@ -25,14 +23,12 @@ def test_pairs_are_made_by_relative_path_outside_the_reserved_folder():
 
 
 def test_missing_and_several_partners_are_listed():
-    both = (
-        r"1 originals have no reconstruction: a\.jpg; 1 generated images have no original: c\.png"
-    )
+    both = r"1 originals have no reconstruction: a\.jpg; 1 generated .* no original: c\.png"
     refused(both, match_pairs, ["a.jpg", "b.jpg"], ["b.png", "c.png"])
-    with pytest.raises(ValueError, match=r"25 originals.*09\.png and 15 more"):
-        match_pairs([f"{i:02d}.png" for i in range(25)], [])
-    with pytest.raises(ValueError, match=r"several reconstructions: a\.png, a\.webp"):
-        match_pairs(["a.jpg"], ["a.webp", "a.png"])
+    many = [f"{i:02d}.png" for i in range(25)]
+    refused(r"25 originals.*09\.png and 15 more", match_pairs, many, [])
+    several = r"several reconstructions: a\.png, a\.webp"
+    refused(several, match_pairs, ["a.jpg"], ["a.webp", "a.png"])
 
 
 def test_a_subset_finds_its_reconstructions_among_others():

@@ -40,9 +40,8 @@ def write(folder, images):
 
 def all_of(samples, batch_size=3):
     numbers = range(len(samples))
-    return torch.cat(
-        list(samples.read([numbers[i : i + batch_size] for i in numbers[::batch_size]]))
-    )
+    batches = [numbers[i : i + batch_size] for i in numbers[::batch_size]]
+    return torch.cat(list(samples.read(batches)))
 
 
 def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):

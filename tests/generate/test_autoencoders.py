@@ -47,10 +47,8 @@ def test_model_without_a_posterior_has_no_log_variance():
 
 
 def test_normalisation_is_ours_once_measured_or_that_of_diffusers_in_either_form():
-    vae, statistics = (
-        WFVAE2ImageModel.from_config(TINY_MODEL),
-        ([0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]),
-    )
+    vae = WFVAE2ImageModel.from_config(TINY_MODEL)
+    statistics = [0.1, 0.2, 0.3, 0.4], [1.0, 2.0, 3.0, 4.0]
     assert as_autoencoder(vae, CPU).normalization is None
     vae.set_latent_statistics(*statistics)
     assert as_autoencoder(vae, CPU).normalization == statistics

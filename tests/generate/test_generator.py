@@ -14,8 +14,6 @@ from wfimagevae.generate.generated_files import (
     Sheet,
     class_stems,
     prompt_subjects,
-    read_picture_record,
-    write_again,
     write_folder,
 )
 from wfimagevae.generate.options import SamplingOptions
@@ -127,19 +125,6 @@ def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
     assert colour(scaled[1::2])[:2].argmax(1).tolist() == [0, 2]
     assert second == [2, titles, None] and colour(rows)[:4].argmax(1).tolist() == [0, 0, 2, 2]
     assert third == [2, [RED, "", ""], None] and len(five) == 5
-
-
-def test_a_picture_is_made_again_by_the_weights_that_drew_it_alone(tmp_path):
-    generator = generator_of(WordModel())
-    generator.source = dict.fromkeys(("path", "model_name", "raw_weights", "vae", "text_encoder"))
-    sheet = Sheet(*prompt_subjects(named_prompts([BLUE]), [], 2), [EULER], (12, 8))
-    write_folder(tmp_path, generator, sheet, 3, ALONE)
-    record = read_picture_record(tmp_path / "ccc-1.json")
-    path = write_again(tmp_path / "again", generator, record, "ccc-1", ALONE)
-    assert path.read_bytes() == (tmp_path / "ccc-1.png").read_bytes()
-    generator.model.gain.data.fill_(0.5)
-    words = r"was drawn by weights .* those of None are"
-    refused(words, write_again, tmp_path, generator, record, "x", ALONE)
 
 
 def test_samples_that_overflow_leave_a_picture_but_no_files(tmp_path):

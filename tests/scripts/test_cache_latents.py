@@ -1,6 +1,5 @@
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -82,15 +81,6 @@ def test_killed_run_goes_on_where_it_was(tiny_vae, tmp_path):
     cache_latents.main(flags(folder, tmp_path / "whole", *options))
     assert shards(output) == shards(tmp_path / "whole")
     assert without_source(output) == without_source(tmp_path / "whole")
-
-
-def test_unreadable_images_are_told_and_the_status_says_so(tiny_vae, photos, tmp_path, capsys):
-    folder = shutil.copytree(photos, tmp_path / "images")
-    (folder / "bad.png").write_bytes(b"nothing")
-    options = ("--from_pretrained", tiny_vae)
-    assert cache_latents.main(flags(folder, tmp_path / "out", *options)) == 1
-    told = capsys.readouterr()
-    assert "bad.png: not a JPEG" in told.err and "1 images left out" in told.out
 
 
 def test_no_or_two_models_and_images_outside_their_classes_are_refused(tiny_vae, photos, tmp_path):

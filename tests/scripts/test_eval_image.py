@@ -1,10 +1,6 @@
 import json
-import multiprocessing
-import os
 import re
 import shutil
-import signal
-import time
 
 import numpy as np
 import pytest
@@ -14,11 +10,6 @@ from PIL import Image
 from scripts import eval_image
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
-from wfimagevae.dataset import ValidImageDataset
-from wfimagevae.engine.distributed import World
-from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.options import PairOptions
-from wfimagevae.eval.pairs import PairDataset, evaluate_pairs
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.ssim import ssim
 
@@ -110,21 +101,3 @@ def test_pairs_that_do_not_fit_name_their_files(photos, blurred, tmp_path):
     refused("generated image four.png: ", evaluate, photos, generated, *options)
     (generated / "b" / "one.png").rename(generated / "b" / "two.png")
     refused(r"b/one.jpeg.*no original: b/two.png", evaluate, photos, generated, *SIZE)
-
-
-def test_reading_processes_outlive_a_signal_to_the_whole_job(photos, blurred):
-    """Ctrl-C is the main process's to handle: one that takes care of it goes on to the end."""
-    pairs = PairDataset(ValidImageDataset(photos, 48), ValidImageDataset(blurred), False)
-    device = torch.device("cpu")
-
-    class Interrupted(Evaluator):
-        def update(self, real, generated):
-            for worker in multiprocessing.active_children():
-                os.kill(worker.pid, signal.SIGINT)
-            time.sleep(0.1)
-            super().update(real, generated)
-
-    evaluator = Interrupted(["psnr"], device)
-    options = PairOptions(real_image_dir=photos, batch_size=1, num_workers=1)
-    evaluate_pairs(pairs, evaluator, options, World(0, 1, device))
-    assert evaluator.count == 5

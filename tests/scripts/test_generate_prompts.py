@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -130,6 +131,7 @@ def test_a_record_that_was_edited_is_explained(text_flow, tmp_path):
     for part, value, words in (
         ("model", {}, r"x\.json is no record .*: no model\.fingerprint, .* model\.vae"),
         ("model", None, r"no record .*model\.path"),
+        ("model", record["model"] | {"fingerprint": "f" * 64}, "was drawn by weights f{12}, those"),
         ("guidance", {"scale": 2.0}, r"no guidance\.channels, guidance\.interval"),
         ("batch", {"size": 2, "row": 77}, "no sample 77 in a batch of 2"),
         ("guidance", dict.fromkeys(empty), "how to sample"),
@@ -188,16 +190,12 @@ def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
 def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypatch):
     shapes = list(SHAPES)
     flow = export_text(tmp_path / "flow", class_names=shapes)
-    drawn = []
-
-    def draw(self, subjects, options):
-        drawn.extend(subjects)
-        return torch.zeros(len(subjects), 3, 8, 8)
-
+    draw = Mock(side_effect=lambda subjects, options: torch.zeros(len(subjects), 3, 8, 8))
     monkeypatch.setattr(FlowGenerator, "draw", draw)
     words = ["--from_pretrained", flow, "--metric", "energy_distance", "--num_images", 70]
     words += ["--dataset", "shapes", "--resolution", 8, "--device", "cpu"]
     assert command(eval_generation, *words) == 0
+    drawn = [subject for call in draw.call_args_list for subject in call.args[0]]
     assert len({subject.prompt for subject in drawn}) == 64
     assert all(subject.prompt.endswith(f" {shapes[subject.label]}") for subject in drawn)
 

@@ -73,13 +73,6 @@ def test_write_needs_a_folder_without_checkpoints(tiny_vae, photos, tmp_path, mo
     assert (folder / "config.json").read_text() == before
 
 
-def test_unreadable_images_are_listed(tiny_vae, photos, tmp_path, capsys):
-    shutil.copy(photos / "a" / "two.png", tmp_path / "good.png")
-    (tmp_path / "bad.png").write_bytes(b"nothing")
-    assert run(tiny_vae, tmp_path) == 1
-    assert "unreadable: bad.png" in capsys.readouterr().err
-
-
 def test_latents_that_overflow_are_no_statistics():
     sums, mean = torch.zeros(3, 2), torch.zeros(1, 2, 3, 3)
     mean[0, 1, 0, 0] = torch.inf

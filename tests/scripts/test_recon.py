@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio
 
-from scripts import recon_image, recon_single_image
+from scripts import cache_latents, latent_stats, recon_image, recon_single_image
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
 from wfimagevae.model import WFVAE2ImageModel
@@ -63,15 +63,21 @@ def test_batches_and_subsets_do_not_change_pixels(tiny_vae, photos, tmp_path):
         assert a.shape == (48, 48, 3) and np.abs(a - b).max() <= 1
 
 
-def test_unreadable_images_are_listed_and_the_rest_is_written(tiny_vae, photos, tmp_path, capsys):
+def test_unreadable_images_are_listed_and_the_rest_is_read(tiny_vae, photos, tmp_path, capsys):
     (tmp_path / "real").mkdir()
     shutil.copy(photos / "a" / "two.png", tmp_path / "real" / "good.png")
     (tmp_path / "real" / "cut.jpg").write_bytes((photos / "a" / "one.jpg").read_bytes()[:300])
-    assert recon(tiny_vae, tmp_path / "real", tmp_path / "out", "--resolution", 32) == 1
-    assert files(tmp_path / "out") == ["good.png"]
-    output = capsys.readouterr()
-    assert "reconstructed 1 of 2" in output.out
-    assert "unreadable: cut.jpg" in output.err
+    cpu = ("--from_pretrained", tiny_vae, "--resolution", 32, "--num_workers", 0, "--device", "cpu")
+    for script, source, output, words in (
+        (recon_image, "--real_image_dir", "--generated_image_dir", "reconstructed 1 of 2"),
+        (cache_latents, "--image_path", "--output_dir", "1 images left out"),
+        (latent_stats, "--real_image_dir", "--output_json", "| channel |"),
+    ):
+        target = tmp_path / script.__name__
+        assert command(script, source, tmp_path / "real", output, target, *cpu) == 1
+        told = capsys.readouterr()
+        assert words in told.out and "cut.jpg" in told.err
+    assert files(tmp_path / recon_image.__name__) == ["good.png"]
 
 
 def test_originals_are_never_overwritten(tiny_vae, photos, tmp_path):

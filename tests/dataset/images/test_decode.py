@@ -191,9 +191,8 @@ def drafts(monkeypatch):
     scales, draft = [], JpegImagePlugin.JpegImageFile.draft
 
     def spy(image, mode, size):
-        before = image.size
-        result = draft(image, mode, size)
-        scales.append(round(before[0] / image.size[0]))
+        full_width, result = image.width, draft(image, mode, size)
+        scales.append(round(full_width / image.width))
         return result
 
     monkeypatch.setattr(JpegImagePlugin.JpegImageFile, "draft", spy)

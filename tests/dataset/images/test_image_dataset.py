@@ -39,9 +39,7 @@ def test_sample_depends_on_seed_and_position_alone(noise_folder):
 def test_crop_is_any_piece_of_the_image_or_its_mirror_image(tmp_path):
     ys, xs = np.mgrid[:7, :9].astype(np.uint8)  # pixel (x, y) is (x, y, 0)
     Image.fromarray(np.stack([xs, ys, 0 * xs], axis=2)).save(tmp_path / "a.png")
-    crops = (
-        TrainImageDataset(tmp_path, 5).read_batch(list(range(500)))["pixels"].numpy().astype(int)
-    )
+    crops = TrainImageDataset(tmp_path, 5).read_batch(list(range(500)))["pixels"].int().numpy()
     xs, ys = crops[:, 0, :, 0], crops[:, :, 0, 1]
     assert (crops[..., 0] == xs[:, None]).all() and (crops[..., 1] == ys[:, :, None]).all()
     assert (np.diff(ys) == 1).all() and (np.diff(xs) == np.diff(xs)[:, :1]).all()
@@ -86,9 +84,8 @@ def test_unreadable_files_are_tried_and_told_once(flat_folder, monkeypatch):
 def test_nothing_readable_is_an_error_with_examples_after_a_thousand_at_most(flat_folder, tmp_path):
     dataset = TrainImageDataset(flat_folder(5), resolution=13)
     for _ in range(2):  # what failed once is remembered
-        refused(
-            r"none of 5 .*00\.png \(too small: 12x12", lambda: dataset[3], error=NoReadableImage
-        )
+        words = r"none of 5 .*00\.png \(too small: 12x12"
+        refused(words, lambda: dataset[3], error=NoReadableImage)
     (tmp_path / "empty").mkdir()
     for i in range(1500):
         (tmp_path / "empty" / f"{i}.png").touch()

@@ -91,9 +91,8 @@ def test_manifest_labels_follow_their_lines_and_names_are_sorted(manifest, caplo
     assert held_out.labels.tolist() == [0, 2, 0]
 
 
-@pytest.mark.parametrize(
-    ("labels", "names", "message"),
-    [
+def test_bad_line_is_named(manifest):
+    for labels, names, message in (
         ((0, None), None, r"jsonl:2: expected a label"),
         ((0, 1.5), None, r"jsonl:2: expected a label"),
         ((True,), None, r"jsonl:1: expected a label"),
@@ -102,10 +101,9 @@ def test_manifest_labels_follow_their_lines_and_names_are_sorted(manifest, caplo
         ((0, 1, 2), ["a", "b"], r"jsonl:3: label 2 is out of range: use 0 to 1"),
         (("a", "c"), ["a", "b"], r"jsonl:2: label 'c' is out of range: the classes are a, b"),
         ((0, "a"), None, r"one kind"),
-    ],
-)
-def test_bad_line_is_named(manifest, labels, names, message):
-    refused(message, TrainImageDataset, manifest(*labels), 8, labels=Labels("manifest", names))
+    ):
+        kind = Labels("manifest", names)
+        refused(message, TrainImageDataset, manifest(*labels), 8, labels=kind)
 
 
 def test_labels_of_the_wrong_kind_are_refused(classes, manifest):

@@ -36,12 +36,6 @@ def test_every_latent_is_seen_once_per_epoch(cache):
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs) and epochs[0] != epochs[1]
 
 
-def test_empty_shard_is_passed_over(tmp_path):
-    shards = [{"moments": numbered(first, count)} for first, count in ((0, 2), (0, 0), (2, 1))]
-    dataset = LatentDataset(write_cache(tmp_path, shards))
-    assert sorted(numbers(dataset.read_batch([0, 1, 2]))) == [0, 1, 2]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_stored_types_read_back(tmp_path, dtype):
     moments = (torch.randn(5, 4, 3, 3) - torch.tensor([0, 0, 40, 40]).view(4, 1, 1)).to(dtype)
@@ -90,14 +84,15 @@ def test_mirrored_copy_stands_in_half_of_the_time(tmp_path):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_labels_follow_their_latents_through_the_loader(tmp_path, num_workers):
+def test_labels_follow_their_latents_and_an_empty_shard_is_passed_over(tmp_path, num_workers):
     shards = [
-        {"moments": numbered(0, 4), "labels": torch.tensor([0, 1, 0, 1])},
-        {"moments": numbered(4, 3), "labels": torch.tensor([0, 1, 0])},
+        {"moments": numbered(first, count), "labels": torch.arange(first, first + count) % 2}
+        for first, count in ((0, 4), (0, 0), (4, 3))
     ]
     dataset = LatentDataset(write_cache(tmp_path, shards, class_names=["even", "odd"]))
     (batch,) = draw(TrainLoader(dataset, batch_size=10, num_workers=num_workers))
     assert batch["label"].tolist() == [number % 2 for number in numbers(batch)]
+    assert set(numbers(batch)) == set(range(7))
     assert dataset.num_classes == 2 and batch["position"] == list(range(10))
 
 
@@ -118,18 +113,15 @@ def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path
     assert numbers(LatentDataset(other, like=like).read_batch([0])) == [(8 - 2) * 3]
 
 
-@pytest.mark.parametrize(
-    ("facts", "message"),
-    [
+def test_latents_of_another_kind_are_refused(cache, tmp_path):
+    shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
+    for facts, message in (
         ({"resolution": 64}, "encoded at resolution 64, expected 32"),
         ({"vae": {"source": "diffusers:x", "fingerprint": "a" * 64}}, "another VAE: diffusers:x"),
         ({"class_names": ["a"]}, "has 1 classes"),
-    ],
-)
-def test_latents_of_another_kind_are_refused(cache, tmp_path, facts, message):
-    shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
-    other = write_cache(tmp_path / "other", [shard], **facts)
-    refused(message, LatentDataset, other, error=DataError, like=LatentDataset(cache).record)
+    ):
+        other = write_cache(tmp_path / "other", [shard], **facts)
+        refused(message, LatentDataset, other, error=DataError, like=LatentDataset(cache).record)
     shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
     third = write_cache(tmp_path / "third", [shard], class_names=["a", "b"])
     refused("label 2 is out of range, use 0 to 1", LatentDataset, third, error=DataError)
