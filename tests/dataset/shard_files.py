@@ -4,7 +4,6 @@ import io
 import json
 import tarfile
 
-import numpy as np
 import webdataset
 from PIL import Image
 
@@ -21,15 +20,6 @@ def png(value, width=12, height=12):
     """A PNG file of one gray value."""
     file = io.BytesIO()
     Image.new("RGB", (width, height), (value,) * 3).save(file, "PNG")
-    return file.getvalue()
-
-
-def jpg(seed, width=40, height=30, **options):
-    """A JPEG file of smooth random colours."""
-    rng = np.random.default_rng(seed)
-    small = Image.fromarray(rng.integers(0, 256, (4, 4, 3), dtype=np.uint8))
-    file = io.BytesIO()
-    small.resize((width, height), Image.Resampling.BICUBIC).save(file, "JPEG", **options)
     return file.getvalue()
 
 

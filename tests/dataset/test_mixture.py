@@ -30,15 +30,11 @@ class Counted:
         return 9
 
 
-def places(mixture, count):
-    return [mixture.place(position) for position in range(count)]
-
-
 @pytest.mark.parametrize("block", [1, 4])
 @pytest.mark.parametrize("weights", [(1, 1), (0.7, 0.2, 0.1), (5, 3, 3, 1), (1e-3, 1)])
 def test_every_stretch_has_its_share_and_each_set_goes_on_in_turn(weights, block):
     mixture = Mixture([Counted() for _ in weights], weights, block)
-    dealt = places(mixture, 2000 * block)
+    dealt = [mixture.place(position) for position in range(2000 * block)]
     for number, weight in enumerate(weights):
         mine = [place for owner, place in dealt if owner == number]
         assert mine == list(range(len(mine)))  # no position of a set is left out or comes twice
@@ -56,7 +52,7 @@ def test_without_weights_every_sample_comes_once_an_epoch(sets):
     mixture = Mixture(sets(7, 2, 4))
     assert len(mixture) == 13
     for epoch in range(3):
-        dealt = places(mixture, 13 * (epoch + 1))[13 * epoch :]
+        dealt = [mixture.place(13 * epoch + i) for i in range(13)]
         assert [sum(owner == i for owner, _ in dealt) for i in range(3)] == [7, 2, 4]
         images = {(o, mixture.parts[o]._order.index(p)) for o, p in dealt}
         assert len(images) == 13

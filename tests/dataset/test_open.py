@@ -163,7 +163,9 @@ def test_mixed_buckets_deal_whole_batches_of_one_set(build, folder):
     refused("batch_size was 2, is 4", other.load_state_dict, state)
 
 
-def test_options_that_cannot_be_met_are_errors(build, shards):
+def test_options_that_cannot_be_met_are_errors(options, build, shards):
+    shapes = options(dataset="shapes", aspect_buckets=8)
+    refused("--aspect_buckets is for --dataset images", build_datasets, shapes)
     sources = [shards([3])]
     for flag, message in (
         ({"reduced_min_sizes": [4]}, "--train_crop native never does"),
@@ -176,11 +178,6 @@ def test_options_that_cannot_be_met_are_errors(build, shards):
         ({"min_image_size": -3}, "min_image_size: -3 is not a whole number of at least 0"),
     ):
         refused(message, build, sources, "vae", **flag)
-
-
-def test_image_flags_are_refused_for_other_data(options):
-    chosen = options(dataset="shapes", aspect_buckets=8)
-    refused("--aspect_buckets is for --dataset images", build_datasets, chosen)
 
 
 def test_data_travel_to_workers_that_are_not_forked(build, folder):

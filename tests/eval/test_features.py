@@ -58,8 +58,8 @@ def test_weights_that_cannot_be_downloaded_say_how_to_get_them(no_downloads):
 
 
 def test_wrong_weights_images_and_features_are_refused(tmp_path, inception_weights):
-    with pytest.raises(MissingWeights, match=r"/weights-inception-2015-12-05-6726825d\.pth"):
-        load_inception(CPU, str(tmp_path / "none.pth"))
+    words = r"/weights-inception-2015-12-05-6726825d\.pth"
+    refused(words, load_inception, CPU, str(tmp_path / "none.pth"), error=MissingWeights)
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name, text in (("a", "not weights"), ("b", "hello" * 100), ("c", "")):
         (tmp_path / f"{name}.pth").write_text(text)  # each fails in its own way
@@ -71,8 +71,8 @@ def test_wrong_weights_images_and_features_are_refused(tmp_path, inception_weigh
     state = torch.load(inception_weights)
     state["Conv2d_1a_3x3.conv.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "nan.pth")
-    with pytest.raises(ValueError, match="not finite"):
-        load_inception(CPU, str(tmp_path / "nan.pth"), 64)(torch.zeros(1, 3, 8, 8).byte())
+    network = load_inception(CPU, str(tmp_path / "nan.pth"), 64)
+    refused("not finite", network, torch.zeros(1, 3, 8, 8).byte())
 
 
 def test_digest_is_the_start_of_sha256(tmp_path):

@@ -71,12 +71,10 @@ def encode(folder, output, model=None, labels="folder", captions="none", text=No
 
 def expected_means(folder):
     """Averages of each image's 2 x 2 blocks, in sorted order."""
-    means = []
-    for path in sorted(folder.rglob("*.png")):
-        pixels = torch.from_numpy(resized_center_crop(Image.open(path), SIZE))
-        image = to_signed_unit(pixels)
-        means.append(image.reshape(3, SIZE // 2, 2, SIZE // 2, 2).mean((2, 4)))
-    return torch.stack(means)
+    files = map(Image.open, sorted(folder.rglob("*.png")))
+    pixels = np.stack([resized_center_crop(file, SIZE) for file in files])
+    images = to_signed_unit(torch.from_numpy(pixels))
+    return images.reshape(-1, 3, SIZE // 2, 2, SIZE // 2, 2).mean((3, 5))
 
 
 def contents(output):

@@ -14,6 +14,7 @@ from tests.eval.conftest import (  # noqa: F401, fixtures
     inception_weights,
     no_downloads,
 )
+from tests.images import TINY_MODEL
 from tests.scripts.flow_exports import export, export_points, export_text
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.eval.pairs import output_names
@@ -29,14 +30,8 @@ SIDES = {"down": "DownEncoder", "up": "UpDecoder"}
 def tiny_vae(tmp_path_factory):
     """A small model with random weights, as a Hugging Face folder."""
     torch.manual_seed(0)
-    vae = WFVAE2ImageModel(
-        latent_dim=4,
-        base_channels=[8, 16, 24],
-        encoder_energy_flow_size=8,
-        decoder_energy_flow_size=8,
-    )
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    vae.save_pretrained(folder)
+    WFVAE2ImageModel.from_config(TINY_MODEL).save_pretrained(folder)
     return folder
 
 

@@ -18,6 +18,8 @@ from tests.scripts.flow_exports import command
 from wfimagevae.dataset.shards.index import index_shards
 from wfimagevae.dataset.shards.write import ShardWriter
 
+KINDS = {"png", "jpg", "webp"}
+
 
 @pytest.fixture
 def photos(tmp_path):
@@ -52,7 +54,7 @@ def read_with_us(folder):
 
 
 def as_we_read(sample):
-    kind = next(kind for kind in ("png", "jpg", "webp") if kind in sample)
+    (kind,) = KINDS & sample.keys()
     lines, record = sample["txt"].decode().splitlines(), json.loads(sample["json"])
     return sample["__key__"], sample[kind], lines, int(sample["cls"]), record
 
@@ -64,7 +66,7 @@ def test_our_shards_and_the_librarys_read_the_same_through_both(photos, tmp_path
     theirs.mkdir()
     with webdataset.ShardWriter(str(theirs / "shard-%06d.tar"), maxcount=3, verbose=0) as writer:
         for sample in samples:
-            writer.write({k: v for k, v in sample.items() if k in ("__key__",) or k[0] != "_"})
+            writer.write({k: v for k, v in sample.items() if k == "__key__" or k[0] != "_"})
     assert len(list(theirs.glob("*.tar"))) == 3
     through_library = [as_we_read(sample) for sample in samples]
     assert [as_we_read(sample) for sample in read_with_library(theirs)] == through_library
@@ -121,10 +123,8 @@ def test_record_tells_counts_sizes_and_hashes_and_unreadable_images(photos, tmp_
 
 def test_manifest_fields_are_kept(photos, tmp_path):
     manifest, paths = tmp_path / "list.jsonl", ("a/p0.png", "a/p2.webp", "a/p4.jpg")
-    lines = [
-        {"path": f"photos/{path}", "similarity": i / 5, "label": 2 * i}
-        for i, path in enumerate(paths)
-    ]
+    facts = [{"similarity": i / 5, "label": 2 * i} for i in range(3)]
+    lines = [{"path": f"photos/{path}"} | fact for path, fact in zip(paths, facts, strict=True)]
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert make(manifest, tmp_path / "shards", "--labels", "manifest") == 0
     samples = sorted(read_with_library(tmp_path / "shards"), key=lambda sample: sample["__key__"])
@@ -137,7 +137,7 @@ def test_manifest_fields_are_kept(photos, tmp_path):
 def test_large_images_are_shrunk_and_others_encoded_as_asked(photos, tmp_path):
     make(photos, tmp_path / "small", "--resize", 20)
     for sample in read_with_library(tmp_path / "small"):
-        kind = next(kind for kind in ("png", "jpg", "webp") if kind in sample)
+        (kind,) = KINDS & sample.keys()
         with Image.open(io.BytesIO(sample[kind])) as image:
             assert min(image.size) == 20
             assert image.format.lower() == {"jpg": "jpeg"}.get(kind, kind)

@@ -15,17 +15,14 @@ def classes(noise_files):
 
 
 @pytest.fixture
-def manifest(tmp_path, noise):
+def manifest(noise_files):
     """Maker of a manifest whose line i has the given label; None leaves the field out."""
 
     def make(*labels):
-        lines = []
-        for i, label in enumerate(labels):
-            # Line order differs from sorted order.
-            name = f"{9 - i}.png"
-            noise(10, 10, seed=i).save(tmp_path / name)
-            lines.append({"path": name} | ({} if label is None else {"label": label}))
-        path = tmp_path / "list.jsonl"
+        names = [f"{9 - i}.png" for i in range(len(labels))]  # lines are in no sorted order
+        fields = [{} if label is None else {"label": label} for label in labels]
+        lines = [{"path": name} | more for name, more in zip(names, fields, strict=True)]
+        path = noise_files(*names) / "list.jsonl"
         path.write_text("\n".join(map(json.dumps, lines)))
         return path
 
@@ -91,7 +88,7 @@ def test_manifest_labels_follow_their_lines_and_names_are_sorted(manifest, caplo
     assert held_out.labels.tolist() == [0, 2, 0]
 
 
-def test_bad_line_is_named(manifest):
+def test_bad_lines_and_labels_of_the_wrong_kind_are_named(classes, manifest):
     for labels, names, message in (
         ((0, None), None, r"jsonl:2: expected a label"),
         ((0, 1.5), None, r"jsonl:2: expected a label"),
@@ -104,9 +101,6 @@ def test_bad_line_is_named(manifest):
     ):
         kind = Labels("manifest", names)
         refused(message, TrainImageDataset, manifest(*labels), 8, labels=kind)
-
-
-def test_labels_of_the_wrong_kind_are_refused(classes, manifest):
     refused("it is a folder; use 'folder'", TrainImageDataset, classes, 8, labels="manifest")
     refused("it is a manifest; use 'manifest'", TrainImageDataset, manifest(0), 8, labels="folder")
     refused("unknown labels 'folders'", TrainImageDataset, classes, 8, labels="folders")

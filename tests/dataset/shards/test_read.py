@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import pickle
 from collections import Counter
@@ -9,12 +10,12 @@ import numpy as np
 import pytest
 import torch
 import webdataset
+from PIL import Image
 
 from tests.dataset.conftest import draw
 from tests.dataset.shard_files import (
     as_json,
     dataset,
-    jpg,
     numbers,
     open_set,
     png,
@@ -82,8 +83,6 @@ def test_order_stays_in_a_few_shards_at_a_time_and_shuffles_inside():
         assert len({files[i] for i in group}) == (stop - start) // 20
         assert len({files[i] for i in group[:12]}) == (3 if stop <= 180 else 1)
     assert len({files[i] for i in epoch[180:]}) == 1
-    again = ShardOrder(files, seed=1, group_size=3)
-    assert [again.index(p) for p in (399, 7, 250, 0)] == [order.index(p) for p in (399, 7, 250, 0)]
     other = ShardOrder(files, seed=2, group_size=3)
     assert [other.index(p) for p in range(200)] != epoch
 
@@ -175,8 +174,10 @@ def test_samples_without_an_image_of_the_types_are_counted_and_their_types_told(
 
 
 def test_sizes_are_those_of_the_upright_image(tmp_path):
-    turned = {"exif": b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"}
-    write_shards(tmp_path, [1], lambda i: {"png": None, "jpg": jpg(0, 40, 30, **turned)})
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 30)).save(turned, "JPEG", exif=exif)
+    write_shards(tmp_path, [1], lambda i: {"png": None, "jpg": turned.getvalue()})
     found = open_set(str(tmp_path))
     assert found.sizes.tolist() == [[30, 40]]
     assert open_rgb(found.images.file(0)).size == (30, 40)

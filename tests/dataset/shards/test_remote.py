@@ -24,8 +24,7 @@ class Server:
     """A folder served over HTTP, with failures on demand."""
 
     def __init__(self, folder):
-        self.requests = []
-        self.tokens = []
+        self.requests, self.tokens = [], []
         self.failures = {}  # path -> how many requests fail first
         self.cut = {}  # path -> how many answers break off
         self.redirects = {}  # path -> headers of an answer that leads elsewhere

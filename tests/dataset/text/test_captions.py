@@ -67,7 +67,7 @@ def test_a_manifest_gives_one_or_several_and_its_lines_need_no_order(photos):
     assert captions_of(manifest, "sidecar")["a.png"] == ["beside"]
 
 
-def test_lists_that_cannot_be_used_are_explained(photos):
+def test_lists_and_captions_that_cannot_be_used_are_explained(photos):
     path = photos / "list.tsv"
     for text, message in (
         (b"a cat", r"list\.tsv:1: expected name<TAB>caption"),
@@ -76,9 +76,7 @@ def test_lists_that_cannot_be_used_are_explained(photos):
     ):
         path.write_bytes(text)
         refused(message, captions_of, photos, path)
-
-
-def test_captions_of_the_wrong_kind_are_refused(photos):
+    path.unlink()
     refused("none of 4 images has a caption", TrainImageDataset, photos, 8, captions="sidecar")
     refused("it is a folder; use 'sidecar'", TrainImageDataset, photos, 8, captions="manifest")
     refused("'sidecars': there is no such file", TrainImageDataset, photos, 8, captions="sidecars")
