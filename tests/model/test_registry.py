@@ -57,7 +57,7 @@ def test_every_advertised_name_is_registered():
         for patch in choices
     }
     classes = {"FlowTransformer", "MLP", "SmallCNN", "UNet", "WFVAE2Image"}
-    assert set(ModelRegistry.names()) == presets | classes
+    assert presets | classes <= set(ModelRegistry.names())
 
 
 def test_a_model_is_found_by_name_and_by_class_name_and_none_by_another():

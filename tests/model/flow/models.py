@@ -16,6 +16,7 @@ _SMALL = {
     | {"attention_resolutions": [8]},
     "SmallCNN": {"input_size": 8, "base_channels": 16},
     "MLP": {"hidden_size": 32, "depth": 2},
+    "FlowTransformer": _TRANSFORMER,
 }
 # "cross" and "joint" behind a name: it also reads texts, of an encoder "external" or its own.
 TEXT_KINDS = ("DiT-S/2 cross", "FlowDiT-S/2 joint")
@@ -37,7 +38,7 @@ def golden_sit():
 def small_model(name, **options):
     """A registered model cut down to test size; its outputs are not zero as at initialisation."""
     name, *text = name.split()
-    sizes = _SMALL.get(name, _TRANSFORMER)
+    sizes = _SMALL.get(name, _TRANSFORMER if "DiT" in name else {})
     if text:
         sizes = sizes | _TEXT | {"text_attention": text[0]} | (EXTERNAL if text[1:] else {})
     if name.endswith("/8"):  # more than one token
