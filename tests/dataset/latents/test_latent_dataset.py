@@ -168,8 +168,6 @@ def test_nan_is_named_in_one_line_before_the_first_batch_or_where_it_comes_later
     bad = numbered(4, 3)
     bad[2, 0, 1, 1] = torch.nan
     write_cache(cache, [{"moments": numbered(0, 4)}, {"moments": bad}])
-    message = r"00001\.safetensors: sample 2 of moments is not finite"
+    message = r"^.*00001\.safetensors: sample 2 of moments is not finite.*\Z"  # one line
     refused(message, LatentDataset, cache, error=DataError)
-    with pytest.raises(DataError, match=message) as error:
-        next(TrainLoader(dataset, 7, num_workers=num_workers))
-    assert "\n" not in str(error.value)
+    refused(message, next, TrainLoader(dataset, 7, num_workers=num_workers), error=DataError)

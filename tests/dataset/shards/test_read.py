@@ -129,8 +129,7 @@ def test_shard_that_changes_or_fails_under_a_run_is_named(tmp_path, monkeypatch)
     images = open_set(str(tmp_path)).images
     open_rgb(images.file(0))
     os.truncate(path, 600)
-    with pytest.raises(UnreadableImage, match="cut short"):  # what is open already
-        open_rgb(images.file(2))
+    refused("cut short", lambda: open_rgb(images.file(2)), error=UnreadableImage)  # open already
     images = open_set(str(tmp_path / "whole")).images
     too_many = OSError(errno.EMFILE, "Too many open files")
     monkeypatch.setattr(os, "open", Mock(side_effect=too_many))

@@ -76,7 +76,6 @@ def test_lists_and_captions_that_cannot_be_used_are_explained(photos):
     ):
         path.write_bytes(text)
         refused(message, captions_of, photos, path)
-    path.unlink()
     refused("none of 4 images has a caption", TrainImageDataset, photos, 8, captions="sidecar")
     refused("it is a folder; use 'sidecar'", TrainImageDataset, photos, 8, captions="manifest")
     refused("'sidecars': there is no such file", TrainImageDataset, photos, 8, captions="sidecars")
