@@ -80,12 +80,12 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
 @pytest.mark.timeout(3600)
 @pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="needs torch 2.9")
 def test_shapes_are_those_of_their_class(tmp_path, two_threads):
-    """Six minutes on two cores; with guidance 3."""
+    """Nine minutes of one core; with guidance 2, of 1 to 4 the best."""
     config = ROOT / "examples" / "flow-shapes-small.json"
-    run = FlowPlace(tmp_path).train("shapes", 2000, model_config=config, **RECIPE)
+    run = FlowPlace(tmp_path).train("shapes", 1500, model_config=config, **RECIPE)
     classifier, labels = train_classifier(), torch.arange(320) % 8
     generator = load_generator(str(run), CPU)
-    options = SamplingOptions(sampler="euler", steps=20, guidance_scale=3.0)
+    options = SamplingOptions(sampler="euler", steps=20, guidance_scale=2.0)
     parts = [
         generator.sample(list(range(i, i + 64)), labels[i : i + 64], options)
         for i in range(0, 320, 64)
