@@ -143,6 +143,16 @@ def test_latents_are_cached_once_and_learned_from(place, done):
     place.run(content)  # finished: it is what the file says
 
 
+def test_a_flow_without_text_draws_one_picture_of_each_size(place):
+    content = place.content("textless")
+    for section, key in (("model", "vae"), ("model", "text_encoder"), ("model", "text_length")):
+        del content[section][key]
+    del content["output"]["sample_captions"], content["output"]["test_image_address"]
+    content["training"]["pipeline"]["steps"] = [{"name": "one", "steps": 2, "train_diff": True}]
+    (picture,) = (place.run(content) / "samples" / "32x32").iterdir()
+    assert picture.name.startswith("one_001_") and picture.name.endswith("-sample.webp")
+
+
 @pytest.mark.slow
 def test_two_processes_train_a_pipeline(place):
     content = place.content("ranks")

@@ -152,7 +152,7 @@ def _take_weights(run: Run) -> None:
         try:
             restore({name: run.parts[name]}, content)
         except ValueError as error:
-            raise ValueError(f"the {player} of {path} does not fit: {error}") from None
+            raise ValueError(f"the {player} of {path}: {error}") from None
         log.info("the %s starts from %s", player, path)
         if name == "state_dict.gen_model" and "ema_state_dict" in run.parts:
             _take_averages(run, content)

@@ -123,7 +123,14 @@ def load_dinov2(
             warnings.filterwarnings("ignore", message="xFormers")
             if repo:
                 model = torch.hub.load(repo, DINOV2_MODEL, source="local", pretrained=False)
-                model.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
+                state = torch.load(weights, map_location="cpu", weights_only=True)
+                try:
+                    model.load_state_dict(state)
+                except RuntimeError as error:
+                    raise ValueError(
+                        f"{weights} does not fit {DINOV2_MODEL}; get {DINOV2_URL} "
+                        f"({str(error).splitlines()[0]})"
+                    ) from None
             else:  # with the branch named, a cached copy is used without asking the network
                 model = torch.hub.load("facebookresearch/dinov2:main", DINOV2_MODEL)
     except (URLError, TimeoutError, ConnectionError) as error:
@@ -131,13 +138,6 @@ def load_dinov2(
             f"DINOv2 is not in {torch.hub.get_dir()} and cannot be downloaded ({error}). On a "
             f"machine with a network, clone {DINOV2_REPO} and fetch {DINOV2_URL}, then name the "
             "copies with --dinov2_repo and --dinov2_weights"
-        ) from None
-    except RuntimeError as error:
-        if not weights:
-            raise
-        raise ValueError(
-            f"{weights} does not fit {DINOV2_MODEL}; get {DINOV2_URL} "
-            f"({str(error).splitlines()[0]})"
         ) from None
     return _extractor(FeatureExtractorOfModel(model.float()), device)
 

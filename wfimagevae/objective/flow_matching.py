@@ -123,12 +123,12 @@ class FlowMatching(nn.Module):
 
         # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
         prob = self.options.cfg_dropout_prob
-        whole, with_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
+        whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
         if not (isinstance(condition, dict) and "label" in condition):
             return drop(condition, null, whole)
-        with_text = whole | (either & ~with_class)
+        without_text = whole | (either & ~without_class)
         return {
-            name: drop(part, null[name], with_class if name == "label" else with_text)
+            name: drop(part, null[name], without_class if name == "label" else without_text)
             for name, part in condition.items()
         }
 

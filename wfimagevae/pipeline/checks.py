@@ -98,7 +98,7 @@ def _check_paths(pipeline: Pipeline) -> Problems:
     """Files that the file names are there."""
     for place, path in _texts(pipeline.content.model_dump(exclude_unset=True), ()):
         key = next(part for part in reversed(place) if isinstance(part, str))
-        if place == ("model", "text_encoder") and path != "bytes":
+        if place == ("model", "text_encoder") and path not in ("", "bytes"):
             kind, _, name = path.partition(":")
             if kind not in ("clip", "t5", "bert") or not name:
                 families = "clip:PATH_OR_NAME, t5:PATH_OR_NAME, bert:PATH_OR_NAME"

@@ -278,23 +278,30 @@ class SampleDrawer:
         """Draws the samples of a checkpoint; files that are there stay as they are. Collective."""
         if self.is_vae and not self.world.is_main:
             return  # of a flow the weights may be spread over all processes
-        draw = self._reconstructions if self.is_vae else self._pictures
         place = f"{self.step.name}_{self.step.index + 1:03d}_{where.epoch:03d}_{where.batch:05d}"
         was_training = self.network.training
         self.network.eval()
         with self.ema.applied() if self.ema else nullcontext():
             for (width, height), (index, subject) in product(self.sizes, enumerate(self.subjects)):
+                # All processes draw a flow's sample together; the main one makes a picture of it.
+                sample = None if self.is_vae else self._sample(index, subject, width, height)
+                if not self.world.is_main:
+                    continue
                 with log_write_errors(f"the sample of {subject!r}"):
-                    for suffix, image in draw(index, subject, width, height):
+                    if self.is_vae:
+                        images = self._reconstructions(subject, width, height)
+                    else:
+                        words = re.sub(r"\W+", "_", subject).strip("_")[:40]
+                        words = words or ("prompt" if subject else "sample")
+                        images = [(words, self.generator.images(sample)[0])]
+                    for suffix, image in images:
                         code = hashlib.md5(subject.encode()).hexdigest()[:8]
                         path = self.folder / f"{width}x{height}" / f"{place}_{code}-{suffix}.webp"
-                        if self.world.is_main and not path.exists():
+                        if not path.exists():
                             save_image(path, to_uint8(image.float().nan_to_num(0.0)))
         self.network.train(was_training)
 
-    def _reconstructions(
-        self, index: int, path: str, width: int, height: int
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _reconstructions(self, path: str, width: int, height: int) -> Iterator[tuple[str, Tensor]]:
         vae, device = self.network, self.world.device
         factor = vae.spatial_factor
         width, height = (max(side // factor, 1) * factor for side in (width, height))
@@ -307,14 +314,10 @@ class SampleDrawer:
             drawn = vae(image, noise=noise).sample
         yield from (("nr", mean[0]), ("ns", drawn[0]))
 
-    def _pictures(
-        self, index: int, prompt: str, width: int, height: int
-    ) -> Iterator[tuple[str, Tensor]]:
-        generator, subject = self.generator, Subject(index, prompt=prompt)
-        sides, sampling = generator.sample_size(height, width), sampling_options(self.options)
-        x = generator.draw([subject], sampling, sides)
-        words = re.sub(r"\W+", "_", prompt).strip("_")[:40]
-        yield words or ("prompt" if prompt else "sample"), generator.images(x)[0]
+    def _sample(self, index: int, prompt: str, width: int, height: int) -> Tensor:
+        subject, sampling = Subject(index, prompt=prompt or None), sampling_options(self.options)
+        sides = self.generator.sample_size(height, width)
+        return self.generator.draw([subject], sampling, sides)
 
 
 def read_cropped(path: str | Path, size: tuple[int, int]) -> Tensor:

@@ -36,7 +36,7 @@ from wfimagevae.task.flow_space import (
     with_resolution,
 )
 from wfimagevae.task.vae import VaeTask, build_players
-from wfimagevae.task.vae_networks import build_loss, build_vae, count_arithmetic
+from wfimagevae.task.vae_networks import build_loss, build_vae, check_sizes, count_arithmetic
 
 _VAE_FACTS = (
     *("resolution", "batch_size", "grad_accum_steps", "mix_precision", "compile"),
@@ -215,6 +215,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     enable_fast_kernels(device)
     seed_everything(options.seed)
     vae, loss = build_vae(options, device), build_loss(options, device)
+    check_sizes(options, [(options.resolution, options.resolution)], vae, loss)
     players = build_players(options, vae, loss, max_steps=10**6)
     _, flops = count_arithmetic(options, vae, loss)
     for player in players:

@@ -118,16 +118,18 @@ def open_held_out(options: VaeOptions) -> ValidImageDataset | None:
     Raises:
         ValueError: there are none, or none is readable.
     """
-    if not options.eval_steps:
-        return None
     if not options.eval_image_path:
-        raise ValueError("give --eval_image_path to validate on, or --eval_steps 0")
+        if options.eval_steps:
+            raise ValueError("give --eval_image_path to validate on, or --eval_steps 0")
+        return None
     held_out = ValidImageDataset(
         open_images(options, options.eval_image_path),
         options.eval_resolution,
         options.eval_crop_size,
         options.eval_subset_size,
     )
+    if not options.eval_steps:
+        return None
     # Reads images until one is whole, which is the first as a rule.
     for i in range(len(held_out)):
         sample = held_out[i]

@@ -56,7 +56,7 @@ class ImageSet:
         )
 
 
-class JoinedImages(Images):
+class JoinedImages:
     """Several sources of images, one after another."""
 
     def __init__(self, parts: Sequence[Images]):

@@ -1,6 +1,7 @@
 """Shards by their source: files as they are, others fetched whole, once a machine, to a folder."""
 
 import contextlib
+import functools
 import hashlib
 import logging
 import os
@@ -128,9 +129,8 @@ class ShardStore:
                         for path in target.parent.glob(f".{target.name}.*"):
                             if path.suffix != ".lock":
                                 path.unlink(missing_ok=True)
-                        while handle is None:  # another process may have removed it at once
-                            self._retried(lambda: self._fetch(shard, target), shard.source)
-                            handle = _open_copy(target)
+                        fetch = functools.partial(self._fetch, shard, target)
+                        handle = self._retried(fetch, shard.source)
                         self._make_room(target)
         except OSError as error:
             raise DataError(
@@ -153,7 +153,8 @@ class ShardStore:
         answer = self._retried(lambda: _request("GET", url), url, refusals)
         return None if answer is None else answer.content
 
-    def _fetch(self, shard: ShardFile, target: Path) -> None:
+    def _fetch(self, shard: ShardFile, target: Path) -> int:
+        """Keeps a shard; its descriptor is taken first, as others may remove the copy at once."""
         with replacing(target, is_lasting=True) as file:
             if _is_http(shard.source):
                 with _request("GET", shard.source, stream=True) as answer:
@@ -173,6 +174,9 @@ class ShardStore:
                     f"tells of (sha256 {shard.sha256}): write that anew with the shard, or remove "
                     "it"
                 )
+            handle = os.dup(file.fileno())
+        os.lseek(handle, 0, os.SEEK_SET)
+        return handle
 
     def _retried(
         self, work: Callable[[], _Value], url: str, refusals: Sequence[int] = ()

@@ -137,6 +137,7 @@ def norm_activation_conv(
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
+    # A layer norm keeps its weights in a module of its own, as its checkpoints name it.
     functions, affine = (norm.normalize, activation), getattr(norm, "norm", norm)
     return _NormActivationConv.apply(
         x, affine.weight, affine.bias, weight, bias, functions, conv.padding
