@@ -77,7 +77,8 @@ def test_both_benchmarks_read_images(flow, tmp_path, vae):
     assert vae("--image_path", images, "--dataset_num_worker", 0)["ms_data"] > 0
 
 
-def test_what_cannot_be_timed_is_refused(flow):
+def test_what_cannot_be_timed_is_refused(flow, vae):
+    refused("--resolution .* is too small for the discriminator", vae, "--disc_num_layers", 5)
     for flags, message in (
         (["--compare_objectives", "--batch_size", "3"], "raise --batch_size 3"),
         (["--compare_objectives", "--gradient_checkpointing"], "out --gradient_checkpointing"),
