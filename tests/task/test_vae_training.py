@@ -221,6 +221,7 @@ def test_a_resumed_run_may_have_another_discriminator_if_it_starts_anew(workplac
         ({"image_path": "nowhere"}, "nowhere"),
         ({"model_config": "nowhere.json"}, "--model_config nowhere.json: no such file"),
         ({"tracker": "wandb", "image_path": "nowhere"}, "nowhere"),
+        ({"tracker": "mlflow"}, "--tracker: invalid choice: 'mlflow' .choose from .*wandb"),
         ({"lr_schedule": "plateau"}, "follows validations"),
         ({"eval_steps": 0, "eval_image_path": "nowhere"}, "nowhere"),
     ],
