@@ -5,7 +5,7 @@ import torch
 
 from tests.distributed.worker import on_ranks
 from tests.images import TINY_MODEL
-from tests.task.training import Workplace, differences, largest_difference, load, rows
+from tests.task.training import Workplace, differences, largest_difference, load, rec_losses
 from wfimagevae.command_line import parse
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.open import build_image_data
@@ -94,10 +94,4 @@ def test_another_number_of_ranks_reads_the_same_samples_on(workplace):
     workplace.go_on("shrink", 6, batch_size=4, **options)
     steady = workplace.train("steady", 6, batch_size=4, **options)
     assert load(folder, 6)["sampler_state"] == load(steady, 6)["sampler_state"]
-    for shrunk, whole in zip(losses(folder), losses(steady), strict=True):
-        assert float(shrunk) == pytest.approx(float(whole), rel=1e-3)
-
-
-def losses(folder):
-    """The error of each step: at this learning rate, a fingerprint of its samples."""
-    return [row["train/rec_loss_per_pixel"] for row in rows(folder / "training_losses.csv")]
+    assert rec_losses(folder) == pytest.approx(rec_losses(steady), rel=1e-3)

@@ -13,11 +13,9 @@ from tests.engine.toy import Regression, batches, player, weights
 from wfimagevae.engine.optim import OptimizerState, build_optimizer
 from wfimagevae.engine.options import OPTIMIZERS, OptimizerOptions
 
+HAS_LION = importlib.util.find_spec("pytorch_optimizer") is not None
 NEEDS = {
-    "lion": pytest.mark.skipif(
-        importlib.util.find_spec("pytorch_optimizer") is None,
-        reason="pytorch-optimizer is not installed",
-    ),
+    "lion": pytest.mark.skipif(not HAS_LION, reason="pytorch-optimizer is not installed"),
     "muon": pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9"),
 }
 ALL = [pytest.param(name, marks=NEEDS.get(name, ())) for name in OPTIMIZERS]
@@ -40,33 +38,26 @@ def step(network, optimizer, seed):
     optimizer.step()
 
 
-class Quadratic(nn.Module):
-    """Squared distance to a hidden matrix and bias, which are the only minimum."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layer = nn.Linear(6, 4)
-        self.target = [torch.randn(4, 6), torch.randn(4)]
-
-    def forward(self):
-        pairs = zip(self.parameters(), self.target, strict=True)
-        return sum((p - t).square().sum() for p, t in pairs)
-
-
 @pytest.mark.parametrize("name", ALL)
 def test_every_optimizer_finds_the_minimum_of_a_quadratic(name):
-    problem = Quadratic()
+    """The squared distance of a layer to a hidden one."""
+    torch.manual_seed(0)
+    layer, hidden = nn.Linear(6, 4), [torch.randn(4, 6), torch.randn(4)]
+
+    def distance():
+        pairs = zip(layer.parameters(), hidden, strict=True)
+        return sum((p - target).square().sum() for p, target in pairs)
+
     options = OptimizerOptions(optimizer=name, lr=0.05, weight_decay=0.0)
-    optimizer = build_optimizer(options, list(problem.parameters()), [problem.layer])
-    start = problem().item()
+    optimizer = build_optimizer(options, list(layer.parameters()), [layer])
+    start = distance().item()
     for i in range(400):
         for group in optimizer.param_groups:
             group["lr"] = 0.05 * (1 - i / 400)
         optimizer.zero_grad()
-        problem().backward()
+        distance().backward()
         optimizer.step()
-    assert problem().item() < 1e-2 * start
+    assert distance().item() < 1e-2 * start
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -110,7 +101,7 @@ def test_clipped_sgd_makes_a_step_of_the_limit():
     assert moved.norm().item() == pytest.approx(1e-3 / 3, rel=0.2)
 
 
-@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch before 2.9")
+@NEEDS["muon"]
 def test_muon_takes_the_matrices_of_hidden_layers_alone():
     network = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 2))
     options = OptimizerOptions(optimizer="muon", lr=1e-3)

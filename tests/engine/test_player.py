@@ -86,25 +86,6 @@ def test_a_non_finite_loss_with_finite_gradients_is_skipped_too():
     assert ours.skipped.tolist() == [3, 3]
 
 
-def test_learning_rate_warms_up_then_falls_by_the_cosine():
-    ours = player(lr=1.0)
-    rates = []
-    for i, batch in enumerate(batches(21, 2)):
-        ours.update([batch], i)
-        rates.append(ours.named_lrs()["lr/toy"])
-    assert rates[:3] == pytest.approx([1 / 3, 2 / 3, 1.0])
-    assert rates[11] == pytest.approx(0.5)
-    assert rates[20] == pytest.approx(0.0)
-
-
-def test_state_restores_the_place_in_schedule_and_average():
-    ours, other = player(ema=True), player(ema=True)
-    for i, batch in enumerate(batches(3, 4)):
-        ours.update([batch], i)
-    other.load_state_dict(ours.state_dict())
-    assert (other.num_updates, other.ema.num_updates) == (3, 3)
-
-
 def test_parts_of_a_player_have_optimizers_and_schedules_of_their_own():
     objective = Regression()
     own = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "lr_schedule": "constant"}

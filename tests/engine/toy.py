@@ -3,7 +3,6 @@
 import torch
 from torch import nn
 
-from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.player import Player
 
@@ -25,8 +24,8 @@ class Regression(nn.Module):
         return loss, {"train/loss": loss.detach()}
 
 
-def batches(num: int, size: int, dtype=torch.float64, seed: int = 0) -> list[dict]:
-    generator = torch.Generator().manual_seed(seed)
+def batches(num: int, size: int, dtype=torch.float64) -> list[dict]:
+    generator = torch.Generator().manual_seed(0)
     return [
         {
             "x": torch.randn(size, 3, generator=generator, dtype=dtype),
@@ -36,14 +35,13 @@ def batches(num: int, size: int, dtype=torch.float64, seed: int = 0) -> list[dic
     ]
 
 
-def player(objective=None, ema=False, fused=True, updates=20, **options) -> Player:
+def player(objective=None, fused=True, **options) -> Player:
     objective = objective or Regression()
     options = {"lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, **options}
     options = TrainingOptions(**{"mix_precision": "fp32", "clip_grad_norm": 1e9, **options})
-    ours = Player("toy", objective, options, updates, blocks=[objective.network[0]])
+    ours = Player("toy", objective, options, 20, blocks=[objective.network[0]])
     if not fused:
         ours.optimizer = torch.optim.AdamW(ours.parameters, options.lr, weight_decay=1e-4)
-    ours.ema = EMA(objective.network) if ema else None
     return ours
 
 

@@ -1,4 +1,5 @@
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 import torch
@@ -9,16 +10,13 @@ from wfimagevae.objective.flow_matching import FlowMatching, error_by_time
 
 MEAN, STD = 0.7, 0.4
 COUNT = 20_000
+point = itemgetter("point")
 
 
 def gaussian_batch(count: int = COUNT, first: int = 0) -> dict:
     generator = torch.Generator().manual_seed(1)
     data = MEAN + STD * torch.randn(first + count, 2, generator=generator, dtype=torch.float64)
     return {"point": data[first:], "position": list(range(first, first + count))}
-
-
-def point(batch: dict) -> torch.Tensor:
-    return batch["point"]
 
 
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal"])

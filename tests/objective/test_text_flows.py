@@ -1,5 +1,7 @@
 """Flow matching and MeanFlow of a transformer that reads texts."""
 
+from operator import itemgetter
+
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,22 +32,14 @@ def text_batch(model, count=6):
     return {"data": data, "condition": condition, "position": list(range(count))}
 
 
-def data_of(batch):
-    return batch["data"]
-
-
-def condition_of(batch):
-    return batch["condition"]
-
-
 def rows_of(batch, rows):
-    return map_tensors(lambda leaf: leaf[rows], {k: batch[k] for k in ("data", "condition")}) | {
-        "position": batch["position"][rows]
-    }
+    positions = batch["position"][rows]
+    tensors = {k: v for k, v in batch.items() if k != "position"}
+    return map_tensors(lambda leaf: leaf[rows], tensors) | {"position": positions}
 
 
-def mean_flow(model, **options):
-    return MeanFlow(model, data_of, plain(**options), 0, condition_of)
+def objective_of(kind, model, **options):
+    return kind(model, itemgetter("data"), plain(**options), 0, itemgetter("condition"))
 
 
 def worded_batch(model, count):
@@ -70,11 +64,10 @@ def drop(objective, batch):
 
 def test_classes_and_texts_are_dropped_together_and_each_alone():
     model = text_model("cross", num_classes=4)
-    objective = FlowMatching(model, data_of, plain(cfg_dropout_prob=0.2), 0, condition_of)
+    objective = objective_of(FlowMatching, model, cfg_dropout_prob=0.2)
     batch = worded_batch(model, 2000)
     dropped, told = drop(objective, batch)
-    by_text = told.pop("ids")
-    by_label = told.pop("label")
+    by_text, by_label = told.pop("ids"), told.pop("label")
     assert not told and torch.equal(dropped, ~by_text & ~by_label)
     shares = [dropped, by_text & ~by_label, by_label & ~by_text, by_text & by_label]
     found = [share.double().mean().item() for share in shares]
@@ -84,7 +77,7 @@ def test_classes_and_texts_are_dropped_together_and_each_alone():
     assert torch.equal(again, dropped[700:710]) and torch.equal(told["ids"], by_text[700:710])
     # A text alone, as often as asked.
     model = text_model("cross")
-    objective = FlowMatching(model, data_of, plain(cfg_dropout_prob=0.2), 0, condition_of)
+    objective = objective_of(FlowMatching, model, cfg_dropout_prob=0.2)
     dropped, told = drop(objective, worded_batch(model, 1000))
     assert torch.equal(dropped, ~told["ids"])
     assert dropped.double().mean().item() == pytest.approx(0.2, abs=0.04)
@@ -94,7 +87,7 @@ def test_classes_and_texts_are_dropped_together_and_each_alone():
 @pytest.mark.parametrize("improved", [False, True])
 def test_the_derivative_along_the_path_equals_finite_differences(attention, improved):
     model = text_model(attention)
-    objective = mean_flow(model, meanflow_improved=improved)
+    objective = objective_of(MeanFlow, model, meanflow_improved=improved)
     batch = text_batch(model, 3)
     x, condition = batch["data"], batch["condition"]
     t = torch.tensor([0.1, 0.4, 0.6], dtype=torch.float64)
@@ -113,7 +106,8 @@ def test_loss_follows_the_samples_and_their_texts_not_the_batches(attention):
     """Samples with an end time are picked out of a batch, and their texts with them."""
     model = text_model(attention, num_classes=4)
     options = {"meanflow_omega": 1.5, "meanflow_kappa": 0.2, "cfg_dropout_prob": 0.3}
-    objective = mean_flow(model, meanflow_ratio=0.5, meanflow_power=0.0, **options)
+    options |= {"meanflow_ratio": 0.5, "meanflow_power": 0.0}
+    objective = objective_of(MeanFlow, model, **options)
     batch = text_batch(model, 6)
     whole = objective(batch, 0)[0]
     parts = [rows_of(batch, slice(i, i + 2)) for i in (0, 2, 4)]

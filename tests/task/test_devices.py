@@ -2,13 +2,9 @@
 
 import pytest
 
-from tests.task.training import largest_difference, load, rows
+from tests.task.training import largest_difference, load, rec_losses
 
 LOGGED = {"log_steps": 1, "csv_log_steps": 1}
-
-
-def rec_losses(folder):
-    return [float(r["train/rec_loss_per_pixel"]) for r in rows(folder / "training_losses.csv")]
 
 
 @pytest.mark.slow

@@ -130,7 +130,7 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
         ({"eval_steps": 1, "eval_num_samples": 1}, "--eval_num_samples 1"),
         ({"dataset": "moons", "vae": "WFVAE2Image:x"}, "encodes images, not points"),
         ({"time_mean": "nan"}, "nan is not a number"),
-        ({"fsdp": True}, "torchrun"),
+        ({"fsdp": True}, "--fsdp needs several processes: torchrun"),
         ({"pretrained_model_name_or_path": "missing.ckpt"}, "missing.ckpt"),
     ],
 )

@@ -39,12 +39,7 @@ def test_vae_trains_on_bucketed_shards_and_resumes_bit_for_bit(shards, tmp_path)
         place.train("other", 8, **other)
 
 
-def write_shapes(folder, *shapes):
-    """Images of some widths and heights."""
-    folder.mkdir()
-    for i, (width, height) in enumerate(shapes):
-        Image.fromarray(smooth_image(height, width, i)).save(folder / f"{i}.png")
-    return folder
+FLOW = {"dataset": "images", "num_shapes": None}
 
 
 @pytest.mark.parametrize(
@@ -57,30 +52,21 @@ def write_shapes(folder, *shapes):
         ),
         ({"aspect_buckets": 12}, "crops of 48 x 12 px: make them multiples of 8"),
         ({"reduced_min_sizes": 20, "train_crop": "resized"}, "crops of 20 x 20 px: .* of 8"),
-    ],
-)
-def test_buckets_that_a_vae_cannot_take_are_refused_before_training(tmp_path, options, words):
-    photos = write_shapes(tmp_path / "shapes", (40, 40), (800, 40))
-    with pytest.raises(ValueError, match=words):
-        Workplace(tmp_path).train("bad", 2, **{"image_path": photos} | options)
-
-
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        ({"model_name": "FlowDiT-S/4", "aspect_buckets": 6}, "of 24 x 12 px|of 24 x 6 px"),
-        ({"model_name": "DiT-S/4", "aspect_buckets": 8}, "this network takes 16 x 16 alone"),
+        (FLOW | {"aspect_buckets": 6}, "of 24 x 12 px|of 24 x 6 px"),
+        (FLOW | {"model_name": "DiT-S/4", "aspect_buckets": 8}, "network takes 16 x 16 alone"),
         (
-            {"model_name": "SmallCNN", "model_config": None, "aspect_buckets": 8},
+            FLOW | {"model_name": "SmallCNN", "model_config": None, "aspect_buckets": 8},
             "images of 32 x 8 px, this network takes 16 x 16 alone: leave these flags out",
         ),
     ],
 )
-def test_buckets_that_a_flow_cannot_take_are_refused_before_training(tmp_path, model, words):
-    photos = write_shapes(tmp_path / "shapes", (20, 20), (80, 20))
-    options = {"dataset": "images", "num_shapes": None, "data_path": photos}
+def test_buckets_that_a_network_cannot_take_are_refused_before_training(tmp_path, options, words):
+    (tmp_path / "shapes").mkdir()
+    for width in (40, 800):
+        Image.fromarray(smooth_image(40, width, 0)).save(tmp_path / "shapes" / f"{width}.png")
+    place, flag = (FlowPlace, "data_path") if "dataset" in options else (Workplace, "image_path")
     with pytest.raises(ValueError, match=words):
-        FlowPlace(tmp_path).train("bad", 2, **options | model)
+        place(tmp_path).train("bad", 2, **{flag: tmp_path / "shapes"} | options)
 
 
 def test_flow_with_text_trains_on_bucketed_shards_and_resumes(shards, tmp_path):

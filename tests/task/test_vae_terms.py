@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from tests.images import TINY_MODEL
-from tests.task.training import differences, largest_difference, load, refused, rows
+from tests.task.training import differences, largest_difference, load, rows
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
 from wfimagevae.task.vae import VaeTask
 from wfimagevae.task.vae_options import VaeOptions
@@ -76,18 +76,6 @@ def test_a_frozen_half_stays_as_it_was_with_all_losses_and_by_the_gan_alone(
     other = {"encoder": "decoder", "decoder": "encoder"}[half]
     assert not differences(parts(folder, 1, f"{half}."), parts(folder, 3, f"{half}."))
     assert largest_difference(parts(folder, 1, other), parts(folder, 3, other)) > 0
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"freeze_decoder": True}, "--freeze_decoder freezes; add --no_adaptive_weight"),
-        ({"freeze_decoder": True, "freeze_encoder": True}, "nothing to train"),
-    ],
-)
-def test_frozen_halves_that_cannot_train_are_refused(workplace, options, words):
-    with refused(words):
-        workplace.train("refused", 2, **options)
 
 
 def test_flags_without_effect_are_said(workplace, caplog):

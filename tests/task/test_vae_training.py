@@ -224,6 +224,8 @@ def test_a_resumed_run_may_have_another_discriminator_if_it_starts_anew(workplac
         ({"tracker": "mlflow"}, "--tracker: invalid choice: 'mlflow' .choose from .*wandb"),
         ({"lr_schedule": "plateau"}, "follows validations"),
         ({"eval_steps": 0, "eval_image_path": "nowhere"}, "nowhere"),
+        ({"freeze_decoder": True}, "--freeze_decoder freezes; add --no_adaptive_weight"),
+        ({"freeze_decoder": True, "freeze_encoder": True}, "nothing to train"),
     ],
 )
 def test_bad_options_are_explained(workplace, options, words):

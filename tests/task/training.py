@@ -123,6 +123,11 @@ def rows(path: Path) -> list[dict]:
         return list(csv.DictReader(file) if path.suffix == ".csv" else map(json.loads, file))
 
 
+def rec_losses(folder: Path) -> list[float]:
+    """The reconstruction error of each logged step, at a small rate a print of its samples."""
+    return [float(row["train/rec_loss_per_pixel"]) for row in rows(folder / "training_losses.csv")]
+
+
 def load(folder: Path, step: int) -> dict:
     """A checkpoint's content."""
     return torch.load(folder / f"checkpoint-{step}.ckpt", weights_only=True)

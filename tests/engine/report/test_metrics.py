@@ -1,17 +1,10 @@
 """Means, CSV and JSON lines."""
 
-import csv
-import json
-
 import pytest
 import torch
 
+from tests.task.training import rows
 from wfimagevae.engine.report.metrics import CsvLog, JsonLines, Means
-
-
-def rows(path):
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_means_weigh_each_name_by_its_own_count():
@@ -60,7 +53,7 @@ def test_json_lines_stay_valid_and_resume(tmp_path):
     with log.path.open("a") as file:
         file.write('{"step": 4, "ps')
     JsonLines(log.path, 2)
-    first, second = (json.loads(line) for line in log.path.read_text().splitlines())
+    first, second = rows(log.path)
     assert first == {"step": 1, "psnr": None, "metrics": {"a": None, "b": 1.0}}
     assert second == {"step": 2, "psnr": 30.0}
 
