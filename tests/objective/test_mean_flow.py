@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from tests.model.flow.models import small_model
 from tests.objective.fields import ConstantClasses, GaussianField, plain
 from tests.objective.test_flow_matching import COUNT, MEAN, STD, gaussian_batch, point
 from wfimagevae.objective.mean_flow import MeanFlow
@@ -127,16 +128,10 @@ def test_every_batch_calls_the_network_equally_often():
 @pytest.mark.slow
 def test_compiling_changes_nothing():
     """Fused norms would stop Dynamo under forward-mode derivatives."""
-    from wfimagevae.model.registry import ModelRegistry
-
-    options = {"input_size": 8, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 2}
     results = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        network = ModelRegistry.get_model("FlowDiT-S/2")(average_velocity=True, **options)
-        for parameter in network.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.05)
+        network = small_model("FlowDiT-S/2", average_velocity=True, in_channels=3)
         objective = MeanFlow(network, lambda batch: batch["image"], plain(meanflow_ratio=0.5), 0)
         if compiled:
             objective.compile()

@@ -159,8 +159,7 @@ def test_latents_of_another_kind_are_not_resumed(name):
     facts["vae"] = {"source": "WFVAE2Image:here", "fingerprint": "1"}
     moved = facts | {"vae": {"source": "WFVAE2Image:there", "fingerprint": "1"}}
     GeneratorFacts(moved).load_state_dict(facts)
-    other = {"vae": {"source": "WFVAE2Image:here", "fingerprint": "2"}}
-    other = other if name == "VAE" else {name: [2.0]}
+    other = {"vae": facts["vae"] | {"fingerprint": "2"}} if name == "VAE" else {name: [2.0]}
     with pytest.raises(ValueError, match=f"another {name}:"):
         GeneratorFacts(facts | other).load_state_dict(facts)
 

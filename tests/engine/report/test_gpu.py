@@ -1,5 +1,8 @@
 """GPU figures: units, silence where there is none; the peak table."""
 
+from itertools import repeat
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -11,14 +14,9 @@ def gpu(monkeypatch):
     """A GPU with 8 of 10 GiB free, whose sensors give these readings or raise these errors."""
 
     def install(utilization=42, power_draw=300_000, temperature=62):
-        def read(reading):
-            if isinstance(reading, Exception):
-                raise reading
-            return reading
-
-        monkeypatch.setattr(torch.cuda, "utilization", lambda device: read(utilization))
-        monkeypatch.setattr(torch.cuda, "power_draw", lambda device: read(power_draw))
-        monkeypatch.setattr(torch.cuda, "temperature", lambda device: read(temperature))
+        monkeypatch.setattr(torch.cuda, "utilization", Mock(side_effect=repeat(utilization)))
+        monkeypatch.setattr(torch.cuda, "power_draw", Mock(side_effect=repeat(power_draw)))
+        monkeypatch.setattr(torch.cuda, "temperature", Mock(side_effect=repeat(temperature)))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 10 * 2**30))
         return GpuMonitor(torch.device("cuda", 0))
 
