@@ -12,12 +12,7 @@ import torch
 from torch import nn
 
 from wfimagevae.engine import checkpoint as module
-from wfimagevae.engine.checkpoint import (
-    collect,
-    read_checkpoint,
-    restore,
-    write_checkpoint,
-)
+from wfimagevae.engine.checkpoint import collect, read_checkpoint, restore, write_checkpoint
 from wfimagevae.files import write_atomically
 
 

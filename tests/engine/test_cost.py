@@ -16,10 +16,7 @@ def test_macs_of_a_convolution_are_counted():
 @pytest.mark.parametrize("place", [contextlib.nullcontext, shapes_only])
 @pytest.mark.parametrize("grad", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(
-    "sizes",
-    [(1, 1, 16, 16, 4, 4), (2, 3, 8, 5, 16, 16), (2, 3, 8, 5, 16, 8)],
-)
+@pytest.mark.parametrize("sizes", [(1, 1, 16, 16, 4, 4), (2, 3, 8, 5, 16, 16), (2, 3, 8, 5, 16, 8)])
 def test_macs_of_attention_do_not_depend_on_its_kernel(sizes, dtype, grad, place):
     batch, heads, rows, keys, size, value_size = sizes
     with place(), torch.set_grad_enabled(grad):
