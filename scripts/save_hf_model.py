@@ -67,11 +67,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, value in parts.items():
             if value:
                 raise ValueError(f"--{name} {value} belongs to a flow, and {source} is none")
-        evaluation = read_json(path) if path else {"protocol": {}}
-        if not isinstance(evaluation.get("protocol"), dict):
+        evaluation = read_json(path) if path else None
+        if evaluation is not None and not isinstance(evaluation.get("protocol"), dict):
             raise ValueError(f"--metrics_json {path} was not written by eval_image.py: no protocol")
         vae = load_vae(options)
-        export_vae(vae, folder, vae_card(vae, title, training, evaluation if path else None))
+        export_vae(vae, folder, vae_card(vae, title, training, evaluation))
     print(f"{folder}: exported, and identical when read back")
 
 

@@ -102,7 +102,7 @@ class ModelSection(Section):
 
 class _Images(Section):
     folder: ClassVar[str]  # the key of its images
-    switch: ClassVar[str]  # what says that it is of shards
+    switch: ClassVar[str]  # what to write for one of shards
     data_weights: _flag("data_weights") = None
     captions_file: _flag("captions") = None
     fixed_prompt_prefix: _flag("fixed_prompt_prefix") = None
@@ -111,12 +111,6 @@ class _Images(Section):
     webdataset_image_key: _flag("wds_image_key") = None
     webdataset_label_key: Literal["json"] | None = None
     webdataset_caption_key: _flag("wds_caption_key") = None
-
-    @property
-    def is_webdataset(self) -> bool:
-        """Whether it is of shards."""
-        name, _, value = self.switch.partition(": ")
-        return str(getattr(self, name)).lower() == value
 
     @property
     def paths(self) -> list[str]:
@@ -139,6 +133,11 @@ class DataSection(_Images):
     reduced_min_sizes: _flag("reduced_min_sizes") = None
     use_webdataset: bool = False
 
+    @property
+    def is_webdataset(self) -> bool:
+        """Whether it is of shards."""
+        return self.use_webdataset
+
 
 class DatasetSection(_Images):
     """One of several data sets."""
@@ -150,6 +149,11 @@ class DatasetSection(_Images):
     batch_size: _flag("batch_size") = None
     workers: _flag("dataset_num_worker") = None
     options: dict[str, Any] = Field({})
+
+    @property
+    def is_webdataset(self) -> bool:
+        """Whether it is of shards."""
+        return self.type == "webdataset"
 
 
 def listed(paths: str | list[str] | None) -> list[str]:
