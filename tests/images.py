@@ -38,6 +38,17 @@ def write_images(folder: Path, count: int, size: int = 48, first_seed: int = 0) 
     return folder
 
 
+def write_captioned(folder: Path, count: int, size, suffixes=("png",)) -> Path:
+    """Writes captioned images of two classes, ``a`` and ``b``; ``size(i)`` is height and width."""
+    for i in range(count):
+        home = folder / "ab"[i % 2]
+        home.mkdir(parents=True, exist_ok=True)
+        name = f"p{i}.{suffixes[i % len(suffixes)]}"
+        Image.fromarray(smooth_image(*size(i), i)).save(home / name)
+        (home / f"p{i}.txt").write_text(f"photo {i}\nnumber {i}\n")
+    return folder
+
+
 def write_tiny_config(folder: Path) -> Path:
     """Writes the configuration of a model that trains in milliseconds."""
     path = folder / "tiny.json"

@@ -85,8 +85,7 @@ def test_help_explains_all_flags_that_there_always_were_and_imports_nothing_heav
 
 
 @pytest.mark.parametrize(
-    ("variables", "spins"),
-    [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ("variables", "spins"), [({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)]
 )
 def test_how_long_threads_spin_is_the_users_to_say(tmp_path, variables, spins):
     assert probe(ROOT / "train_ddp.py", tmp_path, **variables)["spins"] == spins

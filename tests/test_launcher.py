@@ -28,21 +28,14 @@ RECIPES = ("train_wfimagevae.sh", "examples/train_flow.sh")
 RECIPE = {"TRAIN_IMAGE_DIR": "a b", "EVAL_IMAGE_DIR": "held", "NPROC": "1"}
 
 
-def launch(
-    folder: Path, *flags: str, script: str = "train_wfimagevae.sh", **variables: str
-) -> subprocess.CompletedProcess:
+def launch(folder: Path, *flags: str, script="train_wfimagevae.sh", **variables: str):
     (folder / "a b").mkdir(exist_ok=True)
     interpreter = folder / "echo-python"
     interpreter.write_text(ECHO.format(python=sys.executable))
     interpreter.chmod(0o755)
     environment = {"PATH": os.environ["PATH"], "PYTHON": str(interpreter), "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        ["bash", str(ROOT / script), *flags],
-        env=environment | RECIPE | variables,
-        capture_output=True,
-        text=True,
-        cwd=folder,
-    )
+    words, environment = ["bash", ROOT / script, *flags], environment | RECIPE | variables
+    return subprocess.run(words, env=environment, capture_output=True, text=True, cwd=folder)
 
 
 def trainer_words(*arguments, **variables) -> list[str]:

@@ -12,7 +12,7 @@ from PIL import Image
 from scripts import make_webdataset
 from tests.dataset.shard_files import open_set
 from tests.dataset.shards.test_remote import Server
-from tests.images import smooth_image
+from tests.images import smooth_image, write_captioned
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
 from wfimagevae.dataset.shards.index import index_shards
@@ -24,14 +24,8 @@ KINDS = {"png", "jpg", "webp"}
 @pytest.fixture
 def photos(tmp_path):
     """Seven photographs of three formats in two classes, with captions beside them."""
-    folder = tmp_path / "photos"
-    for i in range(7):
-        home = folder / "ab"[i % 2]
-        home.mkdir(parents=True, exist_ok=True)
-        name = f"p{i}.{('png', 'jpg', 'webp')[i % 3]}"
-        Image.fromarray(smooth_image(40, 40 + 12 * (i % 3), i)).save(home / name)
-        (home / f"p{i}.txt").write_text(f"photo {i}\nnumber {i}\n")
-    return folder
+    kinds = ("png", "jpg", "webp")
+    return write_captioned(tmp_path / "photos", 7, lambda i: (40, 40 + 12 * (i % 3)), kinds)
 
 
 def make(photos, output, *more):

@@ -2,7 +2,7 @@ import pytest
 from PIL import Image
 
 from scripts.make_webdataset import main as make_webdataset
-from tests.images import smooth_image
+from tests.images import smooth_image, write_captioned
 from tests.task.training import FlowPlace, Workplace, differences, load
 
 SHAPES = ((40, 40), (40, 80), (90, 40))
@@ -11,12 +11,7 @@ SHAPES = ((40, 40), (40, 80), (90, 40))
 @pytest.fixture
 def shards(tmp_path):
     """Shards of nine captioned images of three shapes in two classes."""
-    folder = tmp_path / "photos"
-    for i in range(9):
-        home = folder / "ab"[i % 2]
-        home.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(smooth_image(*SHAPES[i % 3], i)).save(home / f"p{i}.png")
-        (home / f"p{i}.txt").write_text(f"photo {i}\nnumber {i}\n")
+    folder = write_captioned(tmp_path / "photos", 9, lambda i: SHAPES[i % 3])
     words = ["--image_path", folder, "--output_dir", tmp_path / "shards", "--captions", "sidecar"]
     words += ["--labels", "folder", "--samples_per_shard", 4]
     assert make_webdataset([str(word) for word in words]) == 0

@@ -86,12 +86,9 @@ def test_sampler_ends_at_the_exact_flow(name, tolerance):
 def test_dpmpp_agrees_with_diffusers(num_steps, shift):
     from diffusers import DPMSolverMultistepScheduler
 
-    scheduler = DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction",
-        use_flow_sigmas=True,
-        final_sigmas_type="zero",
-        lower_order_final=False,
-    )
+    options = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
+    options |= {"final_sigmas_type": "zero", "lower_order_final": False}
+    scheduler = DPMSolverMultistepScheduler(**options)
     scheduler.set_timesteps(num_steps)
     times = time_grid(num_steps, shift)
     scheduler.sigmas = 1 - times  # its own grid begins a little after the noise
