@@ -5,7 +5,7 @@ python scripts/generate.py --from_pretrained results/text --output_dir samples \
     --prompt "a red circle" "a blue star" --guidance_scale 1 2 4 --negative_prompt "a ring"
 python scripts/generate.py --from_pretrained results/text --output_dir samples \
     --prompts_path prompts --num_images 4 --height 256 --width 384 --guidance_scale 4
-python scripts/generate.py --from_json samples/a-red-circle-w2.json --output_dir again
+python scripts/generate.py --from_json samples/a-red-circle-w2.png --output_dir again
 python scripts/generate.py --from_pretrained SiT-XL-2-256.pt --model_name DiT-XL/2 \
     --vae diffusers:stabilityai/sd-vae-ft-ema --class_labels 207 360 --guidance_scale 4
 torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz samples.npz
@@ -75,9 +75,9 @@ class OutputOptions(Options):
 
     output_dir: str | None = option(
         None,
-        "folder for one PNG an image, with a JSON of the same name that --from_json takes, a "
-        "grid, and samples.json. Pictures of prompts never replace a file: a name that is taken "
-        "gets a number behind it",
+        "folder for one PNG an image and nothing else; a grid, and of each image a JSON that "
+        "--from_json takes, go to DIR-records. Pictures of prompts never replace a file: a name "
+        "that is taken gets a number behind it",
         "DIR",
     )
     npz: OutputFile | None = option(
@@ -88,8 +88,9 @@ class OutputOptions(Options):
     )
     from_json: str | None = option(
         None,
-        "make the very picture again that this JSON lies beside; --from_pretrained, --vae and "
-        "--text_encoder say where the models are now, if they were moved",
+        "make the very picture again whose record this JSON is (or the record of this PNG); "
+        "--from_pretrained, --vae and --text_encoder say where the models are now, if they were "
+        "moved",
         "FILE",
     )
     batch_size: Count = option(16, "images at a time", "N")

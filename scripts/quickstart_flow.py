@@ -82,8 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, samples, device)
     minutes = (time.perf_counter() - started) / 60
+    from wfimagevae.generate.subjects import records_folder
+
     say(f"Generated shapes, after {steps} steps and {minutes:.1f} minutes")
-    print(f"samples         {samples / 'grid.png'}")
+    print(f"samples         {records_folder(samples) / 'grid.png'}")
     print(f"from noise      {output / 'pictures' / 'denoising.png'}")
     sheet = quickstart / "contact_sheet.png"
     if sheet.exists():

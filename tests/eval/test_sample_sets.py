@@ -59,14 +59,17 @@ def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
     assert isinstance(open_images(str(tmp_path / "samples.npz")).images, np.memmap)
 
 
-def test_the_grid_that_generate_writes_is_no_sample(tmp_path):
-    write(tmp_path, pixels())
-    Image.fromarray(pixels(1, 40)[0]).save(tmp_path / "grid.png")
-    refused(r"grid.png \(40x40\).*no sample", all_of, FolderImages(tmp_path), 20)
-    (tmp_path / "samples.json").write_text('{"num_images": 8}')
-    assert len(all_of(FolderImages(tmp_path))) == 8
-    (tmp_path / "samples.json").write_text('{"num_images": 5}')
-    refused(r"holds 8 images, of which .* wrote 5", FolderImages, tmp_path)
+def test_pictures_of_an_earlier_run_are_no_samples_of_the_last(tmp_path):
+    write(tmp_path / "out", pixels())
+    (tmp_path / "out-records").mkdir()
+    for count in (8, 5):
+        (tmp_path / "out-records" / "samples.json").write_text(f'{{"num_images": {count}}}')
+        if count == 8:
+            assert len(all_of(FolderImages(tmp_path / "out"))) == 8
+    refused(r"holds 8 images, of which .* wrote 5", FolderImages, tmp_path / "out")
+    Image.fromarray(pixels(1, 40)[0]).save(tmp_path / "out" / "grid.png")
+    (tmp_path / "out-records" / "samples.json").unlink()
+    refused(r"grid.png \(40x40\).*no sample", all_of, FolderImages(tmp_path / "out"), 20)
 
 
 def test_a_file_that_is_no_npz_of_images_is_refused(tmp_path):

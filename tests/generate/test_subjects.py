@@ -30,12 +30,13 @@ def test_paths_without_prompts_are_explained(tmp_path):
 
 
 def test_names_are_free_and_numbered(tmp_path):
-    for file in ("sunset.png", "sunset-2.json", "dawn.txt"):
+    for file in ("out/sunset.png", "out-records/sunset-2.json", "out/dawn.txt"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
         (tmp_path / file).touch()
     for folder, stems, names in (
-        ("new", "sunset sunset dawn grid sunset", "sunset sunset-1 dawn grid_ sunset-2"),
-        ("", "sunset sunset dawn grid sunset", "sunset-1 sunset-3 dawn grid_ sunset-4"),
+        ("new", "sunset sunset dawn sunset", "sunset sunset-1 dawn sunset-2"),
+        ("out", "sunset sunset dawn sunset", "sunset-1 sunset-3 dawn sunset-4"),
         ("new", "one one one-1 one-1", "one one-2 one-1 one-1-1"),  # each stem is left to its own
-        ("new", "grid-1 samples", "grid-1_ samples_"),
+        ("new", "samples", "samples_"),
     ):
         assert free_names(tmp_path / folder, stems.split()) == names.split()

@@ -16,8 +16,8 @@ def command(script, *words):
 
 
 def pictures(folder):
-    """Pixels of every image but grids, by name without extension."""
-    names = sorted(p.stem for p in folder.glob("*.png") if not p.stem.startswith("grid"))
+    """Pixels of every image, by name without extension."""
+    names = sorted(path.stem for path in folder.glob("*.png"))
     return {name: np.asarray(Image.open(folder / f"{name}.png")).astype(int) for name in names}
 
 

@@ -74,7 +74,7 @@ def test_training_on_stored_embeddings_equals_encoding_while_training(caches, tm
     assert losses(stored) == pytest.approx(losses(fly), rel=1e-4)
     assert len(losses(stored)) == 2 and stored.name.endswith("-rs32")
 
-    exported, record = tmp_path / "export", tmp_path / "run" / "a-red-circle.json"
+    exported, record = tmp_path / "export", tmp_path / "run-records" / "a-red-circle.json"
     command(save_hf_model, "--from_pretrained", stored, "--save_dir", exported)
     card = (exported / "README.md").read_text()
     assert "frozen text encoder t5:t5, which is not in this folder" in card

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 from PIL import Image
+from torch_fidelity.utils import glob_samples_paths
 
 from scripts import cache_latents, generate, save_hf_model
 from tests.images import write_images
@@ -35,13 +37,29 @@ def test_a_sample_follows_its_seed_and_its_class(pixels, tmp_path):
     assert (squares["000000-square"] != few["000000-circle"]).any()
 
 
+def test_public_tools_take_the_pictures_alone_for_samples(pixels, tmp_path):
+    """torch-fidelity's own reader, also where it looks below the folder."""
+    for _ in range(2):  # a second run replaces the first
+        generated(pixels, tmp_path / "out", "--num_images", 3, "--steps", 1)
+    for depth in (False, True):
+        files = glob_samples_paths(str(tmp_path / "out"), depth, "png,jpg,jpeg", verbose=False)
+        assert [Path(file).name for file in files] == [
+            f"{i:06d}-{kind}.png" for i, kind in enumerate(("circle", "square", "circle"))
+        ]
+    assert len(list((tmp_path / "out").iterdir())) == 3
+    records = sorted(path.name for path in (tmp_path / "out-records").iterdir())
+    assert records == [*(f"{Path(file).stem}.json" for file in files), "grid.png", "samples.json"]
+    command(generate, "--from_json", files[1], "--output_dir", tmp_path / "b", "--device", "cpu")
+    assert (tmp_path / "b" / Path(files[1]).name).read_bytes() == Path(files[1]).read_bytes()
+
+
 def test_npz_holds_the_same_pictures_for_public_fid_code(pixels, tmp_path):
     options = ("--num_images", 3, "--steps", 2, "--seed", 9, "--sampler", "euler")
     files = generated(pixels, tmp_path / "png", *options)
-    record = json.loads((tmp_path / "png" / "samples.json").read_text())
+    record = json.loads((tmp_path / "png-records" / "samples.json").read_text())
     facts = {"sampler": "euler", "steps": 2, "seed": 9}
     assert facts.items() <= record["sampling"].items() and record["labels"] == [0, 1, 0]
-    assert Image.open(tmp_path / "png" / "grid.png").width > 2 * 16
+    assert Image.open(tmp_path / "png-records" / "grid.png").width > 2 * 16
     path = tmp_path / "out" / "all.npz"
     command(generate, "--from_pretrained", pixels, "--npz", path, *options, "--device", "cpu")
     content = np.load(path)

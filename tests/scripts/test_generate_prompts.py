@@ -25,11 +25,12 @@ def run(model, output, *more):
 
 def draw_again(record, *more):
     """The path of the picture of a record, drawn again: the very same file."""
-    folder = record.parent.with_name("again")
+    folder = record.parents[1] / "again"
     before = set(folder.glob("*.png"))
     command(generate, "--from_json", record, "--output_dir", folder, "--device", "cpu", *more)
     (path,) = set(folder.glob("*.png")) - before
-    assert path.read_bytes() == record.with_suffix(".png").read_bytes()
+    drawn = record.parents[1] / record.parent.name.removesuffix("-records") / f"{record.stem}.png"
+    assert path.read_bytes() == drawn.read_bytes()
     return path
 
 
@@ -41,16 +42,16 @@ def test_a_record_makes_the_very_picture_again(text_flow, tmp_path):
     options = ("--negative_prompt", "a ring", "--guidance_scale", 1, 3, "--num_images", 2)
     options += ("--seed", 5, "--height", 24, "--width", 16, "--guidance_interval", 0, 0.8)
     run(text_flow, tmp_path / "out", "--prompt", *PROMPTS, *options, "--sampler", "euler_maruyama")
-    record = json.loads((tmp_path / "out" / "a-blue-star-w3-1.json").read_text())
+    record = json.loads((tmp_path / "out-records" / "a-blue-star-w3-1.json").read_text())
     assert record["prompt"] == "A Blue star?" and record["negative_prompt"] == "a ring"
     assert (record["seed"], record["index"], record["steps"]) == (5, 1, 2)
     assert record["guidance"]["scale"] == 3 and record["sampler"] == "euler_maruyama"
     assert (record["height"], record["width"]) == (24, 16)
     assert record["model"]["path"] == str(text_flow) and "torch" in record["versions"]
     for name in ("a-blue-star-w3-1", "a-red-circle-w1"):
-        again = draw_again(tmp_path / "out" / f"{name}.json")
+        again = draw_again(tmp_path / "out-records" / f"{name}.json")
     moved = shutil.copytree(text_flow, tmp_path / "moved")
-    second = draw_again(tmp_path / "out" / f"{name}.json", "--from_pretrained", moved)
+    second = draw_again(tmp_path / "out-records" / f"{name}.json", "--from_pretrained", moved)
     assert second.stem == f"{again.stem}-1"
 
 
@@ -73,7 +74,7 @@ def test_prompt_files_name_their_pictures_and_none_is_replaced(text_flow, tmp_pa
     second = run(text_flow, tmp_path / "out", *path, "--seed", 1)
     assert list(second)[-4:] == ["sunset", "sunset-1", "sunset-2", "sunset-3"]
     assert all((second[name] == pixels).all() for name, pixels in first.items())
-    assert (tmp_path / "out" / "grid-1.png").exists()
+    assert (tmp_path / "out-records" / "grid-1.png").exists()
     (tmp_path / "list").write_text("a red sun\n\na dot\n")
     listed = run(text_flow, tmp_path / "listed", "--prompts_path", tmp_path / "list")
     assert list(listed) == ["a-dot", "a-red-sun"]
@@ -86,11 +87,11 @@ def test_classes_and_prompts_go_together(tmp_path):
     neither = run(flow, tmp_path / "a", *prompt)
     both = run(flow, tmp_path / "b", *prompt, "--class_labels", "dog")
     classes = run(flow, tmp_path / "c", "--num_images", 2)
-    record = json.loads((tmp_path / "b" / "x-1.json").read_text())
+    record = json.loads((tmp_path / "b-records" / "x-1.json").read_text())
     assert (record["label"], record["class_name"], record["prompt"]) == (1, "dog", "x")
     assert (neither["x"] != both["x"]).any()
     assert list(classes) == ["000000-cat", "000001-dog"]
-    assert json.loads((tmp_path / "c" / "000001-dog.json").read_text())["prompt"] is None
+    assert json.loads((tmp_path / "c-records" / "000001-dog.json").read_text())["prompt"] is None
 
 
 def test_npz_has_a_picture_a_prompt_and_scale(text_flow, tmp_path):
@@ -126,7 +127,7 @@ def test_bytes_that_are_no_text_are_no_prompt(text_flow, tmp_path, capsys):
 
 def test_a_record_that_was_edited_is_explained(text_flow, tmp_path):
     run(text_flow, tmp_path / "out", "--prompt", "x")
-    path = tmp_path / "out" / "x.json"
+    path = tmp_path / "out-records" / "x.json"
     record, empty = json.loads(path.read_text()), ("scale", "interval", "rescale", "channels")
     for part, value, words in (
         ("model", {}, r"x\.json is no record .*: no model\.fingerprint, .* model\.vae"),

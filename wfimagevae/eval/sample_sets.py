@@ -5,7 +5,6 @@ their numbers; ``description`` is for a protocol.
 """
 
 import os
-import re
 import struct
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -32,10 +31,9 @@ from wfimagevae.eval.options import LabelSampling, ReferenceOptions
 from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Subject
+from wfimagevae.generate.subjects import Subject, records_folder
 from wfimagevae.pictures.pixels import to_uint8
 
-_GRID = re.compile(r"grid(-\d+)?\.png")
 # Shapes that training does not draw, whatever its --num_shapes.
 _FIRST_FRESH_SHAPE = 10**9
 
@@ -56,15 +54,12 @@ class FolderImages:
         num_workers: int = 0,
     ):
         self.dataset = ValidImageDataset(path, resolution, crop_size, subset_size)
-        self._numbers = list(range(len(self.dataset)))
-        record = Path(path) / "samples.json"
-        if record.is_file():  # what scripts/generate.py adds is no sample
-            paths = self.dataset.paths
-            self._numbers = [i for i in self._numbers if not _GRID.fullmatch(paths[i])]
+        record = records_folder(path) / "samples.json"
+        if record.is_file():
             written = read_json(record).get("num_images")
-            if written and len(self._numbers) > written:
+            if written and len(self.dataset) > written:
                 raise ValueError(
-                    f"{path} holds {len(self._numbers)} images, of which generate.py's last run "
+                    f"{path} holds {len(self.dataset)} images, of which generate.py's last run "
                     f"wrote {written}: empty the folder and generate again"
                 )
         self.path, self.num_workers = path, num_workers
@@ -76,12 +71,12 @@ class FolderImages:
         }
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return len(self.dataset)
 
     def prompts(self, captions: Captions) -> list[str]:
         """A caption of each image that has one; ValueError if none has."""
         table = read_captions(self.path, self.dataset.images, captions)
-        picked = [table.pick(self.dataset.index(number), number, 0) for number in self._numbers]
+        picked = [table.pick(self.dataset.index(i), i, 0) for i in range(len(self))]
         return [caption for caption in picked if caption]
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
@@ -93,7 +88,7 @@ class FolderImages:
 
     def read_batch(self, numbers: list[int]) -> dict[str, Tensor]:
         """``image``, (B, 3, H, W) in [-1, 1]; in a worker. DataError as `read` says."""
-        samples = [self.dataset[self._numbers[i]] for i in numbers]
+        samples = [self.dataset[i] for i in numbers]
         for sample in samples:
             if sample["error"]:
                 raise DataError(f"{self.path}: {sample['path']}: {sample['error']}")

@@ -1,4 +1,4 @@
-"""Generated images as files: a folder of PNGs, each with its record, and a grid; or one .npz.
+"""Generated images as files: a folder of PNGs, and beside it one of their records; or one .npz.
 
 From its record a picture is drawn again.
 """
@@ -20,7 +20,7 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, gath
 from wfimagevae.files import json_text, read_json, write_json
 from wfimagevae.generate.generator import FlowGenerator, Size
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Prompt, Subject, free_names
+from wfimagevae.generate.subjects import Prompt, Subject, free_names, records_folder
 from wfimagevae.model.weight_files import weights_fingerprint
 from wfimagevae.pictures.flow_frames import background, path_frames
 from wfimagevae.pictures.grid import sample_grid, save_png
@@ -129,7 +129,7 @@ def prompt_subjects(
 def write_folder(
     folder: Path, generator: FlowGenerator, sheet: Sheet, batch_size: int, world: World
 ) -> None:
-    """Writes a PNG and a record for each picture, a grid, and ``samples.json``."""
+    """Writes a PNG for each picture; into `records_folder` its record, a grid, ``samples.json``."""
     # The main process names the files, so that none of them is given twice.
     stems = list(sheet.stems)
     if len(sheet.columns) > 1:
@@ -138,13 +138,14 @@ def write_folder(
         stems = broadcast_object(free_names(folder, stems) if world.is_main else None)
     model, drawn = describe_model(generator), {}
     places, width, row_titles, column_titles = _lay_out(generator, sheet)
+    records = records_folder(folder).absolute()
     with ImageWriter(folder) as writer:
         for row, column, batch, pixels in sheet.draw(generator, batch_size, world):
             name = stems[column * len(sheet.subjects) + row]
             writer.write(f"{name}.png", pixels)
             subject, options = sheet.subjects[row], sheet.columns[column]
             record = picture_record(generator, model, subject, options, sheet.size, batch)
-            writer.write(f"{name}.json", json_text(record))
+            writer.write(records / f"{name}.json", json_text(record))
             if (row, column) in places:
                 drawn[row, column] = pixels
 
@@ -152,13 +153,13 @@ def write_folder(
     drawn = {place: pixels for part in gather_objects(drawn) for place, pixels in part.items()}
     if not world.is_main:
         return
-    path, number = folder / "grid.png", 1
+    path, number = records / "grid.png", 1
     while sheet.has_prompts and path.exists():
-        path, number = folder / f"grid-{number}.png", number + 1
+        path, number = records / f"grid-{number}.png", number + 1
     images = from_uint8(torch.stack([drawn[place] for place in places]))
     save_png(path, sample_grid(images, width, row_titles, column_titles))
     files = {"files": [f"{name}.png" for name in stems]}
-    write_json(folder / "samples.json", sheet.describe(generator) | files)
+    write_json(records / "samples.json", sheet.describe(generator) | files)
 
 
 def write_npz(
@@ -272,7 +273,10 @@ def picture_record(
 
 
 def read_picture_record(path: str | Path) -> dict[str, Any]:
-    """A record that was written beside a picture; ValueError for any other file."""
+    """The record of a picture, given by its own path or the picture's; else a ValueError."""
+    path = Path(path)
+    if path.suffix == ".png":
+        path = records_folder(path.parent) / f"{path.stem}.json"
     # Names first: all that are missing are told at once.
     record = read_json(path)
     missing = {*_SUBJECT, *_VALUES, *_PARTS} - record.keys()
@@ -299,7 +303,7 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
 def write_again(
     folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str, world: World
 ) -> Path:
-    """Draws the picture of a record and writes it, with the record beside it; the path.
+    """Draws the picture of a record and writes it and, to its place, the record; the path.
 
     No file is replaced: a number goes behind the name, which has no extension, where it is taken.
     Weights that are not those that drew it are a ValueError.
@@ -325,7 +329,7 @@ def write_again(
     subject = Subject(**{name: record[name] for name in _SUBJECT})
     samples = generator.draw([subject] * record["batch"]["size"], options, size)
     save_image(path, to_uint8(generator.images(samples)[record["batch"]["row"]]))
-    write_json(path.with_suffix(".json"), record | {"model": model})
+    write_json(records_folder(folder) / f"{name}.json", record | {"model": model})
     barrier()
     return path
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _LONGEST_NAME = 60
-_RESERVED = re.compile(r"grid(-\d+)?|samples")  # what generate.py calls its other files
+_RESERVED = re.compile(r"samples")  # what generate.py calls its other record
 
 
 @dataclass(frozen=True)
@@ -78,13 +78,23 @@ def slug(text: str) -> str:
     return words[:_LONGEST_NAME].strip("-_") or "no-prompt"
 
 
+def records_folder(folder: str | Path) -> Path:
+    """Where grids and records of a folder's pictures stand: ``FOLDER-records``, beside it.
+
+    Whatever looks for samples in the folder, or below it, finds nothing else.
+    """
+    folder = Path(folder)
+    folder = folder if folder.name.strip(".") else folder.resolve()
+    return folder.with_name(f"{folder.name}-records")
+
+
 def free_names(folder: Path, stems: Sequence[str]) -> list[str]:
-    """A name for each stem that neither a picture or record in the folder nor another has.
+    """A name for each stem that neither a picture in the folder, or its record, nor another has.
 
     The first is the stem itself, the next ``stem-1``, ``stem-2``, unless that is another stem.
     """
-    files = folder.iterdir() if folder.is_dir() else ()
-    taken = {file.stem for file in files if file.suffix in (".png", ".json")}
+    kinds = (folder, ".png"), (records_folder(folder), ".json")
+    taken = {file.stem for place, kind in kinds for file in place.glob(f"*{kind}")}
     stems = [f"{stem}_" if _RESERVED.fullmatch(stem) else stem for stem in stems]
     numbers, names = dict.fromkeys(stems, 0), []
     for stem in stems:

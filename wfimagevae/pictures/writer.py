@@ -27,8 +27,8 @@ class ImageWriter:
     def __enter__(self) -> "ImageWriter":
         return self
 
-    def write(self, name: str, content: Tensor | str) -> None:
-        """Queues an 8-bit RGB image, (3, H, W), or a text, to be written under a relative path.
+    def write(self, name: str | Path, content: Tensor | str) -> None:
+        """Queues an 8-bit RGB image, (3, H, W), or a text, to be written to a path in it.
 
         The call waits while too many are queued.
         """
