@@ -1,5 +1,6 @@
 """Files that are whole or not there: writing, JSON, checkpoints, cache folders. No torch here."""
 
+import codecs
 import contextlib
 import json
 import os
@@ -22,6 +23,10 @@ DAMAGED_ARRAYS = (
     zlib.error,
     zipfile.BadZipFile,
 )
+# Byte order marks, those that begin like another first.
+_MARKS = {codecs.BOM_UTF8: "utf-8-sig"}
+_MARKS |= dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32")
+_MARKS |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
 os.umask(_UMASK)
 _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
@@ -86,11 +91,69 @@ def json_text(content: Mapping) -> str:
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
+def codec_of(content: bytes) -> str:
+    """How a text is encoded, by its byte order mark; UTF-8 without one."""
+    return next((codec for mark, codec in _MARKS.items() if content.startswith(mark)), "utf-8")
+
+
+def plain_text(content: bytes) -> str:
+    """Bytes as text: UTF-8, or UTF-16 that begins with its mark.
+
+    ValueError for others, and for a NUL, which UTF-16 without its mark is full of.
+    """
+    try:
+        text = content.decode(codec_of(content))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"not UTF-8 text ({error})") from None
+    if "\0" in text:
+        raise ValueError("not text, or UTF-16 without its mark: it holds a NUL")
+    return text
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """What `plain_text` reads in a file, which the ValueError names."""
+    try:
+        return plain_text(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is {error}") from None
+
+
+def text_lines(path: str | os.PathLike) -> Iterator[bytes]:
+    """The lines of a text file of any length in UTF-8, without its mark; see `plain_text`."""
+    with open(path, "rb") as file:
+        codec = codec_of(file.read(4))
+        if not codec.startswith("utf-8"):
+            yield from read_text(path).encode("utf-8", "surrogatepass").splitlines(True)
+            return
+        file.seek(3 if codec == "utf-8-sig" else 0)
+        yield from file
+
+
+def parse_json(text: str, may_repeat: bool = False) -> Any:
+    """A JSON value; ValueError for text that is none, or nests without end.
+
+    So is a key that is given twice, unless it ``may_repeat``: the last one counts.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=None if may_repeat else _distinct)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"key {next(key for key in keys if keys.count(key) > 1)!r} is given twice")
+    return found
+
+
 def read_json(path: str | os.PathLike) -> dict:
     """The object in a JSON file; ValueError, naming the file, if it holds none."""
+    text = read_text(path)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # bytes that are no text, or text that is no JSON
+        content = parse_json(text)
+    except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object")
@@ -100,10 +163,10 @@ def read_json(path: str | os.PathLike) -> dict:
 def read_json_lines(path: str | os.PathLike) -> list[dict]:
     """The objects in a file of one a line, but a line cut short by a kill; none without a file."""
     rows, path = [], Path(path)
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-        with contextlib.suppress(json.JSONDecodeError):
-            rows.append(json.loads(line))
-    return rows
+    for line in text_lines(path) if path.exists() else ():
+        with contextlib.suppress(ValueError):
+            rows.append(parse_json(line.decode()))
+    return [row for row in rows if isinstance(row, dict)]
 
 
 def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from wfimagevae.files import read_text
+
 _LONGEST_NAME = 60
 _RESERVED = re.compile(r"samples")  # what generate.py calls its other record
 
@@ -48,14 +50,14 @@ def read_prompts(path: str | Path) -> list[Prompt]:
     path = Path(path).expanduser()
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix.lower() == ".txt")
-        prompts = [Prompt(" ".join(_read(file).split()), file.stem) for file in files]
+        prompts = [Prompt(" ".join(read_text(file).split()), file.stem) for file in files]
         if empty := [prompt.stem for prompt in prompts if not prompt.text]:
             raise ValueError(
                 f"--prompts_path {path}: {empty[0]}.txt holds no text; remove it, or draw without "
                 'a prompt by --prompt ""'
             )
     elif path.is_file():
-        lines = [line.strip() for line in _read(path).splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         prompts = named_prompts(line for line in lines if line)
     else:
         raise ValueError(f"--prompts_path {path}: no such folder or file")
@@ -63,13 +65,6 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         content = ".txt files" if path.is_dir() else "a prompt a line"
         raise ValueError(f"--prompts_path {path}: no prompts; looked for {content}")
     return prompts
-
-
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{file}: prompts are UTF-8 text ({error})") from None
 
 
 def slug(text: str) -> str:

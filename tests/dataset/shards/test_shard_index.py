@@ -66,7 +66,7 @@ def test_sample_with_two_members_of_a_type_is_left_out_and_named(tmp_path, caplo
     write_tar(tmp_path / "a.tar", dict.fromkeys(names, png(1)))
     assert keys(open_set(str(tmp_path))) == ["a", "c"]
     write_shards(tmp_path / "dotted", [1], lambda i: {"png": None, "v1.0.png": png(1)})
-    refused(r"v1.0.png; names of samples must not have dots", open_set, str(tmp_path / "dotted"))
+    refused(r"v1.0.png; sample names must not have dots", open_set, str(tmp_path / "dotted"))
     assert "sample b: two members of type png" in caplog.text
     assert "a comes again later: members of a sample must lie together" in caplog.text
 

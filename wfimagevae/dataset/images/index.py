@@ -1,6 +1,5 @@
 """Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
 
-import json
 import logging
 import os
 import stat
@@ -12,6 +11,7 @@ from typing import Any, TypeVar
 from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.packed_texts import PackedTexts
+from wfimagevae.files import parse_json, plain_text, text_lines
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 MANIFEST_KEYS = ("image_path", "path", "target")
@@ -107,12 +107,19 @@ def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
     keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
     for where, record, text in json_lines(manifest):
         values = [record.get(key) for key in MANIFEST_KEYS] if isinstance(record, dict) else []
-        paths = [v for v in values if isinstance(v, str) and v and "\0" not in v]
+        paths = [v for v in values if isinstance(v, str) and v and _is_path(v)]
         if not paths:
             raise ValueError(
                 f"{where}: expected an object with a path under {keys}, got {text:.80}"
             )
         yield where, paths[0], record
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:  # half a pair of surrogates, which JSON can hold
+        return False
 
 
 def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[_Picked]:
@@ -127,17 +134,16 @@ def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[
 
 def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
     """The lines of a file that are not blank: where (file:line), its value, and its text."""
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            where = f"{path}:{number}"
-            try:
-                text = line.decode("utf-8-sig").strip()
-                value = json.loads(text)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{where}: not a line of JSON ({error})") from None
-            yield where, value, text
+    for number, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            text = plain_text(line).strip()
+            value = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"{where}: not a line of JSON ({error})") from None
+        yield where, value, text
 
 
 def _scan(root: str, cache_dir: str | Path | None) -> list[bytes]:

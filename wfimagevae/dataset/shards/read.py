@@ -2,12 +2,13 @@
 
 import collections
 import contextlib
+import functools
 import io
-import json
+import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,10 +21,18 @@ from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.shards.index import index_shards
 from wfimagevae.dataset.shards.specs import expand_shards
-from wfimagevae.dataset.shards.store import ShardFile, ShardStore
-from wfimagevae.dataset.shards.tar import ExtraTypes, TarIndex
-from wfimagevae.dataset.text.captions import CaptionTable, caption_lines, check_captions
+from wfimagevae.dataset.shards.store import ShardFile, ShardStore, shown_url
+from wfimagevae.dataset.shards.tar import APART, DOTS, ExtraTypes, TarIndex
+from wfimagevae.dataset.text.captions import (
+    TOO_LONG,
+    CaptionTable,
+    caption_lines,
+    check_captions,
+    readable,
+    text_captions,
+)
 from wfimagevae.dataset.text.packed_texts import PackedTexts
+from wfimagevae.files import codec_of, parse_json, plain_text
 
 _OPEN_SHARDS = 64  # files that a process keeps open
 _NUMBER = re.compile(r"[+-]?[0-9]+")
@@ -142,14 +151,15 @@ def open_shards(
     pairs = list(zip(indexes, chosen, strict=True))
     shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), list(map(len, chosen)))
     if not len(shard):
-        kinds = sorted({kind for index in indexes for kind in index.types})
-        is_dotted = any(kind.rpartition(".")[2] in image_types for kind in kinds)
-        hint = "names of samples must not have dots, or " if is_dotted else ""
         raise ValueError(
-            f"no sample of {sources[0]} has an image of type {options.wds_image_key}: its members "
-            f"are of type {', '.join(kinds) or 'no known one'}; {hint}set --wds_image_key"
+            f"no sample of {sources[0]} has an image of type {options.wds_image_key}: its "
+            + _members_are({kind for index in indexes for kind in index.types}, image_types)
         )
-    _warn_of_left_out(pairs, options.wds_image_key)
+    kinds = (key.partition(":")[0] for key in keys)
+    read = list(itertools.compress(kinds, (with_captions, with_labels, wanted.records)))
+    for source, (index, part) in zip(sources, pairs, strict=True):
+        _check_together(source, index, part["row"], read)
+    _warn_of_left_out(pairs, options.wds_image_key, image_types)
     places = np.concatenate(chosen)
     keys = PackedTexts.concatenate([index.keys.select(part["row"]) for index, part in pairs])
     images = ShardImages(shards, store, shard, places["offset"], places["length"], keys)
@@ -171,8 +181,11 @@ def open_shards(
             )
         samples.labels = number_labels(values, images.name, sources[0], class_names)
     if with_captions:
-        key = options.wds_caption_key
-        lines = map(_captions, _values(texts(key), key))
+        kind, _, field = options.wds_caption_key.partition(":")
+        sizes = np.concatenate([index.sizes(kind)[part["row"]] for index, part in pairs])
+        found = texts(kind)
+        contents = ((found[i], int(size)) for i, size in enumerate(sizes))
+        lines = readable(functools.partial(_captions, field), contents, images.name)
         samples.captions = CaptionTable(lines, wanted.captions.prefix)
         if not wanted.may_lack_captions:
             check_captions(samples.captions, images.name, captions_place(options))
@@ -203,23 +216,51 @@ def _with_image(index: TarIndex, kinds: list[str]) -> np.ndarray:
     return places[places["offset"] >= 0]
 
 
-def _warn_of_left_out(pairs: list[tuple[TarIndex, np.ndarray]], image_key: str) -> None:
+def _check_together(source: str, index: TarIndex, with_image: np.ndarray, kinds: list[str]) -> None:
+    """Refuses a shard (ValueError) where images have their texts elsewhere in it."""
+    if not any(APART in fault for fault in index.damage):
+        return
+    has_image = np.isin(np.arange(len(index)), with_image)
+    for kind in (kind for kind in kinds if kind in index.types):
+        has_text = index.columns[f"offset.{kind}"] >= 0
+        strays = {index.keys[i] for i in np.flatnonzero(~has_image & has_text)}
+        lonely = (index.keys[i] for i in np.flatnonzero(has_image & ~has_text))
+        if apart := [key for key in lonely if key in strays]:
+            raise ValueError(
+                f"{shown_url(source)}: key {os.fsdecode(apart[0])} comes again later: {APART}; "
+                f"{len(apart)} images have their {kind} elsewhere"
+            )
+
+
+def _members_are(kinds: Iterable[str], image_types: list[str]) -> str:
+    """Says of which types the members of a shard are, and what may be wrong with them."""
+    kinds = sorted(kinds)
+    dotted = [kind for kind in kinds if kind.rpartition(".")[2] in image_types and "." in kind]
+    some = ", ".join(kinds[:6]) + (f" and {len(kinds) - 6} more" if len(kinds) > 6 else "")
+    advice = [f"{DOTS}: rename them"] if dotted else []
+    advice += ["set --wds_image_key"] if len(dotted) < 2 else []  # which one type can be given by
+    return f"members are of type {some or 'no known one'}; {', or '.join(advice)}"
+
+
+def _warn_of_left_out(
+    pairs: list[tuple[TarIndex, np.ndarray]], image_key: str, image_types: list[str]
+) -> None:
     total, count, kinds = 0, 0, set()
     for index, part in pairs:
         without = np.setdiff1d(np.arange(len(index)), part["row"])
         total, count = total + len(index), count + len(without)
         kinds |= {k for k in index.types if (index.columns[f"offset.{k}"][without] >= 0).any()}
     if count:
+        about = _members_are(kinds, image_types)
         _log.warning(
-            "left out %d of %d samples, which have no image of type %s; their members are of "
-            "type %s; see --wds_image_key",
-            *(count, total, image_key, ", ".join(sorted(kinds)) or "no known one"),
+            "left out %d of %d samples, which have no image of type %s; their %s",
+            *(count, total, image_key, about),
         )
 
 
 def _record(text: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(text.decode("utf-8-sig")) if text else {}
+        record = parse_json(plain_text(text), may_repeat=True) if text else {}
     except ValueError:
         return {}
     return record if isinstance(record, dict) else {}
@@ -232,7 +273,7 @@ def _values(texts: PackedTexts, key: str) -> Iterator[Any]:
         if colon:
             yield _record(text).get(name)
         else:
-            yield text.decode("utf-8", "replace").removeprefix("\ufeff")
+            yield text.decode(codec_of(text), "replace").removeprefix("\ufeff")
 
 
 def _label_values(
@@ -263,7 +304,19 @@ def _written_class(text: bytes) -> str | None:
     return name if is_ours else None
 
 
-def _captions(value: Any) -> list[str]:
+def _captions(field: str, member: tuple[bytes, int]) -> list[str]:
+    """The captions in a member's content and size, or in a field of it; ValueError if it's bad."""
+    content, size = member
+    if not content and size:  # what is longer is in no index
+        raise ValueError(TOO_LONG)
+    if not field:
+        return text_captions(content)
+    value = parse_json(plain_text(content), may_repeat=True) if content else {}
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {content[:80]!r}")
+    value = value.get(field)
     if isinstance(value, list):
         return [" ".join(text.split()) for text in value if isinstance(text, str) and text]
-    return caption_lines(value) if isinstance(value, str) else []
+    if not isinstance(value, str | None):
+        raise ValueError(f"{field} is text or a list of texts, got {value!r:.80}")
+    return caption_lines(value or "")

@@ -292,5 +292,7 @@ def shown_url(url: str) -> str:
     """A URL or pipe for a message, without the password or query, which may be secrets."""
     if url.startswith("pipe:"):
         return url if len(url) < 200 else f"{url[:200]}..."
+    if "://" not in url:
+        return url
     parts = urlsplit(url)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment="").geturl()

@@ -13,12 +13,15 @@ import numpy as np
 from wfimagevae.dataset.images.decode import image_size
 from wfimagevae.dataset.index_cache import from_json_array, json_array
 from wfimagevae.dataset.protocol import DataError
+from wfimagevae.dataset.text.captions import MOST_TEXT_BYTES
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
 TEXT_TYPES = ("txt", "json", "cls")
 
-_MOST_TEXT_BYTES = 2**20  # a longer text is no caption
+# What tells that a sample's members lie in several places of a shard.
+APART = "members of a sample must lie together (tar --sort=name)"
+DOTS = "sample names must not have dots (a type is what follows the first dot of a file name)"
 _MOST_TYPES = 64
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _META = re.compile(r"__[^/]*__($|/)")  # what the webdataset library leaves out
@@ -59,6 +62,10 @@ class TarIndex:
         if f"text.{kind}" not in self.columns:
             return PackedTexts.pack([b""] * len(self))
         return PackedTexts(self.columns[f"text.{kind}"], self.columns[f"ends.{kind}"])
+
+    def sizes(self, kind: str) -> np.ndarray:
+        """The lengths of the members of a type, in bytes, 0 where there are none."""
+        return self.columns.get(f"size.{kind}", np.zeros(len(self), np.int64))
 
     def arrays(self) -> dict[str, np.ndarray]:
         facts = {name: value for name, value in vars(self).items() if name != "columns"}
@@ -134,17 +141,13 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
         samples[-1].fault = "the file is damaged"
     damage += [f"sample {s.key}: {s.fault}" for s in samples if s.fault]
     again = [key for key, count in Counter(s.key for s in samples).items() if count > 1]
-    if again:
-        damage.append(
-            f"{again[0]} comes again later: members of a sample must lie together (tar --sort=name)"
-        )
+    damage += [f"key {key} comes again later: {APART}" for key in again[:1]]
     whole = [s for s in samples if not s.fault]
     kinds = {kind for sample in whole for kind in sample.members}
     kinds = sorted(kind for kind in kinds if extra.is_image(kind) or extra.is_text(kind))
     if len(kinds) > _MOST_TYPES:
         raise DataError(
-            f"{path} has {len(kinds)} types of members, such as {', '.join(kinds[:3])}: a type is "
-            "what follows the first dot of a file name, so sample names must not have dots"
+            f"{path} has {len(kinds)} types of members, such as {', '.join(kinds[:3])}: {DOTS}"
         )
 
     # One column for each type of member, over all whole samples.
@@ -187,7 +190,7 @@ def _samples(file: BinaryIO, extra: ExtraTypes, faults: list[str]) -> list[_Samp
                 if kind in samples[-1].members:
                     samples[-1].fault = f"two members of type {kind}"
                 pixels = image_size(tar.extractfile(member)) if extra.is_image(kind) else (0, 0)
-                is_text = extra.is_text(kind) and member.size <= _MOST_TEXT_BYTES
+                is_text = extra.is_text(kind) and member.size <= MOST_TEXT_BYTES
                 text = tar.extractfile(member).read() if is_text else b""
                 samples[-1].members[kind] = _Member(member.offset_data, member.size, pixels, text)
             end = tar.offset

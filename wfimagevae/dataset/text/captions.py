@@ -5,19 +5,24 @@ import logging
 import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from wfimagevae.dataset.images.index import ImageIndex, in_index_order
 from wfimagevae.dataset.order import stable_seed
 from wfimagevae.dataset.text.packed_texts import PackedTexts
+from wfimagevae.files import plain_text, text_lines
 
 CAPTION_KINDS = ("none", "sidecar", "manifest")
+MOST_TEXT_BYTES = 2**20  # a longer text is no caption
+TOO_LONG = "longer than 1 MiB, which is no caption"
+_NAMED = 10  # of captions that cannot be read
 _READERS = 16  # sidecar files read at once: over a network each takes its time
+_Item = TypeVar("_Item")
 _log = logging.getLogger("wfimagevae")
 
 
@@ -94,6 +99,34 @@ def caption_lines(text: str) -> list[str]:
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 
+def text_captions(content: bytes) -> list[str]:
+    """The `caption_lines` of a file, or of a member of a shard; ValueError if it is no text."""
+    if len(content) > MOST_TEXT_BYTES:
+        raise ValueError(TOO_LONG)
+    return caption_lines(plain_text(content))
+
+
+def readable(
+    read: Callable[[_Item], list[str]], items: Iterable[_Item], where: Callable[[int], str]
+) -> Iterator[list[str]]:
+    """``read(item)`` of each; none of those where it fails, which one warning counts and names.
+
+    ``where(i)`` tells the place of item ``i``.
+    """
+    count, faults = 0, []
+    for count, item in enumerate(items, 1):
+        try:
+            lines = read(item)
+        except (ValueError, OSError) as error:
+            faults.append((count - 1, getattr(error, "strerror", None) or error))
+            lines = []
+        yield lines
+    if faults:
+        named = "; ".join(f"{where(i)}: {reason}" for i, reason in faults[:_NAMED])
+        more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
+        _log.warning("%d of %d captions are left out: %s%s", len(faults), count, named, more)
+
+
 def read_captions(source: str | Path, images: ImageIndex, captions: Captions) -> CaptionTable:
     """The captions of every image of a folder or manifest.
 
@@ -134,25 +167,24 @@ def check_captions(table: CaptionTable, name: Callable[[int], str], place: str) 
 
 
 def _sidecars(images: ImageIndex) -> Iterator[list[str]]:
-    paths = (os.path.splitext(images.path(i))[0] + ".txt" for i in range(len(images)))
-    with ThreadPoolExecutor(_READERS) as pool:
-        while batch := list(itertools.islice(paths, 4096)):
-            yield from pool.map(_sidecar, batch)
+    def path(i: int) -> str:
+        return os.path.splitext(images.path(i))[0] + ".txt"
+
+    def started() -> Iterator[Future[list[str]]]:
+        numbers = iter(range(len(images)))
+        with ThreadPoolExecutor(_READERS) as pool:
+            while batch := list(itertools.islice(numbers, 4096)):
+                yield from [pool.submit(_sidecar, path(i)) for i in batch]
+
+    return readable(Future.result, started(), path)
 
 
 def _sidecar(path: str) -> list[str]:
     try:
         with open(path, "rb") as file:
-            return caption_lines(_decoded(file.read(), path))
+            return text_captions(file.read(MOST_TEXT_BYTES + 1))
     except FileNotFoundError:
         return []
-
-
-def _decoded(content: bytes, where: str) -> str:
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where}: captions are UTF-8 text ({error})") from None
 
 
 def _texts(value: Any, where: str) -> list[str]:
@@ -165,17 +197,20 @@ def _texts(value: Any, where: str) -> list[str]:
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
     """The captions that a file of lines ``name<TAB>caption`` has of each image."""
+    lines = ((n, line) for n, line in enumerate(text_lines(path), 1) if line.strip())
+    numbers, names, captions = array("q"), [], []
+    for number, line in lines:
+        name, tab, caption = line.rstrip(b"\r\n").partition(b"\t")
+        if not tab:
+            text = os.fsdecode(name)
+            raise ValueError(f"{path}:{number}: expected name<TAB>caption, got {text:.80}")
+        numbers.append(number)
+        names.append(os.fsdecode(name).strip().removeprefix("./"))  # any bytes may be a name
+        captions.append(caption)
     by_name: dict[str, list[str]] = {}
-    with open(path, "rb") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            text = _decoded(line, f"{path}:{number}").rstrip("\r\n")
-            name, tab, caption = text.partition("\t")
-            if not tab:
-                raise ValueError(f"{path}:{number}: expected name<TAB>caption, got {text:.80}")
-            name = name.strip().removeprefix("./")
-            by_name.setdefault(name, []).extend(caption_lines(caption))
+    found = readable(text_captions, captions, lambda i: f"{path}:{numbers[i]}")
+    for name, texts in zip(names, found, strict=True):
+        by_name.setdefault(name, []).extend(texts)
     for i in range(len(images)):
         name, bare_name = images.aliases(i)
         yield by_name.get(name, []) + by_name.get(bare_name, [])

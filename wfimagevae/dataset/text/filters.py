@@ -14,6 +14,7 @@ from wfimagevae.dataset.images.image_sets import ImageSet
 from wfimagevae.dataset.images.index import json_lines
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.text.captions import CaptionTable, with_prefix
+from wfimagevae.files import read_text
 
 SIMILARITY_FIELDS = ("similarity", "clip_similarity", "clip_score")
 NSFW_FIELDS = ("nsfw", "punsafe")
@@ -27,7 +28,7 @@ def read_words(words: str) -> tuple[str, ...]:
     if not words:
         return ()
     path = os.path.expanduser(words)
-    parts = Path(path).read_text("utf-8").splitlines() if os.path.isfile(path) else words.split(",")
+    parts = read_text(path).splitlines() if os.path.isfile(path) else words.split(",")
     plain = tuple(dict.fromkeys(_plain(part) for part in parts if part.strip()))
     if not plain:
         raise ValueError(f"no word to skip in {words!r}: give a file of lines, or words, by commas")
@@ -108,7 +109,7 @@ def _number(value: Any) -> float:
     """A number, also where it is written as text; not a number otherwise."""
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return float("nan")
 
 
