@@ -209,7 +209,7 @@ def plan_training(args, build_loss: Callable, overhead: float, bounds: tuple[int
         torch.set_num_threads(threads)
         for precision in ("fp32", "bf16"):
             times = []
-            for _ in range(7):
+            for _ in range(5):
                 start = time.perf_counter()
                 with autocast(device, precision):
                     value = loss()

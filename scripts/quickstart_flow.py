@@ -75,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     pictures = ("--output_dir", output / "pictures", "--num_rows", 4, "--prompt", *PROMPTS[:4])
     run_script("scripts/visualize_flow.py", *model, *pictures, *SAMPLING, *device)
     say("Energy distance to shapes that training never drew (0: alike)")
-    measure = ("--dataset", "shapes", "--num_images", 256, "--metric", "energy_distance")
+    count = 64 if args.steps else 256
+    measure = ("--dataset", "shapes", "--num_images", count, "--metric", "energy_distance")
     result = ("--output_json", output / "energy_distance.json")
     run_script("scripts/eval_generation.py", *model, *measure, *SAMPLING, *result, *device)
 
@@ -118,7 +119,7 @@ def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
         "LOG_STEPS": max(1, min(100, steps // 4)),
         "CSV_LOG_STEPS": max(1, min(20, steps // 4)),
         "EVAL_STEPS": steps,
-        "EVAL_NUM_SAMPLES": 128,
+        "EVAL_NUM_SAMPLES": 32 if args.steps else 128,
         "SAMPLER": "euler",
         "SAMPLING_STEPS": 20,
         "GUIDANCE_SCALE": GUIDANCE,

@@ -62,6 +62,7 @@ def relative(path):
     return path.relative_to(ROOT).as_posix()
 
 
+@functools.cache
 def parse(path):
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
