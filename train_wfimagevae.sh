@@ -41,6 +41,7 @@ EVAL_IMAGE_PATH="${EVAL_IMAGE_DIR:-${EVAL_IMAGE_PATH:-}}"
 CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
 RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
 PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
+# shellcheck disable=SC2034  # launch.sh reads it
 [[ "${DISABLE_WANDB:-0}" =~ ^(1|true|yes|on)$ ]] && TRACKER=none
 has_held_out=""
 [[ -n "$EVAL_IMAGE_PATH" || "${EVAL_STEPS:-}" == 0 ]] && has_held_out=1

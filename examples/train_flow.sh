@@ -24,6 +24,7 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ -n "${LATENTS:-}" ]]; then
+  # shellcheck disable=SC2034  # launch.sh reads it
   DATASET=latents DATA="$LATENTS" EVAL_DATA="${EVAL_LATENTS:-}"
 fi
 DATA_PATH="${DATA:-${DATA_PATH:-}}"

@@ -22,4 +22,5 @@ NNODES="$SLURM_NNODES"
 MASTER_ADDR="$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)"
 export NNODES MASTER_ADDR MASTER_PORT="${MASTER_PORT:-29500}"
 
+# shellcheck disable=SC2016  # each machine has a number of its own
 srun bash -c 'NODE_RANK=$SLURM_NODEID exec bash train_wfimagevae.sh'

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the training scripts: variables in upper case become flags of a trainer, which then
 # starts on the GPUs and machines that the environment names.
 #

@@ -100,7 +100,7 @@ def test_a_run_is_measured_for_every_combination(pixels, tmp_path, capsys):
     assert len({row["energy_distance"] for row in rows}) == 8
     assert len({row["protocol_hash"] for row in rows}) == 1
     table = capsys.readouterr().out
-    assert "| sampler | steps | NFE | guidance | energy distance |" in table
+    assert "| sampler | steps | NFE | guidance | energy distance of pixels |" in table
     assert "| heun    |     3 |  12 |        2 |" in table
 
 

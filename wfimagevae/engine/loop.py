@@ -33,12 +33,14 @@ class Task:
     Attributes:
         best_name: File of the checkpoint that scored best.
         headline: Names shown in the progress line.
+        samples: What is trained on, in the words of the log: images, latents, points.
         weights: Player -> part of a checkpoint with the weights that it trains.
         fresh_parts: How the names of parts begin that start anew, whatever a checkpoint holds.
     """
 
     best_name: str
     headline: tuple[str, ...] = ()
+    samples: str = "images"
     weights: ClassVar[dict[str, str]] = {}
     fresh_parts: tuple[str, ...] = ()
 

@@ -109,7 +109,7 @@ class Run:
         self.max_steps, self.epoch_steps = run_length(options, num_samples, world.size)
         self.interrupt = Interrupt(options.save_every_minutes)
         line = watcher.line if watcher else None
-        self.reporter = Reporter(options, folder, world, tracker, task.headline, line)
+        self.reporter = Reporter(options, folder, world, tracker, task.headline, line, task.samples)
         self.early_stop = EarlyStop(options)
         self.step = 0
         self.best_score = float("-inf")

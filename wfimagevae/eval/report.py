@@ -138,7 +138,9 @@ def sets_table(results: Sequence[Mapping], unavailable: Mapping[str, str]) -> st
             row.append(figure)
         rows.append(row)
     notes = {name: note for result in results for name, note in result["notes"].items()}
-    header += [name.replace("_", " ") for name in columns]
+    distance = results[0]["protocol"].get("energy_distance", {"vectors": ""})
+    of = "pixels" if "pixels" in distance["vectors"] else "points"
+    header += [name.replace("energy_distance", f"energy distance of {of}") for name in columns]
     return "\n".join([markdown_table(header, rows), *remarks(notes, unavailable)])
 
 

@@ -39,6 +39,7 @@ log = logging.getLogger("wfimagevae")
 
 CPU = torch.device("cpu")
 TEXT_ENCODER = "text_encoder."
+SAMPLES = {"pixel": "images", "latent": "latents", "point": "points"}
 
 
 def train(options: FlowOptions, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
@@ -100,6 +101,7 @@ class FlowTask(Task):
     ):
         super().__init__((player,), player.objective.network, loader, validator)
         self.options, self.space, self.objective = options, space, player.objective
+        self.samples = SAMPLES[space.facts["space"]]
 
     def generator(self) -> FlowGenerator:
         """What draws samples from the network in training."""

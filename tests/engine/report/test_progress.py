@@ -43,7 +43,7 @@ class SlowTask(Task):
 
     def validate(self, step):
         self.clock.now += VALIDATING
-        return {"val/score": 0.0}, 0.0, {}
+        return {"val/energy_distance": 0.0}, 0.0, {}
 
     def facts(self):
         return {}
@@ -59,11 +59,13 @@ def train(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(report, "time", clock)
     caplog.set_level(logging.INFO, "wfimagevae")
 
-    def run(step=0, eval_steps=0):
+    def run(step=0, eval_steps=0, samples="images"):
         here = World(0, 1, torch.device("cpu"))
         options = {"max_steps": 5, "batch_size": 4, "log_steps": 2, "csv_log_steps": 5}
         options |= {"disable_csv_log": True, "save_ckpt_step": 0, "eval_steps": eval_steps}
-        run = Run(FlowOptions(**options), here, tmp_path, SlowTask(clock), Tracker("none"))
+        task = SlowTask(clock)
+        task.samples = samples
+        run = Run(FlowOptions(**options), here, tmp_path, task, Tracker("none"))
         run.step = step
         with run.interrupt:
             fit(run)
@@ -96,3 +98,11 @@ def test_validation_is_no_part_of_the_speed_of_training(train):
     for line in progress:
         assert "| 0.4 img/s | data 40 % |" in line
     assert "20 images in 0:05:50" in bill  # but of the bill
+
+
+def test_samples_are_called_what_they_are(train, caplog):
+    for samples, rate in (("points", "0.4 points/s"), ("latents", "0.4 img/s")):
+        progress, bill = train(eval_steps=4, samples=samples)
+        assert all(f"| {rate} |" in line for line in progress[-3:])
+        assert bill.startswith(f"done: 20 {samples} in ") and f" {rate[4:]})" in bill
+        assert f"| val/energy_distance of {samples} 0.0000" in caplog.text

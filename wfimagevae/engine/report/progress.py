@@ -34,7 +34,8 @@ class Reporter:
     """Counts a run's samples, time and arithmetic, and writes what is measured on rank 0.
 
     The progress line shows the values of ``headline`` that there are; ``line``, if given, makes the
-    whole line from a step and its values. MFU refers to the peak rate of the options' precision.
+    whole line from a step and its values; ``samples`` is what is counted. MFU refers to the peak
+    rate of the options' precision.
     """
 
     # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
@@ -48,9 +49,11 @@ class Reporter:
         tracker: Tracker,
         headline: tuple[str, ...] = (),
         line: Callable[[int, dict[str, float]], str] | None = None,
+        samples: str = "images",
     ):
         self.folder, self.world, self.tracker = folder, world, tracker
         self.headline, self.line, self.csv_path = headline, line, csv_log_path(options, folder)
+        self.noun, self.unit = samples, "points/s" if samples == "points" else "img/s"
         self.plot_every = 0 if options.disable_live_plot else options.live_plot_every_steps
         self.monitor, self.peak = GpuMonitor(world.device), None
         if world.device.type == "cuda":
@@ -140,7 +143,7 @@ class Reporter:
         parts = [f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.headline if n in values]
         skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
         parts += [f"skipped {skipped:.0f}"] if skipped else []
-        parts += [f"{values['img_per_s']:.3g} img/s"]
+        parts += [f"{values['img_per_s']:.3g} {self.unit}"]
         parts += [f"data {100 * values['data_wait_share']:.0f} %"]
         if not self.bar.disable:
             self.bar.set_postfix_str(" | ".join(parts), refresh=False)
@@ -156,7 +159,9 @@ class Reporter:
 
     def validation(self, step: int, values: dict[str, float], pictures: dict[str, Path]) -> None:
         if self.world.is_main:
-            figures = " | ".join(f"{name} {value:.4f}" for name, value in values.items())
+            of = f" of {self.noun}"
+            titles = {name: name + of if "energy_distance" in name else name for name in values}
+            figures = " | ".join(f"{titles[name]} {value:.4f}" for name, value in values.items())
             log.info("validation at step %d | %s", step, figures)
             with log_write_errors("validation figures"):
                 self.validations.write({"step": step} | values)
@@ -173,8 +178,9 @@ class Reporter:
                 self._plot()
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         hours = elapsed * self.world.size / 3600
-        line = f"{self.samples:.0f} images in {timedelta(seconds=round(elapsed))}"
-        line += f" ({self.samples / elapsed:.3g} img/s), {hours:.3g} {self.world.device.type} hours"
+        line = f"{self.samples:.0f} {self.noun} in {timedelta(seconds=round(elapsed))}"
+        line += f" ({self.samples / elapsed:.3g} {self.unit})"
+        line += f", {hours:.3g} {self.world.device.type} hours"
         line += f", {100 * self.total_wait / elapsed:.0f} % waiting for data"
         if self.peak and self.flops:
             mfu = self.flops / elapsed / self.world.size / self.peak
