@@ -18,6 +18,7 @@ EXTRAS = {
     "nvml": ["nvidia-ml-py>=12.535"],
     "tensorboard": ["tensorboard>=2.16"],
     "trackio": ["trackio>=0.2"],
+    "heif": ["pillow-heif>=0.22"],
     "video": ["imageio-ffmpeg>=0.4"],
 }
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from wfimagevae.files import DAMAGED_ARRAYS, cache_folder, replacing
+from wfimagevae.files import cache_folder, replacing
 
 _BAR_FROM = 8  # fewer things need no progress bar
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -56,7 +56,7 @@ class IndexCache:
                 return read(arrays) if from_json_array(arrays["version"]) == version else None
         except (FileNotFoundError, NotADirectoryError):
             return None
-        except (*DAMAGED_ARRAYS, TypeError, AttributeError) as error:
+        except Exception as error:  # a file that is no longer whole can make anything fail
             _log.warning("cached %s in %s are unusable (%s): made anew", self._what, path, error)
             return None
 

@@ -51,7 +51,7 @@ def names(index):
 def test_folder_is_scanned_recursively_for_every_extension_in_any_case(touch):
     images = ["a.JPG", "b.jpeg", "b/c.PNG", "b/d/e.WebP", "é.bmp", "z.JPEG"]
     root = touch(
-        *images, "notes.txt", "b/x.gif", "jpg", "README", ".b.png", ".hid/c.png", "d/.e/f.png"
+        *images, "notes.txt", "b/x.heics", "jpg", "README", ".b.png", ".hid/c.png", "d/.e/f.png"
     )
     images.append(touch("x.jpg/a.png") and "x.jpg/a.png")  # a folder, whatever its name
     assert names(index_images(root)) == sorted(images)

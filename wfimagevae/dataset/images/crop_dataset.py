@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
-from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop
+from wfimagevae.dataset.images.transforms import center_crop, crop_at, resized_center_crop
 from wfimagevae.dataset.options import Crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData, Images
@@ -58,7 +58,7 @@ class CropRules:
                 # random() is the one method whose stream Python promises to keep between versions.
                 left = int(rng.random() * (image.width - width + 1))
                 top = int(rng.random() * (image.height - height + 1))
-                pixels = np.array(image.crop((left, top, left + width, top + height)))
+                pixels = crop_at(image, left, top, size)
             else:
                 pixels = center_crop(image, size)
         return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels

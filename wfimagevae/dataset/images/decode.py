@@ -1,20 +1,31 @@
 """Image files as upright 8-bit RGB, or a one-line reason why not."""
 
+import functools
 import math
+import os
 import struct
 import warnings
-import zlib
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 # By content, whatever the name says; a closed list keeps Pillow's exotic readers out of reach.
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+_FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF")
+HEIC_INSTALL = "pip install pillow-heif"
 INTERPOLATION = "bicubic"  # Pillow's: antialiased when shrinking, 8-bit in and out
 # Measured on 750 photographs: scaled JPEG decoding then resizing by 3 or more differs from full
 # decoding then resizing by 50 dB or more in 95 % of them (45 dB for a factor of 2).
 DRAFT_MARGIN = 3
+
+_LIMIT = "WFIMAGEVAE_MAX_MEGAPIXELS"
+try:
+    # Of a phone's 200 and more; a file that claims more is likely made to fill the memory.
+    _MAX_PIXELS = int(float(os.environ.get(_LIMIT) or 268) * 1e6)
+except (ValueError, OverflowError):
+    raise ValueError(f"{_LIMIT}={os.environ[_LIMIT]}: write a number, such as 500") from None
 
 # EXIF orientation to the transposition that undoes it. (ImageOps.exif_transpose also writes the
 # EXIF data anew, and fails on odd entries that no one needs.)
@@ -31,20 +42,6 @@ _UPRIGHT = {
 # Texts of a PNG in which Pillow finds an orientation, besides the chunk eXIf.
 _PNG_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 
-# What Pillow's readers raise on damaged files.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    IndexError,
-    KeyError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
-)
-
 
 class UnreadableImage(ValueError):
     """A file gives no image; the message is the reason, without the path."""
@@ -55,11 +52,11 @@ def open_rgb(
     min_side: int | tuple[int, int] = 1,
     short_side: int | tuple[int, int] | None = None,
 ) -> Image.Image:
-    """Reads a JPEG, PNG, WebP, BMP or GIF file, or its content, as an upright 8-bit RGB image.
+    """Reads an image file of one of our formats, or its content, as an upright 8-bit RGB image.
 
     The EXIF orientation is applied. Grayscale and palette images become RGB, 16-bit grayscale is
     scaled to 8 bits, CMYK is converted without a colour profile (embedded profiles are ignored),
-    and transparency is composited over white. Of an animation, the first frame counts.
+    and transparency is composited over white. Of several frames or pages, the first counts.
 
     Args:
         min_side: Smallest height and width, in pixels, that counts as readable.
@@ -69,18 +66,15 @@ def open_rgb(
             None keeps the size.
 
     Raises:
-        UnreadableImage: missing, unreadable, corrupt, truncated, too small or a decompression bomb
-            (more than ``PIL.Image.MAX_IMAGE_PIXELS`` pixels).
+        UnreadableImage: missing, unreadable, corrupt, truncated, too small, or more pixels at the
+            size it is decoded at, or resized to, than the environment allows.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # odd metadata of a readable image
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=FORMATS) as image:
-                return _decode(image, min_side, short_side)
+        with opened(path) as image:
+            return _decode(image, min_side, short_side)
     except UnreadableImage:
         raise
-    except _DAMAGE as error:
+    except Exception as error:  # damaged files make decoders raise anything
         raise UnreadableImage(_reason(error)) from error
 
 
@@ -90,12 +84,55 @@ def image_size(file: str | BinaryIO) -> tuple[int, int]:
     Of the kinds of files only a PNG with EXIF behind its pixels, which is rare, is decoded for it.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(file, formats=FORMATS) as image:
-                return image.size[:: -1 if _is_turned(image) else 1]
-    except _DAMAGE:
+        with opened(file) as image:
+            return image.size[:: -1 if _is_turned(image) else 1]
+    except Exception:  # as above
         return 0, 0
+
+
+@contextmanager
+def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
+    """Pillow's image of a file or its content, without its warnings; what it raises is any error.
+
+    Pillow's limit of pixels, which goes by the size in the header, gives way to ours.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata of a readable image
+            Image.MAX_IMAGE_PIXELS = None
+            with ExitStack() as stack:
+                if isinstance(file, str | os.PathLike):
+                    # Pillow would wait for a named pipe, and map a file that may shrink.
+                    file = stack.enter_context(open(file, "rb", opener=_open_now))
+                image = stack.enter_context(Image.open(file, formats=_formats()))
+                Image.MAX_IMAGE_PIXELS = _MAX_PIXELS // 2  # it refuses twice as many
+                yield image
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    try:
+        import pillow_heif
+    except ImportError:
+        return _FORMATS
+    pillow_heif.register_heif_opener()
+    return (*_FORMATS, "HEIF")
+
+
+def check_pixels(size: tuple[int, int], what: str) -> None:
+    """Raises `UnreadableImage` for more pixels, of width and height, than one may have."""
+    if size[0] * size[1] > _MAX_PIXELS:
+        raise UnreadableImage(
+            f"decompression bomb: {size[0]}x{size[1]} pixels {what}, more than "
+            f"{_MAX_PIXELS / 1e6:g} million; if it is none, set {_LIMIT} higher"
+        )
 
 
 def _decode(
@@ -112,11 +149,15 @@ def _decode(
         size = max(short, round(width * scale)), max(short, round(height * scale))
         draft = image.draft(None, (DRAFT_MARGIN * size[0], DRAFT_MARGIN * size[1]))
         box = draft and draft[1]  # the exact frame: a reduced decode rounds its size up
+    # A progressive JPEG keeps all of itself, whatever the scale.
+    is_whole = "progressive" in image.info
+    check_pixels((width, height) if is_whole else image.size, "to decode")
+    check_pixels(size, f"after {width}x{height} is resized")
     image.load()
     rgb = _to_rgb(image)
     if size != rgb.size:
         rgb = rgb.resize(size, Image.Resampling[INTERPOLATION.upper()], box=box)
-    turn = _UPRIGHT.get(_orientation(rgb))
+    turn = _turn(rgb)
     return rgb if turn is None else rgb.transpose(turn)
 
 
@@ -128,16 +169,21 @@ def _pair(image: Image.Image, sides: int | tuple[int, int]) -> tuple[int, int]:
 
 
 def _is_turned(image: Image.Image) -> bool:
-    return (_orientation(image) or 1) >= 5
+    return _turn(image) in [_UPRIGHT[orientation] for orientation in (5, 6, 7, 8)]
 
 
-def _orientation(image: Image.Image) -> int | None:
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """What makes an image upright; an orientation without a meaning is as good as none."""
+    if image.format == "TIFF":  # Pillow turns these
+        return None
+    if image.format == "PNG" and _has_late_metadata(image.fp):
+        image.load()
     try:
-        if image.format == "PNG" and not _has_late_metadata(image.fp):
-            # Pillow's own for PNG decodes all pixels, to see what comes after them.
-            return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
-        return image.getexif().get(ExifTags.Base.Orientation)
-    except SyntaxError:  # the EXIF block is no EXIF block: as good as none
+        # Pillow's own for PNG decodes all pixels, to see what comes after them.
+        is_png = image.format == "PNG"
+        exif = Image.Image.getexif(image) if is_png else image.getexif()
+        return _UPRIGHT.get(exif.get(ExifTags.Base.Orientation))
+    except Exception:  # no EXIF block, or junk in it
         return None
 
 
@@ -161,6 +207,8 @@ def _has_late_metadata(file: BinaryIO | None) -> bool:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode, image.format) == ("I", "TIFF"):
+        raise UnreadableImage("pixels of 32 bits, of which nothing says what is white")
     if image.mode.startswith("I"):  # 16-bit grayscale, which convert() would clip at 255
         gray = np.asarray(image).astype(np.uint32).clip(0, 65535)
         scaled = Image.fromarray(((gray * 255 + 32767) // 65535).astype(np.uint8))
@@ -176,9 +224,9 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
-        return "not a JPEG, PNG, WebP, BMP or GIF image, or damaged at its very start"
-    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return f"decompression bomb: {error}"
+        kinds = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
+        more = "" if "HEIF" in _formats() else f"; for HEIC: {HEIC_INSTALL}"
+        return f"not a {kinds} image, or damaged at its very start{more}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return f"damaged: {error or type(error).__name__}"
+    return f"damaged: {' '.join(str(error).split()) or type(error).__name__}"

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -133,19 +133,23 @@ def measured_sizes(
     digests = (hashlib.blake2b(entry, digest_size=8).digest() for entry in images.entries)
     ids = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
     stamps = np.array([file_version(path) for path in paths], np.int64)
-    sizes, is_known = np.zeros((len(images), 2), np.int32), np.zeros(len(images), bool)
     names = ("ids", "stamps", "sizes")
+
+    def unchanged(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The sizes of files that are as they were, -1 of the others."""
+        old_ids, old_stamps, old_sizes = (arrays[name] for name in names)
+        by_id = np.argsort(old_ids, kind="stable")
+        place = by_id[np.searchsorted(old_ids[by_id], ids).clip(max=len(old_ids) - 1)]
+        is_known = (old_ids[place] == ids) & (old_stamps[place] == stamps).all(axis=1)
+        found = np.where(is_known[:, None], old_sizes[place], -1)
+        return found.astype(np.int32).reshape(len(images), 2)
+
     with cache.locked(images.root):  # one process works for all
-        # Take over the sizes of files that are as they were.
-        kept = cache.load(images.root, _SIZES_VERSION, lambda arrays: [arrays[n] for n in names])
-        if kept and len(kept[0]):
-            old_ids, old_stamps, old_sizes = kept
-            by_id = np.argsort(old_ids, kind="stable")
-            place = by_id[np.searchsorted(old_ids[by_id], ids).clip(max=len(old_ids) - 1)]
-            is_known = (old_ids[place] == ids) & (old_stamps[place] == stamps).all(axis=1)
-            sizes[is_known] = old_sizes[place[is_known]]
+        sizes = cache.load(images.root, _SIZES_VERSION, unchanged)
+        if sizes is None:
+            sizes = np.full((len(images), 2), -1, np.int32)
         # Measure the others.
-        unknown = np.flatnonzero(~is_known)
+        unknown = np.flatnonzero((sizes < 0).any(axis=1))
         if len(unknown):
             chunks = [
                 [paths[i] for i in unknown[first : first + _CHUNK]]

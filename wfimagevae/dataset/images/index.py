@@ -1,22 +1,37 @@
 """Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
 
+import importlib.util
 import logging
 import os
+import re
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from wfimagevae.dataset.images.decode import HEIC_INSTALL
 from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import parse_json, plain_text, text_lines
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_HEIC = (".heic", ".heif")
+_HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".jpe", ".jfif", ".gif", ".tif", ".tiff", ".avif"),
+    *(_HEIC if _HAS_HEIC else ()),
+)
+# What else is an image by its name, but not to us: other formats, raw files, IMG.jpg_large.
+_IMAGE_LIKE = re.compile(
+    r".*\.(hei[cf]s?|jxl|jxr|jp2|j2k|jpx|p[bgpnf]m|psd|psb|exr|hdr|dds|tga|ico|svgz?|qoi|apng|xcf|dng"
+    r"|cr[23]|ne[fw]|arw|raf|orf|rw2|pef|srw|(jpe?g|jfif|png|webp|bmp|gif|tiff?|avif)[^.\s]+)"
+)
 MANIFEST_KEYS = ("image_path", "path", "target")
 
-_CACHE_VERSION = 2
+_CACHE_VERSION = [3, *EXTENSIONS]
+_TOLD = 12  # extensions that the log lists
 _SETTLED_NS = 2 * 10**9
 _Picked = TypeVar("_Picked")
 _log = logging.getLogger("wfimagevae")
@@ -68,18 +83,24 @@ def index_images(
     """Lists the images of a folder or manifest.
 
     A folder is scanned recursively, links followed, for the file names in `EXTENSIONS`, in any
-    case; names that start with a dot are skipped. Its listing is kept in the cache (see
+    case; names that start with a dot are skipped. How many there are, and what is left out though
+    its name is that of an image, is logged. The listing is kept in the cache (see
     `IndexCache`), and only folders that changed since are read again. Nothing is written into
     ``source``.
 
     A manifest has JSON lines with a path under one of `MANIFEST_KEYS`, absolute or relative to the
     manifest's folder; a bad line is named as file:line. ``use_manifest`` insists on one.
     """
-    root = os.path.abspath(os.path.expanduser(source))
+    root, others = os.path.abspath(os.path.expanduser(source)), ""
     if os.path.isdir(root):
         if use_manifest:
             raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
-        entries = _scan(root, cache_dir)
+        entries, left_out = _scan(root, cache_dir)
+        counts = [
+            f"{count} {kind}{f' ({HEIC_INSTALL})' if kind in _HEIC else ''}"
+            for kind, count in left_out.most_common(_TOLD)
+        ]
+        others = f"; left out by their extension: {', '.join(counts)}" if counts else ""
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
         if not entries and (shard := next(Path(root).rglob("*.tar"), None)):
             hint += f"; training reads shards such as {shard} if you name the folder they are in"
@@ -94,7 +115,8 @@ def index_images(
     else:
         raise ValueError(f"image path {root} is neither a folder nor a manifest file")
     if not entries:
-        raise ValueError(f"no images in {root}: {hint}")
+        raise ValueError(f"no images in {root}: {hint}{others}")
+    _log.info("%s: %d images%s", root, len(entries), others)
     return ImageIndex(folder, entries)
 
 
@@ -146,13 +168,15 @@ def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
         yield where, value, text
 
 
-def _scan(root: str, cache_dir: str | Path | None) -> list[bytes]:
-    """The images below a folder, as entries of an index; what changed since is listed anew."""
+def _scan(root: str, cache_dir: str | Path | None) -> tuple[list[bytes], Counter[str]]:
+    """The images below a folder, as entries of an index, and how many are left out, by extension.
+
+    What changed since the last time is listed anew.
+    """
     cache = IndexCache(cache_dir, "image lists", [root])
     # By relative path ("" or "a/b/"): a folder's stamp, which is null where it changed too recently
-    # for the stamp to tell, its images and its folders.
-    before = cache.load(root, _CACHE_VERSION, lambda arrays: from_json_array(arrays["folders"]))
-    before = before or {}
+    # for the stamp to tell, its images, its folders and what it has of other extensions.
+    before = cache.load(root, _CACHE_VERSION, _listed_before) or {}
     folders: dict[str, list] = {}
     pending: list[tuple[str, frozenset]] = [("", frozenset())]
     while pending:
@@ -174,13 +198,24 @@ def _scan(root: str, cache_dir: str | Path | None) -> list[bytes]:
         pending += [(f"{place}{name}/", inside) for name in folders[place][2]]
     if folders != before:
         cache.save(root, _CACHE_VERSION, {"folders": json_array(folders)})
-    return [os.fsencode(place + name) for place, (_, names, _) in folders.items() for name in names]
+    left_out = sum((Counter(kinds) for *_, kinds in folders.values()), Counter())
+    found = [(place, name) for place, (_, names, *_) in folders.items() for name in names]
+    return [os.fsencode(place + name) for place, name in found], left_out
+
+
+def _listed_before(arrays: Mapping[str, Any]) -> dict[str, list]:
+    folders = from_json_array(arrays["folders"])
+    for stamp, names, inside, kinds in folders.values():
+        "".join([*names, *inside, *kinds])  # all is text
+        sum(kinds.values(), *([] if stamp is None else [sum(stamp)]))
+    return folders
 
 
 def _list(path: str, stamp: list[int]) -> list:
     is_settled = time.time_ns() - max(stamp[1:]) > _SETTLED_NS
     images: list[str] = []
     folders: list[str] = []
+    left_out: Counter[str] = Counter()
     with os.scandir(path) as entries:
         for entry in entries:
             if entry.name.startswith("."):
@@ -195,4 +230,6 @@ def _list(path: str, stamp: list[int]) -> list:
                 folders.append(entry.name)
             elif is_image:
                 images.append(entry.name)
-    return [stamp if is_settled else None, images, folders]
+            if not is_image and _IMAGE_LIKE.fullmatch(entry.name.lower()) and not entry.is_dir():
+                left_out[os.path.splitext(entry.name)[1].lower()] += 1
+    return [stamp if is_settled else None, images, folders, left_out]

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from wfimagevae.dataset.images.decode import UnreadableImage, check_pixels
 from wfimagevae.dataset.order import stable_seed
 
 
@@ -15,7 +16,16 @@ def center_crop(image: Image.Image, size: int | tuple[int, int] | None) -> np.nd
     if size is None:
         return np.array(image)
     height, width = (size, size) if isinstance(size, int) else size
-    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return crop_at(image, (image.width - width) // 2, (image.height - height) // 2, (height, width))
+
+
+def crop_at(image: Image.Image, left: int, top: int, size: tuple[int, int]) -> np.ndarray:
+    """A (height, width) crop, uint8 (h, w, 3); `UnreadableImage` where it leaves the image."""
+    (height, width), (w, h) = size, image.size
+    if min(left, top) < 0 or left + width > w or top + height > h:  # Pillow would add black
+        raise UnreadableImage(
+            f"a crop of {width}x{height} at {left},{top} leaves the {w}x{h} image"
+        )
     return np.array(image.crop((left, top, left + width, top + height)))
 
 
@@ -32,6 +42,7 @@ def resized_center_crop(image: Image.Image, size: int) -> np.ndarray:
         image = image.resize(halved, Image.Resampling.BOX)
     scale = size / min(image.size)
     resized = (round(image.width * scale), round(image.height * scale))
+    check_pixels(resized, f"after {image.width}x{image.height} is resized")
     return center_crop(image.resize(resized, Image.Resampling.BICUBIC), size)
 
 

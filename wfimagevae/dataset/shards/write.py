@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb, opened
 from wfimagevae.dataset.images.image_sets import ImageSet
 from wfimagevae.dataset.images.index import MANIFEST_KEYS
 from wfimagevae.dataset.index_cache import from_json_array, json_array
@@ -34,9 +33,9 @@ class ShardWriter:
 
     A sample has its image, ``txt`` (captions, one a line), ``cls`` (the class's number), and
     ``json``: ``name``, ``width``, ``height``, the class's name, and the fields of the manifest's
-    line. Unreadable images are left out. BMP and GIF files become PNG. Anything else in the output
-    folder is left alone; shards there of other images or options, or of files, captions or manifest
-    lines that have changed since, are a DataError.
+    line. Unreadable images are left out. Files of other formats become PNG. Anything else in the
+    output folder is left alone; shards there of other images or options, or of files, captions or
+    manifest lines that have changed since, are a DataError.
     """
 
     def __init__(self, samples: ImageSet, options: WriteOptions):
@@ -155,7 +154,7 @@ class ShardWriter:
         resize, format = self.options.resize, self.options.format
         # Decoded in any case: what is damaged must not come to light in training.
         image = open_rgb(io.BytesIO(content))
-        with Image.open(io.BytesIO(content)) as original:
+        with opened(io.BytesIO(content)) as original:
             kind = _TYPES.get(original.format)
         must_shrink = 0 < resize < min(image.size)
         if format == "keep" and kind and not must_shrink:
