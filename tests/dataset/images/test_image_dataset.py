@@ -73,7 +73,8 @@ def test_unreadable_files_are_tried_and_told_once(flat_folder, monkeypatch):
     folder = flat_folder(4)
     spoil(folder, "01.png")
     opened, original = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda p, *a, **k: opened.append(p) or original(p, *a, **k))
+    spy = lambda f, *a, **k: opened.append(f.name) or original(f, *a, **k)  # noqa: E731
+    monkeypatch.setattr(Image, "open", spy)
     dataset = TrainImageDataset(folder, resolution=8)
     told = [entry for position in range(20) for entry in dataset[position]["unreadable"]]
     assert [path for path, _ in told] == [str(folder / "01.png")]
