@@ -163,6 +163,8 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) ->
         if action and name == f"no_{action.dest}" and isinstance(value, bool):
             del in_file[name]
             in_file |= {action.dest: False} if value else {}
+    if "allow_pipe" in in_file:
+        parser.error(f"--config {path}: allow_pipe: stands on the command line, never in a file")
     try:
         return cls(**in_file | given)
     except BadOptions as error:
@@ -183,7 +185,7 @@ def find_flag(name: str, argv: Sequence[str], in_config: bool = False) -> Any:
         argv: Words of the command line.
         in_config: Look into the file of ``--config``, too.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     finder.add_argument(f"--{name}", nargs="?", const=True)
     finder.add_argument("--config")
     words = vars(finder.parse_known_args(argv)[0])
@@ -204,19 +206,18 @@ def list_flags(cls: type[Options]) -> str:
 
 def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The flags and values in a YAML file, null ones left out; a bad file is the parser's error."""
-    import yaml
+    from wfimagevae.yaml_files import read_yaml
 
     try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.safe_load(file) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        parser.error(f"--config {path}: {' '.join(str(error).split())}")
+        values = read_yaml(path) or {}
+    except (OSError, ValueError) as error:
+        parser.error(f"--config {path}: {getattr(error, 'strerror', None) or error}")
     if not isinstance(values, dict):
         kind = type(values).__name__
         parser.error(f"--config {path}: expected 'flag: value' lines, got a {kind}")
     if isinstance(values.get("training"), dict):
         parser.error(f"--config {path}: that file has sections; give it by --pipeline {path}")
-    return {str(name): value for name, value in values.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:

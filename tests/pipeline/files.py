@@ -98,14 +98,14 @@ class PipelinePlace:
         assert main(["--pipeline", str(self.write(content))]) == 0
         return Path(content["output"]["output_path"])
 
-    def plan(self, content: dict) -> str:
+    def plan(self, content: dict, **flags) -> str:
         """What the file's plan says."""
-        return "\n".join(describe_plan(load_pipeline(self.write(content))))
+        return "\n".join(describe_plan(load_pipeline(self.write(content), flags)))
 
-    def refuses(self, content: dict, message: str) -> None:
+    def refuses(self, content: dict, message: str, **flags) -> None:
         """Checks that validating the file ends with this message."""
         with pytest.raises(PipelineError, match=message):
-            self.plan(content)
+            self.plan(content, **flags)
 
     def start(self, content: dict, launcher: list[str] | None = None) -> subprocess.Popen:
         """Starts it in a process of its own."""

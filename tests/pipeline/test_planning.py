@@ -95,9 +95,11 @@ def test_held_out_data_is_opened_while_a_file_is_validated(
     # Nor does data that is counted later, as counting would download it, hide it.
     url = f"pipe:cat {shard_of(place, 'train')}"
     shards = {"data_path": None, "webdataset_url": url, "use_webdataset": True}
-    place.refuses(changed(content, {f"data.{name}": v for name, v in shards.items()}), message)
+    content = changed(content, {f"data.{name}": value for name, value in shards.items()})
+    place.refuses(content, message, allow_pipe=True)
     content["training"]["options"]["eval_steps"] = 0
-    assert "counted when training begins" in place.plan(content)
+    assert "counted when training begins" in place.plan(content, allow_pipe=True)
+    place.refuses(content, "a file is never a command; give --allow_pipe on the command line")
 
 
 def shard_of(place, name: str) -> str:

@@ -91,7 +91,7 @@ def open_images(options: StreamOptions, sources: Sources) -> Images:
 def check_only_images(options: StreamOptions) -> None:
     """Refuses flags of images (ValueError) for other data, which has no use for them."""
     for name, field in StreamOptions.model_fields.items():
-        if not name.startswith("wds_") and getattr(options, name) != field.default:
+        if not name.startswith(("wds_", "allow_")) and getattr(options, name) != field.default:
             raise ValueError(
                 f"--{name} is for --dataset images, not for --dataset {options.dataset}"
             )

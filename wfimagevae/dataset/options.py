@@ -226,6 +226,9 @@ class StreamOptions(Options):
         "while they are read; 0: no limit",
         "GB",
     )
+    allow_pipe: bool = option(
+        False, "run shards pipe:COMMAND that a YAML file names, too; here only, never in a file"
+    )
     min_image_size: Natural = option(0, "leave out images whose short side is smaller", "PX")
     max_aspect_ratio: Annotated[NonNegative, AfterValidator(_check_ratio)] = option(
         0.0, "leave out images whose long side is more than this many short sides; 0: none", "R"

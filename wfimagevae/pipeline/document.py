@@ -1,6 +1,5 @@
 """A YAML file with the line of everything in it, and all that is wrong with it at once."""
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,20 +7,11 @@ from typing import Any
 
 import yaml
 
+from wfimagevae.yaml_files import YamlLoader, read_yaml
+
 Place = tuple[str | int, ...]
 # A place in the file, or keys of a step, and what is wrong there.
 Problems = Iterator[tuple[Place, str]]
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 1e-4 as text; here it is the number that everyone means."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
 
 
 class PipelineError(ValueError):
@@ -69,30 +59,27 @@ def read_document(path: str | Path) -> Document:
         PipelineError: no such file, or not YAML.
     """
     document = Document(Path(path))
-    try:
-        loader = _Loader(document.path.read_text(encoding="utf-8"))
-        node = loader.get_single_node()
-        if node is not None:
-            _find_lines(node, (), document, ())
+
+    def use(loader: YamlLoader) -> None:
+        loader.may_repeat = True
+        if (node := loader.get_single_node()) is not None:
+            _find_lines(node, (), document)
             document.data = loader.construct_document(node)
+
+    try:
+        read_yaml(path, use)
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}:" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise PipelineError(f"{path}:{where} not YAML: {reason}") from None
+    except ValueError as error:
+        raise PipelineError(f"{path}: {error}") from None
     return document
 
 
-def _find_lines(node: yaml.Node, place: Place, document: Document, above: tuple) -> None:
-    if node in above:
-        raise yaml.YAMLError(f"an alias contains itself, line {node.start_mark.line + 1}")
-    above = (*above, node)
+def _find_lines(node: yaml.Node, place: Place, document: Document) -> None:
     if isinstance(node, yaml.SequenceNode):
         for index, item in enumerate(node.value):
             document.lines[(*place, index)] = item.start_mark.line + 1
-            _find_lines(item, (*place, index), document, above)
+            _find_lines(item, (*place, index), document)
     if not isinstance(node, yaml.MappingNode):
         return
     # What is merged (<<) comes first: the mapping's own keys win, and so do their lines.
@@ -100,7 +87,7 @@ def _find_lines(node: yaml.Node, place: Place, document: Document, above: tuple)
     for (_, value), merged in zip(node.value, is_merge, strict=True):
         if merged:
             for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                _find_lines(source, place, document, above)
+                _find_lines(source, place, document)
     first: dict[str, int] = {}
     for (key, value), merged in zip(node.value, is_merge, strict=True):
         if merged:
@@ -111,7 +98,7 @@ def _find_lines(node: yaml.Node, place: Place, document: Document, above: tuple)
             twice = f"{dotted((*place, name))} is given twice, first in line {first[name]}"
             document.report((*place, name), twice)
         first[name] = line
-        _find_lines(value, (*place, name), document, above)
+        _find_lines(value, (*place, name), document)
 
 
 def dotted(place: Place) -> str:

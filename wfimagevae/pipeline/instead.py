@@ -29,6 +29,7 @@ _PLACES = {
     "train_vae: encoder": "freeze_decoder",
     "freeze: [text_encoder]": "freeze_text_encoder",
     "use_lpips and lambda_lpips": "perceptual_weight",
+    "--allow_pipe on the command line": "allow_pipe",
 }
 # Flags that only a step itself may have: elsewhere they would meet steps whose keys decide them.
 OF_ONE_STEP = {
@@ -55,7 +56,7 @@ MAY_WIN = {
     for key in cls.keys().values()
     if key.unit is None
 } - {flag for flags in _PLACES.values() for flag in flags.split()}
-MAY_WIN.add("resolution")
+MAY_WIN |= {"resolution", "allow_pipe"}
 
 _SIZES = "a network's size is its configuration"
 _VAE = (

@@ -10,7 +10,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from wfimagevae.dataset.open import as_list, build_image_data, open_images
-from wfimagevae.dataset.shards.specs import is_remote
+from wfimagevae.dataset.shards.specs import expand_shards, is_remote
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.run import run_length
 from wfimagevae.model.losses.lpips_network import BACKBONES
@@ -229,16 +229,16 @@ def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
 def _count(step: Step, options: TrainingOptions) -> int | None:
     """Opens a step's data; images of an epoch, None where counting them would download them."""
     if step.task == "vae":
-        if options.eval_steps and not _is_away(options.eval_image_path):
+        if options.eval_steps and not _is_away(options.eval_image_path, options):
             open_images(options, options.eval_image_path)
-        if _is_away(options.image_path):
+        if _is_away(options.image_path, options):
             return None
         return len(build_image_data(options, options.image_path))
     if options.dataset != "images":
         return len(build_datasets(options)[0])
-    if _is_away(options.eval_data_path):
+    if _is_away(options.eval_data_path, options):
         options = options.changed(eval_steps=0)
-    if not _is_away(options.data_path):
+    if not _is_away(options.data_path, options):
         return len(build_datasets(options)[0])
     held_out = options.eval_data_path if options.eval_steps else None
     if held_out and not options.better_captions:  # which may be of training images alone
@@ -246,8 +246,9 @@ def _count(step: Step, options: TrainingOptions) -> int | None:
     return None
 
 
-def _is_away(sources: Sequence[str] | None) -> bool:
-    return any(is_remote(str(path)) for path in as_list(sources or []))
+def _is_away(sources: Sequence[str] | None, options: TrainingOptions) -> bool:
+    remote = [path for path in as_list(sources or []) if is_remote(str(path))]
+    return bool([expand_shards(path, options.allow_pipe) for path in remote])
 
 
 def _rate(options: TrainingOptions) -> str:

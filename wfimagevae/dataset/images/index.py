@@ -139,7 +139,7 @@ def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
 
 def _is_path(text: str) -> bool:
     try:
-        return b"\0" not in os.fsencode(text)
+        return b"\0" not in os.fsencode(text) and not text.startswith("pipe:")
     except UnicodeEncodeError:  # half a pair of surrogates, which JSON can hold
         return False
 

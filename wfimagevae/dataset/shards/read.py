@@ -142,7 +142,11 @@ def open_shards(
     with_texts = with_captions or with_labels or wanted.records
     max_bytes = int(options.wds_cache_gb * 1e9)
     store = ShardStore(options.wds_cache_dir, max_bytes, 2 * options.wds_shuffle_shards)
-    sources = list(dict.fromkeys(source for spec in specs for source in expand_shards(spec)))
+    sources = list(
+        dict.fromkeys(
+            source for spec in specs for source in expand_shards(spec, options.allow_pipe)
+        )
+    )
     indexed = index_shards(sources, wanted.index_cache_dir, store, extra, with_texts)
     shards, indexes = zip(*indexed, strict=True)
 

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from wfimagevae.dataset.images.index import EXTENSIONS
+from wfimagevae.yaml_files import stands_in_file
 
 _URL = re.compile(r"^(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
 
@@ -31,23 +32,30 @@ def is_shard_spec(source: str | Path) -> bool:
     return bool(re.search(r"\.tar(\.\w+)?$|\.tgz$", text.lower()))
 
 
-def expand_shards(spec: str | Path) -> list[str]:
+def expand_shards(spec: str | Path, allow_pipe: bool = False) -> list[str]:
     """The shards that a specification means, in order: absolute paths, URLs and pipes.
 
     It is a tar file, a folder of them, a glob, a URL, or ``pipe:COMMAND``. Braces (``{000..099}``),
     ``${NAME}`` for the environment variable WDS_NAME, and ``::`` between several are expanded as
-    the webdataset library does. ValueError if nothing is there.
+    the webdataset library does. ValueError if nothing is there, or for a pipe that stands in a file
+    of flags or steps, unless all pipes are allowed.
     """
     text = str(spec)
-    if os.path.exists(os.path.expanduser(text)):
-        return _local_shards(text)
-    from webdataset.shardlists import expand_urls
+    parts = [text]
+    if not os.path.exists(os.path.expanduser(text)):
+        from webdataset.shardlists import expand_urls
 
-    try:
-        parts = expand_urls(text)
-    except (AssertionError, ValueError) as error:
-        raise ValueError(f"shards {text}: cannot be expanded ({error})") from None
-    return [shard for part in parts for shard in _local_shards(part)]
+        try:
+            parts = expand_urls(text)
+        except (AssertionError, ValueError) as error:
+            raise ValueError(f"shards {text}: cannot be expanded ({error})") from None
+    shards = [shard for part in parts for shard in _local_shards(part)]
+    is_command = any(shard.startswith("pipe:") for shard in shards)
+    if is_command and not allow_pipe and stands_in_file(text):
+        raise ValueError(
+            f"{text}: a file is never a command; give --allow_pipe on the command line to run it"
+        )
+    return shards
 
 
 def _local_shards(text: str) -> list[str]:
