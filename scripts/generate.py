@@ -11,6 +11,7 @@ python scripts/generate.py --from_pretrained SiT-XL-2-256.pt --model_name DiT-XL
 torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz samples.npz
 """
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,9 +133,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
+    from wfimagevae.files import sole_writer
 
-    with world(options.device) as processes:
+    with world(options.device) as processes, contextlib.ExitStack() as stack:
         enable_fast_kernels(processes.device)
+        if options.output_dir:
+            stack.enter_context(sole_writer(Path(options.output_dir), processes.is_main))
         report = (_draw_again if options.from_json else _draw)(options, processes)
         if processes.is_main:
             print(report)

@@ -6,6 +6,7 @@ torchrun --nproc_per_node 8 scripts/make_webdataset.py --image_path photos --out
 python train_image_ddp.py --image_path "shards/shard-{000000..000099}.tar" ...
 """
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from typing import Literal
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.dataset.shards.write import ShardWriter
     from wfimagevae.dataset.text.captions import Captions
     from wfimagevae.engine.distributed import barrier, world
+    from wfimagevae.files import sole_writer
 
     parts = ImageParts(
         Labels(options.labels),
@@ -71,10 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         index_cache_dir=options.index_cache_dir,
     )
     # A process may have one shard more to write than another, which takes what it takes.
-    with world("cpu", timeout_minutes=24 * 60) as process:
+    with world("cpu", timeout_minutes=24 * 60) as process, contextlib.ExitStack() as stack:
         writer = ShardWriter(open_folder(options.image_path, parts), options)
-        if process.is_main:
-            writer.remove_leftovers()
+        stack.enter_context(sole_writer(writer.folder, process.is_main))
         barrier()  # nobody writes while others look for what is there
         mine = range(process.rank, writer.num_shards, process.size)
         todo = [number for number in mine if not writer.is_done(number)]

@@ -37,6 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.eval.pairs import ORIGIN_FOLDER, output_names
+    from wfimagevae.files import sole_writer
     from wfimagevae.generate.autoencoders import as_autoencoder, load_vae
     from wfimagevae.generate.image_folder import list_unreadable, open_folder, read_batches
     from wfimagevae.pictures.pixels import to_uint8
@@ -46,13 +47,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     check_output_folder(dataset, options.real_image_dir, options.generated_image_dir)
     names = output_names(dataset.paths, options.format)
     unreadable: list[tuple[str, str]] = []
-    with world(options.device) as here:
+    folder = Path(options.generated_image_dir)
+    with world(options.device) as here, sole_writer(folder, here.is_main):
         note = enable_fast_kernels(here.device)
         if note and here.is_main:
             print(note)
         vae = load_vae(options)
         autoencoder = as_autoencoder(vae, here.device, options.tile_size)
-        with ImageWriter(options.generated_image_dir) as writer:
+        with ImageWriter(folder) as writer:
             for batch in read_batches(dataset, options, here, "reconstruct", unreadable):
                 decoded = autoencoder.reconstruct(batch["image"], options.mixed_precision)
                 for path, pixels in zip(batch["path"], to_uint8(decoded).cpu(), strict=True):

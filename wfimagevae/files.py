@@ -2,9 +2,14 @@
 
 import codecs
 import contextlib
+import fcntl
+import functools
+import glob
 import json
+import logging
 import os
 import re
+import shutil
 import tempfile
 import zipfile
 import zlib
@@ -29,6 +34,8 @@ _MARKS |= dict.fromkeys((codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE), "utf-32")
 _MARKS |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
 os.umask(_UMASK)
+_log = logging.getLogger("wfimagevae")
+_living: set[str] = set()  # this process's own temporary files
 _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 
 
@@ -40,11 +47,15 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
     again from what is at hand (``is_lasting``) is synced to the disk first.
     """
     # The whole name could be too long with more around it.
-    handle, temporary = tempfile.mkstemp(
-        dir=path.parent, prefix=f".{path.name[:50]}.", suffix=".tmp"
-    )
+    start = f".{path.name[:50]}."
+    if is_lasting:
+        remove_leftovers(path.parent, f"{glob.escape(start)}*.tmp")
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=".tmp")
+    _living.add(os.path.abspath(temporary))
     try:
         with os.fdopen(handle, "wb+") as file:
+            with contextlib.suppress(OSError):  # a file system without locks
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             if is_lasting:
@@ -54,12 +65,72 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    finally:
+        _living.discard(os.path.abspath(temporary))
     if is_lasting:
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
+    """Removes what writers left half written that were killed; not what one still writes."""
+    for path in folder.glob(pattern):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif os.path.abspath(path) not in _living:
+            # A writer holds a lock on its file for as long as it lives.
+            with contextlib.suppress(OSError), path.open("rb+") as file:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+                _log.warning("removed %s, left by a process that was killed", path)
+
+
+@contextlib.contextmanager
+def sole_writer(folder: Path, is_main: bool = True) -> Iterator[None]:
+    """Makes a folder that no other process writes to meanwhile, and removes leftovers there.
+
+    Only the main one of several processes that write together takes it. The lock ends with its
+    process, however that ends; a folder made here that stays empty is removed.
+
+    Raises:
+        ValueError: another process, which is named, has it.
+    """
+    if not is_main:
+        yield
+        return
+    is_new, path = not folder.exists(), folder / ".lock"
+    folder.mkdir(parents=True, exist_ok=True)
+    # A lock of POSIX: no worker that outlives a killed process keeps it, as it would keep flock's.
+    with contextlib.ExitStack() as stack:
+        while True:
+            file = stack.enter_context(path.open("a+", encoding="utf-8"))
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                file.seek(0)
+                raise ValueError(
+                    f"{folder} is being written to by {file.read() or 'another process'}: wait for "
+                    "its end, or choose another folder or name"
+                ) from None
+            except OSError as error:
+                _log.warning("%s has no locks (%s): start nothing else there", folder, error)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                    break  # else its last owner removed it meanwhile
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        try:
+            remove_leftovers(folder)
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            if is_new:
+                with contextlib.suppress(OSError):
+                    folder.rmdir()
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: bool = True) -> None:
@@ -170,29 +241,46 @@ def read_json_lines(path: str | os.PathLike) -> list[dict]:
 
 
 def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
-    """The dict in a file of `torch.save`, on the CPU; no code in the file is run.
+    """The dict in a file of `torch.save`, on the CPU, its bytes verified; no code in it is run.
 
     With ``mmap`` tensors are read when they are used, from a file that stays as it is until then.
     """
     import torch
 
-    mmap = mmap and zipfile.is_zipfile(path)
+    is_zip = zipfile.is_zipfile(path)
+    # One process of a machine verifies for all.
+    if is_zip and os.environ.get("LOCAL_RANK", "0") == "0":
+        damage = _zip_damage(os.path.abspath(path), file_version(path))
+        if damage:
+            raise ValueError(f"{path} is damaged: {damage}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    except OSError:
-        raise
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
     except Exception as error:  # unpickling a damaged file raises almost anything
-        hint = ""
+        if isinstance(error, OSError) and error.filename:
+            raise
         if foreign := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            hint = (
+            reason = (
                 f"it holds a {foreign[1]} beside its weights, and Python objects are not "
-                "unpickled; if you trust it, save its state dict alone to another file: "
+                "unpickled; if you trust it, save its state dict alone to another file"
             )
-        what = f"{type(error).__name__}: {error}"
-        raise ValueError(f"{path} is not a readable checkpoint: {hint}{what}") from error
+        else:
+            told = "" if "weights_only" in str(error) else f" {error}".splitlines()[0]
+            reason = f"torch.save did not write it, or it is cut ({type(error).__name__}{told:.99})"
+        raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no weights, but a {type(content).__name__}")
     return content
+
+
+@functools.cache
+def _zip_damage(path: str, version: tuple[int, int]) -> str:
+    """What of a zip file, in one version, its checksums say is damaged."""
+    try:
+        with zipfile.ZipFile(path) as file:
+            entry = file.testzip()
+    except DAMAGED_ARRAYS as error:
+        return str(error)
+    return f"{entry} in it does not have its checksum" if entry else ""
 
 
 def is_hub_name(path: str | os.PathLike, subfolders: bool = False) -> bool:

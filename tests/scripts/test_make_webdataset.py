@@ -155,7 +155,7 @@ def test_stopped_run_goes_on_and_other_images_are_refused(photos, tmp_path, monk
 
     def failing(self, number, tick):
         if number == 1:
-            (self.folder / ".shard-000002.tar.half").write_bytes(b"half")
+            (self.folder / ".shard-000002.tar.half.tmp").write_bytes(b"half")
             raise KeyboardInterrupt("stopped")
         real(self, number, tick)
 

@@ -14,7 +14,7 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from wfimagevae.files import cache_folder, replacing
+from wfimagevae.files import cache_folder, remove_leftovers, replacing
 
 _BAR_FROM = 8  # fewer things need no progress bar
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
@@ -66,6 +66,7 @@ class IndexCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(self.folder)
             with replacing(self._path(key)) as file:
                 np.savez_compressed(file, version=json_array(version), **arrays)
         except OSError as error:

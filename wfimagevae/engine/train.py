@@ -1,5 +1,6 @@
 """From options to a finished run: what every kind of training shares."""
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from wfimagevae.engine.report.tracker import open_tracker
 from wfimagevae.engine.resume import find_run, start
 from wfimagevae.engine.run import Run, Watcher
 from wfimagevae.engine.seeding import seed_everything
+from wfimagevae.files import sole_writer
 
 log = logging.getLogger("wfimagevae")
 
@@ -39,7 +41,7 @@ def run_training(
         path = Path(options.csv_log_path).expanduser().absolute()
         options = options.changed(csv_log_path=str(path))
     how = " with --resume_from_checkpoint auto" if folder is None else ""
-    with world(options.device) as process:
+    with world(options.device) as process, contextlib.ExitStack() as stack:
         log.setLevel(logging.INFO if process.is_main else logging.WARNING)
         seed_everything(options.seed)
         kernels = enable_fast_kernels(process.device)
@@ -50,12 +52,9 @@ def run_training(
         elif process.is_main:
             place = folder, next(reversed(list_checkpoints(folder)), None)
         folder, resume = broadcast_object(place)
+        stack.enter_context(sole_writer(folder, process.is_main))
         if process.is_main:
             check_csv_log(csv_log_path(options, folder))
-            folder.mkdir(parents=True, exist_ok=True)  # trackers write there when they start
-            for leftover in folder.glob(".*.ckpt.*.tmp"):
-                log.warning("removing %s, left by a save that was cut short", leftover)
-                leftover.unlink()
         # Networks, data and players; the tracker comes last, as it may start processes.
         task = assemble(options, process, folder)
         kind = options.tracker if process.is_main else "none"

@@ -5,7 +5,6 @@ From its record a picture is drawn again.
 
 import importlib.metadata
 import logging
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
-from wfimagevae.files import json_text, read_json, write_json
+from wfimagevae.files import json_text, read_json, replacing, write_json
 from wfimagevae.generate.generator import FlowGenerator, Size
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Prompt, Subject, free_names, records_folder
@@ -173,7 +172,7 @@ def write_npz(
         raise ValueError(f"--npz {path} must end in .npz")
     # Every process writes its rows to one array on disk; the main one makes it when its first
     # picture tells the shape.
-    partial, array = path.with_name(f".{path.stem}.partial.npy"), None
+    partial, array = path.with_name(f".{path.name[:50]}.partial.tmp"), None
     for row, column, _, pixels in sheet.draw(generator, batch_size, world):
         pixels = pixels.permute(1, 2, 0).numpy()
         if array is None:
@@ -196,9 +195,8 @@ def write_npz(
     labels = [subject.label for subject in sheet.subjects]
     if None not in labels:
         content["arr_1"] = np.array(labels * len(sheet.columns), np.int64)
-    finished = path.with_name(f".{path.stem}.finished.npz")
-    np.savez(finished, **content)
-    os.replace(finished, path)
+    with replacing(path) as file:
+        np.savez(file, **content)
     partial.unlink()
 
 

@@ -29,7 +29,7 @@ from wfimagevae.dataset.latents.latent_dataset import (
 )
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum, barrier, broadcast_object
-from wfimagevae.files import read_json, write_atomically, write_json
+from wfimagevae.files import read_json, sole_writer, write_atomically, write_json
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.options import CacheOptions
 from wfimagevae.model.text import TextEncoder
@@ -101,6 +101,10 @@ class LatentCache:
         that this process met in this run; those of shards found whole are counted in the record
         only. Latents that are not finite, or no readable image, are a ValueError.
         """
+        with sole_writer(self.folder, world.is_main):
+            return self._run(world)
+
+    def _run(self, world: World) -> tuple[dict[str, Any], list[tuple[str, str]]]:
         # One process sees what is missing, all share it out, one writes the record of all.
         missing = broadcast_object(self._prepare() if world.is_main else None)
         # One loader reads all batches ahead, also across shards.
@@ -149,9 +153,6 @@ class LatentCache:
 
     def _prepare(self) -> list[int]:
         """Makes the folder ready; the numbers of the shards that are not there, or not whole."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob(".latents*.tmp"):  # of a run that was killed
-            leftover.unlink()
         if not (self.folder / RECORD_NAME).exists():
             self._write_record()
         return [number for number in range(self.num_shards) if not self._is_whole(number)]

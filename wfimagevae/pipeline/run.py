@@ -15,7 +15,7 @@ from wfimagevae.dataset.open import only_source
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
-from wfimagevae.files import write_json
+from wfimagevae.files import sole_writer, write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
 from wfimagevae.generate.latent_cache import LatentCache, measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
@@ -49,7 +49,8 @@ def run_pipeline(pipeline: Pipeline) -> None:
             be trained.
         ValueError: options that cannot be met, or training that diverged.
     """
-    with world(pipeline.content.training.device or "auto") as here:
+    device = pipeline.content.training.device or "auto"
+    with world(device) as here, sole_writer(pipeline.output, here.is_main):
         if not here.is_main:
             logging.getLogger("wfimagevae").setLevel(logging.WARNING)
         error, started = None, time.perf_counter()

@@ -67,11 +67,6 @@ class ShardWriter:
         stem = self.folder / f"shard-{number:06d}"
         return stem.with_suffix(".tar"), stem.with_suffix(INDEX_SUFFIX)
 
-    def remove_leftovers(self) -> None:
-        """Removes what a process that was killed left half written; nobody may be writing."""
-        for path in self.folder.glob(".shard-*"):
-            path.unlink()
-
     def is_done(self, number: int) -> bool:
         tar, index = self._paths(number)
         facts = _written_facts(index)
