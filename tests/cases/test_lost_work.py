@@ -1,4 +1,4 @@
-"""What a stranger loses, or is not told, when a run is killed, damaged, changed or started twice."""
+"""What is lost, or not told, when a run is killed, damaged, changed or started twice."""
 
 import os
 import signal
