@@ -100,14 +100,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                 }
             )
             if here.is_main and options.output_json:
-                content = {"results": results, "unavailable": evaluator.unavailable}
-                write_json(options.output_json, content)
+                names = ("unavailable", "unreadable")
+                content = {name: getattr(evaluator, name) for name in names}
+                write_json(options.output_json, {"results": results} | content)
         if here.is_main:
             print(sets_table(results, evaluator.unavailable))
             if options.output_json:
                 print(f"written: {Path(options.output_json)}")
         barrier()  # a process that leaves with a status makes torchrun stop the others
-    return METRIC_UNAVAILABLE if evaluator.unavailable else 0
+    return METRIC_UNAVAILABLE if evaluator.unavailable else int(bool(evaluator.unreadable))
 
 
 def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, object]]:

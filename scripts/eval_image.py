@@ -52,11 +52,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if here.is_main:
             print(evaluation_table(evaluator, values))
             if options.output_json:
-                protocol = describe_protocol(list(values), options, evaluator.count)
-                write_json(options.output_json, evaluation_json(evaluator, values, protocol))
+                left_out = pairs.unreadable
+                counts = evaluator.count, len(left_out)
+                protocol = describe_protocol(list(values), options, *counts)
+                content = evaluation_json(evaluator, values, protocol, left_out)
+                write_json(options.output_json, content)
                 print(f"written: {Path(options.output_json)}")
         barrier()  # a process that leaves with a status makes torchrun stop the others
-    return METRIC_UNAVAILABLE if evaluator.unavailable else 0
+    return METRIC_UNAVAILABLE if evaluator.unavailable else int(bool(pairs.unreadable))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from typing import Literal
 
-from wfimagevae.command_line import parse, run_cli
+from wfimagevae.command_line import parse, printable, run_cli
 from wfimagevae.dataset.shards.options import WriteOptions
 from wfimagevae.options import Options, option
 
@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if record is None:
         return 0
     for name, reason in record["unreadable"]:
-        print(f"unreadable: {name}: {reason}", file=sys.stderr)
+        print(f"unreadable: {printable(name)}: {reason}", file=sys.stderr)
     size = sum(shard["bytes"] for shard in record["shards"])
     print(
         f"{record['num_samples']} samples in {len(record['shards'])} shards, {size / 1e6:.1f} MB, "

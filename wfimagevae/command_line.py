@@ -3,6 +3,7 @@
 import argparse
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from types import UnionType
@@ -13,6 +14,10 @@ from wfimagevae.options import BOTH_WAYS, BadOptions, Options, nearest
 # Of a command with more flags than this, --help alone shows the basic ones.
 _MANY_FLAGS = 45
 _NOT_GIVEN = object()
+# Controls, directions of writing, and bytes that are no text; lines of a list are indented.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\n(?!  )"
+)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -120,16 +125,36 @@ class Parser(argparse.ArgumentParser):
     def read_words(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values on a command line by name, unchecked; an unknown flag is an error."""
         known = self.flags()
-        for token in argv:
+        for before, token in zip(["", *argv], argv, strict=False):
             name = token.removeprefix("--").split("=")[0]
-            if token.startswith("--") and name not in known:
-                self.error(f"unknown flag --{name}{nearest(name, known, '--')}")
+            if token.startswith("--") and name not in known and self._parse_optional(token):
+                flag = known.get(before.removeprefix("--"))
+                hint = f"; as a value, {before}={token}" if flag and flag.nargs != 0 else ""
+                self.error(f"unknown flag --{name}{nearest(name, known, '--')}{hint}")
         blank = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in self._actions})
         found = vars(super().parse_args(list(argv), blank))
         return {name: value for name, value in found.items() if value is not _NOT_GIVEN}
 
+    def _parse_optional(self, arg_string: str):
+        """What argparse takes a word for: one with blanks is a text, whatever it begins with."""
+        is_text = re.search(r"\s", arg_string.split("=")[0])
+        return None if is_text else super()._parse_optional(arg_string)
+
     def error(self, message: str):
-        self.exit(2, f"error: {message}\n")
+        if re.search(r"expected .*argument", message):
+            message += "; a value that begins with a dash is written --FLAG=VALUE"
+        self.exit(2, f"error: {printable(message)}\n")
+
+
+class _LogFormatter(logging.Formatter):
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = printable(record.message)
+        return super().formatMessage(record)
+
+
+def printable(text: object) -> str:
+    """A text whose names can do nothing to a terminal, or to other lines of a log."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
 
 
 def bare_type(annotation: Any) -> Any:
@@ -230,11 +255,16 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:
     # busy machine. The library reads this when torch loads it, which no command has done yet.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogFormatter())
+    is_main = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, handlers=[handler])
+    if hasattr(sys.stdout, "reconfigure"):  # a name that is no text is no reason to stop
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return main(None) or 0
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

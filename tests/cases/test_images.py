@@ -1,6 +1,7 @@
 """Image files as people have them: strange ones train, or are named and skipped; none is lost."""
 
 import io
+import json
 import logging
 import os
 import random
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from scripts import eval_generation, eval_image
+from tests.refusals import refused
 from wfimagevae.dataset.images import index
 from wfimagevae.dataset.images.crop_dataset import CropRules, TrainImageDataset
 from wfimagevae.dataset.images.decode import UnreadableImage, image_size, open_rgb
@@ -186,3 +189,34 @@ def test_cache_of_another_structure_is_made_anew(tmp_path, caplog, content):
         sizes.save(root, 2, kept)
         assert measured_sizes(images, place).tolist() == [[48, 32]]
     assert sum("are unusable" in record.getMessage() for record in caplog.records) >= 4
+
+
+def test_damaged_held_out_files_cost_one_image_each_not_the_figures(tmp_path, capsys):
+    """microsoft/Biodiversity #658 and #94: a damaged half, or its missing partner, is left out."""
+    for name in ("held", "rec"):
+        (tmp_path / name).mkdir()
+        for i in range(7):
+            pixels = np.random.default_rng(i + 9 * (name == "rec")).integers(0, 255, (16, 16, 3))
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "held" / "broken.jpg").write_text("403 Forbidden")  # recon_image.py left it out
+    (tmp_path / "held" / "1.png").write_bytes(b"")
+    (tmp_path / "rec" / "2.png").write_bytes(PNG[:60])
+    sources = ["--real_image_dir", "held", "--generated_image_dir", "rec", "--resolution", "16"]
+    options = [*sources, "--num_workers", "0", "--device", "cpu", "--output_json", "out.json"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert eval_image.main([*options, "--metric", "psnr"]) == 1
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert [name for name, _ in found["unreadable"]] == ["1.png", "2.png", "broken.jpg"]
+        assert found["protocol"]["count"] == 5 and found["protocol"]["left_out"] == 3
+        assert "unreadable: 2.png: generated image 2.png: " in capsys.readouterr().err
+        assert eval_generation.main([*options, "--metric", "energy_distance"]) == 1
+        found = json.loads((tmp_path / "out.json").read_text())
+        assert len(found["unreadable"]) == 3
+        (result,) = found["results"]
+        assert result["energy_distance"] is not None
+        counts = [("real_count", 6), ("real_left_out", 2), ("generated_left_out", 1)]
+        assert result["protocol"].items() >= {*counts, ("generated_count", 6)}
+        (tmp_path / "rec" / "3.png").unlink()
+        alone = "1 originals have no reconstruction: 3.png"
+        refused(alone, eval_image.main, [*options, "--metric", "psnr"])

@@ -151,13 +151,23 @@ def test_sets_that_are_too_small_or_unlike_are_refused_before_all_is_drawn(tmp_p
     assert "energy_distance" in values
 
 
-def test_a_folder_of_unlike_sizes_or_unreadable_images_is_refused(tmp_path):
+def test_a_folder_of_unlike_sizes_is_refused_and_unreadable_images_are_left_out(tmp_path):
     write(tmp_path, pixels(4))
     write(tmp_path / "z", pixels(4, size=16))
     refused("samples differ in size, 12x12 and 16x16", evaluate, FolderImages(tmp_path))
-    write(tmp_path, pixels(3))
-    (tmp_path / "01.png").write_bytes(b"\x89PNG nothing")
-    refused(r"01.png: ", all_of, FolderImages(tmp_path))
+    real = FolderImages(write(tmp_path / "real", pixels(8)))
+    for name in ("01.png", "04.png", "05.png"):  # one of a batch, and a whole one
+        (tmp_path / "real" / name).write_bytes(b"\x89PNG nothing")
+    fake = FolderImages(write(tmp_path / "fake", pixels(5, seed=1)))
+    ((values, _, protocol),) = evaluate(real, [fake], batch_size=2)
+    assert sorted(real.left_out) == [1, 4, 5] and protocol["real_left_out"] == 3
+    assert (protocol["real_count"], protocol["energy_distance"]["real_samples"]) == (5, 5)
+    for name in real.left_out:  # the figures are those without them
+        (tmp_path / "real" / f"0{name}.png").unlink()
+    assert evaluate(FolderImages(tmp_path / "real"), [fake])[0][0] == values
+    for i in range(2):
+        (tmp_path / "real" / f"0{2 + i}.png").write_bytes(b"")
+    refused("reference: 3 samples are too few", evaluate, FolderImages(tmp_path / "real"))
 
 
 def test_samples_that_are_not_finite_are_an_error():

@@ -91,13 +91,14 @@ def test_missing_weights_are_reported_but_named_ones_must_exist(
     assert "--inception_weights: none.pth: no such file" in capsys.readouterr().err
 
 
-def test_pairs_that_do_not_fit_name_their_files(photos, blurred, tmp_path):
+def test_pairs_that_do_not_fit_name_their_files(photos, blurred, tmp_path, capsys):
     generated = shutil.copytree(blurred, tmp_path / "generated")
     refused(r"a/one.png has 48x48 pixels, its original 70x50", evaluate, photos, generated)
     cropped = (*SIZE, "--crop_size", 32)
     refused("has 48x48 pixels, its original 32x32", evaluate, photos, generated, *cropped)
     (generated / "four.png").write_bytes(b"\x89PNG nothing")
     options = (*SIZE, "--metric", "psnr", "--num_workers", 1)
-    refused("generated image four.png: ", evaluate, photos, generated, *options)
+    assert evaluate(photos, generated, *options) == 1
+    assert "unreadable: four.bmp: generated image four.png: " in capsys.readouterr().err
     (generated / "b" / "one.png").rename(generated / "b" / "two.png")
     refused(r"b/one.jpeg.*no original: b/two.png", evaluate, photos, generated, *SIZE)

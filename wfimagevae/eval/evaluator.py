@@ -33,6 +33,7 @@ from wfimagevae.eval.set_metrics import (
     precision_recall,
 )
 from wfimagevae.eval.ssim import ssim
+from wfimagevae.generate.image_folder import Unreadable, list_unreadable
 from wfimagevae.model.losses.lpips_network import MissingWeights
 from wfimagevae.pictures.pixels import to_unit
 
@@ -144,6 +145,7 @@ class _Collected(NamedTuple):
     """What is kept of a set: features, (N, F), and raw samples for the energy distance."""
 
     count: int
+    left_out: int
     shape: tuple[int, ...]
     features: Tensor | None
     raw: Tensor | None
@@ -153,8 +155,8 @@ class SetEvaluator:
     """Metrics of sets of samples against a reference set, on any number of processes.
 
     The reference is read at once. ``unavailable`` maps a metric to the way to get its weights, if
-    they are missing. A weight file that holds something else, too few samples, or of unlike sizes,
-    are a ValueError.
+    they are missing; ``unreadable`` images of the sets so far are left out. A weight file that
+    holds something else, too few samples, or of unlike sizes, are a ValueError.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class SetEvaluator:
         # float64 statistics; a single Mac's GPU has none.
         self.device = torch.device("cpu") if world.device.type == "mps" else world.device
         self.unavailable: dict[str, str] = {}
+        self.unreadable: Unreadable = []
         self._extract: Extractor | None = None
         names = [name for name in self.names if name != "energy_distance"]
         with _main_process_first():
@@ -191,6 +194,8 @@ class SetEvaluator:
             "generated_count": generated.count,
             "size": _size(real.shape),
         }
+        for name, collected in (("real", real), ("generated", generated)):
+            protocol |= {f"{name}_left_out": collected.left_out} if collected.left_out else {}
         names, options = [name for name in self.names if name not in self.unavailable], self.options
         packages = ["torch", "numpy", "pillow"]
         if self._extract:
@@ -232,12 +237,12 @@ class SetEvaluator:
         return values, notes, protocol
 
     def _collect(self, title: str, samples: SampleSet) -> _Collected:
-        """Features and raw samples of a set, each process its share; all return the same."""
+        """Features and raw samples of a set, each process its share; all return the same.
+
+        Unreadable images are left out and printed.
+        """
         count, world = len(samples), self.world
-        if count <= NEIGHBOURS:
-            raise ValueError(
-                f"{title}: {count} samples are too few to compare distributions; use thousands"
-            )
+        _check_count(title, count)
         # Choose what the energy distance compares at random, since folders are sorted.
         kept = torch.zeros(count, dtype=torch.bool)
         if "energy_distance" in self.names:
@@ -247,15 +252,20 @@ class SetEvaluator:
         numbers, size = list(range(world.rank, count, world.size)), self.batch_size
         batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         features, raw, shapes = [], [], {self._real.shape} if self._real else set()
+        left_out, read = getattr(samples, "left_out", {}), []
         with tqdm(total=len(numbers), desc=title, disable=not world.is_main) as bar:
             for batch, places in zip(samples.read(batches), batches, strict=True):
+                bar.update(len(places))
+                places = [n for n in places if n not in left_out]
+                if not places:
+                    continue
+                read += places
                 shapes.add(tuple(batch.shape[1:]))
                 if len(shapes) > 1:
                     break
                 if self._extract:
                     features.append(self._extract(batch).cpu())
                 raw.append(batch[kept[places]].cpu())
-                bar.update(len(batch))
         # Every process learns of it; then the shares are put together in the set's order.
         shapes = set().union(*gather_objects(shapes))
         own = {self._real.shape} if self._real else set()
@@ -270,11 +280,23 @@ class SetEvaluator:
                 f"{title} samples differ in size, {sizes}; give --resolution, or remove what is no "
                 "sample"
             )
+        unreadable = [entry for part in gather_objects(left_out) for entry in part.values()]
+        list_unreadable(list(left_out.values()), world)
+        self.unreadable += sorted(unreadable)
+        _check_count(title, count - len(unreadable))
         return _Collected(
-            count,
+            count - len(unreadable),
+            len(unreadable),
             shapes.pop(),
-            _pool(features, numbers) if self._extract else None,
-            _pool(raw, [n for n in numbers if kept[n]]) if kept.any() else None,
+            _pool(features, read) if self._extract else None,
+            _pool(raw, [n for n in read if kept[n]]) if kept.any() else None,
+        )
+
+
+def _check_count(title: str, count: int) -> None:
+    if count <= NEIGHBOURS:
+        raise ValueError(
+            f"{title}: {count} samples are too few to compare distributions; use thousands"
         )
 
 

@@ -22,8 +22,9 @@ METRICS, SET_METRICS = get_args(Metric), get_args(SetMetric)
 # Exit status where a metric's weights are missing and everything else went well.
 METRIC_UNAVAILABLE = 3
 EXIT_STATUS = (
-    f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights are missing; "
-    "2 an error. torchrun turns each of 2 and 3 into 1."
+    "Exit status: 0 all measured; 1 all but unreadable images, which are listed; "
+    f"{METRIC_UNAVAILABLE} all but metrics whose weights are missing; 2 an error. "
+    "torchrun turns each of 2 and 3 into 1."
 )
 
 

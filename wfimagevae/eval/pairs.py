@@ -1,21 +1,23 @@
 """Originals and reconstructions: matched by relative path, read and measured in pairs."""
 
+import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
 
 import torch
 from torch.utils.data import Dataset
 
 from wfimagevae.dataset import ValidImageDataset
-from wfimagevae.engine.distributed import World
+from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import PairOptions
-from wfimagevae.generate.image_folder import Unreadable, read_batches
+from wfimagevae.generate.image_folder import Unreadable, list_unreadable, read_batches
 
 # Under a folder of reconstructions, the originals as the model saw them: no samples.
 ORIGIN_FOLDER = "origin"
-_MAX_LISTED = 10
+_MAX_LISTED, _MAX_READ = 10, 100
+_OTHER_SIZE = "give --resolution and --crop_size as in the reconstruction"
 
 
 def _stem(path: str) -> str:
@@ -42,15 +44,18 @@ def output_names(paths: Sequence[str], extension: str) -> dict[str, str]:
 
 
 def match_pairs(
-    real: Sequence[str], generated: Sequence[str], is_subset: bool = False
-) -> list[tuple[str, str]]:
+    real: Sequence[str],
+    generated: Sequence[str],
+    is_subset: bool = False,
+    is_damaged: Callable[[str], bool] = lambda path: False,
+) -> list[tuple[str, str | None]]:
     """Finds each original's reconstruction, by relative POSIX paths, in the originals' order.
 
     The partner has the same relative path, or that path with an extension added, or with another
     extension (if one original alone has that stem). Generated files in the top-level folder
     ``origin`` are no samples. Reconstructions may be left over if the originals ``is_subset`` of
-    all; otherwise partners that are missing on either side (listed), or ambiguous, are a
-    ValueError.
+    all, and an original that ``is_damaged`` has no partner (None); otherwise partners that are
+    missing on either side (listed), or ambiguous, are a ValueError.
     """
     # Index the reconstructions by path and by stem.
     samples = [path for path in generated if PurePosixPath(path).parts[0] != ORIGIN_FOLDER]
@@ -59,7 +64,7 @@ def match_pairs(
         by_stem.setdefault(_stem(path), []).append(path)
     names, stems = set(samples), Counter(map(_stem, real))
     # Prefer the same path, then the path with an extension added, then an unambiguous stem.
-    pairs, alone = [], []
+    pairs = []
     for path in real:
         candidates = [path] if path in names else by_stem.get(path, [])
         if not candidates and stems[_stem(path)] == 1:
@@ -68,11 +73,11 @@ def match_pairs(
             raise ValueError(
                 f"{path} has several reconstructions: {', '.join(sorted(candidates))}; keep one"
             )
-        if candidates:
-            pairs.append((path, candidates[0]))
-        else:
-            alone.append(path)
-    # List what is left over on both sides.
+        pairs.append((path, candidates[0] if candidates else None))
+    # List what is left over on both sides. Of many originals, not all are read for that.
+    missing = [path for path, partner in pairs if partner is None]
+    alone = list(itertools.dropwhile(is_damaged, missing))
+    alone = [path for i, path in enumerate(alone) if i >= _MAX_READ or not is_damaged(path)]
     left_over = [] if is_subset else sorted(names - {partner for _, partner in pairs})
     problems = []
     sides = {"originals have no reconstruction": alone}
@@ -89,13 +94,18 @@ class PairDataset(Dataset):
     """Originals, resized and cropped, beside their reconstructions as they stand in files.
 
     A sample is like that of a `ValidImageDataset`, with six channels; arguments and errors are
-    those of `match_pairs`.
+    those of `match_pairs`. ``unreadable`` are the pairs that `evaluate_pairs` had to leave out.
     """
+
+    unreadable: Unreadable = ()
 
     def __init__(self, real: ValidImageDataset, generated: ValidImageDataset, is_subset: bool):
         self.real, self.generated, self.crop_size = real, generated, real.crop_size
-        position = {path: i for i, path in enumerate(generated.paths)}
-        pairs = match_pairs(real.paths, generated.paths, is_subset)
+        place = {path: i for i, path in enumerate(real.paths)}
+        position = {path: i for i, path in enumerate(generated.paths)} | {None: None}
+        pairs = match_pairs(
+            real.paths, generated.paths, is_subset, lambda path: bool(real[place[path]]["error"])
+        )
         self._partners = [position[partner] for _, partner in pairs]
 
     def __len__(self) -> int:
@@ -103,16 +113,20 @@ class PairDataset(Dataset):
 
     def __getitem__(self, i: int) -> dict:
         """``image``, original and reconstruction, (3 + 3, h, w) in [-1, 1]; ``path``; ``error``."""
-        real, generated = self.real[i], self.generated[self._partners[i]]
-        for what, sample in (("original", real), ("generated image", generated)):
-            if sample["error"]:
-                return real | {"error": f"{what} {sample['path']}: {sample['error']}"}
+        real, partner = self.real[i], self._partners[i]
+        if real["error"]:
+            return real
+        if partner is None:  # readable by now
+            return real | {"error": "it has no reconstruction"}
+        generated = self.generated[partner]
+        if generated["error"]:
+            return real | {"error": f"generated image {generated['path']}: {generated['error']}"}
         (height, width), (h, w) = real["image"].shape[1:], generated["image"].shape[1:]
         if (height, width) == (h, w):
             return real | {"image": torch.cat([real["image"], generated["image"]])}
         problem = (
             f"generated image {generated['path']} has {w}x{h} pixels, its original "
-            f"{width}x{height}: give --resolution and --crop_size as in the reconstruction"
+            f"{width}x{height}: {_OTHER_SIZE}"
         )
         return real | {"error": problem}
 
@@ -122,13 +136,16 @@ def evaluate_pairs(
 ) -> dict[str, float]:
     """Measures all pairs, each process its share; all return what `Evaluator.compute` does.
 
-    An image that is unreadable, or a pair whose sizes differ, is a ValueError.
+    Unreadable images are left out and printed. A pair whose sizes differ is a ValueError.
     """
-    problems: Unreadable = []
-    for batch in read_batches(pairs, options, world, "evaluate", problems):
-        if problems:
-            break
+    found: Unreadable = []
+    for batch in read_batches(pairs, options, world, "evaluate", found):
         evaluator.update(*batch["image"].chunk(2, dim=1))  # (B, 3, h, w) each
-    if problems:
-        raise ValueError(problems[0][1])
+        if any(reason.endswith(_OTHER_SIZE) for _, reason in found):
+            break
+    pairs.unreadable = sorted(entry for part in gather_objects(found) for entry in part)
+    for _, reason in pairs.unreadable:
+        if reason.endswith(_OTHER_SIZE):
+            raise ValueError(reason)
+    list_unreadable(found, world)
     return evaluator.compute()

@@ -12,6 +12,7 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from wfimagevae.command_line import printable
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.dataset.images.decode import INTERPOLATION
 from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
@@ -22,7 +23,7 @@ from wfimagevae.eval.features import describe_inception, weights_digest
 from wfimagevae.eval.options import BenchmarkOptions, PairOptions
 from wfimagevae.eval.ssim import SIGMA, TAPS
 from wfimagevae.generate.autoencoders import Autoencoder
-from wfimagevae.generate.image_folder import read_batches
+from wfimagevae.generate.image_folder import Unreadable, read_batches
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
@@ -31,8 +32,13 @@ _MEMORY = "peak memory (MiB)"
 _SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance")
 
 
-def describe_protocol(metrics: Sequence[str], options: PairOptions, count: int) -> dict:
-    """What defines a measurement of so many pairs by these metrics, ready for JSON."""
+def describe_protocol(
+    metrics: Sequence[str], options: PairOptions, count: int, left_out: int = 0
+) -> dict:
+    """What defines a measurement of so many pairs by these metrics, ready for JSON.
+
+    ``left_out`` pairs more were unreadable.
+    """
     resolution = options.resolution
     crop = options.crop_size or resolution
     protocol = {
@@ -44,6 +50,7 @@ def describe_protocol(metrics: Sequence[str], options: PairOptions, count: int) 
         "data_range": "[0, 1], RGB, from 8 bits per channel",
         "average": "mean of per-image values",
     }
+    protocol |= {"left_out": left_out} if left_out else {}
     packages = ["torch", "pillow", "numpy"]
     if "ssim" in metrics:
         protocol["ssim"] = {
@@ -98,12 +105,15 @@ def remarks(notes: Mapping[str, str], unavailable: Mapping[str, str]) -> list[st
     return lines + [f"{name} is unavailable: {remedy}" for name, remedy in unavailable.items()]
 
 
-def evaluation_json(evaluator: Evaluator, values: Mapping[str, float], protocol: dict) -> dict:
+def evaluation_json(
+    evaluator: Evaluator, values: Mapping[str, float], protocol: dict, unreadable: Unreadable = ()
+) -> dict:
     """What the JSON file of measured pairs holds; infinite and unavailable metrics are null."""
     finite = {name: value for name, value in values.items() if math.isfinite(value)}
     return {
         **{name: finite.get(name) for name in evaluator.names},
         "unavailable": evaluator.unavailable,
+        "unreadable": [list(entry) for entry in unreadable],
         "notes": evaluator.notes,
         "protocol": protocol,
         "protocol_hash": protocol_hash(protocol),
@@ -166,7 +176,8 @@ def benchmark(
         evaluator.update(batch["image"], from_uint8(to_uint8(decoded)))
     values, notes = evaluator.compute(), dict(evaluator.notes)
     if unreadable:
-        notes["left out"] = ", ".join(f"{path} ({reason})" for path, reason in unreadable)
+        listed = ", ".join(f"{path} ({reason})" for path, reason in unreadable)
+        notes["left out"] = printable(listed)
     # Cost, and everything as it stands in the table.
     latent, cost = _cost(autoencoder, first, options)
     figures = {

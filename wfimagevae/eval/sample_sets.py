@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +42,8 @@ _FIRST_FRESH_SHAPE = 10**9
 class FolderImages:
     """Images of a folder or manifest, all of one size after resizing and cropping.
 
+    ``left_out`` has, by their numbers, paths and reasons of unreadable ones among those read.
+
     Sizes are those of `ValidImageDataset`. Images of an earlier run of generate.py among those of
     the last are a ValueError.
     """
@@ -63,6 +66,7 @@ class FolderImages:
                     f"wrote {written}: empty the folder and generate again"
                 )
         self.path, self.num_workers = path, num_workers
+        self.left_out: dict[int, tuple[str, str]] = {}
         crop = crop_size or resolution
         self.description = {
             "source": str(path),
@@ -80,18 +84,22 @@ class FolderImages:
         return [caption for caption in picked if caption]
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
-        """Batches of these numbers; ValueError for an unreadable image, or one of another size."""
+        """Batches of those of these numbers that are readable; ValueError for different sizes."""
         for batch in batch_loader(self, batches, self.num_workers):
             if "error" in batch:
                 raise batch["error"]
+            self.left_out.update(batch["left_out"])
             yield to_uint8(batch["image"])
 
-    def read_batch(self, numbers: list[int]) -> dict[str, Tensor]:
-        """``image``, (B, 3, H, W) in [-1, 1]; in a worker. DataError as `read` says."""
-        samples = [self.dataset[i] for i in numbers]
-        for sample in samples:
-            if sample["error"]:
-                raise DataError(f"{self.path}: {sample['path']}: {sample['error']}")
+    def read_batch(self, numbers: list[int]) -> dict[str, Any]:
+        """``image``, (B, 3, H, W) in [-1, 1], and ``left_out``; in a worker. Errors of `read`."""
+        samples = {i: self.dataset[i] for i in numbers}
+        left_out = {
+            i: (self.dataset.images.name(self.dataset.index(i)), sample["error"])
+            for i, sample in samples.items()
+            if sample["error"]
+        }
+        samples = [sample for sample in samples.values() if not sample["error"]]
         shapes = {tuple(sample["image"].shape[1:]): sample["path"] for sample in samples}
         if len(shapes) > 1:
             sizes = " and ".join(f"{path} ({w}x{h})" for (h, w), path in shapes.items())
@@ -99,7 +107,8 @@ class FolderImages:
                 f"{self.path}: images differ in size: {sizes}; give --resolution, or remove what "
                 "is no sample"
             )
-        return {"image": torch.stack([sample["image"] for sample in samples])}
+        images = [sample["image"] for sample in samples]
+        return {"image": torch.stack(images) if images else torch.empty(0), "left_out": left_out}
 
 
 class NpzImages:

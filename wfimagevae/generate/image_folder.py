@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from wfimagevae.command_line import printable
 from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.generate.options import ImageFolderOptions
@@ -40,5 +41,5 @@ def list_unreadable(unreadable: Unreadable, world: World) -> int:
     """Prints the unreadable images of all processes to standard error; gives their number."""
     entries = [entry for part in gather_objects(unreadable) for entry in part]
     for path, reason in sorted(entries) if world.is_main else ():
-        print(f"unreadable: {path}: {reason}", file=sys.stderr)
+        print(f"unreadable: {printable(path)}: {reason}", file=sys.stderr)
     return len(entries)

@@ -56,7 +56,8 @@ def run_pipeline(pipeline: Pipeline) -> None:
         error, started = None, time.perf_counter()
         if here.is_main:
             try:
-                log.info("%s", "\n".join(describe_plan(pipeline)))
+                for line in describe_plan(pipeline):
+                    log.info("%s", line)
                 write_configs(pipeline.content)
             except (ValueError, OSError) as problem:  # else the others would wait for ever
                 error = str(problem)
