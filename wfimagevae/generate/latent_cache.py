@@ -18,15 +18,9 @@ from tqdm import tqdm
 from wfimagevae.dataset import DataError, IndexedImages, batch_loader
 from wfimagevae.dataset.images.transforms import to_signed_unit
 from wfimagevae.dataset.latents.cached_text import compact, text_tensors
-from wfimagevae.dataset.latents.latent_dataset import (
-    FLIPPED,
-    RECORD_NAME,
-    RECORD_VERSION,
-    open_shard,
-    shard_facts,
-    shard_path,
-    texts_path,
-)
+from wfimagevae.dataset.latents.latent_dataset import FLIPPED
+from wfimagevae.dataset.latents.record import RECORD_NAME, RECORD_VERSION, shard_path, texts_path
+from wfimagevae.dataset.latents.shard_file import LatentShard
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum, barrier, broadcast_object
 from wfimagevae.files import read_json, sole_writer, write_atomically, write_json
@@ -163,13 +157,14 @@ class LatentCache:
         if not path.exists():
             return False
         try:
-            shard = open_shard(path)
+            facts = LatentShard(path).facts
         except DataError as error:
             _log.warning("%s: encoding it again", error)
             return False
-        if shard_facts(shard).get("plan") != self.plan_hash:
+        if facts.get("plan") != self.plan_hash:
             raise ValueError(f"{path} belongs to another cache: delete it or its folder")
-        return texts_path(self.folder, number).exists()
+        is_whole = facts.keys() >= {"count", "unreadable", "sums"}
+        return is_whole and texts_path(self.folder, number).exists()
 
     def _write_shard(
         self, number: int, batches: Iterator[dict], bar: tqdm
@@ -247,7 +242,7 @@ class LatentCache:
 
     def _finish(self) -> dict[str, Any]:
         paths = [shard_path(self.folder, number) for number in range(self.num_shards)]
-        shards = [shard_facts(open_shard(path)) for path in paths]
+        shards = [LatentShard(path).facts for path in paths]
         sums = torch.tensor([shard["sums"] for shard in shards], dtype=torch.float64).sum(0)
         mean, std = mean_and_std(sums)
 

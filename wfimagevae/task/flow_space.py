@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wfimagevae.dataset import Cifar10Dataset, LatentDataset, PointDataset, ShapesDataset
-from wfimagevae.dataset.latents.latent_dataset import read_record
+from wfimagevae.dataset.latents.record import read_record
 from wfimagevae.dataset.open import Sources, build_image_sets, check_only_images, only_source
 from wfimagevae.dataset.options import DRAWN, POINT_SETS
 from wfimagevae.dataset.protocol import FlowData

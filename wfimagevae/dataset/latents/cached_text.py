@@ -51,13 +51,14 @@ def text_tensors(parts: Sequence[dict[str, Tensor]], counts: Sequence[int]) -> d
 
 def read_embeddings(
     record: dict[str, Any],
-    stored: Callable[[int, str], Tensor],
+    stored: Callable[[int, str, int], Tensor],
     places: Sequence[tuple[int, int, int | None]],
 ) -> dict[str, Tensor]:
     """Embeddings of captions; zeros and an empty mask for a sample without one.
 
-    ``record`` is what the cache's says of the text encoder, ``stored(shard number, name)`` gives a
-    tensor, and ``places`` are the shard's number, the row there, and which caption, of each sample.
+    ``record`` is what the cache's says of the text encoder, ``stored(shard number, name, row)``
+    gives a row of a tensor, and ``places`` are the shard's number, the row there, and which
+    caption, of each sample.
     Gives ``tokens`` float16 (B, L, D), ``mask`` bool (B, L) and ``pooled`` float16 (B, P).
     """
     keys, count = record["config_keys"], len(places)
@@ -67,10 +68,9 @@ def read_embeddings(
     for slot, (number, row, line) in enumerate(places):
         if line is None:
             continue
-        ends = stored(number, ENDS)
-        caption = (int(ends[row - 1]) if row else 0) + line
-        used = stored(number, PARTS["mask"])[caption]
+        caption = (int(stored(number, ENDS, row - 1)) if row else 0) + line
+        used = stored(number, PARTS["mask"], caption)
         mask[slot, : len(used)] = used
-        tokens[slot, : len(used)] = stored(number, PARTS["tokens"])[caption]
-        pooled[slot] = stored(number, PARTS["pooled"])[caption]
+        tokens[slot, : len(used)] = stored(number, PARTS["tokens"], caption)
+        pooled[slot] = stored(number, PARTS["pooled"], caption)
     return {"tokens": tokens, "mask": mask, "pooled": pooled}

@@ -1,6 +1,6 @@
-"""Latents that scripts/cache_latents.py encoded: read by memory map, drawn anew each epoch."""
+"""Latents that scripts/cache_latents.py encoded: read by position, drawn anew each epoch."""
 
-import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,72 +8,21 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wfimagevae.dataset.images.index import json_lines
 from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, read_embeddings
+from wfimagevae.dataset.latents.record import RECORD_NAME, read_record, shard_path, texts_path
+from wfimagevae.dataset.latents.shard_file import LatentShard
+from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData
 from wfimagevae.dataset.text.captions import CaptionTable
-from wfimagevae.files import file_version, read_json
 
-RECORD_NAME = "latents.json"
-RECORD_VERSION = 1
 FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
 TEXTS = ("none", "captions", "embeddings")
 LOGVAR_RANGE = (-30.0, 20.0)
 _CHECKED_BYTES = 256 * 2**20
-_FIELDS = {"plan", "vae", "resolution", "posterior", "flip", "class_names"}
-_FIELDS |= {"latent_shape", "samples", "shift", "scale"}
-
-
-def shard_path(folder: Path, number: int) -> Path:
-    return folder / f"latents-{number:05d}.safetensors"
-
-
-def texts_path(folder: Path, number: int) -> Path:
-    return folder / f"latents-{number:05d}.jsonl"
-
-
-def open_shard(path: Path) -> Any:
-    """A safetensors file, whose tensors are read when they are used; DataError if it is damaged."""
-    try:
-        return safe_open(path, "pt")
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing") from None
-    except SafetensorError as error:
-        raise DataError(f"{path} is truncated or no safetensors file ({error})") from None
-
-
-def shard_facts(shard: Any) -> dict[str, Any]:
-    """What a shard says of itself: ``plan``, ``count``, ...; nothing in a file of another kind."""
-    # One entry: the format keeps several in no order, and equal shards shall be equal files.
-    return json.loads((shard.metadata() or {}).get("latents", "{}"))
-
-
-def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record of a cache; DataError if there is none, of this version and finished."""
-    path = Path(os.path.expanduser(folder)) / RECORD_NAME
-    try:
-        record = read_json(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise DataError(
-            f"no {RECORD_NAME} in {path.parent}: make latents with scripts/cache_latents.py"
-        ) from None
-    except ValueError as error:
-        raise DataError(str(error)) from None
-    if (version := record.get("version")) != RECORD_VERSION:
-        raise DataError(
-            f"{path} is of version {version!r}, this code reads {RECORD_VERSION}: encode anew"
-        )
-    if record.get("complete") is False:
-        raise DataError(
-            f"{path}: encoding has not finished; run the same cache_latents.py command again"
-        )
-    if missing := _FIELDS - record.keys():
-        raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
-    return record
 
 
 class LatentDataset(FlowData):
@@ -137,10 +86,12 @@ class LatentDataset(FlowData):
         # Look at every shard now, rather than when training comes to it.
         self._is_sampled = record["posterior"] == "sample"
         self._tensor = "moments" if self._is_sampled else "latents"
-        self._mapped: dict[tuple[int, str], tuple[int, Tensor]] = {}
         self._shards = range(len(record["samples"]))
+        self._files = OpenFiles()
+        self._headers = [LatentShard(shard_path(self.folder, number)) for number in self._shards]
         for number in self._shards:
             self._check_shard(number)
+        self._files = OpenFiles()  # closes the shards until training comes to them
         self._ends = np.cumsum(record["samples"], dtype=np.int64)
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
         # Captions, their embeddings, and labels, as far as they are asked for.
@@ -153,9 +104,6 @@ class LatentDataset(FlowData):
         self.has_captions = self._captions is not None
         self.text_facts = self._check_text(prefix, like) if text == "embeddings" else None
         self._labels = self._read_labels()
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_mapped": {}}  # each tensor would travel as its whole file
 
     def __len__(self) -> int:
         return self._order.num_items
@@ -187,15 +135,29 @@ class LatentDataset(FlowData):
         }
 
     def texts(self, number: int) -> list[dict[str, Any]]:
-        """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them."""
-        return [text for _, text, _ in json_lines(str(texts_path(self.folder, number)))]
+        """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them.
+
+        A line that has not is a DataError, which names it.
+        """
+        texts = []
+        for where, text, line in json_lines(str(texts_path(self.folder, number))):
+            fields = text if isinstance(text, dict) else {}
+            captions = fields.get("caption", False)
+            if not isinstance(captions, list):
+                captions = [] if captions is None else [captions]
+            if not all(isinstance(part, str) for part in (fields.get("name"), *captions)):
+                raise DataError(
+                    f'{where}: expected {{"name": ..., "caption": ...}}, got {line:.80}'
+                )
+            texts.append(text)
+        return texts
 
     def _draw(self, index: int, position: int) -> np.ndarray:
         rng = np.random.Generator(np.random.Philox(key=stable_seed(self.seed, "latent", position)))
         use_flipped = rng.random() < 0.5 and self.augment and self.record["flip"]
         name = self._tensor + (FLIPPED if use_flipped else "")
         number, row = self._place(index)
-        values = self._stored(number, name)[row].float().numpy()
+        values = self._stored(number, name, row).float().numpy()
         if not np.isfinite(values).all():
             raise self._not_finite(number, name, row)
         if self._is_sampled:
@@ -208,33 +170,26 @@ class LatentDataset(FlowData):
         number = int(np.searchsorted(self._ends, index, side="right"))
         return number, index - int(self._ends[number]) + self.record["samples"][number]
 
-    def _stored(self, number: int, name: str) -> Tensor:
-        """A tensor of a shard, mapped into memory; each process opens the files that it reads."""
-        path = shard_path(self.folder, number)
-        if (number, name) not in self._mapped:
-            self._mapped[number, name] = file_version(path)[0], open_shard(path).get_tensor(name)
-        size, tensor = self._mapped[number, name]
-        # To read a map where its file is no longer there to back it would kill the process.
-        if -1 < file_version(path)[0] < size:
-            raise DataError(f"{path} was cut short since training started: encode it again")
-        return tensor
+    def _stored(self, number: int, name: str, row: int | None = None) -> Tensor:
+        """A tensor of a shard, or a row of it; each process opens the files that it reads."""
+        shard = self._headers[number]
+        return shard.read(self._files.get(number, shard.open), name, row)
 
     def _check_shard(self, number: int) -> None:
         path, count = shard_path(self.folder, number), self.record["samples"][number]
-        shard = open_shard(path)
-        if shard_facts(shard).get("plan") != self.record["plan"]:
+        shard = self._headers[number]
+        if shard.facts.get("plan") != self.record["plan"]:
             raise DataError(f"{path} belongs to another cache than {RECORD_NAME} beside it")
         channels, *size = self.sample_shape
         expected = (count, channels * (2 if self._is_sampled else 1), *size)
         for name in [self._tensor] + [self._tensor + FLIPPED] * self.record["flip"]:
-            is_there = name in set(shard.keys())
-            shape = tuple(shard.get_slice(name).get_shape()) if is_there else None
+            kind, shape = shard.tensors.get(name, (None, None))
             if shape != expected:
                 raise DataError(f"{path}: {name} has shape {shape}, expected {expected}")
-            values = shard.get_tensor(name)
-            stride = -(-values.nbytes * len(self._shards) // _CHECKED_BYTES)
+            size = math.prod(shape) * kind.itemsize
+            stride = -(-size * len(self._shards) // _CHECKED_BYTES)
             for row in range(0, count, max(stride, 1)):
-                if not values[row].isfinite().all():
+                if not self._stored(number, name, row).isfinite().all():
                     raise self._not_finite(number, name, row)
 
     def _not_finite(self, number: int, name: str, row: int) -> DataError:
@@ -256,9 +211,9 @@ class LatentDataset(FlowData):
                 f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
                 "set before now: encode anew with it"
             )
-        for path in (shard_path(self.folder, number) for number in self._shards):
-            if missing := {*PARTS.values(), ENDS} - set(open_shard(path).keys()):
-                raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
+        for shard in self._headers:
+            if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():
+                raise DataError(f"{shard.path} has no {', '.join(sorted(missing))}: encode anew")
         if expected and {**text, "source": None} != {**expected, "source": None}:
             ours, theirs = (
                 f"{t['kind']}:{t['source']} (length {t['length']}, weights {t['fingerprint'][:12]})"
@@ -284,6 +239,9 @@ class LatentDataset(FlowData):
     def _read_labels(self) -> Tensor | None:
         if not self.num_classes:
             return None
+        for shard, count in zip(self._headers, self.record["samples"], strict=True):
+            if (found := shard.tensors.get("labels")) != (torch.int64, (count,)):
+                raise DataError(f"{shard.path}: labels are {found}, expected {count} numbers")
         labels = torch.cat([self._stored(number, "labels") for number in self._shards])
         wrong = labels[(labels < 0) | (labels >= self.num_classes)]
         if len(wrong):

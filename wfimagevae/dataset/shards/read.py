@@ -1,7 +1,5 @@
 """Images, classes and captions in WebDataset shards, each read by its place in a tar file."""
 
-import collections
-import contextlib
 import functools
 import io
 import itertools
@@ -17,6 +15,7 @@ import numpy as np
 from wfimagevae.dataset.images.decode import UnreadableImage
 from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet
 from wfimagevae.dataset.images.labels import number_labels
+from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.shards.index import index_shards
@@ -34,7 +33,6 @@ from wfimagevae.dataset.text.captions import (
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import codec_of, parse_json, plain_text
 
-_OPEN_SHARDS = 64  # files that a process keeps open
 _NUMBER = re.compile(r"[+-]?[0-9]+")
 _log = logging.getLogger("wfimagevae")
 
@@ -57,15 +55,8 @@ class ShardImages(Images):
     ):
         self._shards, self._store, self._shard = shards, store, shard
         self._offset, self._length, self._keys = offset, length, keys
-        self._open: collections.OrderedDict[int, int] = collections.OrderedDict()
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_open": collections.OrderedDict()}
-
-    def __del__(self):
-        for handle in self._open.values():
-            with contextlib.suppress(OSError):
-                os.close(handle)
+        # The space of a shard that left a limited cache is free once nobody has it open.
+        self._files = OpenFiles(min(64, store.read_at_a_time if store.max_bytes > 0 else 64))
 
     def __len__(self) -> int:
         return len(self._shard)
@@ -95,7 +86,8 @@ class ShardImages(Images):
             UnreadableImage: the shard ends before it does, or cannot be read there.
             DataError: the shard is missing, was changed, or cannot be fetched.
         """
-        length, handle = int(self._length[i]), self._handle(int(self._shard[i]))
+        length, number = int(self._length[i]), int(self._shard[i])
+        handle = self._files.get(number, lambda: self._store.open(self._shards[number]))
         try:
             content = os.pread(handle, length, int(self._offset[i]))
         except OSError as error:
@@ -108,19 +100,6 @@ class ShardImages(Images):
         rows = np.asarray(indices, np.int64)
         columns = (column[rows] for column in (self._shard, self._offset, self._length))
         return ShardImages(self._shards, self._store, *columns, self._keys.select(rows))
-
-    def _handle(self, number: int) -> int:
-        """The descriptor of a shard, one of the few that this process keeps open."""
-        if number in self._open:
-            self._open.move_to_end(number)
-            return self._open[number]
-        # The space of a shard that left a limited cache is free once nobody has it open.
-        is_limited = self._store.max_bytes > 0
-        most = min(_OPEN_SHARDS, self._store.read_at_a_time) if is_limited else _OPEN_SHARDS
-        while len(self._open) >= most:
-            os.close(self._open.popitem(last=False)[1])
-        self._open[number] = handle = self._store.open(self._shards[number])
-        return handle
 
 
 def open_shards(
