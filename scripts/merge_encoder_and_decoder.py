@@ -41,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "that was trained further with --freeze_encoder.",
     )
 
-    from wfimagevae.export.folder import check_target, export_vae, merge, vae_card
+    from wfimagevae.export.folder import check_target, export_vae, merge
+    from wfimagevae.export.options import CardOptions
     from wfimagevae.generate.autoencoders import load_vae, spread_config
 
     folder, sources = Path(options.save_dir), (options.encoder_from, options.decoder_from)
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for source, config in zip(sources, configs, strict=True)
         )
     )
-    export_vae(merged, folder, vae_card(merged, folder.resolve().name))
+    export_vae(merged, folder, CardOptions())
     print(f"{folder}: merged, and identical when read back")
 
 

@@ -1,18 +1,21 @@
-"""Exports a checkpoint as a Hugging Face folder: config.json, safetensors, model card.
+"""Exports a model as a Hugging Face folder with its code, which diffusers opens without us.
 
 python scripts/save_hf_model.py --from_pretrained results/my-run --save_dir exported/my-vae \
-    --metrics_json metrics.json
+    --metrics_json metrics.json --training_data "40,000 photographs of my own"
+python scripts/save_hf_model.py --from_pretrained results/my-flow --save_dir exported/my-flow \
+    --license cc-by-4.0 --push_to_hub me/my-flow
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
+from wfimagevae.export.options import CardOptions
 from wfimagevae.generate.options import AutoencoderOptions
 from wfimagevae.options import option
 
 
-class ExportOptions(AutoencoderOptions):
+class ExportOptions(AutoencoderOptions, CardOptions):
     """output"""
 
     save_dir: str = option(..., "Hugging Face folder to write", "DIR")
@@ -25,10 +28,6 @@ class ExportOptions(AutoencoderOptions):
         None,
         "text encoder of a text flow, if it is no longer where it was in training",
         "KIND:PATH",
-    )
-    name: str | None = option(None, "title of the model card; not given: the folder's name")
-    metrics_json: str | None = option(
-        None, "what eval_image.py wrote, to be quoted in the model card", "FILE"
     )
 
 
@@ -43,36 +42,46 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from wfimagevae.export.folder import check_target, export_flow, export_vae, flow_card, vae_card
+    from wfimagevae.export.card import read_metrics
+    from wfimagevae.export.folder import (
+        check_hub,
+        check_target,
+        export_flow,
+        export_vae,
+        push_to_hub,
+    )
     from wfimagevae.files import read_json
     from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.generate.generator_files import find_generator_facts, load_generator
     from wfimagevae.generate.options import GeneratorOptions
 
     folder, source = Path(options.save_dir), options.from_pretrained or options.ckpt_path or ""
-    check_target(folder, source)
+    is_flow = bool(source) and find_generator_facts(source) is not None
+    check_target(folder, source, is_flow=is_flow)
+    read_metrics(options)
+    check_hub(options.push_to_hub)
     run = Path(source) if Path(source).is_dir() else Path(source).parent
     path = run / "options.json"  # of the training, beside its checkpoints
     training = read_json(path) if path.is_file() else None
-    title, path = options.name or folder.resolve().name, options.metrics_json
-    parts = {"vae": options.vae, "text_encoder": options.text_encoder}
-    if source and find_generator_facts(source) is not None:
-        if path:
-            raise ValueError("--metrics_json quotes reconstructions; a flow has none")
+    card, parts = (
+        options.part(CardOptions),
+        {"vae": options.vae, "text_encoder": options.text_encoder},
+    )
+    if is_flow:
         raw = options.use_raw_weights
         flow = GeneratorOptions(from_pretrained=source, use_raw_weights=raw, **parts)
-        generator = load_generator(flow, torch.device("cpu"))
-        export_flow(generator, folder, flow_card(generator, title, training))
+        drawn = sorted(run.glob("val_samples/step-*.png"))
+        if drawn and not options.picture:
+            card = card.changed(picture=str(drawn[-1]))
+        export_flow(load_generator(flow, torch.device("cpu")), folder, card, training)
     else:
         for name, value in parts.items():
             if value:
                 raise ValueError(f"--{name} {value} belongs to a flow, and {source} is none")
-        evaluation = read_json(path) if path else None
-        if evaluation is not None and not isinstance(evaluation.get("protocol"), dict):
-            raise ValueError(f"--metrics_json {path} was not written by eval_image.py: no protocol")
-        vae = load_vae(options)
-        export_vae(vae, folder, vae_card(vae, title, training, evaluation))
+        export_vae(load_vae(options), folder, card, training)
     print(f"{folder}: exported, and identical when read back")
+    if options.push_to_hub:
+        print(f"uploaded to {push_to_hub(folder, options.push_to_hub)}")
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
             file.flush()
             if is_lasting:
                 os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_UMASK)
+        share(temporary)
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -131,6 +131,11 @@ def sole_writer(folder: Path, is_main: bool = True) -> Iterator[None]:
             if is_new:
                 with contextlib.suppress(OSError):
                     folder.rmdir()
+
+
+def share(path: str | os.PathLike) -> None:
+    """Lets others read a file as the umask says; a temporary one is private when it is made."""
+    os.chmod(path, 0o666 & ~_UMASK)
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: bool = True) -> None:

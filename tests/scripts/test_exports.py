@@ -10,7 +10,8 @@ import torch
 from scripts import merge_encoder_and_decoder, save_hf_model
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
-from wfimagevae.export.folder import check_reload, option_table
+from wfimagevae.export.card import option_table
+from wfimagevae.export.folder import check_reload
 from wfimagevae.generate.latent_cache import write_normalization
 from wfimagevae.model import WFVAE2ImageModel
 
@@ -47,6 +48,7 @@ def test_export_reads_back_as_ema_or_as_raw_weights(run_folder, tmp_path, capsys
     folder = export(run_folder, tmp_path / "hf")
     assert "identical when read back" in capsys.readouterr().out
     names = ["README.md", "config.json", "diffusion_pytorch_model.safetensors"]
+    names += ["modeling_wfvae2_image.py", "picture.png"]
     assert sorted(path.name for path in folder.iterdir()) == names
     exported = WFVAE2ImageModel.from_pretrained(folder)
     trained = WFVAE2ImageModel.from_pretrained(run_folder)
@@ -66,8 +68,10 @@ def test_card_tells_training_and_figures_but_no_paths_and_its_code_runs(run_fold
     card = (folder / "README.md").read_text()
     assert card.startswith("---\n") and "# my-vae\n" in card
     assert "8x downsampling, 4 latent channels" in card
-    assert "| lr | 0.0001 |" in card and "| psnr | 31.2500 |" in card and "lpips" not in card
-    assert "7 images, 64x64, protocol abc" in card
+    assert (
+        "| lr | 0.0001 |" in card and "| psnr |\n|---|\n| 31.2500 |" in card and "lpips" not in card
+    )
+    assert "Protocol abc: count 7, size 64x64." in card
     assert "secret" not in card and str(tmp_path) not in card
     code = card.split("```python\n")[1].split("```")[0]
     scope = {}

@@ -109,7 +109,7 @@ def test_a_frozen_encoder_gives_tokens_and_keeps_its_weights(place, captioned, t
     exported = load_generator(str(tmp_path / "export"), CPU)
     assert exported.facts["text"]["source"] == str(moved)
     card = (tmp_path / "export" / "README.md").read_text()
-    assert "tags: [flow-matching]" in card
+    assert "tags: [flow-matching, wfimagevae]" in card
     with pytest.raises(ValueError, match="was trained with the text encoder t5"):
         load_generator(
             GeneratorOptions(from_pretrained=str(run), text_encoder=f"clip:{moved}"), CPU

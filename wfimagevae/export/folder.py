@@ -1,45 +1,45 @@
-"""Hugging Face folders of autoencoders and flows, with a card, read back before use.
+"""Hugging Face folders of autoencoders and flows, with their code and a card, read back before use.
 
 Also an autoencoder from the halves of two.
 """
 
 import contextlib
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+import runpy
+from collections.abc import Mapping
 from pathlib import Path
 
+import diffusers
+import numpy as np
 import torch
+from PIL import Image
 from torch import nn
 
-from wfimagevae.files import read_json, write_json
-from wfimagevae.generate.autoencoders import load_autoencoder, split_spec
+from wfimagevae.export.card import PICTURE, write_card
+from wfimagevae.export.options import CardOptions
+from wfimagevae.export.pipeline import FlowPipeline
+from wfimagevae.export.source import standalone_source
+from wfimagevae.files import read_json, share, write_json, write_text
+from wfimagevae.generate.autoencoders import as_autoencoder, split_spec
 from wfimagevae.generate.generator import FlowGenerator
-from wfimagevae.generate.generator_files import FACTS_NAME, load_generator
+from wfimagevae.generate.generator_files import FACTS_NAME, load_generator, open_latent_space
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
+from wfimagevae.model.weight_files import FLOW_FOLDER, PIPELINE_INDEX
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
+from wfimagevae.pictures.writer import save_image
 
 _log = logging.getLogger("wfimagevae")
 VAE_FOLDER = "vae"
-# Training options that the card names; paths stay private.
-_VAE_OPTIONS = (
-    *("resolution", "train_crop", "max_steps", "epochs", "batch_size", "grad_accum_steps", "lr"),
-    *("mix_precision", "ema", "ema_decay", "loss_type", "perceptual_weight", "kl_weight"),
-    *("wavelet_loss", "wavelet_weight", "gan_schedule", "disc_start", "disc_weight"),
-    *("adaptive_weight", "seed"),
-)
-_FLOW_OPTIONS = (
-    *("dataset", "resolution", "train_crop", "max_steps", "epochs", "batch_size", "lr", "seed"),
-    *("grad_accum_steps", "optimizer", "lr_schedule", "mix_precision", "ema", "ema_decay"),
-    *("objective", "time_distribution", "time_mean", "time_std", "time_shift"),
-    *("text_length", "text_attention", "fixed_prompt_prefix"),
-    *("cfg_dropout_prob", "meanflow_ratio", "meanflow_omega", "meanflow_kappa"),
-)
+# What an export consists of; nothing else in its folder is uploaded.
+_FILES = ["README.md", PICTURE, "*.safetensors", "*.safetensors.index.json", "config.json"]
+_FILES += ["modeling_*.py", "pipeline.py", PIPELINE_INDEX, f"{FLOW_FOLDER}/*", f"{VAE_FOLDER}/*"]
 # Settings that do not change what the halves say to each other.
 _FREE = {"shift", "scale", "dropout"}
 _OF_DECODER = ("decoder_", "spade")
 
 
-def check_target(folder: Path, *sources: str) -> None:
+def check_target(folder: Path, *sources: str, is_flow: bool = False) -> None:
     """Raises ValueError if an export would overwrite its source, or never be read again."""
     if any(Path(source).resolve() == folder.resolve() for source in sources):
         raise ValueError(f"--save_dir {folder} is where the model comes from; choose another")
@@ -50,97 +50,137 @@ def check_target(folder: Path, *sources: str) -> None:
             f"--save_dir {folder} holds .ckpt files, which would be loaded instead of the export; "
             "choose another"
         )
+    other = folder / ("config.json" if is_flow else PIPELINE_INDEX)
+    if other.exists():
+        raise ValueError(f"--save_dir {folder} holds another kind of export: choose another folder")
 
 
-def write_model(network: nn.Module, folder: Path, card: str | None = None) -> None:
-    """Writes config.json, safetensors and, with a card, README.md, over an earlier export."""
+def check_hub(repository: str | None) -> None:
+    """Raises ValueError unless there is somebody who may upload to that repository."""
+    if repository is None:
+        return
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repository)
+        HfApi().whoami()
+    except LocalTokenNotFoundError:
+        raise ValueError(
+            f"--push_to_hub {repository}: log in first (hf auth login, or set HF_TOKEN)"
+        ) from None
+    except (HFValidationError, HTTPError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"--push_to_hub {repository}: {reason}") from error
+
+
+def push_to_hub(folder: Path, repository: str) -> str:
+    """Uploads an export's own files, into a repository that is made if need be; its address."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HTTPError
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, exist_ok=True)
+        api.upload_folder(repo_id=repository, folder_path=folder, allow_patterns=_FILES)
+    except (HTTPError, OSError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is exported, but not uploaded to {repository}: {error}"
+        ) from error
+    return str(address)
+
+
+def write_model(network: nn.Module, folder: Path, with_code: bool = False) -> None:
+    """Writes config.json and safetensors over an earlier export, maybe the code of the model."""
     path, replaced = folder / "config.json", {}
     with contextlib.suppress(FileNotFoundError, ValueError):  # a first export, a broken file
         replaced = read_json(path)
     network.save_pretrained(folder)
+    for file in folder.glob("*.safetensors"):
+        share(file)
     config = read_json(path)
     config.pop("_name_or_path", None)  # a path of this machine
+    if with_code and not type(network).__module__.startswith("diffusers."):
+        module, name = _code_of(network)
+        write_text(folder / f"{module}.py", standalone_source(type(network)))
+        config["auto_map"] = {"AutoModel": f"{module}.{name}"}
     write_json(path, config)
     if any(key in replaced and replaced[key] != config.get(key) for key in ("shift", "scale")):
         _log.warning("%s had another shift and scale: run latent_stats.py --write again", path)
-    if card is not None:
-        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def write_card(name: str, task: str, tags: Iterable[str], sections: Sequence[str]) -> str:
-    """Text of a model card, with the front matter that the Hugging Face hub reads."""
-    front = f"library_name: wfimagevae\npipeline_tag: {task}\ntags: [{', '.join(tags)}]"
-    return "\n".join(["---", front, "---\n", f"# {name}\n", *filter(None, sections)])
+def _code_of(network: nn.Module) -> tuple[str, str]:
+    """The module and class of a network, as an export calls them."""
+    place, name = type(network).__module__, type(network).__name__
+    if place.startswith("diffusers."):
+        return "diffusers", name
+    return f"modeling_{place.rpartition('.')[2].removeprefix('modeling_')}", name
 
 
-def option_table(training: Mapping | None, names: Sequence[str]) -> str:
-    """Section of a model card: those of a training's options, if known, that counted."""
-    if not training:
-        return ""
-    idle = "epochs" if training.get("max_steps") else "max_steps"  # the one wins over the other
-    rows = [f"| {n} | {training[n]} |" for n in names if n in training and n != idle]
-    return "\n".join(["## Training\n", "| option | value |", "|---|---|", *rows, ""])
+def _by_own_code(network: nn.Module, folder: Path) -> nn.Module:
+    """The network in a folder as others read it: by the code in there, and by diffusers."""
+    module, name = _code_of(network)
+    cls = type(network) if module == "diffusers" else _run(folder / f"{module}.py")[name]
+    return cls.from_pretrained(folder, low_cpu_mem_usage=False).eval()
 
 
-def export_vae(vae: nn.Module, folder: Path, card: str) -> None:
-    """Writes config.json, safetensors and README.md, and reads them back: see `check_reload`."""
-    write_model(vae.cpu().eval(), folder, card)
+def _run(file: Path) -> dict:
+    try:
+        return runpy.run_path(str(file), run_name=file.stem)
+    except Exception as error:
+        raise ValueError(
+            f"the model's code does not run by itself: {type(error).__name__}: {error}; see {file}"
+        ) from error
+
+
+def export_vae(
+    vae: nn.Module, folder: Path, options: CardOptions, training: Mapping | None = None
+) -> None:
+    """Writes config.json, safetensors, code and a card, and reads them back: see `check_reload`."""
+    write_model(vae.cpu().eval(), folder, with_code=True)
     check_reload(vae, folder)
+    if options.picture is None:
+        from skimage.data import astronaut
+
+        pixels = torch.from_numpy(astronaut()).permute(2, 0, 1)
+        output = as_autoencoder(vae, "cpu").reconstruct(from_uint8(pixels)[None])[0]
+        save_image(folder / PICTURE, torch.cat([pixels, to_uint8(output)], 2))
+    _write_card(folder, options, training, vae)
+
+
+def _write_card(folder: Path, options: CardOptions, training: Mapping | None, network) -> None:
+    if options.picture:
+        with Image.open(options.picture) as image:
+            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+        save_image(folder / PICTURE, pixels.permute(2, 0, 1))
+    write_card(folder, options, training, network, (folder / PICTURE).exists())
 
 
 @torch.inference_mode()
 def check_reload(vae: nn.Module, folder: Path) -> None:
-    """Raises ValueError unless the folder gives a model with identical weights and output."""
-    reloaded = type(vae).from_pretrained(str(folder)).eval()
-    state, other = vae.state_dict(), reloaded.state_dict()
-    wrong = state.keys() ^ other.keys()
-    wrong |= {k for k in state.keys() & other.keys() if not torch.equal(state[k], other[k])}
-    if wrong:
-        raise ValueError(f"{folder}: {len(wrong)} tensors differ after reloading: {min(wrong)}")
-    # Equal weights are not enough: the configuration decides what is done with them.
+    """Raises ValueError unless the folder gives a model with identical weights and output.
+
+    It is read by this package and, where it holds the model's code, by that.
+    """
     size = 4 * vae.spatial_factor
     image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
     image = image.contiguous(memory_format=torch.channels_last)
-    outputs = [m.decode(m.encode(image).latent_dist.mode()).sample for m in (vae, reloaded)]
-    if not torch.equal(*outputs):
-        raise ValueError(f"{folder}: the reloaded model's output differs")
-
-
-def vae_card(
-    vae: nn.Module, name: str, training: Mapping | None = None, evaluation: Mapping | None = None
-) -> str:
-    """Text of a model card; ``evaluation`` is what eval_image.py wrote, if measured."""
-    factor, class_name = vae.spatial_factor, type(vae).__name__
-    parameters = sum(parameter.numel() for parameter in vae.parameters())
-    text = f"""A wavelet image autoencoder: {factor}x downsampling, {vae.config.latent_dim} latent \
-channels, {parameters:,} parameters.
-
-```python
-import torch
-from wfimagevae.model.vae.modeling_wfvae2_image import {class_name}
-
-vae = {class_name}.from_pretrained("path/to/this/folder").eval()
-images = torch.zeros(1, 3, 256, 256)  # in [-1, 1], height and width multiples of {factor}
-with torch.no_grad():
-    latents = vae.encode(images).latent_dist.mode()
-    reconstruction = vae.decode(latents).sample
-    # What a generator sees: mean 0 and variance 1 per channel, if shift and scale were measured.
-    normalized = vae.normalize_latents(latents)
-```
-"""
-    figures = ""
-    if evaluation:
-        protocol = evaluation.get("protocol", {})
-        lines = ["## Evaluation\n", "| metric | value |", "|---|---|"]
-        for metric in ("psnr", "ssim", "lpips", "rfid"):
-            if evaluation.get(metric) is not None:
-                lines.append(f"| {metric} | {evaluation[metric]:.4f} |")
-        count, size = protocol.get("count", "?"), protocol.get("size", "?")
-        code = evaluation.get("protocol_hash", "?")
-        lines.append(f"\n{count} images, {size}, protocol {code}.\n")
-        figures = "\n".join(lines)
-    sections = [text, figures, option_table(training, _VAE_OPTIONS)]
-    return write_card(name, "image-to-image", ("autoencoder", "vae", "wavelet"), sections)
+    readers = [type(vae).from_pretrained(str(folder)).eval()]
+    if "auto_map" in read_json(folder / "config.json"):
+        readers.append(_by_own_code(vae, folder))
+    state = vae.state_dict()
+    expected = vae.decode(vae.encode(image).latent_dist.mode()).sample
+    for reloaded in readers:
+        other = reloaded.state_dict()
+        wrong = state.keys() ^ other.keys()
+        wrong |= {k for k in state.keys() & other.keys() if not torch.equal(state[k], other[k])}
+        if wrong:
+            raise ValueError(f"{folder}: {len(wrong)} tensors differ after reloading: {min(wrong)}")
+        # Equal weights are not enough: the configuration decides what is done with them.
+        output = reloaded.decode(reloaded.encode(image).latent_dist.mode()).sample
+        if not torch.equal(output, expected):
+            raise ValueError(f"{folder}: the reloaded model's output differs")
 
 
 def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
@@ -175,63 +215,44 @@ def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
     return merged.eval()
 
 
-def export_flow(generator: FlowGenerator, folder: Path, card: str) -> None:
-    """Writes config.json, safetensors, generator.json and README.md, and reads them back.
+def export_flow(
+    generator: FlowGenerator, folder: Path, options: CardOptions, training: Mapping | None = None
+) -> None:
+    """Writes a pipeline of diffusers, with its code and a card, and reads it back.
 
-    A latent flow's autoencoder goes along, under ``vae``, unless it is a name on the hub. A frozen
-    text encoder does not: generator.json records where it was and the fingerprint of its weights.
-    If what was written does not give the same samples, it is a ValueError.
+    A latent flow's autoencoder goes along. A frozen text encoder does not: generator.json records
+    where it was and the fingerprint of its weights. If what was written does not give the same
+    samples, it is a ValueError.
     """
-    write_model(generator.model.eval(), folder, card)
-    facts = dict(generator.facts)
+    place, facts = folder / FLOW_FOLDER, dict(generator.facts)
+    write_model(generator.model.eval(), place, with_code=True)
+    parts, for_pipeline = {FLOW_FOLDER: generator.model}, {**facts, "vae": None}
     if facts["space"] == "latent":
-        source = facts["vae"]["source"]
-        kind, path = split_spec(source)
-        if Path(path).expanduser().exists():  # else a hub name: anyone can get it
-            write_model(load_autoencoder(source).network, folder / VAE_FOLDER)
-            facts["vae"] = facts["vae"] | {"source": f"{kind}:{VAE_FOLDER}"}
-    write_json(folder / FACTS_NAME, facts)
+        space = open_latent_space(facts, torch.device("cpu"))
+        parts[VAE_FOLDER] = space.autoencoder.network
+        write_model(space.autoencoder.network, folder / VAE_FOLDER, with_code=True)
+        kind, _ = split_spec(facts["vae"]["source"])
+        facts["vae"] = facts["vae"] | {"source": f"{kind}:../{VAE_FOLDER}"}
+        for_pipeline["downsampling"] = space.autoencoder.multiple
+        for name in ("shift", "scale"):
+            for_pipeline[name] = getattr(space, name).flatten().tolist()
+    write_json(place / FACTS_NAME, facts)
+    write_text(folder / "pipeline.py", standalone_source(FlowPipeline))
+    index = {"_class_name": ["pipeline", FlowPipeline.__name__], "facts": for_pipeline}
+    index |= {"_diffusers_version": diffusers.__version__, VAE_FOLDER: [None, None]}
+    write_json(folder / PIPELINE_INDEX, index | {n: list(_code_of(p)) for n, p in parts.items()})
 
     # What is read back must draw the same, with a prompt and without.
-    reloaded = load_generator(str(folder), torch.device("cpu"))
     label = 0 if generator.model.num_classes else None
     prompts = ("a prompt", "") if generator.model.takes_text else (None, None)
     subjects = [Subject(i, label, prompt) for i, prompt in enumerate(prompts)]
-    flows = (generator, reloaded)
+    networks = {name: _by_own_code(network, folder / name) for name, network in parts.items()}
+    pipeline = _run(folder / "pipeline.py")[FlowPipeline.__name__](**networks, facts=for_pipeline)
+    pipeline._text = generator.text
+    flows = (generator, load_generator(str(folder), torch.device("cpu")), pipeline._flow())
     samples = [flow.draw(subjects, SamplingOptions(steps=1)) for flow in flows]
     if generator.facts["space"] != "point":
         samples = [flow.images(x) for flow, x in zip(flows, samples, strict=True)]
-    if not torch.equal(*samples):
+    if not all(torch.equal(samples[0], other) for other in samples[1:]):
         raise ValueError(f"{folder}: the reloaded model's samples differ")
-
-
-def flow_card(generator: FlowGenerator, name: str, training: Mapping | None = None) -> str:
-    """Text of a model card; with options of its training, if known."""
-    model, facts = generator.model, generator.facts
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    shape = " x ".join(map(str, model.sample_shape))
-    average = ", average velocities (one step)" if model.has_average_velocity else ""
-    task = "text-to-image" if model.takes_text else "unconditional-image-generation"
-    example = ' --prompt "..."' if model.takes_text else ""
-    tags = dict.fromkeys(("flow-matching", facts["objective"].replace("_", "-")))
-    prompts, encoder = "", facts.get("text")
-    if encoder and encoder["kind"] == "bytes":
-        prompts = f"\nPrompts: up to {encoder['length']} bytes, which the model itself reads.\n"
-    elif encoder:
-        kind, source = encoder["kind"], encoder["source"]
-        source = Path(source).name if Path(source).is_absolute() else source  # paths stay private
-        prompts = (
-            f"\nPrompts: up to {encoder['length']} tokens of the frozen text encoder {kind}:"
-            f"{source}, which is not in this folder: it is read from where it was in training, or "
-            f"from where --text_encoder {kind}:PATH says. Its weights have the fingerprint "
-            f"{encoder['fingerprint'][:12]}.\n"
-        )
-    text = f"""A flow that generates {facts["space"]}s of {shape}{average}: \
-{type(model).__name__}, {parameters:,} parameters, {model.num_classes or "no"} classes. \
-Time 0 is noise, 1 is data.
-{prompts}
-```bash
-python scripts/generate.py --from_pretrained path/to/this/folder --output_dir samples{example}
-```
-"""
-    return write_card(name, task, tags, [text, option_table(training, _FLOW_OPTIONS)])
+    _write_card(folder, options, training, generator)

@@ -66,6 +66,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             config = read_json(config)
         model_class = cls._resolve(config.get("_class_name"))
         options = {key: value for key, value in config.items() if not key.startswith("_")}
+        options.pop("auto_map", None)  # of diffusers: where an export has its code
         options |= overrides
         keys = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
         if unknown := sorted(options.keys() - keys):

@@ -16,6 +16,7 @@ logger = logging.getLogger(__name__)
 
 _WEIGHTS = "diffusion_pytorch_model*.safetensors"
 _MAX_LISTED = 10
+PIPELINE_INDEX, FLOW_FOLDER = "model_index.json", "transformer"
 
 
 def bare(state_dict: StateDict) -> StateDict:
@@ -122,6 +123,9 @@ def find_weights(
     source = source / subfolder if subfolder else source
     if not source.is_dir():
         return source
+    # The export of a flow is a pipeline of diffusers, with the network in a folder of its own.
+    if (source / PIPELINE_INDEX).is_file() and (source / FLOW_FOLDER).is_dir():
+        return source / FLOW_FOLDER
     return latest_checkpoint(source) or source
 
 
