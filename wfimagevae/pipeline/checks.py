@@ -1,5 +1,6 @@
 """What a pipeline file's steps cannot mean, whatever their keys and types. No torch here."""
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -103,11 +104,11 @@ def _check_paths(pipeline: Pipeline) -> Problems:
             if kind not in ("clip", "t5", "bert") or not name:
                 families = "clip:PATH_OR_NAME, t5:PATH_OR_NAME, bert:PATH_OR_NAME"
                 yield place, f"text_encoder {path!r}: write bytes, or one of {families}"
-            elif not (is_hub_name(name) or Path(name).expanduser().exists()):
+            elif not (is_hub_name(name) or os.path.exists(os.path.expanduser(name))):
                 yield place, f"text_encoder {name} does not exist"
         if key not in _NO_FILE or (_NO_FILE[key] and _NO_FILE[key](path)):
             continue
-        if not Path(path).expanduser().exists():
+        if not os.path.exists(os.path.expanduser(path)):
             yield place, f"{key} {path} does not exist"
         elif key == "test_image_address" and Path(path).is_dir():
             yield place, f"{key} {path} is a folder; name images"

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -203,8 +203,8 @@ class LatentDataset(FlowData):
         text, expected = self.record.get("text"), (like or {}).get("text")
         if not text:
             raise DataError(
-                f"{self.folder} holds no embeddings of its captions: run cache_latents.py with "
-                "--text_encoder"
+                f"{self.folder / RECORD_NAME} holds no embeddings of captions: run "
+                "cache_latents.py with --text_encoder"
             )
         if prefix:
             raise DataError(
@@ -226,26 +226,33 @@ class LatentDataset(FlowData):
         return text
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
-        texts = (text["caption"] for number in self._shards for text in self.texts(number))
-        lines = ([text] if isinstance(text, str) else text or [] for text in texts)
-        table = CaptionTable(lines, prefix)
-        if len(table) != self._order.num_items:
-            raise DataError(
-                f"{self.folder} has names and captions of {len(table)} samples and latents of "
-                f"{self._order.num_items}: delete the .jsonl files and run cache_latents.py again"
-            )
+        def lines() -> Iterator[list[str]]:
+            for number, count in enumerate(self.record["samples"]):
+                texts = self.texts(number)
+                if len(texts) != count:
+                    raise DataError(
+                        f"{texts_path(self.folder, number)} has names and captions of {len(texts)} "
+                        f"samples, and there are latents of {count}: delete it and run "
+                        "cache_latents.py again"
+                    )
+                for caption in (text["caption"] for text in texts):
+                    yield [caption] if isinstance(caption, str) else caption or []
+
+        table = CaptionTable(lines(), prefix)
         return table if len(table.without()) < len(table) else None
 
     def _read_labels(self) -> Tensor | None:
         if not self.num_classes:
             return None
-        for shard, count in zip(self._headers, self.record["samples"], strict=True):
-            if (found := shard.tensors.get("labels")) != (torch.int64, (count,)):
-                raise DataError(f"{shard.path}: labels are {found}, expected {count} numbers")
-        labels = torch.cat([self._stored(number, "labels") for number in self._shards])
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)]
-        if len(wrong):
-            raise DataError(
-                f"{self.folder}: label {wrong[0]} is out of range, use 0 to {self.num_classes - 1}"
-            )
-        return labels
+        labels = []
+        for number, count in enumerate(self.record["samples"]):
+            path = self._headers[number].path
+            if (found := self._headers[number].tensors.get("labels")) != (torch.int64, (count,)):
+                raise DataError(f"{path}: labels are {found}, expected {count} numbers")
+            labels.append(self._stored(number, "labels"))
+            wrong = labels[-1][(labels[-1] < 0) | (labels[-1] >= self.num_classes)]
+            if len(wrong):
+                raise DataError(
+                    f"{path}: label {wrong[0]} is out of range, use 0 to {self.num_classes - 1}"
+                )
+        return torch.cat(labels)

@@ -33,7 +33,7 @@ from wfimagevae.dataset.text.captions import (
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import codec_of, parse_json, plain_text
 
-_NUMBER = re.compile(r"[+-]?[0-9]+")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,18}")
 _log = logging.getLogger("wfimagevae")
 
 
