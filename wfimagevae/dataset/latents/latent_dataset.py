@@ -226,19 +226,22 @@ class LatentDataset(FlowData):
         return text
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
+        counts = []
+
         def lines() -> Iterator[list[str]]:
-            for number, count in enumerate(self.record["samples"]):
-                texts = self.texts(number)
-                if len(texts) != count:
-                    raise DataError(
-                        f"{texts_path(self.folder, number)} has names and captions of {len(texts)} "
-                        f"samples, and there are latents of {count}: delete it and run "
-                        "cache_latents.py again"
-                    )
+            for texts in map(self.texts, self._shards):
+                counts.append(len(texts))
                 for caption in (text["caption"] for text in texts):
                     yield [caption] if isinstance(caption, str) else caption or []
 
         table = CaptionTable(lines(), prefix)
+        for number, (found, count) in enumerate(zip(counts, self.record["samples"], strict=True)):
+            if found != count:
+                raise DataError(
+                    f"{self.folder} has names and captions of {len(table)} samples and latents of "
+                    f"{self._order.num_items}: delete {texts_path(self.folder, number)} and run "
+                    "cache_latents.py again"
+                )
         return table if len(table.without()) < len(table) else None
 
     def _read_labels(self) -> Tensor | None:
