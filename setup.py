@@ -40,14 +40,32 @@ EXTRAS["dev"] = [
 setup(
     name="wfimagevae",
     version="0.1.0",
-    description="Train, evaluate and export wavelet image autoencoders with plain PyTorch",
-    long_description=(ROOT / "README.md").read_text(encoding="utf-8")
-    if (ROOT / "README.md").exists()
-    else "",
+    description="Train wavelet image autoencoders, and flows in their latents, with plain PyTorch",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
-    packages=find_packages(str(ROOT), include=["wfimagevae", "wfimagevae.*"]),
+    keywords=["autoencoder", "VAE", "wavelet", "flow matching", "MeanFlow", "image generation"],
+    project_urls={"Paper (WF-VAE)": "https://arxiv.org/abs/2411.17459"},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3 :: Only",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+    ],
+    # The scripts of a clone are installed as a part of the package: `wfimagevae COMMAND`.
+    packages=[
+        *find_packages(str(ROOT), include=["wfimagevae", "wfimagevae.*"]),
+        "wfimagevae.commands",
+    ],
+    package_dir={"wfimagevae.commands": "scripts"},
+    py_modules=["train_ddp", "train_image_ddp"],
+    entry_points={"console_scripts": ["wfimagevae = wfimagevae.__main__:main"]},
     python_requires=">=3.11",
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,

@@ -3,6 +3,7 @@
 import ast
 import functools
 import importlib
+import os
 import pkgutil
 import re
 import runpy
@@ -205,7 +206,8 @@ def test_every_imported_package_is_declared(setup_arguments):
 def test_a_source_distribution_builds_without_the_repository(tmp_path):
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(PACKAGE, source / "wfimagevae", ignore=ignored)
+    for folder in ("wfimagevae", "scripts"):
+        shutil.copytree(ROOT / folder, source / folder, ignore=ignored)
     for path in ROOT.iterdir():
         if path.is_file() and path.name != ".git":
             shutil.copy(path, source)
@@ -216,9 +218,16 @@ def test_a_source_distribution_builds_without_the_repository(tmp_path):
         file.extractall(tmp_path / "unpacked", filter="data")
     (unpacked,) = (tmp_path / "unpacked").iterdir()
     run([sys.executable, "setup.py", "-q", "build", "--build-base", tmp_path / "b"], cwd=unpacked)
-    built = tmp_path / "b" / "lib" / "wfimagevae"
-    modules = {path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py")}
+    built = tmp_path / "b" / "lib"
+    modules = {path.relative_to(ROOT) for path in PACKAGE.rglob("*.py")}
+    modules |= {Path("wfimagevae", "commands", f"{name}.py") for name in SCRIPTS}
+    modules |= {Path("train_ddp.py"), Path("train_image_ddp.py")}
     assert modules == {path.relative_to(built) for path in built.rglob("*.py")}
+    # What is installed starts without the repository, from any folder.
+    words = [sys.executable, "-m", "wfimagevae", "generate", "--help"]
+    variables = os.environ | {"PYTHONPATH": str(built)}
+    helped = run(words, cwd=tmp_path, env=variables).stdout.decode()
+    assert "usage: wfimagevae generate" in helped and "--guidance_scale" in helped
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=relative)

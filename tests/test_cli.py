@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -10,6 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from wfimagevae.__main__ import COMMANDS as COMMANDS_BY_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted([*ROOT.glob("train_*.py"), *ROOT.glob("scripts/*.py")])
@@ -116,6 +119,20 @@ def test_an_unknown_flag_is_refused_with_a_hint(command, tmp_path):
 def test_importing_the_package_imports_nothing_heavy():
     done = run("-c", "import sys, wfimagevae; print(*sorted(sys.modules))")
     assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_one_command_starts_every_script(tmp_path):
+    started = {*COMMANDS_BY_NAME.values(), "train_image_ddp", "quickstart", "quickstart_flow"}
+    assert started == {path.stem for path in COMMANDS}
+    listed = run("-m", "wfimagevae", cwd=tmp_path).stdout
+    assert all(f"\n  {name} " in listed for name in COMMANDS_BY_NAME)
+    for words, told in (
+        (("generat",), "unknown command generat; did you mean generate?"),
+        (("pipeline", "no.yaml", "--validate_pipeline"), "error: .*no.yaml"),
+        (("train", "--pipelin"), "unknown flag --pipelin"),
+    ):
+        done = run("-m", "wfimagevae", *words, cwd=tmp_path)
+        assert done.returncode == 2 and re.search(told, done.stderr), done.stderr
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

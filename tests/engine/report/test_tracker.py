@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 from unittest.mock import Mock
 
 import pytest
@@ -23,6 +24,19 @@ def test_missing_package_is_an_error_that_names_the_command(tmp_path, monkeypatc
     monkeypatch.setattr(tracker.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install trackio"):
         open_tracker("trackio", tmp_path, "run", {})
+
+
+def test_trackio_keeps_all_runs_in_one_place_under_names_of_their_own(tmp_path, monkeypatch):
+    """gradio-app/trackio: `trackio list runs` compares what is in one folder."""
+    monkeypatch.delenv("TRACKIO_DIR", raising=False)
+    monkeypatch.setattr(tracker.importlib.util, "find_spec", Mock())
+    monkeypatch.setattr(tracker.importlib, "import_module", Mock(return_value=(module := Mock())))
+    for folder in ("a", "b", "a"):  # the third goes on where the first ended
+        (tmp_path / folder).mkdir(exist_ok=True)
+        assert open_tracker("trackio", tmp_path / folder, "run", {}).is_on
+    first, second, third = (call.kwargs for call in module.init.call_args_list)
+    assert first["name"] == third["name"] != second["name"] and first["project"] == "wfimagevae"
+    assert "TRACKIO_DIR" not in os.environ and first["resume"] == "allow"
 
 
 @pytest.mark.parametrize("broken", ["log", "log_images", "close"])

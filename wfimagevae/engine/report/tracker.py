@@ -58,7 +58,7 @@ class Tracker:
 
 
 def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str, Any]) -> Tracker:
-    """Connects to an experiment tracker, whose files go into ``run_dir``.
+    """Connects to an experiment tracker; files go into ``run_dir``, but trackio's to its own place.
 
     A resumed run goes on in its old record. WANDB_MODE=offline and the other variables of the
     services apply; WANDB_PROJECT (or TRACKIO_PROJECT) replaces the project's name, wfimagevae. The
@@ -74,17 +74,17 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
 
 class _Wandb:
     def __init__(self, kind: str, run_dir: Path, name: str, config: dict):
-        place = {}
-        if kind == "trackio":  # it reads its folder when imported
-            folder = os.environ.setdefault("TRACKIO_DIR", str(run_dir / "trackio"))
-            _log.info("to look at it: TRACKIO_DIR=%s trackio show", folder)
-        else:
-            id_path = run_dir / "wandb_id.txt"
-            if not id_path.exists():
-                id_path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
-            place = {"id": id_path.read_text(encoding="utf-8").strip(), "dir": str(run_dir)}
+        id_path = run_dir / f"{kind}_id.txt"
+        if not id_path.exists():
+            id_path.write_text(uuid.uuid4().hex[:8], encoding="utf-8")
+        run_id, place = id_path.read_text(encoding="utf-8").strip(), {}
         self._module = importlib.import_module(kind)
         project = os.environ.get(f"{kind.upper()}_PROJECT", PROJECT)
+        if kind == "trackio":  # all runs of a user are in one place, where a name is what it knows
+            name = f"{name}-{run_id}"
+            _log.info("to compare runs: trackio show --project %s", project)
+        else:
+            place = {"id": run_id, "dir": str(run_dir)}
         self._module.init(project=project, name=name, resume="allow", config=config, **place)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
