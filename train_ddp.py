@@ -6,6 +6,7 @@ python train_ddp.py --task flow --dataset shapes --max_steps 4000
 python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -17,6 +18,7 @@ from wfimagevae.task import TASKS, options_of
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to save or draw yet
     if any(find_flag(name, argv) for name in PipelineOptions.model_fields):
         from wfimagevae.pipeline.command import run_file
 
@@ -43,4 +45,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    sys.exit(run_cli(main, dated=True))

@@ -9,4 +9,4 @@ from train_ddp import main
 from wfimagevae.command_line import run_cli
 
 if __name__ == "__main__":
-    sys.exit(run_cli(lambda argv: main(["--task", "vae", *(argv or sys.argv[1:])])))
+    sys.exit(run_cli(lambda argv: main(["--task", "vae", *(argv or sys.argv[1:])]), dated=True))

@@ -61,10 +61,10 @@ for name in set(os.environ) - {*flags, "LANGUAGE", *re.findall("[A-Z0-9_]+", sys
   if [[ "$nodes" == 1 && "$processes" == 1 ]]; then
     exec "$python" "${trainer[@]}"
   elif [[ "$nodes" == 1 && -z "${MASTER_PORT:-}" ]]; then
-    exec "$python" -m torch.distributed.run --standalone --nproc_per_node "$processes" \
+    exec "$python" -m wfimagevae.torchrun --standalone --nproc_per_node "$processes" \
       "${trainer[@]}"
   else
-    exec "$python" -m torch.distributed.run --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
+    exec "$python" -m wfimagevae.torchrun --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
       --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
       --nproc_per_node "$processes" "${trainer[@]}"
   fi

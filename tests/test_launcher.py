@@ -74,7 +74,7 @@ def test_adversarial_training_alone_as_the_readme_says_leaves_no_other_term(tmp_
 
 def test_gpus_and_machines_become_torchrun(tmp_path):
     command = " ".join(trainer_words(tmp_path, GPU="0,1,2,3"))
-    assert command.startswith("-m torch.distributed.run --standalone --nproc_per_node 4 ")
+    assert command.startswith("-m wfimagevae.torchrun --standalone --nproc_per_node 4 ")
     assert "--device=cuda" in command  # without a GPU an error, not the CPU
     host = {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "host", "MASTER_PORT": "1234"}
     command = " ".join(trainer_words(tmp_path, GPU="0,1", **host))

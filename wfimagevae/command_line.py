@@ -1,10 +1,13 @@
 """Command lines: flags of option classes, YAML under them, how a command ends. No torch here."""
 
 import argparse
+import gc
+import json
 import logging
 import os
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -143,7 +146,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str):
         if re.search(r"expected .*argument", message):
             message += "; a value that begins with a dash is written --FLAG=VALUE"
-        self.exit(2, f"error: {printable(message)}\n")
+        _tell(message)
+        self.exit(2)
 
 
 class _LogFormatter(logging.Formatter):
@@ -245,8 +249,20 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:
-    """Runs ``main`` on the command line and returns the exit status.
+def _tell(error: Any) -> None:
+    """Prints an error; of several processes, which end each other, the first one that has it."""
+    if os.environ.get("LOCAL_RANK", "0") != "0":
+        time.sleep(2)
+    text = f"error: {printable(error)}"
+    print(text, file=sys.stderr, flush=True)
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it last, once more
+        more = {"py_callstack": text, "timestamp": str(int(time.time()))}
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": text, "extraInfo": more}}, file)
+
+
+def run_cli(main: Callable[[Sequence[str] | None], int | None], dated: bool = False) -> int:
+    """Runs ``main`` on the command line and returns the exit status; log lines may be ``dated``.
 
     A ValueError or OSError is the user's to mend: its message goes to stderr as
     ``error: ...`` and the status is 2. Anything else is our bug and keeps its traceback.
@@ -256,7 +272,8 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     handler = logging.StreamHandler()
-    handler.setFormatter(_LogFormatter())
+    form = "%(asctime)s " * dated + "%(message)s"
+    handler.setFormatter(_LogFormatter(form, "%Y-%m-%d %H:%M:%S"))
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, handlers=[handler])
     if hasattr(sys.stdout, "reconfigure"):  # a name that is no text is no reason to stop
@@ -264,7 +281,9 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None]) -> int:
     try:
         return main(None) or 0
     except (ValueError, OSError) as error:
-        print(f"error: {printable(error)}", file=sys.stderr)
+        _tell(error)
         return 2
     except KeyboardInterrupt:
         return 130
+    finally:
+        gc.freeze()  # or Python's end looks for garbage in all of torch, for seconds

@@ -2,8 +2,8 @@
 
 import pytest
 
+from wfimagevae.engine.interrupt import EarlyStop
 from wfimagevae.engine.options import StopOptions
-from wfimagevae.engine.run import EarlyStop
 
 
 def rule(metric, below, window):

@@ -12,7 +12,6 @@ from tests.task.training import ROOT, differences, load, rows
 from wfimagevae.engine import resume
 from wfimagevae.engine import train as training
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
-from wfimagevae.engine.interrupt import Interrupt
 from wfimagevae.engine.loop import fit
 from wfimagevae.model.weight_files import latest_checkpoint
 from wfimagevae.task.vae import VaeTask
@@ -52,7 +51,7 @@ def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number)
     command = [sys.executable, str(ROOT / "train_image_ddp.py"), *workplace.flags(name, 60)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
     for line in process.stderr:
-        if line.startswith("step 4/"):
+        if "step 4/" in line:
             process.send_signal(number)
             break
     rest = process.stderr.read()
@@ -64,13 +63,24 @@ def test_a_signal_saves_and_exits_cleanly_and_the_run_goes_on(workplace, number)
     assert not differences(whole, load(folder, 60))
 
 
+def signalled(at):
+    """A validation in which a signal comes, at one step."""
+    validate = VaeTask.validate
+
+    def with_signal(self, step):
+        if step == at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, step)
+
+    return with_signal
+
+
 def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatch):
     # Its score moves the learning rate, and chooses the best checkpoint.
     options = {"eval_steps": 2, "lr_schedule": "plateau", "plateau_patience": 1, "ema": True}
     whole = workplace.train("validated-whole", 6, **options)
-    polls = iter(range(1, 100))
     with monkeypatch.context() as patched:
-        patched.setattr(Interrupt, "poll", lambda self: (next(polls) == 4, False))
+        patched.setattr(VaeTask, "validate", signalled(4))
         cut = workplace.train("validated", 6, **options)
     assert [path.name for path in list_checkpoints(cut)] == ["checkpoint-4.ckpt"]
     workplace.go_on("validated", 6, **options)
@@ -81,7 +91,7 @@ def test_a_validation_that_a_signal_put_off_is_made_up_for(workplace, monkeypatc
 
 def test_a_validation_put_off_at_the_end_is_made_up_for_once(workplace, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(Interrupt, "poll", lambda self: (True, False))
+        patched.setattr(VaeTask, "validate", signalled(1))
         folder = workplace.train("owed", 1, eval_steps=1)
     assert load(folder, 1)["validation_owed"]
     workplace.go_on("owed", 1)  # --eval_steps 0: not wanted now

@@ -3,9 +3,12 @@
 import logging
 import multiprocessing
 import os
+import queue
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -16,6 +19,139 @@ from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.dataset.protocol import DataError, TrainData
 
 _log = logging.getLogger("wfimagevae")
+
+DATA_TIMEOUT = 600.0  # seconds
+_PATIENCE = 3  # workers in a row that are replaced, before what they read is given up
+
+
+class Batches(Iterator):
+    """A loader's batches, fetched by a thread: whoever waits for them can look about meanwhile.
+
+    Where a worker dies, or the one whose turn it is gives nothing in ``timeout`` seconds of waiting
+    (0: for ever), all are replaced and read on behind the last batch that came, with a warning; a
+    DataError where that does not help.
+
+    Args:
+        make: The loader of the batches from a number on.
+        device: Whose memory is pinned, if that is done.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[int], DataLoader],
+        timeout: float = DATA_TIMEOUT,
+        device: torch.device | None = None,
+    ):
+        self._make, self._timeout, self._device = make, timeout, device
+        self._here: deque = deque()
+        self._taken = self._failures = self._depth = 0
+        self._loader, self._workers, self._waits_since = None, (), None
+
+    def _start(self) -> None:
+        self._first = self._taken + len(self._here)
+        # PyTorch's own handler would raise, in whatever runs, when a worker dies.
+        handler = signal.getsignal(signal.SIGCHLD)
+        self._loader = iter(self._make(self._first))
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGCHLD, handler)
+        self._workers = getattr(self._loader, "_workers", ())
+        self._asked = len(self._here)
+        self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+        place = self._loader, self._device, self._orders, self._results
+        threading.Thread(target=_fetch, args=place, daemon=True).start()
+
+    def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
+        """Whether the next ``count`` batches are there, or all there are; waits for ``seconds``.
+
+        Raises what reading one of them raised.
+        """
+        if self._loader is None:
+            self._start()
+        self._depth = max(self._depth, count)
+        self._order(count)
+        end = time.monotonic() + seconds
+        while len(self._here) < count:
+            try:
+                batch, error = self._results.get(timeout=max(end - time.monotonic(), 0))
+            except queue.Empty:
+                self._look_after_workers()
+                return False
+            if isinstance(error, StopIteration):
+                self._results.put((None, error))  # for whoever asks again
+                return True
+            if error and not self._look_after_workers():
+                self.close()
+                raise error
+            if error:
+                return False
+            self._here.append(batch)
+            self._failures, self._waits_since = 0, None
+        return True
+
+    def __next__(self) -> Any:
+        while not self.ready(seconds=1.0):
+            pass
+        if not self._here:
+            raise StopIteration
+        self._taken, self._asked = self._taken + 1, self._asked - 1
+        if self._workers:  # they read ahead anyway
+            self._order(self._depth)
+        return self._here.popleft()
+
+    def _order(self, count: int) -> None:
+        for _ in range(count - self._asked):
+            self._orders.put(True)
+            self._asked += 1
+
+    def _look_after_workers(self) -> bool:
+        """Ends them, to be replaced, where one is dead or late, and returns whether one was."""
+        now, number = time.monotonic(), self._taken + len(self._here)
+        self._waits_since = self._waits_since or now
+        dead = [worker for worker in self._workers if worker.exitcode]
+        if not dead and not 0 < self._timeout < now - self._waits_since:
+            return False
+        here = [multiprocessing.current_process()]
+        late = (self._workers or here)[(number - self._first) % len(self._workers or here)]
+        why = f"process {late.pid} gave nothing for {self._timeout:g} s (--data_timeout)"
+        if dead:
+            why = f"worker process {dead[0].pid} died (exit code {dead[0].exitcode})"
+        self._failures, self._waits_since = self._failures + 1, None
+        if self._failures > _PATIENCE:
+            self.close()
+            raise DataError(
+                f"reading data: {why}, after {_PATIENCE} others at the same batch: look whether "
+                "the storage answers and memory suffices; --dataset_num_worker 0 shows what fails, "
+                "a longer --data_timeout waits for slow storage"
+            )
+        what = "its like are replaced, and read on from there" if self._workers else "waiting on"
+        _log.warning("reading data: %s; %s", why, what)
+        if self._workers:
+            self.close()
+        return True
+
+    def close(self) -> None:
+        """Ends workers, stopped ones too, and the thread; ``next`` starts them again."""
+        for worker in self._workers:
+            worker.kill()
+        if self._loader is not None:
+            self._orders.put(False)
+        self._loader = None
+
+    __del__ = close
+
+
+def _fetch(loader: Iterator, device: Any, orders: queue.SimpleQueue, results: queue.SimpleQueue):
+    """Puts a batch, or the error that ends them, for each order; it may wait for ever."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_device(device)  # each thread has its own
+    while orders.get():
+        try:
+            batch = next(loader)
+        except Exception as error:
+            results.put((None, error))
+            return
+        is_error = isinstance(batch, dict) and "error" in batch
+        results.put((None, batch["error"]) if is_error else (batch, None))
 
 
 class PositionSampler(Sampler[list[int]]):
@@ -62,6 +198,7 @@ class TrainLoader:
         num_workers: int = 8,
         prefetch_factor: int = 2,
         device: torch.device | str = "cpu",
+        timeout: float = DATA_TIMEOUT,
     ):
         PositionSampler(batch_size, rank, world_size)  # checks the three
         self.dataset, self.batch_size = dataset, batch_size
@@ -71,22 +208,36 @@ class TrainLoader:
             "prefetch_factor": prefetch_factor if num_workers else None,
             "pin_memory": self.device.type == "cuda",
         }
-        self._position = 0
-        self._batches = None
+        self._position, self._timeout = 0, timeout
+        self._batches: Batches | None = None
         self._unreadable: set[str] = set()
 
     def __iter__(self) -> "TrainLoader":
         return self
 
-    def __next__(self) -> dict[str, Any]:
+    def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
+        """Whether the next ``count`` batches are there; waits for ``seconds``, 0 not at all.
+
+        Without workers this process reads, which takes its time. Raises what `next` would.
+        """
+        if not (seconds or self._options["num_workers"]):
+            return False
+        return self._reading().ready(count, seconds)
+
+    def _reading(self) -> Batches:
         if self._batches is None:
-            place = (self.batch_size, self.rank, self.world_size, self._position)
-            options = {"sampler": PositionSampler(*place), "batch_size": None} | self._options
-            self._batches = iter(DataLoader(_BatchReader(self.dataset), **options))
-        batch = next(self._batches)
-        if "error" in batch:
-            self.close()
-            raise batch["error"]
+            start, options = self._position, {"batch_size": None} | self._options
+
+            def make(number: int) -> DataLoader:
+                first = start + number * self.batch_size * self.world_size
+                order = PositionSampler(self.batch_size, self.rank, self.world_size, first)
+                return DataLoader(_BatchReader(self.dataset), sampler=order, **options)
+
+            self._batches = Batches(make, self._timeout, self.device)
+        return self._batches
+
+    def __next__(self) -> dict[str, Any]:
+        batch = next(self._reading())
         self._position += self.batch_size * self.world_size
         # Tell of each unreadable file once.
         position, unreadable = batch.pop("position"), []
@@ -144,6 +295,8 @@ class TrainLoader:
 
     def close(self) -> None:
         """Stops the workers. A later ``next`` starts them again where the data stands."""
+        if self._batches is not None:
+            self._batches.close()
         self._batches = None
 
 
@@ -156,8 +309,9 @@ def train_loader(
     world_size: int = 1,
 ) -> TrainLoader:
     """A `TrainLoader` that reads as the flags of reading say."""
-    workers, ahead = options.dataset_num_worker, options.dataloader_prefetch_factor
-    return TrainLoader(dataset, batch_size, rank, world_size, workers, ahead, device=device)
+    names = ("dataset_num_worker", "dataloader_prefetch_factor", "data_timeout")
+    workers, ahead, timeout = (getattr(options, name) for name in names)
+    return TrainLoader(dataset, batch_size, rank, world_size, workers, ahead, device, timeout)
 
 
 class _BatchReader(Dataset):
@@ -173,10 +327,11 @@ class _BatchReader(Dataset):
             return {"error": error}
 
 
-def batch_loader(dataset: Any, batches: Iterable[list[int]], num_workers: int = 0) -> DataLoader:
+def batch_loader(dataset: Any, batches: Iterable[list[int]], num_workers: int = 0) -> Batches:
     """``dataset.read_batch(batch)`` for each batch of indices, in order, by ``num_workers``."""
-    options = _worker_options(num_workers)
-    return DataLoader(_BatchReader(dataset), sampler=list(batches), batch_size=None, **options)
+    batches, options = list(batches), _worker_options(num_workers) | {"batch_size": None}
+    reader = _BatchReader(dataset)
+    return Batches(lambda number: DataLoader(reader, sampler=batches[number:], **options))
 
 
 def valid_loader(
@@ -185,7 +340,8 @@ def valid_loader(
     num_workers: int = 0,
     rank: int = 0,
     world_size: int = 1,
-) -> DataLoader:
+    timeout: float = DATA_TIMEOUT,
+) -> Batches:
     """Batches, by `collate_images`, of this rank's share: images rank, rank + world_size, ...
 
     Nothing is padded or repeated, so ranks may get shares of different length, or none. Images of
@@ -197,9 +353,13 @@ def valid_loader(
             f"images of native size differ, so they cannot share a batch of {batch_size}; "
             "give a resolution, or a batch size of 1"
         )
-    share = Subset(dataset, range(rank, len(dataset), world_size))
-    options = _worker_options(num_workers)
-    return DataLoader(share, batch_size=batch_size, collate_fn=collate_images, **options)
+    mine, options = range(rank, len(dataset), world_size), _worker_options(num_workers)
+    options |= {"batch_size": batch_size, "collate_fn": collate_images}
+
+    def make(number: int) -> DataLoader:
+        return DataLoader(Subset(dataset, mine[number * batch_size :]), **options)
+
+    return Batches(make, timeout)
 
 
 def _worker_options(num_workers: int) -> dict[str, Any]:
@@ -213,7 +373,8 @@ def _worker_options(num_workers: int) -> dict[str, Any]:
 
 def _start_worker(worker_id: int) -> None:
     """Leaves Ctrl-C and signals to the whole job to the main process, which still needs data."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS; and it takes forked, not spawned, workers
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         main = multiprocessing.parent_process().pid

@@ -166,6 +166,9 @@ class LoaderOptions(Options):
     dataloader_prefetch_factor: Count = option(
         2, "batches that each of these processes prepares ahead", "N"
     )
+    data_timeout: NonNegative = option(
+        600, "wait for one batch before its process is named and replaced; 0 waits for ever", "S"
+    )
     disable_persistent_workers: bool = option(
         False, "accepted for old scripts; training reads one endless stream: no worker restarts"
     )

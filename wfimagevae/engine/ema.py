@@ -54,7 +54,10 @@ class EMA:
     def _swap(self) -> None:
         # In place: optimizers, DDP and compiled graphs keep hold of the same tensors.
         for name, live in _weights(self.network).items():
-            kept = live.clone()
+            try:
+                kept = live.clone()
+            except torch.OutOfMemoryError:  # halfway, weights would stay swapped
+                kept = live.cpu()
             live.copy_(self.average[name])
             self.average[name].copy_(kept)
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Protocol
 from torch import nn
 
 from wfimagevae.engine.checkpoint import Stateful
+from wfimagevae.engine.interrupt import Pulse, no_pulse
 from wfimagevae.engine.optim import OptimizerState
 from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Run
@@ -19,6 +20,8 @@ class Loader(Protocol):
     num_unreadable: int
 
     def __next__(self) -> dict: ...
+
+    def ready(self, count: int, seconds: float) -> bool: ...
 
     def close(self) -> None: ...
 
@@ -36,6 +39,7 @@ class Task:
         samples: What is trained on, in the words of the log: images, latents, points.
         weights: Player -> part of a checkpoint with the weights that it trains.
         fresh_parts: How the names of parts begin that start anew, whatever a checkpoint holds.
+        pulse: What a validation calls between its parts; see `Run.pulse`.
     """
 
     best_name: str
@@ -43,6 +47,7 @@ class Task:
     samples: str = "images"
     weights: ClassVar[dict[str, str]] = {}
     fresh_parts: tuple[str, ...] = ()
+    pulse: Pulse = staticmethod(no_pulse)
 
     def __init__(
         self,
@@ -96,11 +101,9 @@ class NetworkWeights:
 
 def fit(run: Run) -> None:
     """Trains until the last step, or until a signal asks to stop; ``run`` is advanced in place."""
-    task, batches = run.task, run.task.loader
+    task = run.task
     run.begin()
-    while not run.ended:
-        with run.reporter.waiting():
-            micro_batches = [next(batches) for _ in range(run.options.grad_accum_steps)]
+    while micro_batches := run.draw():
         # One update of each player whose turn it is, all from the same micro-batches.
         for player in task.turn(run.step):
             run.means.add(player.update(micro_batches, run.step))
@@ -108,8 +111,4 @@ def fit(run: Run) -> None:
         run.advance()
         if run.report_due():
             run.report()
-        improved = run.validate_if_due()
-        if run.due(run.options.save_ckpt_step) or run.save_wanted or run.ended:
-            run.save(best=improved)
-        elif improved:
-            run.save(best=True, only_best=True)
+        run.conclude()

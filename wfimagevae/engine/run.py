@@ -2,9 +2,9 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
@@ -16,8 +16,8 @@ from wfimagevae.engine.checkpoint import (
     write_checkpoint,
 )
 from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
-from wfimagevae.engine.interrupt import Interrupt
-from wfimagevae.engine.options import StopOptions, TrainingOptions
+from wfimagevae.engine.interrupt import EarlyStop, Interrupt, LeftOff
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.metrics import Means
 from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker
@@ -41,8 +41,14 @@ class Watcher(Protocol):
     def logged(self, step: int, values: dict[str, float]) -> None:
         """After each progress line."""
 
-    def saving(self, step: int) -> None:
-        """Before the checkpoint of a step is written."""
+    def saved(self, step: int) -> None:
+        """After the checkpoint of a step was written."""
+
+    def draws(self, step: int) -> bool:
+        """Whether samples belong to the checkpoint of a step."""
+
+    def draw(self, step: int) -> None:
+        """Draws samples; beats `Run.pulse`. Collective."""
 
 
 class Diverged(ValueError):
@@ -54,38 +60,6 @@ def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -
     samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
     epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
     return options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps
-
-
-class EarlyStop:
-    """Watches one logged value, until its mean over a window is below a bound, once and for all.
-
-    Its memory and its decision are part of a checkpoint.
-    """
-
-    def __init__(self, options: StopOptions):
-        self.metric, self.below = options.stop_metric, options.stop_below
-        self.window = options.stop_window
-        self.recent: list[float] = []
-        self.mean, self.reached = math.nan, False
-
-    def observe(self, values: Mapping[str, float]) -> bool:
-        """Takes one line's values; True where the mean is below for the first time."""
-        value = values.get(self.metric)
-        if self.metric is None or self.reached or value is None or not math.isfinite(value):
-            return False
-        self.recent = [*self.recent, value][-self.window :]
-        self.mean = math.fsum(self.recent) / len(self.recent)
-        self.reached = len(self.recent) == self.window and self.mean < self.below
-        return self.reached
-
-    def state_dict(self) -> dict:
-        return {"metric": self.metric, "recent": list(self.recent), "reached": self.reached}
-
-    def load_state_dict(self, state: dict) -> None:
-        """Goes on where it stood; another metric, or none, starts anew."""
-        if state["metric"] == self.metric:
-            self.recent = state["recent"][-self.window :]
-            self.reached = state["reached"]
 
 
 class Run:
@@ -113,8 +87,12 @@ class Run:
         self.early_stop = EarlyStop(options)
         self.step = 0
         self.best_score = float("-inf")
-        self.stopping = self.save_wanted = False
-        self.validation_pending = self.saved_as_finished = False
+        self.stopping = self.saved_as_finished = False
+        self.saved_step: int | None = None
+        # What belongs to this step and is not made yet; why there is no more data.
+        self.validation_owed = self.samples_owed = False
+        self.failure: Exception | None = None
+        task.pulse = self.pulse
         # Step and file of the last checkpoint that no bad update preceded.
         self.last_good: tuple[int, Path] | None = None
         self.means = Means()
@@ -139,21 +117,56 @@ class Run:
 
     def begin(self) -> None:
         """Opens the records, and does what the run's checkpoint left to do. Collective."""
-        self.reporter.begin(self.step, self.max_steps)
+        self.reporter.begin(self.step, self.max_steps, self.epoch_steps)
         if self.watcher:
             self.watcher.begin(self, self.task)
-        owed = self.validation_pending and self.options.eval_steps > 0
-        self.validation_pending = False
-        improved = owed and self.validate()
+        self.saved_step = self.step
+        self.validation_owed &= self.options.eval_steps > 0
+        self.samples_owed &= self.watcher is not None
+        owed, improved = self._owed, self._make_up()
         shortened = self.finished and not self.saved_as_finished
-        if owed or shortened:
+        if shortened or owed != self._owed:
             self.save(best=improved)
+        self.interrupt.wish(late=True)
+
+    def draw(self) -> list[dict]:
+        """The micro-batches of a step; none where the run has ended. Collective.
+
+        Before that, and while they are awaited, does what signals and the clock ask for. Data that
+        fails ends the run, after a save.
+        """
+        loader, count = self.task.loader, self.options.grad_accum_steps
+        wishes = None if self.ended else self.interrupt.outcome()
+        while wishes:
+            if wishes.look:
+                self._look()
+            self.stopping |= wishes.stop or wishes.failed
+            if (wishes.save or self.stopping) and self.saved_step != self.step:
+                self.save()
+            if self.failure:
+                raise self.failure
+            if self.stopping:
+                break
+            with self.reporter.waiting():
+                if not wishes.late:
+                    return [next(loader) for _ in range(count)]
+                late = self._is_late(0.2)
+            wishes = self.interrupt.agree(late, failed=self.failure is not None)
+        return []
+
+    def _is_late(self, seconds: float) -> bool:
+        """Whether the data of the next step is not there in some seconds, or failed."""
+        try:
+            return not self.task.loader.ready(self.options.grad_accum_steps, seconds)
+        except Exception as error:  # `draw` raises it, when all processes know
+            self.failure = error
+            return True
 
     def advance(self) -> None:
-        """Counts a step, and hears what signals and the clock ask for."""
+        """Counts a step, and begins to hear what signals and the clock ask for."""
         self.step += 1
         self.reporter.count(self.samples_a_step)
-        self.stopping, self.save_wanted = self.interrupt.poll()
+        self.interrupt.wish(self._is_late(0.0))
 
     def report_due(self) -> bool:
         """Whether a report is due; one cut short by a signal would shift the means after it."""
@@ -196,23 +209,111 @@ class Run:
                     "smaller --disc_weight"
                 )
 
-    def validate_if_due(self) -> bool:
-        """As `validate` where that is due; what a signal leaves no time for is owed. Collective."""
+    def conclude(self) -> None:
+        """Saves what is due at this step, and then validates and draws. Collective."""
         every = self.options.eval_steps
-        due = every > 0 and (self.step % every == 0 or self.finished)
-        self.validation_pending = due and self.stopping
-        return due and not self.stopping and self.validate()
+        self.validation_owed = every > 0 and (self.step % every == 0 or self.finished)
+        saves = self.ended or self.due(self.options.save_ckpt_step)
+        if self.validation_owed and not saves:  # which may take its time
+            wishes = self.interrupt.agree()
+            self.stopping, saves = wishes.stop, wishes.save or wishes.stop
+        self.samples_owed = bool(saves and self.watcher and self.watcher.draws(self.step))
+        if saves:
+            self.save()
+        owed, improved = self._owed, self._make_up()
+        if owed != self._owed if saves else self.stopping:
+            self.save(best=improved)
+        elif improved:
+            self.save(best=True, only_best=True)
 
-    def validate(self) -> bool:
-        """Validates; True where the score is the best so far. Collective."""
-        with self.reporter.paused():
-            values, score, pictures = self.task.validate(self.step)
-        self.reporter.validation(self.step, values, pictures)
-        for player in self.task.players:
-            player.observe(score)
-        improved = score > self.best_score
-        self.best_score = max(score, self.best_score)
+    @property
+    def _owed(self) -> tuple[bool, bool]:
+        return self.validation_owed, self.samples_owed
+
+    def _make_up(self) -> bool:
+        """Makes what is owed, until a signal; True where the score is the best so far."""
+        improved = False
+        if self.validation_owed and not self.stopping:
+            score = self._validate()
+            self.validation_owed = self.stopping
+            if score is not None:
+                for player in self.task.players:
+                    player.observe(score)
+                improved = score > self.best_score
+                self.best_score = max(score, self.best_score)
+        if self.samples_owed and not self.stopping:
+            self._attempt("samples", lambda: self.watcher.draw(self.step))
+            self.samples_owed = self.stopping
         return improved
+
+    def _look(self) -> None:
+        """Saves, validates and draws as a signal asks; the training is none the wiser."""
+        self.interrupt.look = False
+        if self.saved_step != self.step:
+            self.save()
+        if self.task.validator is not None:
+            self._validate()
+        if self.watcher and not self.stopping:
+            self._attempt("samples", lambda: self.watcher.draw(self.step))
+
+    def _validate(self) -> float | None:
+        outcome = self._attempt("validation", lambda: self.task.validate(self.step))
+        if outcome is None:
+            return None
+        values, score, pictures = outcome
+        self.reporter.validation(self.step, values, pictures)
+        return score
+
+    def _attempt(self, what: str, work: Callable[[], Any]) -> Any:
+        """What ``work()`` gives; None where a signal ended it, or a failure, which is a warning.
+
+        Whatever pictures and figures cost, they do not cost the training. Collective: a process
+        that fails joins the others at their next pulse, where they leave off too.
+        """
+        network, hook = self.task.network, None
+        was_training = network.training
+        if self.interrupt.group is None:  # alone it can leave off wherever it calls the network
+            hook = network.register_forward_pre_hook(lambda *_: self.pulse())
+        try:
+            with self.reporter.paused():
+                result = work()
+                self.pulse()
+            return result
+        except LeftOff as left:
+            self.stopping = left.args[0]
+        except Exception as error:
+            self.stopping = self.interrupt.agree(failed=True).stop
+            reason = f"{type(error).__name__}: {error}".split("\n")[0]
+            log.warning("%s of step %d failed, training goes on: %s", what, self.step, reason)
+        finally:
+            network.train(was_training)
+            if hook:
+                hook.remove()
+        return None
+
+    def pulse(
+        self,
+        what: str = "",
+        done: int = 0,
+        total: int = 0,
+        ready: Callable[[float], bool] | None = None,
+    ) -> None:
+        """Where validations and drawings can be left off, and how far they are. Collective.
+
+        Waits until ``ready(seconds)`` on all processes. Between it and other collectives nothing
+        may fail.
+
+        Raises:
+            LeftOff: a signal asks to stop, or another process failed.
+        """
+        late = True
+        while late:
+            wishes = self.interrupt.agree(ready is not None and not ready(0.2))
+            if wishes.stop or wishes.failed:
+                raise LeftOff(wishes.stop)
+            late = wishes.late
+        if total:
+            self.reporter.progress(what, done, total)
 
     def save(self, best: bool = False, only_best: bool = False) -> None:
         """Writes a checkpoint, the best one's copy, or both. Collective.
@@ -220,8 +321,6 @@ class Run:
         A failure is logged as an error, and training goes on; an OSError only when it is about to
         end.
         """
-        if self.watcher and not only_best:
-            self.watcher.saving(self.step)
         best_path = self.folder / self.task.best_name
         path = checkpoint_path(self.folder, self.step)
         target = best_path if only_best else path
@@ -233,13 +332,16 @@ class Run:
             "finished": self.finished,
             "early_stop": self.early_stop.state_dict(),
             "best_score": self.best_score,
-            "validation_owed": self.validation_pending,
+            "validation_owed": self.validation_owed,
             "rng_state": gather_objects(self.random.state_dict()),
             "means": gather_objects(self.means.state_dict()),
         }
+        facts |= {"samples_owed": True} if self.samples_owed else {}
         content = collect(self.parts, keep=self.world.is_main, **facts)
+        is_first = not only_best and self.saved_step != self.step
         if not only_best:
             self.interrupt.saved()
+            self.saved_step = self.step
         if not self.world.is_main:
             return
         try:
@@ -255,12 +357,15 @@ class Run:
         if not only_best and is_good:
             self.last_good = last_good
             prune_checkpoints(self.folder, self.options.keep_last)
+        if is_first and self.watcher:
+            self.watcher.saved(self.step)
 
     def restore(self, content: dict, path: Path) -> None:
         """Takes up what `save` wrote of the run itself to the checkpoint ``path``."""
         self.step = content["current_step"]
         self.best_score = content.get("best_score", self.best_score)
-        self.validation_pending = content.get("validation_owed", False)
+        self.validation_owed = content.get("validation_owed", False)
+        self.samples_owed = content.get("samples_owed", False)
         self.saved_as_finished = content.get("finished", False)
         good = content.get("last_good", self.step)
         if good is not None:

@@ -2,7 +2,8 @@
 
 import contextlib
 import logging
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,11 +53,14 @@ def run_training(
         elif process.is_main:
             place = folder, next(reversed(list_checkpoints(folder)), None)
         folder, resume = broadcast_object(place)
+        if process.is_main:
+            stack.enter_context(_made(folder))
         stack.enter_context(sole_writer(folder, process.is_main))
         if process.is_main:
             check_csv_log(csv_log_path(options, folder))
         # Networks, data and players; the tracker comes last, as it may start processes.
         task = assemble(options, process, folder)
+        stack.callback(task.loader.close)
         kind = options.tracker if process.is_main else "none"
         tracker = open_tracker(kind, folder, options.exp_name, options.values())
         barrier()
@@ -82,9 +86,25 @@ def run_training(
             with logging_redirect_tqdm():
                 fit(run)
             run.reporter.summary()
+            run.stopping |= run.interrupt.agree().stop
         if run.stopping:
             done = f"stopped by a signal after step {run.step}"
             log.info("%s; run the same command%s to go on", done, how)
-        task.loader.close()
         tracker.close()
-        return run.finished
+        return run.finished and not run.stopping
+
+
+@contextlib.contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """Makes a run's folder, and takes it away if nothing was trained before an error."""
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if new and not (list_checkpoints(folder) or (folder / "metrics.jsonl").exists()):
+            shutil.rmtree(folder)
+            for place in new[1:]:
+                with contextlib.suppress(OSError):  # another run is in it by now
+                    place.rmdir()
+        raise

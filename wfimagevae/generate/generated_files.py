@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
 from wfimagevae.files import json_text, read_json, replacing, write_json
-from wfimagevae.generate.generator import FlowGenerator, Size
+from wfimagevae.generate.generator import FlowGenerator, Progress, Size
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Prompt, Subject, free_names, records_folder
 from wfimagevae.model.weight_files import weights_fingerprint
@@ -353,6 +353,7 @@ class SamplePicture:
         count: int,
         batch_size: int,
         subjects: Sequence[Subject] = (),
+        progress: Progress | None = None,
     ):
         self.generator = generator
         num_classes = generator.model.num_classes
@@ -369,7 +370,7 @@ class SamplePicture:
         rows = [row for row in self.rows for _ in range(self.columns)]
         samples, parts = [replace(row, index=i) for i, row in enumerate(rows)], []
         for first in range(0, len(samples), batch_size):
-            x = generator.draw(samples[first : first + batch_size], options)
+            x = generator.draw(samples[first : first + batch_size], options, progress=progress)
             # Low precision may overflow; a picture does not end a training.
             x = x.nan_to_num(0.0, 0.0, 0.0)
             is_point = generator.facts["space"] == "point"

@@ -17,6 +17,8 @@ from wfimagevae.generate.subjects import Subject
 
 _MAX_KEPT_PROMPTS = 64
 Size = tuple[int, int]
+# progress(step, num_steps, x), after each step of a sampler.
+Progress = Callable[[int, int, Tensor], None]
 # velocity(x, t, t_end=None): x (B, ...), times scalars or (B,).
 Velocity = Callable[..., Tensor]
 
@@ -146,7 +148,7 @@ class FlowGenerator:
         indices: list[int],
         condition: Condition | None,
         options: SamplingOptions,
-        progress: Callable[[int, int, Tensor], None] | None = None,
+        progress: Progress | None = None,
         noise: Tensor | None = None,
         size: Size | None = None,
     ) -> Tensor:
@@ -216,11 +218,15 @@ class FlowGenerator:
         return condition | self._encode(prompts) if model.takes_text else condition
 
     def draw(
-        self, subjects: Sequence[Subject], options: SamplingOptions, size: Size | None = None
+        self,
+        subjects: Sequence[Subject],
+        options: SamplingOptions,
+        size: Size | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Samples of some subjects, in one batch; see `sample`."""
         indices = [subject.index for subject in subjects]
-        return self.sample(indices, self.condition(subjects), options, size=size)
+        return self.sample(indices, self.condition(subjects), options, progress, size=size)
 
     def sample_size(self, height: int | None, width: int | None) -> Size | None:
         """Height and width of samples for images of so many pixels; None is the model's own size.

@@ -28,7 +28,7 @@ def read_batches(
     """
     batch_size = options.batch_size if dataset.crop_size else 1  # native sizes differ
     loader = valid_loader(dataset, batch_size, options.num_workers, world.rank, world.size)
-    total = len(loader.dataset)
+    total = len(range(world.rank, len(dataset), world.size))
     with tqdm(total=total, unit="img", desc=title, disable=not world.is_main) as bar:
         for batch in loader:
             unreadable += batch["unreadable"]

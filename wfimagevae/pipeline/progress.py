@@ -20,6 +20,7 @@ from wfimagevae.pipeline.steps import Pipeline, Step
 # Options that may change without another result; those of validation may, besides.
 _HARMLESS = {
     *("device", "dataset_num_worker", "dataloader_prefetch_factor", "disable_persistent_workers"),
+    "data_timeout",
     *("index_cache_dir", "wds_cache_dir", "ckpt_dir", "exp_name", "save_ckpt_step"),
     *("save_every_minutes", "keep_last", "resume_from_checkpoint", "csv_log_steps"),
     *("csv_log_path", "disable_csv_log", "disable_live_plot", "live_plot_every_steps", "tracker"),
@@ -96,7 +97,9 @@ def read_state(folder: Path) -> StepState:
         return StepState(folder)
     files = [folder / name for name in ("options.json", NETWORK_FILE)]
     read = [json.loads(f.read_text(encoding="utf-8")) if f.exists() else None for f in files]
-    return StepState(folder, saved[-1], bool(read_torch_file(saved[-1]).get("finished")), *read)
+    content = read_torch_file(saved[-1])
+    owes = content.get("validation_owed") or content.get("samples_owed")
+    return StepState(folder, saved[-1], bool(content.get("finished") and not owes), *read)
 
 
 def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:

@@ -164,13 +164,19 @@ class StepWatcher:
         where = position(step, self.run.epoch_steps, self.run.max_steps, self.num_epochs)
         return where, metrics, self.run.samples_a_step / speed if speed else 0.0
 
-    def saving(self, step: int) -> None:
-        """Draws samples and sums up; before the checkpoint, so that none lacks its samples."""
-        output = self.pipeline.content.output
-        every = self.run.options.save_ckpt_step * output.samples_per_checkpoint
-        if self.drawer and (self.run.finished or (every and step % every == 0)):
-            with self.run.reporter.paused():
-                self.drawer.draw(self._measured(step, {})[0])
+    def draws(self, step: int) -> bool:
+        """Whether samples belong to the checkpoint of a step."""
+        every = self.run.options.save_ckpt_step
+        every *= self.pipeline.content.output.samples_per_checkpoint
+        return bool(self.drawer and (self.run.finished or (every and step % every == 0)))
+
+    def draw(self, step: int) -> None:
+        """Draws samples, where there are any to draw. Collective."""
+        if self.drawer:
+            self.drawer.draw(self._measured(step, {})[0])
+
+    def saved(self, step: int) -> None:
+        """Sums up."""
         elapsed = time.perf_counter() - self.started
         if self.rows and self.plot_time <= self.PLOT_SHARE * elapsed:
             self.sum_up()
@@ -262,12 +268,13 @@ class SampleDrawer:
 
     def begin(self, run: Run, task: Task) -> None:
         """Takes what draws from the networks in training."""
-        self.ema, self.world = task.players[0].ema, run.world
+        self.ema, self.world, self.pulse = task.players[0].ema, run.world, run.pulse
         if self.is_vae:
             self.network = task.network
             return
         self.generator = generator = task.generator()
         self.network = generator.model
+        generator.resolve(sampling_options(self.options))  # what it cannot follow is told now
         if generator.decode is None and generator.facts["space"] == "latent":
             generator.decode = open_latent_space(generator.facts, run.world.device).decode
         if not self.network.takes_text:
@@ -284,6 +291,8 @@ class SampleDrawer:
         with self.ema.applied() if self.ema else nullcontext():
             for (width, height), (index, subject) in product(self.sizes, enumerate(self.subjects)):
                 # All processes draw a flow's sample together; the main one makes a picture of it.
+                if not self.is_vae:
+                    self.pulse("sample", index, len(self.subjects))
                 sample = None if self.is_vae else self._sample(index, subject, width, height)
                 if not self.world.is_main:
                     continue

@@ -109,7 +109,7 @@ class FlowTask(Task):
 
     def validate(self, step: int) -> tuple[dict[str, float], float, dict[str, Path]]:
         """Held-out loss and energy distance; minus the latter, in one step if it can, scores."""
-        values, pictures = self.validator(self.players[0].ema, step)
+        values, pictures = self.validator(self.players[0].ema, step, self.pulse)
         drawn = {name.split("/")[-1]: value for name, value in values.items()}
         return values, -drawn.get("energy_distance_one_step", drawn["energy_distance"]), pictures
 

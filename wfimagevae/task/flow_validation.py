@@ -1,11 +1,13 @@
 """Validation of a flow in training: held-out loss, distance of its samples, pictures of them."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from wfimagevae.dataset import batch_loader
 from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.sampler import SAMPLERS
@@ -17,10 +19,11 @@ from wfimagevae.engine.distributed import (
     gather_objects,
 )
 from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.interrupt import Pulse, no_pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.generate.generated_files import SamplePicture
-from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.objective.flow_matching import FlowMatching
@@ -84,8 +87,11 @@ class FlowValidator:
         size = options.eval_batch_size
         self._shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
 
-    def __call__(self, ema: EMA | None, step: int) -> tuple[dict[str, float], dict[str, Path]]:
+    def __call__(
+        self, ema: EMA | None, step: int, pulse: Pulse = no_pulse
+    ) -> tuple[dict[str, float], dict[str, Path]]:
         """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
+        self.pulse = pulse
         self.pictures: dict[str, Path] = {}
         values = self._evaluate("val", step, draw=ema is None)
         if ema is not None:
@@ -102,8 +108,12 @@ class FlowValidator:
         # samples are compared with.
         totals = torch.zeros(2, dtype=torch.float32, device=device)
         real, conditions = [], []
-        for positions in self._shares:
-            batch = self.held_out.read_batch(positions)
+        batches = batch_loader(self.held_out, self._shares)
+        ready = partial(batches.ready, 1)
+        for number, positions in enumerate(self._shares):
+            self.pulse("validation batch", number, len(self._shares), ready)
+            batch = next(batches)
+            del batch["position"]
             batch = self.held_out.to_inputs(batch, device) | {"position": positions}
             with autocast(device, self.generator.precision):
                 loss, logs = self.objective(batch, step)
@@ -114,6 +124,7 @@ class FlowValidator:
                 real.append(self.objective.encode(batch).float().cpu())
                 is_conditional = self.generator.model.is_conditional
                 conditions.append(self.objective.condition(batch) if is_conditional else None)
+        self.pulse()
         total, count = all_reduce_sum(totals).tolist()
         values = {name: total / count}
         if draw:
@@ -134,12 +145,24 @@ class FlowValidator:
 
         Infinite where samples are not finite, as they may be in low precision.
         """
-        shares = zip(self._shares, conditions, strict=True)
-        generated = _pool([self.generator.sample(i, y, sampling).cpu() for i, y in shares])
+        generated, count = [], len(self._shares)
+        for number, (positions, condition) in enumerate(zip(self._shares, conditions, strict=True)):
+            progress = self._steps(sampling, f"samples {number + 1}/{count}, step")
+            x = self.generator.sample(positions, condition, sampling, progress)
+            generated.append(x.cpu())
+        self.pulse()
+        generated = _pool(generated)
         # One process's figure for all: they must agree on which checkpoint is the best.
         is_finite = bool(generated.isfinite().all())
         mine = energy_distance(real, generated) if self.world.is_main and is_finite else math.inf
+        self.pulse()
         return broadcast_object(mine)
+
+    def _steps(self, sampling: SamplingOptions, what: str) -> Progress | None:
+        """What a sampler calls after each of its steps, if all processes make as many."""
+        if not SAMPLERS[sampling.sampler].evaluations:
+            return None
+        return lambda step, num_steps, x: self.pulse(what, step, num_steps)
 
     def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
         """A picture of samples, one row a prompt or class."""
@@ -147,7 +170,8 @@ class FlowValidator:
             return
         # Every process takes part: the weights may be spread over all of them.
         sizes = self.options.eval_num_images, self.options.eval_batch_size
-        picture = SamplePicture(self.generator, sampling, *sizes, self.subjects)
+        progress = self._steps(sampling, "sample picture, step")
+        picture = SamplePicture(self.generator, sampling, *sizes, self.subjects, progress)
         if not self.world.is_main:
             return
         path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"

@@ -133,7 +133,7 @@ class VaeTask(Task):
         """
         discriminator = self.loss.discriminator if len(self.players) > 1 else None
         ema = self.players[0].ema
-        values, pictures = self.validator(self.network, ema, discriminator, step)
+        values, pictures = self.validator(self.network, ema, discriminator, step, self.pulse)
         return values, values.get("val_ema/psnr", values["val/psnr"]), pictures
 
     def watch(self, step: int, values: dict[str, float]) -> None:

@@ -1,6 +1,8 @@
 """Validation of an image VAE in training: figures over held-out images, pictures of some."""
 
 import logging
+import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,6 +13,7 @@ from wfimagevae.dataset.open import open_images
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.engine.ema import EMA
+from wfimagevae.engine.interrupt import Pulse, no_pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import MetricOptions
@@ -37,7 +40,9 @@ class VaeValidator:
         self, options: VaeOptions, held_out: ValidImageDataset, world: World, folder: Path
     ):
         workers, batch_size = min(options.dataset_num_worker, 4), options.eval_batch_size
-        self.loader = valid_loader(held_out, batch_size, workers, world.rank, world.size)
+        place = batch_size, workers, world.rank, world.size, options.data_timeout
+        self.read = partial(valid_loader, held_out, *place)
+        self.num_batches = -(-len(range(0, len(held_out), world.size)) // batch_size)  # rank 0's
         metrics = ["psnr", "ssim"] + (["lpips"] if options.perceptual_weight > 0 else [])
         networks = MetricOptions(lpips_weights=options.lpips_weights)
         self.evaluator = Evaluator(metrics, world.device, networks)
@@ -46,9 +51,15 @@ class VaeValidator:
         self._reported: set[str] = set()
 
     def __call__(
-        self, vae: nn.Module, ema: EMA | None, discriminator: nn.Module | None, step: int
+        self,
+        vae: nn.Module,
+        ema: EMA | None,
+        discriminator: nn.Module | None,
+        step: int,
+        pulse: Pulse = no_pulse,
     ) -> tuple[dict[str, float], dict[str, Path]]:
         """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
+        self.pulse = pulse
         values, pictures = self._evaluate(vae, "val", discriminator, step, draw=ema is None)
         if ema is not None:
             with ema.applied():
@@ -64,7 +75,11 @@ class VaeValidator:
         vae.eval()
         self.evaluator.reset()
         index, scores, pictures = self.world.rank, [], {}
-        for batch in self.loader:
+        batches = self.read()
+        ready = partial(batches.ready, 1)
+        for number in range(self.num_batches):
+            self.pulse("validation batch", number, self.num_batches, ready)
+            batch = next(batches, {"unreadable": (), "image": None})  # a share may be shorter
             for path, reason in batch["unreadable"]:
                 if path not in self._reported:
                     self._reported.add(path)
@@ -85,7 +100,9 @@ class VaeValidator:
             # Draw the first images.
             for path, real, fake in zip(batch["path"], images, output, strict=True):
                 if draw and index < self.num_images:
-                    name = f"{index:04d}-{Path(path).stem}.png"
+                    stem = Path(path).stem
+                    short = len(os.fsencode(stem)) < 200  # names have 255 bytes at most
+                    name = f"{index:04d}-{stem if short else stem[:50]}.png"
                     with log_write_errors(f"validation picture {name}"):
                         place = self._save_pair(name, real, fake, step)
                         pictures[f"reconstruction/{name}"] = place
@@ -95,6 +112,7 @@ class VaeValidator:
                             scores.append([step, name, *row])
                 index += self.world.size
         vae.train(was_training)
+        self.pulse()
         values = self.evaluator.compute()
         scores = [row for part in gather_objects(scores) for row in part]
         if scores and self.world.is_main:

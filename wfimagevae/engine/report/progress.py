@@ -23,11 +23,15 @@ log = logging.getLogger("wfimagevae")
 
 @contextmanager
 def log_write_errors(what: str) -> Iterator[None]:
-    """A full or failing disk costs ``what``, and is logged, but does not end the training."""
+    """Whatever fails, a full disk or a name, costs ``what``, and is logged, but not the training.
+
+    No process may wait for another one inside.
+    """
     try:
         yield
-    except OSError as error:
-        log.error("%s not written: %s", what, error)
+    except Exception as error:
+        reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        log.error("%s not written: %s", what, reason)
 
 
 class Reporter:
@@ -40,6 +44,8 @@ class Reporter:
 
     # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
     PLOT_TIME_SHARE = 0.02
+    # In a log file a long validation says how far it is this often, in seconds.
+    PROGRESS_EVERY = 30.0
 
     def __init__(
         self,
@@ -64,11 +70,11 @@ class Reporter:
         self.wait = self.total_wait = self.plot_time = 0.0
         self.started = self.since = time.perf_counter()
         self.reported_samples = self.reported_flops = 0.0
-        self.last_plot_step = 0
+        self.last_plot_step, self.epoch_steps, self.last_progress = 0, 1.0, self.started
         # On a terminal, a bar; in a log file (disable=None), lines.
         self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
 
-    def begin(self, step: int, max_steps: int) -> None:
+    def begin(self, step: int, max_steps: int, epoch_steps: float) -> None:
         """Opens the files, without rows after ``step``, which come again; starts the clock."""
         if self.world.is_main:
             path = self.csv_path
@@ -77,7 +83,7 @@ class Reporter:
             self.csv = CsvLog(path, step) if path else None
             self.metrics = JsonLines(self.folder / "metrics.jsonl", step)
             self.validations = JsonLines(self.folder / "validation.jsonl", step)
-        self.last_plot_step = step
+        self.last_plot_step, self.epoch_steps = step, epoch_steps
         self.started = self.since = time.perf_counter()
         self.bar.total, self.bar.initial = max_steps, step
         self.bar.reset(max_steps)
@@ -91,9 +97,20 @@ class Reporter:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.since += time.perf_counter() - start
+        start = self.last_progress = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.since += time.perf_counter() - start
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """How far a validation is: on the bar, or in a line now and then."""
+        now, text = time.perf_counter(), f"{what} {done}/{total}"
+        if not self.bar.disable:
+            self.bar.set_postfix_str(text)
+        elif self.world.is_main and now - self.last_progress > self.PROGRESS_EVERY:
+            self.last_progress = now
+            log.info("%s", text)
 
     def count(self, samples: int) -> None:
         self.steps += 1
@@ -150,7 +167,8 @@ class Reporter:
             return
         left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
         parts += [f"ETA {timedelta(seconds=round(left))}"]
-        log.info("step %d/%d | %s", step, max_steps, " | ".join(parts))
+        epoch = f"epoch {step / self.epoch_steps:.3g}"
+        log.info("step %d/%d | %s", step, max_steps, " | ".join([epoch, *parts]))
 
     def _plot(self) -> None:
         start = time.perf_counter()

@@ -1,0 +1,21 @@
+"""torchrun that leaves the last word to what it runs: ``python -m wfimagevae.torchrun ...``.
+
+Where a process fails, torchrun shows its own traceback behind that process's message.
+"""
+
+import logging
+import sys
+
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
+if __name__ == "__main__":
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    try:
+        main()
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        sys.exit(code if code > 0 else 128 - code)
+    except SignalException as error:  # what it ran has heard of it too
+        sys.exit(128 + error.sigval)
