@@ -154,7 +154,7 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: b
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file in one step; errors as `write_atomically`."""
-    write_atomically(Path(path), lambda file: file.write(text.encode()))
+    write_atomically(Path(path), lambda file: file.write(text.encode("utf-8", "backslashreplace")))
 
 
 def write_json(path: str | os.PathLike, content: Mapping) -> None:

@@ -12,6 +12,7 @@ import pytest
 from tests.pipeline.files import TINY_VAE, changed, copied, last_checkpoint, steps_of
 from tests.task.training import differences
 from train_ddp import main
+from wfimagevae.engine.checkpoint import write_checkpoint
 from wfimagevae.pipeline import run
 from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.document import PipelineError
@@ -136,7 +137,8 @@ def test_a_step_made_shorter_than_it_is_ends_where_it_stands(place, content):
 
 def test_the_summary_tells_where_a_killed_step_stands(place, monkeypatch):
     content = place.content("summary")
-    monkeypatch.setattr("wfimagevae.engine.run.write_checkpoint", lambda *_: sys.exit("killed"))
+    writes = iter([write_checkpoint, lambda *_: sys.exit("killed")])  # before and after samples
+    monkeypatch.setattr("wfimagevae.engine.run.write_checkpoint", lambda *a: next(writes)(*a))
     with pytest.raises(SystemExit):
         place.run(content)
     summary = output_of(content) / "graph" / "training_summary.txt"

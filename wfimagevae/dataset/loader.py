@@ -79,6 +79,8 @@ class Batches(Iterator):
             if isinstance(error, StopIteration):
                 self._results.put((None, error))  # for whoever asks again
                 return True
+            if error and not isinstance(error, DataError):
+                time.sleep(0.5)  # it may follow from a death that is not known yet
             if error and not self._look_after_workers():
                 self.close()
                 raise error

@@ -338,7 +338,7 @@ class Run:
         }
         facts |= {"samples_owed": True} if self.samples_owed else {}
         content = collect(self.parts, keep=self.world.is_main, **facts)
-        is_first = not only_best and self.saved_step != self.step
+        is_first = self.saved_step != self.step
         if not only_best:
             self.interrupt.saved()
             self.saved_step = self.step
@@ -353,11 +353,12 @@ class Run:
             if self.ended:
                 raise
             return
-        log.info("saved %s", target)
+        if is_first or only_best:
+            log.info("saved %s", target)
         if not only_best and is_good:
             self.last_good = last_good
             prune_checkpoints(self.folder, self.options.keep_last)
-        if is_first and self.watcher:
+        if is_first and not only_best and self.watcher:
             self.watcher.saved(self.step)
 
     def restore(self, content: dict, path: Path) -> None:
