@@ -1,4 +1,4 @@
-"""torchrun that leaves the last word to what it runs: ``python -m wfimagevae.torchrun ...``.
+"""As torchrun, but what it runs has the last word: ``python -m wfimagevae.torchrun ...``.
 
 Where a process fails, torchrun shows its own traceback behind that process's message.
 """

@@ -210,7 +210,7 @@ class TrainLoader:
             "prefetch_factor": prefetch_factor if num_workers else None,
             "pin_memory": self.device.type == "cuda",
         }
-        self._position, self._timeout = 0, timeout
+        self._position, self._timeout, self._num_workers = 0, timeout, num_workers
         self._batches: Batches | None = None
         self._unreadable: set[str] = set()
 
@@ -222,7 +222,7 @@ class TrainLoader:
 
         Without workers this process reads, which takes its time. Raises what `next` would.
         """
-        if not (seconds or self._options["num_workers"]):
+        if not (seconds or self._num_workers):
             return False
         return self._reading().ready(count, seconds)
 

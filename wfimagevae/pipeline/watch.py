@@ -176,7 +176,7 @@ class StepWatcher:
             self.drawer.draw(self._measured(step, {})[0])
 
     def saved(self, step: int) -> None:
-        """Sums up."""
+        """Writes the summary, and plots, unless these took too much of the time."""
         elapsed = time.perf_counter() - self.started
         if self.rows and self.plot_time <= self.PLOT_SHARE * elapsed:
             self.sum_up()
