@@ -72,8 +72,7 @@ class Task:
 
     def facts(self) -> dict:
         """Plain values to keep in checkpoints: the configuration alone brings the network back."""
-        config = {k: v for k, v in self.network.config.items() if not k.startswith("_")}
-        config = json.loads(json.dumps(config))
+        config = json.loads(json.dumps(self.network.own_config()))
         return {"config": {"_class_name": self.network.class_name()} | config}
 
     def parts(self) -> dict[str, Stateful]:

@@ -196,13 +196,13 @@ def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
         )
     first, second = (
         {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-        for config in (encoder_from.config, decoder_from.config)
+        for config in (encoder_from.own_config(), decoder_from.own_config())
     )
     # The halves agree in all that both read.
     unlike = [
         f"{key} ({first[key]} and {second.get(key)})"
         for key in first
-        if not key.startswith(("_", "encoder_", "base_", *_OF_DECODER))
+        if not key.startswith(("encoder_", "base_", *_OF_DECODER))
         and key not in _FREE
         and first[key] != second.get(key)
     ]

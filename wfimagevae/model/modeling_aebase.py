@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
-from torch import Tensor
+from torch import Tensor, nn
 
 from wfimagevae.model.modeling_base import RegisteredModel
 from wfimagevae.model.modules.posterior import DiagonalGaussian
@@ -16,6 +17,17 @@ from wfimagevae.model.registry import ModelRegistry
 
 DEFAULT_SCALE = 0.18215
 _CONFIG_KEYS = ("latent_dim", "scale", "shift")
+# What clients of diffusers look up in a config, beside our own keys.
+_DERIVED_KEYS = {
+    "block_out_channels",
+    "in_channels",
+    "latent_channels",
+    "latents_mean",
+    "latents_std",
+    "out_channels",
+    "scaling_factor",
+    "shift_factor",
+}
 
 Levels = list[Tensor]
 
@@ -56,7 +68,9 @@ class ImageBaseAE(RegisteredModel):
     latter two to `set_latent_statistics`.
     """
 
+    _derived_keys = RegisteredModel._derived_keys | _DERIVED_KEYS
     # Kernels of the Haar transform, which some checkpoints hold as buffers.
+    _group_offload_block_modules = ("encoder", "decoder")
     _passed_over = re.compile(r"wavelet_transform\w*\.(aa|ad|da|dd)$")
 
     @property
@@ -71,21 +85,56 @@ class ImageBaseAE(RegisteredModel):
 
     def forward(
         self,
-        x: Tensor,
-        sample_posterior: bool = True,
-        noise: Tensor | None = None,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
         generator: torch.Generator | None = None,
-    ) -> AutoencoderOutput:
-        """Encodes images, (B, 3, H, W), and decodes a sample of their posterior, or else its mode.
+        noise: Tensor | None = None,
+    ) -> AutoencoderOutput | tuple[Tensor]:
+        """Encodes images, (B, 3, H, W), and decodes their posterior's mode, or a sample of it.
 
-        The sample's standard normal noise, (B, C, h, w), is ``noise``, or drawn from ``generator``.
+        The sample's standard normal noise, (B, C, h, w), is drawn from ``generator``, or ``noise``,
+        which asks for a sample. Without ``return_dict`` the result is the reconstruction alone.
         """
-        encoded = self.encode(x)
-        posterior = encoded.latent_dist
-        z = posterior.sample(generator, noise) if sample_posterior else posterior.mode()
+        encoded = self.encode(sample)
+        posterior, is_drawn = encoded.latent_dist, sample_posterior or noise is not None
+        z = posterior.sample(generator, noise) if is_drawn else posterior.mode()
         decoded = self.decode(z)
+        if not return_dict:
+            return (decoded.sample,)
         coeffs = (encoded.extra_output, decoded.extra_output)
         return AutoencoderOutput(decoded.sample, posterior, coeffs, z)
+
+    @property
+    def config(self) -> FrozenDict:
+        """The arguments, and what else diffusers' clients look up, which follows from them."""
+        own = super().config
+        return FrozenDict({**self._diffusers_keys(own), **own})
+
+    def _diffusers_keys(self, own: dict) -> dict:
+        """Keys of diffusers' autoencoders: z = (latent - mean) / std * scaling_factor is ours.
+
+        Statistics that all channels share are the factors, others the lists, never both.
+        """
+        shift, scale = own["shift"] or [0.0], own["scale"] or [DEFAULT_SCALE]
+        is_shared = len({*shift}) == len({*scale}) == 1
+        return {
+            "in_channels": 3,
+            "out_channels": 3,
+            "latent_channels": own["latent_dim"],
+            "scaling_factor": scale[0] if is_shared else 1.0,
+            "shift_factor": shift[0] if is_shared else None,
+            "latents_mean": None if is_shared else list(shift),
+            "latents_std": None if is_shared else [value and 1 / value for value in scale],
+        }
+
+    def _run(self, half: nn.Module, x: Tensor, factors: tuple) -> tuple[Tensor, Levels | None]:
+        """A half's output for a batch, whole, in slices or in tiles, and the levels of a whole."""
+        if self.use_slicing and len(x) > 1:
+            return torch.cat([self._run(half, one, factors)[0] for one in x.split(1)]), None
+        if self.use_tiling and self.tiling.applies(*(n // factors[0] for n in x.shape[2:])):
+            return self.tiling.run(lambda tile: half(tile)[0], x, factors), None
+        return half(x)
 
     def normalize_latents(self, z: Tensor) -> Tensor:
         """Latents (B, C, h, w) as a generative model sees them: (z - shift) * scale."""
@@ -112,7 +161,7 @@ class ImageBaseAE(RegisteredModel):
         statistics = {"shift": [float(v) for v in shift], "scale": [float(v) for v in scale]}
         for name, values in statistics.items():
             if len(values) != count or not all(map(math.isfinite, values)):
-                raise ValueError(f"{name} needs {count} finite numbers, got {values}")
+                raise ValueError(f"{name} needs {count} finite numbers (latent_dim), got {values}")
         if min(statistics["scale"]) <= 0:
             raise ValueError(f"scale must be positive, got {statistics['scale']}")
         self.register_to_config(**statistics)
@@ -122,19 +171,42 @@ class ImageBaseAE(RegisteredModel):
         self.encoder.compile(mode=mode, dynamic=False)
         self.decoder.compile(mode=mode, dynamic=False)
 
+    def enable_group_offload(self, *args, **options) -> None:
+        """As diffusers'; weights that may go to files must be dense, which channels_last is not."""
+        nn.Module.to(self, memory_format=torch.contiguous_format)
+        super().enable_group_offload(*args, **options)
+
+    # The conventions of diffusers' AutoencoderMixin, whose import takes seconds.
+
     def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
         """Refuses tiles of images; a subclass that can blend them overrides this."""
         raise ValueError(f"{type(self).__name__} cannot take images apart into tiles")
 
+    def disable_tiling(self) -> None:
+        """Takes images whole again."""
+        self.use_tiling = False
 
-def autoencoder_class(name: str) -> type[ImageBaseAE]:
-    """The image autoencoder registered as ``name``, or a user's ``package.module:Class``."""
-    model_class = ModelRegistry.get_model(name)
+    def enable_slicing(self) -> None:
+        """From here on takes the images of a batch one by one; `extra_output` is then None."""
+        if not hasattr(self, "use_slicing"):
+            raise ValueError(f"{type(self).__name__} cannot take batches apart")
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Takes batches whole again."""
+        self.use_slicing = False
+
+
+def autoencoder_class(name: str, others: tuple[str, ...] = ()) -> type[ImageBaseAE]:
+    """The image autoencoder registered as ``name``, or a user's ``package.module:Class``.
+
+    ``others`` are words beside these that would do where the name was given, for the error.
+    """
+    others += ("or a class of your own below wfimagevae.model.ImageBaseAE, package.module:Class",)
+    model_class = ModelRegistry.get_model(name, ImageBaseAE, others)
     if not (isinstance(model_class, type) and issubclass(model_class, ImageBaseAE)):
-        raise ValueError(
-            f"model {name!r} is no image autoencoder; use WFVAE2Image, or a class of your own "
-            "below wfimagevae.model.ImageBaseAE"
-        )
+        names = ", ".join([*ModelRegistry.names(ImageBaseAE), *others])
+        raise ValueError(f"model {name!r} is no image autoencoder; use {names}")
     model_class.check_own_config(name)
     missing = [key for key in _CONFIG_KEYS if key not in inspect.signature(model_class).parameters]
     if missing:

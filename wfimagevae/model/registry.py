@@ -6,7 +6,7 @@ import os
 import pkgutil
 import sys
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, get_type_hints
 
 # Importing a module of these folders registers its models; names are looked up after that.
 _FOLDERS = ("wfimagevae.model.vae", "wfimagevae.model.flow")
@@ -31,13 +31,18 @@ class ModelRegistry:
         return add
 
     @classmethod
-    def get_model(cls, name: str) -> Callable:
+    def get_model(
+        cls, name: str, kind: type = object, others: tuple[str, ...] = ("or package.module:Class",)
+    ) -> Callable:
         """The builder registered as ``name``, or the registered class that is called ``name``.
 
         ``package.module:Class`` is a model outside of this package, which is imported from the
-        working directory or wherever Python finds modules.
+        working directory or wherever Python finds modules. Of an unknown name the error lists those
+        that build a ``kind``, and what else would do.
         """
-        if ":" in str(name):
+        if not isinstance(name, str):
+            raise ValueError(f"the name of a model must be a text, got {name!r}")
+        if ":" in name:
             return _import_model(name)
         builders = cls._load()
         if name in builders:
@@ -45,14 +50,17 @@ class ModelRegistry:
         for builder in builders.values():
             if builder.__name__ == name:
                 return builder
-        near = difflib.get_close_matches(str(name), builders, n=1)
+        names = cls.names(kind)
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ValueError(f"unknown model {name!r}; {hint}Registered: {', '.join(cls.names())}")
+        known = ", ".join([*names, *others])
+        raise ValueError(f"unknown model {name!r}; {hint}Registered: {known}")
 
     @classmethod
-    def names(cls) -> list[str]:
-        """All registered names, sorted."""
-        return sorted(cls._load())
+    def names(cls, kind: type = object) -> list[str]:
+        """All registered names, sorted, of what builds a ``kind``, or may do so."""
+        built = {name: _built(builder) for name, builder in cls._load().items()}
+        return sorted(n for n, one in built.items() if one is None or issubclass(one, kind))
 
     @classmethod
     def _load(cls) -> dict[str, Callable]:
@@ -60,6 +68,12 @@ class ModelRegistry:
             for module in pkgutil.iter_modules(folder.__path__, f"{folder.__name__}."):
                 importlib.import_module(module.name)
         return cls._builders
+
+
+def _built(builder: Callable) -> type | None:
+    """The class that a builder is, or is annotated to give; None where it is not."""
+    one = builder if isinstance(builder, type) else get_type_hints(builder).get("return")
+    return one if isinstance(one, type) else None
 
 
 def _import_model(path: str) -> Callable:

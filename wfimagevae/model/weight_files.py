@@ -14,14 +14,34 @@ from wfimagevae.files import is_hub_name, read_json, read_torch_file
 StateDict = dict[str, Tensor]
 logger = logging.getLogger(__name__)
 
-_WEIGHTS = "diffusion_pytorch_model*.safetensors"
+_STEM = "diffusion_pytorch_model"
+_WEIGHTS = f"{_STEM}*.safetensors"
+# Without a variant, or with one; the index of several files has it in another place.
+_NAME = re.compile(
+    rf"{_STEM}(\.(?P<before>.+))?\.safetensors(?P<json>\.index(\.(?P<index>.+))?\.json)?"
+)
+_PART = re.compile(r"-\d+-of-\d+\.safetensors$")
+_WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # whole parts of a name
 _MAX_LISTED = 10
 PIPELINE_INDEX, FLOW_FOLDER = "model_index.json", "transformer"
 
 
-def bare(state_dict: StateDict) -> StateDict:
-    """The state dict without the leading ``module.`` that a DDP wrapper adds."""
-    return {key.removeprefix("module."): value for key, value in state_dict.items()}
+def bare(state_dict: StateDict, file: str | os.PathLike = "the state dict") -> StateDict:
+    """The state dict without what DDP (``module.``) and `torch.compile` add to parts' names.
+
+    ValueError, naming the file, for what is no state dict, or two tensors of one name then.
+    """
+    if not isinstance(state_dict, dict):
+        raise ValueError(f"{file} holds a {type(state_dict).__name__} in place of weights")
+    weights = {}
+    for key, value in state_dict.items():
+        if not isinstance(value, Tensor) or not isinstance(key, str):
+            raise ValueError(f"{file} holds a {type(value).__name__} under {key!r}, no tensor")
+        name = _WRAPPERS.sub("", key)
+        if name in weights:
+            raise ValueError(f"{file} holds {name} twice, once as {key}: keep one of them")
+        weights[name] = value
+    return weights
 
 
 def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
@@ -54,7 +74,7 @@ def read_checkpoint_weights(
     """
     path = Path(path)
     if or_public and path.suffix == ".safetensors":
-        return bare(_read_safetensors(path)), None
+        return bare(_read_safetensors(path), path), None
     content = read_torch_file(path)
     if _is_training_checkpoint(content):
         if use_ema is None:
@@ -63,12 +83,15 @@ def read_checkpoint_weights(
         if use_ema and not ema:
             logger.warning("%s has no EMA weights; taking the raw ones", path)
         weights = ema if use_ema and ema else content["state_dict"]["gen_model"]
-        return bare(weights), content.get("config")
+        config = content.get("config")
+        if not isinstance(config, dict | None):
+            raise ValueError(f"{path} holds a {type(config).__name__} as its config")
+        return bare(weights, path), config
     # Public files: the average, if there is one beside the raw weights, or the weights alone.
     weights = content.get("ema", content.get("model", content)) if or_public else content
     weights = weights if isinstance(weights, dict) else content
     if or_public and weights and all(isinstance(value, Tensor) for value in weights.values()):
-        return bare(weights), None
+        return bare(weights, path), None
     what = "not a training checkpoint: no state_dict.gen_model in it"
     if or_public:
         what = "no file of weights: neither a state dict nor one as 'ema' or 'model' in it"
@@ -97,14 +120,45 @@ def read_facts(path: Path, name: str) -> dict | None:
     return content.get(name) if _is_training_checkpoint(content) else None
 
 
-def read_folder(folder: Path) -> tuple[StateDict, dict]:
-    """Weights, in one file or several, and config of a Hugging Face folder; ValueError if none."""
-    files, config = sorted(folder.glob(_WEIGHTS)), folder / "config.json"
+def read_folder(folder: Path, variant: str | None = None) -> tuple[StateDict, dict]:
+    """Weights, in one file or several, and config of a Hugging Face folder; ValueError if none.
+
+    As in diffusers, an index says which files there are, or else the one without a variant counts,
+    or the only variant; ``variant`` asks for one by its name.
+    """
+    files, config = sorted(folder.glob(f"{_WEIGHTS}*")), folder / "config.json"
     if not config.is_file() or not files:
         raise ValueError(
             f"{folder} holds no model: expected .ckpt files, or config.json and {_WEIGHTS}"
         )
-    weights = {key: value for file in files for key, value in _read_safetensors(file).items()}
+    # By variant, "" for none: the index of several files, or one file.
+    found: dict[str, Path] = {}
+    for file in files:
+        match = _NAME.fullmatch(file.name)
+        if match and not _PART.search(file.name):
+            name = match["before"] or match["index"] or ""
+            found[name] = file if match["json"] else found.get(name, file)
+    names = [variant] if variant else [""] if "" in found else list(found)
+    if len(names) != 1 or names[0] not in found:
+        what = f"no variant {variant!r}" if variant else "no weights to choose"
+        raise ValueError(
+            f"{folder} has {what}: of {listed([file.name for file in files])}, give one by "
+            f"variant=NAME, or keep one; parts need their {_STEM}.safetensors.index.json"
+        )
+    file = found[names[0]]
+    if file.suffix != ".json":
+        return _read_safetensors(file), read_json(config)
+    # Each tensor is taken from the file that the index names.
+    places = read_json(file).get("weight_map")
+    if not isinstance(places, dict) or not all(
+        isinstance(place, str) and Path(place).name == place for place in places.values()
+    ):
+        raise ValueError(f"{file} has no weight_map of tensors to files beside it")
+    weights = {}
+    for part in sorted({*places.values()}):
+        if not (folder / part).is_file():
+            raise ValueError(f"{file} names {part}, which is missing")
+        weights |= {k: v for k, v in _read_safetensors(folder / part).items() if k in places}
     return weights, read_json(config)
 
 

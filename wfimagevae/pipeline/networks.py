@@ -41,7 +41,7 @@ class VaeFacts:
     @property
     def config(self) -> dict:
         """The configuration that builds it again."""
-        return {k: v for k, v in self.network.config.items() if not k.startswith("_")}
+        return self.network.own_config()
 
     def units(self, size: int) -> Units:
         """Values of an image of ``size`` pixels a side, and of its latent."""

@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from wfimagevae.model.config_values import Depth, Natural, Ratio, Size
 from wfimagevae.model.flow.byte_transformer import ByteTransformer
 from wfimagevae.model.flow.embed import position_table, rotation_table
 from wfimagevae.model.flow.normalize import TOKEN_NORMS
@@ -76,14 +77,14 @@ class FlowTransformer(VelocityModel):
     @register_to_config
     def __init__(  # noqa: PLR0913 - diffusers reads the config's keys off this signature
         self,
-        input_size: int = 32,
-        patch_size: int = 2,
-        in_channels: int = 4,
-        hidden_size: int = 384,
-        depth: int = 12,
-        num_heads: int = 6,
-        mlp_ratio: float = 4.0,
-        num_classes: int = 0,
+        input_size: Size = 32,
+        patch_size: Size = 2,
+        in_channels: Size = 4,
+        hidden_size: Size = 384,
+        depth: Depth = 12,
+        num_heads: Size = 6,
+        mlp_ratio: Ratio = 4.0,
+        num_classes: Natural = 0,
         learn_sigma: bool = False,
         average_velocity: bool = False,
         prediction: str = "velocity",
@@ -92,12 +93,12 @@ class FlowTransformer(VelocityModel):
         position: str = "absolute",
         qk_norm: bool = False,
         text_encoder: str = "none",
-        text_length: int = 128,
-        text_width: int = 0,
-        pooled_width: int = 0,
+        text_length: Natural = 128,
+        text_width: Natural = 0,
+        pooled_width: Natural = 0,
         text_attention: str = "cross",
-        byte_width: int = 256,
-        byte_depth: int = 4,
+        byte_width: Natural = 256,
+        byte_depth: Depth = 4,
     ):
         super().__init__()
         _check_config(self.config)

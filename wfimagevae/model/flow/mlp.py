@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from wfimagevae.model.config_values import Depth, Natural, Size
 from wfimagevae.model.flow.unet import zeroed
 from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
 from wfimagevae.model.registry import ModelRegistry
@@ -34,10 +35,10 @@ class MLP(VelocityModel):
     @register_to_config
     def __init__(
         self,
-        num_dims: int = 2,
-        hidden_size: int = 256,
-        depth: int = 3,
-        num_classes: int = 0,
+        num_dims: Size = 2,
+        hidden_size: Size = 256,
+        depth: Depth = 3,
+        num_classes: Natural = 0,
         average_velocity: bool = False,
     ):
         super().__init__()

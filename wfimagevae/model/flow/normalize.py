@@ -55,7 +55,9 @@ class GroupNorm(nn.GroupNorm):
 
     def __init__(self, channels: int):
         if channels % 4:
-            raise ValueError(f"widths must be multiples of 4, got {channels}")
+            raise ValueError(
+                f"base_channels must give widths that are multiples of 4, got {channels}"
+            )
         super().__init__(math.gcd(32, channels // 4), channels, eps=EPS)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from wfimagevae.model.config_values import Depth, Natural, Size
 from wfimagevae.model.flow.normalize import GroupNorm
 from wfimagevae.model.flow.unet import ResidualBlock, zeroed
 from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
@@ -23,11 +24,11 @@ class SmallCNN(VelocityModel):
     @register_to_config
     def __init__(
         self,
-        input_size: int = 32,
-        in_channels: int = 3,
-        base_channels: int = 36,
-        depth: int = 3,
-        num_classes: int = 0,
+        input_size: Size = 32,
+        in_channels: Size = 3,
+        base_channels: Size = 36,
+        depth: Depth = 3,
+        num_classes: Natural = 0,
         average_velocity: bool = False,
     ):
         super().__init__()

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from wfimagevae.model.config_values import Depth, Natural, Share, Size
 from wfimagevae.model.flow.normalize import GroupNorm
 from wfimagevae.model.flow.transformer_blocks import attend, split_heads
 from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
@@ -110,22 +111,27 @@ class UNet(VelocityModel):
     @register_to_config
     def __init__(  # noqa: PLR0913 - diffusers reads the config's keys off this signature
         self,
-        input_size: int = 32,
-        in_channels: int = 3,
-        base_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        num_res_blocks: int = 3,
-        attention_resolutions: Sequence[int] = (16, 8),
-        num_heads: int = 4,
-        dropout: float = 0.1,
-        num_classes: int = 0,
+        input_size: Size = 32,
+        in_channels: Size = 3,
+        base_channels: Size = 128,
+        channel_mult: Sequence[Size] = (1, 2, 2, 2),
+        num_res_blocks: Depth = 3,
+        attention_resolutions: Sequence[Natural] = (16, 8),
+        num_heads: Size = 4,
+        dropout: Share = 0.1,
+        num_classes: Natural = 0,
         average_velocity: bool = False,
     ):
         super().__init__()
-        if input_size % 2 ** (len(channel_mult) - 1) or base_channels % num_heads:
+        if (
+            not channel_mult
+            or input_size % 2 ** (len(channel_mult) - 1)
+            or base_channels % num_heads
+        ):
             raise ValueError(
-                f"input_size must be a multiple of {2 ** (len(channel_mult) - 1)} and "
-                f"base_channels of num_heads, got {input_size}, {base_channels} and {num_heads}"
+                "channel_mult needs levels, input_size must be a multiple of 2 for each but one, and "
+                "base_channels of num_heads, got "
+                f"{list(channel_mult)}, {input_size}, {base_channels} and {num_heads}"
             )
         self.sample_shape = (in_channels, input_size, input_size)
         widths = [base_channels * mult for mult in channel_mult]

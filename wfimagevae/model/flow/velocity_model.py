@@ -12,7 +12,7 @@ from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
 from wfimagevae.model.flow.text_condition import is_text_weight
 from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import StateDict
+from wfimagevae.model.weight_files import StateDict, bare
 
 logger = logging.getLogger(__name__)
 
@@ -183,14 +183,17 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
             parts.append((is_text_weight, f"no reader of texts in the weights; {effect}"))
         return parts
 
-    def load_weights(self, state_dict: StateDict, ignore_mismatched_sizes: bool = False) -> None:
+    def load_weights(
+        self, state_dict: StateDict, ignore_mismatched_sizes: bool = False
+    ) -> dict[str, list]:
         """As `RegisteredModel.load_weights`; mismatched sizes include classes on one side alone."""
         own, key = self.state_dict(), "y_embedder.embedding_table.weight"
+        state_dict = bare(state_dict)
         if ignore_mismatched_sizes and (key in own) != (key in state_dict):
             logger.warning("weights and model differ in having classes; not taken: %s", key)
             state_dict = {name: value for name, value in state_dict.items() if name != key}
             state_dict |= {key: own[key]} if key in own else {}
-        super().load_weights(state_dict, ignore_mismatched_sizes)
+        return super().load_weights(state_dict, ignore_mismatched_sizes)
 
 
 def build_velocity_model(name: str, **config) -> VelocityModel:
@@ -198,7 +201,7 @@ def build_velocity_model(name: str, **config) -> VelocityModel:
 
     A config key that the network does not have is a TypeError.
     """
-    builder: Callable[..., VelocityModel] = ModelRegistry.get_model(name)
+    builder: Callable[..., VelocityModel] = ModelRegistry.get_model(name, VelocityModel)
     is_other = isinstance(builder, type) and not issubclass(builder, VelocityModel)
     network = None if is_other else builder(**config)
     if not isinstance(network, VelocityModel):

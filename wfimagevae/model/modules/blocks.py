@@ -33,6 +33,8 @@ class ChannelLayerNorm(nn.Module):
         return y.permute(0, 3, 1, 2)
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_hooked(self.norm):
+            return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.normalize(x, self.norm.weight, self.norm.bias)
 
 
@@ -56,6 +58,12 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.weight, self.bias)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Whether calling it does more than its class says: accelerate's and diffusers' offloading, and
+    casting layer by layer, fetch weights that nobody else may use."""
+    return "forward" in vars(module)
 
 
 def _match(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -131,14 +139,16 @@ def norm_activation_conv(
     with an activation that has parameters, it is the plain expression: the compiler makes the
     same choice by itself. An activation without parameters takes ``inplace``.
     """
-    if torch.compiler.is_compiling() or isinstance(activation, nn.Module):
+    # A layer norm keeps its weights in a module of its own, as its checkpoints name it.
+    affine = getattr(norm, "norm", norm)
+    is_plain = isinstance(activation, nn.Module) or is_hooked(conv) or is_hooked(affine)
+    if torch.compiler.is_compiling() or is_plain:
         return conv(activation(norm(x)))
     weight, bias, device = conv.weight, conv.bias, x.device.type
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         x, weight, bias = x.to(dtype), weight.to(dtype), bias.to(dtype)
-    # A layer norm keeps its weights in a module of its own, as its checkpoints name it.
-    functions, affine = (norm.normalize, activation), getattr(norm, "norm", norm)
+    functions = norm.normalize, activation
     return _NormActivationConv.apply(
         x, affine.weight, affine.bias, weight, bias, functions, conv.padding
     )
@@ -303,6 +313,8 @@ class Upsample(nn.Module):
         self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
+        if is_hooked(self.conv):
+            return self.conv(F.interpolate(x, scale_factor=2.0))
         kernel = self.conv.weight.flip(-2, -1).transpose(0, 1)
         # Convolve the (I, O, 3, 3) kernels with a 2x2 box of ones, to (I, O, 4, 4).
         wide = F.pad(kernel, (0, 1)) + F.pad(kernel, (1, 0))

@@ -10,8 +10,10 @@ from itertools import pairwise
 
 import torch
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from wfimagevae.model.config_values import Depth, Share, Size
 from wfimagevae.model.modeling_aebase import DecoderOutput, EncoderOutput, ImageBaseAE
 from wfimagevae.model.modeling_base import CheckpointedBlocks
 from wfimagevae.model.modules.blocks import (
@@ -22,6 +24,7 @@ from wfimagevae.model.modules.blocks import (
     Upsample,
     build_activation,
     build_norm,
+    is_hooked,
 )
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
@@ -43,6 +46,11 @@ NUM_BANDS = 12  # LL, LH, HL, HH of three colours
 def packed(x: Tensor) -> Tensor:
     """``x`` with dense channels_last strides; itself if it has them."""
     return x.contiguous(memory_format=torch.channels_last)
+
+
+def widened(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the type of ``weight``, unless that is only stored so, in fewer bits."""
+    return x.to(weight.dtype) if weight.itemsize > x.itemsize else x
 
 
 class WFDownBlockImage(nn.Module):
@@ -119,7 +127,7 @@ class WFUpBlockImage(nn.Module):
         x, flow = x.split(self.widths, dim=1)  # (B, C, H, W), (B, E, H, W)
         flow_block, flow_conv = self.out_flow_conv
         flow = flow_conv(flow_block(packed(flow), latent))  # (B, 12, H, W)
-        coeffs = flow.to(self.up.conv.weight.dtype)
+        coeffs = widened(flow, self.up.conv.weight)
         if low is not None:
             coeffs[:, :3] += low
         low = self.inverse_wavelet_transform(coeffs)  # (B, 3, 2 H, 2 W)
@@ -213,7 +221,7 @@ class DecoderImage(CheckpointedBlocks):
         h = self.norm_out(h)
         h = h if latent is None else self.spade_out(h, latent)
         # No activation here: checkpoints were trained without.
-        coeffs = self.conv_out(h).to(self.conv_out.weight.dtype)  # (B, 12, H/2, W/2)
+        coeffs = widened(self.conv_out(h), self.conv_out.weight)  # (B, 12, H/2, W/2)
         coeffs[:, :3] += low
         return self.inverse_wavelet_transform_out(coeffs), levels
 
@@ -233,7 +241,9 @@ def _build_mid(
     }
     for name in layer_types:
         if name not in builders:
-            raise ValueError(f"unknown layer {name!r}; use one of {', '.join(builders)}")
+            raise ValueError(
+                f"mid_layers_type: unknown layer {name!r}; use one of {', '.join(builders)}"
+            )
     return nn.Sequential(*(builders[name]() for name in layer_types))
 
 
@@ -258,14 +268,14 @@ class WFVAE2ImageModel(ImageBaseAE):
     @register_to_config
     def __init__(  # noqa: PLR0913 - diffusers reads the config's keys off this signature
         self,
-        latent_dim: int = 8,
-        base_channels: Sequence[int] = (128, 256, 512),
-        decoder_base_channels: Sequence[int] | None = None,
-        encoder_num_resblocks: int = 2,
-        encoder_energy_flow_size: int = 128,
-        decoder_num_resblocks: int = 2,
-        decoder_energy_flow_size: int = 128,
-        dropout: float = 0.0,
+        latent_dim: Size = 8,
+        base_channels: Sequence[Size] = (128, 256, 512),
+        decoder_base_channels: Sequence[Size] | None = None,
+        encoder_num_resblocks: Depth = 2,
+        encoder_energy_flow_size: Size = 128,
+        decoder_num_resblocks: Depth = 2,
+        decoder_energy_flow_size: Size = 128,
+        dropout: Share = 0.0,
         norm_type: str = "layernorm",
         layer_res_type: Sequence[str] = ("ResnetBlock2D", "ResnetBlock2D"),
         mid_layers_type: Sequence[str] = ("ResnetBlock2D", "AttnBlock2D", "ResnetBlock2D"),
@@ -307,7 +317,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         )
         self.register_to_config(decoder_base_channels=decoder_base_channels)
         self.set_latent_statistics(shift, scale)
-        self.tiling: Tiling | None = None
+        self.use_tiling = self.use_slicing = False  # diffusers' names
         self.to(memory_format=torch.channels_last)
 
     @property
@@ -318,7 +328,12 @@ class WFVAE2ImageModel(ImageBaseAE):
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
 
-    def encode(self, x: Tensor) -> EncoderOutput:
+    def _diffusers_keys(self, own: dict) -> dict:
+        # The first level is that of the image's own bands.
+        return super()._diffusers_keys(own) | {"block_out_channels": (12, *own["base_channels"])}
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple:
         """Posterior of images in [-1, 1], (B, 3, H, W), sides multiples of `spatial_factor`."""
         factor = self.spatial_factor
         if x.dim() != 4 or x.shape[1] != 3:
@@ -328,24 +343,29 @@ class WFVAE2ImageModel(ImageBaseAE):
                 f"height and width must be multiples of {factor}, got {tuple(x.shape[2:])}; "
                 "pad with pad_to_multiple and crop the result"
             )
-        x = packed(x.to(self.last_layer.dtype))
-        if self.tiling and self.tiling.applies(x.shape[2] // factor, x.shape[3] // factor):
-            moments = self.tiling.run(lambda tile: self.encoder(tile)[0], x, (factor, 1))
-            return EncoderOutput(DiagonalGaussian(moments))
-        moments, levels = self.encoder(x)
-        return EncoderOutput(DiagonalGaussian(moments), levels)
+        moments, levels = self._run(self.encoder, self._taken(x), (factor, 1))
+        output = EncoderOutput(DiagonalGaussian(moments), levels)
+        return output if return_dict else (output.latent_dist,)
 
-    def decode(self, z: Tensor) -> DecoderOutput:
-        """Images, not clamped, of latents (B, C, h, w) as `encode` gives them (not normalized)."""
+    @apply_forward_hook
+    def decode(
+        self, z: Tensor, return_dict: bool = True, generator: torch.Generator | None = None
+    ) -> DecoderOutput | tuple:
+        """Images, not clamped, of latents (B, C, h, w) as `encode` gives them (not normalized).
+
+        Nothing is drawn: diffusers' pipelines hand a generator to all autoencoders.
+        """
         if z.dim() != 4 or z.shape[1] != self.config.latent_dim:
             raise ValueError(
                 f"latents must be (B, {self.config.latent_dim}, h, w), got {tuple(z.shape)}"
             )
-        z = packed(z.to(self.last_layer.dtype))
-        if self.tiling and self.tiling.applies(*z.shape[2:]):
-            factors = (1, self.spatial_factor)
-            return DecoderOutput(self.tiling.run(lambda tile: self.decoder(tile)[0], z, factors))
-        return DecoderOutput(*self.decoder(z))
+        output = DecoderOutput(*self._run(self.decoder, self._taken(z), (1, self.spatial_factor)))
+        return output if return_dict else (output.sample,)
+
+    def _taken(self, x: Tensor) -> Tensor:
+        """An input in the model's type, which `ModelMixin.dtype` takes milliseconds to find."""
+        weight = self.last_layer
+        return packed(x.to(self.dtype if is_hooked(self.decoder.conv_out) else weight.dtype))
 
     def _optional_parts(self, embedded: dict, overrides: dict) -> list:
         message = "no SPADE modulation in the weights; a fresh one changes nothing"
@@ -371,7 +391,4 @@ class WFVAE2ImageModel(ImageBaseAE):
         SPADE's resizing and the borders of convolutions see one tile.
         """
         self.tiling = Tiling.from_pixels(tile_size, overlap, self.spatial_factor)
-
-    def disable_tiling(self) -> None:
-        """Takes images whole again."""
-        self.tiling = None
+        self.use_tiling = True
