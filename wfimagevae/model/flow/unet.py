@@ -129,8 +129,8 @@ class UNet(VelocityModel):
             or base_channels % num_heads
         ):
             raise ValueError(
-                "channel_mult needs levels, input_size must be a multiple of 2 for each but one, and "
-                "base_channels of num_heads, got "
+                "channel_mult needs levels, input_size must be a multiple of 2 for each but one, "
+                "and base_channels of num_heads, got "
                 f"{list(channel_mult)}, {input_size}, {base_channels} and {num_heads}"
             )
         self.sample_shape = (in_channels, input_size, input_size)
