@@ -17,8 +17,9 @@ from wfimagevae.model.registry import ModelRegistry
 
 DEFAULT_SCALE = 0.18215
 _CONFIG_KEYS = ("latent_dim", "scale", "shift")
-# What clients of diffusers look up in a config, beside our own keys.
+# What a config may hold beside our own keys: what clients of diffusers look up, and remote code.
 _DERIVED_KEYS = {
+    "auto_map",
     "block_out_channels",
     "in_channels",
     "latent_channels",
@@ -68,7 +69,7 @@ class ImageBaseAE(RegisteredModel):
     latter two to `set_latent_statistics`.
     """
 
-    _derived_keys = RegisteredModel._derived_keys | _DERIVED_KEYS
+    _derived_keys = _DERIVED_KEYS
     # Kernels of the Haar transform, which some checkpoints hold as buffers.
     _group_offload_block_modules = ("encoder", "decoder")
     _passed_over = re.compile(r"wavelet_transform\w*\.(aa|ad|da|dd)$")

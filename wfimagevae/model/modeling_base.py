@@ -65,7 +65,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     # Keys that some files hold and the model does not.
     _passed_over: ClassVar[re.Pattern | None] = None
     # What a config may hold beside the arguments: it names remote code, or follows from them.
-    _derived_keys: ClassVar[frozenset[str]] = frozenset({"auto_map"})
+    _derived_keys: ClassVar[set[str]] = {"auto_map"}
     _reads_public_files = False
     _no_config = "give model_config"  # what to do about a file without one
 
