@@ -77,8 +77,12 @@ def test_long_titles_take_several_lines_and_long_names_are_cut_short():
     cut = wrap(text, 120, 2, font)
     assert len(cut) == 2 and cut[0] == lines[0] and cut[1].endswith("…")
     assert wrap("", 120, 2, font) == []
-    named = sample_grid(flat([100.0]), 1, row_labels=["x" * 500], column_labels=["y" * 500])
+    named = sample_grid(flat([100.0]), 1, row_labels=["x" * 500], column_labels=["y"])
     assert named.width < 4 + 100 + 230
+    # A heading is read whole above a narrow picture, in as many lines as it takes.
+    high, low = (sample_grid(flat([100.0], 40), 1, None, [head]) for head in ("a b c " * 9, "a"))
+    assert high.height > low.height + 18 and high.width == low.width
+    assert sample_grid(flat([100.0]), 1, None, ["m" * 12]).width > 4 + 100
 
 
 def grey(level, size=(40, 20)):
@@ -97,8 +101,8 @@ def test_sheet_has_a_row_an_image_and_a_column_a_kind(tmp_path):
     for file in files:
         grey(int(file.stem)).save(file)
     columns = [("other", files[2:] * 2), ("same", files[:2])]
-    save_contact_sheet(path, files[:2], columns, row_height=20)
+    save_contact_sheet(path, files[:2], columns, row_height=100)
     pixels = array(Image.open(path))[..., 0]
-    assert pixels.shape == (2 * (20 + 24 + 8), 4 * 48 + 8)
-    middle_row, step = 24 + 10, 48
-    assert [int(pixels[middle_row, 8 + 20 + i * step]) for i in range(4)] == [60, 130, 60, 0]
+    assert pixels.shape == (2 * (100 + 24 + 8), 4 * 208 + 8)
+    middle_row, step = 24 + 50, 208
+    assert [int(pixels[middle_row, 8 + 100 + i * step]) for i in range(4)] == [60, 130, 60, 0]

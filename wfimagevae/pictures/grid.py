@@ -42,7 +42,7 @@ def sample_grid(
     """Lays images out row by row; tiny ones are enlarged by a whole factor, pixel by pixel.
 
     Images, (B, 3, H, W), are clamped to [-1, 1]; the last row may be shorter. Labels stand at the
-    left of each row, on several lines if they are long, and above each column. No RGB image, values
+    left of each row and above each column, on several lines if they are long. No RGB image, values
     that are not finite, or a wrong number of labels are a ValueError.
     """
     if images.ndim != 4 or images.shape[1] != 3 or not len(images):
@@ -67,8 +67,12 @@ def sample_grid(
     if row_labels:
         widest = max(font.getlength(label) for label in row_labels)
         left += min(math.ceil(widest), _MAX_LABEL_WIDTH) + 2 * _GAP
-    top = _GAP + (_TITLE_HEIGHT if column_labels else 0)
-    lefts = [left + column * (width + _GAP) for column in range(columns)]
+    words = " ".join(column_labels or ()).split()
+    cell = max(width, *(math.ceil(font.getlength(word)) for word in words), 0)
+    heads = [wrap(head, cell, len(head), font) for head in column_labels or ()]
+    title_height = _title_height(heads)
+    top = _GAP + (title_height if heads else 0)
+    lefts = [left + column * (cell + _GAP) + (cell - width) // 2 for column in range(columns)]
     tops = [top + row * (height + _GAP) for row in range(rows)]
     pictures = [
         (Image.fromarray(picture), lefts[i % columns], tops[i // columns])
@@ -78,11 +82,15 @@ def sample_grid(
     for label, row_top in zip(row_labels or (), tops, strict=False):
         lines = wrap(label, _MAX_LABEL_WIDTH, max(height // _LINE_HEIGHT, 1), font)
         names.append(("\n".join(lines), _GAP, row_top + height // 2, "lm"))
-    for label, column_left in zip(column_labels or (), lefts, strict=False):
-        name = _fit(label, width, font)
-        names.append((name, column_left + width // 2, _TITLE_HEIGHT // 2, "mm"))
-    size = left + columns * (width + _GAP), top + rows * (height + _GAP)
+    for lines, column_left in zip(heads, lefts, strict=False):
+        names.append(("\n".join(lines), column_left + width // 2, title_height // 2, "mm"))
+    size = left + columns * (cell + _GAP), top + rows * (height + _GAP)
     return _paint(size, pictures, names, font)
+
+
+def _title_height(titles: list[list[str]]) -> int:
+    """Room above pictures for titles of several lines."""
+    return _TITLE_HEIGHT + (max(map(len, titles), default=1) - 1) * _LINE_HEIGHT
 
 
 def save_png(path: Path, picture: Image.Image) -> None:
@@ -141,13 +149,16 @@ def save_contact_sheet(
     for files in zip(originals, *(files for _, files in columns), strict=True):
         pictures = [Image.open(file).convert("RGB") for file in files]
         pictures.append(amplified_error(pictures[0], pictures[-1], gain))
+        width = round(pictures[0].width * row_height / pictures[0].height)
+        heads = [f"{Path(files[0]).name}: {title}" for title in titles]
+        heads = [wrap(head, width, len(head), font) for head in heads]
+        title_height = _title_height(heads)
         cells, names, left = [], [], _SHEET_GAP
-        for picture, title in zip(pictures, titles, strict=True):
-            width = round(picture.width * row_height / picture.height)
-            names.append((f"{Path(files[0]).name}: {title}", left, 4, "la"))
-            cells.append((picture.resize((width, row_height), Image.LANCZOS), left, _TITLE_HEIGHT))
+        for picture, lines in zip(pictures, heads, strict=True):
+            names.append(("\n".join(lines), left, 4, "la"))
+            cells.append((picture.resize((width, row_height), Image.LANCZOS), left, title_height))
             left += width + _SHEET_GAP
-        height = row_height + _TITLE_HEIGHT + _SHEET_GAP
+        height = row_height + title_height + _SHEET_GAP
         rows.append((_paint((left, height), cells, names, font), 0, top))
         top += height
     _paint((max(row.width for row, _, _ in rows), top), rows, (), font).save(path)

@@ -31,7 +31,7 @@ def test_report_shows_the_run_and_needs_no_other_file(run_dir):
     assert "step-00000020" in page
     assert "step-00000010" not in page
     sources = re.findall(r'src="([^"]*)"', page)
-    assert len(sources) == 4  # two pages of curves, an original, its reconstruction
+    assert len(sources) == 3  # a page of curves, an original, its reconstruction
     assert all(source.startswith("data:image/png;base64,") for source in sources)
     assert not re.search(r"https?://", page)
     assert "&lt;b&gt;&amp;&lt;/b&gt;" in page and "<b>&</b>" not in page  # text, not markup

@@ -50,20 +50,21 @@ def test_two_pages_are_drawn_and_nothing_else_is_left(tmp_path):
 
 def test_unknown_columns_and_validation_figures_are_drawn_too(tmp_path):
     plain = write_csv(tmp_path / "a.csv", [[1, 2.0]], ["step", "train/rec_loss_per_pixel"])
-    page1, page2 = (drawn_pixels(p) for p in plot_losses(plain, tmp_path / "a"))
+    (page1,) = plot_losses(plain, tmp_path / "a")  # nothing is known for the other one
     columns = ["step", "train/rec_loss_per_pixel", "mfu"]
     more = write_csv(tmp_path / "b.csv", [[1, 2.0, 3.0]], columns)
     (tmp_path / "validation.jsonl").write_text('{"step": 1, "val/psnr": 20.0}\n')
     both = plot_losses(more, tmp_path / "b")
-    assert drawn_pixels(both[0]) > page1
-    assert drawn_pixels(both[1]) > page2
+    assert drawn_pixels(both[0]) > drawn_pixels(page1)
+    assert len(both) == 2
 
 
 @pytest.mark.parametrize("text", ["", "step\n", "step,train/rec_loss\n", "step,a\n1\n2,x\n"])
-def test_empty_or_broken_files_give_empty_pages(tmp_path, text):
+def test_empty_or_broken_files_give_no_pages(tmp_path, text):
     path = tmp_path / "losses.csv"
     path.write_text(text)
-    assert all(page.stat().st_size > 0 for page in plot_losses(path, tmp_path / "live"))
+    plot_losses(path, tmp_path / "live")
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_thinning_keeps_both_players_and_the_latest_row(tmp_path):

@@ -66,7 +66,8 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     """Draws the training curves as two pages: losses, and the adversarial game with the rest.
 
     A ``validation.jsonl`` in the folder of ``output_prefix`` is drawn too. A panel without data is
-    left out, and a column that belongs to no panel gets its own on page 2. Long runs are thinned to
+    left out, a page without panels is not drawn, and a column that belongs to no panel gets its own
+    on page 2. Long runs are thinned to
     about 1500 rows, so that the cost stays flat. Returns the files ``<output_prefix>_page1.png``
     and ``_page2.png``, each replaced in one move, so that a viewer never sees half of one.
     """
@@ -82,7 +83,7 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     paths = [output_prefix.with_name(f"{output_prefix.name}_page{n}.png") for n in (1, 2)]
     for path, (title, panels) in zip(paths, pages.items(), strict=True):
         draw_page(title, panels, series, path)
-    return paths
+    return [path for path in paths if path.exists()]
 
 
 def read_losses(csv_path: str | Path) -> Series:
@@ -130,12 +131,17 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
-    """Draws the panels that have data on one page, and replaces the PNG file in one move."""
+    """Draws the panels that have data on one page, and replaces the PNG file in one move.
+
+    Without data there is no page.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [panel for panel in panels if any(name in series for name in panel.columns)]
-    rows = max(1, -(-len(panels) // 2))
+    if not panels:
+        return
+    rows = -(-len(panels) // 2)
     height = 0.7 + 2.4 * rows
     figure = Figure(figsize=(12, height), dpi=80)
     FigureCanvasAgg(figure)
@@ -146,8 +152,6 @@ def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -
     figure.suptitle(
         f"{title}, by training step", fontsize=13, fontweight="bold", y=1 - 0.15 / height, va="top"
     )
-    if not panels:
-        figure.text(0.5, 0.4, "nothing logged yet", ha="center", color="#6b7280")
     for i, panel in enumerate(panels):
         _draw_panel(figure.add_subplot(rows, 2, i + 1), panel, series)
     with replacing(path) as file:
