@@ -33,7 +33,7 @@ PROMPTS = (
 MOST_STEPS, FEWEST_STEPS = 8000, 1000
 # Optimizer, average and drawing the shapes, measured on two cores.
 OVERHEAD = 1.4
-GUIDANCE = 4
+GUIDANCE = 3
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
 
