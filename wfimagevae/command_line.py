@@ -244,7 +244,7 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
     if not isinstance(values, dict):
         kind = type(values).__name__
         parser.error(f"--config {path}: expected 'flag: value' lines, got a {kind}")
-    if isinstance(values.get("training"), dict):
+    if {"model", "data", "training"} & values.keys():  # even empty ones
         parser.error(f"--config {path}: that file has sections; give it by --pipeline {path}")
     return {name: value for name, value in values.items() if value is not None}
 

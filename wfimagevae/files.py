@@ -36,6 +36,8 @@ _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must 
 os.umask(_UMASK)
 _log = logging.getLogger("wfimagevae")
 _living: set[str] = set()  # this process's own temporary files
+# Of URLs that shards are read from: in this process, and by the webdataset library.
+_SCHEMES = ("http", "https", "hf", "file", "ais", "sftp", "ftps", "scp", "gs", "htgs")
 _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 
 
@@ -286,6 +288,17 @@ def _zip_damage(path: str, version: tuple[int, int]) -> str:
     except DAMAGED_ARRAYS as error:
         return str(error)
     return f"{entry} in it does not have its checksum" if entry else ""
+
+
+def check_scheme(path: str) -> None:
+    """Raises ValueError for a URL whose scheme nothing here reads, with what to write instead."""
+    scheme = re.match(r"([a-zA-Z][\w+.-]*)://", path)
+    if scheme and scheme[1] not in _SCHEMES:
+        command = f"aws s3 cp {path} -" if scheme[1] == "s3" else "COMMAND that prints it"
+        raise ValueError(
+            f"{path}: {scheme[1]}:// is not read here: write pipe:{command} for a shard (in a file "
+            "with --allow_pipe), or copy it to this machine and write its path"
+        )
 
 
 def is_hub_name(path: str | os.PathLike, subfolders: bool = False) -> bool:

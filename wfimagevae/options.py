@@ -235,9 +235,16 @@ def _is_number(text: str) -> bool:
     return True
 
 
+# What FluxFlow calls flags of ours.
+_ELSEWHERE = {"use_cfg": "guidance_scale", "ddim_steps": "steps", "n_epochs": "epochs"}
+_ELSEWHERE |= {"model_checkpoint": "from_pretrained", "text_prompts_path": "prompts_path"}
+
+
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
     """``; did you mean x?`` for a name that is near to a known one, else where to look."""
     known = list(known)
+    if _ELSEWHERE.get(name) in known:
+        return f"; write {prefix}{_ELSEWHERE[name]}"
     near = difflib.get_close_matches(str(name), known, n=1)
     if near:
         return f"; did you mean {prefix}{near[0]}?"

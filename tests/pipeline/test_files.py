@@ -57,20 +57,23 @@ training:
   options: {resolution: 64, batch_size: 3, bogus: 1} # no flag bogus
 """
 OTHER_KIND_OF_DATA = """\
-data: {data_path: ., use_webdataset: true, webdataset_url: "*.tar"} # data_path has no effect with
+data: {data_path: ., use_webdataset: true, webdataset_url: "*.tar"} # data_path: no effect with
 training:
   pipeline:
     datasets:
       web: {type: webdataset, webdataset_url: "*.tar", image_folder: .} # no effect with type: web
-      near: {image_folder: ., webdataset_url: "*.tar"} # webdataset_url has no effect without type
-      far: {image_folder: ., fixed_prompt_prefix: a} # no effect without model.text_encoder
+      near: {image_folder: ., webdataset_url: "*.tar"} # webdataset_url: no effect without type
+      far: {image_folder: ., fixed_prompt_prefix: a} # prefix, sample_captions: .*model.text_enco
     steps:
       - {name: one, n_epochs: 1, train_vae: true}
       - {name: two, n_epochs: 1, train_diff: true, cache_latents: true} # takes one folder
 output:
-  sample_captions: [a fox]      # sample_captions has no effect without text_encoder
+  sample_captions: [a fox]
   test_image_address: .         # is a folder; name images
-  sample_sizes: [64, 2x, big]   # sample size '2x', 'big': write 512, 768x512 or
+  sample_sizes:
+    - 64
+    - 2x                        # sample size '2x', 'big': write 512, 768x512 or
+    - big
 """
 NOT_TAKEN = """\
 data: {data_path: ., img_size: 64, fixed_prompt_prefix: a drawing of} # data_path has no effect: ev

@@ -47,8 +47,9 @@ SGD = {"optimizers": {"discriminator": {"type": "SGD"}}}
 @pytest.mark.parametrize(
     ("cut", "values", "message"),
     [
-        (None, {"steps.0.kl_beta": 1e-3}, r"kl_weight: 0.0048\d* -> 0.048"),
+        (None, {"steps.0.kl_beta": 1e-3}, r"kl_beta, as kl_weight: 0.0048\d* -> 0.048"),
         (None, {"steps.1.lr": 2e-3}, "step 'gan' is finished.*lr: 0.001 -> 0.002"),
+        (None, {"steps.2.steps": 9}, "'flow' is finished.* steps: 6 -> 9.* append a step"),
         (None, {"steps.1.name": "other"}, "does not have at that place: 02_gan"),
         (None, {"steps.0": None}, "01_warmup, 02_gan, 03_flow"),
         (None, ANOTHER_VAE, "'warmup' is finished .*activation: silu -> relu"),

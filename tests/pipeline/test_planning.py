@@ -163,8 +163,8 @@ LARGE = PIXELS | {"name": "large", "options": {"resolution": 64}}
         ),
         ({"model.flow": {"pretrained": "nowhere/flow_run"}}, "nowhere/flow_run is no local"),
         (
-            {"model.vae": {"pretrained": "plain_vae"}, "steps.0.train_spade": True},
-            "train_spade: true and a model of the other kind",
+            {"data.reduced_min_sizes": [12]},
+            "'warmup': reduced_min_sizes 12 must be a multiple of 8",
         ),
     ],
 )

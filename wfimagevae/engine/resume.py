@@ -149,6 +149,12 @@ def _take_weights(run: Run) -> None:
             log.warning("the %s starts fresh: no run in --weights_from trained one", player)
             continue
         content = contents[path]
+        if path == run.options.pretrained_model_name_or_path:
+            # `from_pretrained` read it first, and let it lack parts that start fresh.
+            own, others = run.task.network.state_dict(), content.get("other_ema_state_dicts", {})
+            states = [content["state_dict"]["gen_model"], content.get("ema_state_dict")]
+            for state in filter(None, states + [entry["average"] for entry in others.values()]):
+                state |= {name: own[name] for name in own.keys() - state.keys()}
         try:
             restore({name: run.parts[name]}, content)
         except ValueError as error:

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wfimagevae.files import is_hub_name, read_json
-from wfimagevae.options import BadOptions, Options, nearest
+from wfimagevae.dataset.options import StreamOptions
+from wfimagevae.files import check_scheme, is_hub_name
+from wfimagevae.options import Options, nearest
 from wfimagevae.pipeline.document import Place, Problems, dotted
 from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
-from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP
+from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP, in_words_of_file
 from wfimagevae.pipeline.steps import (
     DEFAULTS,
     FLAGS,
@@ -96,7 +97,8 @@ def _unknown_dataset(name: str, known: Mapping) -> str:
 
 
 def _check_paths(pipeline: Pipeline) -> Problems:
-    """Files that the file names are there."""
+    """Files that the file names are there, and files at all."""
+    read = _read_captions(pipeline)
     for place, path in _texts(pipeline.content.model_dump(exclude_unset=True), ()):
         key = next(part for part in reversed(place) if isinstance(part, str))
         if place == ("model", "text_encoder") and path not in ("", "bytes"):
@@ -106,9 +108,18 @@ def _check_paths(pipeline: Pipeline) -> Problems:
                 yield place, f"text_encoder {path!r}: write bytes, or one of {families}"
             elif not (is_hub_name(name) or os.path.exists(os.path.expanduser(name))):
                 yield place, f"text_encoder {name} does not exist"
-        if key not in _NO_FILE or (_NO_FILE[key] and _NO_FILE[key](path)):
+        if key == "output_path" and "://" in path:
+            yield place, f"{key} {path} is a URL: write a folder of this machine"
+        if key not in _NO_FILE or (key == "captions_file" and place[:-1] not in read):
             continue
-        if not os.path.exists(os.path.expanduser(path)):
+        if _NO_FILE[key] and _NO_FILE[key](path):
+            try:
+                check_scheme(path)
+            except ValueError as error:
+                yield place, f"{key} {error}"
+        elif "://" in path:
+            yield place, f"{key} {path} is a URL: copy it to this machine and write its path"
+        elif not os.path.exists(os.path.expanduser(path)):
             yield place, f"{key} {path} does not exist"
         elif key == "test_image_address" and Path(path).is_dir():
             yield place, f"{key} {path} is a folder; name images"
@@ -121,6 +132,11 @@ def _texts(value: Any, place: Place) -> Iterator[tuple[Place, str]]:
     elif isinstance(value, dict | list):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _texts(inner, (*place, key))
+
+
+def _read_captions(pipeline: Pipeline) -> set[Place]:
+    """The sections of data whose captions a flow may learn."""
+    return {step.source.place for step in pipeline.steps if step.task == "flow" and step.source}
 
 
 def _data_sets(pipeline: Pipeline) -> list[tuple[Place, Any]]:
@@ -143,20 +159,29 @@ def _check_data(pipeline: Pipeline) -> Problems:
     else:
         read = sections
     for place, section in read:
-        advice = f"without {section.switch}: write {section.switch}"
+        advice = f"without {section.switch}: leave out, or write that"
         if section.is_webdataset:
-            advice = f"with {section.switch}: leave it out"
-        for key in _OF_FOLDERS if section.is_webdataset else _OF_SHARDS:
-            if getattr(section, key, None):
-                yield (*place, key), f"{key} has no effect {advice}"
+            advice = f"with {section.switch}: leave out"
+        keys = _OF_FOLDERS if section.is_webdataset else _OF_SHARDS
+        if idle := [key for key in keys if getattr(section, key, None)]:
+            yield (*place, idle[0]), f"{', '.join(idle)}: no effect {advice}"
     if content.model.text_encoder:
         return
-    if content.output.sample_captions:
-        yield ("output", "sample_captions"), "sample_captions has no effect without text_encoder"
+    # One edit mends all that is said for a text that no flow learns.
+    read, idle = _read_captions(pipeline), []
     for place, section in sections:
-        if section.fixed_prompt_prefix:
-            text = "fixed_prompt_prefix has no effect without model.text_encoder"
-            yield (*place, "fixed_prompt_prefix"), text
+        idle += [(*place, "fixed_prompt_prefix")] if section.fixed_prompt_prefix else []
+        if place in read and section.captions_file not in (None, "", "none"):
+            idle.append((*place, "captions_file"))
+    for step in pipeline.steps:
+        has_classes = {"labels", "dataset"} & step.settings.options.keys()
+        if step.task == "flow" and step.settings.cfg_dropout_prob and not has_classes:
+            idle.append(step.origin(pipeline.document, "cfg_dropout_prob"))
+    idle += [("output", "sample_captions")] if content.output.sample_captions else []
+    if idle:
+        names = ", ".join(dict.fromkeys(str(place[-1]) for place in idle))
+        advice = "give model.text_encoder, such as bytes, or leave out"
+        yield idle[0], f"{names}: no effect without a flow step that learns text; {advice}"
 
 
 def _check_unread_keys(pipeline: Pipeline) -> Problems:
@@ -251,13 +276,20 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
         pipeline.document.report(source.place, f"dataset {source.place[-1]!r} needs {key}")
     if step.task != "flow":
         return
+    flags = step_flags(pipeline, step)[0] if settings.cache_latents else {}
+    for name in (*StreamOptions.by_flag(), "train_crop"):
+        default = OPTIONS["flow"].by_flag()[name].default
+        is_idle = name.startswith("wds_") or name == "allow_pipe"
+        if not is_idle and flags.get(name, default) not in (None, default):
+            is_key = name == "reduced_min_sizes"
+            place = ("data", name) if is_key else step.origin(pipeline.document, "options", name)
+            text = "cached latents, which are the middle of every image at one size, cannot honour "
+            text += f"{name}: leave it out, or cache_latents"
+            pipeline.document.report(place, f"step {step.name!r}: {text}")
     is_single = source and max(len(source.section.paths), len(source.section.held_out)) <= 1
     if settings.cache_latents and not (is_single and not source.section.is_webdataset):
         text = "cache_latents takes one folder or manifest of images (and one held out); without "
         yield ("cache_latents",), f"step {step.name!r}: {text}it latents are encoded while training"
-    if source and source.section.captions_file and not content.model.text_encoder:
-        text = "captions are for a text encoder: give model.text_encoder, such as bytes"
-        pipeline.document.report((*source.place, "captions_file"), text)
     vae = content.model.vae
     if vae.pretrained is not None or pipeline.before(step, "vae"):
         return
@@ -272,7 +304,7 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
 
 def _check_start(pipeline: Pipeline, step: Step) -> Problems:
     """A step leaves no network as it was made, at random, and each loss has a gradient."""
-    content, settings, vae = pipeline.content, step.settings, pipeline.content.model.vae
+    content, settings = pipeline.content, step.settings
     if step.task is None:
         return
     if step.task == "vae":
@@ -291,18 +323,6 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
         text = "the adversarial term's adaptive weight compares gradients at the decoder's last "
         text += "layer, which this step does not train; give lambda_adv, a constant weight"
         yield ("gan_training",), f"step {step.name!r}: {text}"
-    if step.task == "vae" and not vae.pretrained:  # else its configuration is read with the plan
-        is_file = isinstance(vae.config, str) and Path(vae.config).is_file()
-        config = read_json(vae.config) if is_file else vae.config
-        yield from check_spade(step, isinstance(config, dict) and bool(config.get("spade")))
-
-
-def check_spade(step: Step, has_spade: bool) -> Problems:
-    """What is wrong with a step that says otherwise than the autoencoder's configuration."""
-    spade = step.settings.train_spade
-    if spade is not None and has_spade != spade:
-        text = f"train_spade: {str(spade).lower()} and a model of the other kind: SPADE belongs to "
-        yield ("train_spade",), f"{text}the architecture; write it as model.vae.config.spade"
 
 
 def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
@@ -331,16 +351,25 @@ def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
     if step.task == "vae":
         flags.setdefault("image_path", [])  # what is missing is told as such
     keys = {key.flag: name for name, key in StepSection.keys().items()}
+
+    def place_of(flag: str) -> Place:
+        is_option = flag in step.settings.options
+        key = ("options", flag) if is_option else (keys.get(flag, flag or "options"),)
+        return step.origin(document, *key)
+
     for _ in range(2):
         try:
-            return options(**flags)
-        except BadOptions as error:
-            for name, text in error.problems:
-                is_option = name in step.settings.options
-                key = ("options", name) if is_option else (keys.get(name, name or "options"),)
+            read = options(**flags)
+            if step.task == "flow" and not pipeline.content.output.no_samples:
+                read.check_drawing()
+            return read
+        except ValueError as error:
+            for name, text in getattr(error, "problems", [("", str(error))]):
                 if name:
-                    document.report(step.origin(document, *key), f"{name}: {text}")
+                    document.report(place_of(name), f"{name}: {text}")
                 elif not document.problems:  # else what contradicts may be a consequence
-                    document.report(step.place, f"step {step.name!r}: {text}")
+                    flag = re.search(r"--(no_)?(\w+)|$", text)[2] or ""
+                    text = f"step {step.name!r}: {in_words_of_file(text)}"
+                    document.report(place_of(flag), text)
                 flags.pop(name, None)
     return None

@@ -1,5 +1,6 @@
 """A step as the options of its task's training, and what that logs. No torch here."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -210,13 +211,17 @@ def _data_flags(step: Step, content: PipelineFile) -> Flags:
     if source is None:
         return flags
     name = "image_path" if step.task == "vae" else "data_path"
+    # Sizes above the images' own make no copies; and a VAE's crops are of scaled images then.
+    reduced = [size for size in content.data.reduced_min_sizes or [] if size <= step.size]
+    if reduced and step.task == "vae":
+        flags["train_crop"] = "resized"
     section = source.section
     flags |= {
         name: section.paths or None,
         f"eval_{name}": section.held_out or None,
         "eval_steps": None if section.held_out else 0,
         "data_weights": section.data_weights,
-        "reduced_min_sizes": content.data.reduced_min_sizes,
+        "reduced_min_sizes": reduced or None,
         "wds_image_key": section.webdataset_image_key,
     }
     if step.task == "vae" or not content.model.text_encoder:
@@ -245,9 +250,10 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
     flags: Flags = {} if lr_min is None else {"min_lr_ratio": lr_min, "lr_schedule": "cosine"}
     for name, overrides in OPTIMIZED[step.task].items():
         own: Flags = {}
-        for kind, read in (("optimizers", _read_optimizer), ("schedulers", _read_schedule)):
+        read_schedule = partial(_read_schedule, step)
+        for kind, read in (("optimizers", _read_optimizer), ("schedulers", read_schedule)):
             if section := getattr(chosen, kind).get(name):
-                for key, text in read(section, step, name, own):
+                for key, text in read(section, name, own):
                     place = step.origin(document, "optimization", kind, name, *key)
                     document.report(place, text)
         if own:
@@ -255,7 +261,7 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
     return flags
 
 
-def _read_optimizer(section: Section, step: Step, name: str, flags: Flags) -> Problems:
+def _read_optimizer(section: Section, name: str, flags: Flags) -> Problems:
     kind = section.type.lower()
     for key, fixed in _FIXED.items():
         value = getattr(section, key)
@@ -274,7 +280,7 @@ def _read_optimizer(section: Section, step: Step, name: str, flags: Flags) -> Pr
     flags |= {flag: value for flag, value in values.items() if value is not None}
 
 
-def _read_schedule(section: Section, step: Step, name: str, flags: Flags) -> Problems:
+def _read_schedule(step: Step, section: Section, name: str, flags: Flags) -> Problems:
     schedule, lr_min = SCHEDULES[section.type], step.settings.lr_min
     flags |= {"lr_schedule": schedule.kind, "min_lr_ratio": 0.0, **schedule.flags}
     flags |= {} if lr_min is None else {"min_lr_ratio": lr_min}

@@ -249,7 +249,7 @@ class Settings(Section):
     ) = None
     gan_training: bool | None = None
     use_lpips: Annotated[bool | None, Key(None, "vae", ("train_vae",))] = None
-    train_spade: Annotated[bool | None, Key(None, "vae")] = None
+    train_spade: _flag("train_spade", "vae") = None
     train_diff: bool | None = None
     train_diff_full: bool | None = None
     cache_latents: Annotated[bool | None, Key(None, "flow")] = None

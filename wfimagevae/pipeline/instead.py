@@ -1,5 +1,7 @@
 """What to write instead of flags that keys decide, and of FluxFlow's keys without meaning here."""
 
+import re
+
 from wfimagevae.pipeline import fluxflow
 
 # What the file has in place of some flags: one value has one place.
@@ -28,7 +30,7 @@ _PLACES = {
     "train_vae: decoder": "freeze_encoder",
     "train_vae: encoder": "freeze_decoder",
     "freeze: [text_encoder]": "freeze_text_encoder",
-    "use_lpips and lambda_lpips": "perceptual_weight",
+    "use_lpips": "perceptual_weight",
     "--allow_pipe on the command line": "allow_pipe",
 }
 # Flags that only a step itself may have: elsewhere they would meet steps whose keys decide them.
@@ -58,11 +60,31 @@ MAY_WIN = {
 } - {flag for flags in _PLACES.values() for flag in flags.split()}
 MAY_WIN |= {"resolution", "allow_pipe"}
 
-_SIZES = "a network's size is its configuration"
+_FLAGS = {flag for cls in fluxflow.OPTIONS.values() for flag in cls.by_flag()}
+
+
+def key_of(flag: str) -> str | None:
+    """What a file has for a flag, given without dashes; None if it has nothing."""
+    name = flag if flag in _FLAGS else flag.removeprefix("no_")
+    if name not in _FLAGS or INSTEAD.get(name, "").startswith(("nothing", "--")):
+        return None
+    key = "img_size" if name == "resolution" else INSTEAD.get(name, f"options.{flag}")
+    return key.split(", ")[0]
+
+
+def in_words_of_file(text: str) -> str:
+    """A training's message with the file's keys in place of flags."""
+    return re.sub(r"--(\w+)", lambda flag: key_of(flag[1]) or flag[0], text)
+
+
 _VAE = (
-    f"{_SIZES}: model.vae.config, a JSON file such as examples/wfvae2-image-1024.json or the keys"
+    "model.vae.config, a JSON file such as examples/wfvae2-image-1024.json or the keys, sizes the "
+    "VAE (latent_dim, base_channels, encoder_num_resblocks, activation: silu, relu or bezier)"
 )
-_FLOW = f"{_SIZES}: model.flow.name, such as FlowDiT-B/2, or model.flow.config"
+_FLOW = (
+    "model.flow.name, such as FlowDiT-B/2, or model.flow.config (hidden_size, depth, mlp_ratio) "
+    "sizes the flow"
+)
 _SHARDS = "shards are counted when they are indexed"
 _TOKEN = (
     "a secret does not belong in a file: set the environment variable HF_TOKEN, which shard URLs "
@@ -77,17 +99,17 @@ _BALANCE = (
 _ALL = "the step's network trains as a whole; "
 
 _MODEL = {
-    "vae_dim": f"{_VAE} (latent_dim, base_channels)",
-    "feature_maps_dim": f"{_FLOW} (hidden_size, depth)",
+    "vae_dim": _VAE,
+    "feature_maps_dim": _FLOW,
     "feature_maps_dim_disc": "options: {disc_num_layers: N} sizes the discriminator",
     "text_embedding_dim": "the text encoder decides it: model.text_encoder",
     "pretrained_bert_model": "write model.text_encoder: bert:PATH_OR_NAME",
-    "model_type": f"{_VAE} (activation: silu, relu or bezier)",
-    "baseline_activation": f"{_VAE} (activation: silu, relu or bezier)",
-    "baseline_vae_width_mult": f"{_VAE} (base_channels)",
-    "baseline_vae_depth_mult": f"{_VAE} (encoder_num_resblocks, decoder_num_resblocks)",
-    "baseline_flow_blocks": f"{_FLOW} (depth)",
-    "baseline_flow_ffn_expansion": f"{_FLOW} (mlp_ratio)",
+    "model_type": _VAE,
+    "baseline_activation": _VAE,
+    "baseline_vae_width_mult": _VAE,
+    "baseline_vae_depth_mult": _VAE,
+    "baseline_flow_blocks": _FLOW,
+    "baseline_flow_ffn_expansion": _FLOW,
     "vae_config": "write model.vae.config",
     "flow_config": "write model.flow.config",
 }
@@ -112,6 +134,8 @@ _SETTINGS = {
     "epochs": "write n_epochs",
     "num_workers": "write workers",
     "learning_rate": "write lr",
+    "schedulers": "write optimization: {schedulers: ...}",
+    "use_cfg": "write cfg_dropout_prob, so that a flow learns it, and options: {guidance_scale: W}",
     "train_encoder": "write train_vae: encoder",
     "train_decoder": "write train_vae: decoder",
     "train_kl": "write kl_beta: 0 to leave the term out",
@@ -136,13 +160,19 @@ REPLACED = {
     fluxflow.DataSection: _DATA,
     fluxflow.DatasetSection: _DATA,
     fluxflow.Settings: _SETTINGS,
+    fluxflow.PipelineSection: {"mode": "steps are trained in their order"},
     fluxflow.Transition: {
         "value": "an epoch transition happens after n_epochs",
         "epochs": "write max_epochs",
     },
     fluxflow.OutputSection: {
+        **dict.fromkeys(("checkpoint_dir", "sample_dir", "log_dir"), "write output_path, for all"),
+        "sample_interval": "write samples_per_checkpoint, as samples are drawn at checkpoints",
         "log_level": "everything is logged once; log_interval says how often",
         "log_file": "redirect the command's output to a file",
         "preserve_lr": _SETTINGS["preserve_lr"],
     },
 }
+# Values of such keys that say what happens anyway; so does null.
+HAPPENS_ANYWAY = [("log_level", "INFO"), ("mode", "sequential"), ("preserve_lr", True)]
+HAPPENS_ANYWAY += [("optimization", {"optim_sched_config": None}), ("training_steps", 1)]

@@ -24,7 +24,7 @@ from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_networks import build_network
-from wfimagevae.task.flow_space import FlowSpace
+from wfimagevae.task.flow_space import FlowSpace, check_bucket_sizes
 
 # VGG16's features, as LPIPS keeps them: values for one pixel.
 _VGG_VALUES, _VGG_PARAMETERS = 270, 14_714_688
@@ -38,10 +38,11 @@ class VaeFacts:
     network: nn.Module
     name: str
 
-    @property
-    def config(self) -> dict:
-        """The configuration that builds it again."""
-        return self.network.own_config()
+    def config(self, pipeline: Pipeline, step: Step) -> dict:
+        """The configuration that builds it again, with the SPADE that steps so far train."""
+        steps = [*pipeline.before(step, "vae"), step]
+        has_spade = any(other.settings.train_spade for other in steps)
+        return self.network.own_config() | ({"spade": True} if has_spade else {})
 
     def units(self, size: int) -> Units:
         """Values of an image of ``size`` pixels a side, and of its latent."""
@@ -71,13 +72,13 @@ def vae_facts(model: ModelSection) -> VaeFacts:
         return VaeFacts(model_class.from_config(config or {}), name)
 
 
-def network_config(model: ModelSection, vae: VaeFacts, task: str) -> dict:
-    """The registered name of a task's network and the content of its configuration."""
-    if task == "vae":
-        return {"name": vae.name} | vae.config
-    config = model.flow.config
-    config = read_json(config) if isinstance(config, str) else config
-    return {"name": model.flow.name} | (config or {})
+def network_config(pipeline: Pipeline, vae: VaeFacts, step: Step) -> dict:
+    """The registered name of a step's network and the content of its configuration."""
+    if step.task == "vae":
+        return {"name": vae.name} | vae.config(pipeline, step)
+    flow = pipeline.content.model.flow
+    config = read_json(flow.config) if isinstance(flow.config, str) else flow.config
+    return {"name": flow.name} | (config or {})
 
 
 def write_configs(content: PipelineFile) -> None:
@@ -110,7 +111,9 @@ class Footprint:
             self.states += copies * count * _BYTES
 
 
-def vae_footprint(options: TrainingOptions, vae: VaeFacts, trained: set[str]) -> Footprint:
+def vae_footprint(
+    pipeline: Pipeline, step: Step, options: TrainingOptions, vae: VaeFacts
+) -> Footprint:
     """Size and memory of a VAE step.
 
     Raises:
@@ -118,8 +121,9 @@ def vae_footprint(options: TrainingOptions, vae: VaeFacts, trained: set[str]) ->
     """
     size, precision = options.resolution, options.mix_precision
     inputs = (options.batch_size, 3, size, size), precision
-    halves = tuple(half for half in ("encoder", "decoder") if half in trained)
-    counts, kept = _autoencoder(vae.name, json.dumps(vae.config), halves, *inputs)
+    halves = tuple(half for half in ("encoder", "decoder") if half in step.trained)
+    config = json.dumps(vae.config(pipeline, step))
+    counts, kept = _autoencoder(vae.name, config, halves, *inputs)
     share = 4 if options.gradient_checkpointing else 1
     footprint = Footprint(dict(counts), kept // share)
     if options.disc_weight > 0:
@@ -131,7 +135,7 @@ def vae_footprint(options: TrainingOptions, vae: VaeFacts, trained: set[str]) ->
         width = 4 if precision == "fp32" else 2
         footprint.activations += options.batch_size * _VGG_VALUES * size**2 * width
         footprint.states += _VGG_PARAMETERS * _BYTES
-    footprint.add_states(options, trained)
+    footprint.add_states(options, step.trained)
     return footprint
 
 
@@ -191,6 +195,9 @@ def flow_footprint(
         network = dry(lambda: build_network(plain, space, torch.device("meta")))
         x, t = torch.empty(batch, *shape), torch.empty(batch)
         condition = network.null_condition(batch, torch.device("cpu"))
+        sizes = [(side, side) for side in options.reduced_min_sizes]
+        images = SimpleNamespace(sample_shape=(3, size, size), sizes=sizes)
+        check_bucket_sizes(images, space, network)
         kept = kept_bytes(network, options.mix_precision, lambda: network(x, t, condition))
     multiple = size // shape[-1] * (network.size_multiple or shape[-1])
     for width, height in content.output.sample_sizes or []:

@@ -15,10 +15,10 @@ from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.run import run_length
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.weight_files import find_weights
-from wfimagevae.pipeline.checks import check_spade
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
+from wfimagevae.pipeline.instead import in_words_of_file
 from wfimagevae.pipeline.networks import (
     VaeFacts,
     flow_footprint,
@@ -54,12 +54,14 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
     try:
         vae = vae_facts(content.model)
     except (ValueError, TypeError, OSError) as error:
-        document.report(("model", "vae"), f"model.vae: {error}")
+        document.report(("model", "vae"), f"model.vae: {in_words_of_file(str(error))}")
         vae = vae_facts(ModelSection())  # the flow's problems are told all the same
-    for step in pipeline.steps:
-        if step.task == "vae" and step.size % vae.network.spatial_factor:
-            text = f"img_size {step.size} must be a multiple of {vae.network.spatial_factor}"
-            document.report(step.place, f"step {step.name!r}: {text}")
+    factor, reduced = vae.network.spatial_factor, content.data.reduced_min_sizes or []
+    for step in [step for step in pipeline.steps if step.task == "vae"]:
+        for key, sizes in (("img_size", [step.size]), ("reduced_min_sizes", reduced)):
+            if wrong := [str(size) for size in sizes if size % factor]:
+                text = f"{key} {', '.join(wrong)} must be a multiple of {factor}"
+                document.report(step.place, f"step {step.name!r}: {text}")
     if not document.problems:
         states = read_states(pipeline, vae)
     lines = [
@@ -80,7 +82,8 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
             try:
                 lines += ["", *_describe_step(pipeline, vae, step, state, weights)]
             except (ValueError, OSError) as error:
-                document.report(step.place, f"step {step.name!r}: {error}")
+                text = in_words_of_file(str(error))
+                document.report(step.place, f"step {step.name!r}: {text}")
             except RuntimeError as error:  # of a dry run: shapes that do not meet
                 text = f"its networks do not take images of {step.size} px ("
                 text += f"{str(error).splitlines()[0]}); write another img_size, or other sizes in "
@@ -116,7 +119,7 @@ def _describe_step(
     options = OPTIONS[step.task](**flags)
     # Its networks, which go on with what earlier steps trained.
     if step.task == "vae":
-        footprint = vae_footprint(options, vae, step.trained)
+        footprint = vae_footprint(pipeline, step, options, vae)
     else:
         footprint = flow_footprint(pipeline, step, options, vae)
     for component, shapes in footprint.shapes.items():
@@ -132,10 +135,7 @@ def _describe_step(
         return [f"{title}: finished, {state.checkpoint}"]
     # What its training would refuse of its networks when it begins.
     pretrained = pipeline.content.model.flow.pretrained
-    if step.task == "vae":
-        for key, text in check_spade(step, bool(vae.network.config.get("spade"))):
-            document.report(step.origin(document, *key), text)
-    elif pretrained:
+    if step.task == "flow" and pretrained:
         try:
             find_weights(pretrained)
         except (ValueError, OSError) as error:

@@ -13,7 +13,8 @@ from wfimagevae.files import read_torch_file
 from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
-from wfimagevae.pipeline.fluxflow import OPTIONS
+from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
+from wfimagevae.pipeline.instead import key_of
 from wfimagevae.pipeline.networks import VaeFacts, network_config
 from wfimagevae.pipeline.steps import Pipeline, Step
 
@@ -31,6 +32,8 @@ _HARMLESS = {
     "model_config",  # its content is compared
 }
 NETWORK_FILE = "network.json"
+_CONVERTED = {k.flag: f"{name}, as {k.flag}" for name, k in StepSection.keys().items() if k.unit}
+_LENGTH = ("steps:", "n_epochs:", "max_steps:")  # keys of a step's length
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
             "was, which is not finished: move the later ones away to train them anew"
         )
     for step, state in zip(pipeline.steps, states, strict=True):
-        network = network_config(pipeline.content.model, vae, step.task)
+        network = network_config(pipeline, vae, step)
         changed = _differences(state.network, network, {*(state.network or {}), *network})
         options = step_options(pipeline, vae, step)
         if state.finished:
@@ -136,6 +139,8 @@ def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
         if changed:
             stands = "is finished" if state.finished else "has begun"
             anew = "" if state.finished else f", or move {state.folder} away to begin it anew"
+            if all(text.startswith(_LENGTH) for text in changed):
+                anew = "; to train on, append a step of another name that trains the same"
             raise PipelineError(
                 f"step {step.name!r} {stands} and the file has changed since: "
                 f"{'; '.join(changed)}. Restore these values, or give another output_path{anew}"
@@ -157,7 +162,7 @@ def _differences(before: dict | None, now: dict, names: Iterable[str]) -> list[s
     """What is said otherwise of some names; nothing where it is not known what was said before."""
     now = json.loads(json.dumps(now))
     return [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
+        f"{_CONVERTED.get(name) or key_of(name) or name}: {before.get(name)} -> {now.get(name)}"
         for name in sorted(names if before else ())
         if before.get(name) != now.get(name)
     ]

@@ -23,6 +23,7 @@ from wfimagevae.model.text import open_text_encoder
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS
+from wfimagevae.pipeline.instead import in_words_of_file
 from wfimagevae.pipeline.networks import network_config, vae_facts, write_configs
 from wfimagevae.pipeline.plan import describe_plan
 from wfimagevae.pipeline.progress import (
@@ -63,7 +64,11 @@ def run_pipeline(pipeline: Pipeline) -> None:
                 error = str(problem)
         if error := broadcast_object(error):
             raise PipelineError(error)
-        if all(_run_step(pipeline, step, here, started) for step in pipeline.steps):
+        try:
+            done = all(_run_step(pipeline, step, here, started) for step in pipeline.steps)
+        except ValueError as error:
+            raise ValueError(in_words_of_file(str(error))) from error
+        if done:
             log.info("the pipeline is finished: %s", pipeline.output)
 
 
@@ -81,7 +86,7 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     if changed := state.changed_options(options):
         log.warning("%s goes on with other options: %s", title, "; ".join(changed))
     if here.is_main:  # beside its checkpoints, the configuration of what it trains
-        write_json(folder / NETWORK_FILE, network_config(content.model, vae, step.task))
+        write_json(folder / NETWORK_FILE, network_config(pipeline, vae, step))
     if step.task == "flow":
         _prepare_latents(pipeline, step, vae.name, here)
     latents = vae.units(step.size).latents if step.task == "vae" else None

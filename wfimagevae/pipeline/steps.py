@@ -20,7 +20,7 @@ from wfimagevae.pipeline.fluxflow import (
     StepSection,
     TrainingSection,
 )
-from wfimagevae.pipeline.instead import INSTEAD, REPLACED
+from wfimagevae.pipeline.instead import HAPPENS_ANYWAY, INSTEAD, REPLACED
 
 SHARED: Place = ("training",)
 DEFAULTS: Place = ("training", "pipeline", "defaults")
@@ -211,11 +211,16 @@ def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
             document.report(where, f"unknown key {dotted(where)}{nearest(name, names)}")
         named = {name: entry for name, entry in value.items() if name in names}
         return {str(n): _read(document, (*place, n), inner[1], entry) for n, entry in named.items()}
-    sections, values = {}, {}
+    sections, values, idle = {}, {}, {}
     for key, entry in value.items():
         where = (*place, key)
         if key not in kind.model_fields:
-            document.report(where, _unknown_key(where, kind))
+            instead = _instead(kind, key)
+            if not instead:
+                document.report(where, _unknown_key(where, kind))
+            elif entry is not None and (key, entry) not in HAPPENS_ANYWAY:
+                # One message for what one edit mends: leaving keys out, or writing another.
+                idle.setdefault(instead.startswith("write ") and instead, {})[where] = instead
             continue
         of_key = bare_type(kind.model_fields[key].annotation)
         last = (get_args(of_key) or (of_key,))[-1]
@@ -223,6 +228,12 @@ def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
             sections[key] = _read(document, where, of_key, entry)
         else:
             values[key] = entry
+    for remedy, keys in idle.items():
+        text = remedy or f"leave out; {'; '.join(dict.fromkeys(keys.values()))}"
+        first, *others = keys
+        names = ", ".join([dotted(first), *(other[-1] for other in others)])
+        verb = "mean" if others else "means"
+        document.report(first, f"{names} {verb} nothing here: {text}")
     for key, about in kind.model_fields.items():
         if about.is_required() and key not in value:
             document.report(place, f"{dotted((*place, key))} is missing")
@@ -232,16 +243,30 @@ def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
         for name, text in error.problems:
             if name:  # else a section that is missing, as it is read apart
                 text = text.replace("Input should be a valid", f"{values[name]!r:.80} is no")
-                document.report((*place, name), f"{dotted((*place, name))}: {text}")
+                # In the line of a list's first entry that the message quotes.
+                quoted, whole = text.split(": write")[0], values[name]
+                entries = enumerate(whole if isinstance(whole, list) else [])
+                wrong = [i for i, entry in entries if repr(entry) in quoted]
+                document.report((*place, name, *wrong[:1]), f"{dotted((*place, name))}: {text}")
         values = {key: entry for key, entry in values.items() if key not in dict(error.problems)}
     return values | sections
 
 
+def _instead(cls: type[Section], key: str) -> str | None:
+    """What to write instead of a key that means nothing in a section; None of others."""
+    return next((text for c in cls.__mro__ if (text := REPLACED.get(c, {}).get(key))), None)
+
+
 def _unknown_key(place: Place, cls: type[Section]) -> str:
-    for base in cls.__mro__:
-        if instead := REPLACED.get(base, {}).get(place[-1]):
-            return f"{dotted(place)} means nothing here: {instead}"
-    return f"unknown key {dotted(place)}{nearest(place[-1], cls.model_fields)}"
+    key, hint = place[-1], nearest(place[-1], cls.model_fields)
+    if "did you mean" not in hint:
+        sections = {name: bare_type(f.annotation) for name, f in PipelineFile.model_fields.items()}
+        for name, section in sections.items():
+            if key in section.model_fields or _instead(section, key):
+                return f"unknown key {dotted(place)}: it belongs below {name}, indented"
+        if key in FLAGS:
+            hint = f": write {INSTEAD.get(key, f'options: {{{key}: ...}}, of a step')}"
+    return f"unknown key {dotted(place)}{hint}"
 
 
 def _merge_steps(content: PipelineFile, flags: Mapping[str, Any]) -> list[Step]:

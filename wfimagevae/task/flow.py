@@ -71,6 +71,8 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
         validator = FlowValidator(options, objective, generator, held_out, process, folder)
     # What the training is about to do, in a few lines.
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
+    if not network.is_conditional:
+        classes += ", no text: --cfg_dropout_prob has no effect"
     if space.text is not None:
         kind, source, length = (space.text.facts[name] for name in ("kind", "source", "length"))
         classes += f"; text by {kind}" + (f":{source}" if source else "") + f", length {length}"

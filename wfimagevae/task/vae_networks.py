@@ -24,16 +24,18 @@ def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
     config, pretrained = options.network_config, options.pretrained_model_name_or_path
     if config and not Path(config).is_file():
         raise ValueError(f"--model_config {config}: no such file")
+    overrides = {"spade": True} if options.train_spade else {}
     if pretrained:
         vae = model_class.from_pretrained(
             pretrained,
             model_config=config,
             ignore_mismatched_sizes=options.ignore_mismatched_sizes,
+            overrides=overrides,
         )
     elif config:
-        vae = model_class.from_config(config)
+        vae = model_class.from_config(config, **overrides)
     else:
-        vae = model_class()
+        vae = model_class(**overrides)
     if options.resolution % vae.spatial_factor:
         raise ValueError(
             f"--resolution {options.resolution} must be a multiple of {vae.spatial_factor}"
@@ -42,6 +44,9 @@ def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
         vae.encoder.requires_grad_(False)
     if options.freeze_decoder:
         vae.decoder.requires_grad_(False)
+    if options.train_spade is False:  # the identity, until a training changes it
+        for name, parameter in vae.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and ".spade" not in name)
     if options.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     vae.to(device, memory_format=torch.channels_last).train()

@@ -1,6 +1,6 @@
 """All options of image-VAE training. No torch here."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
@@ -12,7 +12,7 @@ from wfimagevae.dataset.options import (
 )
 from wfimagevae.engine.options import MismatchOptions, OptimizerOptions, TrainingOptions
 from wfimagevae.model.losses.options import LossConfig
-from wfimagevae.options import Count, Natural, Options, Positive, option, overrides_of
+from wfimagevae.options import BOTH_WAYS, Count, Natural, Options, Positive, option, overrides_of
 from wfimagevae.task import TASKS
 
 
@@ -31,6 +31,12 @@ class VaeModelOptions(Options):
     )
     pretrained_model_name_or_path: str | None = option(
         None, "start from these weights: a .ckpt, a folder or a hub name", "PATH", basic=True
+    )
+    train_spade: Annotated[bool | None, BOTH_WAYS] = option(
+        None,
+        "modulate the decoder by the latent (SPADE), also where weights and configuration do not, "
+        "and train that; --no_train_spade: leave what there is of it as it is (default: train it "
+        "where the configuration has it)",
     )
     freeze_encoder: bool = option(False, "train the decoder only")
     freeze_decoder: bool = option(

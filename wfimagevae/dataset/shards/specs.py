@@ -6,13 +6,15 @@ import re
 from pathlib import Path
 
 from wfimagevae.dataset.images.index import EXTENSIONS
+from wfimagevae.files import check_scheme
 from wfimagevae.yaml_files import stands_in_file
 
 _URL = re.compile(r"^(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
 
 
 def is_remote(spec: str) -> bool:
-    """Whether a shard is a URL or a pipe rather than a file."""
+    """Whether a shard is a URL or a pipe rather than a file; ValueError for unknown schemes."""
+    check_scheme(spec)
     return bool(_URL.match(spec)) and not spec.startswith("file:")
 
 
