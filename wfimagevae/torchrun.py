@@ -3,7 +3,9 @@
 Where a process fails, torchrun shows its own traceback behind that process's message.
 """
 
+import gc
 import logging
+import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -12,6 +14,7 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means the trainings
     try:
         main()
     except ChildFailedError as error:
@@ -19,3 +22,5 @@ if __name__ == "__main__":
         sys.exit(code if code > 0 else 128 - code)
     except SignalException as error:  # what it ran has heard of it too
         sys.exit(128 + error.sigval)
+    finally:
+        gc.freeze()  # see `run_cli`

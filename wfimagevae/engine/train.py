@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,12 +76,13 @@ def run_training(
         with run.interrupt:
             compiled, kernels = ", compiled" * options.compile, f"; {kernels}" if kernels else ""
             log.info(
-                "effective batch %d = %d x %d micro-batches x %d processes; %d steps\n%s\n%s",
+                "effective batch %d = %d x %d micro-batches x %d processes; %d steps",
                 *(run.samples_a_step, options.batch_size, options.grad_accum_steps),
                 *(process.size, run.max_steps),
-                f"device {process.device}, precision {options.mix_precision}{compiled}{kernels}",
-                library_versions(),
             )
+            where = f"device {process.device}, precision {options.mix_precision}"
+            log.info("%s%s%s", where, compiled, kernels)
+            log.info("%s; kill -USR1 %d saves and draws now", library_versions(), os.getpid())
             seed_everything(options.seed, process.rank)
             start(run, resume)
             with logging_redirect_tqdm():
