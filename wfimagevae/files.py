@@ -255,13 +255,14 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
     import torch
 
     is_zip = zipfile.is_zipfile(path)
+    mmap = mmap and is_zip and os.fspath(path).isprintable()  # torch maps no name that is no text
     # One process of a machine verifies for all.
     if is_zip and os.environ.get("LOCAL_RANK", "0") == "0":
         damage = _zip_damage(os.path.abspath(path), file_version(path))
         if damage:
             raise ValueError(f"{path} is damaged: {damage}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap and is_zip)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except Exception as error:  # unpickling a damaged file raises almost anything
         if isinstance(error, OSError) and error.filename:
             raise

@@ -23,7 +23,7 @@ from wfimagevae.dataset.latents.record import RECORD_NAME, RECORD_VERSION, shard
 from wfimagevae.dataset.latents.shard_file import LatentShard
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum, barrier, broadcast_object
-from wfimagevae.files import read_json, sole_writer, write_atomically, write_json
+from wfimagevae.files import read_json, sole_writer, write_atomically, write_json, write_text
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.options import CacheOptions
 from wfimagevae.model.text import TextEncoder
@@ -203,11 +203,9 @@ class LatentCache:
             "unreadable": len(unreadable),
             "sums": sums.tolist(),
         }
-        lines = "".join(
-            json.dumps(self.images.text(i), ensure_ascii=False) + "\n" for i in indices
-        ).encode("utf-8", "backslashreplace")
+        lines = [json.dumps(self.images.text(i), ensure_ascii=False) + "\n" for i in indices]
         # The tensors come last: where they are, the shard is done.
-        write_atomically(texts_path(self.folder, number), lambda file: file.write(lines))
+        write_text(texts_path(self.folder, number), "".join(lines))
         content = save(tensors, {"latents": json.dumps(facts)})
         write_atomically(shard_path(self.folder, number), lambda file: file.write(content))
         return unreadable

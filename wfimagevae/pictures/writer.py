@@ -54,7 +54,7 @@ def check_extension(path: str | Path) -> str:
 
 def _save_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def save_image(path: str | Path, pixels: Tensor) -> None:

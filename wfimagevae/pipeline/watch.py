@@ -1,6 +1,7 @@
 """What a person sees of a step: console lines, metrics, plots, a summary, samples."""
 
 import hashlib
+import os
 import math
 import re
 import time
@@ -304,7 +305,7 @@ class SampleDrawer:
                         words = words or ("prompt" if subject else "sample")
                         images = [(words, self.generator.images(sample)[0])]
                     for suffix, image in images:
-                        code = hashlib.md5(subject.encode()).hexdigest()[:8]
+                        code = hashlib.md5(os.fsencode(subject)).hexdigest()[:8]
                         path = self.folder / f"{width}x{height}" / f"{place}_{code}-{suffix}.webp"
                         if not path.exists():
                             save_image(path, to_uint8(image.float().nan_to_num(0.0)))

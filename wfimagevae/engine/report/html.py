@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from wfimagevae.engine.report.plots import plot_losses, read_losses
-from wfimagevae.files import read_json, read_json_lines
+from wfimagevae.files import read_json, read_json_lines, write_text
 
 log = logging.getLogger("wfimagevae")
 
@@ -94,7 +94,7 @@ def write_report(
         f"<title>{title}</title><style>{_STYLE}</style></head>"
         f"<body><main>{''.join(body)}</main></body></html>\n"
     )
-    output.write_text(page, encoding="utf-8")
+    write_text(output, page)
     return output
 
 

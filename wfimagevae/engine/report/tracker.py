@@ -2,12 +2,15 @@
 
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from wfimagevae.command_line import printable
 
 PROJECT = "wfimagevae"
 
@@ -36,7 +39,8 @@ class Tracker:
     def log_images(self, step: int, images: Mapping[str, str | Path]) -> None:
         """Records image files (paths, PNG or JPEG) under their names at ``step``."""
         if self.is_on:
-            self._guard(self._backend.log_images, step, {n: Path(p) for n, p in images.items()})
+            paths = {printable(name): Path(path) for name, path in images.items()}
+            self._guard(self._backend.log_images, step, paths)
 
     def close(self) -> None:
         """Sends what is pending; nothing is recorded afterwards."""
@@ -68,8 +72,11 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
         return Tracker(kind)
     if importlib.util.find_spec(kind) is None:
         raise ValueError(f"--tracker {kind} needs a package: pip install {kind}")
+    # Services take UTF-8 only, which paths need not be.
+    text = json.dumps(dict(config), ensure_ascii=False, default=str)
+    plain = json.loads(text.encode("utf-8", "replace"))
     backend = _TensorBoard if kind == "tensorboard" else _Wandb
-    return Tracker(kind, lambda: backend(kind, Path(run_dir), name, dict(config)))
+    return Tracker(kind, lambda: backend(kind, Path(run_dir), printable(name), plain))
 
 
 class _Wandb:
