@@ -1,8 +1,8 @@
 """What a person sees of a step: console lines, metrics, plots, a summary, samples."""
 
 import hashlib
-import os
 import math
+import os
 import re
 import time
 from collections.abc import Iterator
