@@ -46,6 +46,6 @@ def test_a_day_of_training_is_hours(load, monkeypatch):
     pipeline = load(PLAIN)
     monkeypatch.setattr("time.perf_counter", lambda: 25 * 3600 + 61.9)
     watcher = StepWatcher(pipeline, pipeline.steps[0], options_of(pipeline), None, started=0.0)
-    watcher.run = SimpleNamespace(epoch_steps=1, max_steps=2, samples_a_step=1)
+    watcher.run = SimpleNamespace(step_offset=0, epoch_steps=1, max_steps=2, samples_a_step=1)
     line = "[25:01:01] Step vae (1/1) | Epoch 1/2 | Batch 1/1 | KL 8 | 2s/batch"
     assert watcher.line(1, {"train/kl_loss": 8, "img_per_s": 0.5}) == line

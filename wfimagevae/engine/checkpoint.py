@@ -1,10 +1,12 @@
 """Checkpoints: all state in one file that is either whole or not there."""
 
+import contextlib
 import itertools
+import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,8 @@ import torch
 
 from wfimagevae.engine.sharding import whole_state
 from wfimagevae.files import read_torch_file, write_atomically
+
+log = logging.getLogger("wfimagevae")
 
 _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
@@ -44,22 +48,74 @@ def restore(parts: Mapping[str, Stateful], content: dict) -> None:
     for name, part in parts.items():
         node = content
         for key in name.split("."):
-            if key not in node:
+            if not isinstance(node, dict) or key not in node:
                 raise ValueError(f"the checkpoint has no {name!r}")
             node = node[key]
-        try:
+        with fitting(f"{name!r} of the checkpoint"):
+            check_types(node, part.state_dict(), name)
             part.load_state_dict(node)
-        except RuntimeError as error:  # torch's word for missing keys and wrong shapes
-            raise ValueError(f"{name!r} of the checkpoint does not fit: {error}") from None
 
 
-def read_checkpoint(path: Path) -> dict:
+@contextlib.contextmanager
+def fitting(what: str) -> Iterator[None]:
+    """What loading a state raises that is of another network or kind, as a ValueError."""
+    try:
+        yield
+    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+        kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
+        raise ValueError(f"{what} does not fit: {kind}{error}") from None
+
+
+def check_types(found: Any, own: Any, name: str) -> None:
+    """Raises TypeError where a saved state has another type than one's own has there."""
+    if isinstance(own, dict) and isinstance(found, dict):
+        for key in own.keys() & found.keys():
+            check_types(found[key], own[key], f"{name}.{key}")
+        return
+    for kind in (dict, torch.Tensor, str, int | float, list | tuple):
+        if isinstance(own, kind) and not isinstance(found, kind):
+            raise TypeError(f"{name} is a {type(found).__name__}, not a {type(own).__name__}")
+    if isinstance(own, list | tuple):
+        for i, (value, mine) in enumerate(zip(found, own, strict=False)):
+            check_types(value, mine, f"{name}.{i}")
+
+
+def read_checkpoint(path: Path, mmap: bool = False) -> dict:
     """The content of a checkpoint file, on the CPU; ValueError if it is not a whole one."""
-    # Not memory-mapped: a run goes on for days with what it read, whatever becomes of the file.
-    content = read_torch_file(path, mmap=False)
-    if "state_dict" not in content:
+    # As a rule not memory-mapped: a run goes on for days with what it read, whatever becomes of
+    # the file.
+    content = read_torch_file(path, mmap)
+    if not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no 'state_dict'")
     return content
+
+
+def whole_checkpoint(path: Path, may_go_back: bool = True) -> Path:
+    """``path`` if it is whole, else the newest checkpoint beside it that is, told loudly.
+
+    Raises:
+        ValueError: none is whole, or it must be ``path``; the newest whole ones are named.
+    """
+    problems, whole = [], []
+    beside = [other for other in list_checkpoints(path.parent)[::-1] if other != path]
+    for candidate in (path, *beside):
+        try:
+            read_checkpoint(candidate, mmap=True)
+        except (ValueError, OSError) as error:
+            problems.append(error)
+            continue
+        if candidate == path:
+            return path
+        whole.append(candidate)
+        if may_go_back or len(whole) == 3:
+            break
+    if not (whole and may_go_back):
+        names = ", ".join(map(str, whole)) or "none"
+        raise ValueError(f"{problems[0]}; whole checkpoints beside it: {names}")
+    for problem in problems:
+        log.error("%s", problem)
+    log.error("training goes back to the newest checkpoint that is whole: %s", whole[0])
+    return whole[0]
 
 
 def write_checkpoint(path: Path, content: dict) -> None:
@@ -80,10 +136,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("*.ckpt") if _NAME.fullmatch(p.name)), key=step_of)
 
 
-def set_aside(path: Path) -> Path:
-    """Renames a file to the first free ``<name>.superseded-<n>``, and returns that."""
+def set_aside(path: Path, keep: bool = False) -> Path:
+    """Renames (or copies) a file to the first free ``<name>.superseded-<n>``, and returns that."""
     names = (path.with_name(f"{path.name}.superseded-{n}") for n in itertools.count(1))
-    return path.rename(next(name for name in names if not name.exists()))
+    target = next(name for name in names if not name.exists())
+    return shutil.copyfile(path, target) if keep else path.rename(target)
 
 
 def prune_checkpoints(folder: Path, keep_last: int) -> None:

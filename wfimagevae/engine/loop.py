@@ -63,6 +63,10 @@ class Task:
         """Whose update it is at ``step``, in order."""
         return self.players
 
+    def updates(self, steps: int) -> Sequence[int]:
+        """How many updates each player makes in so many steps."""
+        return [steps] * len(self.players)
+
     def validate(self, step: int) -> tuple[dict[str, float], float, dict]:
         """Figures, one score of which the highest is the best, and pictures. Collective."""
         raise NotImplementedError

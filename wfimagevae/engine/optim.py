@@ -129,6 +129,10 @@ class OptimizerState:
                 f"optimizer state is of {sizes} parameters, this run trains {own_sizes}: freeze "
                 f"the same parts as before, or {_START_ANEW}"
             )
+        for group in state["param_groups"]:
+            names = [set(state["state"][i]) for i in group["params"] if i in state["state"]]
+            if any(each != names[0] for each in names):
+                raise ValueError(f"some moments of the optimizer are missing; {_START_ANEW}")
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         moments = {
             index: {name: _fitted(value, parameters[index], name) for name, value in entry.items()}
@@ -138,11 +142,12 @@ class OptimizerState:
 
 
 def _fitted(moment: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
-    if not torch.is_tensor(moment) or moment.dim() == 0:  # the step count
+    shape = getattr(moment, "shape", ())
+    if name == "step" and shape == () and moment is not None:
         return moment
-    if moment.shape != parameter.shape:
+    if shape != parameter.shape:
         raise ValueError(
             f"optimizer state does not fit the network: {name} has shape "
-            f"{tuple(moment.shape)}, its parameter {tuple(parameter.shape)}; {_START_ANEW}"
+            f"{tuple(shape)}, its parameter {tuple(parameter.shape)}; {_START_ANEW}"
         )
     return torch.empty_like(parameter).copy_(placed_like(moment, parameter)).detach()

@@ -43,7 +43,10 @@ class RunOptions(Options):
     exp_name: str = option("wfvae2-image", "name of the run", "NAME", basic=True)
     seed: Integer = option(1234, "of all randomness", "N", basic=True)
     epochs: Count = option(
-        10, "passes over the data, where --max_steps is not given", "N", basic=True
+        10,
+        "passes over the data, where --max_steps is not given, whatever the batch size on resuming",
+        "N",
+        basic=True,
     )
     max_steps: Count | None = option(
         None, "iterations of the training loop; wins over --epochs", "N", basic=True
@@ -165,8 +168,8 @@ class CheckpointOptions(Options):
     keep_last: Natural = option(0, "checkpoints to keep besides the best; 0 keeps all", "K")
     resume_from_checkpoint: str | None = option(
         None,
-        "a checkpoint, a run's folder, or 'auto': the newest of this --exp_name, or a fresh start "
-        "where there is none",
+        "a checkpoint, a run's folder, or 'auto': the newest whole one of this --exp_name, or a "
+        "fresh start where there is none",
         "PATH",
         basic=True,
     )

@@ -71,6 +71,8 @@ class Player:
         self.device = self.parameters[0].device
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.num_updates, self.flops_per_sample = 0, 0.0
+        # Where its schedules stand, and how far an update takes them: `plan_rest`.
+        self.clock, self.pace = 0.0, 1.0
         self.skipped = torch.zeros(2, device=self.device)  # in all, in a row
         self.module = data_parallel(objective, options.find_unused_parameters)
 
@@ -95,7 +97,7 @@ class Player:
             logs.append(entry)
         groups = zip(self.optimizer.param_groups, self.peak_lrs, self.schedules, strict=True)
         for group, peak, schedule in groups:
-            group["lr"] = peak * schedule(self.num_updates)
+            group["lr"] = peak * schedule(self.clock)
         # Clip by the norm of all gradients, and step unless it is not finite.
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
@@ -117,6 +119,7 @@ class Player:
         if self.ema is not None:
             self.ema.update()
         self.num_updates += 1
+        self.clock += self.pace
         means = {key: torch.stack([e[key].float() for e in logs]).mean(0) for key in logs[0]}
         return means | {f"grad_norm/{self.name}": norm}
 
@@ -125,6 +128,12 @@ class Player:
         # While a gradient scaler still halves its scale, skips are its way to find one.
         warming_up = self.scaler.is_enabled() and self.num_updates < 100
         self.skipped[1].mul_(bad).add_(0 if warming_up else bad)
+
+    def plan_rest(self, left: int, pace: float) -> None:
+        """Lets schedules end after ``left`` more updates, each of which takes them ``pace`` on."""
+        self.pace = pace
+        for schedule in self.schedules:
+            schedule.total_updates = self.clock + left * pace
 
     def observe(self, score: float) -> None:
         for schedule in dict.fromkeys(self.schedules):
@@ -145,12 +154,13 @@ class Player:
             "ema_updates": self.ema.num_updates if self.ema else 0,
             "schedule": first.state_dict(),
             "other_schedules": [schedule.state_dict() for schedule in others],
-        }
+        } | ({} if self.clock == self.num_updates else {"clock": self.clock})
 
     def load_state_dict(self, state: dict) -> None:
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.num_updates = state["num_updates"]
+        self.clock = state.get("clock", self.num_updates)
         self.skipped.copy_(state["skipped"])
         if self.ema is not None:
             self.ema.num_updates = state["ema_updates"]

@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 
 from wfimagevae.engine.checkpoint import (
+    check_types,
+    fitting,
     list_checkpoints,
     read_checkpoint,
     restore,
@@ -14,13 +16,17 @@ from wfimagevae.engine.checkpoint import (
     step_of,
 )
 from wfimagevae.engine.distributed import broadcast_object
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import LoggingOptions, TrainingOptions
 from wfimagevae.engine.run import Run
-from wfimagevae.files import read_torch_file, write_text
+from wfimagevae.engine.schedules import run_length
+from wfimagevae.files import read_json, read_torch_file, write_text
 
 log = logging.getLogger("wfimagevae")
 
 _AVERAGES = ("ema_state_dict", "other_ema_state_dicts")
+_QUIET = {*LoggingOptions.model_fields, "config", "resume_from_checkpoint"}
+_RECORDS = ("metrics.jsonl", "validation.jsonl", "val_patch_scores/summary.csv")
+_PICTURE = re.compile(r"step-(\d+)(-.*\.png)?")
 _SUFFIX = r"-lr\d\.\d\de[+-]\d+-bs\d+-ga\d+-rs\d+"
 
 
@@ -69,26 +75,110 @@ def find_run(options: TrainingOptions) -> tuple[Path, Path | None]:
 
 def start(run: Run, path: Path | None) -> None:
     """Puts a run where it goes on; from then on the folder is this run's. Collective."""
+    before, current = {}, run.folder / "options.json"
     if path:
-        _resume(run, path)
+        before = broadcast_object(_earlier_options(path) if run.world.is_main else None)
+        with fitting(f"{path} of a run of this kind"):
+            _resume(run, path, before)
     elif run.options.weights_from:
         _take_weights(run)
     best = run.folder / run.task.best_name
     if run.world.is_main:
-        # What was saved after the step to go on from, the best one too, is no longer the newest.
-        later = [p for p in list_checkpoints(run.folder) if step_of(p) > run.step]
-        if later and best.exists() and read_checkpoint(best).get("current_step", 0) > run.step:
-            later.append(best)
-        for place in map(set_aside, later):
-            log.warning("goes back to step %d: %s is set aside", run.step, place)
-        text = json.dumps(run.options.values(), indent=2, sort_keys=True)
-        write_text(run.folder / "options.json", text)
+        _set_later_aside(run, best)
+        changes = _changes(before, run.options.values())
+        for change in changes:
+            log.warning("changed at step %d: %s", run.step, change)
+        if changes and path.parent == run.folder:
+            earlier = run.folder / f"options-{run.step}.json"
+            if earlier.exists():
+                set_aside(earlier)
+            current.rename(earlier)
+        write_text(current, json.dumps(run.options.values(), indent=2, sort_keys=True))
     # The best may have been set aside, and a score that no file has is no bar for later ones.
     if not broadcast_object(best.exists()):
         run.best_score = -math.inf
 
 
-def _resume(run: Run, path: Path) -> None:
+def _earlier_options(path: Path) -> dict:
+    """The options of the run that wrote a checkpoint, as far as they are known."""
+    file = path.with_name("options.json")
+    try:
+        return read_json(file) if file.exists() else {}
+    except ValueError as error:
+        log.warning("what changed since is not known: %s", error)
+        return {}
+
+
+def _changes(before: dict, now: dict) -> list[str]:
+    """``--flag old -> new`` of what is said otherwise and is not about logging."""
+    names = sorted(before.keys() & now.keys() - _QUIET)
+    return [f"--{n} {before[n]} -> {now[n]}" for n in names if before[n] != now[n]]
+
+
+def _set_later_aside(run: Run, best: Path) -> None:
+    """What was saved after the step to go on from, the best one too, is no longer the newest."""
+    step = run.step
+    later = [path for path in list_checkpoints(run.folder) if step_of(path) > step]
+    if not later:
+        return
+    try:
+        is_later = read_checkpoint(best, mmap=True).get("current_step", 0) > step
+    except (ValueError, OSError):  # damaged, as the one may be from which it goes back; or none
+        is_later = best.exists()
+    for place in map(set_aside, later + [best] * is_later):
+        log.warning("goes back to step %d: %s is set aside", step, place)
+    # Pictures of these steps, and records up to them.
+    pictures = [(p, _PICTURE.fullmatch(p.name)) for p in run.folder.glob("val_*/**/step-*")]
+    moved = [set_aside(path) for path, match in pictures if match and int(match[1]) > step]
+    records = [run.folder / name for name in _RECORDS]
+    records += [run.reporter.csv_path] if run.reporter.csv_path else []
+    moved += [set_aside(path, keep=True) for path in records if path.exists()]
+    log.warning("and so are %d pictures, folders of them and records", len(moved))
+
+
+def _plan_rest(run: Run, content: dict, before: dict) -> None:
+    """Length and schedules of the rest of a run, whose updates may be of another size now."""
+    step, size, options = run.step, run.samples_a_step, run.options
+    position = run.task.loader.state_dict()["position"] or step * size
+    unit = content.get("schedule_unit", position / step if step else size)
+    length = len(run.task.loader.dataset), run.world.size, step, position
+    run.max_steps, run.epoch_steps = run_length(options, *length)
+    counts_steps = options.max_steps or run.epoch_steps == options.max_steps_per_epoch
+    previous, processes = unit, len(content.get("rng_state", ()))
+    if processes and {"batch_size", "grad_accum_steps"} <= before.keys():
+        previous = before["batch_size"] * before["grad_accum_steps"] * processes
+    is_same_plan = options.max_steps == before.get("max_steps")
+    run.unit = float(size) if counts_steps and is_same_plan else unit
+    run.step_offset = position / size - step
+    if run.finished:
+        return
+    # Learning rates go on from where they were, unless the length is another.
+    left = zip(run.task.players, *map(run.task.updates, (run.max_steps, step)), strict=True)
+    for player, total, done in left:
+        player.plan_rest(total - done, size / run.unit)
+    player = run.task.players[0]
+    if player.clock:
+        last = content["optimizer_state"]["gen_optimizer"]["param_groups"][0]["lr"]
+        rate = player.peak_lrs[0] * player.schedules[0](player.clock - previous / unit)
+        if abs(rate - last) > 0.01 * player.peak_lrs[0]:
+            text = "the learning rate goes from %.4g to %.4g, by a %s schedule to step %d"
+            log.info(text, last, rate, options.lr_schedule, run.max_steps)
+    if size == previous:
+        return
+    now = f"an update takes {size} samples, {previous:g} before"
+    if not counts_steps:
+        text = "%s: --epochs %d end at step %d, and schedules go on as planned"
+        log.info(text, now, options.epochs, run.max_steps)
+    elif is_same_plan:
+        rest = run.max_steps - step
+        keeping = step + math.ceil(rest * previous / size)
+        log.info(
+            "%s: step %d comes after %.0f samples in place of %.0f; --max_steps %d keeps the plan",
+            *(now, run.max_steps, position + rest * size, position + rest * previous, keeping),
+        )
+
+
+def _resume(run: Run, path: Path, before: dict) -> None:
     """Restores the run, but parts that start anew; averages that there are not start from now."""
     content, parts = read_checkpoint(path), run.parts
     fresh = run.task.fresh_parts
@@ -103,7 +193,9 @@ def _resume(run: Run, path: Path) -> None:
         fresh += ("optimizer", "player", "sampler", "task", "generator")
     fresh += _AVERAGES
     restore({n: part for n, part in parts.items() if not n.startswith(fresh)}, content)
+    check_types(content, run.facts(), "the checkpoint")
     run.restore(content, path)
+    _plan_rest(run, content, before)
     if not _take_averages(run, content):
         log.warning("%s holds no average of the weights: it starts from the raw weights", path)
     # Averages of the checkpoint that this run does not go on with.
@@ -127,7 +219,7 @@ def _take_averages(run: Run, content: dict) -> bool:
     names = [name for name in _AVERAGES if name in run.parts]
     for name in names:
         if content.get(name):
-            run.parts[name].load_state_dict(content[name])
+            restore({name: run.parts[name]}, content)
         else:
             run.parts[name].restart()
     return all(content.get(name) for name in names)

@@ -1,7 +1,6 @@
 """A training run: where it stands, and what happens between its steps."""
 
 import logging
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +20,7 @@ from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.metrics import Means
 from wfimagevae.engine.report.progress import Reporter
 from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.engine.schedules import run_length
 from wfimagevae.engine.seeding import RandomState
 
 if TYPE_CHECKING:
@@ -55,13 +55,6 @@ class Diverged(ValueError):
     """Update after update was not finite."""
 
 
-def run_length(options: TrainingOptions, num_samples: int, num_processes: int) -> tuple[int, float]:
-    """The step at which a run ends, and the steps that make an epoch, not always whole."""
-    samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
-    epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
-    return options.max_steps or math.ceil(options.epochs * epoch_steps), epoch_steps
-
-
 class Run:
     """Where a training run stands, and what happens between its steps.
 
@@ -86,6 +79,9 @@ class Run:
         self.reporter = Reporter(options, folder, world, tracker, task.headline, line, task.samples)
         self.early_stop = EarlyStop(options)
         self.step = 0
+        # Samples of an update as schedules count them, and what steps of another size were worth
+        # besides their number.
+        self.unit, self.step_offset = float(self.samples_a_step), 0.0
         self.best_score = float("-inf")
         self.stopping = self.saved_as_finished = False
         self.saved_step: int | None = None
@@ -326,18 +322,11 @@ class Run:
         target = best_path if only_best else path
         is_good = not any(player.skipped[1] for player in self.task.players)
         last_good = (self.step, target) if is_good else self.last_good
-        facts = self.task.facts() | {
-            "current_step": self.step,
-            "last_good": last_good and last_good[0],
-            "finished": self.finished,
-            "early_stop": self.early_stop.state_dict(),
-            "best_score": self.best_score,
-            "validation_owed": self.validation_owed,
-            "rng_state": gather_objects(self.random.state_dict()),
-            "means": gather_objects(self.means.state_dict()),
-        }
+        facts = self.task.facts() | self.facts() | {"last_good": last_good and last_good[0]}
         facts |= {"samples_owed": True} if self.samples_owed else {}
         content = collect(self.parts, keep=self.world.is_main, **facts)
+        if content["sampler_state"]["position"] != self.unit * self.step:  # updates of two sizes
+            content["schedule_unit"] = self.unit
         is_first = self.saved_step != self.step
         if not only_best:
             self.interrupt.saved()
@@ -360,6 +349,19 @@ class Run:
             prune_checkpoints(self.folder, self.options.keep_last)
         if is_first and not only_best and self.watcher:
             self.watcher.saved(self.step)
+
+    def facts(self) -> dict:
+        """Where it stands, as checkpoints hold it. Collective."""
+        return {
+            "current_step": self.step,
+            "last_good": None,
+            "finished": self.finished,
+            "early_stop": self.early_stop.state_dict(),
+            "best_score": self.best_score,
+            "validation_owed": self.validation_owed,
+            "rng_state": gather_objects(self.random.state_dict()),
+            "means": gather_objects(self.means.state_dict()),
+        }
 
     def restore(self, content: dict, path: Path) -> None:
         """Takes up what `save` wrote of the run itself to the checkpoint ``path``."""

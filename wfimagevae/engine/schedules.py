@@ -1,8 +1,28 @@
-"""Learning-rate schedules: linear warm-up, then a decay. No torch here."""
+"""How long a run is, and its learning rates: warm-up, then a decay. No torch here."""
 
 import math
 
-from wfimagevae.engine.options import OptimizerOptions
+from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
+
+
+def run_length(
+    options: TrainingOptions,
+    num_samples: int,
+    num_processes: int,
+    step: int = 0,
+    position: float = 0,
+) -> tuple[int, float]:
+    """The step at which a run ends, and the steps that make an epoch, not always whole.
+
+    ``--epochs`` counts samples, of which ``step`` steps have seen ``position``; but epochs of
+    ``--max_steps_per_epoch``, as ``--max_steps``, count steps.
+    """
+    samples_a_step = options.batch_size * options.grad_accum_steps * num_processes
+    epoch_steps = min(num_samples / samples_a_step, options.max_steps_per_epoch or math.inf)
+    done = step if epoch_steps == options.max_steps_per_epoch else position / samples_a_step
+    # Exact where all steps were of this size: a sum of whole numbers stays outside of ceil.
+    length = step + math.ceil(options.epochs * epoch_steps - done)
+    return options.max_steps or length, epoch_steps
 
 
 class LrSchedule:

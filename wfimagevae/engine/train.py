@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from wfimagevae.engine.checkpoint import list_checkpoints
+from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
 from wfimagevae.engine.device import enable_fast_kernels, library_versions
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.loop import Task, fit
@@ -58,7 +58,10 @@ def run_training(
             stack.enter_context(_made(folder))
         stack.enter_context(sole_writer(folder, process.is_main))
         if process.is_main:
+            is_exact = how and Path(options.resume_from_checkpoint or "").is_file()
+            resume = resume and whole_checkpoint(resume, may_go_back=not is_exact)
             check_csv_log(csv_log_path(options, folder))
+        resume = broadcast_object(resume)
         # Networks, data and players; the tracker comes last, as it may start processes.
         task = assemble(options, process, folder)
         stack.callback(task.loader.close)
@@ -74,6 +77,8 @@ def run_training(
             )
         run = Run(options, process, folder, task, tracker, watcher)
         with run.interrupt:
+            seed_everything(options.seed, process.rank)
+            start(run, resume)
             compiled, kernels = ", compiled" * options.compile, f"; {kernels}" if kernels else ""
             log.info(
                 "effective batch %d = %d x %d micro-batches x %d processes; %d steps",
@@ -83,8 +88,6 @@ def run_training(
             where = f"device {process.device}, precision {options.mix_precision}"
             log.info("%s%s%s", where, compiled, kernels)
             log.info("%s; kill -USR1 %d saves and draws now", library_versions(), os.getpid())
-            seed_everything(options.seed, process.rank)
-            start(run, resume)
             with logging_redirect_tqdm():
                 fit(run)
             run.reporter.summary()
@@ -104,7 +107,8 @@ def _made(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        if new and not (list_checkpoints(folder) or (folder / "metrics.jsonl").exists()):
+        kept = (".lock", "metrics.jsonl")  # another process has it; something was trained
+        if new and not (list_checkpoints(folder) or any((folder / n).exists() for n in kept)):
             shutil.rmtree(folder)
             for place in new[1:]:
                 with contextlib.suppress(OSError):  # another run is in it by now

@@ -8,8 +8,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from wfimagevae.engine.checkpoint import list_checkpoints
-from wfimagevae.files import read_torch_file
+from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
+from wfimagevae.files import read_json, read_torch_file
 from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
@@ -93,16 +93,17 @@ def read_state(folder: Path) -> StepState:
     """Where the step of a folder stands.
 
     Raises:
-        ValueError: its newest checkpoint cannot be read.
+        ValueError: none of its checkpoints can be read.
     """
     saved = list_checkpoints(folder)
     if not saved:
         return StepState(folder)
+    newest = whole_checkpoint(saved[-1])
     files = [folder / name for name in ("options.json", NETWORK_FILE)]
-    read = [json.loads(f.read_text(encoding="utf-8")) if f.exists() else None for f in files]
-    content = read_torch_file(saved[-1])
+    read = [read_json(file) if file.exists() else None for file in files]
+    content = read_torch_file(newest)
     owes = content.get("validation_owed") or content.get("samples_owed")
-    return StepState(folder, saved[-1], bool(content.get("finished") and not owes), *read)
+    return StepState(folder, newest, bool(content.get("finished") and not owes), *read)
 
 
 def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:

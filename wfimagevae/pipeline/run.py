@@ -83,8 +83,6 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     vae = vae_facts(content.model)
     options = step_options(pipeline, vae, step)
     log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
-    if changed := state.changed_options(options):
-        log.warning("%s goes on with other options: %s", title, "; ".join(changed))
     if here.is_main:  # beside its checkpoints, the configuration of what it trains
         write_json(folder / NETWORK_FILE, network_config(pipeline, vae, step))
     if step.task == "flow":

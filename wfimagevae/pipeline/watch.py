@@ -162,7 +162,9 @@ class StepWatcher:
         if "train/kl_weight" in values:
             metrics["kl_weight"] = values["train/kl_weight"]
         speed = values.get("img_per_s", 0.0)
-        where = position(step, self.run.epoch_steps, self.run.max_steps, self.num_epochs)
+        before = round(self.run.step_offset)
+        steps = step + before, self.run.epoch_steps, self.run.max_steps + before
+        where = position(*steps, self.num_epochs)
         return where, metrics, self.run.samples_a_step / speed if speed else 0.0
 
     def draws(self, step: int) -> bool:

@@ -15,7 +15,8 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.player import Player, PlayerPart
-from wfimagevae.engine.run import Watcher, run_length
+from wfimagevae.engine.run import Watcher
+from wfimagevae.engine.schedules import run_length
 from wfimagevae.engine.sharding import shard
 from wfimagevae.engine.train import run_training
 from wfimagevae.generate.generator import FlowGenerator

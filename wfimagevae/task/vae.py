@@ -17,7 +17,8 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.run import Watcher, run_length
+from wfimagevae.engine.run import Watcher
+from wfimagevae.engine.schedules import run_length
 from wfimagevae.engine.train import run_training
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
@@ -105,7 +106,7 @@ class VaeTask(Task):
         validator: VaeValidator | None = None,
     ):
         super().__init__(players, vae, loader, validator)
-        self.loss = loss
+        self.options, self.loss = options, loss
         self.weights = {"generator": "state_dict.gen_model"}
         if options.disc_weight > 0:
             self.weights["discriminator"] = "state_dict.disc_model"
@@ -125,6 +126,9 @@ class VaeTask(Task):
         if not self.alternates:
             return self.players
         return self.players[step % 2 :][:1]
+
+    def updates(self, steps: int) -> Sequence[int]:
+        return count_updates(self.options, steps)[: len(self.players)]
 
     def validate(self, step: int) -> tuple[dict[str, float], float, dict[str, Path]]:
         """Figures over the held-out images, the PSNR of the weights that are used later, pictures.
@@ -175,7 +179,8 @@ class VaeTask(Task):
         return {"smooth_rec": self._smooth_rec, "rec_at_start": self._rec_at_start}
 
     def load_state_dict(self, state: dict) -> None:
-        self._smooth_rec, self._rec_at_start = state["smooth_rec"], state["rec_at_start"]
+        values = (state[name] for name in ("smooth_rec", "rec_at_start"))
+        self._smooth_rec, self._rec_at_start = (v if v is None else float(v) for v in values)
 
 
 def build_players(

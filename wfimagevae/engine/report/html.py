@@ -146,7 +146,7 @@ def _patch_scores(run_dir: Path, max_pictures: int) -> str:
 
 
 def _latest_pictures(folder: Path) -> list[Path]:
-    steps = sorted(path for path in folder.glob("step-*") if path.is_dir())
+    steps = sorted(path for path in folder.glob(f"step-{'[0-9]' * 8}") if path.is_dir())
     return sorted(steps[-1].glob("*.png")) if steps else []
 
 
