@@ -127,6 +127,7 @@ def test_a_scheme_that_is_not_read_is_told_with_what_to_write(load):
 def test_flags_of_fluxflow_lead_to_ours():
     """danny-mio/fluxflow-training: fluxflow-generate --use_cfg."""
     assert nearest("use_cfg", Parser(FlowOptions).flags(), "--") == "; write --guidance_scale"
+    FlowOptions(guidance_scale=3)  # beside a file, which may have the text
 
 
 def test_spade_is_switched_on_by_a_later_step(tmp_path):

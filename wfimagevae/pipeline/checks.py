@@ -230,7 +230,7 @@ def _check_modes(pipeline: Pipeline, step: Step) -> Problems:
     def is_unclear(*keys: str) -> bool:
         """Whether one is written with a value that was refused, and what it says is unknown."""
         places = [step.origin(document, key) for key in keys]
-        return any(place != step.place and document.is_wrong(place) for place in places)
+        return any(place in document.lines and document.is_wrong(place) for place in places)
 
     flow = settings.train_diff or settings.train_diff_full
     if flow and (settings.train_vae or settings.gan_training):
@@ -360,8 +360,9 @@ def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
     for _ in range(2):
         try:
             read = options(**flags)
-            if step.task == "flow" and not pipeline.content.output.no_samples:
-                read.check_drawing()
+            if step.task == "flow":
+                no_samples = pipeline.content.output.no_samples
+                read.check_guidance(draws=not no_samples or read.eval_steps > 0)
             return read
         except ValueError as error:
             for name, text in getattr(error, "problems", [("", str(error))]):

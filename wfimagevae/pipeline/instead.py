@@ -85,48 +85,40 @@ _FLOW = (
     "model.flow.name, such as FlowDiT-B/2, or model.flow.config (hidden_size, depth, mlp_ratio) "
     "sizes the flow"
 )
-_SHARDS = "shards are counted when they are indexed"
-_TOKEN = (
-    "a secret does not belong in a file: set the environment variable HF_TOKEN, which shard URLs "
-    "of the hub are read with"
-)
-_RETRIES = "reading a URL is retried by itself; an unreadable sample is skipped and counted"
-_BALANCE = (
-    "it balances all terms by their running means, which turns the adversarial term round once it "
-    "is negative; options: {adaptive_weight: true} scales that term to the reconstruction's "
-    "gradient"
-)
-_ALL = "the step's network trains as a whole; "
-
-_MODEL = {
-    "vae_dim": _VAE,
-    "feature_maps_dim": _FLOW,
+_VAE_KEYS = ("vae_dim", "model_type", "baseline_activation", "baseline_vae_width_mult")
+_FLOW_KEYS = ("feature_maps_dim", "baseline_flow_blocks", "baseline_flow_ffn_expansion")
+_MODEL = dict.fromkeys((*_VAE_KEYS, "baseline_vae_depth_mult"), _VAE)
+_MODEL |= dict.fromkeys(_FLOW_KEYS, _FLOW)
+_MODEL |= {
     "feature_maps_dim_disc": "options: {disc_num_layers: N} sizes the discriminator",
     "text_embedding_dim": "the text encoder decides it: model.text_encoder",
     "pretrained_bert_model": "write model.text_encoder: bert:PATH_OR_NAME",
-    "model_type": _VAE,
-    "baseline_activation": _VAE,
-    "baseline_vae_width_mult": _VAE,
-    "baseline_vae_depth_mult": _VAE,
-    "baseline_flow_blocks": _FLOW,
-    "baseline_flow_ffn_expansion": _FLOW,
     "vae_config": "write model.vae.config",
     "flow_config": "write model.flow.config",
 }
 _DATA = {
     "tokenizer_name": "the text encoder brings its tokenizer: model.text_encoder",
-    "webdataset_token": _TOKEN,
-    "webdataset_size": _SHARDS,
-    "webdataset_samples_per_shard": _SHARDS,
-    "dataloader_max_retries": _RETRIES,
-    "dataloader_retry_delay": _RETRIES,
     "use_tt2m": "write use_webdataset: true and webdataset_url",
-    "tt2m_token": _TOKEN,
+    **dict.fromkeys(
+        ("webdataset_token", "tt2m_token"),
+        "a secret does not belong in a file: set the environment variable HF_TOKEN, which shard "
+        "URLs of the hub are read with",
+    ),
+    **dict.fromkeys(
+        ("webdataset_size", "webdataset_samples_per_shard"),
+        "shards are counted when they are indexed",
+    ),
+    **dict.fromkeys(
+        ("dataloader_max_retries", "dataloader_retry_delay"),
+        "reading a URL is retried by itself; an unreadable sample is skipped and counted",
+    ),
 }
 _SETTINGS = {
     "training_steps": "it repeats each batch; write n_epochs, or gradient_accumulation_steps",
     "gan_schedule": "write options: {gan_schedule: joint} (or alternate)",
-    "adaptive_weights": _BALANCE,
+    "adaptive_weights": "it balances all terms by their running means, which turns the adversarial "
+    "term round once it is negative; options: {adaptive_weight: true} scales that term to the "
+    "reconstruction's gradient",
     "preserve_lr": "a resumed step goes on with its learning rate; each step begins with its own",
     "optim_sched_config": "write optimization: {optimizers: ..., schedulers: ...} in place of JSON",
     "num_train_timesteps": "time is continuous here: options: {time_distribution: ...}",
@@ -143,7 +135,7 @@ _SETTINGS = {
     "train_histogram": "write options: {histogram_weight: W}",
     "train_contrast": "write options: {contrast_weight: W}",
     "train_coarseness": "there is no such term; see options: {wavelet_loss: true}",
-    "spade_training_mode": f"{_ALL}{_VAE} (spade: true)",
+    "spade_training_mode": "the step's network trains as a whole; see train_spade",
 }
 # Keys of FluxFlow's documents that mean nothing in a section here, and what to write instead.
 REPLACED = {
@@ -175,4 +167,5 @@ REPLACED = {
 }
 # Values of such keys that say what happens anyway; so does null.
 HAPPENS_ANYWAY = [("log_level", "INFO"), ("mode", "sequential"), ("preserve_lr", True)]
-HAPPENS_ANYWAY += [("optimization", {"optim_sched_config": None}), ("training_steps", 1)]
+HAPPENS_ANYWAY += [("training_steps", 1), ("adaptive_weights", False), ("use_tt2m", False)]
+HAPPENS_ANYWAY += [("optimization", {"optim_sched_config": None})]

@@ -110,7 +110,7 @@ class Step:
             for name in (key[-1], f"no_{key[-1]}"):
                 if (*section, *key[:-1], name) in document.lines:
                     return (*section, *key[:-1], name)
-        return self.place
+        return (*self.place, *key)
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def train(options: FlowOptions, folder: Path | None = None, watcher: Watcher | N
 def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     # Data and the space in which it is learned; the network, checked against both.
     device = process.device
+    options.check_guidance(draws=options.eval_steps > 0)
     dataset, held_out = build_datasets(options)
     space = open_space(options, dataset, device, held_out)
     # A network to be sharded may be too large for one device.

@@ -1,8 +1,6 @@
 """All options of flow training. No torch here."""
 
-from typing import Literal, Self
-
-from pydantic import model_validator
+from typing import Literal
 
 from wfimagevae.dataset.options import (
     FlowDataOptions,
@@ -29,9 +27,6 @@ from wfimagevae.options import (
     overrides_of,
 )
 from wfimagevae.task import TASKS
-
-_UNCONDITIONAL = "guides by a text or class, and this flow learns neither: give --text_encoder and "
-_UNCONDITIONAL += "--captions, or --labels, or leave it out"
 
 
 class FlowModelOptions(Options):
@@ -125,31 +120,23 @@ class FlowOptions(
 
     task: Literal[TASKS] = option("flow", "what to train", basic=True)
 
-    @property
-    def is_unconditional(self) -> bool:
-        """Whether the flow learns neither texts nor classes, whatever its data."""
-        has_no_classes = self.dataset == "images" and self.labels == "none"
-        return not self.text_encoder and (has_no_classes or not self.class_conditional)
-
-    def check_drawing(self) -> None:
-        """Raises ValueError for samples that a flow of these options cannot draw."""
+    def check_guidance(self, draws: bool) -> None:
+        """Raises ValueError for guidance that this flow cannot learn, or follow if it ``draws``."""
         scale, is_guided = f"--guidance_scale {self.guidance_scale:g}", self.guidance_scale != 1
-        if is_guided and self.is_unconditional:
-            raise ValueError(f"{scale} {_UNCONDITIONAL}")
-        if is_guided and not self.cfg_dropout_prob:
+        may_have_classes = self.dataset != "images" or self.labels != "none"
+        is_conditional = self.text_encoder or (may_have_classes and self.class_conditional)
+        if not is_conditional and (self.guides_target or (draws and is_guided)):
+            name = "--meanflow_omega or --meanflow_kappa" if self.guides_target else scale
+            raise ValueError(
+                f"{name} guides by a text or class, and this flow learns neither: give "
+                "--text_encoder and --captions, or --labels, or leave it out"
+            )
+        if draws and is_guided and not self.cfg_dropout_prob:
             raise ValueError(
                 f"{scale} needs the null condition, which is not learned at --cfg_dropout_prob 0: "
                 "raise that, such as to 0.1, or draw at 1"
             )
-        if self.sampler == "mean_flow" and self.objective != "mean_flow":
+        if draws and self.sampler == "mean_flow" and self.objective != "mean_flow":
             raise ValueError(
                 "--sampler mean_flow is for --objective mean_flow: use heun, euler or dpmpp"
             )
-
-    @model_validator(mode="after")
-    def _check_conditions(self) -> Self:
-        if self.eval_steps:
-            self.check_drawing()
-        if self.guides_target and self.is_unconditional:
-            raise ValueError(f"--meanflow_omega or --meanflow_kappa {_UNCONDITIONAL}")
-        return self
