@@ -34,7 +34,7 @@ class VaeDataOptions(Options):
 
     image_path: ListOf[str] = option(
         ...,
-        "folder of jpg, jpeg, png, webp and bmp files, scanned recursively; JSON-lines "
+        "folder of jpg, png, webp, bmp, gif, tif, avif or heic, scanned recursively; JSON-lines "
         "manifest with a path under image_path, path or target, relative to the manifest; or "
         "WebDataset shards: a .tar file, brace pattern, glob, folder of .tar files, URL or "
         "pipe:COMMAND; or several of these",

@@ -125,7 +125,8 @@ def measured_sizes(
 ) -> np.ndarray:
     """Width and height of every image, upright, int32 (N, 2); 0 for a file that is no image.
 
-    They are read from the headers of the files, once: later only of files that are new or changed.
+    They are read from the headers of the files, once: later only of files that are new, changed or
+    were unreadable.
     Nothing is kept in ``image_folder``, the user's folder of these images, if they are of one.
     """
     cache = IndexCache(cache_dir, "image sizes", [image_folder] if image_folder else [])
@@ -136,20 +137,20 @@ def measured_sizes(
     names = ("ids", "stamps", "sizes")
 
     def unchanged(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The sizes of files that are as they were, -1 of the others."""
+        """The sizes of files that are as they were, 0 of the others."""
         old_ids, old_stamps, old_sizes = (arrays[name] for name in names)
         by_id = np.argsort(old_ids, kind="stable")
         place = by_id[np.searchsorted(old_ids[by_id], ids).clip(max=len(old_ids) - 1)]
         is_known = (old_ids[place] == ids) & (old_stamps[place] == stamps).all(axis=1)
-        found = np.where(is_known[:, None], old_sizes[place], -1)
+        found = np.where(is_known[:, None], old_sizes[place], 0)
         return found.astype(np.int32).reshape(len(images), 2)
 
     with cache.locked(images.root):  # one process works for all
         sizes = cache.load(images.root, _SIZES_VERSION, unchanged)
         if sizes is None:
-            sizes = np.full((len(images), 2), -1, np.int32)
-        # Measure the others.
-        unknown = np.flatnonzero((sizes < 0).any(axis=1))
+            sizes = np.zeros((len(images), 2), np.int32)
+        # Measure the others, and again what could not be read: it may be by now.
+        unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
         if len(unknown):
             chunks = [
                 [paths[i] for i in unknown[first : first + _CHUNK]]
