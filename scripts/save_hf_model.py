@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     import torch
 
-    from wfimagevae.export.card import read_metrics
+    from wfimagevae.export.card import check_card
     from wfimagevae.export.folder import (
         check_hub,
         check_target,
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, source = Path(options.save_dir), options.from_pretrained or options.ckpt_path or ""
     is_flow = bool(source) and find_generator_facts(source) is not None
     check_target(folder, source, is_flow=is_flow)
-    read_metrics(options)
+    check_card(options)
     check_hub(options.push_to_hub)
     run = Path(source) if Path(source).is_dir() else Path(source).parent
     path = run / "options.json"  # of the training, beside its checkpoints

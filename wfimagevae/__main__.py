@@ -4,43 +4,31 @@
 """
 
 import importlib
-import importlib.util
 import sys
 from pathlib import Path
 
 from wfimagevae.command_line import run_cli
 from wfimagevae.options import nearest
 
-# Words of a user, and the scripts of this repository that they start.
-COMMANDS = {
-    "train": "train_ddp",
-    "pipeline": "train_ddp",
-    "generate": "generate",
-    "recon": "recon_image",
-    "eval": "eval_image",
-    "export": "save_hf_model",
-    "report": "plot_training",
-    "cache-latents": "cache_latents",
-    "latent-stats": "latent_stats",
-    "recon-one": "recon_single_image",
-    "eval-generation": "eval_generation",
-    "visualize": "visualize_flow",
-    "merge": "merge_encoder_and_decoder",
-    "split": "split_manifest",
-    "shards": "make_webdataset",
-    "benchmark": "benchmark_vae",
-    "benchmark-train": "benchmark_train",
-}
+_HERE = Path(__file__).resolve().parent
+# Where setup.py puts the scripts, or where they stand in a clone.
+_FOLDER = _HERE / "commands" if (_HERE / "commands").is_dir() else _HERE.parent / "scripts"
+COMMANDS = {"train": "train_ddp", "pipeline": "train_ddp", "generate": "generate"}
+COMMANDS |= {"recon": "recon_image", "eval": "eval_image", "export": "save_hf_model"}
+_OTHERS = {path.stem for path in _FOLDER.glob("*.py")} - {*COMMANDS.values()}
+COMMANDS |= {name: name for name in sorted(_OTHERS) if not name.startswith("quickstart")}
 
 
 def main() -> int:
     """Runs the command that the first word names on the words after it; the exit status."""
     name, words = (sys.argv[1:2] or ["--help"])[0], sys.argv[2:]
+    sys.path.insert(0, str(_FOLDER))
     if name in ("-h", "--help"):
         print("usage: wfimagevae COMMAND [--FLAG VALUE ...]; COMMAND --help shows its flags\n")
         for command, script in COMMANDS.items():
-            about = "trains what a file says: pipeline FILE.yaml" if command == "pipeline" else ""
-            print(f"  {command:16} {about or _module(script).__doc__.splitlines()[0]}")
+            about = importlib.import_module(script).__doc__.splitlines()[0]
+            about = "Trains what a file says." if command == "pipeline" else about
+            print(f"  {command:26} {about}")
         return 0
     if name not in COMMANDS:
         print(f"error: unknown command {name}{nearest(name, COMMANDS)}", file=sys.stderr)
@@ -48,18 +36,7 @@ def main() -> int:
     if name == "pipeline" and words and not words[0].startswith("-"):
         words = ["--pipeline", *words]
     sys.argv = [f"wfimagevae {name}", *words]
-    return run_cli(_module(COMMANDS[name]).main)
-
-
-def _module(script: str):
-    """A script as installed, where `setup.py` puts it, or as it stands in a clone."""
-    root = Path(__file__).resolve().parents[1]
-    if (root / "scripts" / "generate.py").is_file():
-        folder = root if script == "train_ddp" else root / "scripts"
-        sys.path.insert(0, str(folder))
-        return importlib.import_module(script)
-    package = "" if script == "train_ddp" else "wfimagevae.commands."
-    return importlib.import_module(package + script)
+    return run_cli(importlib.import_module(COMMANDS[name]).main)
 
 
 if __name__ == "__main__":

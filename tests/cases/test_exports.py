@@ -185,7 +185,14 @@ def test_a_card_has_all_that_a_stranger_asks(tiny_vae, tmp_path):  # noqa: F811
         assert part in card
     assert "secret" not in card and "lpips" not in card
     assert np.asarray(Image.open(tmp_path / "out" / "picture.png")).shape == (20, 30, 3)
-    refused("no name of a license", command, save_hf_model, *words, "--license", "a: b")
+    words[3] = tmp_path / "new"
+    for flag, value, told in (
+        ("--license", "a: b", "no name of a license"),
+        ("--picture", tmp_path / "m.json", "cannot identify image file .*m.json"),
+        ("--metrics_json", tmp_path / "no.json", "No such file .*no.json"),
+    ):
+        refused(told, command, save_hf_model, *words, flag, value, error=(ValueError, OSError))
+    assert not words[3].exists()  # refused before anything is written
 
 
 def test_a_card_of_a_flow_quotes_what_eval_generation_wrote(text_flow, tmp_path):  # noqa: F811

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+from PIL import Image
 from torch import nn
 
 from wfimagevae.export.options import CardOptions
@@ -40,6 +41,15 @@ def read_metrics(options: CardOptions) -> list[dict]:
             "protocol"
         )
     return results
+
+
+def check_card(options: CardOptions) -> None:
+    """Raises ValueError or OSError for what a card could not say or show."""
+    if not re.fullmatch(r"[\w.-]+", options.license):
+        raise ValueError(f"--license {options.license!r} is no name of a license, such as mit")
+    read_metrics(options)
+    if options.picture:
+        Image.open(options.picture).close()
 
 
 def metric_table(results: Sequence[Mapping]) -> str:
@@ -80,8 +90,6 @@ def write_card(
     has_picture: bool,
 ) -> None:
     """Writes README.md, with the front matter that the Hugging Face hub reads."""
-    if not re.fullmatch(r"[\w.-]+", options.license):
-        raise ValueError(f"--license {options.license!r} is no name of a license, such as mit")
     is_flow = isinstance(network, FlowGenerator)
     describe, names = (_flow, _FLOW_OPTIONS) if is_flow else (_vae, _VAE_OPTIONS)
     task, tags, about, code = describe(network, options.push_to_hub or "path/to/this/folder")
