@@ -14,7 +14,7 @@ from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 
 CPU = torch.device("cpu")
-SCALES = (2.0, 3.0)
+GUIDANCE = 2.0
 STEPS = 20
 
 
@@ -22,18 +22,15 @@ STEPS = 20
 @pytest.mark.timeout(7200)
 def test_prompts_are_drawn_in_shape_and_colour(tmp_path, two_threads):
     """All 64 captions, five samples each; the classifier and the paint judge both words."""
-    generator = load_generator(str(train(tmp_path, 1500)), CPU)
+    generator = load_generator(str(train(tmp_path, 1300)), CPU)
     classifier = train_classifier()
-    agreement = {scale: agree(generator, classifier, scale) for scale in (0.0, *SCALES)}
-    print(agreement)
-    best = max(SCALES, key=lambda scale: agreement[scale])
+    assert agree(generator, classifier, GUIDANCE) >= 0.9
+    assert agree(generator, classifier, 0.0) <= 0.25  # chance is 1 in 64
     # From the same noise, prompts that differ in both words give pictures that differ in both.
     pairs = [("a red circle", "a blue star"), ("a green cross", "a yellow heart")]
-    sides = [judge(generator, classifier, side * 20, best) for side in zip(*pairs, strict=True)]
+    sides = [judge(generator, classifier, side * 20, GUIDANCE) for side in zip(*pairs, strict=True)]
     changed = [a[0] != b[0] and a[1] != b[1] for a, b in zip(*sides, strict=True)]
-    assert agreement[best] >= 0.9, agreement
     assert sum(changed) >= 0.8 * len(changed)
-    assert agreement[0.0] <= 0.25, agreement  # chance is 1 in 64
 
 
 def train(folder, steps, **options):
