@@ -94,7 +94,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.dataset import Captions, IndexedImages, Labels
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
-    from wfimagevae.generate.autoencoders import as_autoencoder, load_autoencoder, load_vae
+    from wfimagevae.generate.autoencoders import (
+        autoencoder_spec,
+        load_autoencoder,
+        open_autoencoder,
+    )
     from wfimagevae.generate.image_folder import list_unreadable
     from wfimagevae.generate.latent_cache import LatentCache
     from wfimagevae.model.text import open_text_encoder
@@ -109,8 +113,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.vae:
             autoencoder = load_autoencoder(options.vae, device)
         else:
-            autoencoder = as_autoencoder(load_vae(options), device)
-        name = options.vae or f"{options.model_name}:{source}"
+            autoencoder = open_autoencoder(options, device)
+        name = options.vae or autoencoder_spec(options)
         folder, text = Path(options.output_dir).expanduser(), None
         if options.text_encoder:
             text = open_text_encoder(options.text_encoder, device, options.text_length)

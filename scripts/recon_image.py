@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.distributed import world
     from wfimagevae.eval.pairs import ORIGIN_FOLDER, output_names
     from wfimagevae.files import sole_writer
-    from wfimagevae.generate.autoencoders import as_autoencoder, load_vae
+    from wfimagevae.generate.autoencoders import open_autoencoder
     from wfimagevae.generate.image_folder import list_unreadable, open_folder, read_batches
     from wfimagevae.pictures.pixels import to_uint8
     from wfimagevae.pictures.writer import ImageWriter
@@ -52,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         note = enable_fast_kernels(here.device)
         if note and here.is_main:
             print(note)
-        vae = load_vae(options)
-        autoencoder = as_autoencoder(vae, here.device, options.tile_size)
+        autoencoder = open_autoencoder(options, here.device, options.tile_size)
         with ImageWriter(folder) as writer:
             for batch in read_batches(dataset, options, here, "reconstruct", unreadable):
                 decoded = autoencoder.reconstruct(batch["image"], options.mixed_precision)

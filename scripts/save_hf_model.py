@@ -54,13 +54,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.generate.generator_files import find_generator_facts, load_generator
     from wfimagevae.generate.options import GeneratorOptions
+    from wfimagevae.model.weight_files import find_weights
 
     folder, source = Path(options.save_dir), options.from_pretrained or options.ckpt_path or ""
     is_flow = bool(source) and find_generator_facts(source) is not None
     check_target(folder, source, is_flow=is_flow)
     check_card(options)
     check_hub(options.push_to_hub)
-    run = Path(source) if Path(source).is_dir() else Path(source).parent
+    run = find_weights(source) if source else folder
+    run = run if run.is_dir() else run.parent
     path = run / "options.json"  # of the training, beside its checkpoints
     training = read_json(path) if path.is_file() else None
     card, parts = (

@@ -38,6 +38,7 @@ _log = logging.getLogger("wfimagevae")
 _living: set[str] = set()  # this process's own temporary files
 # Of URLs that shards are read from: in this process, and by the webdataset library.
 _SCHEMES = ("http", "https", "hf", "file", "ais", "sftp", "ftps", "scp", "gs", "htgs")
+DIFFUSERS = "diffusers:"  # before the path or hub name of one of its autoencoders
 _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
-from wfimagevae.files import is_hub_name
+from wfimagevae.files import DIFFUSERS, is_hub_name
 from wfimagevae.generate.options import AutoencoderOptions
 from wfimagevae.model.modeling_aebase import DEFAULT_SCALE, autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
@@ -80,10 +80,26 @@ def load_autoencoder(
     file for one of our checkpoints that embeds no configuration.
     """
     kind, path = split_spec(spec)
-    if kind == "diffusers":
-        return load_diffusers(path, device)
     options = AutoencoderOptions(model_name=kind, from_pretrained=path, config_file=model_config)
-    return as_autoencoder(load_vae(options), device)
+    return open_autoencoder(options, device)
+
+
+def autoencoder_spec(options: AutoencoderOptions) -> str:
+    """KIND:PATH of the model that options name, whose path may itself begin with ``diffusers:``."""
+    path = str(options.from_pretrained or options.ckpt_path)
+    return path if path.startswith(DIFFUSERS) else f"{options.model_name}:{path}"
+
+
+def open_autoencoder(
+    options: AutoencoderOptions, device: torch.device | str, tile_size: int | None = None
+) -> Autoencoder:
+    """The autoencoder that options name, ours or one of diffusers; see `as_autoencoder`."""
+    spec = autoencoder_spec(options)
+    if not spec.startswith(DIFFUSERS):
+        return as_autoencoder(load_vae(options), device, tile_size)
+    if tile_size:
+        raise ValueError(f"--tile_size {tile_size}: {spec} is not ours; leave it out")
+    return load_diffusers(spec.removeprefix(DIFFUSERS), device)
 
 
 def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list[str | None]:
@@ -124,8 +140,11 @@ def load_vae(options: AutoencoderOptions) -> nn.Module:
     for flag, file in (("ckpt_path", options.ckpt_path), ("model_config", config)):
         if file and not Path(file).is_file():
             raise ValueError(f"--{flag} {file}: no such file")
+    if path.startswith(DIFFUSERS):
+        raise ValueError(f"--from_pretrained {path}: this command takes our autoencoders alone")
     with raw_weights(options.use_raw_weights):
-        return autoencoder_class(options.model_name).from_pretrained(path, config)
+        others = ("diffusers:PATH (to encode and decode)",)
+        return autoencoder_class(options.model_name, others).from_pretrained(path, config)
 
 
 @contextlib.contextmanager
@@ -162,10 +181,11 @@ def as_autoencoder(
     return Autoencoder(vae, vae.spatial_factor, (shift, scale) if is_measured else None)
 
 
-def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
+def load_diffusers(path: str, device: torch.device | str, is_sketch: bool = False) -> Autoencoder:
     """Any image autoencoder of diffusers (AutoencoderKL, AutoencoderDC, AutoencoderTiny, ...).
 
-    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that;
+    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that; a
+    sketch reads no weights;
     else it is a FileNotFoundError. Another kind of model, or weights that are missing, are a
     ValueError.
     """
@@ -183,13 +203,20 @@ def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
         is_cut_off = on_hub and not hub_answers(path)
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
         # Only what is cached, then: diffusers would ask the hub for each file for half a minute.
-        network = AutoModel.from_pretrained(path, subfolder=subfolder, local_files_only=is_cut_off)
+        read = AutoModel.from_config if is_sketch else AutoModel.from_pretrained
+        network = read(path, subfolder=subfolder, local_files_only=is_cut_off)
     except (ValueError, OSError) as error:
         raise ValueError(f"diffusers reads no model from {path}{where}: {error}") from error
     network.eval()
-    if any(parameter.is_meta for parameter in network.parameters()):
+    if not is_sketch and any(parameter.is_meta for parameter in network.parameters()):
         raise ValueError(f"{path}: weights are missing in the checkpoint")
     return diffusers_autoencoder(network, device)
+
+
+def sketch_diffusers(spec: str) -> Autoencoder:
+    """As `load_diffusers`, of ``diffusers:PATH`` without its weights: on the meta device."""
+    with torch.device("meta"):
+        return load_diffusers(spec.removeprefix(DIFFUSERS), "meta", is_sketch=True)
 
 
 def diffusers_autoencoder(network: nn.Module, device: torch.device | str) -> Autoencoder:

@@ -27,7 +27,8 @@ def load_generator(
     if isinstance(options, str):
         options = GeneratorOptions(from_pretrained=options)
     path, vae, text_encoder = options.from_pretrained, options.vae, options.text_encoder
-    source = find_weights(path)  # once: a name on the hub is asked for over the network
+    # Once: a name on the hub is asked for over the network.
+    source = find_weights(path, fits=VelocityModel.describes)
     with raw_weights(options.use_raw_weights):
         model = VelocityModel.from_pretrained(source, model_name=options.model_name)
 
@@ -41,8 +42,10 @@ def load_generator(
         recorded = facts["vae"]["source"]
         if recorded and not vae:
             kind, place = split_spec(recorded)
-            inside = source / place  # where an export has it, unless the place is absolute
-            vae = f"{kind}:{inside}" if source.is_dir() and inside.is_dir() else recorded
+            # Where an export has it, unless the place is absolute; or moved with a pipeline's step.
+            inside = source / place if source.is_dir() else source.parent / Path(place).name
+            is_inside = inside.is_dir() and (source.is_dir() or not Path(place).exists())
+            vae = f"{kind}:{inside}" if is_inside else recorded
         facts = facts | {"vae": facts["vae"] | {"source": vae}}
     text = facts.get("text")
     if text_encoder:

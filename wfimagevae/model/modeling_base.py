@@ -131,7 +131,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
 
         Args:
             path: A training checkpoint (.ckpt); a folder of them, of which the one with the highest
-                step is taken; a Hugging Face folder; or a hub name, ``user/model``. Checkpoints
+                step is taken; a Hugging Face folder; a pipeline's output folder; or a hub name,
+                ``user/model``. Checkpoints
                 give their EMA weights, unless the environment has NOT_USE_EMA_MODEL=1. Of velocity
                 networks also a public SiT or DiT file: a state dict, or one as ``ema`` or
                 ``model``, in .pt, .pth or .safetensors.
@@ -163,7 +164,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype must be a torch.dtype such as torch.float16, got {dtype!r}")
         # Where the weights are, and what describes them.
-        source = find_weights(path, subfolder, _hub_options(others))
+        source = find_weights(path, subfolder, _hub_options(others), cls.describes)
         if source.is_dir():
             weights, embedded = read_folder(source, variant)
         elif variant:
@@ -265,6 +266,14 @@ class RegisteredModel(ModelMixin, ConfigMixin):
                 "diffusers.configuration_utils.register_to_config, so that config.json holds its "
                 "arguments"
             )
+
+    @classmethod
+    def describes(cls, config: dict) -> bool:
+        """Whether a config is that of one of these."""
+        try:
+            return bool(config) and cls._resolve(config.get("_class_name")) is not None
+        except ValueError:
+            return False
 
     @classmethod
     def _resolve(cls, name: str | None) -> type[Self]:

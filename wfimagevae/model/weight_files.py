@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -163,12 +164,16 @@ def read_folder(folder: Path, variant: str | None = None) -> tuple[StateDict, di
 
 
 def find_weights(
-    path: str | os.PathLike, subfolder: str | None = None, hub_options: dict | None = None
+    path: str | os.PathLike,
+    subfolder: str | None = None,
+    hub_options: dict | None = None,
+    fits: Callable[[dict], bool] = bool,
 ) -> Path:
     """The file of weights, or Hugging Face folder, that ``path`` means.
 
-    That is a file, a folder of checkpoints, a Hugging Face folder or a hub name, ``user/model``,
-    which is downloaded if it is not cached. Several checkpoints without steps, or a hub name that
+    That is a file, a folder of checkpoints, a Hugging Face folder, the output of a pipeline, of
+    which the last step counts whose config ``fits``, or a hub name, ``user/model``, which is
+    downloaded if it is not cached. Several checkpoints without steps, or a hub name that
     cannot be had, are a ValueError; a local path that does not exist is a FileNotFoundError.
     """
     source = Path(path).expanduser()
@@ -180,7 +185,14 @@ def find_weights(
     # The export of a flow is a pipeline of diffusers, with the network in a folder of its own.
     if (source / PIPELINE_INDEX).is_file() and (source / FLOW_FOLDER).is_dir():
         return source / FLOW_FOLDER
-    return latest_checkpoint(source) or source
+    if file := latest_checkpoint(source):
+        return file
+    # A pipeline's output: what the last of its steps trained that is wanted.
+    for step in sorted(source.glob("steps/*/"), reverse=True):
+        file = latest_checkpoint(step)
+        if file and fits(read_facts(file, "config") or {}):
+            return file
+    return source
 
 
 def _download(name: str, hub_options: dict) -> Path:

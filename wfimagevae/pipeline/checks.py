@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wfimagevae.dataset.options import StreamOptions
-from wfimagevae.files import check_scheme, is_hub_name
+from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import Options, nearest
 from wfimagevae.pipeline.document import Place, Problems, dotted
 from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
@@ -31,7 +31,7 @@ _NO_FILE |= dict.fromkeys(
     re.compile(r"(\w+://|pipe:)|.*[*?\[{]").match,  # shards
 )
 _NO_FILE["captions_file"] = ("", "none", "sidecar", "manifest").__contains__
-_NO_FILE["pretrained"] = is_hub_name
+_NO_FILE["pretrained"] = lambda path: path.startswith(DIFFUSERS) or is_hub_name(path)
 _OF_SHARDS = ("webdataset_url", "webdataset_image_key", "webdataset_label_key")
 _OF_SHARDS += ("webdataset_caption_key",)
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")
@@ -307,6 +307,10 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
     content, settings = pipeline.content, step.settings
     if step.task is None:
         return
+    source = content.model.vae.pretrained or ""
+    if step.task == "vae" and source.startswith(DIFFUSERS):
+        text = f"cannot train {source}: a VAE of diffusers serves steps of a flow alone"
+        yield ("train_vae",), f"step {step.name!r} {text}"
     if step.task == "vae":
         networks = {"encoder", "decoder"} | ({"discriminator"} if settings.gan_training else set())
     else:

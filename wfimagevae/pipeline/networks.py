@@ -15,8 +15,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.files import json_text, read_json, write_json
+from wfimagevae.files import DIFFUSERS, json_text, read_json, write_json
+from wfimagevae.generate.autoencoders import sketch_diffusers
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
+from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_beside, find_weights, read_facts
@@ -47,7 +49,7 @@ class VaeFacts:
     def units(self, size: int) -> Units:
         """Values of an image of ``size`` pixels a side, and of its latent."""
         factor = self.network.spatial_factor
-        return Units(3 * size**2, self.network.config.latent_dim * (size // factor) ** 2)
+        return Units(3 * size**2, self.network.config.latent_channels * (size // factor) ** 2)
 
 
 def vae_facts(model: ModelSection) -> VaeFacts:
@@ -58,10 +60,14 @@ def vae_facts(model: ModelSection) -> VaeFacts:
     """
     section = model.vae
     name = section.name or OPTIONS["vae"].by_flag()["model_name"].default
-    model_class = ModelRegistry.get_model(name)
+    if (section.pretrained or "").startswith(DIFFUSERS):
+        sketch = sketch_diffusers(section.pretrained)
+        sketch.network.spatial_factor = sketch.multiple
+        return VaeFacts(sketch.network, section.pretrained)
+    model_class = autoencoder_class(name, ("model.vae.pretrained: diffusers:PATH",))
     config = section.config
     if config is None and section.pretrained:
-        source = find_weights(section.pretrained)
+        source = find_weights(section.pretrained, fits=model_class.describes)
         if source.is_dir():
             config = read_json(source / "config.json")
         else:
@@ -185,7 +191,7 @@ def flow_footprint(
     is_latent = pipeline.before(step, "vae") or content.model.vae.pretrained is not None
     if is_latent:
         factor = vae.network.spatial_factor
-        shape = (vae.network.config.latent_dim, size // factor, size // factor)
+        shape = (vae.network.config.latent_channels, size // factor, size // factor)
     keys, note = _text_keys(content.model)
     # It stands for a text encoder that is not loaded: only what sizes the network.
     text = None if keys is None else SimpleNamespace(config_keys=keys)

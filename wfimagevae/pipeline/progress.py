@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
-from wfimagevae.files import read_json, read_torch_file
+from wfimagevae.files import DIFFUSERS, read_json, read_torch_file
 from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
@@ -67,6 +67,8 @@ def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> Options:
     if step.task == "flow" and vae_source(pipeline, step):
         folder = pipeline.folder(step)
         flags["vae"] = f"{vae.name}:{folder / 'autoencoder'}"
+        if vae.name.startswith(DIFFUSERS):  # as it is: it says how its latents are normalised
+            flags["vae"] = vae.name
         if step.settings.cache_latents:
             flags |= {"dataset": "latents", "data_path": str(folder / "latents")}
             for name in ("captions", "fixed_prompt_prefix"):

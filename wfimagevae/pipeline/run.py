@@ -15,7 +15,7 @@ from wfimagevae.dataset.open import only_source
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
-from wfimagevae.files import sole_writer, write_json
+from wfimagevae.files import DIFFUSERS, sole_writer, write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
 from wfimagevae.generate.latent_cache import LatentCache, measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
@@ -105,12 +105,14 @@ def _prepare_latents(pipeline: Pipeline, step: Step, name: str, here: World) -> 
     # The options of training on the images themselves.
     options = OPTIONS["flow"](**step_flags(pipeline, step)[0])
     folder = pipeline.folder(step)
-    target = prepare_autoencoder(folder, name, source, options, here)
+    spec = source
+    if not source.startswith(DIFFUSERS):
+        spec = f"{name}:{prepare_autoencoder(folder, name, source, options, here)}"
     if step.settings.cache_latents:
         held_out = options.eval_data_path if options.eval_steps else None
         for kind, paths in (("latents", options.data_path), ("held_out_latents", held_out)):
             if paths:
-                cache_latents(folder / kind, f"{name}:{target}", paths, options, here)
+                cache_latents(folder / kind, spec, paths, options, here)
 
 
 def prepare_autoencoder(
