@@ -29,7 +29,10 @@ class YamlLoader(yaml.SafeLoader):
         tag: yaml.SafeLoader.yaml_constructors[tag]
         for tag in (None, *(_TAG + kind for kind in _KINDS))
     }
-    yaml_implicit_resolvers: ClassVar = {}
+    yaml_implicit_resolvers: ClassVar = {
+        first: [pair for pair in known if pair[0][len(_TAG) :] in ("null", "bool", "merge")]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
     def __init__(self, text: str):
         super().__init__(text)
@@ -84,20 +87,12 @@ class YamlLoader(yaml.SafeLoader):
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
 
-# Kind of a value that is written without quotes -> how it looks, and its first letters.
-_PLAIN = {
-    "null": ("~|null|Null|NULL|", ["~", "n", "N", ""]),
-    "bool": ("(?i:yes|no|true|false|on|off)", "yYnNtTfFoO"),
-    "int": ("[-+]?(0|[1-9][0-9_]*)", "-+0123456789"),
-    "float": (
-        r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
-        r"|[-+]?\.(?i:inf)|\.(?i:nan)",
-        "-+0123456789.",
-    ),
-    "merge": ("<<", "<"),
-}
-for _kind, (_looks, _firsts) in _PLAIN.items():
-    YamlLoader.add_implicit_resolver(_TAG + _kind, re.compile(f"({_looks})$"), list(_firsts))
+_INT = "[-+]?(0|[1-9][0-9_]*)"
+_FLOAT = r"[-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?"
+_FLOAT += r"|[-+]?\.(?i:inf)|\.(?i:nan)"
+for _kind, _looks in (("int", _INT), ("float", _FLOAT)):
+    _pattern = re.compile(f"({_looks})$")
+    YamlLoader.add_implicit_resolver(_TAG + _kind, _pattern, list("-+.0123456789"))
 
 
 def stands_in_file(text: str) -> bool:

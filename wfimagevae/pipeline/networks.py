@@ -234,7 +234,7 @@ def _text_keys(model: ModelSection) -> tuple[dict | None, str]:
     path = Path(spec.partition(":")[2]) / "config.json"
     if not path.is_file():
         return None, f"{spec} is not on this machine: its layers are not counted"
-    facts = json.loads(path.read_text(encoding="utf-8"))
+    facts = read_json(path)
     facts |= facts.get("text_config") or {}
     width = facts.get("hidden_size") or facts.get("d_model")
     sizes = {"text_width": width, "pooled_width": facts.get("projection_dim") or width}

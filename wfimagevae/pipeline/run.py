@@ -2,7 +2,6 @@
 
 import gc
 import importlib
-import json
 import logging
 import shutil
 import time
@@ -15,7 +14,7 @@ from wfimagevae.dataset.open import only_source
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
-from wfimagevae.files import DIFFUSERS, sole_writer, write_json
+from wfimagevae.files import DIFFUSERS, read_json, sole_writer, write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
 from wfimagevae.generate.latent_cache import LatentCache, measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
@@ -132,7 +131,7 @@ def prepare_autoencoder(
     relative = str(place.relative_to(steps)) if place.is_relative_to(steps) else source
     record = {"source": relative} | {n: values.get(n) for n in names}
     path = target / _RECORD
-    if path.exists() and json.loads(path.read_text(encoding="utf-8")) == record:
+    if path.exists() and read_json(path) == record:
         return target
     vae = load_vae(AutoencoderOptions(model_name=name, from_pretrained=source))
     # At one size: channels' statistics are those of the images, however they are cut.

@@ -4,57 +4,46 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    NonNegativeInt,
+    PositiveInt,
+    ValidationError,
+    create_model,
+)
 
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.files import read_json
 
 RECORD_NAME = "latents.json"
 RECORD_VERSION = 1
-_Count = Annotated[int, Field(ge=1)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="ignore")
+def _strict(**fields: Any) -> type[BaseModel]:
+    kinds = {name: (kind, ...) for name, kind in fields.items()}
+    return create_model("Record", __config__=ConfigDict(strict=True), **kinds)
 
 
-class _Vae(_Strict):
-    source: str
-    fingerprint: str
-
-
-class _TextKeys(_Strict):
-    text_length: _Count
-    text_width: _Count
-    pooled_width: _Count
-
-
-class _Text(_Strict):
-    kind: str
-    source: str
-    length: int
-    fingerprint: str
-    config_keys: _TextKeys
-
-
-class _Record(_Strict):
-    """What training relies on, and its types; there is more in a record."""
-
-    plan: str
-    vae: _Vae
-    resolution: _Count
-    posterior: Literal["sample", "mode"]
-    flip: bool
-    class_names: list[str]
-    latent_shape: Annotated[list[_Count], Field(min_length=3, max_length=3)]
-    samples: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    shift: list[FiniteFloat]
-    scale: list[FiniteFloat]
-    prefix: str = ""
-    text: _Text | None = None
-
-
-_FIELDS = {name for name, field in _Record.model_fields.items() if field.is_required()}
+# What training relies on; there is more in a record. The last two it may lack.
+_Keys = _strict(text_length=PositiveInt, text_width=PositiveInt, pooled_width=PositiveInt)
+_Text = _strict(kind=str, source=str, length=int, fingerprint=str, config_keys=_Keys)
+_Record = _strict(
+    plan=str,
+    vae=_strict(source=str, fingerprint=str),
+    resolution=PositiveInt,
+    posterior=Literal["sample", "mode"],
+    flip=bool,
+    class_names=list[str],
+    latent_shape=Annotated[list[PositiveInt], Field(min_length=3, max_length=3)],
+    samples=Annotated[list[NonNegativeInt], Field(min_length=1)],
+    shift=list[FiniteFloat],
+    scale=list[FiniteFloat],
+    prefix=str,
+    text=_Text | None,
+)
 
 
 def shard_path(folder: Path, number: int) -> Path:
@@ -84,10 +73,11 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: encoding has not finished; run the same cache_latents.py command again"
         )
-    if missing := _FIELDS - record.keys():
+    typed = {"prefix": "", "text": None} | record
+    if missing := _Record.model_fields.keys() - typed.keys():
         raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
     try:
-        _Record.model_validate(record)
+        _Record.model_validate(typed)
     except ValidationError as error:
         (first, *_) = error.errors()
         place, reason = ".".join(map(str, first["loc"])), first["msg"]

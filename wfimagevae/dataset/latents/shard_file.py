@@ -2,6 +2,7 @@
 
 import math
 import os
+from itertools import dropwhile
 from pathlib import Path
 
 import torch
@@ -11,13 +12,8 @@ from torch import Tensor
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.files import parse_json
 
-_TYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "BOOL": torch.bool,
-}
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES |= {"I64": torch.int64, "BOOL": torch.bool}
 
 
 class LatentShard:
@@ -31,49 +27,36 @@ class LatentShard:
     """
 
     def __init__(self, path: Path):
-        self.path = path
+        self.path, self.tensors = path, {}
         try:
             with safe_open(path, "pt") as file:
-                metadata, names = file.metadata() or {}, file.offset_keys()
-                parts = {name: file.get_slice(name) for name in names}
-                shapes = {name: tuple(part.get_shape()) for name, part in parts.items()}
-                types = {name: _TYPES.get(part.get_dtype()) for name, part in parts.items()}
+                for name in file.offset_keys():
+                    part = file.get_slice(name)
+                    self.tensors[name] = _TYPES[part.get_dtype()], tuple(part.get_shape())
+                self.facts = dict(parse_json((file.metadata() or {}).get("latents", "{}")))
             self._size = path.stat().st_size
         except FileNotFoundError:
             raise DataError(f"{path} is missing") from None
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is truncated or no safetensors file ({error})") from None
-        self.tensors = {n: (types[n], shapes[n]) for n in names if types[n]}
-        # Tensors lie one after another, up to the end of the file.
-        self._starts, end = {}, self._size
-        for name in reversed(list(self.tensors)):
-            end -= math.prod(shapes[name]) * types[name].itemsize
-            self._starts[name] = end
-        try:
-            self.facts = parse_json(metadata.get("latents", "{}"))
-        except ValueError:
-            self.facts = None
-        if not isinstance(self.facts, dict) or len(self.tensors) < len(names):
-            raise DataError(f"{path} is no shard of latents")
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path} is no shard of latents") from None
 
     def open(self) -> int:
         """A descriptor of the file, for `read`."""
         try:
-            handle = os.open(self.path, os.O_RDONLY)
+            return os.open(self.path, os.O_RDONLY)
         except OSError as error:
             raise DataError(f"cannot open {self.path}: {error.strerror}") from None
-        if os.fstat(handle).st_size > self._size:
-            os.close(handle)
-            raise DataError(f"{self.path} changed since training started: start it again")
-        return handle
 
     def read(self, handle: int, name: str, row: int | None = None) -> Tensor:
         """A tensor, or one row of it; DataError if there is none, or the file ends before it."""
-        kind, shape = self.tensors.get(name, (None, ()))
-        if kind is None or (row is not None and not 0 <= row < (*shape, 0)[0]):
-            what = name if kind is None else f"row {row} in {name}"
-            raise DataError(f"{self.path} has no {what}: encode anew")
-        start = self._starts[name]
+        kind, shape = self.tensors.get(name, (torch.bool, (0,)))
+        if row is not None and not 0 <= row < shape[0]:
+            raise DataError(f"{self.path} has no row {row} of {name}: encode anew")
+        # Tensors lie one after another, up to the end of the file.
+        later = [self.tensors[key] for key in dropwhile(name.__ne__, self.tensors)]
+        start = self._size - sum(each.itemsize * math.prod(sides) for each, sides in later)
         if row is not None:
             shape = shape[1:]
             start += row * math.prod(shape) * kind.itemsize
@@ -81,9 +64,10 @@ class LatentShard:
         if not content:
             return torch.empty(shape, dtype=kind)
         try:
-            length = os.preadv(handle, [content], start)
+            is_whole = os.fstat(handle).st_size == self._size
+            is_whole = is_whole and os.preadv(handle, [content], start) == len(content)
         except OSError as error:
             raise DataError(f"cannot read {self.path}: {error.strerror}") from None
-        if length < len(content):
+        if not is_whole:
             raise DataError(f"{self.path} was cut short since training started: encode it again")
         return torch.frombuffer(content, dtype=kind).view(shape)
