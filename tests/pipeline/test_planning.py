@@ -136,6 +136,22 @@ def test_memory_grows_with_the_batch(place, content):
     assert activations(32) == pytest.approx(2 * activations(16), rel=0.05)
 
 
+def test_memory_counts_the_samples_that_are_drawn(place, content):
+    def drawn() -> list[tuple[float, float]]:
+        plan = place.plan(content)
+        found = re.findall(r"about ([\d.]+) GiB .* or ([\d.]+) while 1 of 512x512 px", plan)
+        return [tuple(map(float, pair)) for pair in found]
+
+    content["output"]["sample_sizes"] = [[32, 64], [512, 512]]
+    one = drawn()  # of the VAE's two steps, and of the flow's
+    content["training"]["options"] |= {"eval_steps": 1, "eval_batch_size": 600}
+    assert len(one) == 3 and all(total >= drawing > 0.01 for total, drawing in one)
+    assert "while 600 of 32x32 px" in place.plan(content)
+    content["output"]["no_samples"] = True
+    content["training"]["options"]["eval_steps"] = 0
+    assert "are drawn\n" not in place.plan(content)
+
+
 WINDOW = {"mode": "loss_threshold", "metric": "vae_loss", "threshold": 1, "max_epochs": 2}
 PIXELS = {"name": "pixels", "steps": 1, "train_diff": True}
 LARGE = PIXELS | {"name": "large", "options": {"resolution": 64}}

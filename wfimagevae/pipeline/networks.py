@@ -1,6 +1,7 @@
 """Networks of a pipeline on shapes alone: their sizes and memory, before anything is built."""
 
 import json
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
+from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.device import autocast
@@ -106,6 +108,8 @@ class Footprint:
     states: int = 0  # weights, gradients, optimizer and averages
     shapes: dict[str, dict[str, tuple]] = field(default_factory=dict)  # of weights that travel on
     note: str = ""  # what is not counted
+    drawing: int = 0  # what the largest batch of samples needs in place of activations
+    drawn: tuple[int, int, int] = (0, 0, 0)  # that batch: samples, width, height
 
     def add_states(self, options: TrainingOptions, trained: set[str]) -> None:
         """Counts weights, and gradients, optimizer's moments and averages of what is trained."""
@@ -115,6 +119,17 @@ class Footprint:
             copies = 1 + (1 + moments if name in trained else 0)
             copies += averages if name != "discriminator" else 0
             self.states += copies * count * _BYTES
+
+
+def drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tuple[int, int, int]:
+    """The largest batch of samples that validation or the pipeline draws: count, width, height."""
+    output, count = pipeline.content.output, options.eval_batch_size
+    if step.task == "flow":
+        count = min(count, max(options.eval_num_samples, options.eval_num_images))
+    batches = [(count if options.eval_steps else 0, step.size, step.size)]
+    if not output.no_samples and (output.test_image_address or step.task == "flow"):
+        batches += [(1, *sides) for sides in output.sample_sizes or [(step.size, step.size)]]
+    return max(batches, key=math.prod)
 
 
 def vae_footprint(
@@ -142,6 +157,11 @@ def vae_footprint(
         footprint.activations += options.batch_size * _VGG_VALUES * size**2 * width
         footprint.states += _VGG_PARAMETERS * _BYTES
     footprint.add_states(options, step.trained)
+    count, *sides = footprint.drawn = drawn_batch(pipeline, step, options)
+    if count:
+        factor = vae.network.spatial_factor
+        sides = [max(side // factor, 1) * factor for side in reversed(sides)]
+        footprint.drawing = _drawing(vae.name, config, (count, 3, *sides), precision)
     return footprint
 
 
@@ -160,6 +180,16 @@ def _autoencoder(
         images = torch.empty(shape)
         kept = kept_bytes(network, precision, lambda: network(images))
     return {half: count_parameters(part) for half, part in parts.items()}, kept
+
+
+@cache
+def _drawing(name: str, config: str, shape: tuple, precision: str) -> int:
+    """The bytes that the autoencoder holds while it shows images, or decodes latents."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        network = dry(lambda: ModelRegistry.get_model(name).from_config(json.loads(config))).eval()
+        x = torch.empty(shape)
+        call = network if shape[1] == 3 else network.decode
+        return held_bytes(precision, lambda: call(x))
 
 
 @cache
@@ -212,12 +242,26 @@ def flow_footprint(
                 f"sample size {width}x{height}: sides of this flow's pictures are multiples of "
                 f"{multiple}"
             )
+    # Samples are drawn, guided ones twice, and decoded.
+    count, width, height = drawn = drawn_batch(pipeline, step, options)
+    sides, drawing = [side * shape[-1] // size for side in (height, width)], 0
+    if count:
+        rows = count * (1 if options.guidance_scale == 1 else 2)
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            x, t = torch.empty(rows, shape[0], *sides), torch.empty(rows)
+            condition = network.null_condition(rows, torch.device("cpu"))
+            drawing = held_bytes(options.mix_precision, lambda: network(x, t, condition))
+        if is_latent:
+            config = json.dumps(vae.config(pipeline, step))
+            decoded = (count, shape[0], *sides), options.mix_precision
+            drawing = max(drawing, _drawing(vae.name, config, *decoded))
     inside = [p for n, p in network.named_parameters() if n.startswith("text_encoder.")]
     count = sum(p.numel() for p in inside)
     parameters = {"flow": count_parameters(network) - count}
     parameters |= {"text_encoder": count} if count else {}
     footprint = Footprint(parameters, kept // (4 if options.gradient_checkpointing else 1))
     footprint.shapes, footprint.note = {"flow": _shapes(network)}, note
+    footprint.drawing, footprint.drawn = drawing, drawn
     footprint.add_states(options, step.trained)
     if is_latent and not step.settings.cache_latents:  # the frozen encoder stays beside it
         footprint.states += _BYTES * count_parameters(vae.network.encoder)
@@ -271,3 +315,12 @@ def kept_bytes(network: nn.Module, precision: str, forward: Callable[[], object]
     size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
     del output  # its graph holds what is counted until here
     return size
+
+
+def held_bytes(precision: str, forward: Callable[[], object]) -> int:
+    """Most bytes that a pass without gradients holds at once, parameters aside."""
+    with torch.no_grad(), autocast(torch.device("cpu"), precision), MemTracker() as tracker:
+        forward()
+    peaks = tracker.get_tracker_snapshot("peak").values()
+    kinds = (_MemRefType.PARAM, _MemRefType.BUFFER)
+    return sum(peak["Total"] - sum(peak[kind] for kind in kinds) for peak in peaks)

@@ -68,7 +68,8 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
         f"{document.path}: {len(pipeline.steps)} steps, into {pipeline.output}",
         *_command_line(pipeline),
         "memory: weights, gradients, optimizer states and averages by count, and what backward "
-        "keeps of one micro-batch by a dry run on shapes; without caches and kernels' workspace",
+        "keeps of one micro-batch, or samples hold while they are drawn if that is more, by a dry "
+        "run on shapes; without caches and kernels' workspace",
     ]
     # Component -> step that trained it last, and the shapes of its weights.
     weights: dict[str, tuple[str, dict]] = {}
@@ -166,7 +167,11 @@ def _describe_step(
     lines += _weights(options) if step.task == "vae" else []
     states, kept = footprint.states / _GIB, footprint.activations / _GIB
     note = f"; {footprint.note}" if footprint.note else ""
-    memory = f"{states + kept:.2f} GiB a process: {states:.2f} of states, {kept:.2f} of activations"
+    drawing, (count, width, height) = footprint.drawing / _GIB, footprint.drawn
+    memory = f"{states + max(kept, drawing):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
+    memory += "of activations"
+    if count:
+        memory += f", or {drawing:.2f} while {count} of {width}x{height} px are drawn"
     return [*lines, f"   memory about {memory}{note}"]
 
 
