@@ -25,7 +25,7 @@ if [[ -n "${GPU:-}" ]]; then
 fi
 launch=("$python")
 if ((processes > 1)); then
-  launch+=(-m torch.distributed.run --standalone --nproc_per_node "$processes")
+  launch+=(-m wfimagevae.torchrun --standalone --nproc_per_node "$processes")
 fi
 sizes=()
 [[ -z "$RESOLUTION" ]] || sizes+=(--resolution "$RESOLUTION")

@@ -11,7 +11,6 @@ import pytest
 
 from tests.pipeline.files import TINY_VAE, changed, copied, last_checkpoint, steps_of
 from tests.task.training import differences
-from train_ddp import main
 from wfimagevae.engine.checkpoint import write_checkpoint
 from wfimagevae.pipeline import run
 from wfimagevae.pipeline.checks import load_pipeline
@@ -154,17 +153,6 @@ def test_later_steps_and_what_changes_no_result_may_change(place, content):
     output = place.run(content)
     assert last_checkpoint(output, "flow2")["finished"]
     assert last_checkpoint(output, "flow2")["player_state"]["flow"]["ema_updates"] == 7
-
-
-def test_one_process_tells_what_is_wrong_with_a_file(place, monkeypatch):
-    content = place.content("ranks")
-    content["output"]["log_intervall"] = 3
-    path = str(place.write(content))
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    assert main(["--pipeline", path]) == 2
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(PipelineError, match="did you mean log_interval"):
-        main(["--pipeline", path])
 
 
 def test_an_output_that_cannot_be_written_is_told_to_all_processes(place, monkeypatch):

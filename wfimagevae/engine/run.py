@@ -245,6 +245,7 @@ class Run:
     def _look(self) -> None:
         """Saves, validates and draws as a signal asks; the training is none the wiser."""
         self.interrupt.look = False
+        log.info("SIGUSR1: saves and draws what there is to draw at step %d", self.step)
         if self.saved_step != self.step:
             self.save()
         if self.task.validator is not None:

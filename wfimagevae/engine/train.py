@@ -91,7 +91,8 @@ def run_training(
             with logging_redirect_tqdm():
                 fit(run)
             run.reporter.summary()
-            run.stopping |= run.interrupt.agree().stop
+            if not run.stopping:  # else a process whose data failed may be gone
+                run.stopping = run.interrupt.agree().stop
         if run.stopping:
             done = f"stopped by a signal after step {run.step}"
             log.info("%s; run the same command%s to go on", done, how)

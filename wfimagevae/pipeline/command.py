@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import os
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -22,20 +21,15 @@ def run_file(argv: Sequence[str]) -> int:
     if options.print_schema:
         print(json.dumps(schema(), indent=2))
         return 0
-    try:
-        pipeline = load_pipeline(options.pipeline, flags)
-        for flag in flags:
-            if not any(flag in OPTIONS[step.task].by_flag() for step in pipeline.steps):
-                raise PipelineError(f"--{flag}: no step of {options.pipeline} has that flag")
-        if options.validate_pipeline:
-            plan = importlib.import_module("wfimagevae.pipeline.plan")
-            print("\n".join(plan.describe_plan(pipeline)))
-            return 0
-        importlib.import_module("wfimagevae.pipeline.run").run_pipeline(pipeline)
-    except PipelineError:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            raise
-        return 2  # the same on every process of a machine: the first one tells it
+    pipeline = load_pipeline(options.pipeline, flags)
+    for flag in flags:
+        if not any(flag in OPTIONS[step.task].by_flag() for step in pipeline.steps):
+            raise PipelineError(f"--{flag}: no step of {options.pipeline} has that flag")
+    if options.validate_pipeline:
+        plan = importlib.import_module("wfimagevae.pipeline.plan")
+        print("\n".join(plan.describe_plan(pipeline)))
+        return 0
+    importlib.import_module("wfimagevae.pipeline.run").run_pipeline(pipeline)
     return 0
 
 
