@@ -96,7 +96,7 @@ def sole_writer(folder: Path, is_main: bool = True) -> Iterator[None]:
     """Makes a folder that no other process writes to meanwhile, and removes leftovers there.
 
     Only the main one of several processes that write together takes it. The lock ends with its
-    process, however that ends; a folder made here that stays empty is removed.
+    process, however that ends; folders made here that stay empty are removed.
 
     Raises:
         ValueError: another process, which is named, has it.
@@ -104,7 +104,7 @@ def sole_writer(folder: Path, is_main: bool = True) -> Iterator[None]:
     if not is_main:
         yield
         return
-    is_new, path = not folder.exists(), folder / ".lock"
+    path, made = folder / ".lock", [p for p in (folder, *folder.parents) if not p.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     # A lock of POSIX: no worker that outlives a killed process keeps it, as it would keep flock's.
     with contextlib.ExitStack() as stack:
@@ -131,9 +131,9 @@ def sole_writer(folder: Path, is_main: bool = True) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
-            if is_new:
-                with contextlib.suppress(OSError):
-                    folder.rmdir()
+            with contextlib.suppress(OSError):
+                for place in made:
+                    place.rmdir()
 
 
 def share(path: str | os.PathLike) -> None:

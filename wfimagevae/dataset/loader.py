@@ -29,20 +29,11 @@ class Batches(Iterator):
 
     Where a worker dies, or the one whose turn it is gives nothing in ``timeout`` seconds of waiting
     (0: for ever), all are replaced and read on behind the last batch that came, with a warning; a
-    DataError where that does not help.
-
-    Args:
-        make: The loader of the batches from a number on.
-        device: Whose memory is pinned, if that is done.
+    DataError where that does not help. ``make(n)`` gives the loader from batch ``n`` on.
     """
 
-    def __init__(
-        self,
-        make: Callable[[int], DataLoader],
-        timeout: float = DATA_TIMEOUT,
-        device: torch.device | None = None,
-    ):
-        self._make, self._timeout, self._device = make, timeout, device
+    def __init__(self, make: Callable[[int], DataLoader], timeout: float = DATA_TIMEOUT):
+        self._make, self._timeout = make, timeout
         self._here: deque = deque()
         self._taken = self._failures = self._depth = 0
         self._loader, self._workers, self._waits_since = None, (), None
@@ -57,7 +48,7 @@ class Batches(Iterator):
         self._workers = getattr(self._loader, "_workers", ())
         self._asked = len(self._here)
         self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-        place = self._loader, self._device, self._orders, self._results
+        place = self._loader, self._orders, self._results
         threading.Thread(target=_fetch, args=place, daemon=True).start()
 
     def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
@@ -79,13 +70,13 @@ class Batches(Iterator):
             if isinstance(error, StopIteration):
                 self._results.put((None, error))  # for whoever asks again
                 return True
-            if error and not isinstance(error, DataError):
-                time.sleep(0.5)  # it may follow from a death that is not known yet
-            if error and not self._look_after_workers():
+            if error:
+                if not isinstance(error, DataError):
+                    time.sleep(0.5)  # it may follow from a death that is not known yet
+                if self._look_after_workers():
+                    return False
                 self.close()
                 raise error
-            if error:
-                return False
             self._here.append(batch)
             self._failures, self._waits_since = 0, None
         return True
@@ -112,9 +103,9 @@ class Batches(Iterator):
         dead = [worker for worker in self._workers if worker.exitcode]
         if not dead and not 0 < self._timeout < now - self._waits_since:
             return False
-        here = [multiprocessing.current_process()]
-        late = (self._workers or here)[(number - self._first) % len(self._workers or here)]
-        why = f"process {late.pid} gave nothing for {self._timeout:g} s (--data_timeout)"
+        workers = self._workers or [multiprocessing.current_process()]
+        late = workers[(number - self._first) % len(workers)].pid
+        why = f"process {late} gave nothing for {self._timeout:g} s (--data_timeout)"
         if dead:
             why = f"worker process {dead[0].pid} died (exit code {dead[0].exitcode})"
         self._failures, self._waits_since = self._failures + 1, None
@@ -142,10 +133,8 @@ class Batches(Iterator):
     __del__ = close
 
 
-def _fetch(loader: Iterator, device: Any, orders: queue.SimpleQueue, results: queue.SimpleQueue):
+def _fetch(loader: Iterator, orders: queue.SimpleQueue, results: queue.SimpleQueue) -> None:
     """Puts a batch, or the error that ends them, for each order; it may wait for ever."""
-    if device is not None and device.type == "cuda":
-        torch.cuda.set_device(device)  # each thread has its own
     while orders.get():
         try:
             batch = next(loader)
@@ -208,7 +197,8 @@ class TrainLoader:
         self.device = torch.device(device)
         self._options = _worker_options(num_workers) | {
             "prefetch_factor": prefetch_factor if num_workers else None,
-            "pin_memory": self.device.type == "cuda",
+            # Without workers this would be a thread's, which has another current device.
+            "pin_memory": self.device.type == "cuda" and num_workers > 0,
         }
         self._position, self._timeout, self._num_workers = 0, timeout, num_workers
         self._batches: Batches | None = None
@@ -235,7 +225,7 @@ class TrainLoader:
                 order = PositionSampler(self.batch_size, self.rank, self.world_size, first)
                 return DataLoader(_BatchReader(self.dataset), sampler=order, **options)
 
-            self._batches = Batches(make, self._timeout, self.device)
+            self._batches = Batches(make, self._timeout)
         return self._batches
 
     def __next__(self) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -17,9 +17,7 @@ LOOK = signal.SIGUSR1
 
 
 class Wishes(NamedTuple):
-    """What some process asks for: to end, a checkpoint, pictures now; and what it says of itself:
-    that its data is late, or that its part of what all do together failed.
-    """
+    """What some process asks for, and says of itself: that its data is late, its part failed."""
 
     stop: bool
     save: bool
@@ -32,12 +30,7 @@ class LeftOff(BaseException):
     """What all processes did together ends here: a signal asks for that, or one of them failed."""
 
 
-# pulse(what, done, total, ready): see `Run.pulse`.
-Pulse = Callable[..., None]
-
-
-def no_pulse(*_: Any) -> None:
-    """The pulse of what nobody can interrupt."""
+Pulse = Callable[..., None]  # as `Run.pulse`
 
 
 class Interrupt:

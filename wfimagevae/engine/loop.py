@@ -7,7 +7,7 @@ from typing import ClassVar, Protocol
 from torch import nn
 
 from wfimagevae.engine.checkpoint import Stateful
-from wfimagevae.engine.interrupt import Pulse, no_pulse
+from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.optim import OptimizerState
 from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Run
@@ -39,7 +39,7 @@ class Task:
         samples: What is trained on, in the words of the log: images, latents, points.
         weights: Player -> part of a checkpoint with the weights that it trains.
         fresh_parts: How the names of parts begin that start anew, whatever a checkpoint holds.
-        pulse: What a validation calls between its parts; see `Run.pulse`.
+        pulse: What a validation calls between its parts: `Run.pulse`.
     """
 
     best_name: str
@@ -47,7 +47,7 @@ class Task:
     samples: str = "images"
     weights: ClassVar[dict[str, str]] = {}
     fresh_parts: tuple[str, ...] = ()
-    pulse: Pulse = staticmethod(no_pulse)
+    pulse: Pulse | None = None
 
     def __init__(
         self,

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("wfimagevae")
 
 
+Ready = Callable[[float], bool] | None
+
+
 class Watcher(Protocol):
     """Looks on while a run trains. Every process has one, called alike on all of them."""
 
@@ -134,11 +137,16 @@ class Run:
         loader, count = self.task.loader, self.options.grad_accum_steps
         wishes = None if self.ended else self.interrupt.outcome()
         while wishes:
-            if wishes.look:
-                self._look()
-            self.stopping |= wishes.stop or wishes.failed
-            if (wishes.save or self.stopping) and self.saved_step != self.step:
+            self.stopping = wishes.stop or wishes.failed
+            if (wishes.save or wishes.look or self.stopping) and self.saved_step != self.step:
                 self.save()
+            if wishes.look:
+                log.info("SIGUSR1: draws what there is to draw at step %d", self.step)
+                self.interrupt.look = False
+                self.validation_owed = self.task.validator is not None
+                self.samples_owed = self.watcher is not None
+                self._make_up(counts=False)
+                self.validation_owed = self.samples_owed = False
             if self.failure:
                 raise self.failure
             if self.stopping:
@@ -226,13 +234,16 @@ class Run:
     def _owed(self) -> tuple[bool, bool]:
         return self.validation_owed, self.samples_owed
 
-    def _make_up(self) -> bool:
-        """Makes what is owed, until a signal; True where the score is the best so far."""
+    def _make_up(self, counts: bool = True) -> bool:
+        """Makes what is owed, until a signal; True where a score that counts is the best so far."""
         improved = False
         if self.validation_owed and not self.stopping:
-            score = self._validate()
+            outcome = self._attempt("validation", lambda: self.task.validate(self.step))
             self.validation_owed = self.stopping
-            if score is not None:
+            if outcome:
+                values, score, pictures = outcome
+                self.reporter.validation(self.step, values, pictures)
+            if outcome and counts:
                 for player in self.task.players:
                     player.observe(score)
                 improved = score > self.best_score
@@ -241,25 +252,6 @@ class Run:
             self._attempt("samples", lambda: self.watcher.draw(self.step))
             self.samples_owed = self.stopping
         return improved
-
-    def _look(self) -> None:
-        """Saves, validates and draws as a signal asks; the training is none the wiser."""
-        self.interrupt.look = False
-        log.info("SIGUSR1: saves and draws what there is to draw at step %d", self.step)
-        if self.saved_step != self.step:
-            self.save()
-        if self.task.validator is not None:
-            self._validate()
-        if self.watcher and not self.stopping:
-            self._attempt("samples", lambda: self.watcher.draw(self.step))
-
-    def _validate(self) -> float | None:
-        outcome = self._attempt("validation", lambda: self.task.validate(self.step))
-        if outcome is None:
-            return None
-        values, score, pictures = outcome
-        self.reporter.validation(self.step, values, pictures)
-        return score
 
     def _attempt(self, what: str, work: Callable[[], Any]) -> Any:
         """What ``work()`` gives; None where a signal ended it, or a failure, which is a warning.
@@ -288,20 +280,11 @@ class Run:
                 hook.remove()
         return None
 
-    def pulse(
-        self,
-        what: str = "",
-        done: int = 0,
-        total: int = 0,
-        ready: Callable[[float], bool] | None = None,
-    ) -> None:
-        """Where validations and drawings can be left off, and how far they are. Collective.
+    def pulse(self, ready: Ready = None, what: str = "", *place: int) -> None:
+        """Between parts of a validation, or of drawing; LeftOff where it ends. Collective.
 
-        Waits until ``ready(seconds)`` on all processes. Between it and other collectives nothing
-        may fail.
-
-        Raises:
-            LeftOff: a signal asks to stop, or another process failed.
+        Waits until ``ready(seconds)`` on all processes, and shows the ``place``: done, in all. What
+        may fail comes before a pulse, other collectives come after it.
         """
         late = True
         while late:
@@ -309,8 +292,8 @@ class Run:
             if wishes.stop or wishes.failed:
                 raise LeftOff(wishes.stop)
             late = wishes.late
-        if total:
-            self.reporter.progress(what, done, total)
+        if place:
+            self.reporter.progress(what, *place)
 
     def save(self, best: bool = False, only_best: bool = False) -> None:
         """Writes a checkpoint, the best one's copy, or both. Collective.

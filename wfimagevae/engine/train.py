@@ -3,8 +3,7 @@
 import contextlib
 import logging
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -54,8 +53,6 @@ def run_training(
         elif process.is_main:
             place = folder, next(reversed(list_checkpoints(folder)), None)
         folder, resume = broadcast_object(place)
-        if process.is_main:
-            stack.enter_context(_made(folder))
         stack.enter_context(sole_writer(folder, process.is_main))
         if process.is_main:
             is_exact = how and Path(options.resume_from_checkpoint or "").is_file()
@@ -65,9 +62,6 @@ def run_training(
         # Networks, data and players; the tracker comes last, as it may start processes.
         task = assemble(options, process, folder)
         stack.callback(task.loader.close)
-        kind = options.tracker if process.is_main else "none"
-        tracker = open_tracker(kind, folder, options.exp_name, options.values())
-        barrier()
         schedules = (schedule for player in task.players for schedule in player.schedules)
         follows = any(schedule.options.lr_schedule == "plateau" for schedule in schedules)
         if follows and not (options.eval_steps and task.validator):
@@ -75,6 +69,9 @@ def run_training(
                 "--lr_schedule plateau follows validations, and this run makes none: give "
                 "--eval_steps above 0 and held-out data, or another schedule"
             )
+        kind = options.tracker if process.is_main else "none"
+        tracker = open_tracker(kind, folder, options.exp_name, options.values())
+        barrier()
         run = Run(options, process, folder, task, tracker, watcher)
         with run.interrupt:
             seed_everything(options.seed, process.rank)
@@ -98,20 +95,3 @@ def run_training(
             log.info("%s; run the same command%s to go on", done, how)
         tracker.close()
         return run.finished and not run.stopping
-
-
-@contextlib.contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """Makes a run's folder, and takes it away if nothing was trained before an error."""
-    new = [place for place in (folder, *folder.parents) if not place.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield
-    except BaseException:
-        kept = (".lock", "metrics.jsonl")  # another process has it; something was trained
-        if new and not (list_checkpoints(folder) or any((folder / n).exists() for n in kept)):
-            shutil.rmtree(folder)
-            for place in new[1:]:
-                with contextlib.suppress(OSError):  # another run is in it by now
-                    place.rmdir()
-        raise

@@ -295,7 +295,7 @@ class SampleDrawer:
             for (width, height), (index, subject) in product(self.sizes, enumerate(self.subjects)):
                 # All processes draw a flow's sample together; the main one makes a picture of it.
                 if not self.is_vae:
-                    self.pulse("sample", index, len(self.subjects))
+                    self.pulse(None, "sample", index, len(self.subjects))
                 sample = None if self.is_vae else self._sample(index, subject, width, height)
                 if not self.world.is_main:
                     continue

@@ -19,7 +19,7 @@ from wfimagevae.engine.distributed import (
     gather_objects,
 )
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.interrupt import Pulse, no_pulse
+from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.generate.generated_files import SamplePicture
@@ -88,7 +88,7 @@ class FlowValidator:
         self._shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
 
     def __call__(
-        self, ema: EMA | None, step: int, pulse: Pulse = no_pulse
+        self, ema: EMA | None, step: int, pulse: Pulse
     ) -> tuple[dict[str, float], dict[str, Path]]:
         """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
         self.pulse = pulse
@@ -111,7 +111,7 @@ class FlowValidator:
         batches = batch_loader(self.held_out, self._shares)
         ready = partial(batches.ready, 1)
         for number, positions in enumerate(self._shares):
-            self.pulse("validation batch", number, len(self._shares), ready)
+            self.pulse(ready, "validation batch", number, len(self._shares))
             batch = next(batches)
             del batch["position"]
             batch = self.held_out.to_inputs(batch, device) | {"position": positions}
@@ -162,7 +162,7 @@ class FlowValidator:
         """What a sampler calls after each of its steps, if all processes make as many."""
         if not SAMPLERS[sampling.sampler].evaluations:
             return None
-        return lambda step, num_steps, x: self.pulse(what, step, num_steps)
+        return lambda step, num_steps, x: self.pulse(None, what, step, num_steps)
 
     def _draw(self, sampling: SamplingOptions, step: int, name: str) -> None:
         """A picture of samples, one row a prompt or class."""

@@ -13,7 +13,7 @@ from wfimagevae.dataset.open import open_images
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.interrupt import Pulse, no_pulse
+from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import MetricOptions
@@ -56,7 +56,7 @@ class VaeValidator:
         ema: EMA | None,
         discriminator: nn.Module | None,
         step: int,
-        pulse: Pulse = no_pulse,
+        pulse: Pulse,
     ) -> tuple[dict[str, float], dict[str, Path]]:
         """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
         self.pulse = pulse
@@ -78,7 +78,7 @@ class VaeValidator:
         batches = self.read()
         ready = partial(batches.ready, 1)
         for number in range(self.num_batches):
-            self.pulse("validation batch", number, self.num_batches, ready)
+            self.pulse(ready, "validation batch", number, self.num_batches)
             batch = next(batches, {"unreadable": (), "image": None})  # a share may be shorter
             for path, reason in batch["unreadable"]:
                 if path not in self._reported:
