@@ -36,7 +36,8 @@ def main() -> int:
     if name == "pipeline" and words and not words[0].startswith("-"):
         words = ["--pipeline", *words]
     sys.argv = [f"wfimagevae {name}", *words]
-    return run_cli(importlib.import_module(COMMANDS[name]).main, dated=COMMANDS[name] == "train_ddp")
+    script = COMMANDS[name]
+    return run_cli(importlib.import_module(script).main, dated=script == "train_ddp")
 
 
 if __name__ == "__main__":

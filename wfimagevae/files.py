@@ -35,6 +35,8 @@ _MARKS |= dict.fromkeys((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE), "utf-16")
 _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must not do
 os.umask(_UMASK)
 _log = logging.getLogger("wfimagevae")
+# As `replacing` names its files, and others what they write in several calls.
+_TEMPORARY = re.compile(r"\..+\.(\w{8}|link|partial)\.tmp|\.autoencoder\.tmp", re.DOTALL)
 _living: set[str] = set()  # this process's own temporary files
 # Of URLs that shards are read from: in this process, and by the webdataset library.
 _SCHEMES = ("http", "https", "hf", "file", "ais", "sftp", "ftps", "scp", "gs", "htgs")
@@ -81,6 +83,8 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
 def remove_leftovers(folder: Path, pattern: str = "**/.*.tmp") -> None:
     """Removes what writers left half written that were killed; not what one still writes."""
     for path in folder.glob(pattern):
+        if not _TEMPORARY.fullmatch(path.name):  # somebody else's
+            continue
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         elif os.path.abspath(path) not in _living:

@@ -4,6 +4,7 @@ Each kind of file is read by what commands read it with; every input is made fro
 """
 
 import contextlib
+import functools
 import io
 import json
 import random
@@ -13,10 +14,11 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import save
 
 from tests.dataset.latent_files import numbered, write_cache
 from tests.dataset.shard_files import as_json, open_set, png, write_tar
-from tests.images import smooth_image
+from tests.images import TINY_MODEL, smooth_image
 from wfimagevae.command_line import parse
 from wfimagevae.dataset import LatentDataset, TrainImageDataset
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
@@ -25,6 +27,8 @@ from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.options import StreamOptions, VaeDataOptions
 from wfimagevae.dataset.text.captions import Captions
 from wfimagevae.dataset.text.filters import filtered
+from wfimagevae.engine.checkpoint import read_checkpoint
+from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.options import option
 from wfimagevae.pipeline.checks import load_pipeline
 
@@ -53,7 +57,7 @@ def rotted(content, rng):
 
 def odd(value, rng):
     """A copy of which one value, anywhere, is another one, or missing."""
-    if not value or not isinstance(value, list | dict) or rng.random() < 0.15:
+    if not isinstance(value, list | dict) or not value or rng.random() < 0.15:
         return rng.choice(ODD)
     value = value.copy()
     key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
@@ -190,7 +194,49 @@ def captions(folder, rng):
             assert "none of 1 images" in str(error) or path.name in str(error)
 
 
-KINDS = [images, manifests, pipelines, configs_of_flags, shards, caches, captions]
+@functools.cache
+def content_of_checkpoint():
+    """What a training of a tiny autoencoder saves, about."""
+    state = WFVAE2ImageModel.from_config(TINY_MODEL).state_dict()
+    weights = {key: value.contiguous() for key, value in state.items()}
+    facts = {"step": 3, "epoch": 1, "rng": [1, 2], "config": TINY_MODEL}
+    return {"state_dict": {"gen_model": weights}, "ema_state_dict": dict(weights)} | facts
+
+
+def checkpoints(folder, rng):
+    path, file = folder / "checkpoint-3.ckpt", io.BytesIO()
+    content = content_of_checkpoint()
+    is_odd = rng.random() < 0.3
+    torch.save(odd(content, rng) if is_odd else content, file)
+    path.write_bytes(file.getvalue() if is_odd else rotted(file.getvalue(), rng))
+    try:
+        read_checkpoint(path)
+    finally:
+        WFVAE2ImageModel.from_pretrained(path)
+
+
+def safetensors_of_models(folder, rng):
+    path = folder / "diffusion_pytorch_model.safetensors"
+    weights = content_of_checkpoint()["ema_state_dict"]
+    if rng.random() < 0.2:
+        weights = {k: v for k, v in odd(weights, rng).items() if isinstance(v, torch.Tensor)}
+    (folder / "config.json").write_text(json.dumps(TINY_MODEL))
+    content = save(weights)
+    head = int.from_bytes(content[:8], "little") + 8  # where most that can break is
+    cut = head if rng.random() < 0.7 else len(content)
+    path.write_bytes(rotted(content[:cut], rng) + content[cut:])
+    WFVAE2ImageModel.from_pretrained(folder)
+
+
+def configs_of_models(folder, rng):
+    path = folder / "config.json"
+    path.write_bytes(broken(TINY_MODEL | {"spade": False}, rng))
+    with torch.device("meta"):
+        WFVAE2ImageModel.from_config(path)
+
+
+KINDS = [images, manifests, pipelines, configs_of_flags, shards, caches, captions, checkpoints]
+KINDS += [safetensors_of_models, configs_of_models]
 
 
 @pytest.mark.slow
@@ -205,7 +251,8 @@ def test_what_is_broken_is_read_or_named(tmp_path, monkeypatch, kind):
         try:
             kind(tmp_path, random.Random(f"{SEED} {kind.__name__} {number}"))
         except (ValueError, OSError) as error:
-            names = [path.name for path in tmp_path.iterdir() if path.is_file()]
+            # The folder that was given, or the file that is broken.
+            names = [f"{tmp_path}: ", *(p.name for p in tmp_path.iterdir() if p.is_file())]
             assert any(name in str(error) for name in names), (number, repr(error)[:2000])
         finally:
             signal.alarm(0)

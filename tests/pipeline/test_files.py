@@ -72,8 +72,8 @@ output:
   test_image_address: .         # is a folder; name images
   sample_sizes:
     - 64
-    - 2x                        # sample size '2x', 'big': write 512, 768x512 or
-    - big
+    - 2x                        # output.sample_sizes: '2x' is not 512, 768x512 or
+    - [64, 0]                   # output.sample_sizes: .64, 0. is not 512, 768x512 or
 """
 NOT_TAKEN = """\
 data: {data_path: ., img_size: 64, fixed_prompt_prefix: a drawing of} # data_path has no effect: ev

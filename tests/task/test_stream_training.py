@@ -51,7 +51,7 @@ FLOW = {"dataset": "images", "num_shapes": None}
         (FLOW | {"model_name": "DiT-S/4", "aspect_buckets": 8}, "network takes 16 x 16 alone"),
         (
             FLOW | {"model_name": "SmallCNN", "model_config": None, "aspect_buckets": 8},
-            "images of 32 x 8 px, this network takes 16 x 16 alone: leave these flags out",
+            "images of 32 x 8 px, this network takes 16 x 16 alone: leave them out",
         ),
     ],
 )

@@ -371,7 +371,7 @@ def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
         except ValueError as error:
             for name, text in getattr(error, "problems", [("", str(error))]):
                 if name:
-                    document.report(place_of(name), f"{name}: {text}")
+                    document.report(place_of(name), f"{name}: {in_words_of_file(text)}")
                 elif not document.problems:  # else what contradicts may be a consequence
                     flag = re.search(r"--(no_)?(\w+)|$", text)[2] or ""
                     text = f"step {step.name!r}: {in_words_of_file(text)}"

@@ -62,7 +62,7 @@ def _kind(annotation: Any, words: str) -> Any:
 
 
 Paths = _kind(str | list[str], "a path, or a list of them")
-Texts = _kind(list[str], "a list of texts")
+Texts = list[_kind(str, "a text")]
 Numbers = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
@@ -308,19 +308,18 @@ class TrainingSection(Settings):
     pipeline: PipelineSection
 
 
-def _read_sizes(sizes: list[int | str | list[int]]) -> list[list[int]]:
-    """Sizes as [width, height]."""
-    read, wrong = [], []
-    for size in sizes:
-        sides = size.lower().split("x") if isinstance(size, str) else size
-        sides = [size, size] if isinstance(size, int) else sides
-        if len(sides) == 2 and all(str(s).strip().isdigit() and int(s) for s in sides):
-            read.append([int(side) for side in sides])
-        else:
-            wrong.append(repr(size))
-    if wrong:
-        raise ValueError(f"sample size {', '.join(wrong)}: write 512, 768x512 or [768, 512]")
-    return read
+def _read_size(size: int | str | list[int]) -> list[int]:
+    """A size as [width, height]."""
+    sides = size.lower().split("x") if isinstance(size, str) else size
+    sides = [size, size] if isinstance(size, int) else sides
+    if len(sides) != 2 or not all(str(s).strip().isdigit() and int(s) for s in sides):
+        raise ValueError("no size")
+    return [int(side) for side in sides]
+
+
+_Size = _kind(
+    Annotated[Count | str | Numbers, AfterValidator(_read_size)], "512, 768x512 or [768, 512]"
+)
 
 
 class OutputSection(Section):
@@ -334,13 +333,7 @@ class OutputSection(Section):
     no_samples: bool = False
     test_image_address: Paths = Field([])
     sample_captions: Annotated[Texts, Key("sample_prompts")] = Field([])
-    sample_sizes: (
-        Annotated[
-            _kind(list[Count | str | Numbers], "a list of 512, 768x512 or [768, 512]"),
-            AfterValidator(_read_sizes),
-        ]
-        | None
-    ) = None
+    sample_sizes: list[_Size] | None = None
     generate_diagrams: bool = True
 
 

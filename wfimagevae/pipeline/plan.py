@@ -140,7 +140,7 @@ def _describe_step(
         try:
             find_weights(pretrained)
         except (ValueError, OSError) as error:
-            document.report(("model", "flow", "pretrained"), str(error))
+            document.report(("model", "flow", "pretrained"), in_words_of_file(str(error)))
     # What is trained and frozen, and where its weights come from.
     counts = {name: footprint.parameters.get(name) for name in _ORDER}
     learns = {name: count for name, count in counts.items() if count and name in step.trained}

@@ -244,9 +244,8 @@ def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
             if name:  # else a section that is missing, as it is read apart
                 text = text.replace("Input should be a valid", f"{values[name]!r:.80} is no")
                 # In the line of a list's first entry that the message quotes.
-                quoted, whole = text.split(": write")[0], values[name]
-                entries = enumerate(whole if isinstance(whole, list) else [])
-                wrong = [i for i, entry in entries if repr(entry) in quoted]
+                entries = enumerate(values[name] if isinstance(values[name], list) else [])
+                wrong = [i for i, entry in entries if f"{entry!r} " in text]
                 document.report((*place, name, *wrong[:1]), f"{dotted((*place, name))}: {text}")
         values = {key: entry for key, entry in values.items() if key not in dict(error.problems)}
     return values | sections

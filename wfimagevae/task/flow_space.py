@@ -192,7 +192,7 @@ def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityMod
         if multiple:
             raise ValueError(f"{asked}: make them multiples of {step}, as this network needs")
         raise ValueError(
-            f"{asked}, this network takes {own[1]} x {own[0]} alone: leave these flags out, or "
+            f"{asked}, this network takes {own[1]} x {own[0]} alone: leave them out, or "
             "take a model whose position is 'rope' (FlowDiT-S/2, ...)"
         )
 

@@ -159,7 +159,10 @@ class ShardWriter:
             image = open_rgb(io.BytesIO(content), short_side=resize)
         file = io.BytesIO()
         quality = {} if kind == "png" else {"quality": self.options.quality}
-        image.save(file, _ENCODERS[kind], **quality)
+        try:
+            image.save(file, _ENCODERS[kind], **quality)
+        except (OSError, ValueError) as error:  # a side longer than the format has
+            raise UnreadableImage(f"{image.width}x{image.height}, no {kind}: {error}") from error
         return kind, file.getvalue(), image.size
 
     def _plan(self) -> str:

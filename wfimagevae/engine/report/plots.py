@@ -131,10 +131,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
-    """Draws the panels that have data on one page, and replaces the PNG file in one move.
-
-    Without data there is no page.
-    """
+    """Draws the panels that have data, if any, on one page; replaces the PNG file in one move."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
