@@ -218,8 +218,8 @@ def checkpoints(folder, rng):
 def safetensors_of_models(folder, rng):
     path = folder / "diffusion_pytorch_model.safetensors"
     weights = content_of_checkpoint()["ema_state_dict"]
-    if rng.random() < 0.2:
-        weights = {k: v for k, v in odd(weights, rng).items() if isinstance(v, torch.Tensor)}
+    if rng.random() < 0.2 and isinstance(found := odd(weights, rng), dict):
+        weights = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
     (folder / "config.json").write_text(json.dumps(TINY_MODEL))
     content = save(weights)
     head = int.from_bytes(content[:8], "little") + 8  # where most that can break is

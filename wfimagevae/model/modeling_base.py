@@ -132,10 +132,9 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         Args:
             path: A training checkpoint (.ckpt); a folder of them, of which the one with the highest
                 step is taken; a Hugging Face folder; a pipeline's output folder; or a hub name,
-                ``user/model``. Checkpoints
-                give their EMA weights, unless the environment has NOT_USE_EMA_MODEL=1. Of velocity
-                networks also a public SiT or DiT file: a state dict, or one as ``ema`` or
-                ``model``, in .pt, .pth or .safetensors.
+                ``user/model``. Checkpoints give their EMA weights, unless the environment has
+                NOT_USE_EMA_MODEL=1. Of velocity networks also a public SiT or DiT file: a state
+                dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
             model_config: JSON file with a checkpoint's config; wins over one in it or beside it.
             ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either side
                 alone has classes, and warn.
