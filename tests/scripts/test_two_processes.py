@@ -87,7 +87,7 @@ def test_pictures_differ_by_rounding_at_most(folder):
         one, two = (pictures(folder / place / kind) for place in ("one", "two"))
         assert list(one) == list(two)
         assert all(abs(one[name] - two[name]).max() <= 1 for name in one)
-    assert len(list((folder / "two" / "samples").glob("*.json"))) == 7
+    assert len(list((folder / "two" / "samples-records").glob("*.json"))) == 7
     assert len(list((folder / "two" / "recon").rglob("*.png"))) == 5
 
 

@@ -44,7 +44,7 @@ class RunOptions(Options):
     seed: Integer = option(1234, "of all randomness", "N", basic=True)
     epochs: Count = option(
         10,
-        "passes over the data, where --max_steps is not given, whatever the batch size on resuming",
+        "passes over the data, where --max_steps is not given",
         "N",
         basic=True,
     )
@@ -168,8 +168,8 @@ class CheckpointOptions(Options):
     keep_last: Natural = option(0, "checkpoints to keep besides the best; 0 keeps all", "K")
     resume_from_checkpoint: str | None = option(
         None,
-        "a checkpoint, a run's folder, or 'auto': the newest whole one of this --exp_name, or a "
-        "fresh start where there is none",
+        "a checkpoint, a run's folder, or 'auto': the newest of this --exp_name, or a fresh start "
+        "where there is none",
         "PATH",
         basic=True,
     )

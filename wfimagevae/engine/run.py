@@ -309,7 +309,8 @@ class Run:
         facts = self.task.facts() | self.facts() | {"last_good": last_good and last_good[0]}
         facts |= {"samples_owed": True} if self.samples_owed else {}
         content = collect(self.parts, keep=self.world.is_main, **facts)
-        if content["sampler_state"]["position"] != self.unit * self.step:  # updates of two sizes
+        position = content.get("sampler_state", {}).get("position", self.unit * self.step)
+        if position != self.unit * self.step:  # updates of two sizes
             content["schedule_unit"] = self.unit
         is_first = self.saved_step != self.step
         if not only_best:

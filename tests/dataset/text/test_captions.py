@@ -40,7 +40,7 @@ def test_sidecars_give_a_caption_a_line(photos, caplog):
         "deep/c.png": [],
         "d.png": [],
     }
-    (warning,) = caplog.messages
+    (warning,) = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert "2 of 4 images have no caption" in warning and "d.png" in warning
 
 

@@ -64,5 +64,7 @@ def test_losses_are_found_from_another_folder(run_dir, tmp_path, monkeypatch, ca
 @pytest.mark.parametrize("text", ['{"lr": ', "[1]", "\xff"])
 def test_broken_options_are_named(run_dir, text):
     (run_dir / "options.json").write_text(text, encoding="latin-1")
-    with pytest.raises(ValueError, match=r"options\.json (is not JSON|holds no JSON object)"):
+    with pytest.raises(
+        ValueError, match=r"options\.json (is not JSON|is not UTF-8|holds no JSON object)"
+    ):
         write_report(run_dir, run_dir / "report.html")

@@ -167,7 +167,7 @@ class Reporter:
             return
         left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
         parts += [f"ETA {timedelta(seconds=round(left))}"]
-        epoch = f"epoch {step / self.epoch_steps:.3g}"
+        epoch = f"epoch {step / self.epoch_steps if self.epoch_steps else 0:.3g}"
         log.info("step %d/%d | %s", step, max_steps, " | ".join([epoch, *parts]))
 
     def _plot(self) -> None:
