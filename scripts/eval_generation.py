@@ -45,7 +45,7 @@ class EvaluationOptions(
 
     generated_image_dir: str | None = option(
         None,
-        "samples as they are, in place of --from_pretrained: a folder, a manifest, or an .npz",
+        "samples, in place of --from_pretrained: a folder, a manifest, or an .npz as it is",
         "PATH",
     )
     output_json: OutputFile | None = option(None, "where to write figures and protocol", "FILE")
@@ -117,7 +117,10 @@ def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, obje
 
     if options.generated_image_dir:
         _check_no_captions(options, "files are compared as they are")
-        yield {}, open_images(options.generated_image_dir, num_workers=options.num_workers)
+        path, sizes = options.generated_image_dir, (options.resolution, options.crop_size)
+        if Path(path).suffix == ".npz":
+            sizes = ()
+        yield {}, open_images(path, *sizes, num_workers=options.num_workers)
         return
 
     from wfimagevae.generate.generator_files import load_generator

@@ -276,8 +276,8 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], dated: bool = Fa
     handler.setFormatter(_LogFormatter(form, "%Y-%m-%d %H:%M:%S"))
     is_main = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(level=logging.INFO if is_main else logging.WARNING, handlers=[handler])
-    if hasattr(sys.stdout, "reconfigure"):  # a name that is no text is no reason to stop
-        sys.stdout.reconfigure(errors="backslashreplace")
+    write = sys.stdout.write  # names are in what is printed, too
+    sys.stdout.write = lambda text: write("\n".join(map(printable, text.split("\n"))))
     try:
         return main(None) or 0
     except (ValueError, OSError) as error:

@@ -185,6 +185,10 @@ def test_a_card_has_all_that_a_stranger_asks(tiny_vae, tmp_path):  # noqa: F811
         assert part in card
     assert "secret" not in card and "lpips" not in card
     assert np.asarray(Image.open(tmp_path / "out" / "picture.png")).shape == (20, 30, 3)
+    # Equal images have an infinite PSNR, which JSON lacks: no figure, no section.
+    (tmp_path / "m.json").write_text(json.dumps(metrics | {"psnr": None}))
+    command(save_hf_model, *words)
+    assert "## Evaluation" not in (tmp_path / "out" / "README.md").read_text()
     words[3] = tmp_path / "new"
     for flag, value, told in (
         ("--license", "a: b", "no name of a license"),

@@ -217,6 +217,8 @@ def test_damaged_held_out_files_cost_one_image_each_not_the_figures(tmp_path, ca
         assert result["energy_distance"] is not None
         counts = [("real_count", 6), ("real_left_out", 2), ("generated_left_out", 1)]
         assert result["protocol"].items() >= {*counts, ("generated_count", 6)}
+        options[5] = "8"  # of both
+        assert eval_generation.main([*options, "--metric", "energy_distance"]) == 1
         (tmp_path / "rec" / "3.png").unlink()
         alone = "1 originals have no reconstruction: 3.png"
         refused(alone, eval_image.main, [*options, "--metric", "psnr"])

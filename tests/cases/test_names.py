@@ -7,10 +7,14 @@ import re
 
 import pytest
 
+from tests.dataset.latent_files import numbered, write_cache
+from tests.images import TINY_MODEL
 from wfimagevae.command_line import parse, run_cli
+from wfimagevae.dataset import LatentDataset
 from wfimagevae.engine.report import tracker
 from wfimagevae.engine.report.html import write_report
 from wfimagevae.files import read_json, write_json
+from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.options import ListOf, Options, option
 from wfimagevae.pictures.patch_maps import SUMMARY, append_summary
 
@@ -51,13 +55,13 @@ def test_names_can_do_nothing_to_a_terminal_or_to_other_lines(capfd, monkeypatch
     monkeypatch.setattr(logging.root, "handlers", [])
 
     def main(_):
-        print(CAFE)  # strict in UTF-8 locales
+        print("\x1b[2J" + CAFE)  # strict in UTF-8 locales
         logging.getLogger("wfimagevae").warning("unreadable: %s", name)
         raise ValueError(f"{name}:\n  a list's line")
 
     assert run_cli(main) == 2
     out, err = capfd.readouterr()
-    assert out == "caf\\udce9\n"
+    assert out == "\\x1b[2Jcaf\\udce9\n"
     shown = r"a\x1b[2J\x9b31m\r\nerror: forged\u202ecaf\udce9"
     assert err.splitlines()[0].endswith(f"unreadable: {shown}")
     assert err.splitlines()[1:] == [f"error: {shown}:", "  a list's line"]
@@ -74,6 +78,10 @@ def test_names_that_are_not_utf8_pass_through_every_file_of_a_run(tmp_path, monk
     options = {"image_path": [CAFE], "exp_name": CAFE, "disable_csv_log": True}
     write_json(run / "options.json", options)
     assert read_json(run / "options.json") == options
+    write_cache(run, [{"moments": numbered(0, 2)}])
+    assert len(LatentDataset(run)) == 2
+    WFVAE2ImageModel.from_config(TINY_MODEL).save_pretrained(run)
+    WFVAE2ImageModel.from_pretrained(run)
     page = write_report(run, run / "report.html").read_text()
     assert "caf\\udce9" in page and run.name == CAFE
 

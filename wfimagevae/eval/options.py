@@ -124,7 +124,7 @@ class ReferenceOptions(Options):
         None, "samples of --dataset; not given: as many as are generated (cifar10: all)", "N"
     )
     resolution: Count | None = option(
-        None, "resize the reference's shorter side to this; not given: native size", "PX"
+        None, "shorter side of the images in folders, resized; not given: native size", "PX"
     )
     crop_size: Count | None = CROP_SIZE
     subset_size: Natural = option(

@@ -54,9 +54,9 @@ def check_card(options: CardOptions) -> None:
 
 def metric_table(results: Sequence[Mapping]) -> str:
     """Section of a model card: figures, a row a measurement, and how they were measured."""
-    if not results:
-        return ""
     names = [name for name in _FIGURES if any(r.get(name) is not None for r in results)]
+    if not names:
+        return ""
     how = ["sampler", "steps", "guidance"] if "sampler" in results[0].get("sampling", {}) else []
     head = [*how, *names]
     lines = ["## Evaluation\n", f"| {' | '.join(head)} |", "|---" * len(head) + "|"]

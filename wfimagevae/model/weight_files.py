@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.files import is_hub_name, read_json, read_torch_file
+from wfimagevae.files import fd_path, is_hub_name, read_json, read_torch_file
 
 StateDict = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -110,7 +110,8 @@ def _read_safetensors(path: Path) -> StateDict:
     from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        with path.open("rb") as file:
+            return load_file(fd_path(file))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 

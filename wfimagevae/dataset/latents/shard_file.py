@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.files import parse_json
+from wfimagevae.files import fd_path, parse_json
 
 _TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _TYPES |= {"I64": torch.int64, "BOOL": torch.bool}
@@ -29,7 +29,7 @@ class LatentShard:
     def __init__(self, path: Path):
         self.path, self.tensors = path, {}
         try:
-            with safe_open(path, "pt") as file:
+            with open(path, "rb") as opened, safe_open(fd_path(opened), "pt") as file:
                 for name in file.offset_keys():
                     part = file.get_slice(name)
                     self.tensors[name] = _TYPES[part.get_dtype()], tuple(part.get_shape())
