@@ -13,12 +13,14 @@ import torch
 from tests.dataset.conftest import draw
 from tests.distributed.worker import on_ranks
 from tests.engine.toy import batches, player
+from tests.pipeline.files import PipelinePlace
 from tests.task.training import ROOT, FlowPlace, Workplace, load
 from wfimagevae.dataset import DataError, TrainLoader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.engine.distributed import World, world
 from wfimagevae.engine.loop import Task, fit
+from wfimagevae.engine.player import Player
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.run import Run
 from wfimagevae.generate.generator import FlowGenerator
@@ -142,6 +144,35 @@ def test_nohup_stays_and_a_request_to_look_changes_nothing(tmp_path):
     )
     del one["rng_state"], other["rng_state"], one["means"], other["means"]
     assert one == other
+
+
+def test_a_request_to_look_while_it_validates_is_met_once(tmp_path):
+    run, events = train(tmp_path, at("validate 3", signal.SIGUSR1))
+    assert events[:5] == ["save 2", "validate 3", "best", "save 3", "save 4"]
+    assert run.step == 6
+
+
+def test_a_run_asked_to_stop_draws_no_plots(tmp_path, monkeypatch):
+    """goodfire-ai/spd #741: on a busy machine all pages take longer than is left."""
+    drawn, update, place = [], Player.update, PipelinePlace(tmp_path)
+    for module in ("engine.report.plots", "pipeline.watch"):
+        monkeypatch.setattr(f"wfimagevae.{module}.draw_page", lambda *page: drawn.append(page[3]))
+
+    def asked(*args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(*args)
+
+    def run(name):
+        content = place.content(name)
+        del content["training"]["pipeline"]["steps"][1:]
+        content["output"] |= {"generate_diagrams": True, "checkpoint_save_interval": 100}
+        assert len(list(place.run(content).glob("steps/*/checkpoint-*.ckpt"))) == 1
+        return {path.name for path in drawn}
+
+    assert run("whole") >= {"warmup_batch_times.png", "training_losses_live_page1.png"}
+    drawn.clear()
+    monkeypatch.setattr(Player, "update", asked)
+    assert not run("stopped")
 
 
 def fail(place, error):

@@ -87,7 +87,7 @@ class Run:
         self.unit, self.step_offset = float(self.samples_a_step), 0.0
         self.best_score = float("-inf")
         self.stopping = self.saved_as_finished = False
-        self.saved_step: int | None = None
+        self.saved_step = self.validated_step = -1
         # What belongs to this step and is not made yet; why there is no more data.
         self.validation_owed = self.samples_owed = False
         self.failure: Exception | None = None
@@ -144,6 +144,7 @@ class Run:
                 log.info("SIGUSR1: draws what there is to draw at step %d", self.step)
                 self.interrupt.look = False
                 self.validation_owed = self.task.validator is not None
+                self.validation_owed &= self.validated_step != self.step
                 self.samples_owed = self.watcher is not None
                 self._make_up(counts=False)
                 self.validation_owed = self.samples_owed = False
@@ -242,6 +243,7 @@ class Run:
             self.validation_owed = self.stopping
             if outcome:
                 values, score, pictures = outcome
+                self.validated_step = self.step
                 self.reporter.validation(self.step, values, pictures)
             if outcome and counts:
                 for player in self.task.players:

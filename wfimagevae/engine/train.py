@@ -87,7 +87,7 @@ def run_training(
             log.info("%s; kill -USR1 %d saves and draws now", library_versions(), os.getpid())
             with logging_redirect_tqdm():
                 fit(run)
-            run.reporter.summary()
+            run.reporter.summary(plots=not run.stopping)  # which take seconds
             if not run.stopping:  # else a process whose data failed may be gone
                 run.stopping = run.interrupt.agree().stop
         if run.stopping:

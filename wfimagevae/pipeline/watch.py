@@ -195,24 +195,24 @@ class StepWatcher:
             text = "\n".join(_summary(*step) for step in rows.items())
             write_text(self.graph / "training_summary.txt", text)
             if self.pipeline.content.output.generate_diagrams and rows[name]:
-                _draw_graphs(self.graph, name, _series(rows[name]))
+                self._draw_graphs(_series(rows[name]))
         self.plot_time += time.perf_counter() - start
 
-
-def _draw_graphs(graph: Path, name: str, series: Series) -> None:
-    """Draws a step's losses, KL, learning rates and batch times, and all at once."""
-    rates = tuple(key for key in series if key.startswith("lr/"))
-    learning = (Panel("learning rate", rates, log=False),)
-    pages = {
-        "training_losses": _LOSSES,
-        "kl_loss": _KL,
-        "learning_rates": learning,
-        "batch_times": _TIMES,
-        "training_overview": (*_LOSSES, *_KL, *learning, *_TIMES),
-    }
-    for page, panels in pages.items():
-        title = f"{name}: {page.replace('_', ' ')}"
-        draw_page(title, panels, series, graph / f"{name}_{page}.png")
+    def _draw_graphs(self, series: Series) -> None:
+        """Draws losses, KL, learning rates and batch times, and all at once; until a signal."""
+        rates = tuple(key for key in series if key.startswith("lr/"))
+        learning = (Panel("learning rate", rates, log=False),)
+        pages = {
+            "training_losses": _LOSSES,
+            "kl_loss": _KL,
+            "learning_rates": learning,
+            "batch_times": _TIMES,
+            "training_overview": (*_LOSSES, *_KL, *learning, *_TIMES),
+        }
+        for page, panels in pages.items():
+            title = f"{self.step.name}: {page.replace('_', ' ')}"
+            if self.run.interrupt.signal is None:
+                draw_page(title, panels, series, self.graph / f"{self.step.name}_{page}.png")
 
 
 def _summary(name: str, rows: list[dict]) -> str:

@@ -186,12 +186,12 @@ class Reporter:
             self.tracker.log_images(step, pictures)
             self.tracker.log(step, values)
 
-    def summary(self) -> None:
+    def summary(self, plots: bool = True) -> None:
         """Draws the final plots; prints the bill: images, speed, share of the peak, hours."""
         self.bar.close()
         if not self.world.is_main:
             return
-        if self.plot_every and self.csv and self.csv.path.exists():
+        if plots and self.plot_every and self.csv and self.csv.path.exists():
             with log_write_errors("loss plots"):
                 self._plot()
         elapsed = max(time.perf_counter() - self.started, 1e-9)
