@@ -245,7 +245,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced_and_the_order_stays(number, cap
     whole = draw(TrainLoader(Numbers(), 2, num_workers=0), 12)
     loader = TrainLoader(Numbers(), 2, num_workers=2, timeout=1)
     parts = [next(loader) for _ in range(3)]
-    pid = loader._batches._workers[1].pid
+    pid = loader._workers[1].pid
     os.kill(pid, number)
     parts += draw(loader, 9)
     assert [b["position"] for b in parts] == [b["position"] for b in whole]

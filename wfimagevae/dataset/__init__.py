@@ -8,7 +8,7 @@ _MODULES = {
     "images.held_out": ("IndexedImages", "ValidImageDataset", "collate_images"),
     "images.labels": ("Labels",),
     "latents.latent_dataset": ("LatentDataset",),
-    "loader": ("PositionSampler", "TrainLoader", "batch_loader", "valid_loader"),
+    "loader": ("TrainLoader", "batch_loader", "valid_loader"),
     "mixture": ("Mixture",),
     "order": ("ShardOrder", "ShuffledOrder"),
     "protocol": ("DataError", "FlowData", "TrainData"),

@@ -1,5 +1,7 @@
 """Batches for training, endless and resumable at the exact sample, and for validation."""
 
+import functools
+import itertools
 import logging
 import multiprocessing
 import os
@@ -8,11 +10,11 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from wfimagevae.dataset.images.held_out import ValidImageDataset, collate_images
 from wfimagevae.dataset.options import LoaderOptions
@@ -25,24 +27,47 @@ _PATIENCE = 3  # workers in a row that are replaced, before what they read is gi
 
 
 class Batches(Iterator):
-    """A loader's batches, fetched by a thread: whoever waits for them can look about meanwhile.
+    """What is read of lists of numbers, fetched by a thread: who waits can look about meanwhile.
 
-    Where a worker dies, or the one whose turn it is gives nothing in ``timeout`` seconds of waiting
-    (0: for ever), all are replaced and read on behind the last batch that came, with a warning; a
-    DataError where that does not help. ``make(n)`` gives the loader from batch ``n`` on.
+    ``read`` makes a dict of a list, in one of ``num_workers`` processes (0: in this one);
+    ``order(n)`` gives the lists from batch ``n`` on. Where a worker dies, or the one whose turn it
+    is gives nothing in ``timeout`` seconds of waiting (0: for ever), all are replaced and read on
+    behind the last batch that came, with a warning; a DataError where that does not help.
+    ``options`` are those of a `DataLoader`.
     """
 
-    def __init__(self, make: Callable[[int], DataLoader], timeout: float = DATA_TIMEOUT):
-        self._make, self._timeout = make, timeout
-        self._here: deque = deque()
-        self._taken = self._failures = self._depth = 0
-        self._loader, self._workers, self._waits_since = None, (), None
+    _loader, _workers = None, ()
+
+    def __init__(
+        self,
+        read: Callable[[list[int]], dict[str, Any]],
+        order: Callable[[int], Iterable[list[int]]],
+        num_workers: int = 0,
+        timeout: float = DATA_TIMEOUT,
+        **options,
+    ):
+        self._read, self._order = _Reader(read), order
+        self._num_workers, self._timeout, self._options = num_workers, timeout, options
+        self._here: deque[dict[str, Any]] = deque()
+        self._taken = self._failures = 0
+        self._waits_since: float | None = None
 
     def _start(self) -> None:
         self._first = self._taken + len(self._here)
+        loader = DataLoader(
+            self._read,
+            batch_size=None,
+            sampler=self._order(self._first),
+            collate_fn=dict,
+            num_workers=self._num_workers,
+            worker_init_fn=_start_worker,
+            # Without its own generator a DataLoader draws its base seed from the global one.
+            generator=torch.Generator(),
+            **self._options,
+        )
         # PyTorch's own handler would raise, in whatever runs, when a worker dies.
         handler = signal.getsignal(signal.SIGCHLD)
-        self._loader = iter(self._make(self._first))
+        self._loader = iter(loader)
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGCHLD, handler)
         self._workers = getattr(self._loader, "_workers", ())
@@ -54,21 +79,25 @@ class Batches(Iterator):
     def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
         """Whether the next ``count`` batches are there, or all there are; waits for ``seconds``.
 
-        Raises what reading one of them raised.
+        Without workers this process reads, if there is time. Raises what reading one of them did.
         """
+        if not (seconds or self._num_workers):
+            return False
         if self._loader is None:
             self._start()
-        self._depth = max(self._depth, count)
-        self._order(count)
+        for _ in range(count - self._asked):
+            self._orders.put(True)
+        self._asked = max(self._asked, count)
         end = time.monotonic() + seconds
         while len(self._here) < count:
             try:
-                batch, error = self._results.get(timeout=max(end - time.monotonic(), 0))
+                batch = self._results.get(timeout=max(end - time.monotonic(), 0))
             except queue.Empty:
                 self._look_after_workers()
                 return False
+            error = batch.get("error")
             if isinstance(error, StopIteration):
-                self._results.put((None, error))  # for whoever asks again
+                self._results.put(batch)  # for whoever asks again
                 return True
             if error:
                 if not isinstance(error, DataError):
@@ -81,20 +110,17 @@ class Batches(Iterator):
             self._failures, self._waits_since = 0, None
         return True
 
-    def __next__(self) -> Any:
+    def __next__(self) -> dict[str, Any]:
         while not self.ready(seconds=1.0):
             pass
         if not self._here:
             raise StopIteration
-        self._taken, self._asked = self._taken + 1, self._asked - 1
+        self._taken += 1
         if self._workers:  # they read ahead anyway
-            self._order(self._depth)
-        return self._here.popleft()
-
-    def _order(self, count: int) -> None:
-        for _ in range(count - self._asked):
             self._orders.put(True)
-            self._asked += 1
+        else:
+            self._asked -= 1
+        return self._here.popleft()
 
     def _look_after_workers(self) -> bool:
         """Ends them, to be replaced, where one is dead or late, and returns whether one was."""
@@ -137,37 +163,26 @@ def _fetch(loader: Iterator, orders: queue.SimpleQueue, results: queue.SimpleQue
     """Puts a batch, or the error that ends them, for each order; it may wait for ever."""
     while orders.get():
         try:
-            batch = next(loader)
+            results.put(next(loader))
         except Exception as error:
-            results.put((None, error))
+            results.put({"error": error})
             return
-        is_error = isinstance(batch, dict) and "error" in batch
-        results.put((None, batch["error"]) if is_error else (batch, None))
 
 
-class PositionSampler(Sampler[list[int]]):
-    """Endless batches of data positions, shared out among ranks without gaps or repeats.
+class _Reader(Dataset):
+    """Reads whole batches, so that a worker hands over few tensors."""
 
-    From p on, rank r of W takes ``p + r B ... p + (r + 1) B``, then p grows by ``W B``. So at
-    every step the ranks together read the next ``W B`` positions, whatever W is.
-    """
+    def __init__(self, read: Callable[[list[int]], dict[str, Any]]):
+        self._read = read
 
-    def __init__(self, batch_size: int, rank: int = 0, world_size: int = 1, start: int = 0):
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        if not 0 <= rank < world_size:
-            raise ValueError(f"rank must be 0 to {world_size - 1}, got {rank}")
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.start = start
-
-    def __iter__(self) -> Iterator[list[int]]:
-        first = self.start + self.rank * self.batch_size
-        while True:
-            yield list(range(first, first + self.batch_size))
-            first += self.world_size * self.batch_size
+    def __getitem__(self, numbers: list[int]) -> dict[str, Any]:
+        try:
+            return self._read(numbers) | {"position": numbers}
+        except DataError as error:  # raised in a worker, it would come as a traceback
+            return {"error": error}
 
 
-class TrainLoader:
+class TrainLoader(Batches):
     """Endless iterator over this rank's batches, whose state is one integer.
 
     ``next(loader)`` gives a dict: what the dataset's ``to_inputs`` makes of a batch, such as
@@ -176,8 +191,9 @@ class TrainLoader:
     (path, reason) of the files met for the first time, each of which is also logged once, by each
     rank that meets it. The dataset's `DataError` comes out of ``next``.
 
-    ``batch_size`` counts samples per rank; ``num_workers`` 0 reads in this process; each worker
-    prepares ``prefetch_factor`` batches ahead.
+    From position p on, rank r of W takes ``p + r B ... p + (r + 1) B``, then p grows by ``W B``: at
+    every step the ranks together read the next ``W B`` positions, whatever W is. ``batch_size`` B
+    counts samples per rank; each of ``num_workers`` prepares ``prefetch_factor`` batches ahead.
     """
 
     def __init__(
@@ -191,46 +207,23 @@ class TrainLoader:
         device: torch.device | str = "cpu",
         timeout: float = DATA_TIMEOUT,
     ):
-        PositionSampler(batch_size, rank, world_size)  # checks the three
-        self.dataset, self.batch_size = dataset, batch_size
-        self.rank, self.world_size = rank, world_size
-        self.device = torch.device(device)
-        self._options = _worker_options(num_workers) | {
-            "prefetch_factor": prefetch_factor if num_workers else None,
-            # Without workers this would be a thread's, which has another current device.
-            "pin_memory": self.device.type == "cuda" and num_workers > 0,
-        }
-        self._position, self._timeout, self._num_workers = 0, timeout, num_workers
-        self._batches: Batches | None = None
+        assert batch_size > 0 and 0 <= rank < world_size
+        self.dataset, self.device = dataset, torch.device(device)
+        self._step, self._begin = world_size * batch_size, 0
+
+        def order(number: int) -> Iterator[list[int]]:
+            start = self._begin + rank * batch_size
+            for first in itertools.count(start + number * self._step, self._step):
+                yield list(range(first, first + batch_size))
+
+        options: dict[str, Any] = {"prefetch_factor": prefetch_factor} if num_workers else {}
+        # Without workers this would be a thread's, which has another current device.
+        options["pin_memory"] = self.device.type == "cuda" and num_workers > 0
+        super().__init__(dataset.read_batch, order, num_workers, timeout, **options)
         self._unreadable: set[str] = set()
 
-    def __iter__(self) -> "TrainLoader":
-        return self
-
-    def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
-        """Whether the next ``count`` batches are there; waits for ``seconds``, 0 not at all.
-
-        Without workers this process reads, which takes its time. Raises what `next` would.
-        """
-        if not (seconds or self._num_workers):
-            return False
-        return self._reading().ready(count, seconds)
-
-    def _reading(self) -> Batches:
-        if self._batches is None:
-            start, options = self._position, {"batch_size": None} | self._options
-
-            def make(number: int) -> DataLoader:
-                first = start + number * self.batch_size * self.world_size
-                order = PositionSampler(self.batch_size, self.rank, self.world_size, first)
-                return DataLoader(_BatchReader(self.dataset), sampler=order, **options)
-
-            self._batches = Batches(make, self._timeout)
-        return self._batches
-
     def __next__(self) -> dict[str, Any]:
-        batch = next(self._reading())
-        self._position += self.batch_size * self.world_size
+        batch = super().__next__()
         # Tell of each unreadable file once.
         position, unreadable = batch.pop("position"), []
         for path, reason in batch.pop("unreadable", []):
@@ -249,7 +242,8 @@ class TrainLoader:
     def state_dict(self) -> dict[str, Any]:
         """Where the data stands: the next position that no rank has drawn, and of which order."""
         facts = dict(getattr(self.dataset, "order_facts", {}))
-        state = {"position": self._position, "seed": self.dataset.seed}
+        position = self._begin + self._taken * self._step
+        state = {"position": position, "seed": self.dataset.seed}
         return state | {"num_images": len(self.dataset)} | ({"order": facts} if facts else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -283,13 +277,8 @@ class TrainLoader:
                 *(state["num_images"], len(self.dataset), state["position"]),
             )
         self.close()
-        self._position = state["position"]
-
-    def close(self) -> None:
-        """Stops the workers. A later ``next`` starts them again where the data stands."""
-        if self._batches is not None:
-            self._batches.close()
-        self._batches = None
+        self._here.clear()
+        self._begin, self._taken = state["position"], 0
 
 
 def train_loader(
@@ -306,24 +295,10 @@ def train_loader(
     return TrainLoader(dataset, batch_size, rank, world_size, workers, ahead, device, timeout)
 
 
-class _BatchReader(Dataset):
-    """Reads whole batches, so that a worker hands over few tensors."""
-
-    def __init__(self, dataset: TrainData):
-        self.dataset = dataset
-
-    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
-        try:
-            return self.dataset.read_batch(positions) | {"position": positions}
-        except DataError as error:  # raised in a worker, it would come as a traceback
-            return {"error": error}
-
-
 def batch_loader(dataset: Any, batches: Iterable[list[int]], num_workers: int = 0) -> Batches:
     """``dataset.read_batch(batch)`` for each batch of indices, in order, by ``num_workers``."""
-    batches, options = list(batches), _worker_options(num_workers) | {"batch_size": None}
-    reader = _BatchReader(dataset)
-    return Batches(lambda number: DataLoader(reader, sampler=batches[number:], **options))
+    batches = list(batches)
+    return Batches(dataset.read_batch, lambda number: batches[number:], num_workers)
 
 
 def valid_loader(
@@ -337,30 +312,16 @@ def valid_loader(
     """Batches, by `collate_images`, of this rank's share: images rank, rank + world_size, ...
 
     Nothing is padded or repeated, so ranks may get shares of different length, or none. Images of
-    native size, which cannot be stacked, come one by one.
+    native size, which cannot be stacked, need a batch size of 1.
     """
-    PositionSampler(batch_size, rank, world_size)  # checks the three
-    if dataset.crop_size is None and batch_size > 1:
-        raise ValueError(
-            f"images of native size differ, so they cannot share a batch of {batch_size}; "
-            "give a resolution, or a batch size of 1"
-        )
-    mine, options = range(rank, len(dataset), world_size), _worker_options(num_workers)
-    options |= {"batch_size": batch_size, "collate_fn": collate_images}
-
-    def make(number: int) -> DataLoader:
-        return DataLoader(Subset(dataset, mine[number * batch_size :]), **options)
-
-    return Batches(make, timeout)
+    mine = range(rank, len(dataset), world_size)
+    batches = [mine[first : first + batch_size] for first in range(0, len(mine), batch_size)]
+    read = functools.partial(_held_out, dataset)
+    return Batches(read, lambda number: batches[number:], num_workers, timeout)
 
 
-def _worker_options(num_workers: int) -> dict[str, Any]:
-    return {
-        "num_workers": num_workers,
-        "worker_init_fn": _start_worker,
-        # Without its own generator a DataLoader draws its base seed from the global one.
-        "generator": torch.Generator(),
-    }
+def _held_out(dataset: ValidImageDataset, numbers: Sequence[int]) -> dict[str, Any]:
+    return collate_images([dataset[i] for i in numbers])
 
 
 def _start_worker(worker_id: int) -> None:
