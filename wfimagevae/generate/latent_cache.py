@@ -19,8 +19,13 @@ from wfimagevae.dataset import DataError, IndexedImages, batch_loader
 from wfimagevae.dataset.images.transforms import to_signed_unit
 from wfimagevae.dataset.latents.cached_text import compact, text_tensors
 from wfimagevae.dataset.latents.latent_dataset import FLIPPED
-from wfimagevae.dataset.latents.record import RECORD_NAME, RECORD_VERSION, shard_path, texts_path
-from wfimagevae.dataset.latents.shard_file import LatentShard
+from wfimagevae.dataset.latents.record import (
+    RECORD_NAME,
+    RECORD_VERSION,
+    LatentShard,
+    shard_path,
+    texts_path,
+)
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum, barrier, broadcast_object
 from wfimagevae.files import read_json, sole_writer, write_atomically, write_json, write_text

@@ -101,6 +101,6 @@ def test_what_does_not_fit_is_refused(cache, tmp_path):
     message = r"weights bbbbbbbbbbbb.*: encode both with the same"
     refused(message, LatentDataset, cache, like=like | changed, **words)
     (cache / "latents-00001.jsonl").write_text("")
-    refused("captions of 2 samples and latents of 5", LatentDataset, cache, error=DataError)
+    refused(r"00001\.jsonl has .* of 0 samples, its shard 3", LatentDataset, cache, error=DataError)
     part = embedding(["1"])
     refused("beyond the range of float16", compact, part | {"pooled": part["pooled"] * 1e6})

@@ -116,9 +116,9 @@ def test_held_out_latents_are_normalised_as_the_training_latents(cache, tmp_path
 def test_latents_of_another_kind_are_refused(cache, tmp_path):
     shard = {"moments": numbered(0, 1), "labels": torch.tensor([0])}
     for facts, message in (
-        ({"resolution": 64}, "encoded at resolution 64, expected 32"),
+        ({"resolution": 64}, "has resolution 64, the training latents 32"),
         ({"vae": {"source": "diffusers:x", "fingerprint": "a" * 64}}, "another VAE: diffusers:x"),
-        ({"class_names": ["a"]}, "has 1 classes"),
+        ({"class_names": ["a"]}, r"has class_names \['a'\], the training latents \[\]"),
     ):
         other = write_cache(tmp_path / "other", [shard], **facts)
         refused(message, LatentDataset, other, error=DataError, like=LatentDataset(cache).record)
@@ -137,7 +137,7 @@ def test_record_that_does_not_fit_is_refused(cache):
         (record | {"latent_shape": [4, 3, 3]}, "expected"),
         (record | {"flip": True}, r"moments_flipped has shape None"),
         (record | {"samples": [4, 3, 1]}, r"00002\.safetensors is missing"),
-        ({"version": 1, "complete": True}, r"latents\.json has no class_names, flip"),
+        ({"version": 1, "complete": True}, r"latents\.json: plan: Field required"),
     ):
         path.write_text(json.dumps(content))
         refused(message, LatentDataset, cache, error=DataError)

@@ -24,7 +24,7 @@ from tests.dataset.shard_files import (
 )
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, ShardOrder, TrainLoader
-from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.images.decode import open_rgb
 
 
 def seen(batches):
@@ -129,7 +129,7 @@ def test_shard_that_changes_or_fails_under_a_run_is_named(tmp_path, monkeypatch)
     images = open_set(str(tmp_path)).images
     open_rgb(images.file(0))
     os.truncate(path, 600)
-    refused("cut short", lambda: open_rgb(images.file(2)), error=UnreadableImage)  # open already
+    refused("s-000.tar was cut since", images.file, 2, error=DataError)  # open already
     images = open_set(str(tmp_path / "whole")).images
     too_many = OSError(errno.EMFILE, "Too many open files")
     monkeypatch.setattr(os, "open", Mock(side_effect=too_many))

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,15 +12,19 @@ from torch import Tensor
 
 from wfimagevae.dataset.images.index import json_lines
 from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, read_embeddings
-from wfimagevae.dataset.latents.record import RECORD_NAME, read_record, shard_path, texts_path
-from wfimagevae.dataset.latents.shard_file import LatentShard
+from wfimagevae.dataset.latents.record import (
+    RECORD_NAME,
+    LatentShard,
+    read_record,
+    shard_path,
+    texts_path,
+)
 from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData
 from wfimagevae.dataset.text.captions import CaptionTable
 
 FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
-TEXTS = ("none", "captions", "embeddings")
 LOGVAR_RANGE = (-30.0, 20.0)
 _CHECKED_BYTES = 256 * 2**20
 
@@ -49,10 +53,8 @@ class LatentDataset(FlowData):
         augment: bool = True,
         like: Mapping[str, Any] | None = None,
         prefix: str = "",
-        text: str = "captions",
+        text: Literal["none", "captions", "embeddings"] = "captions",
     ):
-        if text not in TEXTS:
-            raise ValueError(f"unknown text {text!r}; use {', '.join(TEXTS)}")
         self.folder = Path(os.path.expanduser(path))
         self.record = record = read_record(self.folder)
         self.seed, self.augment = seed, augment
@@ -64,18 +66,12 @@ class LatentDataset(FlowData):
                     f"{self.folder} holds latents of another VAE: {vae['source']} with weights "
                     f"{vae['fingerprint'][:12]}, expected weights {fingerprint[:12]}"
                 )
-            if record["resolution"] != like["resolution"]:
-                raise DataError(
-                    f"{self.folder} was encoded at resolution {record['resolution']}, "
-                    f"expected {like['resolution']}"
-                )
-            names, expected = record["class_names"], like["class_names"]
-            if names != expected:
-                raise DataError(
-                    f"{self.folder} has {len(names)} classes ({', '.join(names[:4])} ...), the "
-                    f"training latents {len(expected)} ({', '.join(expected[:4])} ...): encode "
-                    "both with the same labels"
-                )
+            for name in ("resolution", "class_names"):
+                if record[name] != like[name]:
+                    raise DataError(
+                        f"{self.folder} has {name} {record[name]!r:.80}, the training latents "
+                        f"{like[name]!r:.80}: encode both alike"
+                    )
         normalization = record if like is None else like
         self.shift, self.scale = list(normalization["shift"]), list(normalization["scale"])
         self._shift, self._scale = (
@@ -86,10 +82,9 @@ class LatentDataset(FlowData):
         # Look at every shard now, rather than when training comes to it.
         self._is_sampled = record["posterior"] == "sample"
         self._tensor = "moments" if self._is_sampled else "latents"
-        self._shards = range(len(record["samples"]))
-        self._files = OpenFiles()
-        self._headers = [LatentShard(shard_path(self.folder, number)) for number in self._shards]
-        for number in self._shards:
+        numbers, self._files = range(len(record["samples"])), OpenFiles()
+        self._shards = [LatentShard(shard_path(self.folder, number)) for number in numbers]
+        for number in numbers:
             self._check_shard(number)
         self._files = OpenFiles()  # closes the shards until training comes to them
         self._ends = np.cumsum(record["samples"], dtype=np.int64)
@@ -137,10 +132,10 @@ class LatentDataset(FlowData):
     def texts(self, number: int) -> list[dict[str, Any]]:
         """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them.
 
-        A line that has not is a DataError, which names it.
+        A line that has not is a DataError, which names it; so is another number of lines.
         """
-        texts = []
-        for where, text, line in json_lines(str(texts_path(self.folder, number))):
+        texts, path, count = [], texts_path(self.folder, number), self.record["samples"][number]
+        for where, text, line in json_lines(str(path)):
             fields = text if isinstance(text, dict) else {}
             captions = fields.get("caption", False)
             if not isinstance(captions, list):
@@ -150,6 +145,11 @@ class LatentDataset(FlowData):
                     f'{where}: expected {{"name": ..., "caption": ...}}, got {line:.80}'
                 )
             texts.append(text)
+        if len(texts) != count:
+            raise DataError(
+                f"{path} has names and captions of {len(texts)} samples, its shard {count} "
+                "latents: delete it and run cache_latents.py again"
+            )
         return texts
 
     def _draw(self, index: int, position: int) -> np.ndarray:
@@ -171,21 +171,19 @@ class LatentDataset(FlowData):
         return number, index - int(self._ends[number]) + self.record["samples"][number]
 
     def _stored(self, number: int, name: str, row: int | None = None) -> Tensor:
-        """A tensor of a shard, or a row of it; each process opens the files that it reads."""
-        shard = self._headers[number]
-        return shard.read(self._files.get(number, shard.open), name, row)
+        """A tensor of a shard, or a row of it."""
+        return self._shards[number].read(self._files, name, row)
 
     def _check_shard(self, number: int) -> None:
-        path, count = shard_path(self.folder, number), self.record["samples"][number]
-        shard = self._headers[number]
+        shard, count = self._shards[number], self.record["samples"][number]
         if shard.facts.get("plan") != self.record["plan"]:
-            raise DataError(f"{path} belongs to another cache than {RECORD_NAME} beside it")
+            raise DataError(f"{shard.path} belongs to another cache than {RECORD_NAME} beside it")
         channels, *size = self.sample_shape
         expected = (count, channels * (2 if self._is_sampled else 1), *size)
         for name in [self._tensor] + [self._tensor + FLIPPED] * self.record["flip"]:
             kind, shape = shard.tensors.get(name, (None, None))
             if shape != expected:
-                raise DataError(f"{path}: {name} has shape {shape}, expected {expected}")
+                raise DataError(f"{shard.path}: {name} has shape {shape}, expected {expected}")
             size = math.prod(shape) * kind.itemsize
             stride = -(-size * len(self._shards) // _CHECKED_BYTES)
             for row in range(0, count, max(stride, 1)):
@@ -194,7 +192,7 @@ class LatentDataset(FlowData):
 
     def _not_finite(self, number: int, name: str, row: int) -> DataError:
         return DataError(
-            f"{shard_path(self.folder, number)}: sample {row} of {name} is not finite (NaN or "
+            f"{self._shards[number].path}: sample {row} of {name} is not finite (NaN or "
             "infinity); delete the shard and run cache_latents.py again"
         )
 
@@ -211,7 +209,7 @@ class LatentDataset(FlowData):
                 f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
                 "set before now: encode anew with it"
             )
-        for shard in self._headers:
+        for shard in self._shards:
             if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():
                 raise DataError(f"{shard.path} has no {', '.join(sorted(missing))}: encode anew")
         if expected and {**text, "source": None} != {**expected, "source": None}:
@@ -226,22 +224,12 @@ class LatentDataset(FlowData):
         return text
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
-        counts = []
-
         def lines() -> Iterator[list[str]]:
-            for texts in map(self.texts, self._shards):
-                counts.append(len(texts))
+            for texts in map(self.texts, range(len(self._shards))):
                 for caption in (text["caption"] for text in texts):
                     yield [caption] if isinstance(caption, str) else caption or []
 
         table = CaptionTable(lines(), prefix)
-        for number, (found, count) in enumerate(zip(counts, self.record["samples"], strict=True)):
-            if found != count:
-                raise DataError(
-                    f"{self.folder} has names and captions of {len(table)} samples and latents of "
-                    f"{self._order.num_items}: delete {texts_path(self.folder, number)} and run "
-                    "cache_latents.py again"
-                )
         return table if len(table.without()) < len(table) else None
 
     def _read_labels(self) -> Tensor | None:
@@ -249,8 +237,8 @@ class LatentDataset(FlowData):
             return None
         labels = []
         for number, count in enumerate(self.record["samples"]):
-            path = self._headers[number].path
-            if (found := self._headers[number].tensors.get("labels")) != (torch.int64, (count,)):
+            path, tensors = self._shards[number].path, self._shards[number].tensors
+            if (found := tensors.get("labels")) != (torch.int64, (count,)):
                 raise DataError(f"{path}: labels are {found}, expected {count} numbers")
             labels.append(self._stored(number, "labels"))
             wrong = labels[-1][(labels[-1] < 0) | (labels[-1] >= self.num_classes)]

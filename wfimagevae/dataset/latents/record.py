@@ -1,9 +1,11 @@
-"""The record of a cache of latents, latents.json, and its names of files."""
+"""A cache of latents on disk: its record, latents.json, its names of files, and its shards."""
 
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import torch
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -14,12 +16,17 @@ from pydantic import (
     ValidationError,
     create_model,
 )
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
+from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.files import read_json
+from wfimagevae.files import fd_path, parse_json, read_json
 
 RECORD_NAME = "latents.json"
 RECORD_VERSION = 1
+_TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_TYPES |= {"I64": torch.int64, "BOOL": torch.bool}
 
 
 def _strict(**fields: Any) -> type[BaseModel]:
@@ -73,19 +80,65 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         raise DataError(
             f"{path}: encoding has not finished; run the same cache_latents.py command again"
         )
-    typed = {"prefix": "", "text": None} | record
-    if missing := _Record.model_fields.keys() - typed.keys():
-        raise DataError(f"{path} has no {', '.join(sorted(missing))}: encode anew")
     try:
-        _Record.model_validate(typed)
+        _Record.model_validate({"prefix": "", "text": None} | record)
     except ValidationError as error:
         (first, *_) = error.errors()
         place, reason = ".".join(map(str, first["loc"])), first["msg"]
-        reason += f", got {first['input']!r:.80}: encode anew"
-        raise DataError(f"{path}: {place}: {reason}") from None
+        raise DataError(
+            f"{path}: {place}: {reason}, got {first['input']!r:.80}: encode anew"
+        ) from None
     channels = record["latent_shape"][0]
     for name in ("shift", "scale"):
         if len(record[name]) != channels:
             count = len(record[name])
             raise DataError(f"{path}: {name}: {count} numbers, expected one a channel, {channels}")
     return record
+
+
+class LatentShard:
+    """What is in a shard, a safetensors file; DataError if it is missing or damaged.
+
+    Attributes:
+        facts: What it says of itself: ``plan``, ``count``, ...; nothing in a file of another kind.
+        tensors: The type and shape of each.
+    """
+
+    def __init__(self, path: Path):
+        self.path, self.tensors, self._starts, start = path, {}, {}, 0
+        try:
+            with open(path, "rb") as opened, safe_open(fd_path(opened), "pt") as file:
+                for name in file.offset_keys():  # they lie one after another, up to the end
+                    part = file.get_slice(name)
+                    kind, shape = _TYPES[part.get_dtype()], tuple(part.get_shape())
+                    self.tensors[name], self._starts[name] = (kind, shape), start
+                    start += kind.itemsize * math.prod(shape)
+                self.facts = dict(parse_json((file.metadata() or {}).get("latents", "{}")))
+            self._first = path.stat().st_size - start
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing") from None
+        except (SafetensorError, OSError) as error:
+            raise DataError(f"{path} is truncated or no safetensors file ({error})") from None
+        except (ValueError, KeyError, TypeError):
+            raise DataError(f"{path} is no shard of latents") from None
+
+    def read(self, files: OpenFiles, name: str, row: int | None = None) -> Tensor:
+        """A tensor, or one row of it; DataError if there is none, or it cannot be read."""
+        kind, shape = self.tensors.get(name, (torch.bool, (0,)))
+        start = self._first + self._starts.get(name, 0)
+        if row is not None:
+            if not 0 <= row < shape[0]:
+                raise DataError(f"{self.path} has no row {row} of {name}: encode anew")
+            shape = shape[1:]
+            start += row * math.prod(shape) * kind.itemsize
+        length = math.prod(shape) * kind.itemsize
+        if not length:
+            return torch.empty(shape, dtype=kind)
+        path = str(self.path)
+        try:
+            content = files.read(path, length, start, lambda: os.open(path, os.O_RDONLY))
+        except OSError as error:
+            raise DataError(f"cannot read {path}: {error.strerror}") from None
+        if len(content) < length:
+            raise DataError(f"{path} was cut short since training started: encode it again")
+        return torch.frombuffer(bytearray(content), dtype=kind).view(shape)

@@ -17,7 +17,7 @@ from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet
 from wfimagevae.dataset.images.labels import number_labels
 from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.options import StreamOptions
-from wfimagevae.dataset.protocol import Images
+from wfimagevae.dataset.protocol import DataError, Images
 from wfimagevae.dataset.shards.index import index_shards
 from wfimagevae.dataset.shards.specs import expand_shards
 from wfimagevae.dataset.shards.store import ShardFile, ShardStore, shown_url
@@ -40,8 +40,8 @@ _log = logging.getLogger("wfimagevae")
 class ShardImages(Images):
     """Images in tar files, in the order in which they lie there.
 
-    ``shard`` is the number of the file of each, uint32, increasing; ``offset`` and ``length`` are
-    its place there, in bytes, int64; ``keys`` are the names of the samples.
+    ``shard`` is the number of the file of each, uint32, increasing; ``places`` are its offset there
+    and its length, in bytes, int64 (N, 2); ``keys`` are the names of the samples.
     """
 
     def __init__(
@@ -49,12 +49,11 @@ class ShardImages(Images):
         shards: list[ShardFile],
         store: ShardStore,
         shard: np.ndarray,
-        offset: np.ndarray,
-        length: np.ndarray,
+        places: np.ndarray,
         keys: PackedTexts,
     ):
-        self._shards, self._store, self._shard = shards, store, shard
-        self._offset, self._length, self._keys = offset, length, keys
+        self._shards, self._store = shards, store
+        self._shard, self._places, self._keys = shard, places, keys
         # The space of a shard that left a limited cache is free once nobody has it open.
         self._files = OpenFiles(min(64, store.read_at_a_time if store.max_bytes > 0 else 64))
 
@@ -83,23 +82,24 @@ class ShardImages(Images):
         """The file of image ``i``.
 
         Raises:
-            UnreadableImage: the shard ends before it does, or cannot be read there.
-            DataError: the shard is missing, was changed, or cannot be fetched.
+            UnreadableImage: the shard cannot be read there.
+            DataError: the shard is missing, was changed or cut, or cannot be fetched.
         """
-        length, number = int(self._length[i]), int(self._shard[i])
-        handle = self._files.get(number, lambda: self._store.open(self._shards[number]))
+        shard, (offset, length) = self._shards[self._shard[i]], map(int, self._places[i])
         try:
-            content = os.pread(handle, length, int(self._offset[i]))
+            content = self._files.read(
+                shard.source, length, offset, lambda: self._store.open(shard)
+            )
         except OSError as error:
             raise UnreadableImage(error.strerror or str(error)) from error
         if len(content) < length:
-            raise UnreadableImage(f"cut short: {len(content)} of {length} bytes")
+            raise DataError(f"shard {shown_url(shard.source)} was cut since training started")
         return content
 
     def select(self, indices: Sequence[int]) -> "ShardImages":
         rows = np.asarray(indices, np.int64)
-        columns = (column[rows] for column in (self._shard, self._offset, self._length))
-        return ShardImages(self._shards, self._store, *columns, self._keys.select(rows))
+        columns = self._shard[rows], self._places[rows], self._keys.select(rows)
+        return ShardImages(self._shards, self._store, *columns)
 
 
 def open_shards(
@@ -143,9 +143,10 @@ def open_shards(
     for source, (index, part) in zip(sources, pairs, strict=True):
         _check_together(source, index, part["row"], read)
     _warn_of_left_out(pairs, options.wds_image_key, image_types)
-    places = np.concatenate(chosen)
+    chosen = np.concatenate(chosen)
+    places = np.stack([chosen["offset"], chosen["length"]], axis=1)
     keys = PackedTexts.concatenate([index.keys.select(part["row"]) for index, part in pairs])
-    images = ShardImages(shards, store, shard, places["offset"], places["length"], keys)
+    images = ShardImages(shards, store, shard, places, keys)
 
     def texts(key: str) -> PackedTexts:
         kind = key.partition(":")[0]
@@ -153,7 +154,7 @@ def open_shards(
         return PackedTexts.concatenate(parts)
 
     # Read what goes with them.
-    samples = ImageSet(images, places["sides"], shard=shard)
+    samples = ImageSet(images, chosen["sides"], shard=shard)
     if with_labels:
         class_names = wanted.labels.class_names
         values = _label_values(texts, options, class_names)
