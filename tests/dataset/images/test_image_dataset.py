@@ -168,9 +168,6 @@ def test_without_augmentation_an_image_gives_one_crop_its_middle(tmp_path, natur
 
 def test_bad_options_are_refused(flat_folder):
     folder = flat_folder(1)
-    for dataset in (TrainImageDataset, ValidImageDataset):
-        refused("resolution must", dataset, folder, 0)
-    refused("unknown train_crop 'centre'", TrainImageDataset, folder, 8, train_crop="centre")
-    refused("crop_size must", ValidImageDataset, folder, crop_size=-1)
+    refused("a whole number of at least 1", TrainImageDataset, folder, 0)
+    refused("'native', 'resized' or 'center'", TrainImageDataset, folder, 8, train_crop="centre")
     refused("does not fit", ValidImageDataset, folder, 8, 9)
-    refused("subset_size must", ValidImageDataset, folder, subset_size=-1)

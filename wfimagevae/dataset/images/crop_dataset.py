@@ -1,12 +1,12 @@
 """Random crops of any images in any endless order: what all training on images is made of."""
 
 import random
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import torch
+from pydantic.dataclasses import dataclass
 from torch.utils.data import Dataset
 
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
@@ -17,6 +17,7 @@ from wfimagevae.dataset.options import Crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, FlowData, Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable
+from wfimagevae.options import Count
 
 _MOST_FAILURES = 1000
 
@@ -39,7 +40,7 @@ class CropRules:
             held out.
     """
 
-    resolution: int
+    resolution: Count
     train_crop: Crop = "native"
     augment: bool = True
 
@@ -101,16 +102,10 @@ class CropDataset(FlowData, Dataset):
         return self._order.num_items
 
     def __getitem__(self, position: int) -> dict:
-        """The sample at a position, any integer from 0 on: one row of `read_batch` and `to_inputs`.
-
-        ``label`` is an integer; besides, there is ``position``.
-        """
+        """The sample at a position, any integer from 0 on: the row of `to_inputs`, on the CPU."""
         inputs = self.to_inputs(self.read_batch([position]), torch.device("cpu"))
-        unreadable = inputs.pop("unreadable")
-        sample = {name: values[0] for name, values in inputs.items()}
-        if "label" in sample:
-            sample["label"] = int(sample["label"])
-        return sample | {"position": position, "unreadable": unreadable}
+        unreadable = {"unreadable": inputs.pop("unreadable")}
+        return {name: values[0] for name, values in inputs.items()} | unreadable
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """The samples at some positions, all of one size, compact, as they travel.
@@ -184,17 +179,9 @@ class TrainImageDataset(CropDataset):
         captions: str | Captions = "none",
         augment: bool = True,
     ):
-        if resolution < 1:
-            raise ValueError(f"resolution must be at least 1 pixel, got {resolution}")
-        if train_crop not in get_args(Crop):
-            raise ValueError(
-                f"unknown train_crop {train_crop!r}; use {' or '.join(get_args(Crop))}"
-            )
         rules = CropRules(resolution, train_crop, augment)
         labels = Labels(labels) if isinstance(labels, str) else labels
         captions = Captions(captions) if isinstance(captions, str) else captions
         wanted = ImageParts(labels, captions, index_cache_dir=cache_dir)
-        samples = open_folder(source, wanted, use_manifest)
-        super().__init__(
-            samples.images, rules, seed, labels=samples.labels, captions=samples.captions
-        )
+        found = open_folder(source, wanted, use_manifest)
+        super().__init__(found.images, rules, seed, labels=found.labels, captions=found.captions)

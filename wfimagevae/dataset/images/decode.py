@@ -92,24 +92,13 @@ def image_size(file: str | BinaryIO) -> tuple[int, int]:
 
 @contextmanager
 def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
-    """Pillow's image of a file or its content, without its warnings; what it raises is any error.
-
-    Pillow's limit of pixels, which goes by the size in the header, gives way to ours.
-    """
-    limit = Image.MAX_IMAGE_PIXELS
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata of a readable image
-            Image.MAX_IMAGE_PIXELS = None
-            with ExitStack() as stack:
-                if isinstance(file, str | os.PathLike):
-                    # Pillow would wait for a named pipe, and map a file that may shrink.
-                    file = stack.enter_context(open(file, "rb", opener=_open_now))
-                image = stack.enter_context(Image.open(file, formats=_formats()))
-                Image.MAX_IMAGE_PIXELS = _MAX_PIXELS // 2  # it refuses twice as many
-                yield image
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+    """Pillow's image of a file or its content, without warnings; what it raises is any error."""
+    with warnings.catch_warnings(), ExitStack() as stack:
+        warnings.simplefilter("ignore")  # odd metadata of a readable image
+        if isinstance(file, str | os.PathLike):
+            # Pillow would wait for a named pipe, and map a file that may shrink.
+            file = stack.enter_context(open(file, "rb", opener=_open_now))
+        yield stack.enter_context(Image.open(file, formats=_formats()))
 
 
 def _open_now(path: str, flags: int) -> int:
@@ -118,6 +107,8 @@ def _open_now(path: str, flags: int) -> int:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
+    # Pillow's limit goes by the size in the header: ours, by what is decoded, takes its place.
+    Image.MAX_IMAGE_PIXELS = None
     try:
         import pillow_heif
     except ImportError:

@@ -38,16 +38,11 @@ class ValidImageDataset(Dataset):
         cache_dir: str | Path | None = None,
     ):
         crop_size = resolution if crop_size is None else crop_size
-        for name, value in (("resolution", resolution), ("crop_size", crop_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1 pixel, got {value}")
         if resolution is not None and crop_size > resolution:
             raise ValueError(
                 f"crop_size {crop_size} does not fit into images resized to {resolution}; "
                 "lower the crop size or raise the resolution"
             )
-        if subset_size < 0:
-            raise ValueError(f"subset_size must be 0 (all images) or more, got {subset_size}")
         is_path = isinstance(source, str | Path)
         self.images = index_images(source, cache_dir) if is_path else source
         self.resolution, self.crop_size = resolution, crop_size

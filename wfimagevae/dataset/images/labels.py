@@ -3,15 +3,14 @@
 import logging
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from pydantic.dataclasses import dataclass
 
 from wfimagevae.dataset.images.index import ImageIndex, in_index_order
 
-LABEL_KINDS = ("none", "folder", "manifest")
 _HIGHEST_LABEL = 10**6 - 1  # of numbers without names: what is above is a mistake
 _log = logging.getLogger("wfimagevae")
 
@@ -28,7 +27,7 @@ class Labels:
             data held out. None: the sorted names found; of numbers, 0 to the highest.
     """
 
-    kind: str = "none"
+    kind: Literal["none", "folder", "manifest"] = "none"
     class_names: Sequence[str] | None = None
 
 
@@ -36,8 +35,6 @@ def read_labels(
     source: str | Path, images: ImageIndex, labels: Labels
 ) -> tuple[np.ndarray, list[str]]:
     """Class of every image of a folder or manifest, int64 (N,), and the names of the classes."""
-    if labels.kind not in LABEL_KINDS:
-        raise ValueError(f"unknown labels {labels.kind!r}; use {', '.join(LABEL_KINDS)}")
     source = os.path.abspath(os.path.expanduser(source))
     is_folder = os.path.isdir(source)
     if is_folder != (labels.kind == "folder"):
