@@ -216,10 +216,10 @@ class TrainLoader(Batches):
             for first in itertools.count(start + number * self._step, self._step):
                 yield list(range(first, first + batch_size))
 
-        options: dict[str, Any] = {"prefetch_factor": prefetch_factor} if num_workers else {}
-        # Without workers this would be a thread's, which has another current device.
-        options["pin_memory"] = self.device.type == "cuda" and num_workers > 0
-        super().__init__(dataset.read_batch, order, num_workers, timeout, **options)
+        # Without workers pinning would be a thread's, which has another current device.
+        pinned = self.device.type == "cuda" and num_workers > 0
+        ahead = {"prefetch_factor": prefetch_factor if num_workers else None, "pin_memory": pinned}
+        super().__init__(dataset.read_batch, order, num_workers, timeout, **ahead)
         self._unreadable: set[str] = set()
 
     def __next__(self) -> dict[str, Any]:
