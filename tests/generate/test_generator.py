@@ -69,6 +69,7 @@ def test_what_the_model_cannot_do_is_explained():
     words, blobs = generator_of(WordModel()), generator_of(BlobModel())
     refused("prompt 'a' asked of a model that takes no", blobs.condition, [Subject(0, 0, "a")])
     refused("no class 0: this model has 0 classes", words.condition, [Subject(0, 0)])
+    refused("low first", words.resolve, EULER.changed(guidance_interval=(0.6, 0.2)))
     refused("4 x 8 asked of a BlobModel", blobs.sample, [0], None, EULER, size=(4, 8))
 
 

@@ -1,7 +1,7 @@
 """Class-free guidance: a model and its condition become the velocity that a sampler follows."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -11,8 +11,13 @@ Condition = Tensor | dict
 
 
 @dataclass(frozen=True)
-class Guidance:
-    """How far, when and where the condition is exaggerated: v = v_null + scale (v_cond - v_null).
+class GuidedVelocity:
+    """The velocity that a sampler calls: v = v_null + scale (v_cond - v_null) of a batch.
+
+    Where guidance is active the network, ``model(x, t, condition, t_end)``, is called once, with 2B
+    samples, the conditional half first; elsewhere, and at scale 1, with B. The condition, class
+    labels, (B,), for example, is None for an unconditional model; the null one, which says nothing,
+    may be None where the scale is 1.
 
     Times in the interval, both ends included, are guided (of an average velocity, the time of its
     start decides). ``rescale``, 0 to 1, is the share by which each sample's guided velocity is
@@ -24,55 +29,19 @@ class Guidance:
     arXiv:2404.07724; the rescaling Lin et al. 2023, arXiv:2305.08891, section 3.4.
     """
 
+    model: Callable[..., Tensor]
+    condition: Condition | None
+    null_condition: Condition | None = None
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     rescale: float = 0.0
     channels: int | None = None
 
-    def __post_init__(self):
-        low, high = self.interval
-        if not 0 <= low <= high <= 1:
-            raise ValueError(f"the guidance interval must be in [0, 1], low first, got {low, high}")
-
-    def combine(self, conditional: Tensor, null: Tensor) -> Tensor:
-        """The guided velocity, (B, ...), from the conditional and the null one."""
-        if self.channels is not None and self.channels < conditional.shape[1]:
-            first, rest = conditional[:, : self.channels], conditional[:, self.channels :]
-            return torch.cat([self._guide(first, null[:, : self.channels]), rest], dim=1)
-        return self._guide(conditional, null)
-
-    def _guide(self, conditional: Tensor, null: Tensor) -> Tensor:
-        guided = null + self.scale * (conditional - null)
-        if self.rescale == 0:
-            return guided
-        ratio = _deviation(conditional) / _deviation(guided).clamp_min(torch.finfo(null.dtype).tiny)
-        return guided * (1 + self.rescale * (ratio - 1))
-
-
-def _deviation(x: Tensor) -> Tensor:
-    """Standard deviation of each sample, (B, 1, ..., 1)."""
-    return x.std(dim=tuple(range(1, x.dim())), correction=0, keepdim=True)
-
-
-@dataclass(frozen=True)
-class GuidedVelocity:
-    """The velocity that a sampler calls: ``model(x, t, condition, t_end)`` of a batch, guided.
-
-    Where guidance is active the network is called once, with 2B samples, the conditional half
-    first; elsewhere, and at scale 1, with B. The condition, class labels, (B,), for example, is
-    None for an unconditional model; the null one, which says nothing, may be None where the scale
-    is 1.
-    """
-
-    model: Callable[..., Tensor]
-    condition: Condition | None
-    null_condition: Condition | None = None
-    guidance: Guidance = Guidance()
-
     def rows(self, rows: slice) -> "GuidedVelocity":
+        """The velocity of some of the samples."""
         conditions = (self.condition, self.null_condition)
         some = [map_tensors(lambda leaf: leaf[rows], condition) for condition in conditions]
-        return GuidedVelocity(self.model, *some, self.guidance)
+        return replace(self, condition=some[0], null_condition=some[1])
 
     def __call__(self, x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
         """The guided velocity, (B, ...), of the type of the state ``x``, (B, ...).
@@ -80,17 +49,23 @@ class GuidedVelocity:
         Times in [0, 1] are scalars, on any device; ``t_end`` is the end of an average velocity,
         None asks for the velocity at t.
         """
-        channels = self.guidance.channels
-        if channels is not None and (x.dim() < 2 or channels > x.shape[1]):
-            raise ValueError(f"cannot guide {channels} channels of x, {tuple(x.shape)}")
+        if self.channels is not None and (x.dim() < 2 or self.channels > x.shape[1]):
+            raise ValueError(f"cannot guide {self.channels} channels of x, {tuple(x.shape)}")
         # Whether a time is guided is asked on the CPU, where samplers keep their times.
-        low, high = self.guidance.interval
-        if self.guidance.scale == 1 or not low <= t <= high:
+        low, high = self.interval
+        if self.scale == 1 or not low <= t <= high:
             return self._evaluate(x, t, t_end, self.condition)
         # One call for both halves, the conditional one first.
         both = map_tensors(lambda *leaves: torch.cat(leaves), self.condition, self.null_condition)
-        v = self._evaluate(torch.cat([x, x]), t, t_end, both)
-        return self.guidance.combine(*v.chunk(2))
+        v, null = self._evaluate(torch.cat([x, x]), t, t_end, both).chunk(2)
+        count = x.shape[1] if self.channels is None else self.channels
+        (v, rest), null = (v[:, :count], v[:, count:]), null[:, :count]
+        guided = null + self.scale * (v - null)
+        if self.rescale:
+            tiny = torch.finfo(v.dtype).tiny
+            ratio = _deviation(v) / _deviation(guided).clamp_min(tiny)
+            guided = guided * (1 + self.rescale * (ratio - 1))
+        return torch.cat([guided, rest], dim=1)
 
     def _evaluate(self, x, t, t_end, condition) -> Tensor:
         # Conversion comes before the move: not every device has float64.
@@ -99,6 +74,11 @@ class GuidedVelocity:
             for time in (t, t_end)
         )
         return self.model(x, t, condition, t_end).to(x.dtype)
+
+
+def _deviation(x: Tensor) -> Tensor:
+    """Standard deviation of each sample, (B, 1, ..., 1)."""
+    return x.std(dim=tuple(range(1, x.dim())), correction=0, keepdim=True)
 
 
 def map_tensors(function: Callable, *conditions: Condition | None):

@@ -6,9 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.diffusion.guidance import Condition, Guidance, GuidedVelocity
-from wfimagevae.diffusion.sampler import SAMPLERS
-from wfimagevae.diffusion.sampler.dopri5 import load_odeint
+from wfimagevae.diffusion.guidance import Condition, GuidedVelocity
+from wfimagevae.diffusion.sampler import SAMPLERS, load_odeint
 from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.seeding import sample_noise, stable_hash
@@ -94,7 +93,9 @@ class FlowGenerator:
             steps = 1 if sampler == "mean_flow" else 25
         # Numbers out of range say so themselves.
         time_grid(steps, options.time_shift)
-        _guidance(options)
+        low, high = options.guidance_interval
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"the guidance interval must be in [0, 1], low first, got {low, high}")
         # What the network cannot do, whatever the numbers.
         if model.prediction == "epsilon":
             raise ValueError(
@@ -129,12 +130,7 @@ class FlowGenerator:
         return {
             "sampler": options.sampler,
             "steps": options.steps,
-            "guidance": {
-                "scale": options.guidance_scale,
-                "interval": options.guidance_interval,
-                "rescale": options.guidance_rescale,
-                "channels": options.guidance_channels,
-            },
+            "guidance": _guidance(options),
             "shift": options.time_shift,
             "seed": options.seed,
             "precision": self.precision,
@@ -178,9 +174,9 @@ class FlowGenerator:
         noise = draw(0) if noise is None else noise
         was_training = self.model.training
         self.model.eval()
-        times, sampler = time_grid(options.steps, options.time_shift), SAMPLERS[options.sampler]
+        times = time_grid(options.steps, options.time_shift)
         with autocast(self.device, self.precision):
-            x = sampler.function(velocity, noise, times, draw=draw, progress=progress)
+            x = SAMPLERS[options.sampler](velocity, noise, times, draw=draw, progress=progress)
         self.model.train(was_training)
         return x
 
@@ -193,7 +189,7 @@ class FlowGenerator:
         condition = null if condition is None else condition
         if options.negative_prompt:
             null = null | self._encode([options.negative_prompt] * count)
-        return GuidedVelocity(self.model, condition, null, _guidance(options))
+        return GuidedVelocity(self.model, condition, null, **_guidance(options))
 
     def condition(self, subjects: Sequence[Subject]) -> Condition | None:
         """What the network is told of some samples, all of which have a class, or none.
@@ -278,13 +274,10 @@ class FlowGenerator:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
-def _guidance(options: SamplingOptions) -> Guidance:
-    return Guidance(
-        options.guidance_scale,
-        options.guidance_interval,
-        options.guidance_rescale,
-        options.guidance_channels,
-    )
+def _guidance(options: SamplingOptions) -> dict[str, Any]:
+    """Guidance as `GuidedVelocity` takes it, and records keep it."""
+    names = ("scale", "interval", "rescale", "channels")
+    return {name: getattr(options, f"guidance_{name}") for name in names}
 
 
 def sampling_velocity(

@@ -11,6 +11,7 @@ from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.diffusion.timesteps import time_grid
 
 MEAN, STD = 1.5, 0.4
+COUNT = 20_000  # stochastic samples
 FIXED = ["euler", "heun", "rk4", "dpmpp", "euler_maruyama", "mean_flow"]
 
 
@@ -37,8 +38,8 @@ def no_noise(x):
 
 
 def sample(name, x, num_steps, velocity=None, shift=1.0, **options):
-    function = SAMPLERS[name].function
-    return function(velocity or Flow(), x, time_grid(num_steps, shift), draw=no_noise(x), **options)
+    times, velocity = time_grid(num_steps, shift), velocity or Flow()
+    return SAMPLERS[name](velocity, x, times, draw=no_noise(x), **options)
 
 
 def exact(x):
@@ -143,7 +144,7 @@ def test_wrong_inputs_are_refused(name):
     wrong += [[0.1, 1.0], [0.0, 0.5, 1.1], [0.0, math.nan, 1.0], [[0.0, 1.0]]]
     for times in wrong:
         with pytest.raises(ValueError, match="times must"):
-            SAMPLERS[name].function(Flow(), x, torch.tensor(times), draw=no_noise(x))
+            SAMPLERS[name](Flow(), x, torch.tensor(times), draw=no_noise(x))
     with pytest.raises(ValueError, match="at least 1 step"):
         sample(name, x, 0)
     with pytest.raises(ValueError, match="has shape"):
@@ -195,3 +196,55 @@ def test_dopri5_refuses_what_would_not_end_and_names_its_package(
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)
     with pytest.raises(ValueError, match="pip install torchdiffeq"):
         sample("dopri5", noise(1, 3), 1)
+
+
+def normal(step, shape=(COUNT, 1)):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(step))
+
+
+def euler_maruyama(*arguments, **options):
+    return SAMPLERS["euler_maruyama"](*arguments, **options)
+
+
+def test_stochastic_samples_have_the_mean_and_deviation_of_the_data():
+    end = euler_maruyama(Flow(), normal(0), time_grid(400), draw=normal)
+    # Four standard errors, and a discretisation error of the order of one step.
+    assert float(end.mean()) == pytest.approx(MEAN, abs=4 * STD / COUNT**0.5 + 0.004)
+    assert float(end.std()) == pytest.approx(STD, abs=4 * STD / (2 * COUNT) ** 0.5 + 0.004)
+
+
+def test_noise_forgets_where_a_sample_started_and_the_flow_does_not():
+    start = normal(0)
+    for sampler, low, high in ((SAMPLERS["euler"], 0.999, 1.001), (euler_maruyama, 0.0, 0.9)):
+        end = sampler(Flow(), start, time_grid(200), draw=normal)
+        assert low < float(torch.corrcoef(torch.cat([start, end], dim=1).T)[0, 1]) < high
+
+
+def test_noise_and_drift_are_those_of_public_sit_samples():
+    """Its diffusion is 1 - t, its drift v + (1 - t) score, its noise sqrt(2 (1 - t) dt)."""
+    x, eps = normal(0, (4, 3)), normal(1, (4, 3))
+    end = euler_maruyama(lambda x, t: 0 * x, x, time_grid(2), draw=lambda step: eps)
+    # At t = 0 the score is -x; the last step follows the flow, which stands still.
+    torch.testing.assert_close(end, x - 0.5 * x + eps)
+
+
+def test_noise_is_drawn_once_for_each_step_but_the_last():
+    drawn = []
+
+    def draw(step):
+        drawn.append(step)
+        return normal(step, (4, 3))
+
+    euler_maruyama(Flow(), normal(0, (4, 3)), time_grid(5), draw=draw)
+    assert drawn == [1, 2, 3, 4]
+
+
+def test_single_step_ends_at_the_mean_of_the_data():
+    end = euler_maruyama(Flow(), normal(0, (4, 3)), time_grid(1), draw=normal)
+    torch.testing.assert_close(end, torch.full((4, 3), MEAN))
+
+
+def test_missing_or_shared_noise_is_refused():
+    for draw, message in ((None, "needs draw"), (lambda step: normal(step, (1, 3)), r"\(1, 3\)")):
+        with pytest.raises(ValueError, match=message):
+            euler_maruyama(Flow(), normal(0, (4, 3)), time_grid(3), draw=draw)
