@@ -7,6 +7,7 @@ from PIL import Image
 
 from tests.eval.flow_models import BlobModel, GaussianFlow, WordModel, generator_of
 from tests.refusals import refused
+from wfimagevae.dataset import DataError
 from wfimagevae.dataset.toy.points import PointDataset
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.energy_distance import energy_distance
@@ -55,8 +56,18 @@ def test_a_folder_and_an_npz_of_the_same_images_are_one_set(tmp_path):
         assert len(samples) == 8
         assert torch.equal(all_of(samples), expected)
         assert torch.equal(next(samples.read([[5, 2]])), expected[[5, 2]])
-    # Every process opens the file: only one copy of it may lie in memory.
-    assert isinstance(open_images(str(tmp_path / "samples.npz")).images, np.memmap)
+    # Every process opens the file: it holds no more of it than it is asked for.
+    assert not any(isinstance(value, np.ndarray) for value in vars(samples).values())
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_that_is_cut_while_it_is_read_is_an_error(tmp_path, save):
+    save(tmp_path / "samples.npz", pixels(50, 64))
+    samples = open_images(str(tmp_path / "samples.npz"))
+    next(samples.read([[0, 1]]))
+    with open(tmp_path / "samples.npz", "r+b") as file:
+        file.truncate(100_000)
+    refused("samples.npz was cut: image [1-9]", all_of, samples, error=DataError)
 
 
 def test_pictures_of_an_earlier_run_are_no_samples_of_the_last(tmp_path):
@@ -80,6 +91,7 @@ def test_a_file_that_is_no_npz_of_images_is_refused(tmp_path):
     for message, content in (
         ("must be uint8", {"arr_0": np.zeros((3, 4, 4, 3), np.float32)}),
         (r"got uint8 \(3, 3, 4, 4\)", {"arr_0": np.zeros((3, 3, 4, 4), np.uint8)}),
+        ("in C order", {"arr_0": np.asfortranarray(np.zeros((3, 4, 5, 3), np.uint8))}),
         ("no images under 'arr_0'", {"other": np.zeros(3)}),
     ):
         np.savez(path, **content)

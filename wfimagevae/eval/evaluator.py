@@ -27,7 +27,6 @@ from wfimagevae.eval.set_metrics import (
     KID_SEED,
     NEIGHBOURS,
     FrechetDistance,
-    Moments,
     frechet_distance,
     kernel_distance,
     precision_recall,
@@ -203,7 +202,7 @@ class SetEvaluator:
             protocol["features"] = describe_features(options, a.shape[1])
             packages += ["torch-fidelity"]
         if "fid" in names:
-            values["fid"] = frechet_distance(Moments(a), Moments(b))
+            values["fid"] = frechet_distance(a, b)
             protocol["fid"] = "float64 moments, trace by eigenvalues"
             if count < a.shape[1]:
                 notes["fid"] = (

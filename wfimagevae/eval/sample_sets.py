@@ -4,8 +4,7 @@
 their numbers; ``description`` is for a protocol.
 """
 
-import os
-import struct
+import math
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -110,45 +109,42 @@ class FolderImages:
 
 
 class NpzImages:
-    """Images of an .npz file as public FID code reads them: ``arr_0``, uint8 (N, H, W, 3)."""
+    """Images of an .npz file as public FID code reads them: ``arr_0``, uint8 (N, H, W, 3).
+
+    They are read as they are asked for: every process has such a set, and memory for few of them.
+    """
 
     def __init__(self, path: str | Path):
         if not Path(path).is_file():
             raise ValueError(f"{path}: no such file")
         try:
-            self.images = _read_array(path, "arr_0")
+            self._file = zipfile.ZipFile(path).open("arr_0.npy")  # noqa: SIM115 - read again
+            is_first = np.lib.format.read_magic(self._file) == (1, 0)
+            read_header = getattr(np.lib.format, f"read_array_header_{1 if is_first else 2}_0")
+            self.shape, is_fortran, dtype = read_header(self._file)
         except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} has no images under 'arr_0': {error}") from None
-        shape = self.images.shape
-        if self.images.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3:
+        if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or is_fortran:
             raise ValueError(
-                f"{path}: 'arr_0' must be uint8 (N, H, W, 3), got {self.images.dtype} {shape}"
+                f"{path}: 'arr_0' must be uint8 (N, H, W, 3), in C order, got {dtype} {self.shape}"
             )
+        self._first, self._size = self._file.tell(), math.prod(self.shape[1:])
         self.description = {"source": str(path), "resize": "none", "crop": "none"}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return self.shape[0]
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         for numbers in batches:
-            yield torch.from_numpy(self.images[list(numbers)]).permute(0, 3, 1, 2)
-
-
-def _read_array(path: str | Path, name: str) -> np.ndarray:
-    """An array of an .npz file; by memory map unless compressed, as every process has one."""
-    with zipfile.ZipFile(path) as archive:
-        member = archive.getinfo(f"{name}.npy")
-        if member.compress_type != zipfile.ZIP_STORED:
-            with archive.open(member) as file:
-                return np.lib.format.read_array(file)
-    with open(path, "rb") as file:
-        # The local header, whose two last fields are the lengths of what follows it.
-        file.seek(member.header_offset)
-        file.seek(sum(struct.unpack("<26x2H", file.read(30))), os.SEEK_CUR)
-        is_first = np.lib.format.read_magic(file) == (1, 0)
-        read_header = getattr(np.lib.format, f"read_array_header_{1 if is_first else 2}_0")
-        shape, is_fortran, dtype = read_header(file)
-        return np.memmap(path, dtype, "r", file.tell(), shape, "F" if is_fortran else "C")
+            images = np.empty((len(numbers), *self.shape[1:]), np.uint8)
+            for number, image in zip(numbers, images, strict=True):
+                try:
+                    self._file.seek(self._first + number * self._size)
+                    self._file.readinto(image.reshape(-1))
+                except EOFError:
+                    path = self.description["source"]
+                    raise DataError(f"{path} was cut: image {number} is missing") from None
+            yield torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
 class DrawnSamples:

@@ -12,50 +12,15 @@ KID_SEED = 2020
 NEIGHBOURS = 3
 
 
-class Moments:
-    """Number, mean and centred sum of squares of features that come in batches, in float64.
-
-    Source: Chan, Golub and LeVeque 1979, equations 2.1, for vectors.
-    """
-
-    def __init__(self, features: Tensor | None = None):
-        self.count, self.mean, self.squares = 0, torch.zeros(()), torch.zeros(())
-        if features is not None:
-            self.update(features)
-
-    def update(self, features: Tensor) -> None:
-        """Adds the rows of features, (N, F)."""
-        mean = features.double().mean(0)
-        centred = features.double() - mean
-        self._merge(len(features), mean, centred.T @ centred)
-
-    def _merge(self, count: int, mean: Tensor, squares: Tensor) -> None:
-        total = self.count + count
-        step = mean - self.mean.to(mean)  # (F,)
-        between = step.outer(step) * (self.count * count / total)
-        self.squares = self.squares.to(squares) + squares + between
-        self.mean, self.count = self.mean.to(mean) + step * (count / total), total
-
-    def over_processes(self) -> "Moments":
-        """The moments of the samples of all processes; each process must call it."""
-        pooled = Moments()
-        for count, mean, squares in gather_objects(
-            (self.count, self.mean.cpu(), self.squares.cpu())
-        ):
-            if count:
-                pooled._merge(count, mean, squares)
-        return pooled
-
-
-def frechet_distance(real: Moments, generated: Moments) -> float:
-    """FID: squared distance between the Gaussians that have the moments of two sets.
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """FID of features, (N, F) and (M, F): squared distance of the Gaussians with their moments.
 
     Source: Heusel et al. 2017, arXiv:1706.08500, equation 6.
     """
-    if min(real.count, generated.count) < 2:
+    if min(len(real), len(generated)) < 2:
         raise ValueError("a Frechet distance needs at least two images in each set")
-    a, b = ((moments.squares / (moments.count - 1)).cpu() for moments in (real, generated))
-    means = (real.mean.cpu() - generated.mean.cpu()).square().sum()
+    means = (real.double().mean(0) - generated.double().mean(0)).square().sum().cpu()
+    a, b = (features.double().T.cov().cpu() for features in (real, generated))
     # The trace of the root of a b is the sum of the roots of its eigenvalues: no matrix root is
     # taken, which may fail to converge where fewer samples than features make a and b singular.
     roots = torch.linalg.eigvals(a @ b).sqrt().real.sum()
@@ -77,17 +42,18 @@ class FrechetDistance:
         self.reset()
 
     def reset(self) -> None:
-        self._moments = Moments(), Moments()
+        self._features: tuple[list[Tensor], list[Tensor]] = [], []
 
     def update(self, real: Tensor, generated: Tensor) -> None:
         """Adds pairs of images in [0, 1], (B, 3, H, W)."""
         check_unit_pair(real, generated)
-        for images, moments in zip((real, generated), self._moments, strict=True):
-            moments.update(self._extract(images.mul(255).round().to(torch.uint8)))
+        for images, features in zip((real, generated), self._features, strict=True):
+            features.append(self._extract(images.mul(255).round().to(torch.uint8)).cpu())
 
     def compute(self) -> float:
         """The distance over all processes; ValueError for fewer than two images."""
-        return frechet_distance(*(moments.over_processes() for moments in self._moments))
+        sets = ([f for part in gather_objects(own) for f in part] for own in self._features)
+        return frechet_distance(*map(torch.cat, sets))
 
 
 def kernel_distance(
