@@ -103,6 +103,6 @@ def test_sheet_has_a_row_an_image_and_a_column_a_kind(tmp_path):
     columns = [("other", files[2:] * 2), ("same", files[:2])]
     save_contact_sheet(path, files[:2], columns, row_height=100)
     pixels = array(Image.open(path))[..., 0]
-    assert pixels.shape == (2 * (100 + 24 + 8), 4 * 208 + 8)
-    middle_row, step = 24 + 50, 208
-    assert [int(pixels[middle_row, 8 + 100 + i * step]) for i in range(4)] == [60, 130, 60, 0]
+    assert pixels.shape == (2 * (100 + 24 + 8), 4 * 204 + 4)
+    middle_row, step = 28 + 50, 204
+    assert [int(pixels[middle_row, 4 + 100 + i * step]) for i in range(4)] == [60, 130, 60, 0]

@@ -1,36 +1,21 @@
 """Pictures in rows and columns with names: grids of samples, sheets of reconstructions."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from wfimagevae.files import write_atomically
-from wfimagevae.pictures.pixels import to_uint8
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
 _GAP, _TITLE_HEIGHT, _MAX_LABEL_WIDTH, _LINE_HEIGHT = 4, 24, 200, 18
-_SHEET_GAP = 8
 _LEGIBLE = 96  # px, what a tiny image is enlarged to, about
 _BACKGROUND, _INK = (255, 255, 255), (17, 24, 39)
-
-
-def _paint(
-    size: tuple[int, int],
-    pictures: Iterable[tuple[Image.Image, int, int]],
-    names: Iterable[tuple[str, int, int, str]],
-    font,
-) -> Image.Image:
-    """A canvas of a size (width, height) with pictures at (left, top), names at (x, y, anchor)."""
-    canvas = Image.new("RGB", size, _BACKGROUND)
-    for picture, left, top in pictures:
-        canvas.paste(picture, (left, top))
-    draw = ImageDraw.Draw(canvas)
-    for name, x, y, anchor in names:
-        draw.text((x, y), name, _INK, font, anchor=anchor)
-    return canvas
 
 
 def sample_grid(
@@ -70,27 +55,21 @@ def sample_grid(
     words = " ".join(column_labels or ()).split()
     cell = max(width, *(math.ceil(font.getlength(word)) for word in words), 0)
     heads = [wrap(head, cell, len(head), font) for head in column_labels or ()]
-    title_height = _title_height(heads)
+    title_height = _TITLE_HEIGHT + (max(map(len, heads), default=1) - 1) * _LINE_HEIGHT
     top = _GAP + (title_height if heads else 0)
+    size = left + columns * (cell + _GAP), top + rows * (height + _GAP)
+    canvas = Image.new("RGB", size, _BACKGROUND)
     lefts = [left + column * (cell + _GAP) + (cell - width) // 2 for column in range(columns)]
     tops = [top + row * (height + _GAP) for row in range(rows)]
-    pictures = [
-        (Image.fromarray(picture), lefts[i % columns], tops[i // columns])
-        for i, picture in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy())
-    ]
-    names = []
+    for i, picture in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy()):
+        canvas.paste(Image.fromarray(picture), (lefts[i % columns], tops[i // columns]))
+    write = partial(ImageDraw.Draw(canvas).text, fill=_INK, font=font)
     for label, row_top in zip(row_labels or (), tops, strict=False):
         lines = wrap(label, _MAX_LABEL_WIDTH, max(height // _LINE_HEIGHT, 1), font)
-        names.append(("\n".join(lines), _GAP, row_top + height // 2, "lm"))
+        write((_GAP, row_top + height // 2), "\n".join(lines), anchor="lm")
     for lines, column_left in zip(heads, lefts, strict=False):
-        names.append(("\n".join(lines), column_left + width // 2, title_height // 2, "mm"))
-    size = left + columns * (cell + _GAP), top + rows * (height + _GAP)
-    return _paint(size, pictures, names, font)
-
-
-def _title_height(titles: list[list[str]]) -> int:
-    """Room above pictures for titles of several lines."""
-    return _TITLE_HEIGHT + (max(map(len, titles), default=1) - 1) * _LINE_HEIGHT
+        write((column_left + width // 2, title_height // 2), "\n".join(lines), anchor="mm")
+    return canvas
 
 
 def save_png(path: Path, picture: Image.Image) -> None:
@@ -99,28 +78,25 @@ def save_png(path: Path, picture: Image.Image) -> None:
 
 
 def wrap(text: str, width: int, max_lines: int, font) -> list[str]:
-    """Lines of at most ``width`` pixels; the last is cut short where there are too few of them."""
+    """Lines of at most ``width`` pixels; those that are longer end in an ellipsis.
+
+    The last of ``max_lines`` has all that is left.
+    """
     lines: list[str] = []
-    words = text.split()
-    for i, word in enumerate(words):
+    for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
-        if lines and font.getlength(longer) <= width:
+        if lines and (len(lines) == max_lines or font.getlength(longer) <= width):
             lines[-1] = longer
-        elif len(lines) < max_lines:
-            lines.append(word)
         else:
-            lines[-1] = " ".join([lines[-1], *words[i:]])
-            break
+            lines.append(word)
     return [_fit(line, width, font) for line in lines]
 
 
-def _fit(text: str, width: int, font) -> str:
-    """The text, cut short with an ellipsis where it is wider than ``width`` pixels."""
-    if font.getlength(text) <= width:
-        return text
-    while text and font.getlength(text + "…") > width:
-        text = text[:-1]
-    return text + "…"
+def _fit(line: str, width: int, font) -> str:
+    end = ""
+    while line and font.getlength(line + end) > width:
+        line, end = line[:-1], "…"
+    return line + end
 
 
 def amplified_error(original: Image.Image, other: Image.Image, gain: float) -> Image.Image:
@@ -145,20 +121,18 @@ def save_contact_sheet(
     ``row_height`` is in pixels.
     """
     titles = ["original", *(title for title, _ in columns), f"error x {gain:g}"]
-    font, rows, top = ImageFont.load_default(size=14), [], 0
+    rows = []
     for files in zip(originals, *(files for _, files in columns), strict=True):
         pictures = [Image.open(file).convert("RGB") for file in files]
         pictures.append(amplified_error(pictures[0], pictures[-1], gain))
-        width = round(pictures[0].width * row_height / pictures[0].height)
+        size = round(pictures[0].width * row_height / pictures[0].height), row_height
+        cells = np.stack([picture.resize(size, Image.LANCZOS) for picture in pictures])
+        images = from_uint8(torch.from_numpy(cells).permute(0, 3, 1, 2))
         heads = [f"{Path(files[0]).name}: {title}" for title in titles]
-        heads = [wrap(head, width, len(head), font) for head in heads]
-        title_height = _title_height(heads)
-        cells, names, left = [], [], _SHEET_GAP
-        for picture, lines in zip(pictures, heads, strict=True):
-            names.append(("\n".join(lines), left, 4, "la"))
-            cells.append((picture.resize((width, row_height), Image.LANCZOS), left, title_height))
-            left += width + _SHEET_GAP
-        height = row_height + title_height + _SHEET_GAP
-        rows.append((_paint((left, height), cells, names, font), 0, top))
-        top += height
-    _paint((max(row.width for row, _, _ in rows), top), rows, (), font).save(path)
+        rows.append(sample_grid(images, len(images), column_labels=heads))
+    width, top = max(row.width for row in rows), 0
+    sheet = Image.new("RGB", (width, sum(row.height for row in rows)), _BACKGROUND)
+    for row in rows:
+        sheet.paste(row, (0, top))
+        top += row.height
+    sheet.save(path)
