@@ -62,7 +62,7 @@ def test_prompts_are_encoded_one_by_one_and_kept():
         generator.condition([Subject(0, None, prompt) for prompt in (RED, BLUE, RED)])
     assert seen == [[RED], [BLUE]]
     generator._encode([chr(33 + i) for i in range(100)])
-    assert len(generator._encoded) == 64
+    assert generator._encode_one.cache_info().currsize == 64
 
 
 def test_what_the_model_cannot_do_is_explained():
@@ -70,7 +70,7 @@ def test_what_the_model_cannot_do_is_explained():
     refused("prompt 'a' asked of a model that takes no", blobs.condition, [Subject(0, 0, "a")])
     refused("no class 0: this model has 0 classes", words.condition, [Subject(0, 0)])
     refused("low first", words.resolve, EULER.changed(guidance_interval=(0.6, 0.2)))
-    refused("4 x 8 asked of a BlobModel", blobs.sample, [0], None, EULER, size=(4, 8))
+    refused("makes 8 x 8; models with position 'rope'", blobs.sample_size, 4, 8)
 
 
 def test_other_sizes_are_drawn_in_pixels_of_the_image():

@@ -83,13 +83,7 @@ class FlowPipeline(DiffusionPipeline):
             subjects = subjects_in_turn(count * len(names or [""]), labels)
 
         with self.progress_bar(total=options.steps) as bar:
-            x = flow.sample(
-                [subject.index for subject in subjects],
-                flow.condition(subjects),
-                options,
-                progress=lambda *_: bar.update(),
-                size=size,
-            )
+            x = flow.draw(subjects, options, size, progress=lambda *_: bar.update())
         images = x
         if flow.facts["space"] != "point" and output_type != "latent":
             images = flow.images(x)

@@ -1,6 +1,7 @@
 """From a trained flow to samples, each of its own seed alone, and the states on the way to them."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ class FlowGenerator:
         self.model, self.device, self.facts, self.decode = model, device, facts, decode
         self.text, self.downsampling, self.precision = text, downsampling, precision
         self.source: dict = {}  # where it was read from, for records: ``path``, ``step``, ...
-        self._encoded: dict[str, dict[str, Tensor]] = {}
+        self._encode_one = lru_cache(_MAX_KEPT_PROMPTS)(lambda prompt: self.text([prompt]))
 
     @property
     def record(self) -> dict:
@@ -157,15 +158,6 @@ class FlowGenerator:
         """
         options = self.resolve(options)
         velocity = self.velocity(condition, options, len(indices))
-        if size is not None and size != tuple(self.model.sample_shape[1:]):
-            multiple = self.model.size_multiple
-            if multiple is None or any(side % multiple for side in size):
-                usual = " x ".join(str(side) for side in self.model.sample_shape[1:])
-                others = "no others" if multiple is None else f"multiples of {multiple}"
-                raise ValueError(
-                    f"samples of {size[0]} x {size[1]} asked of a {type(self.model).__name__} that "
-                    f"makes {usual} and {others}; models with position 'rope' take other sizes"
-                )
 
         def draw(step: int) -> Tensor:
             return self.noise(indices, options.seed, step, size)
@@ -219,10 +211,11 @@ class FlowGenerator:
         options: SamplingOptions,
         size: Size | None = None,
         progress: Progress | None = None,
+        noise: Tensor | None = None,
     ) -> Tensor:
         """Samples of some subjects, in one batch; see `sample`."""
         indices = [subject.index for subject in subjects]
-        return self.sample(indices, self.condition(subjects), options, progress, size=size)
+        return self.sample(indices, self.condition(subjects), options, progress, noise, size)
 
     def sample_size(self, height: int | None, width: int | None) -> Size | None:
         """Height and width of samples for images of so many pixels; None is the model's own size.
@@ -234,10 +227,12 @@ class FlowGenerator:
         usual = [side * self.downsampling for side in self.model.sample_shape[1:]]
         sides = [usual[0] if height is None else height, usual[1] if width is None else width]
         step = self.downsampling * (self.model.size_multiple or 1)
-        if any(side % step or side < step for side in sides):
+        is_fixed = self.model.size_multiple is None and sides != usual
+        if is_fixed or any(side % step or side < step for side in sides):
+            others = "; models with position 'rope' take others"
             raise ValueError(
-                f"images of {sides[0]} x {sides[1]} pixels asked of a model whose sides are "
-                f"multiples of {step}"
+                f"images of {sides[0]} x {sides[1]} pixels asked of a model that makes "
+                f"{usual[0]} x {usual[1]}{others if is_fixed else f', or multiples of {step}'}"
             )
         return sides[0] // self.downsampling, sides[1] // self.downsampling
 
@@ -263,14 +258,7 @@ class FlowGenerator:
 
     def _encode(self, prompts: Sequence[str | None]) -> dict[str, Tensor]:
         """Tokens, masks and pooled states of prompts, batch first; the latest are kept."""
-        parts = []
-        for prompt in prompts:
-            key = prompt or ""
-            if key not in self._encoded:
-                while len(self._encoded) >= _MAX_KEPT_PROMPTS:
-                    del self._encoded[next(iter(self._encoded))]
-                self._encoded[key] = self.text([key])
-            parts.append(self._encoded[key])
+        parts = [self._encode_one(prompt or "") for prompt in prompts]
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -302,16 +290,11 @@ def draw_states(
 
     Gives times (T,), float64, from 0 to 1, and states (T, B, ...) on the CPU, T = steps + 1.
     """
-    options, indices = generator.resolve(options), [subject.index for subject in subjects]
-    noise = generator.noise(indices, options.seed)
+    options = generator.resolve(options)
+    noise = generator.noise([subject.index for subject in subjects], options.seed)
     states = [noise.cpu()]
-    generator.sample(
-        indices,
-        generator.condition(subjects),
-        options,
-        progress=lambda step, num_steps, x: states.append(x.cpu()),
-        noise=noise,
-    )
+    keep = lambda step, num_steps, x: states.append(x.cpu())  # noqa: E731
+    generator.draw(subjects, options, progress=keep, noise=noise)
     return time_grid(options.steps, options.time_shift), torch.stack(states)
 
 
@@ -342,13 +325,11 @@ def interpolate(
     """
     if num_places < 2:
         raise ValueError(f"an interpolation needs at least 2 places, got {num_places}")
-    count, condition = len(subjects), generator.condition(subjects)
+    count = len(subjects)
     a = generator.noise(range(count), options.seed)
     b = generator.noise(range(count, 2 * count), options.seed)
     between = [slerp(a, b, i / (num_places - 1)) for i in range(num_places)]
-    return torch.stack(
-        [generator.sample(list(range(count)), condition, options, noise=x).cpu() for x in between]
-    )
+    return torch.stack([generator.draw(subjects, options, noise=x).cpu() for x in between])
 
 
 def slerp(a: Tensor, b: Tensor, share: float) -> Tensor:

@@ -135,12 +135,11 @@ def test_weights_that_read_texts_otherwise_are_refused(tmp_path):
 
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_shapes_of_bare_weights_tell_the_config(attention, encoder, tmp_path):
+def test_bare_weights_load_with_the_keys_of_their_texts(attention, encoder, tmp_path):
     model = text_model(attention, encoder, num_classes=4).eval()
     torch.save(model.state_dict(), tmp_path / "flow.pt")
-    keys = ["hidden_size", "depth", "num_heads", "input_size", "text_length"]
-    if encoder == "external":  # nothing tells of a byte transformer that is not there
-        keys += ["byte_width", "byte_depth"]
+    keys = ["hidden_size", "depth", "num_heads", "input_size", "pooled_width"]
+    keys += [key for key in model.config if key.startswith(("text_", "byte_"))]
     overrides = {key: model.config[key] for key in keys}
     again = VelocityModel.from_pretrained(
         tmp_path / "flow.pt", model_name="FlowDiT-S/2", overrides=overrides

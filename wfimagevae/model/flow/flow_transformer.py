@@ -15,11 +15,7 @@ from wfimagevae.model.flow.byte_transformer import ByteTransformer
 from wfimagevae.model.flow.embed import position_table, rotation_table
 from wfimagevae.model.flow.normalize import TOKEN_NORMS
 from wfimagevae.model.flow.text_blocks import TextEmbedder, text_blocks
-from wfimagevae.model.flow.text_condition import (
-    check_text,
-    text_options,
-    text_parts,
-)
+from wfimagevae.model.flow.text_condition import check_text, text_parts
 from wfimagevae.model.flow.transformer_blocks import (
     MLPS,
     FinalLayer,
@@ -206,7 +202,7 @@ class FlowTransformer(VelocityModel):
 
     @classmethod
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
-        """Input size, channels, classes, texts and learn_sigma of a public SiT or DiT file."""
+        """Input size, channels, classes and learn_sigma of a public SiT or DiT file."""
         patch_size = config["patch_size"]
         try:
             channels, *patch = state_dict["x_embedder.proj.weight"].shape[1:]
@@ -226,7 +222,7 @@ class FlowTransformer(VelocityModel):
             keys["input_size"] = math.isqrt(state_dict["pos_embed"].shape[1]) * patch_size
         if "y_embedder.embedding_table.weight" in state_dict:
             keys["num_classes"] = len(state_dict["y_embedder.embedding_table.weight"]) - 1
-        return keys | text_options(state_dict)
+        return keys
 
     def _initialize(self) -> None:
         """DiT's: Xavier; zero where a block or the output begins, so that blocks do nothing."""

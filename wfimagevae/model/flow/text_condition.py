@@ -5,8 +5,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from wfimagevae.model.weight_files import StateDict
-
 
 def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """Shape, without the batch, and type of each part of a text."""
@@ -50,22 +48,3 @@ def masked_mean(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def is_text_weight(name: str) -> bool:
     """Whether a parameter of the flow transformer is there for texts alone."""
     return any(part.startswith("text_") for part in name.split("."))
-
-
-def text_options(state_dict: StateDict) -> dict:
-    """Config keys of the texts that weights are for; the length leaves no trace in them."""
-    if "text_embedder.register" not in state_dict:
-        return {}
-    keys = {
-        "text_encoder": "external",
-        "text_width": len(state_dict["text_embedder.proj.0.weight"]),
-        "pooled_width": len(state_dict["text_embedder.pooled.0.weight"]),
-        "text_attention": "joint",
-    }
-    if any(name.endswith(".text_attn.q.weight") for name in state_dict):
-        keys["text_attention"] = "cross"
-    if "text_encoder.embedding.weight" in state_dict:
-        blocks = {name.split(".")[2] for name in state_dict if "text_encoder.blocks." in name}
-        keys |= {"text_encoder": "bytes", "byte_depth": len(blocks)}
-        keys |= {"byte_width": keys["text_width"], "text_width": 0, "pooled_width": 0}
-    return keys

@@ -58,18 +58,13 @@ class LPIPS(nn.Module):
     def _load_backbone(self, backbone: dict[str, Tensor], source: str) -> None:
         # torchvision numbers the layers through, the package within slices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
-        shapes = {key: value.shape for key, value in self.net.state_dict().items()}
-        missing = [
-            name
-            for key, name in names.items()
-            if getattr(backbone.get(name), "shape", None) != shapes[key]
-        ]
-        if missing:
+        try:
+            self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
+        except (KeyError, RuntimeError) as error:
+            what = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"{source} is not the torchvision backbone that LPIPS needs: "
-                f"{missing[0]} and {len(missing) - 1} others are missing or of another shape"
-            )
-        self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
+                f"{source} is not the torchvision backbone that LPIPS needs: {what}"
+            ) from None
 
     def train(self, mode: bool = True):
         """Stays in evaluation mode: dropout is for fitting the linear weights only."""
