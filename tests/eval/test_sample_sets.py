@@ -157,7 +157,9 @@ def test_sets_that_are_too_small_or_unlike_are_refused_before_all_is_drawn(tmp_p
     fake = FolderImages(write(tmp_path / "b", pixels(size=16)))
     read, batches = [], fake.read
     fake.read = lambda *args: (read.append(1) or batch for batch in batches(*args))
-    refused("12x12, generated ones 16x16: give --resolution", evaluate, real, [fake], batch_size=2)
+    refused(
+        "16x16, the reference's are 12x12; give --resolution", evaluate, real, [fake], batch_size=2
+    )
     assert len(read) == 1  # before the rest is drawn
     ((values, _, _),) = evaluate(real, [FolderImages(tmp_path / "b", 12)])
     assert "energy_distance" in values

@@ -81,7 +81,7 @@ def test_card_tells_training_and_figures_but_no_paths_and_its_code_runs(run_fold
 
 def test_a_card_tells_the_length_that_counted_alone():
     for steps, told in ((70, "| max_steps | 70 |"), (None, "| epochs | 10 |")):
-        table = option_table({"max_steps": steps, "epochs": 10}, ("max_steps", "epochs"))
+        table = option_table({"max_steps": steps, "epochs": 10, "other": 1})
         assert table.splitlines()[4:] == [told]
 
 

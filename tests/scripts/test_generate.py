@@ -77,7 +77,7 @@ def test_bad_options_are_explained(pixels, tmp_path):
         ("--vae diffusers:anything", "makes pixels, which need none"),
         ("--prompt x", "'x' asked of a model that takes no text"),
         ("--negative_prompt x --guidance_scale 2", "'x' asked of a model without text"),
-        ("--height 32", "32 x 16 asked of a FlowTransformer that makes 16 x 16 and no others"),
+        ("--height 32", "32 x 16 pixels asked of a model that makes 16 x 16; "),
         ("--text_encoder bytes", "trained with no text encoder"),
     ):
         refused(words, generated, pixels, tmp_path / "out", *more.split())

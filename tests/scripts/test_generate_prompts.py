@@ -131,12 +131,12 @@ def test_a_record_that_was_edited_is_explained(text_flow, tmp_path):
     record, empty = json.loads(path.read_text()), ("scale", "interval", "rescale", "channels")
     for part, value, words in (
         ("model", {}, r"x\.json is no record .*: no model\.fingerprint, .* model\.vae"),
-        ("model", None, r"no record .*model\.path"),
+        ("model", None, "x.json does not say what to draw: .*NoneType"),
         ("model", record["model"] | {"fingerprint": "f" * 64}, "was drawn by weights f{12}, those"),
-        ("guidance", {"scale": 2.0}, r"no guidance\.channels, guidance\.interval"),
+        ("guidance", {"scale": 2.0}, "no record .*: no interval"),
         ("batch", {"size": 2, "row": 77}, "no sample 77 in a batch of 2"),
-        ("guidance", dict.fromkeys(empty), "how to sample"),
-        ("size", 7, "how to sample"),
+        ("guidance", dict.fromkeys(empty), "what to draw"),
+        ("size", 7, "what to draw"),
     ):
         path.write_text(json.dumps(record | {part: value}))
         refused(words, draw_again, path)

@@ -268,16 +268,12 @@ class SetEvaluator:
         # Every process learns of it; then the shares are put together in the set's order.
         shapes = set().union(*gather_objects(shapes))
         own = {self._real.shape} if self._real else set()
-        sizes = " and ".join(sorted(map(_size, shapes - own)))
-        if len(shapes) > 1 and own:
-            raise ValueError(
-                f"reference samples are {_size(self._real.shape)}, generated ones {sizes}: give "
-                "--resolution, which resizes the reference"
-            )
         if len(shapes) > 1:
+            sizes = " and ".join(sorted(map(_size, shapes - own)))
+            others = f", the reference's are {_size(self._real.shape)}" if own else ""
             raise ValueError(
-                f"{title} samples differ in size, {sizes}; give --resolution, or remove what is no "
-                "sample"
+                f"{title} samples differ in size, {sizes}{others}; give --resolution, which resizes "
+                "the reference, or remove what is no sample"
             )
         unreadable = [entry for part in gather_objects(left_out) for entry in part.values()]
         list_unreadable(list(left_out.values()), world)

@@ -122,13 +122,10 @@ class PairDataset(Dataset):
         if generated["error"]:
             return real | {"error": f"generated image {generated['path']}: {generated['error']}"}
         (height, width), (h, w) = real["image"].shape[1:], generated["image"].shape[1:]
-        if (height, width) == (h, w):
-            return real | {"image": torch.cat([real["image"], generated["image"]])}
-        problem = (
-            f"generated image {generated['path']} has {w}x{h} pixels, its original "
-            f"{width}x{height}: {_OTHER_SIZE}"
-        )
-        return real | {"error": problem}
+        if (height, width) != (h, w):
+            sizes = f"has {w}x{h} pixels, its original {width}x{height}"
+            return real | {"error": f"generated image {generated['path']} {sizes}: {_OTHER_SIZE}"}
+        return real | {"image": torch.cat([real["image"], generated["image"]])}
 
 
 def evaluate_pairs(

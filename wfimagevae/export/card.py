@@ -12,16 +12,12 @@ from wfimagevae.files import read_json, write_text
 from wfimagevae.generate.generator import FlowGenerator
 
 PICTURE = "picture.png"
-# Training options that the card names; paths stay private.
-_VAE_OPTIONS = (
-    *("resolution", "train_crop", "max_steps", "epochs", "batch_size", "grad_accum_steps", "lr"),
-    *("mix_precision", "ema", "ema_decay", "loss_type", "perceptual_weight", "kl_weight"),
-    *("wavelet_loss", "wavelet_weight", "gan_schedule", "disc_start", "disc_weight"),
-    *("adaptive_weight", "seed"),
-)
-_FLOW_OPTIONS = (
+# Training options that the card names, where the training has them; paths stay private.
+_OPTIONS = (
     *("dataset", "resolution", "train_crop", "max_steps", "epochs", "batch_size", "lr", "seed"),
     *("grad_accum_steps", "optimizer", "lr_schedule", "mix_precision", "ema", "ema_decay"),
+    *("loss_type", "perceptual_weight", "kl_weight", "wavelet_loss", "wavelet_weight"),
+    *("gan_schedule", "disc_start", "disc_weight", "adaptive_weight"),
     *("objective", "time_distribution", "time_mean", "time_std", "time_shift"),
     *("text_length", "text_attention", "fixed_prompt_prefix"),
     *("cfg_dropout_prob", "meanflow_ratio", "meanflow_omega", "meanflow_kappa"),
@@ -73,12 +69,12 @@ def metric_table(results: Sequence[Mapping]) -> str:
     return "\n".join([*lines, ""])
 
 
-def option_table(training: Mapping | None, names: Sequence[str]) -> str:
+def option_table(training: Mapping | None) -> str:
     """Section of a model card: those of a training's options, if known, that counted."""
     if not training:
         return ""
     idle = "epochs" if training.get("max_steps") else "max_steps"  # the one wins over the other
-    rows = [f"| {n} | {training[n]} |" for n in names if n in training and n != idle]
+    rows = [f"| {n} | {training[n]} |" for n in _OPTIONS if n in training and n != idle]
     return "\n".join(["## Training\n", "| option | value |", "|---|---|", *rows, ""])
 
 
@@ -91,7 +87,7 @@ def write_card(
 ) -> None:
     """Writes README.md, with the front matter that the Hugging Face hub reads."""
     is_flow = isinstance(network, FlowGenerator)
-    describe, names = (_flow, _FLOW_OPTIONS) if is_flow else (_vae, _VAE_OPTIONS)
+    describe = _flow if is_flow else _vae
     task, tags, about, code = describe(network, options.push_to_hub or "path/to/this/folder")
     front = f"license: {options.license}\nlibrary_name: diffusers\npipeline_tag: {task}"
     data, dataset = options.training_data, (training or {}).get("dataset")
@@ -107,7 +103,7 @@ def write_card(
         f"```python\n{code}```\n",
         f"## Training data\n\n{data}\n" if data else "",
         metric_table(read_metrics(options)),
-        option_table(training, names),
+        option_table(training),
     ]
     write_text(folder / "README.md", "\n".join(filter(None, sections)))
 

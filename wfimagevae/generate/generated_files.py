@@ -3,10 +3,12 @@
 From its record a picture is drawn again.
 """
 
-import importlib.metadata
+import io
 import logging
+import sys
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +30,8 @@ from wfimagevae.pictures.writer import ImageWriter, save_image
 
 MAX_IN_GRID = 64
 _log = logging.getLogger("wfimagevae")
-_SUBJECT = tuple(field.name for field in fields(Subject))
-_VALUES = ("sampler", "steps", "shift", "seed", "precision", "negative_prompt", "size", "device")
-# What a record holds besides single values, and what is in it.
-_PARTS = {
-    "batch": ("size", "row"),
-    "guidance": ("scale", "interval", "rescale", "channels"),
-    "model": ("path", "model_name", "raw_weights", "vae", "text_encoder", "fingerprint"),
-}
+_OF_MODEL = ("path", "model_name", "raw_weights", "vae", "text_encoder", "fingerprint")
+_GUIDANCE = ("scale", "interval", "rescale", "channels")
 _PACKAGES = ("wfimagevae", "torch", "diffusers", "transformers")
 
 
@@ -170,33 +166,33 @@ def write_npz(
     """
     if path.suffix != ".npz":
         raise ValueError(f"--npz {path} must end in .npz")
-    # Every process writes its rows to one array on disk; the main one makes it when its first
-    # picture tells the shape.
-    partial, array = path.with_name(f".{path.name[:50]}.partial.tmp"), None
-    for row, column, _, pixels in sheet.draw(generator, batch_size, world):
-        pixels = pixels.permute(1, 2, 0).numpy()
-        if array is None:
-            if world.is_main:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                np.lib.format.open_memmap(partial, "w+", np.uint8, (sheet.count, *pixels.shape))
-            barrier()
-            array = np.lib.format.open_memmap(partial, "r+")
-        array[column * len(sheet.subjects) + row] = pixels
-    if array is None:  # fewer samples than processes: this one has none, but must not hang
-        barrier()
-    else:
-        array.flush()
+    # Every process writes its pictures to their places in one array on disk, which the main one
+    # begins. It is not mapped: a full disk is an error then, not the end of the process.
+    partial = path.with_name(f".{path.name[:50]}.partial.tmp")
+    header, height_and_width = io.BytesIO(), generator.pixel_size(sheet.size)
+    shape = (sheet.count, *height_and_width, 3)
+    description = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, description)
+    if world.is_main:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(header.getvalue())
+    barrier()
+    with partial.open("r+b") as file:
+        for row, column, _, pixels in sheet.draw(generator, batch_size, world):
+            number = column * len(sheet.subjects) + row
+            file.seek(header.tell() + number * pixels.numel())
+            file.write(pixels.permute(1, 2, 0).numpy().tobytes())
     barrier()
     if not world.is_main:
         return
 
     # The finished file takes its place in one step.
-    content = {"arr_0": np.load(partial, mmap_mode="r")}
     labels = [subject.label for subject in sheet.subjects]
-    if None not in labels:
-        content["arr_1"] = np.array(labels * len(sheet.columns), np.int64)
-    with replacing(path) as file:
-        np.savez(file, **content)
+    with replacing(path) as target, zipfile.ZipFile(target, "w") as archive:
+        archive.write(partial, "arr_0.npy")
+        if None not in labels:
+            with archive.open("arr_1.npy", "w") as file:
+                np.save(file, np.array(labels * len(sheet.columns), np.int64))
     partial.unlink()
 
 
@@ -208,27 +204,26 @@ def _lay_out(
     A row a prompt or class where that is tidy, or a column a scale; else as they come.
     """
     titles = [generator.title(subject) for subject in sheet.subjects]
-    if len(sheet.columns) > 1:  # a column a scale
-        width = len(sheet.columns)
-        count = min(len(titles), max(MAX_IN_GRID // width, 1))
-        places = [(row, column) for row in range(count) for column in range(width)]
-        names = [f"guidance {scale:g}" for scale in sheet.scales]
-        return places, width, titles[:count] if any(titles) else None, names
-
-    # A row a prompt or class, as wide as the smallest group.
-    groups: dict[str, list[int]] = {}
+    count, groups = len(sheet.columns), {}
     for row, title in enumerate(titles):
-        groups.setdefault(title, []).append(row)
-    width = min(*map(len, groups.values()), MAX_IN_GRID // len(groups)) if len(groups) > 1 else 0
-    if width > 1 or (sheet.has_prompts and len(groups) > 1):
-        names, width = list(groups)[:MAX_IN_GRID], max(width, 1)
-        return [(row, 0) for name in names for row in groups[name][:width]], width, names, None
-
-    # A square, as they come.
-    count = min(len(titles), MAX_IN_GRID)
-    width = max(round(count**0.5), 1)
-    names = [titles[0]] + [""] * (-(-count // width) - 1) if sheet.has_prompts else None
-    return [(row, 0) for row in range(count)], width, names, None
+        key = row if count > 1 else title
+        groups.setdefault(key, []).extend((row, column) for column in range(count))
+    lines = list(groups.values())
+    # As wide as the smallest group.
+    width = min(*map(len, lines), max(MAX_IN_GRID // len(lines), count))
+    is_tidy = count > 1 or (len(lines) > 1 and (width > 1 or sheet.has_prompts))
+    if is_tidy:
+        width = max(width, 1)
+        lines = [line[:width] for line in lines[: max(MAX_IN_GRID // width, 1)]]
+        names = [titles[line[0][0]] for line in lines]
+    else:
+        places = [(row, 0) for row in range(min(len(titles), MAX_IN_GRID))]
+        width = max(round(len(places) ** 0.5), 1)
+        lines = [places[i : i + width] for i in range(0, len(places), width)]
+        names = [titles[0]] + [""] * (len(lines) - 1) if sheet.has_prompts else []
+    heads = [f"guidance {scale:g}" for scale in sheet.scales] if count > 1 else None
+    places = [place for line in lines for place in line]
+    return places, width, names if any(names) else None, heads
 
 
 def describe_model(generator: FlowGenerator) -> dict[str, Any]:
@@ -250,18 +245,13 @@ def picture_record(
     differently in batches of another size.
     """
     # Another version of one of these may round differently.
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # not installed, or run from its folder
-            continue
-    height, width = size or generator.model.sample_shape[1:]
+    versions = {n: sys.modules[n].__version__ for n in _PACKAGES if n in sys.modules}
+    height, width = generator.pixel_size(size)
     return {
         **asdict(subject),
         "class_name": None if subject.label is None else generator.class_name(subject.label),
-        "height": height * generator.downsampling,
-        "width": width * generator.downsampling,
+        "height": height,
+        "width": width,
         **generator.describe(options, size),
         "batch": {"size": batch[0], "row": batch[1]},
         "device": generator.device.type,
@@ -275,27 +265,34 @@ def read_picture_record(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if path.suffix == ".png":
         path = records_folder(path.parent) / f"{path.stem}.json"
-    # Names first: all that are missing are told at once.
     record = read_json(path)
-    missing = {*_SUBJECT, *_VALUES, *_PARTS} - record.keys()
-    for part, keys in _PARTS.items():
-        values = record.get(part, dict.fromkeys(keys))
-        values = values if isinstance(values, dict) else {}
-        missing |= {f"{part}.{key}" for key in keys if key not in values}
+    try:
+        _what_to_draw(record)
+        missing = {"device", "precision"} - record.keys()
+        missing |= {f"model.{name}" for name in _OF_MODEL if name not in record["model"]}
+    except KeyError as error:
+        missing = {error.args[0]}
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not say what to draw: {error}") from None
     if missing:
         raise ValueError(
             f"{path} is no record of a picture of generate.py: no {', '.join(sorted(missing))}"
         )
-
-    # Then values.
-    size, row = (record["batch"][key] for key in ("size", "row"))
-    if not (isinstance(size, int) and isinstance(row, int) and 0 <= row < size):
-        raise ValueError(f"{path}: there is no sample {row!r} in a batch of {size!r}")
-    try:
-        _read_sampling(record)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not say how to sample: {error}") from None
     return record
+
+
+def _what_to_draw(
+    record: Mapping[str, Any],
+) -> tuple[list[Subject], SamplingOptions, Size | None, int]:
+    """A batch as large as then, of copies, of which the sample of the last number counts."""
+    count, row = record["batch"]["size"], record["batch"]["row"]
+    if not (isinstance(count, int) and isinstance(row, int) and 0 <= row < count):
+        raise ValueError(f"there is no sample {row!r} in a batch of {count!r}")
+    subject = Subject(record["index"], record["label"], record["prompt"])
+    values = {f"guidance_{name}": record["guidance"][name] for name in _GUIDANCE}
+    values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
+    options = SamplingOptions(**values, time_shift=record["shift"])
+    return [subject] * count, options, record["size"] and tuple(record["size"]), row
 
 
 def write_again(
@@ -322,21 +319,12 @@ def write_again(
         _log.warning(
             "drawn on %s, now on %s: pixels may differ by rounding", record["device"], place
         )
-    # A batch as large as then, of copies: only one of its samples is of interest.
-    options, size = _read_sampling(record)
-    subject = Subject(**{name: record[name] for name in _SUBJECT})
-    samples = generator.draw([subject] * record["batch"]["size"], options, size)
-    save_image(path, to_uint8(generator.images(samples)[record["batch"]["row"]]))
+    subjects, options, size, row = _what_to_draw(record)
+    samples = generator.draw(subjects, options, size)
+    save_image(path, to_uint8(generator.images(samples)[row]))
     write_json(records_folder(folder) / f"{name}.json", record | {"model": model})
     barrier()
     return path
-
-
-def _read_sampling(record: Mapping[str, Any]) -> tuple[SamplingOptions, Size | None]:
-    values = {f"guidance_{name}": value for name, value in record["guidance"].items()}
-    values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
-    options = SamplingOptions(**values, time_shift=record["shift"])
-    return options, record["size"] and tuple(record["size"])
 
 
 class SamplePicture:

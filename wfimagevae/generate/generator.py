@@ -224,8 +224,8 @@ class FlowGenerator:
         """
         if height is None and width is None:
             return None
-        usual = [side * self.downsampling for side in self.model.sample_shape[1:]]
-        sides = [usual[0] if height is None else height, usual[1] if width is None else width]
+        usual = self.pixel_size(None)
+        sides = (usual[0] if height is None else height, usual[1] if width is None else width)
         step = self.downsampling * (self.model.size_multiple or 1)
         is_fixed = self.model.size_multiple is None and sides != usual
         if is_fixed or any(side % step or side < step for side in sides):
@@ -235,6 +235,11 @@ class FlowGenerator:
                 f"{usual[0]} x {usual[1]}{others if is_fixed else f', or multiples of {step}'}"
             )
         return sides[0] // self.downsampling, sides[1] // self.downsampling
+
+    def pixel_size(self, size: Size | None) -> Size:
+        """Height and width of the images of samples of a size; None is the model's own."""
+        height, width = size or self.model.sample_shape[1:]
+        return height * self.downsampling, width * self.downsampling
 
     def noise(
         self, indices: Sequence[int], seed: int, step: int = 0, size: Size | None = None
