@@ -6,7 +6,6 @@ from wfimagevae.generate.autoencoders import (
     Autoencoder,
     LatentSpace,
     as_autoencoder,
-    diffusers_autoencoder,
 )
 from wfimagevae.generate.generator_files import latent_facts, open_latent_space
 from wfimagevae.model import WFVAE2ImageModel
@@ -25,9 +24,9 @@ def test_moments_are_in_the_models_own_units():
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     vae = WFVAE2ImageModel.from_config(TINY_MODEL)
     vae.set_latent_statistics([1.0] * 4, [9.0] * 4)
-    for network, wrap in ((vae, as_autoencoder), (diffusers_vae().eval(), diffusers_autoencoder)):
+    for network in (vae, diffusers_vae().eval()):
         with torch.no_grad():
-            mean, logvar = wrap(network, CPU).moments(images)
+            mean, logvar = as_autoencoder(network, CPU).moments(images)
             posterior = network.encode(images).latent_dist
         torch.testing.assert_close(mean, posterior.mean)
         torch.testing.assert_close((0.5 * logvar).exp(), posterior.std)
@@ -39,7 +38,7 @@ def test_model_without_a_posterior_has_no_log_variance():
     sides = ("encoder", "decoder")
     widths = {f"{side}_block_out_channels": (8, 8) for side in sides}
     network = AutoencoderTiny(**widths, **{f"num_{side}_blocks": (1, 1) for side in sides})
-    tiny = diffusers_autoencoder(network.eval(), CPU)
+    tiny = as_autoencoder(network.eval(), CPU)
     mean, logvar = tiny.moments(torch.zeros(1, 3, 8, 8))
     assert logvar is None and mean.shape[1] == 4
     images = torch.rand(1, 3, 30, 17) * 2 - 1  # no multiples of the factor
@@ -58,7 +57,7 @@ def test_normalisation_is_ours_once_measured_or_that_of_diffusers_in_either_form
         ({"scaling_factor": 0.36, "shift_factor": 0.12}, ([0.12], [0.36])),
         ({"scaling_factor": 0.5, **statistics}, ([1.0, 2.0], [0.125, 1.0])),  # as SDXL decodes
     ):
-        assert diffusers_autoencoder(diffusers_vae(**config), CPU).normalization == expected
+        assert as_autoencoder(diffusers_vae(**config), CPU).normalization == expected
 
 
 def test_fingerprint_tells_weights_apart():

@@ -60,16 +60,12 @@ def check_hub(repository: str | None) -> None:
     if repository is None:
         return
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HFValidationError, HTTPError
     from huggingface_hub.utils import validate_repo_id
 
     try:
         validate_repo_id(repository)
         HfApi().whoami()
-    except LocalTokenNotFoundError:
-        raise ValueError(
-            f"--push_to_hub {repository}: log in first (hf auth login, or set HF_TOKEN)"
-        ) from None
     except (HFValidationError, HTTPError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ValueError(f"--push_to_hub {repository}: {reason}") from error

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wfimagevae.engine.device import autocast
 from wfimagevae.files import DIFFUSERS, is_hub_name
 from wfimagevae.generate.options import AutoencoderOptions
-from wfimagevae.model.modeling_aebase import DEFAULT_SCALE, autoencoder_class
+from wfimagevae.model.modeling_aebase import DEFAULT_SCALE, ImageBaseAE, autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.model.weight_files import has_config, hub_answers
@@ -93,13 +93,26 @@ def autoencoder_spec(options: AutoencoderOptions) -> str:
 def open_autoencoder(
     options: AutoencoderOptions, device: torch.device | str, tile_size: int | None = None
 ) -> Autoencoder:
-    """The autoencoder that options name, ours or one of diffusers; see `as_autoencoder`."""
+    """The autoencoder that options name, ours or one of diffusers.
+
+    ``tile_size`` in pixels is for images beyond memory, of ours alone: a multiple of the model's
+    spatial factor, and at least two of them, or it is a ValueError.
+    """
     spec = autoencoder_spec(options)
-    if not spec.startswith(DIFFUSERS):
-        return as_autoencoder(load_vae(options), device, tile_size)
+    if spec.startswith(DIFFUSERS):
+        if tile_size:
+            raise ValueError(f"--tile_size {tile_size}: {spec} is not ours; leave it out")
+        return load_diffusers(spec.removeprefix(DIFFUSERS), device)
+    vae = load_vae(options)
     if tile_size:
-        raise ValueError(f"--tile_size {tile_size}: {spec} is not ours; leave it out")
-    return load_diffusers(spec.removeprefix(DIFFUSERS), device)
+        factor = vae.spatial_factor
+        if tile_size % factor or tile_size < 2 * factor:
+            raise ValueError(
+                f"--tile_size must be a multiple of {factor} and at least {2 * factor}, "
+                f"got {tile_size}"
+            )
+        vae.enable_tiling(tile_size, overlap=min(128, tile_size // 2 // factor * factor))
+    return as_autoencoder(vae, device)
 
 
 def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list[str | None]:
@@ -158,29 +171,6 @@ def raw_weights(enabled: bool) -> Iterator[None]:
         os.environ["NOT_USE_EMA_MODEL"] = before
 
 
-def as_autoencoder(
-    vae: nn.Module, device: torch.device | str, tile_size: int | None = None
-) -> Autoencoder:
-    """One of our models, on a device.
-
-    ``tile_size`` in pixels is for images beyond memory: a multiple of the model's spatial factor,
-    and at least two of them, or it is a ValueError.
-    """
-    if tile_size:
-        factor = vae.spatial_factor
-        if tile_size % factor or tile_size < 2 * factor:
-            raise ValueError(
-                f"--tile_size must be a multiple of {factor} and at least {2 * factor}, "
-                f"got {tile_size}"
-            )
-        vae.enable_tiling(tile_size, overlap=min(128, tile_size // 2 // factor * factor))
-    vae.to(device, memory_format=torch.channels_last)
-    # Shift and scale count once scripts/latent_stats.py has measured them.
-    shift, scale = list(vae.config["shift"]), list(vae.config["scale"])
-    is_measured = any(shift) or set(scale) != {DEFAULT_SCALE}
-    return Autoencoder(vae, vae.spatial_factor, (shift, scale) if is_measured else None)
-
-
 def load_diffusers(path: str, device: torch.device | str, is_sketch: bool = False) -> Autoencoder:
     """Any image autoencoder of diffusers (AutoencoderKL, AutoencoderDC, AutoencoderTiny, ...).
 
@@ -210,7 +200,7 @@ def load_diffusers(path: str, device: torch.device | str, is_sketch: bool = Fals
     network.eval()
     if not is_sketch and any(parameter.is_meta for parameter in network.parameters()):
         raise ValueError(f"{path}: weights are missing in the checkpoint")
-    return diffusers_autoencoder(network, device)
+    return as_autoencoder(network, device)
 
 
 def sketch_diffusers(spec: str) -> Autoencoder:
@@ -219,21 +209,29 @@ def sketch_diffusers(spec: str) -> Autoencoder:
         return load_diffusers(spec.removeprefix(DIFFUSERS), "meta", is_sketch=True)
 
 
-def diffusers_autoencoder(network: nn.Module, device: torch.device | str) -> Autoencoder:
-    """A loaded model of diffusers, on a device; ValueError if it is no image autoencoder."""
-    config = dict(network.config)
-    widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
-    if not widths or not hasattr(network, "encode") or config.get("in_channels") != 3:
-        raise ValueError(f"{type(network).__name__} is not an autoencoder of RGB images")
+def as_autoencoder(network: nn.Module, device: torch.device | str) -> Autoencoder:
+    """A loaded model, ours or of diffusers, on a device; ValueError if it is no autoencoder."""
+    config, normalization = dict(network.config), None
+    if isinstance(network, ImageBaseAE):
+        # Shift and scale count once scripts/latent_stats.py has measured them.
+        shift, scale = list(config["shift"]), list(config["scale"])
+        if any(shift) or set(scale) != {DEFAULT_SCALE}:
+            normalization = shift, scale
+        multiple = network.spatial_factor
+    else:
+        widths = config.get("encoder_block_out_channels") or config.get("block_out_channels")
+        if not widths or not hasattr(network, "encode") or config.get("in_channels") != 3:
+            raise ValueError(f"{type(network).__name__} is not an autoencoder of RGB images")
+        # One factor and shift for all channels, or mean and standard deviation of each, if any.
+        factor = config.get("scaling_factor")
+        if config.get("latents_mean") and config.get("latents_std"):
+            scale = [(factor or 1.0) / std for std in config["latents_std"]]
+            normalization = list(config["latents_mean"]), scale
+        elif factor is not None:
+            normalization = [config.get("shift_factor") or 0.0], [factor]
+        multiple = 2 ** (len(widths) - 1)
     network.to(device, memory_format=torch.channels_last)
-    # One factor and shift for all channels, or mean and standard deviation of each, if any.
-    factor, normalization = config.get("scaling_factor"), None
-    if config.get("latents_mean") and config.get("latents_std"):
-        scale = [(factor or 1.0) / std for std in config["latents_std"]]
-        normalization = list(config["latents_mean"]), scale
-    elif factor is not None:
-        normalization = [config.get("shift_factor") or 0.0], [factor]
-    return Autoencoder(network, 2 ** (len(widths) - 1), normalization)
+    return Autoencoder(network, multiple, normalization)
 
 
 class LatentSpace:
