@@ -188,4 +188,4 @@ def test_samples_that_are_not_finite_are_an_error():
     model = BlobModel()
     model.gain.data.fill_(torch.inf)
     samples = GeneratedSamples(generator_of(model), SamplingOptions(sampler="euler", steps=2), 4)
-    refused("samples are not finite with euler in fp32", all_of, samples)
+    refused("samples are not finite; try fp32", all_of, samples)

@@ -61,6 +61,3 @@ def test_mp4_is_a_movie(tmp_path):
 
 def test_what_makes_no_animation_is_refused(tmp_path):
     refused("unknown animation format", save_animation, tmp_path / "movie.avi", frames())
-    refused(r"one size, got \[\]", save_animation, tmp_path / "movie.gif", [])
-    unlike = [*frames(1), *frames(1, (5, 5))]
-    refused(r"\(5, 5\), \(33, 21\)", save_animation, tmp_path / "movie.gif", unlike)

@@ -53,9 +53,8 @@ def test_field_is_drawn_in_the_colours_of_its_directions():
 
 
 def test_fields_and_paths_that_make_no_picture_are_refused():
-    with pytest.raises(ValueError, match=r"at t = 0.5"):
+    with pytest.raises(ValueError, match="field is not finite"):
         list(field_frames(lambda x, t: x if t < 0.2 else x / 0, [0.0, 0.5], DATA))
-    refused(r"\(3, N, 2\).*\(2, 5, 2\)", list, path_frames(torch.zeros(2, 5, 2), [0, 0.5, 1], DATA))
     refused("not finite", list, path_frames(torch.full((1, 5, 2), torch.nan), [0], DATA))
 
 

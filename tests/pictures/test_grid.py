@@ -64,8 +64,8 @@ def test_what_makes_no_grid_is_refused():
     refused(r"\(4, 1, 8, 8\)", sample_grid, images[:, :1], 2)
     refused(r"\(0, 3, 8, 8\)", sample_grid, images[:0], 2)
     refused("not finite", sample_grid, images * torch.nan, 2)
-    refused("at least 1 column", sample_grid, images, 0)
-    refused("1 row labels for a grid of 2 rows", sample_grid, images, 2, ["one"])
+    refused("is longer than", sample_grid, images, 2, ["one"])
+    refused("is shorter than", sample_grid, images, 2, None, ["a", "b", "c"])
 
 
 def test_long_titles_take_several_lines_and_long_names_are_cut_short():

@@ -6,7 +6,6 @@ Who opens a model by diffusers has its code fetched file by file: one file has n
 import ast
 import builtins
 import importlib.util
-import re
 from pathlib import Path
 
 from wfimagevae.export import stand_ins
@@ -24,29 +23,18 @@ class _Module:
     """
 
     def __init__(self, name: str, own: set[str]):
-        self.name, self.content = name, importlib.import_module(name)
+        self.name, self.content, self.own = name, importlib.import_module(name), own
         self.package = name if hasattr(self.content, "__path__") else name.rpartition(".")[0]
-        text = Path(self.content.__file__).read_text(encoding="utf-8")
-        self.lines: list[str | None] = text.splitlines()
         self.bound: dict[str, ast.stmt] = {}
         self.imported: dict[str, tuple[str, ast.alias]] = {}
         self.inner: dict[ast.stmt, list[tuple[str, str]]] = {}  # imports in functions
-        for node in ast.parse(text).body:
+        for node in ast.parse(Path(self.content.__file__).read_text(encoding="utf-8")).body:
             if isinstance(node, ast.Import | ast.ImportFrom):
                 self.imported |= {a.asname or a.name: (self._place(node), a) for a in node.names}
                 continue
-            if isinstance(node, ast.ClassDef):
-                drop = [n for n in node.body if getattr(n, "name", "") in _LEFT_OUT]
-                node.body = [n for n in node.body if n not in drop]
-                calls = [d for d in node.decorator_list if "ModelRegistry" in ast.unparse(d)]
-                node.decorator_list = [d for d in node.decorator_list if d not in calls]
-                for part in drop + calls:
-                    self._remove(part)
             self.inner[node] = []
             for part in ast.walk(node):
-                if isinstance(part, ast.ImportFrom) and self._place(part).split(".")[0] in own:
-                    self.inner[node] += [(self._place(part), a.name) for a in part.names]
-                    self._remove(part)
+                self._strip(part, self.inner[node])
             stored = (n for n in ast.walk(node) if isinstance(getattr(n, "ctx", None), ast.Store))
             names = [n.id for n in stored if isinstance(n, ast.Name)]
             self.bound |= dict.fromkeys([node.name] if hasattr(node, "name") else names, node)
@@ -56,24 +44,26 @@ class _Module:
         place, level = getattr(node, "module", None) or "", getattr(node, "level", 0)
         return importlib.util.resolve_name("." * level + place, self.package) if level else place
 
-    def _remove(self, node: ast.AST) -> None:
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))])
-        self.lines[first - 1 : node.end_lineno] = [None] * (node.end_lineno - first + 1)
-
-    def text(self, node: ast.stmt) -> str:
-        """A statement's lines, with the comment above it."""
-        first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", ()))]) - 1
-        while first and (self.lines[first - 1] or "").startswith("#"):
-            first -= 1
-        lines = [line for line in self.lines[first : node.end_lineno] if line is not None]
-        return re.sub(r"\n{3,}(?= )", "\n\n", "\n".join(lines)).strip("\n")
+    def _strip(self, part: ast.AST, imported: list[tuple[str, str]]) -> None:
+        """Takes away what an export does not have; imports of own parts are noted."""
+        if isinstance(part, ast.ClassDef):
+            part.body = [n for n in part.body if getattr(n, "name", "") not in _LEFT_OUT]
+            decorators = part.decorator_list
+            part.decorator_list = [d for d in decorators if "ModelRegistry" not in ast.unparse(d)]
+        blocks = [getattr(part, name, None) for name in ("body", "orelse", "finalbody")]
+        for block in (block for block in blocks if isinstance(block, list)):
+            for node in [node for node in block if isinstance(node, ast.ImportFrom)]:
+                if self._place(node).partition(".")[0] in self.own:
+                    imported += [(self._place(node), a.name) for a in node.names]
+                    block.remove(node)
 
 
 def standalone_source(cls: type) -> str:
     """Python that defines a class without importing its own package, or ours.
 
-    What it needs of these is copied: functions, classes and values, in the order in which they are
-    made. ValueError for what cannot be: a module imported as a whole, or two parts of one name.
+    What it needs of these is copied: functions, classes and values, without comments, in the order
+    in which they are made. ValueError for what cannot be: a module imported as a whole, or two
+    parts of one name.
     """
     own, modules = {"wfimagevae", cls.__module__.partition(".")[0]}, {}
 
@@ -102,7 +92,7 @@ def standalone_source(cls: type) -> str:
         elif name in module.imported:
             place, alias = module.imported[name]
             if (place or alias.name).partition(".")[0] not in own:
-                words = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
+                words = ast.unparse(alias)
                 imports.add(f"from {place} import {words}" if place else f"import {words}")
                 continue
             if alias.asname or not place:
@@ -126,13 +116,10 @@ def standalone_source(cls: type) -> str:
     visit(None)
     parts: dict[str, str] = {}
     for module in [module for module in order if module]:
-        for node in sorted(needed[module], key=lambda node: node.lineno):
-            text = module.text(node)
-            for name in [name for name, owner in module.bound.items() if owner is node]:
-                if parts.setdefault(name, text) != text:
-                    raise ValueError(
-                        f"two parts are called {name}, one of {module.name}: rename it"
-                    )
+        for name, node in module.bound.items():
+            text = ast.unparse(node) if node in needed[module] else ""
+            if text and parts.setdefault(name, text) != text:
+                raise ValueError(f"two parts are called {name}, one of {module.name}: rename it")
     head = f'"""{cls.__name__}, opened by torch and diffusers alone."""\n\n'
     body = "\n\n\n".join(dict.fromkeys(parts.values()))
     return head + "\n".join(sorted(imports)) + f"\n\n\n{body}\n"

@@ -195,8 +195,6 @@ class FlowGenerator:
         labels = [subject.label for subject in subjects if subject.label is not None]
         if bad := [label for label in labels if not 0 <= label < model.num_classes]:
             raise ValueError(f"no class {bad[0]}: this model has {model.num_classes} classes")
-        if labels and len(labels) < len(subjects):
-            raise ValueError("some of the samples have a class, others none")
         prompts = [subject.prompt for subject in subjects]
         if not model.takes_text and (asked := [text for text in prompts if text is not None]):
             raise ValueError(f"prompt {asked[0]!r} asked of a model that takes no text")

@@ -2,7 +2,7 @@
 
 import types
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 # Least and largest value; what is larger could not be built.
 Natural = Annotated[int, 0, 2**20]
@@ -38,6 +38,8 @@ def _fits(value: Any, kind: Any) -> bool:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(_fits(value, one) for one in arguments)
+    if origin is Literal:
+        return value in arguments
     if kind in _RANGES:
         return _fits(value, arguments[0]) and arguments[1] <= value <= arguments[2]
     if origin in (Sequence, list):
@@ -53,6 +55,8 @@ def _name(kind: Any) -> str:
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return " or ".join(map(_name, arguments))
+    if origin is Literal:
+        return " or ".join(arguments)
     if origin in (Sequence, list):
         return f"a list, each {_name(arguments[0])}"
     if kind in _RANGES:

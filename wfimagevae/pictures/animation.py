@@ -27,12 +27,9 @@ def save_animation(
 ) -> None:
     """Writes RGB frames of one size, in one step; the last one stays, a GIF repeats for ever.
 
-    No frames, frames of unlike sizes, another format, or no ffmpeg for an MP4 are a ValueError.
+    Another format, or no ffmpeg for an MP4, is a ValueError.
     """
     check_animation_path(path)
-    if not frames or len({frame.size for frame in frames}) > 1:
-        sizes = sorted({frame.size for frame in frames})
-        raise ValueError(f"an animation needs frames of one size, got {sizes}")
     write = _write_gif if Path(path).suffix.lower() == ".gif" else _write_mp4
     write_atomically(Path(path), lambda file: write(file, frames, fps, hold_seconds))
 

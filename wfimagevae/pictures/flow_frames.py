@@ -46,12 +46,8 @@ def field_frames(
     line = torch.linspace(-canvas.limit, canvas.limit, _DENSITY + 2)[1:-1]
     places = torch.cartesian_prod(line, line)  # (_DENSITY^2, 2)
     fields = torch.stack([velocity(places, torch.tensor(float(t))).float().cpu() for t in times])
-    for t, field in zip(times, fields, strict=True):  # (N, 2) each
-        if field.shape != places.shape or not field.isfinite().all():
-            raise ValueError(
-                f"a velocity field of points must be finite and {tuple(places.shape)}, got "
-                f"{tuple(field.shape)} at t = {t:g}"
-            )
+    if not fields.isfinite().all():  # (T, N, 2)
+        raise ValueError("the velocity field is not finite")
     speeds = fields.norm(dim=-1, keepdim=True)  # (T, N, 1)
     fastest = speeds.quantile(0.95).clamp_min(1e-12)
     # The longest arrow spans the distance between two places.
@@ -79,13 +75,8 @@ def path_frames(paths: Tensor, times: Sequence[float], data: Tensor) -> Iterator
     """Particles, (T, N, 2), on their way from noise to data, with their trails; a frame a time.
 
     A particle's colour is the direction from its start to its end; the data, (N, 2), is grey.
-    Shapes that do not fit, or positions that are not finite, are a ValueError.
+    Positions that are not finite are a ValueError.
     """
-    if paths.ndim != 3 or paths.shape[2] != 2 or len(paths) != len(times):
-        raise ValueError(
-            f"paths of points must be ({len(times)}, N, 2), one position a time, got "
-            f"{tuple(paths.shape)}"
-        )
     if not paths.isfinite().all():
         raise ValueError("paths of points are not finite")
     from matplotlib.collections import LineCollection

@@ -34,12 +34,7 @@ def sample_grid(
         raise ValueError(f"a grid is made of RGB images (B, 3, H, W), got {tuple(images.shape)}")
     if not images.isfinite().all():
         raise ValueError("images for a grid hold values that are not finite")
-    if columns < 1:
-        raise ValueError(f"a grid needs at least 1 column, got {columns}")
     rows = math.ceil(len(images) / columns)
-    for what, labels, count in (("row", row_labels, rows), ("column", column_labels, columns)):
-        if labels is not None and len(labels) != count:
-            raise ValueError(f"{len(labels)} {what} labels for a grid of {count} {what}s")
 
     # Tiny images become legible: each pixel a square.
     pixels = to_uint8(images)
@@ -64,10 +59,10 @@ def sample_grid(
     for i, picture in enumerate(pixels.permute(0, 2, 3, 1).cpu().numpy()):
         canvas.paste(Image.fromarray(picture), (lefts[i % columns], tops[i // columns]))
     write = partial(ImageDraw.Draw(canvas).text, fill=_INK, font=font)
-    for label, row_top in zip(row_labels or (), tops, strict=False):
+    for label, row_top in zip(row_labels or [""] * rows, tops, strict=True):
         lines = wrap(label, _MAX_LABEL_WIDTH, max(height // _LINE_HEIGHT, 1), font)
         write((_GAP, row_top + height // 2), "\n".join(lines), anchor="lm")
-    for lines, column_left in zip(heads, lefts, strict=False):
+    for lines, column_left in zip(heads or [[]] * columns, lefts, strict=True):
         write((column_left + width // 2, title_height // 2), "\n".join(lines), anchor="mm")
     return canvas
 
