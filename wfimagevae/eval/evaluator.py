@@ -272,8 +272,8 @@ class SetEvaluator:
             sizes = " and ".join(sorted(map(_size, shapes - own)))
             others = f", the reference's are {_size(self._real.shape)}" if own else ""
             raise ValueError(
-                f"{title} samples differ in size, {sizes}{others}; give --resolution, which "
-                "resizes the reference, or remove what is no sample"
+                f"{title} samples differ in size, {sizes}{others}; give --resolution, or "
+                "remove what is no sample"
             )
         unreadable = [entry for part in gather_objects(left_out) for entry in part.values()]
         list_unreadable(list(left_out.values()), world)

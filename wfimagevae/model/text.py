@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wfimagevae.files import is_hub_name
-from wfimagevae.model.flow.text_condition import masked_mean
+from wfimagevae.model.flow.embed import masked_mean
 from wfimagevae.model.weight_files import hub_answers, listed, weights_fingerprint
 
 DEFAULT_LENGTH = 128  # bytes or tokens

@@ -1,14 +1,12 @@
 """What the discriminator thinks of each patch, drawn over the image."""
 
-import csv
-import io
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wfimagevae.files import write_text
+from wfimagevae.engine.report.metrics import CsvLog
 from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.pictures.writer import save_image
 
@@ -50,12 +48,7 @@ def append_summary(path: Path, rows: list[list]) -> None:
 
     Those are of a run that went back to a checkpoint before them.
     """
-    step, earlier = rows[0][0], []
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            # The header goes, and a last line that a kill cut short.
-            whole = [row for row in csv.reader(file) if len(row) == len(SUMMARY)]
-        earlier = [row for row in whole if row[0].isdigit() and int(row[0]) < step]
-    text = io.StringIO(newline="")
-    csv.writer(text).writerows([SUMMARY, *earlier, *rows])
-    write_text(path, text.getvalue())
+    log = CsvLog(path, rows[0][0] - 1)
+    for step, name, *scores in rows:
+        name = name.encode("utf-8", "backslashreplace").decode()  # it need not be a text
+        log.write(dict(zip(SUMMARY, (step, name, *scores), strict=True)))

@@ -98,7 +98,10 @@ def test_rope_takes_other_sizes_and_absolute_positions_refuse_them():
         ({"input_size": 9}, "input_size must be a multiple of patch_size, got 9 and 2"),
         ({"hidden_size": 30}, "hidden_size must be a multiple of num_heads, got 30 and 4"),
         ({"hidden_size": 12, "position": "rope"}, "heads of a multiple of 4, got 3"),
-        ({"text_encoder": "words"}, "'text_encoder' must be none or bytes or external, got 'words'"),
+        (
+            {"text_encoder": "words"},
+            "'text_encoder' must be none or bytes or external, got 'wo",
+        ),
         ({"text_attention": "self"}, "'text_attention' must be cross or joint, got 'self'"),
         ({"text_encoder": "external"}, "'external' needs text_width above 0, got 0"),
         ({"text_length": 0}, "'bytes' needs text_length above 0, got 0"),

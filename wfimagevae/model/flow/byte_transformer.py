@@ -3,9 +3,8 @@
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.embed import line_rotation_table
+from wfimagevae.model.flow.embed import line_rotation_table, masked_mean
 from wfimagevae.model.flow.normalize import RMSNorm
-from wfimagevae.model.flow.text_condition import masked_mean
 from wfimagevae.model.flow.transformer_blocks import Attention, GeluMlp
 
 HEAD_WIDTH = 32

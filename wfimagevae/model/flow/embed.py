@@ -95,3 +95,9 @@ def rotate(x: Tensor, rotation: Tensor) -> Tensor:
 def _angles(places: Tensor, count: int) -> Tensor:
     exponents = torch.arange(count, dtype=torch.float64) / count
     return places.double()[:, None] * MAX_PERIOD**-exponents
+
+
+def masked_mean(tokens: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L, D) with zeros outside the mask, bool (B, L), and the mean (B, D) inside."""
+    tokens = tokens.masked_fill(~mask[..., None], 0)
+    return tokens, tokens.sum(1) / mask.sum(1, keepdim=True).clamp_min(1)  # zero without a text

@@ -5,6 +5,7 @@ Yao et al. 2025 (LightningDiT), arXiv:2501.01423.
 """
 
 import math
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
@@ -15,7 +16,6 @@ from wfimagevae.model.config_values import Depth, Natural, Ratio, Size
 from wfimagevae.model.flow.byte_transformer import ByteTransformer
 from wfimagevae.model.flow.embed import position_table, rotation_table
 from wfimagevae.model.flow.text_blocks import TextEmbedder, text_blocks
-from wfimagevae.model.flow.text_condition import check_text, text_parts
 from wfimagevae.model.flow.transformer_blocks import (
     FinalLayer,
     PatchEmbedder,
@@ -241,6 +241,39 @@ def _check_config(config: dict) -> None:
     for key in _TEXT_SIZES[encoder]:
         if config[key] < 1:
             raise ValueError(f"text_encoder {encoder!r} needs {key} above 0, got {config[key]}")
+
+
+def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+    """Shape, without the batch, and type of each part of a text."""
+    length = config["text_length"]
+    if config["text_encoder"] == "bytes":
+        return {"ids": ((length,), torch.int64)}
+    return {
+        "tokens": ((length, config["text_width"]), torch.float32),
+        "mask": ((length,), torch.bool),
+        "pooled": ((config["pooled_width"],), torch.float32),
+    }
+
+
+def check_text(condition: object, batch_size: int, config: Mapping) -> None:
+    """Raises ValueError for a condition that is not what a model of this config takes."""
+    parts = text_parts(config)
+    names = sorted(parts) + (["label"] if config["num_classes"] else [])
+    if not isinstance(condition, dict):
+        raise ValueError(
+            f"this model takes text: its condition is a dict of {', '.join(names)}, "
+            f"got {type(condition).__name__}; null_condition() means none"
+        )
+    if condition.keys() != set(names):
+        raise ValueError(
+            f"the condition must hold {', '.join(names)}, got {', '.join(sorted(condition))}"
+        )
+    for name, (shape, dtype) in parts.items():
+        value, shape = condition[name], (batch_size, *shape)
+        if value.shape != shape:
+            raise ValueError(f"condition[{name!r}] must be {shape}, got {tuple(value.shape)}")
+        if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
+            raise ValueError(f"condition[{name!r}] must be {dtype}, got {value.dtype}")
 
 
 _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}

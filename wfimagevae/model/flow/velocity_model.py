@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
-from wfimagevae.model.flow.text_condition import is_text_weight
 from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict, bare
@@ -194,6 +193,11 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
             state_dict = {name: value for name, value in state_dict.items() if name != key}
             state_dict |= {key: own[key]} if key in own else {}
         return super().load_weights(state_dict, ignore_mismatched_sizes)
+
+
+def is_text_weight(name: str) -> bool:
+    """Whether a parameter of the flow transformer is there for texts alone."""
+    return any(part.startswith("text_") for part in name.split("."))
 
 
 def build_velocity_model(name: str, **config) -> VelocityModel:
