@@ -7,8 +7,8 @@ from safetensors.torch import load_file
 from tests.diffusion import gaussian_flow
 from tests.model.flow.models import SIT, golden_sit
 from wfimagevae.diffusion.guidance import GuidedVelocity, map_tensors
+from wfimagevae.diffusion.path import time_grid
 from wfimagevae.diffusion.sampler import SAMPLERS
-from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.options import BadOptions
 

@@ -1,8 +1,7 @@
 import pytest
 import torch
 
-from wfimagevae.diffusion.path import straight_path
-from wfimagevae.diffusion.timesteps import shift_times, time_grid
+from wfimagevae.diffusion.path import shift_times, straight_path, time_grid
 
 
 def test_path_starts_at_noise_and_ends_at_data():

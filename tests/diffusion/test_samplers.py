@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.diffusion import gaussian_flow
+from wfimagevae.diffusion.path import time_grid
 from wfimagevae.diffusion.sampler import SAMPLERS
-from wfimagevae.diffusion.timesteps import time_grid
 
 MEAN, STD = 1.5, 0.4
 COUNT = 20_000  # stochastic samples

@@ -7,12 +7,14 @@ import torch
 
 from tests.refusals import refused
 from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.features import load_inception
 from wfimagevae.eval.options import MetricOptions
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.report import evaluation_json, evaluation_table
-from wfimagevae.eval.set_metrics import FrechetDistance
+from wfimagevae.eval.set_metrics import frechet_distance
 from wfimagevae.eval.ssim import ssim
 from wfimagevae.files import write_json
+from wfimagevae.pictures.pixels import to_uint8
 
 CPU = torch.device("cpu")
 
@@ -71,9 +73,30 @@ def test_no_images_unknown_metrics_and_values_outside_the_range_are_errors():
     refused(r"\[-1, 1\]", Evaluator(["psnr"], CPU).update, real * 127.5, generated)
 
 
-def test_local_weights_make_all_metrics_available(alexnet_weights, inception_weights, monkeypatch):
-    narrow = functools.partial(FrechetDistance, num_features=64)  # 2048 take 20 s to compare
-    monkeypatch.setattr("wfimagevae.eval.evaluator.FrechetDistance", narrow)
+@pytest.fixture
+def narrow(monkeypatch):
+    """rFID by 64 features: 2048 take 20 s to compare."""
+    load = functools.partial(load_inception, num_features=64)
+    monkeypatch.setattr("wfimagevae.eval.evaluator.load_inception", load)
+
+
+def test_rfid_is_the_distance_of_two_images_or_more(narrow, inception_weights):
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    real, generated = pairs(20, size=32)
+    rfid = Evaluator(["rfid"], CPU, MetricOptions(inception_weights=inception_weights))
+    for start in range(0, 20, 8):  # unequal batches
+        rfid.update(real[start : start + 8], generated[start : start + 8])
+    extract = FeatureExtractorInceptionV3("inception-v3-compat", ["64"], str(inception_weights))
+    features = [extract(to_uint8(x))[0] for x in (real, generated)]
+    expected = frechet_distance(*features)
+    assert expected > 0.01 and rfid.compute() == {"rfid": pytest.approx(expected, rel=1e-4)}
+    rfid.reset()
+    rfid.update(real[:1], generated[:1])
+    refused("at least two images", rfid.compute)
+
+
+def test_local_weights_make_all_metrics_available(alexnet_weights, inception_weights, narrow):
     real, generated = pairs(3, size=32)
     weights = {"lpips_weights": alexnet_weights, "inception_weights": inception_weights}
     options = MetricOptions(lpips_net="alex", **weights)

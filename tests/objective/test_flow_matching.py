@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.objective.fields import ConstantClasses, GaussianField, plain
-from wfimagevae.diffusion.timesteps import shift_times
+from wfimagevae.diffusion.path import shift_times
 from wfimagevae.objective.flow_matching import FlowMatching, error_by_time
 
 MEAN, STD = 0.7, 0.4

@@ -9,8 +9,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from tests.model.flow.models import small_model, text_for
 from tests.objective.fields import plain
 from wfimagevae.diffusion.guidance import GuidedVelocity, map_tensors
+from wfimagevae.diffusion.path import time_grid
 from wfimagevae.diffusion.sampler import SAMPLERS
-from wfimagevae.diffusion.timesteps import time_grid
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.objective.flow_matching import FlowMatching

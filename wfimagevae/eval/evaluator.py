@@ -18,7 +18,7 @@ from wfimagevae.engine.distributed import (
     is_distributed,
 )
 from wfimagevae.eval.energy_distance import energy_distance
-from wfimagevae.eval.features import Extractor, describe_features, load_features
+from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
 from wfimagevae.eval.lpips import PerceptualDistance
 from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
 from wfimagevae.eval.psnr import psnr
@@ -26,7 +26,6 @@ from wfimagevae.eval.sample_sets import SampleSet
 from wfimagevae.eval.set_metrics import (
     KID_SEED,
     NEIGHBOURS,
-    FrechetDistance,
     frechet_distance,
     kernel_distance,
     precision_recall,
@@ -66,12 +65,12 @@ class Evaluator:
         self.names = [name for name in METRICS if name in metrics]
         self.unavailable: dict[str, str] = {}
         self._per_image: dict[str, Callable[[Tensor, Tensor], Tensor]] = {}
-        self._rfid: FrechetDistance | None = None
+        self._extract: Extractor | None = None
         with _main_process_first():
             for name in self.names:
                 try:
                     if name == "rfid":
-                        self._rfid = FrechetDistance(device, options.inception_weights)
+                        self._extract = load_inception(device, options.inception_weights)
                     elif name == "lpips":
                         self._per_image[name] = PerceptualDistance(
                             device, options.lpips_net, options.lpips_weights
@@ -86,8 +85,7 @@ class Evaluator:
         self._images = 0
         # Per metric: sum of the finite values, number of the infinite ones.
         self._sums = {name: [0.0, 0] for name in self._per_image}
-        if self._rfid:
-            self._rfid.reset()
+        self._features: tuple[list[Tensor], list[Tensor]] = [], []
         self.notes: dict[str, str] = {}
         self.count = 0
 
@@ -100,8 +98,9 @@ class Evaluator:
             infinite = values.isinf()
             self._sums[name][0] += values[~infinite].sum().item()
             self._sums[name][1] += int(infinite.sum())
-        if self._rfid:
-            self._rfid.update(x, y)
+        for images, features in zip((x, y), self._features, strict=True):
+            if self._extract:  # of 8-bit images, as those of published FIDs
+                features.append(self._extract(images.mul(255).round().to(torch.uint8)).cpu())
         self._images += len(x)
 
     def compute(self) -> dict[str, float]:
@@ -130,11 +129,13 @@ class Evaluator:
                     mean = total / (count - infinite)
                     note += f"; the mean {name} of the others is {mean:.4f}"
                 self.notes[name] = note
-        if self._rfid:
-            values["rfid"] = self._rfid.compute()
-            if self.count < self._rfid.num_features:
+        if self._extract:
+            sets = ([f for part in gather_objects(own) for f in part] for own in self._features)
+            real, generated = map(torch.cat, sets)
+            values["rfid"] = frechet_distance(real, generated)
+            if self.count < real.shape[1]:
                 self.notes["rfid"] = (
-                    f"{self.count} images are fewer than the {self._rfid.num_features} features: "
+                    f"{self.count} images are fewer than the {real.shape[1]} features: "
                     "compare only with figures from the same images"
                 )
         return {name: values[name] for name in self.names if name in values}

@@ -1,6 +1,5 @@
 """Originals and reconstructions: matched by relative path, read and measured in pairs."""
 
-import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import PurePosixPath
@@ -16,7 +15,7 @@ from wfimagevae.generate.image_folder import Unreadable, list_unreadable, read_b
 
 # Under a folder of reconstructions, the originals as the model saw them: no samples.
 ORIGIN_FOLDER = "origin"
-_MAX_LISTED, _MAX_READ = 10, 100
+_MAX_LISTED, _MAX_READ = 10, 1000
 _OTHER_SIZE = "give --resolution and --crop_size as in the reconstruction"
 
 
@@ -76,8 +75,7 @@ def match_pairs(
         pairs.append((path, candidates[0] if candidates else None))
     # List what is left over on both sides. Of many originals, not all are read for that.
     missing = [path for path, partner in pairs if partner is None]
-    alone = list(itertools.dropwhile(is_damaged, missing))
-    alone = [path for i, path in enumerate(alone) if i >= _MAX_READ or not is_damaged(path)]
+    alone = [path for i, path in enumerate(missing) if i >= _MAX_READ or not is_damaged(path)]
     left_over = [] if is_subset else sorted(names - {partner for _, partner in pairs})
     problems = []
     sides = {"originals have no reconstruction": alone}

@@ -3,10 +3,6 @@
 import torch
 from torch import Tensor
 
-from wfimagevae.engine.distributed import gather_objects
-from wfimagevae.eval.features import NUM_FEATURES, load_inception
-from wfimagevae.pictures.pixels import check_unit_pair
-
 # KID's subsets are drawn by this seed; precision and recall look at so many neighbours.
 KID_SEED = 2020
 NEIGHBOURS = 3
@@ -25,35 +21,6 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
     # taken, which may fail to converge where fewer samples than features make a and b singular.
     roots = torch.linalg.eigvals(a @ b).sqrt().real.sum()
     return float(means + a.trace() + b.trace() - 2 * roots)
-
-
-class FrechetDistance:
-    """FID between originals and their reconstructions (rFID), accumulated over batches.
-
-    Images are rounded to 8 bits and resized as for published FIDs. Arguments and errors are those
-    of `load_inception`.
-    """
-
-    def __init__(
-        self, device: torch.device, weights: str | None = None, num_features: int = NUM_FEATURES
-    ):
-        self.num_features = num_features
-        self._extract = load_inception(device, weights, num_features)
-        self.reset()
-
-    def reset(self) -> None:
-        self._features: tuple[list[Tensor], list[Tensor]] = [], []
-
-    def update(self, real: Tensor, generated: Tensor) -> None:
-        """Adds pairs of images in [0, 1], (B, 3, H, W)."""
-        check_unit_pair(real, generated)
-        for images, features in zip((real, generated), self._features, strict=True):
-            features.append(self._extract(images.mul(255).round().to(torch.uint8)).cpu())
-
-    def compute(self) -> float:
-        """The distance over all processes; ValueError for fewer than two images."""
-        sets = ([f for part in gather_objects(own) for f in part] for own in self._features)
-        return frechet_distance(*map(torch.cat, sets))
 
 
 def kernel_distance(

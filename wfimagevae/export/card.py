@@ -10,6 +10,7 @@ from torch import nn
 from wfimagevae.export.options import CardOptions
 from wfimagevae.files import read_json, write_text
 from wfimagevae.generate.generator import FlowGenerator
+from wfimagevae.pictures.grid import save_png
 
 PICTURE = "picture.png"
 # Training options that the card names, where the training has them; paths stay private.
@@ -83,9 +84,11 @@ def write_card(
     options: CardOptions,
     training: Mapping | None,
     network: nn.Module | FlowGenerator,
-    has_picture: bool,
 ) -> None:
-    """Writes README.md, with the front matter that the Hugging Face hub reads."""
+    """Writes README.md, with the front matter that the Hugging Face hub reads, and its picture."""
+    if options.picture:
+        with Image.open(options.picture) as image:
+            save_png(folder / PICTURE, image.convert("RGB"))
     is_flow = isinstance(network, FlowGenerator)
     describe = _flow if is_flow else _vae
     task, tags, about, code = describe(network, options.push_to_hub or "path/to/this/folder")
@@ -97,7 +100,7 @@ def write_card(
     sections = [
         f"---\n{front}\ntags: [{', '.join(tags)}]\n---\n",
         f"# {options.name or folder.resolve().name}\n",
-        f"![what the model makes]({PICTURE})\n" if has_picture else "",
+        f"![what the model makes]({PICTURE})\n" if (folder / PICTURE).exists() else "",
         about,
         f"## Usage\n\n```bash\npip install torch diffusers safetensors{needs}\n```\n\n"
         f"```python\n{code}```\n",

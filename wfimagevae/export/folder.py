@@ -10,9 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import diffusers
-import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from wfimagevae.export.card import PICTURE, write_card
@@ -142,15 +140,7 @@ def export_vae(
         pixels = torch.from_numpy(astronaut()).permute(2, 0, 1)
         output = as_autoencoder(vae, "cpu").reconstruct(from_uint8(pixels)[None])[0]
         save_image(folder / PICTURE, torch.cat([pixels, to_uint8(output)], 2))
-    _write_card(folder, options, training, vae)
-
-
-def _write_card(folder: Path, options: CardOptions, training: Mapping | None, network) -> None:
-    if options.picture:
-        with Image.open(options.picture) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
-        save_image(folder / PICTURE, pixels.permute(2, 0, 1))
-    write_card(folder, options, training, network, (folder / PICTURE).exists())
+    write_card(folder, options, training, vae)
 
 
 @torch.inference_mode()
@@ -247,4 +237,4 @@ def export_flow(
         samples = [flow.images(x) for flow, x in zip(flows, samples, strict=True)]
     if not all(torch.equal(samples[0], other) for other in samples[1:]):
         raise ValueError(f"{folder}: the reloaded model's samples differ")
-    _write_card(folder, options, training, generator)
+    write_card(folder, options, training, generator)

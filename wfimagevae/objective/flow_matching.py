@@ -8,8 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wfimagevae.diffusion.guidance import Condition, map_tensors
-from wfimagevae.diffusion.path import expand_times, straight_path
-from wfimagevae.diffusion.timesteps import shift_times
+from wfimagevae.diffusion.path import expand_times, shift_times, straight_path
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
 from wfimagevae.objective.options import ObjectiveOptions
