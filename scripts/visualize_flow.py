@@ -71,9 +71,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.generate.subjects import subjects_in_turn
-    from wfimagevae.pictures.animation import check_animation_path
+    from wfimagevae.pictures.animation import find_ffmpeg
 
-    check_animation_path(f"any.{options.format}")
+    if options.format == "mp4":
+        find_ffmpeg()
     device = resolve_device(options.device)
     enable_fast_kernels(device)
     generator = load_generator(options, device, options.mixed_precision)

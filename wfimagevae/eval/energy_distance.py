@@ -21,11 +21,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
     Source: Szekely and Rizzo 2013, "Energy statistics", equation 6.1, with U-statistics.
     """
     for name, samples in (("first", x), ("second", y)):
-        if samples.ndim < 2 or len(samples) < 2:
-            raise ValueError(
-                f"energy distance needs at least 2 samples (N, ...) in each set, the {name} has "
-                f"shape {tuple(samples.shape)}"
-            )
+        if len(samples) < 2:
+            raise ValueError(f"energy distance needs 2 samples, the {name} set has {len(samples)}")
         if not samples.isfinite().all():
             raise ValueError(f"the {name} set of samples holds values that are not finite")
     if x.shape[1:] != y.shape[1:]:

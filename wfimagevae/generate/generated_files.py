@@ -5,6 +5,7 @@ From its record a picture is drawn again.
 
 import io
 import logging
+import re
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -101,8 +102,7 @@ def class_stems(generator: FlowGenerator, subjects: Sequence[Subject]) -> list[s
     stems = []
     for subject in subjects:
         name = "" if subject.label is None else f"-{generator.class_name(subject.label)}"
-        safe = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-        stems.append(f"{subject.index:06d}{safe}")
+        stems.append(f"{subject.index:06d}" + re.sub(r"[^\w-]", "_", name))
     return stems
 
 

@@ -10,26 +10,14 @@ from PIL import Image
 
 from wfimagevae.files import write_atomically
 
-FORMATS = (".gif", ".mp4")
-
-
-def check_animation_path(path: str | Path) -> None:
-    """Raises ValueError for a format that cannot be written here; call it before drawing."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in FORMATS:
-        raise ValueError(f"{path}: unknown animation format; end it in {' or '.join(FORMATS)}")
-    if suffix == ".mp4":
-        _find_ffmpeg()
-
 
 def save_animation(
     path: str | Path, frames: Sequence[Image.Image], fps: float = 12, hold_seconds: float = 1.5
 ) -> None:
     """Writes RGB frames of one size, in one step; the last one stays, a GIF repeats for ever.
 
-    Another format, or no ffmpeg for an MP4, is a ValueError.
+    The path ends in .gif, or in .mp4, for which no ffmpeg is a ValueError.
     """
-    check_animation_path(path)
     write = _write_gif if Path(path).suffix.lower() == ".gif" else _write_mp4
     write_atomically(Path(path), lambda file: write(file, frames, fps, hold_seconds))
 
@@ -54,7 +42,7 @@ def _write_mp4(file, frames: Sequence[Image.Image], fps: float, hold_seconds: fl
     width, height = (side + side % 2 for side in frames[0].size)  # yuv420p needs even sides
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "movie.mp4"
-        command = [_find_ffmpeg(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
+        command = [find_ffmpeg(), "-loglevel", "error", "-f", "rawvideo", "-pix_fmt", "rgb24"]
         command += ["-s", f"{width}x{height}", "-r", f"{fps}", "-i", "-"]
         command += ["-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "18", str(target)]
         still = [frames[-1]] * round(fps * hold_seconds)
@@ -69,7 +57,8 @@ def _write_mp4(file, frames: Sequence[Image.Image], fps: float, hold_seconds: fl
         file.write(target.read_bytes())
 
 
-def _find_ffmpeg() -> str:
+def find_ffmpeg() -> str:
+    """The program, or a ValueError that says how to get it: call this before drawing."""
     if program := shutil.which("ffmpeg"):
         return program
     try:

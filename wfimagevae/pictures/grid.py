@@ -96,8 +96,6 @@ def _fit(line: str, width: int, font) -> str:
 
 def amplified_error(original: Image.Image, other: Image.Image, gain: float) -> Image.Image:
     """Absolute difference of two RGB images, black where equal; ValueError if sizes differ."""
-    if original.size != other.size:
-        raise ValueError(f"images of one size are compared, got {original.size} and {other.size}")
     difference = np.abs(np.asarray(original, dtype=np.float32) - np.asarray(other))  # (H, W, 3)
     return Image.fromarray((difference * gain).clip(0, 255).astype(np.uint8))
 

@@ -79,5 +79,3 @@ def test_wrong_files_are_refused(weights, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             LPIPS("vgg", str(tmp_path / f"{name}.pth"))
-    with pytest.raises(ValueError, match="unknown LPIPS backbone"):
-        LPIPS("vgg19")
