@@ -1,7 +1,5 @@
 """States and predictions of flows whose velocity is known."""
 
-import math
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from wfimagevae.generate.generator import (
     interpolate,
     predicted_ends,
     sampling_velocity,
-    slerp,
 )
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject, subjects_in_turn
@@ -74,13 +71,12 @@ def test_the_field_is_that_of_a_class_or_of_none():
     assert none.mean((0, 2, 3)).tolist() == pytest.approx([0, 0, 0])
 
 
-def test_slerp_meets_both_ends_and_stays_as_long():
-    a, b = torch.randn(2, 4, 3, 16, 16)
-    assert torch.equal(slerp(a, b, 0), a) and torch.equal(slerp(a, b, 1), b)
-    middle = slerp(a, b, 0.5)
-    # Independent normal vectors are at right angles: the mean would be shorter by sqrt(2).
-    assert middle.std() == pytest.approx(1, abs=0.03)
-    right_angle = slerp(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]]), 1 / 3)
-    expected = [[math.cos(math.pi / 6), math.sin(math.pi / 6)]]
-    torch.testing.assert_close(right_angle, torch.tensor(expected))
-    torch.testing.assert_close(slerp(a, a, 0.3), a)
+def test_noises_of_an_interpolation_are_normal_all_the_way(monkeypatch):
+    generator, drawn = generator_of(BlobModel()), []
+    subjects, options = subjects_in_turn(64, [0]), sampling("euler", 1, seed=2)
+    monkeypatch.setattr(generator, "draw", lambda *_, noise: drawn.append(noise) or noise)
+    interpolate(generator, subjects, options, 5)
+    for noise in drawn:  # the mean of two independent ones would be shorter by sqrt(2)
+        assert noise.std() == pytest.approx(1, abs=0.03)
+    torch.testing.assert_close(drawn[0], generator.noise(range(64), 2))
+    torch.testing.assert_close(drawn[-1], generator.noise(range(64, 128), 2))
