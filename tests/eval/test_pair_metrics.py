@@ -5,7 +5,8 @@ import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.refusals import refused
-from wfimagevae.eval.lpips import PerceptualDistance
+from wfimagevae.eval.evaluator import Evaluator
+from wfimagevae.eval.options import MetricOptions
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.ssim import ssim
 
@@ -54,27 +55,20 @@ def test_values_outside_the_unit_range_and_unequal_shapes_are_refused(metric):
         refused("one shape", metric, a, b)
 
 
-@pytest.fixture(scope="module")
-def distance(alexnet_weights):
-    return PerceptualDistance(torch.device("cpu"), "alex", str(alexnet_weights))
-
-
-def test_lpips_of_each_pair_agrees_with_the_lpips_package(distance, alexnet_weights):
+def test_lpips_of_pairs_is_the_lpips_packages_mean_and_small_images_are_refused(alexnet_weights):
     package = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
     backbone = torch.load(alexnet_weights, weights_only=True)
     for key in package.net.state_dict():  # slice1.0.weight is features.0.weight
         package.net.state_dict()[key].copy_(backbone["features." + key.split(".", 1)[1]])
-    x, y = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    x, y = torch.rand(2, 3, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    options = MetricOptions(lpips_net="alex", lpips_weights=alexnet_weights)
+    evaluator = Evaluator(["lpips"], torch.device("cpu"), options)
     with torch.no_grad():
-        expected = package(x, y, normalize=True).flatten()  # for images in [0, 1]
-    assert expected.min() > 1e-3
-    torch.testing.assert_close(distance(x, y), expected)
-
-
-def test_identical_and_smallest_images_work_and_smaller_or_signed_ones_are_refused(distance):
-    x = torch.rand(2, 3, 48, 64)
-    assert distance(x, x).tolist() == [0, 0]
-    x = torch.rand(1, 3, 31, 31)
-    assert distance(x, 1 - x).isfinite().all()
-    refused("at least 31", distance, x[..., :30, :], x[..., :30, :])
-    refused("must lie in", distance, x * 2 - 1, x)
+        expected = package(x, y).mean().item()
+    for pair in ((x[:1], y[:1]), (x[1:], y[1:])):
+        evaluator.update(*pair)
+    assert expected > 1e-3 and evaluator.compute() == {"lpips": pytest.approx(expected)}
+    evaluator.reset()
+    evaluator.update(x[..., :31, :31], x[..., :31, :31])
+    assert evaluator.compute() == {"lpips": 0}
+    refused("at least 31", evaluator.update, x[..., :30, :], x[..., :30, :])

@@ -19,7 +19,6 @@ from wfimagevae.engine.distributed import (
 )
 from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
-from wfimagevae.eval.lpips import PerceptualDistance
 from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.sample_sets import SampleSet
@@ -32,7 +31,7 @@ from wfimagevae.eval.set_metrics import (
 )
 from wfimagevae.eval.ssim import ssim
 from wfimagevae.generate.image_folder import Unreadable, list_unreadable
-from wfimagevae.model.losses.lpips_network import MissingWeights
+from wfimagevae.model.losses.lpips_network import LPIPS, MissingWeights
 from wfimagevae.pictures.pixels import to_unit
 
 
@@ -72,9 +71,8 @@ class Evaluator:
                     if name == "rfid":
                         self._extract = load_inception(device, options.inception_weights)
                     elif name == "lpips":
-                        self._per_image[name] = PerceptualDistance(
-                            device, options.lpips_net, options.lpips_weights
-                        )
+                        network = LPIPS(options.lpips_net, options.lpips_weights).to(device)
+                        self._per_image[name] = lambda x, y: network(x * 2 - 1, y * 2 - 1).flatten()
                     else:
                         self._per_image[name] = psnr if name == "psnr" else ssim
                 except MissingWeights as error:

@@ -13,6 +13,8 @@ BACKBONES = {
     "vgg": "https://download.pytorch.org/models/vgg16-397923af.pth",
     "alex": "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth",
 }
+# Below these the backbone's last pooling has nothing left.
+MIN_SIZES = {"vgg": 16, "alex": 31}
 
 
 class MissingWeights(ValueError):
@@ -41,6 +43,7 @@ class LPIPS(nn.Module):
 
     def __init__(self, net: str = "vgg", weights: str | None = None):
         super().__init__()
+        self.min_size = MIN_SIZES[net]
         backbone = _read_backbone(net, weights)  # before the slow construction
         import lpips
 
@@ -75,8 +78,13 @@ class LPIPS(nn.Module):
     def forward(self, reference: Tensor, images: Tensor) -> Tensor:
         """Distance of each pair of images in [-1, 1], (B, 3, H, W): float32, (B, 1, 1, 1).
 
-        No gradient flows into the reference.
+        No gradient flows into the reference. Figures of one backbone do not compare with another's;
+        images too small for it are a ValueError.
         """
+        if min(images.shape[-2:]) < self.min_size:
+            raise ValueError(
+                f"LPIPS needs images of at least {self.min_size} px, got {tuple(images.shape)}"
+            )
         with torch.no_grad():
             targets = self.features(reference)
         distance = 0
