@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import NamedTuple
 
@@ -46,6 +47,11 @@ def _main_process_first() -> Iterator[None]:
         barrier()
 
 
+def _lpips(network: LPIPS, x: Tensor, y: Tensor) -> Tensor:
+    """Perceptual distances, (B,), of images in [0, 1], (B, 3, H, W)."""
+    return network(x * 2 - 1, y * 2 - 1).flatten()
+
+
 class Evaluator:
     """Metrics of pairs, accumulated over batches; every image weighs the same.
 
@@ -72,7 +78,7 @@ class Evaluator:
                         self._extract = load_inception(device, options.inception_weights)
                     elif name == "lpips":
                         network = LPIPS(options.lpips_net, options.lpips_weights).to(device)
-                        self._per_image[name] = lambda x, y: network(x * 2 - 1, y * 2 - 1).flatten()
+                        self._per_image[name] = partial(_lpips, network)
                     else:
                         self._per_image[name] = psnr if name == "psnr" else ssim
                 except MissingWeights as error:
