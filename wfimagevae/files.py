@@ -277,7 +277,7 @@ def read_torch_file(path: Path, mmap: bool = True) -> dict[str, Any]:
                 "unpickled; if you trust it, save its state dict alone to another file"
             )
         else:
-            told = "" if "weights_only" in str(error) else f" {error}".splitlines()[0]
+            told = "" if "weights_only" in str(error) else f" {error}".splitlines()[0].rstrip()
             reason = f"torch.save did not write it, or it is cut ({type(error).__name__}{told:.99})"
         raise ValueError(f"{path} is not a readable checkpoint: {reason}") from error
     if not isinstance(content, dict):

@@ -120,8 +120,9 @@ def test_a_checkpoint_with_other_types_inside_is_told_in_a_line(tmp_path):
     path = place.train("types", 1, ema=True) / "checkpoint-1.ckpt"
     whole = torch.load(path, weights_only=True)
     changes = {
-        "current_step": "1",
+        "current_step": 1.5,
         "rng_state": [{}],
+        "schedule_unit": 0,
         "means": {},
         "sampler_state": {"seed": 1234, "position": []},
         "ema_state_dict": dict.fromkeys(whole["ema_state_dict"], 1.0),
@@ -130,9 +131,18 @@ def test_a_checkpoint_with_other_types_inside_is_told_in_a_line(tmp_path):
     }
     for name, value in changes.items():
         torch.save(whole | {name: value}, path)
-        with pytest.raises(ValueError, match=rf"{name}|of a run of this kind|optimizer") as error:
+        with pytest.raises(ValueError, match=f"^{path}: .*({name}|the run|optimizer)") as error:
             place.go_on("types", 2, ema=True)
         assert "\n" not in str(error.value), name
+
+
+def test_no_file_is_a_damaged_checkpoint_too(tmp_path, caplog):
+    place = FlowPlace(tmp_path)
+    folder = place.train("folder", 1)
+    (folder / "checkpoint-2.ckpt").mkdir()
+    (folder / "checkpoint-3.ckpt").symlink_to("nowhere")
+    place.train("folder", 4, resume_from_checkpoint=folder)
+    assert caplog.text.count("whole: ") == 1 and load(folder, 4)
 
 
 def test_changed_flags_are_told_and_the_earlier_ones_stay(tmp_path, caplog):

@@ -61,7 +61,7 @@ def fitting(what: str) -> Iterator[None]:
     """What loading a state raises that is of another network or kind, as a ValueError."""
     try:
         yield
-    except (RuntimeError, LookupError, TypeError, AttributeError) as error:
+    except (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
         kind = "" if isinstance(error, RuntimeError) else f"{type(error).__name__}: "
         raise ValueError(f"{what} does not fit: {kind}{error}") from None
 
@@ -72,7 +72,7 @@ def check_types(found: Any, own: Any, name: str) -> None:
         for key in own.keys() & found.keys():
             check_types(found[key], own[key], f"{name}.{key}")
         return
-    for kind in (dict, torch.Tensor, str, int | float, list | tuple):
+    for kind in (dict, torch.Tensor, str, int, int | float, list | tuple):
         if isinstance(own, kind) and not isinstance(found, kind):
             raise TypeError(f"{name} is a {type(found).__name__}, not a {type(own).__name__}")
     if isinstance(own, list | tuple):

@@ -61,7 +61,7 @@ def find_run(options: TrainingOptions) -> tuple[Path, Path | None]:
                     f"--resume_from_checkpoint {path}: no checkpoint-<step>.ckpt in it"
                 )
             path = checkpoints[-1]
-        if not path.is_file():
+        elif not path.is_file():
             raise ValueError(f"--resume_from_checkpoint {path} does not exist")
         if runs.fullmatch(path.parent.name):
             return path.parent, path
@@ -78,8 +78,11 @@ def start(run: Run, path: Path | None) -> None:
     before, current = {}, run.folder / "options.json"
     if path:
         before = broadcast_object(_earlier_options(path) if run.world.is_main else None)
-        with fitting(f"{path} of a run of this kind"):
-            _resume(run, path, before)
+        try:
+            with fitting("what it holds of the run"):
+                _resume(run, path, before)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
     elif run.options.weights_from:
         _take_weights(run)
     best = run.folder / run.task.best_name
