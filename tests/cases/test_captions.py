@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 
 import pytest
 
@@ -20,7 +21,8 @@ CONTENTS = {
     "latin": ("café au lait".encode("latin-1"), "not UTF-8 text"),
     "no-mark": ("a dog".encode("utf-16-le"), "UTF-16 without its mark"),
     "long": (b"x" * (2**20 + 1), "longer than 1 MiB"),
-    "folder": (None, "Is a directory"),
+    "folder": (os.mkdir, "Is a directory"),
+    "pipe": (os.mkfifo, []),
 }
 
 
@@ -37,8 +39,8 @@ def test_captions_of_any_encoding_are_read_or_counted_and_named_at_once(tmp_path
     folder.mkdir()
     for name, (content, _) in CONTENTS.items():
         (folder / f"{name}.png").write_bytes(png(9))
-        if content is None:
-            (folder / f"{name}.txt").mkdir()
+        if callable(content):
+            content(folder / f"{name}.txt")
         else:
             (folder / f"{name}.txt").write_bytes(content)
             members |= {f"{name}.png": png(9), f"{name}.txt": content}
@@ -64,7 +66,21 @@ def test_a_list_of_captions_is_read_alike_whatever_its_encoding(tmp_path, caplog
     (tmp_path / "list.tsv").write_bytes(b"a\tone\nb\t\xe9t\xe9\n\nc\tn\0")
     assert captions(tmp_path, tmp_path / "list.tsv") == {"a": ["one"], "b": [], "c": []}
     (told,) = [text for text in caplog.messages if "captions are left out" in text]
+    (tmp_path / "list.tsv").write_bytes("a\tone\n".encode("utf-16-le"))
+    refused(r"list.tsv:1: expected name<TAB>caption", captions, tmp_path, tmp_path / "list.tsv")
     assert told.startswith("2 of 3") and "list.tsv:2: not UTF" in told and "list.tsv:4: " in told
+
+
+@pytest.mark.parametrize("text", ['"a\\u0000b"', '"\\ud800"', '[null, "a"]', '{"a": "b"}', "5"])
+def test_a_field_that_is_no_text_is_named_and_reaches_no_encoder(tmp_path, caplog, text):
+    """The same, for json members and manifests: escapes hide what is no text, too."""
+    (tmp_path / "list.jsonl").write_text(f'{{"image_path": "a.png", "caption": {text}}}\n')
+    refused("list.jsonl:1: ", captions, tmp_path / "list.jsonl", "manifest")
+    members = {"1.png": png(1), "1.json": b'{"text": "a"}', "2.png": png(2)}
+    write_tar(tmp_path / "s.tar", members | {"2.json": f'{{"text": {text}}}'.encode()})
+    found = open_set(str(tmp_path / "s.tar"), with_captions=True, caption_key="json:text")
+    assert [found.captions.all(i) for i in range(2)] == [["a"], []]
+    assert "1 of 2 captions are left out: " in caplog.text and "s.tar::2: " in caplog.text
 
 
 @pytest.mark.parametrize("taken_from", [1, 6])

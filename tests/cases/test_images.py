@@ -15,7 +15,7 @@ from PIL import Image
 
 from scripts import eval_generation, eval_image
 from tests.refusals import refused
-from wfimagevae.dataset.images import index
+from wfimagevae.dataset.images import decode, index
 from wfimagevae.dataset.images.crop_dataset import CropRules, TrainImageDataset
 from wfimagevae.dataset.images.decode import UnreadableImage, image_size, open_rgb
 from wfimagevae.dataset.images.image_sets import measured_sizes
@@ -125,6 +125,16 @@ def test_strange_images_are_read_and_bad_ones_are_named_once_each(folder, tmp_pa
     assert [(os.path.basename(name), text) for name, text in late] == [
         ("browser.JFIF", "No such file or directory")
     ]
+
+
+def test_no_header_makes_pixels_beyond_the_limit(monkeypatch):
+    """To see the orientation that stands behind the pixels of a PNG, they are decoded."""
+    late = PNG[:-12] + chunk(b"eXIf", exif(b"\6")[6:]) + PNG[-12:]
+    assert image_size(io.BytesIO(late)) == (32, 48)
+    monkeypatch.setattr(decode, "_MAX_PIXELS", 1000)
+    assert image_size(io.BytesIO(late)) == (0, 0)
+    with pytest.raises(UnreadableImage, match="decompression bomb: 48x32"):
+        open_rgb(io.BytesIO(late), (9, 8))
 
 
 @pytest.mark.parametrize("orientation", [b"\1", b"\5", b"\x08", b"\x09", b"\xff", (b"up", 2, 3)])

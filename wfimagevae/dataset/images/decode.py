@@ -96,12 +96,13 @@ def opened(file: str | os.PathLike | BinaryIO) -> Iterator[Image.Image]:
     with warnings.catch_warnings(), ExitStack() as stack:
         warnings.simplefilter("ignore")  # odd metadata of a readable image
         if isinstance(file, str | os.PathLike):
-            # Pillow would wait for a named pipe, and map a file that may shrink.
-            file = stack.enter_context(open(file, "rb", opener=_open_now))
+            # Pillow would map a file that may shrink.
+            file = stack.enter_context(open(file, "rb", opener=open_now))
         yield stack.enter_context(Image.open(file, formats=_formats()))
 
 
-def _open_now(path: str, flags: int) -> int:
+def open_now(path: str, flags: int) -> int:
+    """Opens a file, as `open`'s ``opener``, without waiting for who writes a named pipe."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
@@ -168,6 +169,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     if image.format == "TIFF":  # Pillow turns these
         return None
     if image.format == "PNG" and _has_late_metadata(image.fp):
+        check_pixels(image.size, "to decode")
         image.load()
     try:
         # Pillow's own for PNG decodes all pixels, to see what comes after them.

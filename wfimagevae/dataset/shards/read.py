@@ -27,6 +27,7 @@ from wfimagevae.dataset.text.captions import (
     CaptionTable,
     caption_lines,
     check_captions,
+    field_texts,
     readable,
     text_captions,
 )
@@ -298,9 +299,7 @@ def _captions(field: str, member: tuple[bytes, int]) -> list[str]:
     value = parse_json(plain_text(content), may_repeat=True) if content else {}
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {content[:80]!r}")
-    value = value.get(field)
-    if isinstance(value, list):
-        return [" ".join(text.split()) for text in value if isinstance(text, str) and text]
-    if not isinstance(value, str | None):
-        raise ValueError(f"{field} is text or a list of texts, got {value!r:.80}")
-    return caption_lines(value or "")
+    texts = field_texts(value.get(field))
+    if isinstance(value.get(field), list):
+        return [" ".join(text.split()) for text in texts if text.strip()]
+    return caption_lines("".join(texts))

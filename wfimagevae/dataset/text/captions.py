@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from wfimagevae.dataset.images.decode import open_now
 from wfimagevae.dataset.images.index import ImageIndex, in_index_order
 from wfimagevae.dataset.order import stable_seed
 from wfimagevae.dataset.text.packed_texts import PackedTexts
@@ -181,18 +182,27 @@ def _sidecars(images: ImageIndex) -> Iterator[list[str]]:
 
 def _sidecar(path: str) -> list[str]:
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_now) as file:
             return text_captions(file.read(MOST_TEXT_BYTES + 1))
     except FileNotFoundError:
         return []
 
 
-def _texts(value: Any, where: str) -> list[str]:
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    for text in values:
+def field_texts(value: Any) -> list[str]:
+    """The texts in a field of a JSON object, one or a list of them; ValueError for others."""
+    texts = value if isinstance(value, list) else [] if value is None else [value]
+    for text in texts:
         if not isinstance(text, str):
-            raise ValueError(f"{where}: a caption is text or a list of texts, got {value!r:.80}")
-    return [" ".join(text.split()) for text in values if text.strip()]
+            raise ValueError(f"a caption is text or a list of texts, got {value!r:.80}")
+        plain_text(text.encode("utf-8", "surrogatepass"))
+    return texts
+
+
+def _texts(value: Any, where: str) -> list[str]:
+    try:
+        return [" ".join(text.split()) for text in field_texts(value) if text.strip()]
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
@@ -201,7 +211,7 @@ def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
     numbers, names, captions = array("q"), [], []
     for number, line in lines:
         name, tab, caption = line.rstrip(b"\r\n").partition(b"\t")
-        if not tab:
+        if not tab or b"\0" in name:
             text = os.fsdecode(name)
             raise ValueError(f"{path}:{number}: expected name<TAB>caption, got {text:.80}")
         numbers.append(number)
