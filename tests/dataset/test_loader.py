@@ -142,8 +142,6 @@ def test_close_stops_the_workers_and_the_stream_can_go_on(noise_folder):
 
 @pytest.mark.parametrize("signal", ["INT", "TERM"])
 def test_workers_outlive_a_signal_to_the_whole_job(noise_folder, signal):
-    if signal == "TERM" and sys.platform == "darwin":
-        pytest.skip("no sigwaitinfo")
     loader = TrainLoader(TrainImageDataset(noise_folder(4), 8), 2, num_workers=2)
     list(islice(loader, 2))  # both workers have begun
     workers = [str(child.pid) for child in multiprocessing.active_children()]
@@ -161,6 +159,24 @@ def test_process_that_fails_with_workers_running_ends_at_once(noise_folder):
         "raise SystemExit(7)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 7
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_process_may_exit_while_a_batch_is_read(noise_folder, num_workers):
+    # A thread inside of PyTorch then would end it by SIGABRT.
+    code = (
+        "import torch\n"
+        "from wfimagevae.dataset import TrainImageDataset, TrainLoader\n"
+        "class Slow(TrainImageDataset):\n"
+        "    def read_batch(self, positions):\n"
+        "        for _ in range(30):\n"
+        "            torch.randn(800, 800) @ torch.randn(800, 800)\n"
+        "        return super().read_batch(positions)\n"
+        f"loader = TrainLoader(Slow({str(noise_folder(3))!r}, 8), 2, num_workers={num_workers})\n"
+        "next(loader)\n"
+        "loader.ready(3, 0.01)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
 def test_images_of_native_size_come_one_by_one(noise_folder):

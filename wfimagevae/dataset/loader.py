@@ -3,8 +3,7 @@
 import functools
 import itertools
 import logging
-import multiprocessing
-import os
+import multiprocessing.util
 import queue
 import signal
 import threading
@@ -27,7 +26,7 @@ _PATIENCE = 3  # workers in a row that are replaced, before what they read is gi
 
 
 class Batches(Iterator):
-    """What is read of lists of numbers, fetched by a thread: who waits can look about meanwhile.
+    """What is read of lists of numbers, where who waits for workers can look about meanwhile.
 
     ``read`` makes a dict of a list, in one of ``num_workers`` processes (0: in this one);
     ``order(n)`` gives the lists from batch ``n`` on. Where a worker dies, or the one whose turn it
@@ -35,8 +34,6 @@ class Batches(Iterator):
     behind the last batch that came, with a warning; a DataError where that does not help.
     ``options`` are those of a `DataLoader`.
     """
-
-    _loader, _workers = None, ()
 
     def __init__(
         self,
@@ -50,7 +47,7 @@ class Batches(Iterator):
         self._num_workers, self._timeout, self._options = num_workers, timeout, options
         self._here: deque[dict[str, Any]] = deque()
         self._taken = self._failures = 0
-        self._waits_since: float | None = None
+        self._loader, self._workers, self._waits_since = None, (), None
 
     def _start(self) -> None:
         self._first = self._taken + len(self._here)
@@ -73,8 +70,15 @@ class Batches(Iterator):
         self._workers = getattr(self._loader, "_workers", ())
         self._asked = len(self._here)
         self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-        place = self._loader, self._orders, self._results
-        threading.Thread(target=_fetch, args=place, daemon=True).start()
+        # What a stopped worker has begun to hand over is waited for without end, whatever the time.
+        # In this process reading is none of a thread's: it would end in SIGABRT where the process
+        # exits while the thread is inside of PyTorch.
+        if self._workers:
+            place = self._loader, self._orders, self._results
+            threading.Thread(target=_fetch, args=place, daemon=True).start()
+        # With this object and with this process, whose SIGTERM workers do not hear.
+        place = self._workers, self._orders
+        self._end = multiprocessing.util.Finalize(self, _end, place, exitpriority=1)
 
     def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
         """Whether the next ``count`` batches are there, or all there are; waits for ``seconds``.
@@ -91,7 +95,10 @@ class Batches(Iterator):
         end = time.monotonic() + seconds
         while len(self._here) < count:
             try:
-                batch = self._results.get(timeout=max(end - time.monotonic(), 0))
+                if self._workers:
+                    batch = self._results.get(timeout=max(end - time.monotonic(), 0))
+                else:
+                    batch = _next(self._loader)
             except queue.Empty:
                 self._look_after_workers()
                 return False
@@ -118,8 +125,6 @@ class Batches(Iterator):
         self._taken += 1
         if self._workers:  # they read ahead anyway
             self._orders.put(True)
-        else:
-            self._asked -= 1
         return self._here.popleft()
 
     def _look_after_workers(self) -> bool:
@@ -127,10 +132,10 @@ class Batches(Iterator):
         now, number = time.monotonic(), self._taken + len(self._here)
         self._waits_since = self._waits_since or now
         dead = [worker for worker in self._workers if worker.exitcode]
-        if not dead and not 0 < self._timeout < now - self._waits_since:
+        is_late = self._workers and 0 < self._timeout < now - self._waits_since
+        if not dead and not is_late:
             return False
-        workers = self._workers or [multiprocessing.current_process()]
-        late = workers[(number - self._first) % len(workers)].pid
+        late = self._workers[(number - self._first) % len(self._workers)].pid
         why = f"process {late} gave nothing for {self._timeout:g} s (--data_timeout)"
         if dead:
             why = f"worker process {dead[0].pid} died (exit code {dead[0].exitcode})"
@@ -142,31 +147,35 @@ class Batches(Iterator):
                 "the storage answers and memory suffices; --dataset_num_worker 0 shows what fails, "
                 "a longer --data_timeout waits for slow storage"
             )
-        what = "its like are replaced, and read on from there" if self._workers else "waiting on"
-        _log.warning("reading data: %s; %s", why, what)
-        if self._workers:
-            self.close()
+        _log.warning("reading data: %s; its like are replaced, and read on from there", why)
+        self.close()
         return True
 
     def close(self) -> None:
         """Ends workers, stopped ones too, and the thread; ``next`` starts them again."""
-        for worker in self._workers:
-            worker.kill()
         if self._loader is not None:
-            self._orders.put(False)
+            self._end()
         self._loader = None
 
-    __del__ = close
+
+def _end(workers: Iterable[multiprocessing.Process], orders: queue.SimpleQueue) -> None:
+    for worker in workers:
+        worker.kill()
+    orders.put(False)
+
+
+def _next(loader: Iterator) -> dict[str, Any]:
+    """A batch, or in its place the error that ends them."""
+    try:
+        return next(loader)
+    except Exception as error:
+        return {"error": error}
 
 
 def _fetch(loader: Iterator, orders: queue.SimpleQueue, results: queue.SimpleQueue) -> None:
-    """Puts a batch, or the error that ends them, for each order; it may wait for ever."""
+    """Puts a batch for each order; it may wait for ever."""
     while orders.get():
-        try:
-            results.put(next(loader))
-        except Exception as error:
-            results.put({"error": error})
-            return
+        results.put(_next(loader))
 
 
 class _Reader(Dataset):
@@ -216,9 +225,8 @@ class TrainLoader(Batches):
             for first in itertools.count(start + number * self._step, self._step):
                 yield list(range(first, first + batch_size))
 
-        # Without workers pinning would be a thread's, which has another current device.
-        pinned = self.device.type == "cuda" and num_workers > 0
-        ahead = {"prefetch_factor": prefetch_factor if num_workers else None, "pin_memory": pinned}
+        ahead = {"prefetch_factor": prefetch_factor if num_workers else None}
+        ahead |= {"pin_memory": self.device.type == "cuda"}
         super().__init__(dataset.read_batch, order, num_workers, timeout, **ahead)
         self._unreadable: set[str] = set()
 
@@ -325,17 +333,6 @@ def _held_out(dataset: ValidImageDataset, numbers: Sequence[int]) -> dict[str, A
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leaves Ctrl-C and signals to the whole job to the main process, which still needs data."""
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
+    """Leaves signals to the whole job to the main process, which still needs data."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):  # not on macOS; and it takes forked, not spawned, workers
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        main = multiprocessing.parent_process().pid
-        threading.Thread(target=_obey_only, args=(main,), daemon=True).start()
-
-
-def _obey_only(main: int) -> None:
-    """Ends the worker on a SIGTERM from ``main``; Slurm and torchrun send theirs to everyone."""
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main:
-        pass
-    os._exit(0)
