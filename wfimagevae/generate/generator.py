@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from wfimagevae.diffusion.guidance import Condition, GuidedVelocity
 from wfimagevae.diffusion.path import time_grid
-from wfimagevae.diffusion.sampler import SAMPLERS, load_odeint
+from wfimagevae.diffusion.sampler import SAMPLERS
+from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.options import SamplingOptions

@@ -1,0 +1,76 @@
+"""Samplers by name: each integrates a velocity from noise, t = 0, to data, t = 1.
+
+An algorithm gives the state after each step, which goes from a time t to a later time s, and keeps
+what it remembers in its own variables. No sampler turns gradients off: that is left to the caller.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from types import MappingProxyType
+
+import torch
+from torch import Tensor
+
+from wfimagevae.diffusion.sampler.dopri5 import dopri5
+from wfimagevae.diffusion.sampler.dpmpp import dpmpp
+from wfimagevae.diffusion.sampler.euler import euler
+from wfimagevae.diffusion.sampler.euler_maruyama import euler_maruyama
+from wfimagevae.diffusion.sampler.heun import heun
+from wfimagevae.diffusion.sampler.mean_flow import mean_flow
+from wfimagevae.diffusion.sampler.rk4 import rk4
+from wfimagevae.diffusion.sampler.steps import Draw, Velocity
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """One sampler, and what a caller must know of it.
+
+    ``evaluations`` are those of the velocity in a step, 0 if the sampler adapts; those that need an
+    average velocity call ``velocity(x, t, t_end)``.
+    """
+
+    states: Callable[..., Iterator[Tensor]]
+    evaluations: int
+    needs_average_velocity: bool = False
+
+    def __call__(
+        self,
+        velocity: Velocity,
+        noise: Tensor,
+        times: Tensor,
+        *,
+        draw: Draw = None,
+        progress: Callable[[int, int, Tensor], None] | None = None,
+        **settings,
+    ) -> Tensor:
+        """Integrates dx/dt = v(x, t) from standard normal noise, (B, ...), to data.
+
+        ``times``, (num_steps + 1,), increase from 0 to 1; ``draw`` is of use to stochastic samplers
+        alone; ``progress(step, num_steps, x)`` is called after each step, counted from 1. Samples
+        are float32, or float64 if the noise is. Wrong times, or a velocity of another shape than x,
+        are a ValueError.
+        """
+        values = times.double().tolist()
+        steps = list(pairwise(values))
+        # Written so that NaN fails too.
+        if not steps or values[0] != 0 or values[-1] != 1 or not all(t < s for t, s in steps):
+            raise ValueError(f"times must increase strictly from 0 to 1, got {values}")
+        start = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        for step, x in enumerate(self.states(velocity, start, steps, draw, **settings), 1):
+            if progress:
+                progress(step, len(steps), x)
+        return x
+
+
+SAMPLERS = MappingProxyType(
+    {
+        "euler": Sampler(euler, evaluations=1),
+        "heun": Sampler(heun, evaluations=2),
+        "rk4": Sampler(rk4, evaluations=4),
+        "dopri5": Sampler(dopri5, evaluations=0),
+        "dpmpp": Sampler(dpmpp, evaluations=1),
+        "euler_maruyama": Sampler(euler_maruyama, evaluations=1),
+        "mean_flow": Sampler(mean_flow, evaluations=1, needs_average_velocity=True),
+    }
+)

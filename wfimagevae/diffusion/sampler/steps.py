@@ -1,0 +1,25 @@
+"""What samplers share: what they are called with, and an evaluation of the velocity."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# velocity(x, t, t_end=None): dx/dt of x (B, ...) at t, or the average velocity from t to t_end;
+# t and t_end are float64 scalars on the CPU. A velocity that belongs to the samples of one batch,
+# by their labels for instance, has rows(slice): the velocity of those samples alone.
+Velocity = Callable[..., Tensor]
+# draw(step): standard normal noise like x, drawn for each sample from its own seed.
+Draw = Callable[[int], Tensor] | None
+# Start and end of each step, as Python numbers: the grid ends at 1 exactly in any state type.
+Steps = Sequence[tuple[float, float]]
+
+
+def evaluate(velocity: Velocity, x: Tensor, t: float, t_end: float | None = None) -> Tensor:
+    """The velocity at a time, or the average velocity to ``t_end``, in the type of the state."""
+    # On the CPU, so that asking whether a time lies in an interval need not wait for a GPU.
+    times = [torch.tensor(time, dtype=torch.float64) for time in (t, t_end) if time is not None]
+    v = velocity(x, *times)
+    if v.shape != x.shape:
+        raise ValueError(f"the velocity of {tuple(x.shape)} has shape {tuple(v.shape)}")
+    return v.to(x.dtype)
