@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -113,6 +114,21 @@ def test_auto_goes_back_to_the_newest_whole_checkpoint(tmp_path, caplog):
     assert {"training_losses.csv.superseded-1", "checkpoint-2.ckpt.superseded-1"} <= {
         path.name for path in folder.iterdir()
     }
+
+
+def test_the_best_checkpoint_may_be_the_only_whole_one(tmp_path, caplog):
+    """allenai/allennlp #2129; and a row of the losses that is damaged costs that row."""
+    place = FlowPlace(tmp_path)
+    folder = place.train("best", 2, eval_steps=1, log_steps=1, csv_log_steps=1)
+    best = folder / "best-energy-distance.ckpt"
+    best.unlink()  # a link
+    shutil.copy(folder / "checkpoint-2.ckpt", best)
+    _damaged(folder / "checkpoint-2.ckpt", "rotten")
+    with (folder / "training_losses.csv").open("ab") as file:
+        file.write(b"\xff\x00")
+    place.go_on("best", 3, log_steps=1, csv_log_steps=1)
+    assert f"newest checkpoint that is whole: {best}" in caplog.text
+    assert [row["step"] for row in rows(folder / "training_losses.csv")][-1] == "3"
 
 
 def test_a_checkpoint_with_other_types_inside_is_told_in_a_line(tmp_path):

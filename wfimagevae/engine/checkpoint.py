@@ -97,8 +97,8 @@ def whole_checkpoint(path: Path, may_go_back: bool = True) -> Path:
         ValueError: none is whole, or it must be ``path``; the newest whole ones are named.
     """
     problems, whole = [], []
-    beside = [other for other in list_checkpoints(path.parent)[::-1] if other != path]
-    for candidate in (path, *beside):
+    beside = [*list_checkpoints(path.parent)[::-1], *path.parent.glob("best-*.ckpt")]
+    for candidate in (path, *(other for other in beside if other != path)):
         try:
             read_checkpoint(candidate, mmap=True)
         except (ValueError, OSError) as error:

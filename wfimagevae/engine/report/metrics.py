@@ -63,7 +63,7 @@ def check_csv_log(path: Path | None) -> None:
         return
     if not path.is_file():
         raise ValueError(f"{path} is no file; give another --csv_log_path, or --disable_csv_log")
-    with path.open(newline="", encoding="utf-8") as file:
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
         columns = csv.DictReader(file).fieldnames
     if columns and "step" not in columns:
         raise ValueError(
@@ -97,7 +97,7 @@ class CsvLog:
             csv.DictWriter(file, self.columns, restval="").writerow(row)
 
     def _read(self) -> tuple[list[str], list[dict]]:
-        with self.path.open(newline="", encoding="utf-8") as file:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
             reader = csv.DictReader(file)
             return list(reader.fieldnames or ()), list(reader)
 

@@ -88,7 +88,7 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
 
 def read_losses(csv_path: str | Path) -> Series:
     """Numeric columns of a training CSV, as `_series` gives them; long ones are thinned."""
-    with open(csv_path, newline="", encoding="utf-8") as file:
+    with open(csv_path, newline="", encoding="utf-8", errors="replace") as file:
         header, *lines = file.readlines() or [""]
     if len(lines) > _MAX_ROWS:  # at random: a fixed stride would hit one player's rows
         chosen = np.random.default_rng(0).choice(len(lines) - 1, _MAX_ROWS - 1, replace=False)
