@@ -16,10 +16,10 @@ from wfimagevae.diffusion.sampler.dopri5 import dopri5
 from wfimagevae.diffusion.sampler.dpmpp import dpmpp
 from wfimagevae.diffusion.sampler.euler import euler
 from wfimagevae.diffusion.sampler.euler_maruyama import euler_maruyama
+from wfimagevae.diffusion.sampler.grid import Draw, Velocity
 from wfimagevae.diffusion.sampler.heun import heun
 from wfimagevae.diffusion.sampler.mean_flow import mean_flow
 from wfimagevae.diffusion.sampler.rk4 import rk4
-from wfimagevae.diffusion.sampler.steps import Draw, Velocity
 
 
 @dataclass(frozen=True)

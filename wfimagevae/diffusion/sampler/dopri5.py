@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.steps import Draw, Steps, Velocity, evaluate
+from wfimagevae.diffusion.sampler.grid import Draw, Steps, Velocity, evaluate
 
 
 def dopri5(

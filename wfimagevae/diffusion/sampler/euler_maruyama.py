@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.steps import Draw, Steps, Velocity, evaluate
+from wfimagevae.diffusion.sampler.grid import Draw, Steps, Velocity, evaluate
 
 
 def euler_maruyama(velocity: Velocity, x: Tensor, steps: Steps, draw: Draw) -> Iterator[Tensor]:
