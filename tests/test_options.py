@@ -89,6 +89,7 @@ def test_command_line_wins_over_yaml_over_defaults(read_yaml):
         ("batch_sise: 1", "did you mean --batch_size"),
         ("batch_size: 0", "run.yaml: batch_size: 0 is not a whole number of at least 1"),
         ("batch_size: true", "True is not a whole number"),
+        ("critic: true", "run.yaml: critic: True is not key=value"),
         ("ema: 3", "write true or false"),
         ("metric: psnrr", "did you mean 'psnr'"),
         ("- a\n- b", "expected 'flag: value' lines"),

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from types import UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from wfimagevae.options import BOTH_WAYS, BadOptions, Options, nearest
+from wfimagevae.options import BOTH_WAYS, BadOptions, Options, by_own_names, nearest
 
 # Of a command with more flags than this, --help alone shows the basic ones.
 _MANY_FLAGS = 45
@@ -186,12 +186,7 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) ->
     parser = Parser(cls, **texts)
     given = parser.read_words(sys.argv[1:] if argv is None else argv)
     path = given.get("config")
-    in_file = read_config(path, parser) if path else {}
-    for name, value in list(in_file.items()):
-        action = parser.flags().get(name)  # no_x: true is a flag of a file, too
-        if action and name == f"no_{action.dest}" and isinstance(value, bool):
-            del in_file[name]
-            in_file |= {action.dest: False} if value else {}
+    in_file = by_own_names(read_config(path, parser) if path else {}, cls.by_flag())
     if "allow_pipe" in in_file:
         parser.error(f"--config {path}: allow_pipe: stands on the command line, never in a file")
     try:

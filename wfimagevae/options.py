@@ -14,7 +14,7 @@ import copy
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -30,19 +30,23 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 
-def _number(kind: type, words: str, **bounds: float) -> Any:
-    """The type of a number within bounds; a value that is none is told so in ``words``."""
+def worded(annotation: Any, words: str, takes_bools: bool = True) -> Any:
+    """A type; a value that is none is told in ``words`` what it is not."""
 
     def check(value: Any, validate: Callable[[Any], Any]) -> Any:
         try:
-            if isinstance(value, bool):
+            if isinstance(value, bool) and not takes_bools:
                 raise ValueError("a switch is no number")
             return validate(value)
         except ValueError:
             raise PydanticCustomError("number", "{words}", {"words": words}) from None
 
+    return Annotated[annotation, WrapValidator(check)]
+
+
+def _number(kind: type, words: str, **bounds: float) -> Any:
     limits = Field(**bounds) if kind is int else Field(allow_inf_nan=False, **bounds)
-    return Annotated[kind, limits, WrapValidator(check)]
+    return worded(Annotated[kind, limits], words, takes_bools=False)
 
 
 Integer = _number(int, "a whole number")
@@ -164,7 +168,7 @@ class Options(BaseModel):
         try:
             super().__init__(**values | paths)
         except ValidationError as error:
-            problems = [_explain(type(self), entry) for entry in error.errors()]
+            problems = [explain(type(self), entry) for entry in error.errors()]
             raise BadOptions(list(dict.fromkeys(problems))) from None
 
     def __init_subclass__(cls, defaults: Mapping[str, Any] | None = None):
@@ -206,7 +210,7 @@ class Options(BaseModel):
         return self.model_copy(update=values)
 
 
-def _explain(cls: type[Options], entry: Any) -> tuple[str, str]:
+def explain(cls: type[Options], entry: Any) -> tuple[str, str]:
     """One of pydantic's findings: the option, and what is wrong with it in our words."""
     name, kind, value = str((*entry["loc"], "")[0]), entry["type"], entry["input"]
     if kind == "missing":
@@ -235,6 +239,18 @@ def _is_number(text: str) -> bool:
     return True
 
 
+def by_own_names(values: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
+    """Values in a file by flag: ``no_x: true`` is ``x: false``, ``no_x: false`` says nothing."""
+    found = {}
+    for name, value in values.items():
+        switch = name.removeprefix("no_")
+        if name in known or switch not in known:
+            found[name] = value
+        elif value is not False:
+            found[switch] = False if value is True else value
+    return found
+
+
 # What FluxFlow calls flags of ours.
 _ELSEWHERE = {"use_cfg": "guidance_scale", "ddim_steps": "steps", "n_epochs": "epochs"}
 _ELSEWHERE |= {"model_checkpoint": "from_pretrained", "text_prompts_path": "prompts_path"}
@@ -259,11 +275,11 @@ def overrides_of(group: type[Options]) -> Any:
 
     def check(words: Any) -> dict[str, Any]:
         if not isinstance(words, Mapping):
-            words = [words] if isinstance(words, str) else words
+            words = _as_list(words)
             for word in words:
-                if "=" not in word:
+                if "=" not in str(word):
                     raise ValueError(f"{word!r} is not key=value")
-            words = dict(word.split("=", 1) for word in words)
+            words = dict(str(word).split("=", 1) for word in words)
         for key in words:
             if key not in group.by_flag():
                 raise ValueError(f"unknown key {key!r}{nearest(key, group.by_flag())}")

@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -36,7 +35,7 @@ class YamlLoader(yaml.SafeLoader):
 
     def __init__(self, text: str):
         super().__init__(text)
-        self.may_repeat = False
+        self.repeated: list[tuple[int, str]] = []
         self._level = 0
         self._sizes: dict[int, tuple[int, int]] = {}  # values and levels that a node stands for
 
@@ -75,8 +74,9 @@ class YamlLoader(yaml.SafeLoader):
             name, mark = key.value, key.start_mark
             if not isinstance(key, yaml.ScalarNode):
                 raise _refused("a key is text, not a list or a mapping", mark)
-            if name in lines and name != "<<" and not self.may_repeat:
-                raise _refused(f"{name} is given twice, first in line {lines[name]}", mark)
+            if name in lines and name != "<<":
+                text = f"{name} is given twice, first in line {lines[name]}"
+                self.repeated.append((mark.line + 1, text))
             lines[name] = mark.line + 1
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
@@ -104,15 +104,26 @@ def _refused(problem: str, mark: Any) -> yaml.MarkedYAMLError:
     return yaml.MarkedYAMLError(None, None, problem, mark)
 
 
-def read_yaml(
-    path: str | os.PathLike, use: Callable[[YamlLoader], Any] = YamlLoader.get_single_data
-) -> Any:
-    """What is in a file, or what ``use`` makes of its loader; ValueError where that is not YAML.
+def read_yaml(path: str | os.PathLike) -> Any:
+    """What is in a file; ValueError where that is not YAML, or has a key twice.
 
     Its message begins with the line, not with the file.
     """
+    data, _, repeated = read_nodes(path)
+    for line, text in repeated:
+        raise ValueError(f"line {line}: not YAML: {text}")
+    return data
+
+
+def read_nodes(path: str | os.PathLike) -> tuple[Any, yaml.Node | None, list[tuple[int, str]]]:
+    """What `read_yaml` reads, its node, and (line, what is wrong) of keys given twice.
+
+    In a node, merged keys stand before a mapping's own.
+    """
     try:
-        return use(YamlLoader(plain_text(Path(path).read_bytes())))
+        loader = YamlLoader(plain_text(Path(path).read_bytes()))
+        node = loader.get_single_node()
+        return node and loader.construct_document(node), node, loader.repeated
     except (yaml.YAMLError, ValueError, LookupError, OverflowError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""

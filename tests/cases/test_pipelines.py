@@ -144,6 +144,7 @@ def test_spade_is_switched_on_by_a_later_step(tmp_path):
     content["data"]["reduced_min_sizes"] = [16, 64]  # of images of 32 px
     place.run(content)
     content["training"]["pipeline"]["steps"] = steps
+    assert place.plan(content).count("frozen the decoder's SPADE layers") == 1  # of the last one
     output = place.run(content)
     found = [last_checkpoint(output, name) for name in names]
     fixed, learns, kept = (one["state_dict"]["gen_model"] for one in found)

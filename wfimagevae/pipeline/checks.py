@@ -9,18 +9,16 @@ from typing import Any
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import Options, nearest
-from wfimagevae.pipeline.document import Place, Problems, dotted
+from wfimagevae.pipeline.document import Place, Problems
 from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
-from wfimagevae.pipeline.instead import INSTEAD, OF_ONE_STEP, in_words_of_file
+from wfimagevae.pipeline.instead import FLAGS, INSTEAD, OF_ONE_STEP, flag_of, in_words_of_file
 from wfimagevae.pipeline.steps import (
     DEFAULTS,
-    FLAGS,
     MODES,
     SHARED,
     Pipeline,
     Step,
-    flag_of,
     read_pipeline,
 )
 
@@ -36,15 +34,6 @@ _OF_SHARDS = ("webdataset_url", "webdataset_image_key", "webdataset_label_key")
 _OF_SHARDS += ("webdataset_caption_key",)
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")
 _OF_DATA_ALONE = ("data_path", "eval_data_path", "data_weights", "captions_file", "webdataset_url")
-_VAE = "train it (train_vae: true), put a step that does before it, or give model.vae.pretrained"
-_UNFREEZE = {
-    "encoder": _VAE,
-    "decoder": _VAE,
-    "discriminator": "put a step with gan_training before it, or leave freeze_discriminator out",
-    "flow": "put a step that trains it before, or give model.flow.pretrained",
-    "text_encoder": "leave it out of freeze, put a step that trains it before, or give "
-    "model.flow.pretrained",
-}
 
 
 def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
@@ -60,7 +49,7 @@ def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
         _check_paths,
         _check_data,
         _check_unread_keys,
-        _check_shared_options,
+        _check_options,
     ):
         for place, text in check(pipeline):
             document.report(place, text)
@@ -205,22 +194,35 @@ def _check_unread_keys(pipeline: Pipeline) -> Problems:
                     yield (*step.place, "optimization", kind, name), text
 
 
-def _check_shared_options(pipeline: Pipeline) -> Problems:
-    """Options above the steps are flags that no key decides, and not a step's alone to say."""
+def _check_options(pipeline: Pipeline) -> Problems:
+    """Options are flags of their training, and ones that no key and no single step decides."""
     training = pipeline.content.training
     above = [(SHARED, training), (DEFAULTS, training.pipeline.defaults), *_data_sets(pipeline)]
-    for place, section in above:
+    steps = [(step.place, training.pipeline.steps[step.index], step) for step in pipeline.steps]
+    for place, section, step in [(*each, None) for each in above] + steps:
+        if step and not step.task:
+            continue
+        known = OPTIONS[step.task].by_flag() if step else FLAGS
         for written in section.options:
             where, name = (*place, "options", written), flag_of(written)
-            if name not in FLAGS:
-                hint = nearest(name, FLAGS, "").split("; known")[0]
-                yield where, f"unknown key {dotted(where)}{hint}"
-            elif instead := INSTEAD.get(name) or OF_ONE_STEP.get(name):
-                yield where, _refusal(written, instead)
+            instead = INSTEAD.get(name) or (_of_step(step) if step else OF_ONE_STEP).get(name)
+            if name not in known:
+                kind = step.task if step else " or ".join(OPTIONS)
+                hint = nearest(name, known).split("; known")[0]
+                yield where, f"a {kind} training has no flag {name}{hint}"
+            elif instead:
+                yield where, f"{written} in options: a key of the file decides it; write {instead}"
 
 
-def _refusal(name: str, instead: str) -> str:
-    return f"{name} in options: a key of the file decides it; write {instead}"
+def _of_step(step: Step) -> dict[str, str]:
+    """What to write instead of options that do not go with the keys of a step."""
+    if not step.settings.gan_training:
+        return dict.fromkeys(("disc_weight", "adaptive_weight"), "gan_training: true with it")
+    if step.is_gan_only or step.settings.lambda_adv is not None:
+        constant = "lambda_adv, which is a constant weight, alone"
+        others = {"rec_weight": "train_vae: true to compare images"} if step.is_gan_only else {}
+        return dict.fromkeys(("disc_weight", "adaptive_weight"), constant) | others
+    return {}
 
 
 def _check_modes(pipeline: Pipeline, step: Step) -> Problems:
@@ -303,7 +305,7 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
 
 
 def _check_start(pipeline: Pipeline, step: Step) -> Problems:
-    """A step leaves no network as it was made, at random, and each loss has a gradient."""
+    """A step leaves no network as it was made, at random."""
     content, settings = pipeline.content, step.settings
     if step.task is None:
         return
@@ -318,15 +320,13 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
     learned = {name for other in pipeline.steps[: step.index] for name in other.trained}
     pretrained = getattr(content.model, step.task).pretrained
     for name in sorted(networks - step.trained - learned):
-        if not pretrained or name == "discriminator":
-            text = f"leaves the {name} as it was made, at random: {_UNFREEZE[name]}"
+        has_weights = name != "discriminator"
+        if not (pretrained and has_weights):
+            text = (
+                f"leaves the {name} as it was made, at random: train it, or put a step that does "
+            )
+            text += "before it" + (f", or give model.{step.task}.pretrained" if has_weights else "")
             yield ("freeze",) if name in step.frozen else (), f"step {step.name!r} {text}"
-    is_constant = settings.lambda_adv is not None or step.is_gan_only
-    is_adaptive = settings.options.get("adaptive_weight", True) and not is_constant
-    if settings.gan_training and is_adaptive and "decoder" not in step.trained:
-        text = "the adversarial term's adaptive weight compares gradients at the decoder's last "
-        text += "layer, which this step does not train; give lambda_adv, a constant weight"
-        yield ("gan_training",), f"step {step.name!r}: {text}"
 
 
 def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
@@ -334,24 +334,8 @@ def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
 
     Loss weights are as in the file: only whether they are 0 counts here.
     """
-    document, settings, options = pipeline.document, step.settings, OPTIONS[step.task]
+    document, options = pipeline.document, OPTIONS[step.task]
     flags, _ = step_flags(pipeline, step)
-    for name in step.own.get("options", {}):
-        place, instead = step.origin(document, "options", name), INSTEAD.get(name)
-        if name in ("disc_weight", "adaptive_weight"):
-            if not settings.gan_training:
-                instead = "gan_training: true with it"
-            elif settings.lambda_adv is not None or step.is_gan_only:
-                instead = "lambda_adv, which is a constant weight, alone"
-        elif name == "rec_weight" and step.is_gan_only:
-            instead = "train_vae: true to compare images"
-        if name not in options.by_flag():
-            hint = nearest(name, options.by_flag()).split("; known")[0]
-            document.report(place, f"a {step.task} training has no flag {name}{hint}")
-        elif instead:
-            document.report(place, _refusal(name, instead))
-        if instead or name not in options.by_flag():
-            flags.pop(name)
     if step.task == "vae":
         flags.setdefault("image_path", [])  # what is missing is told as such
     keys = {key.flag: name for name, key in StepSection.keys().items()}

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from wfimagevae.yaml_files import YamlLoader, read_yaml
+from wfimagevae.yaml_files import read_nodes
 
 Place = tuple[str | int, ...]
 # A place in the file, or keys of a step, and what is wrong there.
@@ -58,47 +58,25 @@ def read_document(path: str | Path) -> Document:
     Raises:
         PipelineError: no such file, or not YAML.
     """
-    document = Document(Path(path))
-
-    def use(loader: YamlLoader) -> None:
-        loader.may_repeat = True
-        if (node := loader.get_single_node()) is not None:
-            _find_lines(node, (), document)
-            document.data = loader.construct_document(node)
-
     try:
-        read_yaml(path, use)
+        data, node, repeated = read_nodes(path)
     except OSError as error:
         raise PipelineError(f"{path} cannot be read: {error.strerror}") from None
     except ValueError as error:
         raise PipelineError(f"{path}: {error}") from None
-    return document
+    return Document(Path(path), data, dict(_lines(node, ())), repeated)
 
 
-def _find_lines(node: yaml.Node, place: Place, document: Document) -> None:
-    if isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            document.lines[(*place, index)] = item.start_mark.line + 1
-            _find_lines(item, (*place, index), document)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    # What is merged (<<) comes first: the mapping's own keys win, and so do their lines.
-    is_merge = [key.tag == "tag:yaml.org,2002:merge" for key, _ in node.value]
-    for (_, value), merged in zip(node.value, is_merge, strict=True):
-        if merged:
-            for source in value.value if isinstance(value, yaml.SequenceNode) else [value]:
-                _find_lines(source, place, document)
-    first: dict[str, int] = {}
-    for (key, value), merged in zip(node.value, is_merge, strict=True):
-        if merged:
-            continue
-        name, line = key.value, key.start_mark.line + 1
-        document.lines[(*place, name)] = line
-        if name in first:
-            twice = f"{dotted((*place, name))} is given twice, first in line {first[name]}"
-            document.report((*place, name), twice)
-        first[name] = line
-        _find_lines(value, (*place, name), document)
+def _lines(node: yaml.Node | None, place: Place) -> Iterator[tuple[Place, int]]:
+    """The places in a node, and their lines; the last line of a place counts."""
+    entries = []
+    if isinstance(node, yaml.MappingNode):
+        entries = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        entries = [(index, value, value) for index, value in enumerate(node.value)]
+    for name, at, value in entries:
+        yield (*place, name), at.start_mark.line + 1
+        yield from _lines(value, (*place, name))
 
 
 def dotted(place: Place) -> str:

@@ -17,6 +17,7 @@ from wfimagevae.pipeline.fluxflow import (
     Section,
     StepSection,
 )
+from wfimagevae.pipeline.instead import INSTEAD
 from wfimagevae.pipeline.steps import Pipeline, Step
 
 Flags = dict[str, Any]
@@ -25,8 +26,6 @@ OPTIMIZED = {
     "vae": {"vae": None, "discriminator": "discriminator_options"},
     "flow": {"flow": None, "text_encoder": "text_encoder_options"},
 }
-# Values of torch that ours always have.
-_FIXED = {"eps": 1e-8, "alpha": 0.99, "centered": False, "amsgrad": False}
 _DECOUPLED = ("adamw", "lion", "muon")
 _TAKEN_BY = {"betas": (*_DECOUPLED, "adam"), "momentum": ("sgd", "rmsprop", "muon")}
 
@@ -159,11 +158,11 @@ def step_flags(
     elif content.model.text_encoder == "bytes" and "text_encoder" in step.frozen:
         flags["freeze_text_encoder"] = True
     flags |= _optimization_flags(step, pipeline.document)
-    known = OPTIONS[step.task].by_flag()
+    known = OPTIONS[step.task].by_flag().keys()
     flags = {flag: value for flag, value in flags.items() if flag in known and value is not None}
-    shared = {flag: value for flag, value in settings.options.items() if flag in known}
+    options = {flag: v for flag, v in settings.options.items() if flag in known - INSTEAD.keys()}
     over = {flag: value for flag, value in pipeline.flags.items() if flag in known}
-    return flags | shared | step.own.get("options", {}) | over, conversions
+    return flags | options | over, conversions
 
 
 def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
@@ -263,10 +262,6 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
 
 def _read_optimizer(section: Section, name: str, flags: Flags) -> Problems:
     kind = section.type.lower()
-    for key, fixed in _FIXED.items():
-        value = getattr(section, key)
-        if value not in (None, fixed):
-            yield (key,), f"{key} {value} of {name}: every optimizer here has {fixed}"
     decoupled = section.decoupled_weight_decay
     if decoupled is not None and decoupled != (kind in _DECOUPLED):
         text = f"{section.type} does not do that; write type: {'AdamW' if decoupled else 'Adam'}"
@@ -292,22 +287,12 @@ def _read_schedule(step: Step, section: Section, name: str, flags: Flags) -> Pro
     if schedule.kind == "plateau" and not step.settings.options.get("eval_steps", validates):
         text = "waits for validations, and this step has none: give held-out data (eval_data_path, "
         yield (), f"{title} {text}eval_image_folder) and no eval_steps: 0"
-    keys = section.keys()
-    for key in sorted(section.model_fields_set - {"type"}):
+    for key, use in section.keys().items():
         value = getattr(section, key)
-        if value is None or (key, value) in (("start_factor", 1), ("mode", "min")):
-            continue  # it says what happens anyway
-        if key in (*schedule.keys, "warmup_steps"):
-            flags[keys[key].flag] = value
-        else:
-            yield (key,), f"{title} {_UNMET.get(key, f'has no {key}; leave it out')}"
-
-
-_UNMET = {
-    "start_factor": "begins at the full rate; write warmup_steps to climb to it",
-    "total_iters": "ends with its step; leave total_iters out",
-    "mode": "waits for better validations, whatever their metric; leave mode out",
-}
+        if value is not None and key in (*schedule.keys, "warmup_steps"):
+            flags[use.flag] = value
+        elif value is not None:
+            yield (key,), f"{title} has no {key}; leave it out"
 
 
 def config_file(content: PipelineFile, name: str) -> str | None:

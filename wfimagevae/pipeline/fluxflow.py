@@ -1,13 +1,12 @@
 """FluxFlow's keys, units and metrics, each once, with the flags that they become. No torch here."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
-from pydantic import AfterValidator, Field, WrapValidator
-from pydantic_core import PydanticCustomError
+from pydantic import AfterValidator, BaseModel, Field
 
-from wfimagevae.options import Count, Options, Positive, Share
+from wfimagevae.options import Count, Options, Share, worded
 from wfimagevae.task import TASKS, options_of
 
 OPTIONS = {task: options_of(task) for task in TASKS}
@@ -49,25 +48,15 @@ def _flag(flag: str, *use: Any) -> Any:
     return Annotated[kind | None, meaning, Key(flag, *use)]
 
 
-def _kind(annotation: Any, words: str) -> Any:
-    """A type whose other values are told what they are not, in ``words``."""
-
-    def check(value: Any, validate: Callable[[Any], Any]) -> Any:
-        try:
-            return validate(value)
-        except ValueError:
-            raise PydanticCustomError("number", "{words}", {"words": words}) from None
-
-    return Annotated[annotation, WrapValidator(check)]
-
-
-Paths = _kind(str | list[str], "a path, or a list of them")
-Texts = list[_kind(str, "a text")]
+Paths = worded(str | list[str], "a path, or a list of them")
+Texts = list[worded(str, "a text")]
 Numbers = Annotated[list[Count], Field(min_length=2, max_length=2)]
 
 
 class Section(Options):
     """Keys of one place in the file; an unknown one is an error."""
+
+    __init__ = BaseModel.__init__  # whose errors tell the places in sections within sections
 
     @classmethod
     def keys(cls) -> dict[str, Key]:
@@ -85,7 +74,7 @@ class NetworkSection(Section):
     weights that it starts from."""
 
     name: _flag("model_name") = None
-    config: _kind(str | dict[str, Any], "a JSON file, or keys and values") | None = None
+    config: worded(str | dict[str, Any], "a JSON file, or keys and values") | None = None
     pretrained: _flag("pretrained_model_name_or_path") = None
 
 
@@ -113,6 +102,12 @@ class _Images(Section):
     webdataset_caption_key: _flag("wds_caption_key") = None
 
     @property
+    def is_webdataset(self) -> bool:
+        """Whether it is of shards: whether its ``switch`` is on."""
+        key, value = self.switch.split(": ")
+        return str(getattr(self, key)).lower() == value
+
+    @property
     def paths(self) -> list[str]:
         """Folders, manifests or shards to train on."""
         return listed(getattr(self, "webdataset_url" if self.is_webdataset else self.folder))
@@ -133,11 +128,6 @@ class DataSection(_Images):
     reduced_min_sizes: _flag("reduced_min_sizes") = None
     use_webdataset: bool = False
 
-    @property
-    def is_webdataset(self) -> bool:
-        """Whether it is of shards."""
-        return self.use_webdataset
-
 
 class DatasetSection(_Images):
     """One of several data sets."""
@@ -149,11 +139,6 @@ class DatasetSection(_Images):
     batch_size: _flag("batch_size") = None
     workers: _flag("dataset_num_worker") = None
     options: dict[str, Any] = Field({})
-
-    @property
-    def is_webdataset(self) -> bool:
-        """Whether it is of shards."""
-        return self.type == "webdataset"
 
 
 def listed(paths: str | list[str] | None) -> list[str]:
@@ -192,13 +177,14 @@ class OptimizerSection(Section):
 
     type: Literal[*_OPTIMIZERS, *map(str.lower, _OPTIMIZERS)] = "AdamW"
     lr: _flag("lr") = None
-    betas: _kind(tuple[Share, Share], "a list of two numbers between 0 and 1") | None = None
+    betas: worded(tuple[Share, Share], "a list of two numbers between 0 and 1") | None = None
     momentum: _flag("momentum") = None
     weight_decay: _flag("weight_decay") = None
-    eps: Positive | None = None
-    alpha: Share | None = None
-    centered: bool | None = None
-    amsgrad: bool | None = None
+    # Values of torch that ours always have.
+    eps: Literal[1e-8] | None = None
+    alpha: Literal[0.99] | None = None
+    centered: Literal[False] | None = None
+    amsgrad: Literal[False] | None = None
     decoupled_weight_decay: bool | None = None
 
 
@@ -208,12 +194,11 @@ class SchedulerSection(Section):
     type: Literal[*SCHEDULES] = "CosineAnnealingLR"
     warmup_steps: _flag("warmup_steps") = None
     eta_min_factor: Annotated[Share | None, Key("min_lr_ratio")] = None
-    start_factor: Share | None = None
+    start_factor: Literal[1.0] | None = None  # warmup_steps climb to it
     end_factor: Annotated[Share | None, Key("min_lr_ratio")] = None
-    total_iters: Count | None = None
     step_size: Annotated[Count | None, Key("lr_step_updates")] = None
     gamma: Annotated[Share | None, Key("lr_gamma")] = None
-    mode: Literal["min", "max"] | None = None
+    mode: Literal["min"] | None = None  # of validations, whatever their metric
     factor: Annotated[Share | None, Key("lr_gamma")] = None
     patience: Annotated[Count | None, Key("plateau_patience")] = None
 
@@ -245,7 +230,7 @@ class Settings(Section):
     max_steps: _flag("max_steps_per_epoch") = None
     dataset: str | None = None
     train_vae: (
-        _kind(bool | Literal["encoder", "decoder"], "true, false, encoder or decoder") | None
+        worded(bool | Literal["encoder", "decoder"], "true, false, encoder or decoder") | None
     ) = None
     gan_training: bool | None = None
     use_lpips: Annotated[bool | None, Key(None, "vae", ("train_vae",))] = None
@@ -283,7 +268,7 @@ class Settings(Section):
 class StepSection(Settings):
     """A step: one training."""
 
-    name: _kind(
+    name: worded(
         Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)],
         "a name of at most 60 letters, digits, _, . and -",
     )
@@ -317,7 +302,7 @@ def _read_size(size: int | str | list[int]) -> list[int]:
     return [int(side) for side in sides]
 
 
-_Size = _kind(
+_Size = worded(
     Annotated[Count | str | Numbers, AfterValidator(_read_size)], "512, 768x512 or [768, 512]"
 )
 

@@ -60,13 +60,18 @@ MAY_WIN = {
 } - {flag for flags in _PLACES.values() for flag in flags.split()}
 MAY_WIN |= {"resolution", "allow_pipe"}
 
-_FLAGS = {flag for cls in fluxflow.OPTIONS.values() for flag in cls.by_flag()}
+FLAGS = {flag for cls in fluxflow.OPTIONS.values() for flag in cls.by_flag()}
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option, which may be a switch that is turned off: ``no_x``."""
+    return name if name in FLAGS or name[3:] not in FLAGS else name.removeprefix("no_")
 
 
 def key_of(flag: str) -> str | None:
     """What a file has for a flag, given without dashes; None if it has nothing."""
-    name = flag if flag in _FLAGS else flag.removeprefix("no_")
-    if name not in _FLAGS or INSTEAD.get(name, "").startswith(("nothing", "--")):
+    name = flag_of(flag)
+    if name not in FLAGS or INSTEAD.get(name, "").startswith(("nothing", "--")):
         return None
     key = "img_size" if name == "resolution" else INSTEAD.get(name, f"options.{flag}")
     return key.split(", ")[0]
@@ -77,95 +82,73 @@ def in_words_of_file(text: str) -> str:
     return re.sub(r"--(\w+)", lambda flag: key_of(flag[1]) or flag[0], text)
 
 
-_VAE = (
-    "model.vae.config, a JSON file such as examples/wfvae2-image-1024.json or the keys, sizes the "
-    "VAE (latent_dim, base_channels, encoder_num_resblocks, activation: silu, relu or bezier)"
-)
-_FLOW = (
-    "model.flow.name, such as FlowDiT-B/2, or model.flow.config (hidden_size, depth, mlp_ratio) "
-    "sizes the flow"
-)
-_VAE_KEYS = ("vae_dim", "model_type", "baseline_activation", "baseline_vae_width_mult")
-_FLOW_KEYS = ("feature_maps_dim", "baseline_flow_blocks", "baseline_flow_ffn_expansion")
-_MODEL = dict.fromkeys((*_VAE_KEYS, "baseline_vae_depth_mult"), _VAE)
-_MODEL |= dict.fromkeys(_FLOW_KEYS, _FLOW)
-_MODEL |= {
-    "feature_maps_dim_disc": "options: {disc_num_layers: N} sizes the discriminator",
-    "text_embedding_dim": "the text encoder decides it: model.text_encoder",
-    "pretrained_bert_model": "write model.text_encoder: bert:PATH_OR_NAME",
-    "vae_config": "write model.vae.config",
-    "flow_config": "write model.flow.config",
-}
-_DATA = {
-    "tokenizer_name": "the text encoder brings its tokenizer: model.text_encoder",
-    "use_tt2m": "write use_webdataset: true and webdataset_url",
-    **dict.fromkeys(
-        ("webdataset_token", "tt2m_token"),
+# What to write instead of keys of FluxFlow's documents that mean nothing in a section here.
+_REPLACED = {
+    "": {
+        "that flag is for files of flags; a pipeline file is given by --pipeline": "config",
+        "write model.vae.pretrained or model.flow.pretrained; to go on with a pipeline, run the "
+        "same command again": "model_checkpoint",
+        "write it under training, training.pipeline.defaults or a step": "optimization",
+        "write it under training": "pipeline",
+        "write them under training.pipeline": "steps",
+    },
+    "model": {
+        "model.vae.config, a JSON file such as examples/wfvae2-image-1024.json or the keys, sizes "
+        "the VAE (latent_dim, base_channels, encoder_num_resblocks, activation: silu, relu or "
+        "bezier)": "vae_dim model_type baseline_activation baseline_vae_width_mult "
+        "baseline_vae_depth_mult",
+        "model.flow.name, such as FlowDiT-B/2, or model.flow.config (hidden_size, depth, "
+        "mlp_ratio) sizes the flow": "feature_maps_dim baseline_flow_blocks "
+        "baseline_flow_ffn_expansion",
+        "options: {disc_num_layers: N} sizes the discriminator": "feature_maps_dim_disc",
+        "the text encoder decides it: model.text_encoder": "text_embedding_dim",
+        "write model.text_encoder: bert:PATH_OR_NAME": "pretrained_bert_model",
+        "write model.vae.config": "vae_config",
+        "write model.flow.config": "flow_config",
+    },
+    "data": {
+        "leave out": "tokenizer_name webdataset_size webdataset_samples_per_shard "
+        "dataloader_max_retries dataloader_retry_delay",
+        "write use_webdataset: true and webdataset_url": "use_tt2m",
         "a secret does not belong in a file: set the environment variable HF_TOKEN, which shard "
-        "URLs of the hub are read with",
-    ),
-    **dict.fromkeys(
-        ("webdataset_size", "webdataset_samples_per_shard"),
-        "shards are counted when they are indexed",
-    ),
-    **dict.fromkeys(
-        ("dataloader_max_retries", "dataloader_retry_delay"),
-        "reading a URL is retried by itself; an unreadable sample is skipped and counted",
-    ),
-}
-_SETTINGS = {
-    "training_steps": "it repeats each batch; write n_epochs, or gradient_accumulation_steps",
-    "gan_schedule": "write options: {gan_schedule: joint} (or alternate)",
-    "adaptive_weights": "it balances all terms by their running means, which turns the adversarial "
-    "term round once it is negative; options: {adaptive_weight: true} scales that term to the "
-    "reconstruction's gradient",
-    "preserve_lr": "a resumed step goes on with its learning rate; each step begins with its own",
-    "optim_sched_config": "write optimization: {optimizers: ..., schedulers: ...} in place of JSON",
-    "num_train_timesteps": "time is continuous here: options: {time_distribution: ...}",
-    "start_step": "run the same command again: it goes on where it stopped",
-    "epochs": "write n_epochs",
-    "num_workers": "write workers",
-    "learning_rate": "write lr",
-    "schedulers": "write optimization: {schedulers: ...}",
-    "use_cfg": "write cfg_dropout_prob, so that a flow learns it, and options: {guidance_scale: W}",
-    "train_encoder": "write train_vae: encoder",
-    "train_decoder": "write train_vae: decoder",
-    "train_kl": "write kl_beta: 0 to leave the term out",
-    "train_colorstats": "write options: {color_weight: W}",
-    "train_histogram": "write options: {histogram_weight: W}",
-    "train_contrast": "write options: {contrast_weight: W}",
-    "train_coarseness": "there is no such term; see options: {wavelet_loss: true}",
-    "spade_training_mode": "the step's network trains as a whole; see train_spade",
-}
-# Keys of FluxFlow's documents that mean nothing in a section here, and what to write instead.
-REPLACED = {
-    fluxflow.PipelineFile: {
-        "config": "that flag is for files of flags; a pipeline file is given by --pipeline",
-        "model_checkpoint": "write model.vae.pretrained or model.flow.pretrained; to go on with a "
-        "pipeline, run the same command again",
-        "optimization": "write it under training, training.pipeline.defaults or a step",
-        "pipeline": "write it under training",
-        "steps": "write them under training.pipeline",
+        "URLs of the hub are read with": "webdataset_token tt2m_token",
     },
-    fluxflow.ModelSection: _MODEL,
-    fluxflow.NetworkSection: _MODEL,
-    fluxflow.DataSection: _DATA,
-    fluxflow.DatasetSection: _DATA,
-    fluxflow.Settings: _SETTINGS,
-    fluxflow.PipelineSection: {"mode": "steps are trained in their order"},
-    fluxflow.Transition: {
-        "value": "an epoch transition happens after n_epochs",
-        "epochs": "write max_epochs",
+    "training": {
+        "leave out": "preserve_lr start_step mode value total_iters spade_training_mode "
+        "num_train_timesteps",
+        "it repeats each batch; write n_epochs, or gradient_accumulation_steps": "training_steps",
+        "write options: {gan_schedule: joint} (or alternate)": "gan_schedule",
+        "it balances all terms by their running means, which turns the adversarial term round once "
+        "it is negative; options: {adaptive_weight: true} scales that term to the reconstruction's "
+        "gradient": "adaptive_weights",
+        "write optimization: {optimizers: ..., schedulers: ...} in place of "
+        "JSON": "optim_sched_config",
+        "write lr": "learning_rate",
+        "write optimization: {schedulers: ...}": "schedulers",
+        "write cfg_dropout_prob, so that a flow learns it, and options: "
+        "{guidance_scale: W}": "use_cfg",
+        "write train_vae: encoder": "train_encoder",
+        "write train_vae: decoder": "train_decoder",
+        "write kl_beta: 0 to leave the term out": "train_kl",
+        "write options: {color_weight: W}": "train_colorstats",
+        "write options: {histogram_weight: W}": "train_histogram",
+        "write options: {contrast_weight: W}": "train_contrast",
+        "there is no such term; see options: {wavelet_loss: true}": "train_coarseness",
     },
-    fluxflow.OutputSection: {
-        **dict.fromkeys(("checkpoint_dir", "sample_dir", "log_dir"), "write output_path, for all"),
-        "sample_interval": "write samples_per_checkpoint, as samples are drawn at checkpoints",
-        "log_level": "everything is logged once; log_interval says how often",
-        "log_file": "redirect the command's output to a file",
-        "preserve_lr": _SETTINGS["preserve_lr"],
+    "output": {
+        "leave out": "log_level log_file preserve_lr",
+        "write output_path, for all": "checkpoint_dir sample_dir log_dir",
+        "write samples_per_checkpoint, as samples are drawn at checkpoints": "sample_interval",
     },
 }
 # Values of such keys that say what happens anyway; so does null.
 HAPPENS_ANYWAY = [("log_level", "INFO"), ("mode", "sequential"), ("preserve_lr", True)]
 HAPPENS_ANYWAY += [("training_steps", 1), ("adaptive_weights", False), ("use_tt2m", False)]
 HAPPENS_ANYWAY += [("optimization", {"optim_sched_config": None})]
+
+
+def instead_of(place: tuple) -> str | None:
+    """What to do about a key of FluxFlow that means nothing here; None of others."""
+    section = "data" if "datasets" in place else place[0] if place[1:] else ""
+    rows = _REPLACED.get(section, {}).items()
+    return next((text for text, keys in rows if place[-1] in keys.split()), None)

@@ -14,7 +14,6 @@ from wfimagevae.dataset.shards.specs import expand_shards, is_remote
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.schedules import run_length
 from wfimagevae.model.losses.lpips_network import BACKBONES
-from wfimagevae.model.weight_files import find_weights
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
@@ -113,7 +112,7 @@ def _describe_step(
         ValueError: networks that do not take its images or the weights of earlier steps, or data
             that its training would refuse.
     """
-    document, settings, title = pipeline.document, step.settings, f"{step.index + 1}. {step.name}"
+    settings, title = step.settings, f"{step.index + 1}. {step.name}"
     flags, conversions = step_flags(
         pipeline, step, vae.units(step.size) if step.task == "vae" else None
     )
@@ -134,18 +133,13 @@ def _describe_step(
         weights[component] = step.name, shapes
     if state and state.finished:
         return [f"{title}: finished, {state.checkpoint}"]
-    # What its training would refuse of its networks when it begins.
-    pretrained = pipeline.content.model.flow.pretrained
-    if step.task == "flow" and pretrained:
-        try:
-            find_weights(pretrained)
-        except (ValueError, OSError) as error:
-            document.report(("model", "flow", "pretrained"), in_words_of_file(str(error)))
     # What is trained and frozen, and where its weights come from.
     counts = {name: footprint.parameters.get(name) for name in _ORDER}
     learns = {name: count for name, count in counts.items() if count and name in step.trained}
     frozen = [f"{n} {c:,}" for n, c in counts.items() if c and n not in step.trained]
     frozen += [name for name, count in counts.items() if count is None and name in step.frozen]
+    if settings.train_spade is False and vae.config(pipeline, step).get("spade"):
+        frozen.append("the decoder's SPADE layers")
     trained = ", ".join(f"{name} {count:,}" for name, count in learns.items())
     lines = [
         f"{title}: {settings.description}" if settings.description else title,

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
 
 from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
 from wfimagevae.files import DIFFUSERS, read_json, read_torch_file
@@ -173,13 +172,6 @@ def _differences(before: dict | None, now: dict, names: Iterable[str]) -> list[s
 
 def _moved(values: dict) -> dict:
     """Options as if the steps' folder, wherever it is and however it is spelled, were here."""
-    folder = re.escape(str(values.get("ckpt_dir")))
-
-    def move(value: Any) -> Any:
-        if isinstance(value, list):
-            return [move(entry) for entry in value]
-        if isinstance(value, str):  # a path, or KIND:PATH
-            return re.sub(rf"(^|:){folder}/", r"\1", value)
-        return value
-
-    return {name: move(value) for name, value in values.items()}
+    folder = re.escape(json.dumps(str(values.get("ckpt_dir")))[1:-1])
+    # Paths begin with it, or are KIND:PATH.
+    return json.loads(re.sub(rf'([":]){folder}/', r"\1", json.dumps(values)))

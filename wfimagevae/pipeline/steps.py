@@ -2,30 +2,30 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from pathlib import Path
-from typing import Any, NamedTuple, get_args, get_origin
+from typing import Any, NamedTuple, get_args
+
+from pydantic import ValidationError
 
 from wfimagevae.command_line import bare_type
-from wfimagevae.options import BadOptions, nearest
+from wfimagevae.options import by_own_names, explain, nearest
 from wfimagevae.pipeline.document import Document, Place, dotted, read_document
 from wfimagevae.pipeline.fluxflow import (
     COMPONENTS,
-    OPTIONS,
     DataSection,
     DatasetSection,
-    OutputSection,
     PipelineFile,
     Section,
     Settings,
     StepSection,
-    TrainingSection,
 )
-from wfimagevae.pipeline.instead import HAPPENS_ANYWAY, INSTEAD, REPLACED
+from wfimagevae.pipeline.instead import FLAGS, HAPPENS_ANYWAY, INSTEAD, instead_of
 
 SHARED: Place = ("training",)
 DEFAULTS: Place = ("training", "pipeline", "defaults")
 DEFAULT_SIZE = 1024
-FLAGS = {flag: field for cls in OPTIONS.values() for flag, field in cls.by_flag().items()}
 # What says that a step trains, and what to write instead of freezing it.
 MODES = {
     "train_vae": "write train_vae: decoder (or encoder) to train the other half",
@@ -147,121 +147,110 @@ def read_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
         document.report((), "expected sections: model, data, training, output")
         document.check()
     _check_form(document)
-    content = _read(document, (), PipelineFile, document.data)
-    if not content.get("training", {}).get("pipeline", {}).get("steps"):
-        document.check()
-    for section, flags_of in (("training", TrainingSection), ("output", OutputSection)):
-        named = {name: key.flag for name, key in flags_of.keys().items()}
-        over = {name: flags[flag] for name, flag in named.items() if flag in flags}
-        content[section] = content.get(section, {}) | over
-    content = PipelineFile(**content)
+    content = _read(document)
+    for name in ("training", "output"):
+        section = getattr(content, name)
+        over = {key: flags[use.flag] for key, use in section.keys().items() if use.flag in flags}
+        content = content.changed(**{name: section.changed(**over)})
     return Pipeline(document, content, _merge_steps(content, flags), flags)
 
 
 def _check_form(document: Document) -> None:
-    """Mistakes in the file's form whose consequences would say nothing; one step may stand flat."""
+    """There is something to train: steps, or one step that stands flat under ``training``."""
     training = document.data.get("training")
-    if not isinstance(training, dict):
-        document.report(("training",), "training.pipeline.steps is missing: nothing to train")
-        document.check()
-    pipeline = training.get("pipeline")
-    if isinstance(pipeline, list):
-        text = "training.pipeline is a bare list; write its steps under a key: pipeline: "
-        document.report(("training", "pipeline"), text + "{steps: ...}")
-        document.check()
-    if pipeline is None and any(mode in training for mode in MODES):
-        # A flat file (FluxFlow's): what it says under ``training`` is its one step's own.
-        step = {key: training.pop(key) for key in StepSection.model_fields if key in training}
-        training["pipeline"] = {"steps": [{"name": "train"} | step]}
-        place = ("training", "pipeline", "steps", 0)
-        document.lines |= {place[:end]: document.line(("training",)) for end in (2, 3, 4)}
-        for (top, *below), line in list(document.lines.items()):
-            if top == "training" and below and below[0] in step:
-                document.lines[(*place, *below)] = line
-    elif pipeline is None:
-        text = (
-            "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, ...}]"
-        )
-        text += f", or one of {', '.join(MODES)} under training for a single step"
+    is_section = isinstance(training, dict)
+    if is_section and training.get("pipeline") is not None:
+        return
+    if not (is_section and any(mode in training for mode in MODES)):
+        text = "nothing to train: write training.pipeline.steps: [{name: ..., train_vae: true, "
+        text += f"...}}], or one of {', '.join(MODES)} under training for a single step"
         document.report(("training",), text)
         document.check()
+    # FluxFlow's flat file: what it says under ``training`` is its one step's own.
+    step = {key: training.pop(key) for key in StepSection.model_fields if key in training}
+    training["pipeline"] = {"steps": [{"name": "train"} | step]}
+    place = ("training", "pipeline", "steps", 0)
+    document.lines |= {place[:end]: document.line(("training",)) for end in (2, 3, 4)}
+    for (top, *below), line in list(document.lines.items()):
+        if top == "training" and below and below[0] in step:
+            document.lines[(*place, *below)] = line
 
 
-def _read(document: Document, place: Place, kind: Any, value: Any) -> Any:
-    """A section, or a list of them, or several by name, without what is wrong, which is reported.
+def _read(document: Document) -> PipelineFile:
+    """What a file says, without what is wrong in it, which is reported.
 
-    ``kind`` is their class, or the list's or dictionary's type.
+    Raises:
+        PipelineError: it has no steps.
     """
-    inner = get_args(kind)
-    if get_origin(kind) is list:
-        if not isinstance(value, list) or not value:
-            document.report(place, f"{dotted(place)}: {value!r:.80} is not a list of at least one")
-            return []
-        read = [_read(document, (*place, i), *inner, entry) for i, entry in enumerate(value)]
-        # A step that lacks its name keeps its place among the others.
-        return [{"name": f"step{i + 1}"} | step for i, step in enumerate(read)]
-    if not isinstance(value, dict):
-        if value is not None:
-            document.report(place, f"{dotted(place)}: {value!r:.80} is not keys and values")
-        return {}
-    if inner:  # several by name
-        names = get_args(inner[0]) or tuple(value)
-        for name in [name for name in value if name not in names]:
-            where = (*place, name)
-            document.report(where, f"unknown key {dotted(where)}{nearest(name, names)}")
-        named = {name: entry for name, entry in value.items() if name in names}
-        return {str(n): _read(document, (*place, n), inner[1], entry) for n, entry in named.items()}
-    sections, values, idle = {}, {}, {}
-    for key, entry in value.items():
-        where = (*place, key)
-        if key not in kind.model_fields:
-            instead = _instead(kind, key)
-            if not instead:
-                document.report(where, _unknown_key(where, kind))
-            elif entry is not None and (key, entry) not in HAPPENS_ANYWAY:
-                # One message for what one edit mends: leaving keys out, or writing another.
-                idle.setdefault(instead.startswith("write ") and instead, {})[where] = instead
-            continue
-        of_key = bare_type(kind.model_fields[key].annotation)
-        last = (get_args(of_key) or (of_key,))[-1]
-        if isinstance(last, type) and issubclass(last, Section):
-            sections[key] = _read(document, where, of_key, entry)
-        else:
-            values[key] = entry
-    for remedy, keys in idle.items():
-        text = remedy or f"leave out; {'; '.join(dict.fromkeys(keys.values()))}"
-        first, *others = keys
-        names = ", ".join([dotted(first), *(other[-1] for other in others)])
-        verb = "mean" if others else "means"
-        document.report(first, f"{names} {verb} nothing here: {text}")
-    for key, about in kind.model_fields.items():
-        if about.is_required() and key not in value:
-            document.report(place, f"{dotted((*place, key))} is missing")
-    try:
-        kind(**values)
-    except BadOptions as error:
-        for name, text in error.problems:
-            if name:  # else a section that is missing, as it is read apart
-                text = text.replace("Input should be a valid", f"{values[name]!r:.80} is no")
-                # In the line of a list's first entry that the message quotes.
-                entries = enumerate(values[name] if isinstance(values[name], list) else [])
-                wrong = [i for i, entry in entries if f"{entry!r} " in text]
-                document.report((*place, name, *wrong[:1]), f"{dotted((*place, name))}: {text}")
-        values = {key: entry for key, entry in values.items() if key not in dict(error.problems)}
-    return values | sections
+    data = document.data
+    while True:
+        try:
+            return PipelineFile(**data)
+        except ValidationError as error:
+            problems = error.errors()
+        idle: dict[tuple, dict[Place, str]] = {}
+        for problem in problems:
+            kind, place, value = problem["type"], problem["loc"], problem["input"]
+            if place[-1] == "[key]":
+                kind, place = "extra_forbidden", place[:-1]
+            key = place  # or the list that it is an entry of
+            while isinstance(key[-1], int) and kind != "model_type":
+                key = key[:-1]
+            try:
+                section = reduce(getitem, key[:-1], data)
+            except KeyError:
+                continue  # within what is wrong as a whole
+            instead = instead_of(place)
+            if kind in ("model_type", "dict_type"):
+                section[key[-1]] = {}
+                text = (
+                    value is not None and f"{dotted(place)}: {value!r:.80} is not keys and values"
+                )
+            elif kind == "extra_forbidden" and instead:
+                text = None
+                if section.pop(key[-1]) is not None and (place[-1], value) not in HAPPENS_ANYWAY:
+                    # One message for what one edit mends: leaving keys out, or writing another.
+                    remedy = instead if instead.startswith("write ") else "leave out"
+                    idle.setdefault((place[:-1], remedy), {})[place] = instead
+            elif kind == "extra_forbidden":
+                del section[key[-1]]
+                text = _unknown_key(place)
+            elif kind == "missing":
+                place, text = place[:-1], f"{dotted(place)} is missing"
+            else:
+                section.pop(key[-1], None)
+                text = explain(PipelineFile, problem)[1]
+                text = text.replace("Input should be a valid", f"{value!r:.80} is no")
+                if kind in ("list_type", "too_short") and key[-1] == "steps":
+                    text = f"{value!r:.80} is not a list of at least one"
+                text = f"{dotted(key)}: {text}"
+            if text:
+                document.report(place, text)
+        for (_, remedy), keys in idle.items():
+            text = "; ".join(dict.fromkeys([remedy, *keys.values()]))
+            first, *others = keys
+            names = ", ".join([dotted(first), *(other[-1] for other in others)])
+            verb = "mean" if others else "means"
+            document.report(first, f"{names} {verb} nothing here: {text}")
+        steps = data["training"]["pipeline"].get("steps", [])
+        if not steps:
+            document.check()
+        for i, step in enumerate(steps):  # one without a name keeps its place among the others
+            step.setdefault("name", f"step{i + 1}")
 
 
-def _instead(cls: type[Section], key: str) -> str | None:
-    """What to write instead of a key that means nothing in a section; None of others."""
-    return next((text for c in cls.__mro__ if (text := REPLACED.get(c, {}).get(key))), None)
-
-
-def _unknown_key(place: Place, cls: type[Section]) -> str:
-    key, hint = place[-1], nearest(place[-1], cls.model_fields)
-    if "did you mean" not in hint:
-        sections = {name: bare_type(f.annotation) for name, f in PipelineFile.model_fields.items()}
-        for name, section in sections.items():
-            if key in section.model_fields or _instead(section, key):
+def _unknown_key(place: Place) -> str:
+    """What is said of a key that no section there has."""
+    *above, key = place
+    kind = PipelineFile
+    for part in above:
+        fields = getattr(kind, "model_fields", None)
+        kind = bare_type(fields[part].annotation) if fields else get_args(kind)[-1]
+    fields = getattr(kind, "model_fields", None)
+    hint = nearest(key, fields or get_args(get_args(kind)[0]))
+    if fields and "did you mean" not in hint:
+        for name, section in PipelineFile.model_fields.items():
+            if key in bare_type(section.annotation).model_fields or instead_of((name, key)):
                 return f"unknown key {dotted(place)}: it belongs below {name}, indented"
         if key in FLAGS:
             hint = f": write {INSTEAD.get(key, f'options: {{{key}: ...}}, of a step')}"
@@ -296,17 +285,8 @@ def _merge_steps(content: PipelineFile, flags: Mapping[str, Any]) -> list[Step]:
 def said(section: Section) -> dict[str, Any]:
     """What the file says of a section, without defaults; switches of options by their own names."""
     values = section.model_dump(exclude_unset=True)
-    for name in list(values.get("options", ())):
-        if flag_of(name) != name:
-            value = values["options"].pop(name)
-            if value is not False:  # which says what is so anyway
-                values["options"][flag_of(name)] = False if value is True else value
-    return values
-
-
-def flag_of(name: str) -> str:
-    """The flag of an option, which may be a switch that is turned off: ``no_x``."""
-    return name if name in FLAGS or name[3:] not in FLAGS else name.removeprefix("no_")
+    options = values.get("options")
+    return values | {"options": by_own_names(options, FLAGS)} if options else values
 
 
 def _merge(under: dict, over: Mapping) -> dict:

@@ -8,27 +8,27 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
-from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
+from wfimagevae.dataset.images.decode import open_rgb
+from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.metrics import JsonLines
-from wfimagevae.engine.report.plots import Panel, Series, draw_page
+from wfimagevae.engine.report.plots import Panel, Series, draw_page, series_of
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.engine.run import Run
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.files import read_json_lines, write_text
+from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.generator_files import open_latent_space
 from wfimagevae.generate.subjects import Subject
-from wfimagevae.pictures.pixels import from_uint8, to_uint8
+from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.pictures.writer import save_image
 from wfimagevae.pipeline.flags import METRICS
 from wfimagevae.pipeline.fluxflow import listed
@@ -80,7 +80,11 @@ def position(
 
 
 class StepWatcher:
-    """Looks on while one step trains.
+    """Looks on while one step trains, and draws its pictures, under names that never repeat.
+
+    A VAE step's are images beside their reconstructions: ``original``; ``nr``, decoded from the
+    posterior's mean; ``ns``, from a sample of it. A flow step's are one picture of each prompt, or
+    one where it takes no text. All of them at each size.
 
     Args:
         pipeline: The file, of which ``step`` is one and ``options`` those of its training.
@@ -100,23 +104,31 @@ class StepWatcher:
         started: float,
     ):
         output, is_vae = pipeline.content.output, step.task == "vae"
-        self.pipeline, self.step, self.graph = pipeline, step, pipeline.output / "graph"
+        self.pipeline, self.step, self.options = pipeline, step, options
+        self.graph, self.samples = pipeline.output / "graph", pipeline.output / "samples"
         self.latents, self.started, self.plot_time = latents, started, 0.0
         self.num_epochs = None if options.max_steps else options.epochs
         # Reported even where the training logs no such value, as it does not change.
         self.constants = {"kl_weight": options.kl_weight} if is_vae else {}
         self.session = time.strftime("%Y%m%dT%H%M%S")
-        draws = not output.no_samples and (output.test_image_address or not is_vae)
-        self.drawer = SampleDrawer(pipeline, step, options) if draws else None
+        self.sizes = output.sample_sizes or [[step.size, step.size]]
+        subjects = listed(output.test_image_address) if is_vae else output.sample_captions
+        self.subjects = [] if output.no_samples else subjects
+        self.generator: FlowGenerator | None = None
 
     def begin(self, run: Run, task: Task) -> None:
         """Opens the metrics' file where the run stands; rows of later steps come again."""
-        self.run, self.rows = run, None
+        self.run, self.task, self.rows = run, task, None
         if run.world.is_main:
             self.graph.mkdir(parents=True, exist_ok=True)
             self.rows = JsonLines(self.graph / f"training_metrics_{self.step.name}.jsonl", run.step)
-        if self.drawer:
-            self.drawer.begin(run, task)
+        if self.step.task == "flow" and not self.pipeline.content.output.no_samples:
+            self.generator = generator = task.generator()
+            generator.resolve(sampling_options(self.options))  # what it cannot follow is told now
+            if generator.decode is None and generator.facts["space"] == "latent":
+                generator.decode = open_latent_space(generator.facts, run.world.device).decode
+            if not generator.model.takes_text:
+                self.subjects = [""]
 
     def line(self, step: int, values: dict[str, float]) -> str:
         """``[h:mm:ss] Step gan (2/3) | Epoch 5/20 | Batch 127/500 | VAE 0.02 | ... s/batch``."""
@@ -171,12 +183,53 @@ class StepWatcher:
         """Whether samples belong to the checkpoint of a step."""
         every = self.run.options.save_ckpt_step
         every *= self.pipeline.content.output.samples_per_checkpoint
-        return bool(self.drawer and (self.run.finished or (every and step % every == 0)))
+        return bool(self.subjects and (self.run.finished or (every and step % every == 0)))
 
+    @torch.no_grad()
     def draw(self, step: int) -> None:
-        """Draws samples, where there are any to draw. Collective."""
-        if self.drawer:
-            self.drawer.draw(self._measured(step, {})[0])
+        """Draws the samples of a checkpoint; files that are there stay as they are. Collective."""
+        run, ema, generator = self.run, self.task.players[0].ema, self.generator
+        if not (generator or run.world.is_main):
+            return  # of a flow the weights may be spread over all processes
+        where = self._measured(step, {})[0]
+        place = f"{self.step.name}_{self.step.index + 1:03d}_{where.epoch:03d}_{where.batch:05d}"
+        self.task.network.eval()
+        with ema.applied() if ema else nullcontext():
+            for (width, height), (index, subject) in product(self.sizes, enumerate(self.subjects)):
+                # All processes draw a flow's sample together; the main one makes a picture of it.
+                if generator:
+                    run.pulse(None, "sample", index, len(self.subjects))
+                    whom, sides = Subject(index, None, subject or None), (height, width)
+                    sampling, sides = sampling_options(self.options), generator.sample_size(*sides)
+                    sample = generator.draw([whom], sampling, sides)
+                if not run.world.is_main:
+                    continue
+                with log_write_errors(f"the sample of {subject!r}"):
+                    if generator:
+                        words = re.sub(r"\W+", "_", subject).strip("_")[:40]
+                        words = words or ("prompt" if subject else "sample")
+                        images = [(words, generator.images(sample)[0])]
+                    else:
+                        images = self._reconstructions(subject, width, height)
+                    for suffix, image in images:
+                        code = hashlib.md5(os.fsencode(subject)).hexdigest()[:8]
+                        path = self.samples / f"{width}x{height}" / f"{place}_{code}-{suffix}.webp"
+                        if not path.exists():
+                            save_image(path, to_uint8(image.float().nan_to_num(0.0)))
+
+    def _reconstructions(self, path: str, width: int, height: int) -> Iterator[tuple[str, Tensor]]:
+        vae, device = self.task.network, self.run.world.device
+        factor = vae.spatial_factor
+        width, height = (max(side // factor, 1) * factor for side in (width, height))
+        pixels = center_crop(open_rgb(path, short_side=(height, width)), (height, width))
+        image = to_signed_unit(torch.from_numpy(pixels))[None].to(device)
+        shape = (vae.config.latent_dim, height // factor, width // factor)
+        noise = sample_noise(stable_hash("samples", self.options.seed), [0], shape, device)
+        yield "original", image[0]
+        with autocast(device, self.options.mix_precision):
+            mean = vae(image, sample_posterior=False).sample
+            drawn = vae(image, noise=noise).sample
+        yield from (("nr", mean[0]), ("ns", drawn[0]))
 
     def saved(self, step: int) -> None:
         """Writes the summary, and plots, unless these took too much of the time."""
@@ -242,106 +295,12 @@ def _summary(name: str, rows: list[dict]) -> str:
 
 
 def _series(rows: list[dict]) -> Series:
-    """Columns of the metrics' rows, finite values only."""
-    columns: dict[str, list[tuple[float, float]]] = {}
-    for row in rows:
-        rates = {f"lr/{name}": rate for name, rate in row["learning_rates"].items()}
-        times = {"batch_time": row["extras"]["batch_time"]}
-        for name, value in (row["metrics"] | rates | times).items():
-            if value is not None and np.isfinite(value):
-                columns.setdefault(name, []).append((row["step"], value))
-    return {name: tuple(np.array(pairs, dtype=float).T) for name, pairs in columns.items()}
-
-
-class SampleDrawer:
-    """Draws a step's pictures, one set a checkpoint, under names that never repeat.
-
-    A VAE step's are images beside their reconstructions: ``original``; ``nr``, decoded from the
-    posterior's mean; ``ns``, from a sample of it. A flow step's are one picture of each prompt, or
-    one where it takes no text. All of them at each size.
-    """
-
-    def __init__(self, pipeline: Pipeline, step: Step, options: TrainingOptions):
-        output = pipeline.content.output
-        self.folder, self.step, self.options = pipeline.output / "samples", step, options
-        self.sizes = output.sample_sizes or [[step.size, step.size]]
-        self.is_vae = step.task == "vae"
-        images, prompts = listed(output.test_image_address), output.sample_captions
-        self.subjects = images if self.is_vae else prompts
-
-    def begin(self, run: Run, task: Task) -> None:
-        """Takes what draws from the networks in training."""
-        self.ema, self.world, self.pulse = task.players[0].ema, run.world, run.pulse
-        if self.is_vae:
-            self.network = task.network
-            return
-        self.generator = generator = task.generator()
-        self.network = generator.model
-        generator.resolve(sampling_options(self.options))  # what it cannot follow is told now
-        if generator.decode is None and generator.facts["space"] == "latent":
-            generator.decode = open_latent_space(generator.facts, run.world.device).decode
-        if not self.network.takes_text:
-            self.subjects = [""]
-
-    @torch.no_grad()
-    def draw(self, where: Position) -> None:
-        """Draws the samples of a checkpoint; files that are there stay as they are. Collective."""
-        if self.is_vae and not self.world.is_main:
-            return  # of a flow the weights may be spread over all processes
-        place = f"{self.step.name}_{self.step.index + 1:03d}_{where.epoch:03d}_{where.batch:05d}"
-        was_training = self.network.training
-        self.network.eval()
-        with self.ema.applied() if self.ema else nullcontext():
-            for (width, height), (index, subject) in product(self.sizes, enumerate(self.subjects)):
-                # All processes draw a flow's sample together; the main one makes a picture of it.
-                if not self.is_vae:
-                    self.pulse(None, "sample", index, len(self.subjects))
-                sample = None if self.is_vae else self._sample(index, subject, width, height)
-                if not self.world.is_main:
-                    continue
-                with log_write_errors(f"the sample of {subject!r}"):
-                    if self.is_vae:
-                        images = self._reconstructions(subject, width, height)
-                    else:
-                        words = re.sub(r"\W+", "_", subject).strip("_")[:40]
-                        words = words or ("prompt" if subject else "sample")
-                        images = [(words, self.generator.images(sample)[0])]
-                    for suffix, image in images:
-                        code = hashlib.md5(os.fsencode(subject)).hexdigest()[:8]
-                        path = self.folder / f"{width}x{height}" / f"{place}_{code}-{suffix}.webp"
-                        if not path.exists():
-                            save_image(path, to_uint8(image.float().nan_to_num(0.0)))
-        self.network.train(was_training)
-
-    def _reconstructions(self, path: str, width: int, height: int) -> Iterator[tuple[str, Tensor]]:
-        vae, device = self.network, self.world.device
-        factor = vae.spatial_factor
-        width, height = (max(side // factor, 1) * factor for side in (width, height))
-        image = read_cropped(path, (width, height)).to(device)
-        shape = (vae.config.latent_dim, height // factor, width // factor)
-        noise = sample_noise(stable_hash("samples", self.options.seed), [0], shape, device)
-        yield "original", image[0]
-        with autocast(device, self.options.mix_precision):
-            mean = vae(image, sample_posterior=False).sample
-            drawn = vae(image, noise=noise).sample
-        yield from (("nr", mean[0]), ("ns", drawn[0]))
-
-    def _sample(self, index: int, prompt: str, width: int, height: int) -> Tensor:
-        subject, sampling = Subject(index, prompt=prompt or None), sampling_options(self.options)
-        sides = self.generator.sample_size(height, width)
-        return self.generator.draw([subject], sampling, sides)
-
-
-def read_cropped(path: str | Path, size: tuple[int, int]) -> Tensor:
-    """The middle of an image at a size (width, height), in [-1, 1], (1, 3, H, W).
-
-    Raises:
-        OSError: the file is no readable image.
-    """
-    try:
-        pixels = np.asarray(open_rgb(path))
-    except UnreadableImage as error:
-        raise OSError(str(error)) from None
-    image = ImageOps.fit(Image.fromarray(pixels), size, Image.Resampling.LANCZOS)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, H, W)
-    return from_uint8(pixels)[None].contiguous(memory_format=torch.channels_last)
+    """Columns of the metrics' rows."""
+    times = [{"batch_time": row["extras"]["batch_time"]} for row in rows]
+    rates = [{f"lr/{name}": rate for name, rate in row["learning_rates"].items()} for row in rows]
+    return series_of(
+        [
+            {"step": row["step"]} | row["metrics"] | rate | time
+            for row, rate, time in zip(rows, rates, times, strict=True)
+        ]
+    )

@@ -73,7 +73,7 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
     """
     output_prefix = Path(output_prefix)
     validations = read_json_lines(output_prefix.with_name("validation.jsonl"))
-    series = read_losses(csv_path) | _series(validations)
+    series = read_losses(csv_path) | series_of(validations)
     in_panels = {name for panel in RECONSTRUCTION + FLOW + ADVERSARIAL for name in panel.columns}
     others = [Panel(n, (n,)) for n in series if n not in in_panels and n not in _REDUNDANT]
     pages = {
@@ -87,16 +87,16 @@ def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:
 
 
 def read_losses(csv_path: str | Path) -> Series:
-    """Numeric columns of a training CSV, as `_series` gives them; long ones are thinned."""
+    """Numeric columns of a training CSV, as `series_of` gives them; long ones are thinned."""
     with open(csv_path, newline="", encoding="utf-8", errors="replace") as file:
         header, *lines = file.readlines() or [""]
     if len(lines) > _MAX_ROWS:  # at random: a fixed stride would hit one player's rows
         chosen = np.random.default_rng(0).choice(len(lines) - 1, _MAX_ROWS - 1, replace=False)
         lines = [lines[i] for i in sorted(chosen)] + lines[-1:]
-    return _series(list(csv.DictReader([header, *lines])))
+    return series_of(list(csv.DictReader([header, *lines])))
 
 
-def _series(rows: Sequence[Mapping]) -> Series:
+def series_of(rows: Sequence[Mapping]) -> Series:
     """Numbers of the rows by name: (steps, values), both float64 (n,), finite ones only.
 
     Names without any or of zeros only, and the positions (step, epoch, samples_seen), are left
