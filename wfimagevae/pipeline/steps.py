@@ -200,32 +200,27 @@ def _read(document: Document) -> PipelineFile:
                 section = reduce(getitem, key[:-1], data)
             except KeyError:
                 continue  # within what is wrong as a whole
-            instead = instead_of(place)
-            if kind in ("model_type", "dict_type"):
+            if kind == "missing":
+                document.report(place[:-1], f"{dotted(place)} is missing")
+            elif kind in ("model_type", "dict_type"):
                 section[key[-1]] = {}
-                text = (
-                    value is not None and f"{dotted(place)}: {value!r:.80} is not keys and values"
-                )
-            elif kind == "extra_forbidden" and instead:
-                text = None
-                if section.pop(key[-1]) is not None and (place[-1], value) not in HAPPENS_ANYWAY:
+                if value is not None:
+                    document.report(place, f"{dotted(place)}: {value!r:.80} is not keys and values")
+            elif kind == "extra_forbidden":
+                del section[key[-1]]
+                if not (instead := instead_of(place)):
+                    document.report(place, _unknown_key(place))
+                elif value is not None and (key[-1], value) not in HAPPENS_ANYWAY:
                     # One message for what one edit mends: leaving keys out, or writing another.
                     remedy = instead if instead.startswith("write ") else "leave out"
                     idle.setdefault((place[:-1], remedy), {})[place] = instead
-            elif kind == "extra_forbidden":
-                del section[key[-1]]
-                text = _unknown_key(place)
-            elif kind == "missing":
-                place, text = place[:-1], f"{dotted(place)} is missing"
             else:
                 section.pop(key[-1], None)
                 text = explain(PipelineFile, problem)[1]
                 text = text.replace("Input should be a valid", f"{value!r:.80} is no")
                 if kind in ("list_type", "too_short") and key[-1] == "steps":
                     text = f"{value!r:.80} is not a list of at least one"
-                text = f"{dotted(key)}: {text}"
-            if text:
-                document.report(place, text)
+                document.report(place, f"{dotted(key)}: {text}")
         for (_, remedy), keys in idle.items():
             text = "; ".join(dict.fromkeys([remedy, *keys.values()]))
             first, *others = keys
