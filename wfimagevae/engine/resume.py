@@ -170,8 +170,7 @@ def _plan_rest(run: Run, content: dict, before: dict) -> None:
         return
     now = f"an update takes {size} samples, {previous:g} before"
     if not counts_steps:
-        text = "%s: --epochs %d end at step %d, and schedules go on as planned"
-        log.info(text, now, options.epochs, run.max_steps)
+        log.info("%s: --epochs %d end at step %d", now, options.epochs, run.max_steps)
     elif is_same_plan:
         rest = run.max_steps - step
         keeping = step + math.ceil(rest * previous / size)

@@ -92,7 +92,8 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     done = task.train(options, folder, watcher)
     if here.is_main:
         watcher.sum_up()
-    gc.collect()  # networks and data of this step, before the next one's
+    if done:
+        gc.collect()  # networks and data of this step, before the next one's
     return done
 
 
