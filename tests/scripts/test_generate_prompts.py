@@ -82,15 +82,16 @@ def test_prompt_files_name_their_pictures_and_none_is_replaced(text_flow, tmp_pa
 
 
 def test_classes_and_prompts_go_together(tmp_path):
-    flow = export_text(tmp_path / "flow", class_names=["cat", "dog"])
+    flow = export_text(tmp_path / "flow", class_names=["cat", "dog", "ü" * 300])
     prompt = ("--prompt", "x", "--num_images", 2)
     neither = run(flow, tmp_path / "a", *prompt)
     both = run(flow, tmp_path / "b", *prompt, "--class_labels", "dog")
-    classes = run(flow, tmp_path / "c", "--num_images", 2)
+    classes = run(flow, tmp_path / "c", "--num_images", 3)
     record = json.loads((tmp_path / "b-records" / "x-1.json").read_text())
     assert (record["label"], record["class_name"], record["prompt"]) == (1, "dog", "x")
     assert (neither["x"] != both["x"]).any()
-    assert list(classes) == ["000000-cat", "000001-dog"]
+    # A name has as many bytes as a file's may have.
+    assert list(classes) == ["000000-cat", "000001-dog", f"000002-{'ü' * 109}"]
     assert json.loads((tmp_path / "c-records" / "000001-dog.json").read_text())["prompt"] is None
 
 

@@ -5,6 +5,7 @@ From its record a picture is drawn again.
 
 import io
 import logging
+import os
 import re
 import sys
 import zipfile
@@ -126,9 +127,10 @@ def write_folder(
 ) -> None:
     """Writes a PNG for each picture; into `records_folder` its record, a grid, ``samples.json``."""
     # The main process names the files, so that none of them is given twice.
-    stems = list(sheet.stems)
+    # A file's name may have 255 bytes, with what follows here.
+    stems = [os.fsdecode(os.fsencode(stem)[:225]) for stem in sheet.stems]
     if len(sheet.columns) > 1:
-        stems = [f"{stem}-w{scale:g}" for scale in sheet.scales for stem in sheet.stems]
+        stems = [f"{stem}-w{scale:g}" for scale in sheet.scales for stem in stems]
     if sheet.has_prompts:
         stems = broadcast_object(free_names(folder, stems) if world.is_main else None)
     model, drawn = describe_model(generator), {}
