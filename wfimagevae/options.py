@@ -218,8 +218,7 @@ def explain(cls: type[Options], entry: Any) -> tuple[str, str]:
     if kind == "extra_forbidden":
         return "", f"unknown key {name!r}{nearest(name, cls.by_flag(), '--')}"
     if kind == "number":
-        shown = value if not isinstance(value, str) or _is_number(value) else repr(value)
-        return name, f"{shown} is not {entry['ctx']['words']}"
+        return name, f"{value!r} is not {entry['ctx']['words']}"
     if kind == "literal_error":
         expected = entry["ctx"]["expected"]
         choices = re.findall("'(.*?)'", expected) or [expected]  # a number has no quotes
@@ -231,23 +230,15 @@ def explain(cls: type[Options], entry: Any) -> tuple[str, str]:
     return name, entry["msg"].removeprefix("Value error, ")
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
 def by_own_names(values: Mapping[str, Any], known: Container[str]) -> dict[str, Any]:
     """Values in a file by flag: ``no_x: true`` is ``x: false``, ``no_x: false`` says nothing."""
     found = {}
     for name, value in values.items():
         switch = name.removeprefix("no_")
-        if name in known or switch not in known:
+        if name in known or switch not in known or not isinstance(value, bool):
             found[name] = value
-        elif value is not False:
-            found[switch] = False if value is True else value
+        elif value:
+            found[switch] = False
     return found
 
 

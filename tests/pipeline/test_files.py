@@ -140,6 +140,7 @@ def test_everything_wrong_is_told_at_once_with_its_line(load, text):
         ("optimization: {schedulers: {vae: {type: ExponentialLR}}}", "vae needs gamma"),
         ("optimization: {schedulers: {vae: {type: StepLR}}}", "vae needs step_size"),
         ("optimization: {schedulers: {vae: {type: plateau}}}", "waits for validations.*has none"),
+        ("options: {no_disc_start: 5}", "no flag no_disc_start; did you mean disc_start"),
         ("options: {disc_lr_ratio: low}", "disc_lr_ratio: 'low' is not a number"),
         ("options: {kl_weight: 1e-6}", "write kl_beta"),
         ("options: {batch_size: 3, epochs: 2}", "epochs in options.*write n_epochs"),

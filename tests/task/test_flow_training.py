@@ -132,7 +132,7 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
         (GUIDED | {"cfg_dropout_prob": 0.0}, "null condition, which is not learned"),
         ({"eval_steps": 1, "eval_num_samples": 1}, "--eval_num_samples 1"),
         ({"dataset": "moons", "vae": "WFVAE2Image:x"}, "encodes images, not points"),
-        ({"time_mean": "nan"}, "nan is not a number"),
+        ({"time_mean": "nan"}, "'nan' is not a number"),
         ({"fsdp": True}, "--fsdp needs several processes: torchrun"),
         ({"pretrained_model_name_or_path": "missing.ckpt"}, "missing.ckpt"),
     ],

@@ -203,8 +203,9 @@ def _check_options(pipeline: Pipeline) -> Problems:
         if step and not step.task:
             continue
         known = OPTIONS[step.task].by_flag() if step else FLAGS
-        for written in section.options:
-            where, name = (*place, "options", written), flag_of(written)
+        for written, value in section.options.items():
+            where = (*place, "options", written)
+            name = flag_of(written) if isinstance(value, bool) else written
             instead = INSTEAD.get(name) or (_of_step(step) if step else OF_ONE_STEP).get(name)
             if name not in known:
                 kind = step.task if step else " or ".join(OPTIONS)
