@@ -82,6 +82,7 @@ def test_a_file_of_fluxflow_is_right_once_its_messages_are_obeyed(load, tmp_path
     path.write_text("\n".join([kept[0], "  text_encoder: bytes", *kept[1:]]))
     assert "decoder 25,774,500" in (plan := "\n".join(describe_plan(load_pipeline(path))))
     assert "decoder 32,948,772" in plan  # the step with SPADE
+    assert "frozen the decoder's SPADE" not in plan  # a flow has none
 
 
 BOTH = "model: {text_encoder: bytes, vae: {pretrained: someone/vae}}\n"

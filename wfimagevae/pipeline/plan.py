@@ -138,8 +138,8 @@ def _describe_step(
     learns = {name: count for name, count in counts.items() if count and name in step.trained}
     frozen = [f"{n} {c:,}" for n, c in counts.items() if c and n not in step.trained]
     frozen += [name for name, count in counts.items() if count is None and name in step.frozen]
-    if settings.train_spade is False and vae.config(pipeline, step).get("spade"):
-        frozen.append("the decoder's SPADE layers")
+    if step.task == "vae" and settings.train_spade is False:
+        frozen += ["the decoder's SPADE layers"] if vae.config(pipeline, step).get("spade") else []
     trained = ", ".join(f"{name} {count:,}" for name, count in learns.items())
     lines = [
         f"{title}: {settings.description}" if settings.description else title,
