@@ -253,6 +253,20 @@ def test_a_worker_that_hangs_or_dies_is_replaced_and_the_order_stays(number, cap
     assert f"process {pid} " in caplog.text and caplog.text.count("replaced") == 1
 
 
+class Stalled(Numbers):
+    def read_batch(self, positions):
+        time.sleep(3600)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_whoever_waits_for_stalled_storage_can_look_about(num_workers):
+    """pytorch/pytorch #33296: a pipe or a share that answers no more, without workers too."""
+    loader, start = TrainLoader(Stalled(), 2, num_workers=num_workers), time.monotonic()
+    assert not loader.ready(1, 0.2) and not loader.ready(1, 0.2)
+    loader.close()
+    assert time.monotonic() - start < 30
+
+
 class Killing(Numbers):
     def read_batch(self, positions):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -169,7 +169,7 @@ def test_process_may_exit_while_a_batch_is_read(noise_folder, num_workers):
         "from wfimagevae.dataset import TrainImageDataset, TrainLoader\n"
         "class Slow(TrainImageDataset):\n"
         "    def read_batch(self, positions):\n"
-        "        for _ in range(30):\n"
+        "        for _ in range(10):\n"
         "            torch.randn(800, 800) @ torch.randn(800, 800)\n"
         "        return super().read_batch(positions)\n"
         f"loader = TrainLoader(Slow({str(noise_folder(3))!r}, 8), 2, num_workers={num_workers})\n"

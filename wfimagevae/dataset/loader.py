@@ -1,5 +1,6 @@
 """Batches for training, endless and resumable at the exact sample, and for validation."""
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -26,7 +27,7 @@ _PATIENCE = 3  # workers in a row that are replaced, before what they read is gi
 
 
 class Batches(Iterator):
-    """What is read of lists of numbers, where who waits for workers can look about meanwhile.
+    """What is read of lists of numbers by a thread: who waits for it can look about meanwhile.
 
     ``read`` makes a dict of a list, in one of ``num_workers`` processes (0: in this one);
     ``order(n)`` gives the lists from batch ``n`` on. Where a worker dies, or the one whose turn it
@@ -70,14 +71,13 @@ class Batches(Iterator):
         self._workers = getattr(self._loader, "_workers", ())
         self._asked = len(self._here)
         self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-        # What a stopped worker has begun to hand over is waited for without end, whatever the time.
-        # In this process reading is none of a thread's: it would end in SIGABRT where the process
-        # exits while the thread is inside of PyTorch.
-        if self._workers:
-            place = self._loader, self._orders, self._results
-            threading.Thread(target=_fetch, args=place, daemon=True).start()
+        # Storage that answers no more, and a worker stopped while it hands over, are waited for
+        # without end, whatever the time.
+        place = self._loader, self._orders, self._results
+        thread = threading.Thread(target=_fetch, args=place, daemon=True)
+        thread.start()
         # With this object and with this process, whose SIGTERM workers do not hear.
-        place = self._workers, self._orders
+        place = self._workers, self._orders, thread
         self._end = multiprocessing.util.Finalize(self, _end, place, exitpriority=1)
 
     def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
@@ -95,10 +95,7 @@ class Batches(Iterator):
         end = time.monotonic() + seconds
         while len(self._here) < count:
             try:
-                if self._workers:
-                    batch = self._results.get(timeout=max(end - time.monotonic(), 0))
-                else:
-                    batch = _next(self._loader)
+                batch = self._results.get(timeout=max(end - time.monotonic(), 0))
             except queue.Empty:
                 self._look_after_workers()
                 return False
@@ -125,6 +122,8 @@ class Batches(Iterator):
         self._taken += 1
         if self._workers:  # they read ahead anyway
             self._orders.put(True)
+        else:
+            self._asked -= 1
         return self._here.popleft()
 
     def _look_after_workers(self) -> bool:
@@ -158,24 +157,27 @@ class Batches(Iterator):
         self._loader = None
 
 
-def _end(workers: Iterable[multiprocessing.Process], orders: queue.SimpleQueue) -> None:
+def _end(
+    workers: Sequence[multiprocessing.Process], orders: queue.SimpleQueue, thread: threading.Thread
+) -> None:
     for worker in workers:
         worker.kill()
+    with contextlib.suppress(queue.Empty):
+        while True:
+            orders.get_nowait()
     orders.put(False)
-
-
-def _next(loader: Iterator) -> dict[str, Any]:
-    """A batch, or in its place the error that ends them."""
-    try:
-        return next(loader)
-    except Exception as error:
-        return {"error": error}
+    # A thread inside of PyTorch would end a process that exits by SIGABRT.
+    if not workers and thread is not threading.current_thread():
+        thread.join(timeout=4)
 
 
 def _fetch(loader: Iterator, orders: queue.SimpleQueue, results: queue.SimpleQueue) -> None:
-    """Puts a batch for each order; it may wait for ever."""
+    """Puts a batch, or in its place the error that ends them, for each order."""
     while orders.get():
-        results.put(_next(loader))
+        try:
+            results.put(next(loader))
+        except Exception as error:
+            results.put({"error": error})
 
 
 class _Reader(Dataset):
@@ -226,7 +228,8 @@ class TrainLoader(Batches):
                 yield list(range(first, first + batch_size))
 
         ahead = {"prefetch_factor": prefetch_factor if num_workers else None}
-        ahead |= {"pin_memory": self.device.type == "cuda"}
+        # Without workers pinning would be a thread's, which has another current device.
+        ahead |= {"pin_memory": self.device.type == "cuda" and num_workers > 0}
         super().__init__(dataset.read_batch, order, num_workers, timeout, **ahead)
         self._unreadable: set[str] = set()
 
