@@ -1,6 +1,8 @@
 """One thread for all tests: their tensors are tiny, and idle threads cost more than they give."""
 
 import os
+import re
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "OMP_WAIT_POLICY" not in os.environ:  # as in every command; see run_cli
@@ -10,6 +12,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Marks in diffusers' tests, which tests/model/test_diffusers.py takes from a checkout."""
+    if checkout := os.environ.get("DIFFUSERS_CHECKOUT"):
+        text = Path(checkout, "tests", "testing_utils.py").read_text()
+        for mark in sorted({*re.findall(r"pytest\.mark\.(\w+)", text)}):
+            config.addinivalue_line("markers", mark)
 
 
 def pytest_collection_modifyitems(items):

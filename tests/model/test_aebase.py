@@ -29,15 +29,12 @@ def weights_of(model, value: float) -> dict:
     return {k: torch.full_like(v, value) if k == BIAS else v for k, v in model.state_dict().items()}
 
 
-def write_checkpoint(path, model, raw=1.0, ema=None, embed=True, prefix=""):
-    def named(value):
-        return {prefix + key: tensor for key, tensor in weights_of(model, value).items()}
-
+def write_checkpoint(path, model, raw=1.0, ema=None, embed=True):
     content = {
         "current_step": 7,
         "optimizer_state": {"gen_optimizer": {}, "disc_optimizer": {}},
-        "state_dict": {"gen_model": named(raw), "disc_model": {}},
-        "ema_state_dict": named(ema) if ema is not None else {},
+        "state_dict": {"gen_model": weights_of(model, raw), "disc_model": {}},
+        "ema_state_dict": weights_of(model, ema) if ema is not None else {},
     }
     torch.save(content | ({"config": plain_config(model)} if embed else {}), path)
 
@@ -60,15 +57,14 @@ def folder(model, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ema", "prefix", "raw", "value"),
-    [(2.0, "", "0", 2.0), (2.0, "", "1", 1.0), (3.0, "module.", "0", 3.0), (None, "", "0", 1.0)],
+    ("ema", "raw", "value"), [(2.0, "0", 2.0), (2.0, "1", 1.0), (None, "0", 1.0)]
 )
 def test_a_checkpoint_gives_its_ema_weights_in_eval_mode(
-    model, tmp_path, monkeypatch, caplog, ema, prefix, raw, value
+    model, tmp_path, monkeypatch, caplog, ema, raw, value
 ):
-    """Of a DDP wrapper too; raw ones if the environment wants them, or if there are no others."""
+    """Raw ones if the environment wants them, or if there are no others."""
     path = tmp_path / "a.ckpt"
-    write_checkpoint(path, model, raw=1.0, ema=ema, prefix=prefix)
+    write_checkpoint(path, model, raw=1.0, ema=ema)
     monkeypatch.setenv("NOT_USE_EMA_MODEL", raw)
     loaded = ImageBaseAE.from_pretrained(path)
     assert type(loaded) is WFVAE2ImageModel and not loaded.training
@@ -129,7 +125,7 @@ def test_a_reference_checkpoint_with_haar_buffers_loads(tmp_path):
 def test_files_that_are_no_checkpoint_are_refused(tmp_path):
     path = tmp_path / "a.ckpt"
     torch.save({"weights": {}}, path)
-    with pytest.raises(ValueError, match=r"no state_dict\.gen_model in it, but weights"):
+    with pytest.raises(ValueError, match=r"holds weights: no state_dict\.gen_model"):
         ImageBaseAE.from_pretrained(path)
     # Whatever unpickling raises, for code too.
     garbage = [path.read_bytes()[:100], pickle.dumps(Path("code"))]
@@ -157,17 +153,10 @@ def test_saving_and_reloading_is_exact(model, folder):
         assert loaded.state_dict()[key].stride() == tensor.stride()
     loaded.save_pretrained(folder)
     assert "_name_or_path" not in json.loads((folder / "config.json").read_text())
-    half = ImageBaseAE.from_pretrained(folder, torch_dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
     inner = ImageBaseAE.from_pretrained(folder.parent, subfolder="hf")
     assert plain_config(inner) == plain_config(model)
     config = plain_config(model) | {"_class_name": "WFVAE2Image"}  # a registered name serves, too
     assert type(ImageBaseAE.from_config(config, dropout=0.1)) is WFVAE2ImageModel
-    # Weights in several files.
-    model.save_pretrained(folder.parent / "parts", max_shard_size="200KB")
-    assert len(list((folder.parent / "parts").glob("*.safetensors"))) > 1
-    loaded = ImageBaseAE.from_pretrained(folder.parent / "parts")
-    assert torch.equal(loaded.state_dict()[BIAS], model.state_dict()[BIAS])
 
 
 def test_missing_and_unexpected_keys_are_listed(folder):

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel, pad_to_multiple
+from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
+from wfimagevae.model.vae.tiling import pad_to_multiple
 
 ROOT = Path(__file__).parents[2]
 LAST = torch.channels_last
@@ -110,9 +111,9 @@ def test_other_shapes_are_refused():
     [
         ("base_channels", [8], "at least 2"),
         ("decoder_base_channels", [8, 16], "same number of levels"),
-        ("decoder_num_resblocks", 1, "at least 2, got 2 and 1"),
-        ("layer_res_type", ["ResnetBlock2D"], "2 times 'ResnetBlock2D'"),
-        ("mid_layers_type", ["ConvBlock"], "unknown layer 'ConvBlock'"),
+        ("decoder_num_resblocks", 1, "between 2 and 1000, got 1"),
+        ("layer_res_type", ["ResnetBlock2D"], "layer_res_type one entry less"),
+        ("mid_layers_type", ["ConvBlock"], "must be a list, each ResnetBlock2D or AttnBlock2D"),
         ("norm_type", "rms", "unknown norm_type 'rms'"),
         ("activation", "Bezier", "unknown activation 'Bezier'"),
         ("scale", [1.0], "scale needs 4 finite numbers"),

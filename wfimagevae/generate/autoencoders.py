@@ -15,7 +15,7 @@ from wfimagevae.generate.options import AutoencoderOptions
 from wfimagevae.model.modeling_aebase import DEFAULT_SCALE, ImageBaseAE, autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.tiling import pad_to_multiple
-from wfimagevae.model.weight_files import has_config, hub_answers
+from wfimagevae.model.weight_files import config_of, find_weights, hub_answers
 
 
 @dataclass(frozen=True)
@@ -105,13 +105,7 @@ def open_autoencoder(
         return load_diffusers(spec.removeprefix(DIFFUSERS), device)
     vae = load_vae(options)
     if tile_size:
-        factor = vae.spatial_factor
-        if tile_size % factor or tile_size < 2 * factor:
-            raise ValueError(
-                f"--tile_size must be a multiple of {factor} and at least {2 * factor}, "
-                f"got {tile_size}"
-            )
-        vae.enable_tiling(tile_size, overlap=min(128, tile_size // 2 // factor * factor))
+        vae.enable_tiling(tile_size)
     return as_autoencoder(vae, device)
 
 
@@ -120,7 +114,7 @@ def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list
 
     A path of None is a model that takes no such file. Raises ValueError if no model needs it.
     """
-    bare = [bool(model_config) and path is not None and not has_config(path) for path in paths]
+    bare = [model_config and path and config_of(find_weights(path)) is None for path in paths]
     if model_config and not any(bare):
         raise ValueError(
             f"--model_config {model_config}: every model has its own configuration; leave it out"
@@ -153,8 +147,6 @@ def load_vae(options: AutoencoderOptions) -> nn.Module:
     for flag, file in (("ckpt_path", options.ckpt_path), ("model_config", config)):
         if file and not Path(file).is_file():
             raise ValueError(f"--{flag} {file}: no such file")
-    if path.startswith(DIFFUSERS):
-        raise ValueError(f"--from_pretrained {path}: this command takes our autoencoders alone")
     with raw_weights(options.use_raw_weights):
         others = ("diffusers:PATH (to encode and decode)",)
         return autoencoder_class(options.model_name, others).from_pretrained(path, config)

@@ -10,7 +10,6 @@ Size = Annotated[int, 1, 2**20]
 Depth = Annotated[int, 0, 1000]
 Share = Annotated[float, 0, 1]
 Ratio = Annotated[float, 0, 1000]
-_RANGES = (Natural, Size, Depth, Share, Ratio)
 _NAMES = {
     bool: "true or false",
     float: "a number",
@@ -40,7 +39,7 @@ def _fits(value: Any, kind: Any) -> bool:
         return any(_fits(value, one) for one in arguments)
     if origin is Literal:
         return value in arguments
-    if kind in _RANGES:
+    if origin is Annotated:
         return _fits(value, arguments[0]) and arguments[1] <= value <= arguments[2]
     if origin in (Sequence, list):
         return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
@@ -59,6 +58,6 @@ def _name(kind: Any) -> str:
         return " or ".join(arguments)
     if origin in (Sequence, list):
         return f"a list, each {_name(arguments[0])}"
-    if kind in _RANGES:
+    if origin is Annotated:
         return f"{_NAMES[arguments[0]]} between {arguments[1]} and {arguments[2]}"
     return _NAMES[kind]

@@ -14,21 +14,9 @@ from torch import Tensor, nn
 from wfimagevae.model.modeling_base import RegisteredModel
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.vae.tiling import Tiling
 
 DEFAULT_SCALE = 0.18215
-_CONFIG_KEYS = ("latent_dim", "scale", "shift")
-# What a config may hold beside our own keys: what clients of diffusers look up, and remote code.
-_DERIVED_KEYS = {
-    "auto_map",
-    "block_out_channels",
-    "in_channels",
-    "latent_channels",
-    "latents_mean",
-    "latents_std",
-    "out_channels",
-    "scaling_factor",
-    "shift_factor",
-}
 
 Levels = list[Tensor]
 
@@ -64,25 +52,18 @@ class ImageBaseAE(RegisteredModel):
 
     A subclass, here or in a user's own module, is an `nn.Module` with the halves ``encoder`` and
     ``decoder``, ``encode(x)``, which gives an `EncoderOutput`, ``decode(z)``, which gives a
-    `DecoderOutput`, `spatial_factor` and `last_layer`. Its ``__init__`` is decorated with
+    `DecoderOutput`, `spatial_factor` and `last_layer`. If these go through `_run`, tiles and slices
+    are served once ``use_tiling`` and ``use_slicing`` are False. Its ``__init__`` is decorated with
     ``register_to_config``, takes at least ``latent_dim``, ``scale`` and ``shift``, and gives the
     latter two to `set_latent_statistics`.
     """
 
-    _derived_keys = _DERIVED_KEYS
-    # Kernels of the Haar transform, which some checkpoints hold as buffers.
+    spatial_factor: int  # image pixels per latent pixel, along one side
+    last_layer: Tensor  # weight of the decoder's last layer, for the adaptive adversarial weight
     _group_offload_block_modules = ("encoder", "decoder")
+    _configs = (None, None)  # the arguments alone, and the whole
+    # Kernels of the Haar transform, which some checkpoints hold as buffers.
     _passed_over = re.compile(r"wavelet_transform\w*\.(aa|ad|da|dd)$")
-
-    @property
-    def spatial_factor(self) -> int:
-        """Image pixels per latent pixel, along one side."""
-        raise NotImplementedError
-
-    @property
-    def last_layer(self) -> Tensor:
-        """Weight of the decoder's last layer, for the adaptive adversarial weight."""
-        raise NotImplementedError
 
     def forward(
         self,
@@ -110,7 +91,9 @@ class ImageBaseAE(RegisteredModel):
     def config(self) -> FrozenDict:
         """The arguments, and what else diffusers' clients look up, which follows from them."""
         own = super().config
-        return FrozenDict({**self._diffusers_keys(own), **own})
+        if self._configs[0] is not own:  # frozen: a change makes another one
+            self._configs = own, FrozenDict({**self._diffusers_keys(own), **own})
+        return self._configs[1]
 
     def _diffusers_keys(self, own: dict) -> dict:
         """Keys of diffusers' autoencoders: z = (latent - mean) / std * scaling_factor is ours.
@@ -133,7 +116,7 @@ class ImageBaseAE(RegisteredModel):
         """A half's output for a batch, whole, in slices or in tiles, and the levels of a whole."""
         if self.use_slicing and len(x) > 1:
             return torch.cat([self._run(half, one, factors)[0] for one in x.split(1)]), None
-        if self.use_tiling and self.tiling.applies(*(n // factors[0] for n in x.shape[2:])):
+        if self.use_tiling and max(x.shape[2:]) > self.tiling.size * factors[0]:
             return self.tiling.run(lambda tile: half(tile)[0], x, factors), None
         return half(x)
 
@@ -179,9 +162,16 @@ class ImageBaseAE(RegisteredModel):
 
     # The conventions of diffusers' AutoencoderMixin, whose import takes seconds.
 
-    def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
-        """Refuses tiles of images; a subclass that can blend them overrides this."""
-        raise ValueError(f"{type(self).__name__} cannot take images apart into tiles")
+    def enable_tiling(self, tile_size: int = 512, overlap: int | None = None) -> None:
+        """From here on takes images larger than a tile apart and blends the parts' results.
+
+        Sizes are in image pixels; neighbours share at least ``overlap``, see `Tiling.from_pixels`.
+        Memory then depends on the tile, not on the image. `extra_output` is None, and results
+        differ slightly: attention, SPADE's resizing and the borders of convolutions see one tile.
+        """
+        self._check_parts("images")
+        self.tiling = Tiling.from_pixels(tile_size, overlap, self.spatial_factor)
+        self.use_tiling = True
 
     def disable_tiling(self) -> None:
         """Takes images whole again."""
@@ -189,13 +179,16 @@ class ImageBaseAE(RegisteredModel):
 
     def enable_slicing(self) -> None:
         """From here on takes the images of a batch one by one; `extra_output` is then None."""
-        if not hasattr(self, "use_slicing"):
-            raise ValueError(f"{type(self).__name__} cannot take batches apart")
+        self._check_parts("batches")
         self.use_slicing = True
 
     def disable_slicing(self) -> None:
         """Takes batches whole again."""
         self.use_slicing = False
+
+    def _check_parts(self, what: str) -> None:
+        if not hasattr(self, "use_slicing"):
+            raise ValueError(f"{type(self).__name__} cannot take {what} apart")
 
 
 def autoencoder_class(name: str, others: tuple[str, ...] = ()) -> type[ImageBaseAE]:
@@ -209,7 +202,7 @@ def autoencoder_class(name: str, others: tuple[str, ...] = ()) -> type[ImageBase
         names = ", ".join([*ModelRegistry.names(ImageBaseAE), *others])
         raise ValueError(f"model {name!r} is no image autoencoder; use {names}")
     model_class.check_own_config(name)
-    missing = [key for key in _CONFIG_KEYS if key not in inspect.signature(model_class).parameters]
-    if missing:
+    given = inspect.signature(model_class).parameters
+    if missing := [key for key in ("latent_dim", "scale", "shift") if key not in given]:
         raise ValueError(f"model {name!r} must take {', '.join(missing)} in its __init__")
     return model_class

@@ -21,7 +21,7 @@ from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import (
     StateDict,
     bare,
-    config_beside,
+    config_of,
     find_weights,
     listed,
     read_checkpoint_weights,
@@ -30,14 +30,8 @@ from wfimagevae.model.weight_files import (
 
 logger = logging.getLogger(__name__)
 _HUB_WORDS = {"revision", "token", "cache_dir", "local_files_only", "force_download"}
-_MEMORY_WORDS = {
-    "low_cpu_mem_usage",
-    "use_safetensors",
-    "disable_mmap",
-    "max_memory",
-    "offload_folder",
-    "offload_state_dict",
-}
+_MEMORY_WORDS = {"low_cpu_mem_usage", "use_safetensors", "disable_mmap"}
+_MEMORY_WORDS |= {"max_memory", "offload_folder", "offload_state_dict"}
 # Diffusers hands these on also where nobody asks for them.
 _NOT_SERVED = {"proxies", "quantization_config", "use_flashpack"}
 
@@ -64,10 +58,10 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     # Keys that some files hold and the model does not.
     _passed_over: ClassVar[re.Pattern | None] = None
-    # What a config may hold beside the arguments: it names remote code, or follows from them.
-    _derived_keys: ClassVar[set[str]] = {"auto_map"}
-    _reads_public_files = False
-    _no_config = "give model_config"  # what to do about a file without one
+    # Parts that the weights or the model may lack, where other sizes are allowed.
+    _resized: ClassVar[set[str]] = set()
+    # Of kinds that read public files, which have no config: what makes one of a registered name.
+    _config_of_public_file: ClassVar[Callable[[Path, StateDict, str], dict] | None] = None
 
     @classmethod
     def from_config(cls, config: dict[str, Any] | str | os.PathLike, **overrides) -> Self:
@@ -83,24 +77,23 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         model_class = cls._resolve(config.get("_class_name"))
         known = inspect.signature(model_class.__init__).parameters.keys() - {"self"}
         # Beside the arguments there may be what diffusers writes, and what follows from them.
-        options = {key: value for key, value in config.items() if not key.startswith("_")}
-        also = (model_class._derived_keys & options.keys()) - known
-        derived = {key: options.pop(key) for key in also}
-        options |= overrides
-        if unknown := sorted(options.keys() - known):
+        given = {k: v for k, v in config.items() if not k.startswith("_") and k != "auto_map"}
+        given |= overrides
+        try:
+            model = model_class(**{key: value for key, value in given.items() if key in known})
+        except (TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise ValueError(f"{model_class.__name__} cannot be built: {reason}") from error
+        others = given.keys() - known
+        if unknown := sorted(others - model.config.keys()):
             raise ValueError(
                 f"{model_class.__name__} has no config key {', '.join(map(repr, unknown))}; "
                 f"known: {', '.join(sorted(known))}"
             )
-        try:
-            model = model_class(**options)
-        except (TypeError, RuntimeError, ArithmeticError, LookupError, MemoryError) as error:
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise ValueError(f"{model_class.__name__} cannot be built: {reason}") from error
-        for key in () if overrides else derived.keys() - {"auto_map"}:
-            if json.dumps(derived[key]) != json.dumps(own := model.config.get(key)):
+        for key in () if overrides else sorted(others):
+            if json.dumps(given[key]) != json.dumps(own := model.config[key]):
                 raise ValueError(
-                    f"config key {key!r} is {derived[key]}, but {own} follows from the model's "
+                    f"config key {key!r} is {given[key]}, but {own} follows from the model's "
                     "own keys: change those, and leave it out"
                 )
         return model
@@ -139,16 +132,14 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either side
                 alone has classes, and warn.
             dtype: Type of the parameters, also as ``torch_dtype``; None keeps float32.
-            variant: Which file of weights of a folder, ``fp16`` for one called
-                diffusion_pytorch_model.fp16.safetensors. None is the one without a variant, or the
-                only one.
+            variant: Which weights of a folder: ``fp16`` for those whose name says .fp16., None for
+                those without a variant, or the only ones.
             device_map: A device for the whole model, or ``auto``, the accelerator if there is one.
             output_loading_info: Give the model and a dict of lists: ``missing_keys``, which start
                 fresh, ``unexpected_keys``, passed over, ``mismatched_keys`` and ``error_msgs``.
             subfolder: Folder inside ``path`` that holds config.json.
-            model_name: Registered name of the size of a public file, which has no config; passed
-                over where there is one. The rest is read off the shapes; a file called DiT...
-                predicts ``epsilon``, any other ``velocity``.
+            model_name: Registered name of the size of a public file, which has no config. The rest
+                is read off the shapes; a file called DiT... predicts ``epsilon``, not ``velocity``.
             overrides: Config keys that win over all that. Of a velocity network,
                 ``average_velocity=True`` for weights without it adds a fresh embedder of the end
                 time, and ``text_encoder`` fresh parameters that read texts; neither changes
@@ -156,45 +147,65 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             others: revision, token, cache_dir, local_files_only and force_download, of the hub, and
                 diffusers' ways to save memory and time while it loads, which change no result.
 
-        Weights that do not fit, no config, or a word that is none of these, are a ValueError; a
-        local path that does not exist is a FileNotFoundError.
+        Weights that do not fit, no config, and unknown words are a ValueError, a local path that
+        does not exist is a FileNotFoundError.
         """
         dtype, device = dtype or torch_dtype, _one_device(device_map)
         if dtype is not None and not isinstance(dtype, torch.dtype):
             raise ValueError(f"dtype must be a torch.dtype such as torch.float16, got {dtype!r}")
         # Where the weights are, and what describes them.
         source = find_weights(path, subfolder, _hub_options(others), cls.describes)
-        if source.is_dir():
-            weights, embedded = read_folder(source, variant)
-        elif variant:
-            raise ValueError(f"variant {variant!r} of {source}: only folders have variants")
-        else:
-            weights, embedded = read_checkpoint_weights(source, or_public=cls._reads_public_files)
+        weights, embedded, config, place = cls._read(source, variant, model_config, model_name)
         overrides = overrides or {}
-        if embedded is None and model_config is None and model_name:
-            config, place = cls._config_of_public_file(source, weights, model_name), source
-        else:
-            config, place = cls._config_for(source, embedded, model_config)
         with naming(place):
             model = cls.from_config(config, **overrides)
         # Parts that the model has, and that the weights need not have, start fresh.
         missing = []
-        for is_part, message in model._optional_parts(embedded or {}, overrides):
+        for is_part, message in model._optional_parts(embedded, overrides):
             fresh = {key: value for key, value in model.state_dict().items() if is_part(key)}
             if fresh and not any(map(is_part, weights)):
                 logger.info(message)
                 weights, missing = weights | fresh, [*missing, *fresh]
         with naming(source):
             info = model.load_weights(weights, ignore_mismatched_sizes)
+        info |= {"missing_keys": missing, "error_msgs": []}
         nn.Module.to(model, device, dtype)  # diffusers' own warns about nothing
         if device is not None:
             model.hf_device_map = {"": device}
-        info = {"missing_keys": missing, **info, "error_msgs": []}
         return (model.eval(), info) if output_loading_info else model.eval()
 
     @classmethod
-    def _config_of_public_file(cls, source: Path, weights: StateDict, model_name: str) -> dict:
-        raise ValueError(f"{source} has no config; model_name is for public SiT and DiT files")
+    def _read(
+        cls, source: Path, variant: str | None, model_config: str | None, model_name: str | None
+    ) -> tuple[StateDict, dict, dict, Path]:
+        """Weights, the config that came with them if any, the one that counts, and its file."""
+        if source.is_dir():
+            weights, config, place = *read_folder(source, variant), source / "config.json"
+        elif variant:
+            raise ValueError(f"variant {variant!r} of {source}: only folders have variants")
+        else:
+            is_public = cls._config_of_public_file is not None
+            weights, config = read_checkpoint_weights(source, or_public=is_public)
+            place = source
+        embedded = config or {}
+        if model_config and source.is_dir():
+            raise ValueError(
+                f"model_config {model_config} is of no use to {source}: a Hugging Face folder's "
+                "own config.json counts; leave model_config out"
+            )
+        if model_config:
+            if embedded:  # no config makes another kind of network fit
+                cls._resolve(embedded.get("_class_name"))
+            config, place = read_json(model_config), model_config
+        elif config is None and model_name and is_public:
+            config = cls._config_of_public_file(source, weights, model_name)
+        elif config is None:
+            config, place = config_of(source), source.parent / "config.json"
+        if config is None:
+            also = ", or name the size of a public file: --model_name DiT-XL/2" if is_public else ""
+            what = f"{source} embeds no config and has no config.json beside it"
+            raise ValueError(f"{what}: give model_config{also}")
+        return weights, embedded, config, place
 
     def _optional_parts(
         self, embedded: dict, overrides: dict
@@ -216,28 +227,29 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         passed = [key for key in weights if self._passed_over and self._passed_over.search(key)]
         weights = {key: value for key, value in weights.items() if key not in passed}
         # All that does not fit is told at once.
-        differ = [
-            (key, tuple(weights[key].shape), tuple(own[key].shape))
-            for key in sorted(weights.keys() & own.keys())
-            if weights[key].shape != own[key].shape
-        ]
-        shapes = [f"{key}: {there} in the file, {here} in the model" for key, there, here in differ]
+        sizes = {
+            key: [tuple(side[key].shape) if key in side else "nothing" for side in (weights, own)]
+            for key in sorted(weights.keys() | own.keys())
+        }
+        alone = (weights.keys() ^ own.keys()) - self._resized
+        differ = {k: (a, b) for k, (a, b) in sizes.items() if a != b and k not in alone}
+        shapes = [f"{k}: {a} in the file, {b} in the model" for k, (a, b) in differ.items()]
         problems = {
-            "missing": sorted(own.keys() - weights.keys()),
-            "unexpected": sorted(weights.keys() - own.keys()),
+            "missing": sorted(alone & own.keys()),
+            "unexpected": sorted(alone & weights.keys()),
             "of another shape": [] if ignore_mismatched_sizes else shapes,
         }
         if any(problems.values()):
             text = "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
-            if shapes and not problems["missing"] + problems["unexpected"]:
+            if shapes and not alone:
                 flag = "--ignore_mismatched_sizes (in Python, ignore_mismatched_sizes=True)"
-                text += f"; {flag} starts these afresh"
+                text += f"; add {flag} to start these afresh"
             raise ValueError(f"weights do not fit {type(self).__name__}: {text}")
         if shapes:
             logger.warning("fresh weights kept where shapes differ: %s", listed(shapes))
-            weights = {k: v if v.shape == own[k].shape else own[k] for k, v in weights.items()}
-        self.load_state_dict(weights)
-        return {"unexpected_keys": passed, "mismatched_keys": differ}
+        self.load_state_dict({k: (own if k in differ else weights)[k] for k in own})
+        mismatched = [(key, *both) for key, both in differ.items()]
+        return {"unexpected_keys": passed, "mismatched_keys": mismatched}
 
     def own_config(self) -> dict[str, Any]:
         """The arguments of ``__init__``, which are all that brings the network back."""
@@ -288,24 +300,6 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             raise ValueError(f"the config's _class_name is {name!r}, which is no {cls.__name__}")
         return model_class
 
-    @classmethod
-    def _config_for(
-        cls, source: Path, embedded: dict | None, model_config: str | os.PathLike | None
-    ) -> tuple[dict, Path]:
-        """A checkpoint's config, and its file: ``model_config``, else embedded, else beside it."""
-        if model_config is None and embedded is None:
-            return config_beside(source, cls._no_config), source.parent / "config.json"
-        if model_config is None:
-            return embedded, source / "config.json" if source.is_dir() else source
-        if source.is_dir():
-            raise ValueError(
-                f"model_config {model_config} is of no use to {source}: a Hugging Face folder's "
-                "own config.json counts; leave model_config out"
-            )
-        if embedded and "_class_name" in embedded:
-            cls._resolve(embedded["_class_name"])  # no config makes another kind of network fit
-        return read_json(model_config), Path(model_config)
-
 
 @contextlib.contextmanager
 def naming(file: str | os.PathLike) -> Iterator[None]:
@@ -320,8 +314,8 @@ def naming(file: str | os.PathLike) -> Iterator[None]:
 
 def _hub_options(words: dict[str, Any]) -> dict[str, Any]:
     """Those of the hub among `RegisteredModel.from_pretrained`'s other words, checked."""
-    unasked = {key for key in _NOT_SERVED & words.keys() if not words[key]}
-    if unknown := sorted(words.keys() - _HUB_WORDS - _MEMORY_WORDS - unasked):
+    asked = {key for key, value in words.items() if value or key not in _NOT_SERVED}
+    if unknown := sorted(asked - _HUB_WORDS - _MEMORY_WORDS):
         raise ValueError(
             f"from_pretrained() does not take {', '.join(unknown)}; beside its own arguments it "
             f"knows {', '.join(sorted(_HUB_WORDS | _MEMORY_WORDS))}"
@@ -335,13 +329,11 @@ def _one_device(device_map: str | int | torch.device | dict | None) -> torch.dev
     """The device that diffusers' ``device_map`` puts a whole model on; None is where it is."""
     given = device_map.get("") if isinstance(device_map, dict) else device_map
     if given in ("auto", "balanced", "balanced_low_0", "sequential"):
-        return torch.accelerator.current_accelerator() or torch.device("cpu")
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
-        if given is not None or device_map is None:
-            return None if given is None else torch.device(given)
-    except RuntimeError:
-        pass
-    raise ValueError(
-        f"device_map must be one device, such as 'cuda:0', or 'auto', got {device_map!r}: these "
-        "models are not split"
-    )
+        return None if device_map is None else torch.device(given)
+    except (RuntimeError, TypeError):
+        raise ValueError(
+            f"device_map must be one device, such as 'cuda:0', or 'auto', got {device_map!r}: "
+            "these models are not split"
+        ) from None

@@ -8,19 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wfimagevae.files import fd_path, is_hub_name, read_json, read_torch_file
+from wfimagevae.files import DIFFUSERS, fd_path, is_hub_name, read_json, read_torch_file
 
 StateDict = dict[str, Tensor]
 logger = logging.getLogger(__name__)
 
 _STEM = "diffusion_pytorch_model"
 _WEIGHTS = f"{_STEM}*.safetensors"
-# Without a variant, or with one; the index of several files has it in another place.
-_NAME = re.compile(
-    rf"{_STEM}(\.(?P<before>.+))?\.safetensors(?P<json>\.index(\.(?P<index>.+))?\.json)?"
-)
+_NO_VARIANT = re.compile(rf"{_STEM}|\.safetensors|\.index|\.json")  # the rest of a name says it
 _PART = re.compile(r"-\d+-of-\d+\.safetensors$")
 _WRAPPERS = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # whole parts of a name
 _MAX_LISTED = 10
@@ -52,10 +51,9 @@ def latest_checkpoint(folder: str | os.PathLike) -> Path | None:
     are a ValueError.
     """
     files = sorted(Path(folder).glob("*.ckpt"))
-    steps = {file: re.search(r"\d+$", file.stem) for file in files}
-    numbered = [file for file in files if steps[file]]
+    numbered = [(int(m[0]), file) for file in files if (m := re.search(r"\d+$", file.stem))]
     if numbered:
-        return max(numbered, key=lambda file: int(steps[file].group()))
+        return max(numbered, key=lambda pair: pair[0])[1]
     if len(files) > 1:
         names = ", ".join(file.name for file in files)
         raise ValueError(f"{folder} has several checkpoints without a step: {names}; give one")
@@ -76,39 +74,36 @@ def read_checkpoint_weights(
     path = Path(path)
     if or_public and path.suffix == ".safetensors":
         return bare(_read_safetensors(path), path), None
-    content = read_torch_file(path)
-    if _is_training_checkpoint(content):
+    content, is_trained = _read_content(path)
+    if is_trained:
         if use_ema is None:
             use_ema = os.environ.get("NOT_USE_EMA_MODEL", "0") != "1"
         ema = content.get("ema_state_dict")
         if use_ema and not ema:
             logger.warning("%s has no EMA weights; taking the raw ones", path)
         weights = ema if use_ema and ema else content["state_dict"]["gen_model"]
-        config = content.get("config")
-        if not isinstance(config, dict | None):
-            raise ValueError(f"{path} holds a {type(config).__name__} as its config")
-        return bare(weights, path), config
+        return bare(weights, path), content.get("config")
     # Public files: the average, if there is one beside the raw weights, or the weights alone.
     weights = content.get("ema", content.get("model", content)) if or_public else content
     weights = weights if isinstance(weights, dict) else content
     if or_public and weights and all(isinstance(value, Tensor) for value in weights.values()):
         return bare(weights, path), None
-    what = "not a training checkpoint: no state_dict.gen_model in it"
-    if or_public:
-        what = "no file of weights: neither a state dict nor one as 'ema' or 'model' in it"
-    held = listed(sorted(map(str, weights)))
-    raise ValueError(f"{path} is {what}, but {held or 'nothing'}")
+    also = ", and neither a state dict nor one as 'ema' or 'model'" if or_public else ""
+    held = listed(sorted(map(str, weights))) or "nothing"
+    raise ValueError(f"{path} holds {held}: no state_dict.gen_model of a training{also}")
 
 
-def _is_training_checkpoint(content: dict) -> bool:
-    weights = content.get("state_dict")
-    return isinstance(weights, dict) and "gen_model" in weights
+def _read_content(path: Path) -> tuple[dict, bool]:
+    """What a file of `torch.save` holds, and whether that is a training checkpoint."""
+    content = read_torch_file(path)
+    weights, config = content.get("state_dict"), content.get("config")
+    is_trained = isinstance(weights, dict) and "gen_model" in weights
+    if is_trained and not isinstance(config, dict | None):
+        raise ValueError(f"{path} holds a {type(config).__name__} as its config")
+    return content, is_trained
 
 
 def _read_safetensors(path: Path) -> StateDict:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     try:
         with path.open("rb") as file:
             return load_file(fd_path(file))
@@ -118,8 +113,8 @@ def _read_safetensors(path: Path) -> StateDict:
 
 def read_facts(path: Path, name: str) -> dict | None:
     """What a training checkpoint records under ``name``; None of a public file, or if nothing."""
-    content = {} if path.suffix == ".safetensors" else read_torch_file(path)
-    return content.get(name) if _is_training_checkpoint(content) else None
+    content, is_trained = ({}, False) if path.suffix == ".safetensors" else _read_content(path)
+    return content.get(name) if is_trained else None
 
 
 def read_folder(folder: Path, variant: str | None = None) -> tuple[StateDict, dict]:
@@ -134,12 +129,9 @@ def read_folder(folder: Path, variant: str | None = None) -> tuple[StateDict, di
             f"{folder} holds no model: expected .ckpt files, or config.json and {_WEIGHTS}"
         )
     # By variant, "" for none: the index of several files, or one file.
-    found: dict[str, Path] = {}
-    for file in files:
-        match = _NAME.fullmatch(file.name)
-        if match and not _PART.search(file.name):
-            name = match["before"] or match["index"] or ""
-            found[name] = file if match["json"] else found.get(name, file)
+    whole = [file for file in files if not _PART.search(file.name)]
+    whole.sort(key=lambda file: file.suffix == ".json")
+    found = {_NO_VARIANT.sub("", file.name).lstrip("."): file for file in whole}
     names = [variant] if variant else [""] if "" in found else list(found)
     if len(names) != 1 or names[0] not in found:
         what = f"no variant {variant!r}" if variant else "no weights to choose"
@@ -160,7 +152,8 @@ def read_folder(folder: Path, variant: str | None = None) -> tuple[StateDict, di
     for part in sorted({*places.values()}):
         if not (folder / part).is_file():
             raise ValueError(f"{file} names {part}, which is missing")
-        weights |= {k: v for k, v in _read_safetensors(folder / part).items() if k in places}
+        found = _read_safetensors(folder / part)
+        weights |= {k: v for k, v in found.items() if places.get(k) == part}
     return weights, read_json(config)
 
 
@@ -197,6 +190,8 @@ def find_weights(
 
 
 def _download(name: str, hub_options: dict) -> Path:
+    if name.startswith(DIFFUSERS):
+        raise ValueError(f"{name}: models of diffusers serve to encode and decode, not for this")
     if not is_hub_name(name):
         raise FileNotFoundError(f"{name} does not exist (and is no hub name, user/model)")
     from huggingface_hub import snapshot_download
@@ -226,20 +221,12 @@ def hub_answers(name: str) -> bool:
     return True
 
 
-def config_beside(file: Path, remedy: str = "give model_config") -> dict:
-    """The config.json in the file's folder; ValueError, with a remedy, if there is none."""
-    beside = file.parent / "config.json"
-    if not beside.is_file():
-        raise ValueError(f"{file} embeds no config and has no config.json beside it; {remedy}")
-    return read_json(beside)
-
-
-def has_config(path: str | os.PathLike) -> bool:
-    """Whether a model, as `find_weights` takes it, comes with a config: in it or beside it."""
-    source = find_weights(path)
-    if source.is_dir() or (source.parent / "config.json").is_file():
-        return True
-    return read_facts(source, "config") is not None
+def config_of(source: Path) -> dict | None:
+    """What describes weights, as `find_weights` gives them: in their file or beside it, or None."""
+    is_folder = source.is_dir()
+    config = None if is_folder else read_facts(source, "config")
+    beside = (source if is_folder else source.parent) / "config.json"
+    return read_json(beside) if config is None and beside.is_file() else config
 
 
 def weights_fingerprint(network: nn.Module) -> str:

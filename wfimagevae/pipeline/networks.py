@@ -23,7 +23,7 @@ from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.model.weight_files import config_beside, find_weights, read_facts
+from wfimagevae.model.weight_files import config_of, find_weights
 from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
@@ -46,7 +46,8 @@ class VaeFacts:
         """The configuration that builds it again, with the SPADE that steps so far train."""
         steps = [*pipeline.before(step, "vae"), step]
         has_spade = any(other.settings.train_spade for other in steps)
-        return self.network.own_config() | ({"spade": True} if has_spade else {})
+        own = {} if self.name.startswith(DIFFUSERS) else self.network.own_config()
+        return own | ({"spade": True} if has_spade else {})
 
     def units(self, size: int) -> Units:
         """Values of an image of ``size`` pixels a side, and of its latent."""
@@ -69,11 +70,9 @@ def vae_facts(model: ModelSection) -> VaeFacts:
     model_class = autoencoder_class(name, ("model.vae.pretrained: diffusers:PATH",))
     config = section.config
     if config is None and section.pretrained:
-        source = find_weights(section.pretrained, fits=model_class.describes)
-        if source.is_dir():
-            config = read_json(source / "config.json")
-        else:
-            config = read_facts(source, "config") or config_beside(source)
+        config = config_of(find_weights(section.pretrained, fits=model_class.describes))
+        if config is None:
+            raise ValueError(f"{section.pretrained} has no config: give model.vae.config")
     elif isinstance(config, str):
         config = read_json(config)
     with torch.device("meta"):
@@ -165,6 +164,12 @@ def vae_footprint(
     return footprint
 
 
+def _build(name: str, config: str) -> nn.Module:
+    if name.startswith(DIFFUSERS):
+        return sketch_diffusers(name).network
+    return ModelRegistry.get_model(name).from_config(json.loads(config))
+
+
 # Cached: steps of one size share a dry run, which takes seconds.
 @cache
 def _autoencoder(
@@ -172,8 +177,7 @@ def _autoencoder(
 ) -> tuple[dict[str, int], int]:
     """Parameters of the autoencoder's halves, and the bytes that a forward pass keeps."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        build = ModelRegistry.get_model(name).from_config
-        network = dry(lambda: build(json.loads(config))).train()
+        network = dry(lambda: _build(name, config)).train()
         parts = {half: getattr(network, half) for half in ("encoder", "decoder")}
         for half, part in parts.items():
             part.requires_grad_(half in trained)
@@ -186,7 +190,7 @@ def _autoencoder(
 def _drawing(name: str, config: str, shape: tuple, precision: str) -> int:
     """The bytes that the autoencoder holds while it shows images, or decodes latents."""
     with FakeTensorMode(allow_non_fake_inputs=True):
-        network = dry(lambda: ModelRegistry.get_model(name).from_config(json.loads(config))).eval()
+        network = dry(lambda: _build(name, config)).eval()
         x = torch.empty(shape)
         call = network if shape[1] == 3 else network.decode
         return held_bytes(precision, lambda: call(x))

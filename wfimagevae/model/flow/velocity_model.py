@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
 from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.weight_files import StateDict, bare
+from wfimagevae.model.weight_files import StateDict
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,7 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
     sample_shape: tuple[int, ...]
     takes_text = False  # whether the condition is a dict with a text
     size_multiple: int | None = None  # of height and width of other sizes; None: takes no other
-    _reads_public_files = True
-    _no_config = "put it there, or name the size of a public file: --model_name DiT-XL/2, say"
+    _resized: ClassVar[set[str]] = {"y_embedder.embedding_table.weight"}
 
     @property
     def num_classes(self) -> int:
@@ -181,18 +181,6 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
             effect = "a fresh one changes every result until it is trained" if is_joint else nothing
             parts.append((is_text_weight, f"no reader of texts in the weights; {effect}"))
         return parts
-
-    def load_weights(
-        self, state_dict: StateDict, ignore_mismatched_sizes: bool = False
-    ) -> dict[str, list]:
-        """As `RegisteredModel.load_weights`; mismatched sizes include classes on one side alone."""
-        own, key = self.state_dict(), "y_embedder.embedding_table.weight"
-        state_dict = bare(state_dict)
-        if ignore_mismatched_sizes and (key in own) != (key in state_dict):
-            logger.warning("weights and model differ in having classes; not taken: %s", key)
-            state_dict = {name: value for name, value in state_dict.items() if name != key}
-            state_dict |= {key: own[key]} if key in own else {}
-        return super().load_weights(state_dict, ignore_mismatched_sizes)
 
 
 def is_text_weight(name: str) -> bool:

@@ -7,13 +7,14 @@ Source: Li et al. 2024 (WF-VAE), arXiv:2411.17459, sections 3.2 and 3.3, with im
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from wfimagevae.model.config_values import Depth, Share, Size
+from wfimagevae.model.config_values import Share, Size
 from wfimagevae.model.modeling_aebase import DecoderOutput, EncoderOutput, ImageBaseAE
 from wfimagevae.model.modeling_base import CheckpointedBlocks
 from wfimagevae.model.modules.blocks import (
@@ -29,16 +30,6 @@ from wfimagevae.model.modules.blocks import (
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
 from wfimagevae.model.registry import ModelRegistry
-from wfimagevae.model.vae.tiling import Tiling, pad_to_multiple
-
-__all__ = [
-    "DecoderImage",
-    "EncoderImage",
-    "WFDownBlockImage",
-    "WFUpBlockImage",
-    "WFVAE2ImageModel",
-    "pad_to_multiple",
-]
 
 NUM_BANDS = 12  # LL, LH, HL, HH of three colours
 
@@ -56,7 +47,7 @@ def widened(x: Tensor, weight: Tensor) -> Tensor:
 class WFDownBlockImage(nn.Module):
     """Halves a feature map and joins the next level's Haar bands, ``energy_flow_size`` wide, to it.
 
-    ``num_resblocks`` counts the one after the join too.
+    ``num_resblocks`` counts the one after the join too; ``options`` are those of `ResnetBlock2D`.
     """
 
     def __init__(
@@ -65,19 +56,16 @@ class WFDownBlockImage(nn.Module):
         out_channels: int,
         energy_flow_size: int,
         num_resblocks: int,
-        dropout: float,
-        norm_type: str,
-        activation: str = "silu",
+        **options,
     ):
         super().__init__()
-        options = (dropout, norm_type, activation)
         self.res_block = nn.Sequential(
-            *(ResnetBlock2D(in_channels, in_channels, *options) for _ in range(num_resblocks - 1))
+            *(ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 1))
         )
         self.down = Downsample(in_channels)
         self.wavelet_transform = HaarWaveletTransform2D()
         self.in_flow_conv = nn.Conv2d(NUM_BANDS, energy_flow_size, 3, padding=1)
-        self.out_res_block = ResnetBlock2D(in_channels + energy_flow_size, out_channels, *options)
+        self.out_res_block = ResnetBlock2D(in_channels + energy_flow_size, out_channels, **options)
 
     def forward(self, x: Tensor, coeffs: Tensor) -> tuple[Tensor, Tensor]:
         x = self.down(self.res_block(x))  # (B, C_in, H/2, W/2)
@@ -90,7 +78,8 @@ class WFUpBlockImage(nn.Module):
     """Doubles a feature map and branches off the Haar bands of its level.
 
     Bands add up over the levels to the image, so under autocast they leave in the parameters' type.
-    ``num_resblocks`` counts those before the branch and at the end too.
+    ``num_resblocks`` counts those before the branch and at the end too; ``options`` are those of
+    `ResnetBlock2D`.
     """
 
     def __init__(
@@ -99,25 +88,21 @@ class WFUpBlockImage(nn.Module):
         out_channels: int,
         energy_flow_size: int,
         num_resblocks: int,
-        dropout: float,
-        norm_type: str,
-        activation: str = "silu",
-        latent_dim: int = 0,
+        **options,
     ):
         super().__init__()
-        options = (dropout, norm_type, activation, latent_dim)
         self.widths = [in_channels, energy_flow_size]
-        self.branch_conv = ResnetBlock2D(in_channels, sum(self.widths), *options)
+        self.branch_conv = ResnetBlock2D(in_channels, sum(self.widths), **options)
         self.out_flow_conv = nn.Sequential(
-            ResnetBlock2D(energy_flow_size, energy_flow_size, *options),
+            ResnetBlock2D(energy_flow_size, energy_flow_size, **options),
             nn.Conv2d(energy_flow_size, NUM_BANDS, 3, padding=1),
         )
         self.inverse_wavelet_transform = InverseHaarWaveletTransform2D()
         self.res_block = nn.Sequential(
-            *(ResnetBlock2D(in_channels, in_channels, *options) for _ in range(num_resblocks - 2))
+            *(ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 2))
         )
         self.up = Upsample(in_channels)
-        self.out_res_block = ResnetBlock2D(in_channels, out_channels, *options)
+        self.out_res_block = ResnetBlock2D(in_channels, out_channels, **options)
 
     def forward(
         self, x: Tensor, low: Tensor | None = None, latent: Tensor | None = None
@@ -139,7 +124,10 @@ class WFUpBlockImage(nn.Module):
 
 
 class EncoderImage(CheckpointedBlocks):
-    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first."""
+    """Image (B, 3, H, W) to moments (B, 2 C, H/8, W/8) and Haar coefficients, finest first.
+
+    ``options`` are those of `ResnetBlock2D`.
+    """
 
     def __init__(
         self,
@@ -147,20 +135,20 @@ class EncoderImage(CheckpointedBlocks):
         base_channels: Sequence[int],
         num_resblocks: int,
         energy_flow_size: int,
-        dropout: float,
-        norm_type: str,
         mid_layers_type: Sequence[str],
+        norm_type: str,
         activation: str = "silu",
+        **options,
     ):
         super().__init__()
-        options = (dropout, norm_type, activation)
+        options |= {"norm_type": norm_type, "activation": activation}
         self.wavelet_transform_in = HaarWaveletTransform2D()
         self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList(
-            WFDownBlockImage(*widths, energy_flow_size, num_resblocks, *options)
+            WFDownBlockImage(*widths, energy_flow_size, num_resblocks, **options)
             for widths in pairwise(base_channels)
         )
-        self.mid = _build_mid(mid_layers_type, base_channels[-1], *options)
+        self.mid = _build_mid(mid_layers_type, base_channels[-1], **options)
         self.norm_out = build_norm(norm_type, base_channels[-1])
         self.activation_out = build_activation(activation, base_channels[-1])
         self.conv_out = nn.Conv2d(base_channels[-1], 2 * latent_dim, 3, padding=1)
@@ -181,25 +169,24 @@ class EncoderImage(CheckpointedBlocks):
 class DecoderImage(CheckpointedBlocks):
     """Latent (B, C, H/8, W/8) to image (B, 3, H, W) and coefficients, coarsest first."""
 
-    def __init__(  # noqa: PLR0913 - the model's own list
+    def __init__(
         self,
         latent_dim: int,
         base_channels: Sequence[int],
         num_resblocks: int,
         energy_flow_size: int,
-        dropout: float,
-        norm_type: str,
         mid_layers_type: Sequence[str],
-        activation: str = "silu",
+        norm_type: str,
         spade: bool = False,
+        **options,
     ):
         super().__init__()
-        options = (dropout, norm_type, activation, latent_dim if spade else 0)
+        options |= {"norm_type": norm_type, "latent_dim": latent_dim if spade else 0}
         widths = base_channels[::-1]
         self.conv_in = nn.Conv2d(latent_dim, widths[0], 3, padding=1)
-        self.mid = _build_mid(mid_layers_type, widths[0], *options)
+        self.mid = _build_mid(mid_layers_type, widths[0], **options)
         self.up_blocks = nn.ModuleList(
-            WFUpBlockImage(*pair, energy_flow_size, num_resblocks, *options)
+            WFUpBlockImage(*pair, energy_flow_size, num_resblocks, **options)
             for pair in pairwise(widths)
         )
         self.norm_out = build_norm(norm_type, widths[-1])
@@ -227,23 +214,13 @@ class DecoderImage(CheckpointedBlocks):
 
 
 def _build_mid(
-    layer_types: Sequence[str],
-    channels: int,
-    dropout: float,
-    norm_type: str,
-    activation: str,
-    latent_dim: int = 0,
+    layer_types: Sequence[str], channels: int, norm_type: str, latent_dim: int = 0, **options
 ) -> nn.Sequential:
-    options = (dropout, norm_type, activation, latent_dim)
+    options |= {"norm_type": norm_type, "latent_dim": latent_dim}
     builders = {
-        "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, *options),
+        "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, **options),
         "AttnBlock2D": lambda: AttnBlock2D(channels, norm_type, latent_dim),
     }
-    for name in layer_types:
-        if name not in builders:
-            raise ValueError(
-                f"mid_layers_type: unknown layer {name!r}; use one of {', '.join(builders)}"
-            )
     return nn.Sequential(*(builders[name]() for name in layer_types))
 
 
@@ -271,14 +248,18 @@ class WFVAE2ImageModel(ImageBaseAE):
         latent_dim: Size = 8,
         base_channels: Sequence[Size] = (128, 256, 512),
         decoder_base_channels: Sequence[Size] | None = None,
-        encoder_num_resblocks: Depth = 2,
+        encoder_num_resblocks: Annotated[int, 1, 1000] = 2,
         encoder_energy_flow_size: Size = 128,
-        decoder_num_resblocks: Depth = 2,
+        decoder_num_resblocks: Annotated[int, 2, 1000] = 2,
         decoder_energy_flow_size: Size = 128,
         dropout: Share = 0.0,
         norm_type: str = "layernorm",
-        layer_res_type: Sequence[str] = ("ResnetBlock2D", "ResnetBlock2D"),
-        mid_layers_type: Sequence[str] = ("ResnetBlock2D", "AttnBlock2D", "ResnetBlock2D"),
+        layer_res_type: Sequence[Literal["ResnetBlock2D"]] = ("ResnetBlock2D", "ResnetBlock2D"),
+        mid_layers_type: Sequence[Literal["ResnetBlock2D", "AttnBlock2D"]] = (
+            "ResnetBlock2D",
+            "AttnBlock2D",
+            "ResnetBlock2D",
+        ),
         scale: Sequence[float] | None = None,
         shift: Sequence[float] | None = None,
         activation: str = "silu",
@@ -287,42 +268,24 @@ class WFVAE2ImageModel(ImageBaseAE):
         super().__init__()
         decoder_base_channels = decoder_base_channels or base_channels
         num_levels = len(base_channels)
-        if not num_levels == len(decoder_base_channels) >= 2:
+        if not num_levels == len(decoder_base_channels) == len(layer_res_type) + 1 >= 2:
             raise ValueError(
                 "base_channels and decoder_base_channels need the same number of levels, at least "
-                f"2, got {list(base_channels)} and {list(decoder_base_channels)}"
-            )
-        if len(layer_res_type) != num_levels - 1 or set(layer_res_type) != {"ResnetBlock2D"}:
-            raise ValueError(
-                f"layer_res_type must be {num_levels - 1} times 'ResnetBlock2D' for "
-                f"{num_levels} levels, got {list(layer_res_type)}"
-            )
-        if encoder_num_resblocks < 1 or decoder_num_resblocks < 2:
-            raise ValueError(
-                "encoder_num_resblocks must be at least 1 and decoder_num_resblocks at least 2, "
-                f"got {encoder_num_resblocks} and {decoder_num_resblocks}"
+                "2, and layer_res_type one entry less, got "
+                f"{list(base_channels)}, {list(decoder_base_channels)} and {list(layer_res_type)}"
             )
         # Two halves of the same parts; the decoder may be wider, or modulated.
-        common = (dropout, norm_type, mid_layers_type, activation)
-        self.encoder = EncoderImage(
-            latent_dim, base_channels, encoder_num_resblocks, encoder_energy_flow_size, *common
-        )
-        self.decoder = DecoderImage(
-            latent_dim,
-            decoder_base_channels,
-            decoder_num_resblocks,
-            decoder_energy_flow_size,
-            *common,
-            spade,
-        )
+        common = {"mid_layers_type": mid_layers_type, "dropout": dropout}
+        common |= {"norm_type": norm_type, "activation": activation}
+        encoder = base_channels, encoder_num_resblocks, encoder_energy_flow_size
+        decoder = decoder_base_channels, decoder_num_resblocks, decoder_energy_flow_size
+        self.encoder = EncoderImage(latent_dim, *encoder, **common)
+        self.decoder = DecoderImage(latent_dim, *decoder, spade=spade, **common)
         self.register_to_config(decoder_base_channels=decoder_base_channels)
         self.set_latent_statistics(shift, scale)
+        self.spatial_factor = 2**num_levels
         self.use_tiling = self.use_slicing = False  # diffusers' names
         self.to(memory_format=torch.channels_last)
-
-    @property
-    def spatial_factor(self) -> int:
-        return 2 ** len(self.config.base_channels)
 
     @property
     def last_layer(self) -> Tensor:
@@ -382,13 +345,3 @@ class WFVAE2ImageModel(ImageBaseAE):
         for block in (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks):
             # Two blocks of one class differ in size: no reason to compile for any size.
             block.compile(mode=mode, dynamic=False)
-
-    def enable_tiling(self, tile_size: int = 512, overlap: int = 128) -> None:
-        """From here on takes images larger than a tile apart and blends the parts' results.
-
-        Sizes are in image pixels; neighbours share at least ``overlap``. Memory then depends on the
-        tile, not on the image. `extra_output` is None, and results differ slightly: attention,
-        SPADE's resizing and the borders of convolutions see one tile.
-        """
-        self.tiling = Tiling.from_pixels(tile_size, overlap, self.spatial_factor)
-        self.use_tiling = True

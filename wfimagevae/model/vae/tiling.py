@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,20 +18,20 @@ class Tiling:
     overlap: int
 
     @classmethod
-    def from_pixels(cls, tile_size: int, overlap: int, factor: int) -> "Tiling":
-        """Tiling of images whose latents are ``factor`` times smaller; sizes in pixels."""
-        if tile_size % factor or overlap % factor:
+    def from_pixels(cls, tile_size: int, overlap: int | None, factor: int) -> "Tiling":
+        """Tiling of images whose latents are ``factor`` times smaller; sizes in pixels.
+
+        An overlap of None is 128 pixels, or half of a smaller tile. ValueError for what is no
+        multiple of the factor, and for an overlap of more than half of the tile.
+        """
+        if overlap is None:
+            overlap = min(128, tile_size // 2 // factor * factor)
+        if tile_size % factor or overlap % factor or not 0 < overlap <= tile_size // 2:
             raise ValueError(
-                f"tile_size and overlap must be multiples of {factor}, got {tile_size}, {overlap}"
-            )
-        if not 0 < overlap <= tile_size // 2:
-            raise ValueError(
-                f"overlap must be in 1..{tile_size // 2}, half of the tile, got {overlap}"
+                f"tile_size must be a multiple of {factor} and at least {2 * factor}, got "
+                f"{tile_size}, and the overlap one of at most half of it, got {overlap}"
             )
         return cls(tile_size // factor, overlap // factor)
-
-    def applies(self, height: int, width: int) -> bool:
-        return max(height, width) > self.size
 
     def run(self, function: Callable[[Tensor], Tensor], x: Tensor, factors: tuple) -> Tensor:
         """Applies ``function`` to each tile of ``x``, (B, C, H, W), and blends the results.
@@ -57,8 +58,8 @@ class Tiling:
 
     def _window(self, top: int, left: int, scale: int) -> tuple[slice, slice]:
         """The tile's rows and columns; slicing cuts it where the image is smaller."""
-        ends = (top + self.size) * scale, (left + self.size) * scale
-        return slice(top * scale, ends[0]), slice(left * scale, ends[1])
+        rows, columns = (slice(n * scale, (n + self.size) * scale) for n in (top, left))
+        return rows, columns
 
     def _starts(self, length: int) -> list[int]:
         """First positions of the fewest tiles that cover ``length``, evenly spread."""
@@ -75,18 +76,13 @@ class Tiling:
         context, and its weight grows linearly over the half after that.
         """
         position = (torch.arange(length * scale) + 0.5) / scale  # in latent pixels
-        margin, ramp = self.overlap / 4, self.overlap / 2
-        # Edges of the image are no seams.
-        rows = []
-        for start in starts:
-            end = start + self.size
-            depth = torch.full_like(position, torch.inf)  # distance to the nearest seam
-            if start > 0:
-                depth = position - start
-            if end < length:
-                depth = torch.minimum(depth, end - position)
-            rows.append(((depth - margin) / ramp).clamp(0.0, 1.0))
-        weights = torch.stack(rows)
+        start = torch.tensor(starts)[:, None]
+        end = start + self.size
+        # Distance to the nearest seam; edges of the image are none.
+        before = torch.where(start > 0, position - start, torch.inf)
+        after = torch.where(end < length, end - position, torch.inf)
+        depth = torch.minimum(before, after)  # (tiles, length * scale)
+        weights = ((depth - self.overlap / 4) / (self.overlap / 2)).clamp(0.0, 1.0)
         return weights / weights.sum(0)
 
 
@@ -96,13 +92,8 @@ def pad_to_multiple(x: Tensor, multiple: int = 8) -> tuple[Tensor, tuple[int, in
     Gives the padded images, and (H, W) to crop results back to.
     """
     height, width = x.shape[-2:]
-    rows = _reflected(height, -height % multiple).to(x.device)
-    columns = _reflected(width, -width % multiple).to(x.device)
+    rows, columns = (
+        torch.from_numpy(np.pad(np.arange(side), (0, -side % multiple), "reflect")).to(x.device)
+        for side in (height, width)
+    )
     return x[..., rows, :][..., columns], (height, width)
-
-
-def _reflected(length: int, extra: int) -> Tensor:
-    """Positions 0 ... length - 1, then back and forth for ``extra`` more."""
-    period = max(2 * length - 2, 1)
-    position = torch.arange(length + extra) % period
-    return torch.minimum(position, period - position)
