@@ -101,8 +101,5 @@ def test_set_without_captions_goes_with_one_that_has_them(sets):
 def test_sets_that_do_not_go_together_are_refused(sets):
     parts = sets(3, 3)
     refused("same sample_shape", Mixture, [parts[0], CropDataset(parts[1].images, CropRules(6))])
-    for bad in (0, -1, float("nan"), float("inf")):
-        refused("numbers above 0, got", Mixture, parts, (1, bad))
-    for few in ((1, 1e-7), (1e-7, 1)):  # would never be drawn
-        refused("count in millionths", Mixture, parts, few)
-    refused("as many weights", Mixture, parts, (1, 2, 3))
+    for few in ((1, 0), (1, -1), (1, 1e-7), (1e-7, 1)):  # would never be drawn
+        refused("at least a millionth", Mixture, parts, few)

@@ -1,7 +1,6 @@
 """Several data sets in one run, dealt by their weights."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -30,8 +29,6 @@ class Mixture(FlowData):
     def __init__(
         self, parts: Sequence[FlowData], weights: Sequence[float] | None = None, block_size: int = 1
     ):
-        if weights is not None and len(weights) != len(parts):
-            raise ValueError(f"{len(parts)} data sets need as many weights, got {len(weights)}")
         self.parts, self.block_size = list(parts), block_size
         first = self.parts[0]
         for part, name in itertools.product(
@@ -96,13 +93,11 @@ class Mixture(FlowData):
 
 
 def _shares(weights: Sequence[float]) -> list[Fraction]:
-    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ValueError(f"weights of data sets must be numbers above 0, got {list(weights)}")
     shares = [Fraction(weight).limit_denominator(_PRECISION) for weight in weights]
-    if not all(shares):
+    if min(shares) <= 0:
         raise ValueError(
-            f"weights of data sets count in millionths, one of {list(weights)} is nothing: "
-            "multiply them all by the same number, or leave the set out"
+            f"weights of data sets are at least a millionth, got {list(weights)}: multiply them "
+            "all by the same number, or leave the set out"
         )
     return shares
 

@@ -64,8 +64,6 @@ class ShuffledOrder(Order):
         self._epochs: dict[int, np.ndarray] = {}
 
     def index(self, position: int) -> int:
-        if position < 0:
-            raise ValueError(f"a data position is 0 or more, got {position}")
         epoch, i = divmod(position, self.num_items)
         items = lambda: shuffled(self.num_items, self.seed, "epoch", epoch)  # noqa: E731
         return int(recent(self._epochs, epoch, items)[i])

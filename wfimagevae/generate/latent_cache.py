@@ -3,6 +3,7 @@
 The statistics turn latents into inputs of mean 0 and variance 1 for a flow.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -100,28 +101,26 @@ class LatentCache:
         that this process met in this run; those of shards found whole are counted in the record
         only. Latents that are not finite, or no readable image, are a ValueError.
         """
-        with sole_writer(self.folder, world.is_main):
-            return self._run(world)
-
-    def _run(self, world: World) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-        # One process sees what is missing, all share it out, one writes the record of all.
-        missing = broadcast_object(self._prepare() if world.is_main else None)
-        # One loader reads all batches ahead, also across shards.
-        size, step = self.options.shard_size, self.options.batch_size
-        batches = {}
-        for number in missing[world.rank :: world.size]:
-            end = min((number + 1) * size, len(self.images))
-            starts = range(number * size, end, step)
-            batches[number] = [list(range(i, min(i + step, end))) for i in starts]
-        flat = [batch for parts in batches.values() for batch in parts]
-        loader = iter(batch_loader(self.images, flat, self.options.num_workers))
-        unreadable, total = [], sum(map(len, flat))
-        is_quiet = not (world.is_main and total)
-        with tqdm(total=total, unit="img", desc="encode", disable=is_quiet) as bar:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(sole_writer(self.folder, world.is_main))
+            # One process sees what is missing, all share it out, one writes the record of all.
+            missing = broadcast_object(self._prepare() if world.is_main else None)
+            # One loader reads all batches ahead, also across shards.
+            size, step = self.options.shard_size, self.options.batch_size
+            batches = {}
+            for number in missing[world.rank :: world.size]:
+                own = range(len(self.images))[number * size : (number + 1) * size]
+                batches[number] = [list(own[i : i + step]) for i in range(0, len(own), step)]
+            flat = [batch for parts in batches.values() for batch in parts]
+            loader = batch_loader(self.images, flat, self.options.num_workers)
+            unreadable, total = [], sum(map(len, flat))
+            is_quiet = not (world.is_main and total)
+            bar = tqdm(total=total, unit="img", desc="encode", disable=is_quiet)
+            stack.enter_context(bar)
             for number, parts in batches.items():
                 unreadable += self._write_shard(number, islice(loader, len(parts)), bar)
-        barrier()
-        return broadcast_object(self._finish() if world.is_main else None), unreadable
+            barrier()
+            return broadcast_object(self._finish() if world.is_main else None), unreadable
 
     def _plan(self) -> dict[str, Any]:
         """What makes shards parts of one cache; batches, ranks, workers and paths may differ."""

@@ -32,7 +32,7 @@ def manifest(noise_files):
 def pictures(dataset, count):
     """The different pictures, each with its label."""
     samples = map(dataset.__getitem__, range(count))
-    return {(sample["image"].numpy().tobytes(), sample["label"]) for sample in samples}
+    return {(sample["image"].numpy().tobytes(), int(sample["label"])) for sample in samples}
 
 
 def test_class_is_the_first_folder_in_sorted_order(classes):
@@ -103,4 +103,4 @@ def test_bad_lines_and_labels_of_the_wrong_kind_are_named(classes, manifest):
         refused(message, TrainImageDataset, manifest(*labels), 8, labels=kind)
     refused("it is a folder; use 'folder'", TrainImageDataset, classes, 8, labels="manifest")
     refused("it is a manifest; use 'manifest'", TrainImageDataset, manifest(0), 8, labels="folder")
-    refused("unknown labels 'folders'", TrainImageDataset, classes, 8, labels="folders")
+    refused("'none', 'folder' or 'manifest'", TrainImageDataset, classes, 8, labels="folders")

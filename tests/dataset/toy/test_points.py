@@ -3,7 +3,6 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.refusals import refused
 from wfimagevae.dataset import PointDataset, TrainLoader
 from wfimagevae.dataset.toy.points import DISTRIBUTIONS
 
@@ -81,8 +80,3 @@ def test_rings_have_three_radii_and_moons_are_each_others_half_turn():
     for axis in range(2):
         assert stats.ks_2samp(upper[:, axis], lower[:, axis]).pvalue > 1e-3
     assert upper[:, 1].mean() > 0.3 > -0.3 > -lower[:, 1].mean()
-
-
-def test_bad_options_are_refused():
-    refused("unknown 2-D set", PointDataset, "circles")
-    refused("unknown split", PointDataset, "moons", split="valid")

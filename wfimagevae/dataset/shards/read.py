@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -169,7 +169,7 @@ def open_shards(
         kind, _, field = options.wds_caption_key.partition(":")
         sizes = np.concatenate([index.sizes(kind)[part["row"]] for index, part in pairs])
         found = texts(kind)
-        contents = ((found[i], int(size)) for i, size in enumerate(sizes))
+        contents = zip(found, sizes.tolist(), strict=True)
         lines = readable(functools.partial(_captions, field), contents, images.name)
         samples.captions = CaptionTable(lines, wanted.captions.prefix)
         if not wanted.may_lack_captions:
@@ -251,31 +251,21 @@ def _record(text: bytes) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def _values(texts: PackedTexts, key: str) -> Iterator[Any]:
-    """What a key of the options means for each sample: a text, or a field of an object."""
-    _, colon, name = key.partition(":")
-    for text in map(texts.__getitem__, range(len(texts))):
-        if colon:
-            yield _record(text).get(name)
-        else:
-            yield text.decode(codec_of(text), "replace").removeprefix("\ufeff")
-
-
 def _label_values(
     texts: Callable[[str], PackedTexts], options: StreamOptions, class_names: Sequence[str] | None
 ) -> list[Any]:
     """The label of each sample, None where it has none; texts are numbers if all of them are."""
-    key = options.wds_label_key
-    values = list(_values(texts(key), key))
-    if ":" in key:
-        return values
-    values = [text.strip() or None for text in values]
+    _, colon, field = options.wds_label_key.partition(":")
+    found = texts(options.wds_label_key)
+    if colon:
+        return [_record(text).get(field) for text in found]
+    values = [text.decode(codec_of(text), "replace") for text in found]
+    values = [value.removeprefix("\ufeff").strip() or None for value in values]
     if not any(values) or not all(_NUMBER.fullmatch(value) for value in values if value):
         return values
     # The names of numbered classes where `ShardWriter` wrote them; numbers without names stay.
     values = [int(value) if value else None for value in values]
-    records = texts(options.wds_json_key)
-    names = [_written_class(records[i]) for i in range(len(records))]
+    names = map(_written_class, texts(options.wds_json_key))
     pairs = list(zip(values, names, strict=True))
     if class_names is None and all(name in (None, str(value)) for value, name in pairs):
         return values

@@ -76,10 +76,6 @@ class PointDataset(FlowData):
     data_key, sample_shape = "point", (2,)
 
     def __init__(self, name: str, seed: int = 1234, num_items: int = 100_000, split: str = "train"):
-        if name not in DISTRIBUTIONS:
-            raise ValueError(f"unknown 2-D set {name!r}; use {', '.join(DISTRIBUTIONS)}")
-        if split not in ("train", "test"):
-            raise ValueError(f"unknown split {split!r}; use train or test")
         self.name, self.seed, self.num_items = name, seed, num_items
         self._draw, names = DISTRIBUTIONS[name]
         self.class_names = list(names)
