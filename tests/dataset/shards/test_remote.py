@@ -285,11 +285,11 @@ def test_what_a_killed_process_left_half_fetched_is_removed(tmp_path, server, fe
     shard = ShardFile(f"{server.url}/s-000.tar", [])
     path = store.path(shard)
     path.parent.mkdir()
-    (path.parent / f".{path.name}.x7ab").write_bytes(b"half")
-    (path.parent / ".other.tar.x7ab").write_bytes(b"of another")  # which may still be under way
+    (path.parent / f".{path.name}.x7ab.tmp").write_bytes(b"half")
+    (path.parent / ".other.tar.x7ab.tmp").write_bytes(b"of another")
     os.close(store.open(shard))
     left = sorted(file.name for file in path.parent.iterdir())
-    assert left == sorted([".other.tar.x7ab", f".{path.name}.lock", path.name])
+    assert left == sorted([".other.tar.x7ab.tmp", f".{path.name}.lock", path.name])
 
 
 def test_names_of_any_alphabet_are_fetched(tmp_path, server, fetch):

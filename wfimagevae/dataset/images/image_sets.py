@@ -152,14 +152,11 @@ def measured_sizes(
         # Measure the others, and again what could not be read: it may be by now.
         unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
         if len(unknown):
-            chunks = [
-                [paths[i] for i in unknown[first : first + _CHUNK]]
-                for first in range(0, len(unknown), _CHUNK)
-            ]
+            parts = np.array_split(unknown, -(-len(unknown) // _CHUNK))
+            chunks = [[paths[i] for i in part] for part in parts]
             bar = {"unit": "image", "unit_scale": _CHUNK}
-            sizes[unknown] = np.concatenate(
-                list(in_processes(_measured, chunks, "measure images", **bar))
-            )
+            measured = in_processes(_measured, chunks, "measure images", **bar)
+            sizes[unknown] = np.concatenate(list(measured))
             arrays = dict(zip(names, (ids, stamps, sizes), strict=True))
             cache.save(images.root, _SIZES_VERSION, arrays)
     return sizes

@@ -126,21 +126,21 @@ def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
         raise ValueError(
             f"{manifest} is an image; give a folder of images or a JSON-lines manifest"
         )
-    keys = f"{', '.join(MANIFEST_KEYS[:-1])} or {MANIFEST_KEYS[-1]}"
     for where, record, text in json_lines(manifest):
-        values = [record.get(key) for key in MANIFEST_KEYS] if isinstance(record, dict) else []
-        paths = [v for v in values if isinstance(v, str) and v and _is_path(v)]
-        if not paths:
+        values = map(record.get, MANIFEST_KEYS) if isinstance(record, dict) else ()
+        path = next(filter(_is_path, values), None)
+        if path is None:
             raise ValueError(
-                f"{where}: expected an object with a path under {keys}, got {text:.80}"
+                f"{where}: expected an object with a path under {', '.join(MANIFEST_KEYS)}, got "
+                f"{text:.80}"
             )
-        yield where, paths[0], record
+        yield where, path, record
 
 
-def _is_path(text: str) -> bool:
+def _is_path(value: Any) -> bool:
     try:
-        return b"\0" not in os.fsencode(text) and not text.startswith("pipe:")
-    except UnicodeEncodeError:  # half a pair of surrogates, which JSON can hold
+        return bool(value) and b"\0" not in os.fsencode(value) and not value.startswith("pipe:")
+    except (TypeError, UnicodeEncodeError):  # half a pair of surrogates, which JSON can hold
         return False
 
 
@@ -220,16 +220,14 @@ def _list(path: str, stamp: list[int]) -> list:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            is_image = entry.name.lower().endswith(EXTENSIONS)
-            if entry.is_symlink():
-                # Where a link leads can change without a trace here: `_scan` looks each time.
-                is_folder = not is_image or os.path.isdir(entry.path)
-            else:
-                is_folder = entry.is_dir()
-            if is_folder:
+            name, is_link = entry.name.lower(), entry.is_symlink()
+            is_image = name.endswith(EXTENSIONS)
+            is_folder = os.path.isdir(entry.path) if is_link else entry.is_dir()
+            # Where a link leads can change without a trace here: `_scan` looks each time.
+            if is_folder or (is_link and not is_image):
                 folders.append(entry.name)
             elif is_image:
                 images.append(entry.name)
-            if not is_image and _IMAGE_LIKE.fullmatch(entry.name.lower()) and not entry.is_dir():
-                left_out[os.path.splitext(entry.name)[1].lower()] += 1
+            if not (is_folder or is_image) and _IMAGE_LIKE.fullmatch(name):
+                left_out[os.path.splitext(name)[1]] += 1
     return [stamp if is_settled else None, images, folders, left_out]

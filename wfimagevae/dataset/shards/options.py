@@ -2,15 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator
+from pydantic import Field
 
 from wfimagevae.options import Count, Integer, Natural, Options, Switch, option
-
-
-def _check_quality(value: int) -> int:
-    if value > 100:
-        raise ValueError(f"a quality is 1 to 100, got {value}")
-    return value
 
 
 class WriteOptions(Options):
@@ -24,7 +18,7 @@ class WriteOptions(Options):
     format: Literal["keep", "jpg", "png", "webp"] = option(
         "keep", "keep copies files as they are, but for those that are shrunk"
     )
-    quality: Annotated[Count, AfterValidator(_check_quality)] = option(
+    quality: Annotated[Count, Field(le=100)] = option(
         95, "of jpg and webp files that are encoded anew, 1 to 100", "Q"
     )
     shuffle: Switch = option(True, "mix the order of images, else it is that of their paths")

@@ -125,10 +125,6 @@ class ShardStore:
                 with FileLock(target.with_name(f".{target.name}.lock")):
                     handle = _open_copy(target)  # another process fetched it meanwhile
                     if handle is None:
-                        # What a process that was killed left half fetched.
-                        for path in target.parent.glob(f".{target.name}.*"):
-                            if path.suffix != ".lock":
-                                path.unlink(missing_ok=True)
                         fetch = functools.partial(self._fetch, shard, target)
                         handle = self._retried(fetch, shard.source)
                         self._make_room(target)
