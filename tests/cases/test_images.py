@@ -15,7 +15,7 @@ from PIL import Image
 
 from scripts import eval_generation, eval_image
 from tests.refusals import refused
-from wfimagevae.dataset.images import decode, index
+from wfimagevae.dataset.images import decode, image_sets, index
 from wfimagevae.dataset.images.crop_dataset import CropRules, TrainImageDataset
 from wfimagevae.dataset.images.decode import UnreadableImage, image_size, open_rgb
 from wfimagevae.dataset.images.image_sets import measured_sizes
@@ -195,8 +195,8 @@ def test_cache_of_another_structure_is_made_anew(tmp_path, caplog, content):
     lists.save(root, index._CACHE_VERSION, {"folders": json_array(content)})
     images = index_images(root, place)
     one = np.zeros(1, np.uint64)
-    for kept in ({}, {"ids": one}, {"ids": one, "stamps": one, "sizes": one}):
-        sizes.save(root, 2, kept)
+    for kept in ({}, {"ids": one}, {"ids": one, "sizes": one}):
+        sizes.save(root, image_sets._SIZES_VERSION, kept)
         assert measured_sizes(images, place).tolist() == [[48, 32]]
     assert sum("are unusable" in record.getMessage() for record in caplog.records) >= 4
 

@@ -3,7 +3,14 @@ import torch
 
 from tests.dataset.conftest import draw
 from tests.refusals import refused
-from wfimagevae.dataset import CropDataset, CropRules, Mixture, TrainImageDataset, TrainLoader
+from wfimagevae.dataset import (
+    CropDataset,
+    CropRules,
+    FlowData,
+    Mixture,
+    TrainImageDataset,
+    TrainLoader,
+)
 from wfimagevae.dataset.text.captions import CaptionTable
 
 
@@ -20,11 +27,10 @@ def sets(flat_folder):
     return make
 
 
-class Counted:
+class Counted(FlowData):
     """Stands for a data set of which nothing is read."""
 
-    data_key, sample_shape, num_classes, class_names = "point", (2,), 0, ()
-    has_captions, seed = False, 1
+    data_key, sample_shape, class_names, seed = "point", (2,), [], 1
 
     def __len__(self):
         return 9

@@ -169,7 +169,7 @@ def test_options_that_cannot_be_met_are_errors(options, build, shards):
     sources = [shards([3])]
     for flag, message in (
         ({"reduced_min_sizes": [4]}, "--train_crop native never does"),
-        ({"use_manifest": True}, "means shards, not a manifest"),
+        ({"use_manifest": True}, "is no file; drop the flag"),
         ({"aspect_buckets": 4, "min_image_size": 99}, "leave none of 3 images"),
         ({"wds_image_key": "tif"}, "set --wds_image_key"),
         ({"wds_shuffle_shards": 0}, "wds_shuffle_shards: 0 is not a whole number of at least 1"),

@@ -252,7 +252,7 @@ class TrainLoader(Batches):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the data stands: the next position that no rank has drawn, and of which order."""
-        facts = dict(getattr(self.dataset, "order_facts", {}))
+        facts = dict(self.dataset.order_facts)
         position = self._begin + self._taken * self._step
         state = {"position": position, "seed": self.dataset.seed}
         return state | {"num_images": len(self.dataset)} | ({"order": facts} if facts else {})

@@ -50,7 +50,7 @@ class Mixture(FlowData):
         # Facts are told apart where sets differ; the weights are those of all.
         facts: dict[str, Any] = {}
         for number, part in enumerate(self.parts, 1):
-            for key, value in getattr(part, "order_facts", {}).items():
+            for key, value in part.order_facts.items():
                 if facts.setdefault(key, value) != value:
                     facts[f"{key} of set {number}"] = value
         facts["data_weights"] = None if weights is None else [float(weight) for weight in weights]

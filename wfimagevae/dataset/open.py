@@ -136,8 +136,8 @@ def _build_part(
     better: BetterCaptions | None,
     is_train: bool,
 ) -> CropDataset:
-    if is_shards and options.use_manifest:
-        raise ValueError(f"--use_manifest: {sources[0]} means shards, not a manifest")
+    if options.use_manifest and not os.path.isfile(os.path.expanduser(sources[0])):
+        raise ValueError(f"--use_manifest: {sources[0]} is no file; drop the flag to read it all")
     name = str(sources[0]) + (f" and {len(sources) - 1} more" if len(sources) > 1 else "")
     is_bucketed = options.aspect_buckets > 0 or bool(options.reduced_min_sizes)
     filters_sizes = options.min_image_size > 0 or options.max_aspect_ratio > 0
@@ -159,7 +159,7 @@ def _build_part(
     if is_shards:
         samples = open_shards(sources, wanted, options)
     else:
-        samples = open_folder(sources[0], wanted, options.use_manifest)
+        samples = open_folder(sources[0], wanted)
     # Replace captions, then leave out what the filters do not want.
     if better:
         better.use(samples, options.fixed_prompt_prefix, name)

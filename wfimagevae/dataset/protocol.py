@@ -1,6 +1,7 @@
-"""What `TrainLoader` asks of a training dataset, what flow training asks besides, and images."""
+"""What training asks of its data, and of images wherever they are kept."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol
 
 import torch
@@ -36,11 +37,23 @@ class Images(Protocol):
 class TrainData:
     """A dataset whose samples are functions of (seed, position) and of what is on disk.
 
-    It may have ``order_facts``, a dict of plain values that the order depends on besides: a run
-    is resumed with the same ones only.
+    `to_inputs` gives the samples under ``data_key``: ``image`` (in [-1, 1]), ``latent``
+    (normalised) or ``point``, float32. Where there are classes, also ``label``, int64 (B,); where
+    there are captions, ``caption``, a list of B strings, "" of a sample without one.
+    ``sample_shape`` is (C, H, W) or (2,). ``order_facts`` are plain values that the order depends
+    on besides the seed: a run is resumed with the same ones only.
     """
 
     seed: int
+    sample_shape: tuple[int, ...]
+    class_names: list[str]
+    has_captions: bool = False
+    data_key: str = "image"
+    order_facts: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
 
     def __len__(self) -> int:
         """Samples in an epoch, in positions."""
@@ -70,20 +83,4 @@ class TrainData:
         return inputs
 
 
-class FlowData(TrainData):
-    """Data for a generative model.
-
-    `to_inputs` gives the samples under ``data_key``: ``image`` (in [-1, 1]), ``latent``
-    (normalised) or ``point``, float32. Where there are classes, also ``label``, int64 (B,); where
-    there are captions, ``caption``, a list of B strings, "" of a sample without one.
-    ``sample_shape`` is (C, H, W) or (2,).
-    """
-
-    sample_shape: tuple[int, ...]
-    class_names: list[str]
-    has_captions: bool = False
-    data_key: str = "image"
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
+FlowData = TrainData  # as generative models call it

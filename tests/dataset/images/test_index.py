@@ -110,7 +110,6 @@ def test_what_gives_no_images_is_explained(touch, tmp_path):
     refused(extensions, index_images, touch("notes.txt", root="empty"))
     refused("neither a folder nor a manifest", index_images, tmp_path / "nothing")
     folder = touch("a.png", root="some")
-    refused("is a folder, not a manifest", index_images, folder, use_manifest=True)
     refused(r"no images in .*list\.jsonl", index_images, manifest(tmp_path, ""))
     refused("is an image", index_images, folder / "a.png")
     folder = touch("below/a.tar")
@@ -148,7 +147,7 @@ def test_manifest_gives_paths_under_any_key_relative_to_its_folder(tmp_path, mon
         {"path": "../elsewhere/d.png"},
         {"target": "/data/e.png"},
     )
-    index = index_images(path, use_manifest=True)
+    index = index_images(path)
     read = {os.path.normpath(index.path(i)) for i in range(len(index))}
     below = {f"{tmp_path}/{name}" for name in ("a/1.png", "b é.jpg", "c.png")}
     assert read == below | {f"{tmp_path.parent}/elsewhere/d.png", "/data/e.png"}

@@ -98,7 +98,7 @@ def test_what_does_not_fit_is_refused(cache, tmp_path):
     moved = {"text": like["text"] | {"source": "there"}}
     LatentDataset(cache, like=like | moved, text="embeddings")
     changed = {"text": like["text"] | {"fingerprint": "b" * 64}}
-    message = r"weights bbbbbbbbbbbb.*: encode both with the same"
+    message = r"has text encoder .*aaaa.*, the training latents .*bbbb.*: encode both alike"
     refused(message, LatentDataset, cache, like=like | changed, **words)
     (cache / "latents-00001.jsonl").write_text("")
     refused(r"00001\.jsonl has .* of 0 samples, its shard 3", LatentDataset, cache, error=DataError)

@@ -163,18 +163,17 @@ class TrainImageDataset(CropDataset):
     """Square crops of the images of a folder or manifest, in an endless shuffled order.
 
     ``labels`` and ``captions`` say where they come from; a bare kind of `Labels` or `Captions` will
-    do. The list of images is kept in ``cache_dir`` between runs (see `IndexCache`);
-    ``use_manifest`` insists that ``source`` is a manifest; the others are those of `CropRules`.
+    do. The list of images is kept in ``cache_dir`` between runs (see `IndexCache`); the others are
+    those of `CropRules`.
     """
 
-    def __init__(  # noqa: PLR0913 - each is independent of the others
+    def __init__(
         self,
         source: str | Path,
         resolution: int,
         seed: int = 1234,
         cache_dir: str | Path | None = None,
         train_crop: Crop = "native",
-        use_manifest: bool = False,
         labels: str | Labels = "none",
         captions: str | Captions = "none",
         augment: bool = True,
@@ -182,6 +181,5 @@ class TrainImageDataset(CropDataset):
         rules = CropRules(resolution, train_crop, augment)
         labels = Labels(labels) if isinstance(labels, str) else labels
         captions = Captions(captions) if isinstance(captions, str) else captions
-        wanted = ImageParts(labels, captions, index_cache_dir=cache_dir)
-        found = open_folder(source, wanted, use_manifest)
+        found = open_folder(source, ImageParts(labels, captions, index_cache_dir=cache_dir))
         super().__init__(found.images, rules, seed, labels=found.labels, captions=found.captions)

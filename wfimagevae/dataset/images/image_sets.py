@@ -17,7 +17,7 @@ from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable, read_captions
 from wfimagevae.files import file_version
 
-_SIZES_VERSION = 2
+_SIZES_VERSION = 3
 _CHUNK = 512  # images that a process measures at a time
 
 
@@ -97,15 +97,13 @@ class ImageParts:
     index_cache_dir: str | Path | None = None
 
 
-def open_folder(
-    source: str | Path, wanted: ImageParts | None = None, use_manifest: bool = False
-) -> ImageSet:
-    """The images of a folder or manifest; of the latter only, if ``use_manifest`` insists on it.
+def open_folder(source: str | Path, wanted: ImageParts | None = None) -> ImageSet:
+    """The images of a folder or manifest.
 
     Errors are those of `index_images`, `read_labels` and `read_captions`.
     """
     wanted = wanted or ImageParts()
-    images = index_images(source, wanted.index_cache_dir, use_manifest)
+    images = index_images(source, wanted.index_cache_dir)
     samples = ImageSet(images)
     if wanted.labels.kind != "none":
         samples.labels = read_labels(source, images, wanted.labels)
@@ -131,18 +129,17 @@ def measured_sizes(
     """
     cache = IndexCache(cache_dir, "image sizes", [image_folder] if image_folder else [])
     paths = [images.path(i) for i in range(len(images))]
-    digests = (hashlib.blake2b(entry, digest_size=8).digest() for entry in images.entries)
+    # A file in one version has one number.
+    versions = (f"{file_version(path)}".encode() for path in paths)
+    texts = (entry + b"\0" + text for entry, text in zip(images.entries, versions, strict=True))
+    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
     ids = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
-    stamps = np.array([file_version(path) for path in paths], np.int64)
-    names = ("ids", "stamps", "sizes")
 
     def unchanged(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sizes of files that are as they were, 0 of the others."""
-        old_ids, old_stamps, old_sizes = (arrays[name] for name in names)
-        by_id = np.argsort(old_ids, kind="stable")
-        place = by_id[np.searchsorted(old_ids[by_id], ids).clip(max=len(old_ids) - 1)]
-        is_known = (old_ids[place] == ids) & (old_stamps[place] == stamps).all(axis=1)
-        found = np.where(is_known[:, None], old_sizes[place], 0)
+        by_id = np.argsort(arrays["ids"], kind="stable")
+        place = by_id[np.searchsorted(arrays["ids"], ids, sorter=by_id).clip(max=len(by_id) - 1)]
+        found = np.where((arrays["ids"][place] == ids)[:, None], arrays["sizes"][place], 0)
         return found.astype(np.int32).reshape(len(images), 2)
 
     with cache.locked(images.root):  # one process works for all
@@ -157,8 +154,7 @@ def measured_sizes(
             bar = {"unit": "image", "unit_scale": _CHUNK}
             measured = in_processes(_measured, chunks, "measure images", **bar)
             sizes[unknown] = np.concatenate(list(measured))
-            arrays = dict(zip(names, (ids, stamps, sizes), strict=True))
-            cache.save(images.root, _SIZES_VERSION, arrays)
+            cache.save(images.root, _SIZES_VERSION, {"ids": ids, "sizes": sizes})
     return sizes
 
 

@@ -77,9 +77,7 @@ class ImageIndex(Images):
         return name.replace(os.sep, "/")
 
 
-def index_images(
-    source: str | Path, cache_dir: str | Path | None = None, use_manifest: bool = False
-) -> ImageIndex:
+def index_images(source: str | Path, cache_dir: str | Path | None = None) -> ImageIndex:
     """Lists the images of a folder or manifest.
 
     A folder is scanned recursively, links followed, for the file names in `EXTENSIONS`, in any
@@ -89,12 +87,10 @@ def index_images(
     ``source``.
 
     A manifest has JSON lines with a path under one of `MANIFEST_KEYS`, absolute or relative to the
-    manifest's folder; a bad line is named as file:line. ``use_manifest`` insists on one.
+    manifest's folder; a bad line is named as file:line.
     """
     root, others = os.path.abspath(os.path.expanduser(source)), ""
     if os.path.isdir(root):
-        if use_manifest:
-            raise ValueError(f"{root} is a folder, not a manifest; drop --use_manifest to scan it")
         entries, left_out = _scan(root, cache_dir)
         counts = [
             f"{count} {kind}{f' ({HEIC_INSTALL})' if kind in _HEIC else ''}"

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +27,13 @@ from wfimagevae.dataset.text.captions import CaptionTable
 FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
 LOGVAR_RANGE = (-30.0, 20.0)
 _CHECKED_BYTES = 256 * 2**20
+# What data held out has in common with the training data.
+_ALIKE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+    "VAE weights": lambda record: record["vae"]["fingerprint"][:12],
+    "resolution": lambda record: record["resolution"],
+    "class_names": lambda record: record["class_names"],
+    "text encoder": lambda record: {**(record.get("text") or {}), "source": None},
+}
 
 
 class LatentDataset(FlowData):
@@ -60,17 +67,12 @@ class LatentDataset(FlowData):
         self.seed, self.augment = seed, augment
         # Data held out must be of the training data's kind, and take its normalisation.
         if like is not None:
-            vae, fingerprint = record["vae"], like["vae"]["fingerprint"]
-            if vae["fingerprint"] != fingerprint:
-                raise DataError(
-                    f"{self.folder} holds latents of another VAE: {vae['source']} with weights "
-                    f"{vae['fingerprint'][:12]}, expected weights {fingerprint[:12]}"
-                )
-            for name in ("resolution", "class_names"):
-                if record[name] != like[name]:
+            for name, fact in _ALIKE.items():
+                ours, theirs = fact(record), fact(like)
+                if ours != theirs and (name != "text encoder" or text == "embeddings"):
                     raise DataError(
-                        f"{self.folder} has {name} {record[name]!r:.80}, the training latents "
-                        f"{like[name]!r:.80}: encode both alike"
+                        f"{self.folder} has {name} {ours!s:.80}, the training latents "
+                        f"{theirs!s:.80}: encode both alike"
                     )
         normalization = record if like is None else like
         self.shift, self.scale = list(normalization["shift"]), list(normalization["scale"])
@@ -97,7 +99,7 @@ class LatentDataset(FlowData):
             )
         self._captions = None if text == "none" else self._read_captions(prefix)
         self.has_captions = self._captions is not None
-        self.text_facts = self._check_text(prefix, like) if text == "embeddings" else None
+        self.text_facts = self._check_text(prefix) if text == "embeddings" else None
         self._labels = self._read_labels()
 
     def __len__(self) -> int:
@@ -196,9 +198,9 @@ class LatentDataset(FlowData):
             "infinity); delete the shard and run cache_latents.py again"
         )
 
-    def _check_text(self, prefix: str, like: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _check_text(self, prefix: str) -> dict[str, Any]:
         """What the record says of the embeddings; DataError if they do not fit."""
-        text, expected = self.record.get("text"), (like or {}).get("text")
+        text = self.record.get("text")
         if not text:
             raise DataError(
                 f"{self.folder / RECORD_NAME} holds no embeddings of captions: run "
@@ -212,15 +214,6 @@ class LatentDataset(FlowData):
         for shard in self._shards:
             if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():
                 raise DataError(f"{shard.path} has no {', '.join(sorted(missing))}: encode anew")
-        if expected and {**text, "source": None} != {**expected, "source": None}:
-            ours, theirs = (
-                f"{t['kind']}:{t['source']} (length {t['length']}, weights {t['fingerprint'][:12]})"
-                for t in (text, expected)
-            )
-            raise DataError(
-                f"{self.folder} holds embeddings of {ours}, the training latents of {theirs}: "
-                "encode both with the same --text_encoder"
-            )
         return text
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
