@@ -88,9 +88,6 @@ class Mixture(FlowData):
         back = sorted(range(len(order)), key=order.__getitem__)
         return {key: _joined([batch[key] for batch in batches], key, back) for key in batches[0]}
 
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        return self.parts[0].to_inputs(batch, device)
-
 
 def _shares(weights: Sequence[float]) -> list[Fraction]:
     shares = [Fraction(weight).limit_denominator(_PRECISION) for weight in weights]

@@ -16,7 +16,7 @@ from wfimagevae.dataset.mixture import Mixture
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
 from wfimagevae.dataset.protocol import FlowData, Images
-from wfimagevae.dataset.shards.read import captions_place, open_shards
+from wfimagevae.dataset.shards.read import open_shards
 from wfimagevae.dataset.shards.specs import is_shard_spec
 from wfimagevae.dataset.text.captions import CAPTION_KINDS, Captions, check_captions
 from wfimagevae.dataset.text.filters import BetterCaptions, filtered
@@ -153,7 +153,6 @@ def _build_part(
         Captions(captions, options.fixed_prompt_prefix),
         sizes=filters_sizes or is_bucketed,
         records=filters_records or (is_shards and better is not None),
-        may_lack_captions=better is not None,
         index_cache_dir=options.index_cache_dir,
     )
     if is_shards:
@@ -163,8 +162,9 @@ def _build_part(
     # Replace captions, then leave out what the filters do not want.
     if better:
         better.use(samples, options.fixed_prompt_prefix, name)
-        if is_shards and captions != "none":
-            check_captions(samples.captions, samples.images.name, captions_place(options))
+    if is_shards and captions != "none":
+        place = f"looked under {options.wds_caption_key}; --wds_caption_key"
+        check_captions(samples.captions, samples.images.name, place)
     if filters_sizes or filters_records or options.skip_words:
         samples = filtered(samples, options, name)
     # Held-out images, and those of a folder, are shuffled all together.

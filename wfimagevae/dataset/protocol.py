@@ -7,6 +7,7 @@ from typing import Any, BinaryIO, Protocol
 import torch
 
 from wfimagevae.dataset.images.transforms import to_signed_unit
+from wfimagevae.dataset.order import Order
 
 
 class DataError(ValueError):
@@ -44,6 +45,7 @@ class TrainData:
     on besides the seed: a run is resumed with the same ones only.
     """
 
+    _order: Order
     seed: int
     sample_shape: tuple[int, ...]
     class_names: list[str]
@@ -57,7 +59,7 @@ class TrainData:
 
     def __len__(self) -> int:
         """Samples in an epoch, in positions."""
-        raise NotImplementedError
+        return self._order.num_items
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """The samples at some positions, on the CPU, in a worker; compact, as they travel.
@@ -70,7 +72,8 @@ class TrainData:
     def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
         """What the objective gets, on ``device``, from a batch of `read_batch`; main process.
 
-        ``pixels``, uint8 (B, h, w, 3), become ``image``, float32 (B, 3, h, w) in [-1, 1].
+        ``pixels``, uint8 (B, h, w, 3), become ``image``, float32 (B, 3, h, w) in [-1, 1]; what
+        travels as float16 becomes float32.
         """
         # Copies from pinned memory to a GPU need not be waited for.
         is_gpu = device.type == "cuda"
@@ -78,6 +81,9 @@ class TrainData:
             name: values.to(device, non_blocking=is_gpu) if torch.is_tensor(values) else values
             for name, values in batch.items()
         }
+        for name, values in inputs.items():
+            if torch.is_tensor(values) and values.dtype == torch.float16:
+                inputs[name] = values.float()
         if "pixels" in inputs:
             inputs["image"] = to_signed_unit(inputs.pop("pixels"))
         return inputs

@@ -80,15 +80,15 @@ class LatentCache:
         self._nothing = {name: values[:0] for name, values in stored.items()}
         channels, *size = stored[self.tensor_name].shape[1:]
         self.latent_shape = (channels // (2 if options.posterior == "sample" else 1), *size)
-        self.plan = self._plan()
-        self.plan_hash = hashlib.sha256(json.dumps(self.plan).encode()).hexdigest()
+        self.facts = self._facts()
+        plan = _without_places(self.facts)
+        self.plan_hash = hashlib.sha256(json.dumps(plan).encode()).hexdigest()
         self.num_shards = -(-len(images) // options.shard_size)
         if not (folder / RECORD_NAME).exists():
             return
-        # Records say more of the VAE, the images and the text encoder than a plan does.
-        old = read_json(folder / RECORD_NAME)
-        plan = {"text": None} | self.plan | {"version": RECORD_VERSION}
-        if different := [key for key in plan if not _agrees(old.get(key), plan[key])]:
+        old = _without_places(read_json(folder / RECORD_NAME))
+        plan = {"text": None} | plan | {"version": RECORD_VERSION}
+        if different := [key for key in plan if old.get(key) != plan[key]]:
             raise ValueError(
                 f"{folder} holds a cache made with other {', '.join(different)}: give another "
                 "--output_dir, or delete that one"
@@ -122,18 +122,25 @@ class LatentCache:
             barrier()
             return broadcast_object(self._finish() if world.is_main else None), unreadable
 
-    def _plan(self) -> dict[str, Any]:
-        """What makes shards parts of one cache; batches, ranks, workers and paths may differ."""
+    def _facts(self) -> dict[str, Any]:
+        """What makes shards parts of one cache, and where it came from; batches, ranks and workers
+        may differ.
+        """
         network, options, images = self.autoencoder.network, self.options, self.images
-        text = {} if self.text is None else {"text": self._text_plan()}
-        text |= {"prefix": images.prefix} if images.prefix else {}
+        text = {}
+        if self.text is not None:
+            text["text"] = self.text.facts | {"config_keys": self.text.config_keys}
+        if images.prefix:
+            text["prefix"] = images.prefix
+        fingerprint = images.fingerprint()
         return {
             "vae": {
+                "source": self.vae_source,
                 "class": type(network).__name__,
                 "fingerprint": weights_fingerprint(network),
                 "multiple": self.autoencoder.multiple,
             },
-            "images": {"count": len(images), "fingerprint": images.fingerprint()},
+            "images": {"path": images.source, "count": len(images), "fingerprint": fingerprint},
             "resolution": images.resolution,
             "crop": "center",
             "posterior": options.posterior,
@@ -144,10 +151,6 @@ class LatentCache:
             "latent_shape": list(self.latent_shape),
             "class_names": list(images.class_names),
         } | text
-
-    def _text_plan(self) -> dict[str, Any]:
-        facts = {name: fact for name, fact in self.text.facts.items() if name != "source"}
-        return facts | {"config_keys": self.text.config_keys}
 
     def _prepare(self) -> list[int]:
         """Makes the folder ready; the numbers of the shards that are not there, or not whole."""
@@ -263,19 +266,18 @@ class LatentCache:
     def _write_record(self, **facts) -> dict[str, Any]:
         """Writes the record: of a cache that is begun, or with all facts, of one that is whole."""
         begun = {"version": RECORD_VERSION, "complete": bool(facts), "plan": self.plan_hash}
-        record = begun | self.plan | facts
-        record["vae"] = {"source": self.vae_source} | self.plan["vae"]
-        record["images"] = {"path": self.images.source} | self.plan["images"]
-        if self.text is not None:
-            record["text"] = self.text.facts | self._text_plan()
+        record = begun | self.facts | facts
         write_json(self.folder / RECORD_NAME, record)
         return record
 
 
-def _agrees(old: Any, new: Any) -> bool:
-    if isinstance(new, dict) and isinstance(old, dict):
-        return all(old.get(key) == value for key, value in new.items())
-    return old == new
+def _without_places(facts: dict[str, Any]) -> dict[str, Any]:
+    """A plan: what may lie elsewhere is the same, wherever it lies."""
+    places = ("source", "path")
+    return {
+        name: {n: v for n, v in fact.items() if n not in places} if isinstance(fact, dict) else fact
+        for name, fact in facts.items()
+    }
 
 
 def add_posteriors(sums: Tensor, mean: Tensor, logvar: Tensor | None) -> None:

@@ -156,7 +156,6 @@ def test_keys_and_labels_that_mean_nothing_are_errors(tmp_path):
     write_shards(tmp_path, [3], lambda i: {"cls": -1 if i == 1 else i})
     for options, message in (
         ({"image_key": "tiff"}, r"image of type tiff: its members are of type cls, png, txt"),
-        ({"caption_key": "json:prompt", "with_captions": True}, "none of 3 images has a caption"),
         ({"label_key": "json:label", "with_labels": True}, "class under json:label"),
         ({"with_labels": True}, r"s-000.tar::00001: label -1 is out of range: use 0 to"),
     ):

@@ -98,9 +98,6 @@ class CropDataset(FlowData, Dataset):
         self.order_facts = self._order.facts
         self._failed: dict[tuple[int, tuple[int, int]], str] = {}
 
-    def __len__(self) -> int:
-        return self._order.num_items
-
     def __getitem__(self, position: int) -> dict:
         """The sample at a position, any integer from 0 on: the row of `to_inputs`, on the CPU."""
         inputs = self.to_inputs(self.read_batch([position]), torch.device("cpu"))

@@ -85,15 +85,13 @@ class ImageParts:
     """What to read of images besides their pixels.
 
     ``sizes`` are wanted or not, and so are ``records``, fields of a manifest's line or a json
-    member. ``may_lack_captions`` leaves it to the caller to check that shards have any.
-    ``index_cache_dir`` keeps lists of images, their sizes, and indices of shards.
+    member. ``index_cache_dir`` keeps lists of images, their sizes, and indices of shards.
     """
 
     labels: Labels = field(default_factory=Labels)
     captions: Captions = field(default_factory=Captions)
     sizes: bool = False
     records: bool = False
-    may_lack_captions: bool = False
     index_cache_dir: str | Path | None = None
 
 

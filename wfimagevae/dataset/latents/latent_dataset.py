@@ -102,9 +102,6 @@ class LatentDataset(FlowData):
         self.text_facts = self._check_text(prefix) if text == "embeddings" else None
         self._labels = self._read_labels()
 
-    def __len__(self) -> int:
-        return self._order.num_items
-
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         """``latent`` float32 (B, C, h, w); with classes, ``label`` int64 (B,); with captions,
         ``caption``, B strings; with their embeddings ``tokens``, ``mask`` and ``pooled``.
@@ -124,12 +121,6 @@ class LatentDataset(FlowData):
             places = [(*self._place(i), choose(i, k, self.seed)) for i, k in pairs]
             batch |= read_embeddings(self.text_facts, self._stored, places)
         return batch
-
-    def to_inputs(self, batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
-        inputs = super().to_inputs(batch, device)
-        return inputs | {
-            name: inputs[name].float() for name in ("tokens", "pooled") if name in inputs
-        }
 
     def texts(self, number: int) -> list[dict[str, Any]]:
         """``name`` and ``caption`` of each sample of a shard, as `IndexedImages.text` has them.

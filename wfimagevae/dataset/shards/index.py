@@ -70,20 +70,19 @@ def index_shards(
         shards = list(map(ShardFile, sources, pool.map(store.stamp, sources)))
     read = functools.partial(TarIndex.from_arrays, with_texts=with_texts)
     with cache.locked():  # the processes of a machine do the work once
-        unpublished = []
         for shard in shards:
             index = cache.load(key(shard), [_VERSION, shard.stamp], read)
             indexes[shard.source] = index
-            # An index that was taken from a record must still be what the record says.
-            is_made = index is not None and not index.sha256
-            published = None if is_made else record(shard)
-            if is_made or (index is not None and index.sha256 == (published or {}).get("sha256")):
+            if index is not None and not index.sha256:  # made from the shard itself
                 continue
-            index = _published_index(shard, published, store) if published else None
-            if index is None:
-                unpublished.append(shard)
-            else:
-                keep(shard, index)
+            # An index that was taken from a record must still be what the record says.
+            published = record(shard) or {}
+            if index is None or index.sha256 != published.get("sha256"):
+                indexes[shard.source] = None
+                index = _published_index(shard, published, store) if published else None
+                if index is not None:
+                    keep(shard, index)
+        unpublished = [shard for shard in shards if indexes[shard.source] is None]
         # Make the others, and keep each at once: all may take hours.
         work = functools.partial(_index_shard, store=store, extra=extra)
         made = in_processes(work, unpublished, "index shards", unit="shard")

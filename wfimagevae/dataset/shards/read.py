@@ -26,7 +26,6 @@ from wfimagevae.dataset.text.captions import (
     TOO_LONG,
     CaptionTable,
     caption_lines,
-    check_captions,
     field_texts,
     readable,
     text_captions,
@@ -172,16 +171,10 @@ def open_shards(
         contents = zip(found, sizes.tolist(), strict=True)
         lines = readable(functools.partial(_captions, field), contents, images.name)
         samples.captions = CaptionTable(lines, wanted.captions.prefix)
-        if not wanted.may_lack_captions:
-            check_captions(samples.captions, images.name, captions_place(options))
     if wanted.records:
         records = texts(options.wds_json_key)
         samples.record = lambda i: _record(records[i])
     return samples
-
-
-def captions_place(options: StreamOptions) -> str:
-    return f"looked under {options.wds_caption_key}; --wds_caption_key"
 
 
 _PLACE = [("row", np.int64), ("offset", np.int64), ("length", np.int64), ("sides", np.int32, 2)]

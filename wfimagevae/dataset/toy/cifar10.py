@@ -42,10 +42,7 @@ class Cifar10Dataset(FlowData):
         self.class_names = list(files.classes)
         self.sample_shape = (3, *self._pixels.shape[1:3])
         self.seed, self.augment = seed, augment
-        self._order = ShuffledOrder(len(self), seed)
-
-    def __len__(self) -> int:
-        return len(self._pixels)
+        self._order = ShuffledOrder(len(self._pixels), seed)
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
         indices = [self._order.index(position) for position in positions]

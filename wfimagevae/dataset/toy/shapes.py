@@ -104,9 +104,6 @@ class ShapesDataset(FlowData):
         self.sample_shape = (3, resolution, resolution)
         self._order = ShuffledOrder(num_items, seed)
 
-    def __len__(self) -> int:
-        return self._order.num_items
-
     def index(self, position: int) -> int:
         return self.first_index + self._order.index(position)
 
