@@ -90,7 +90,7 @@ def test_captions_alone_are_read_without_their_embeddings(cache):
 
 def test_what_does_not_fit_is_refused(cache, tmp_path):
     words = {"text": "embeddings", "error": DataError}
-    refused("no prefix 'x' can be set before", LatentDataset, cache, prefix="x", **words)
+    refused("leave out the prefix 'x'", LatentDataset, cache, prefix="x", **words)
     other = write_cache(tmp_path / "other", [{"moments": numbered(0, 2)}], prefix="oil")
     refused("begin with 'oil' already", LatentDataset, other, error=DataError, prefix="x")
     refused("holds no embeddings", LatentDataset, other, **words)

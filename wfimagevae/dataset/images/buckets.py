@@ -97,7 +97,7 @@ def assign_buckets(
         is_new = smaller.min(axis=1) < full_size.min(axis=1)
         targets.append(np.where(is_new[:, None], smaller, 0))
     # Leave out what would have to be enlarged.
-    numbers, codes = [], []
+    rows = []  # height, width, number
     for target in targets:
         fits = (target > 0).all(axis=1)
         if not rules.enlarge:
@@ -105,21 +105,16 @@ def assign_buckets(
         if target is full_size and not fits.all():
             left_out = len(fits) - int(fits.sum())
             _log.warning("%s: %d images are smaller than their bucket: left out", source, left_out)
-        numbers.append(usable[fits])
-        codes.append((target[fits] << (32, 0)).sum(axis=1))  # height and width in one number
-    numbers, codes = np.concatenate(numbers), np.concatenate(codes)
-    if not len(codes):
+        rows.append(np.column_stack([target[fits], usable[fits]]))
+    rows = np.concatenate(rows)
+    if not len(rows):
         raise ValueError(f"{source}: every image is smaller than its bucket; lower --resolution")
-    # Sort by bucket, then by number, and cut where the bucket changes.
-    order = np.lexsort((numbers, codes))
-    numbers, codes = numbers[order], codes[order]
-    # A reduced picture may fall into a bucket twice, at two short sides that round to one size.
-    is_first = np.diff(codes, prepend=-1).astype(bool) | np.diff(numbers, prepend=-1).astype(bool)
-    numbers, codes = numbers[is_first], codes[is_first]
-    present, firsts = np.unique(codes, return_index=True)
-    members = np.split(numbers, firsts[1:])
-    shapes = [(int(code) >> 32, int(code) & 0xFFFFFFFF) for code in present]
-    buckets = dict(zip(shapes, members, strict=True))
+    # Sort by bucket, then by number. A reduced picture may fall into a bucket twice, at two short
+    # sides that round to one size.
+    rows = rows[np.lexsort(rows.T[::-1])]
+    rows = rows[np.append(True, np.diff(rows, axis=0).any(axis=1))]
+    firsts = np.flatnonzero(np.diff(rows[:, :2], axis=0).any(axis=1)) + 1
+    buckets = {tuple(part[0, :2].tolist()): part[:, 2].copy() for part in np.split(rows, firsts)}
     # Tell of the largest ones.
     largest = sorted(buckets.items(), key=lambda item: -len(item[1]))[:_TOLD]
     text = ", ".join(f"{width}x{height}: {len(own)}" for (height, width), own in largest)

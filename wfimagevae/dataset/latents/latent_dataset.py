@@ -92,14 +92,15 @@ class LatentDataset(FlowData):
         self._ends = np.cumsum(record["samples"], dtype=np.int64)
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
         # Captions, their embeddings, and labels, as far as they are asked for.
-        if prefix and record.get("prefix"):
+        if prefix and (record.get("prefix") or text == "embeddings"):
             raise DataError(
-                f"{self.folder}: its captions begin with {record['prefix']!r} already; leave "
-                f"out the prefix {prefix!r}"
+                f"{self.folder}: its captions were encoded, or begin with "
+                f"{record.get('prefix', '')!r} already: leave out the prefix {prefix!r}, or encode "
+                "anew with it"
             )
         self._captions = None if text == "none" else self._read_captions(prefix)
         self.has_captions = self._captions is not None
-        self.text_facts = self._check_text(prefix) if text == "embeddings" else None
+        self.text_facts = self._check_text() if text == "embeddings" else None
         self._labels = self._read_labels()
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
@@ -189,18 +190,13 @@ class LatentDataset(FlowData):
             "infinity); delete the shard and run cache_latents.py again"
         )
 
-    def _check_text(self, prefix: str) -> dict[str, Any]:
+    def _check_text(self) -> dict[str, Any]:
         """What the record says of the embeddings; DataError if they do not fit."""
         text = self.record.get("text")
         if not text:
             raise DataError(
                 f"{self.folder / RECORD_NAME} holds no embeddings of captions: run "
                 "cache_latents.py with --text_encoder"
-            )
-        if prefix:
-            raise DataError(
-                f"{self.folder} holds embeddings of captions, which no prefix {prefix!r} can be "
-                "set before now: encode anew with it"
             )
         for shard in self._shards:
             if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():

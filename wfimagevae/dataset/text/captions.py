@@ -207,19 +207,19 @@ def _texts(value: Any, where: str) -> list[str]:
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
     """The captions that a file of lines ``name<TAB>caption`` has of each image."""
-    lines = ((n, line) for n, line in enumerate(text_lines(path), 1) if line.strip())
-    numbers, names, captions = array("q"), [], []
-    for number, line in lines:
-        name, tab, caption = line.rstrip(b"\r\n").partition(b"\t")
+    lines = (
+        (n, line.rstrip(b"\r\n")) for n, line in enumerate(text_lines(path), 1) if line.strip()
+    )
+    rows = [(number, *line.partition(b"\t")) for number, line in lines]
+    for number, name, tab, _ in rows:
         if not tab or b"\0" in name:
             text = os.fsdecode(name)
             raise ValueError(f"{path}:{number}: expected name<TAB>caption, got {text:.80}")
-        numbers.append(number)
-        names.append(os.fsdecode(name).strip().removeprefix("./"))  # any bytes may be a name
-        captions.append(caption)
     by_name: dict[str, list[str]] = {}
-    found = readable(text_captions, captions, lambda i: f"{path}:{numbers[i]}")
-    for name, texts in zip(names, found, strict=True):
+    captions = (caption for *_, caption in rows)
+    found = readable(text_captions, captions, lambda i: f"{path}:{rows[i][0]}")
+    for (_, name, *_), texts in zip(rows, found, strict=True):
+        name = os.fsdecode(name).strip().removeprefix("./")  # any bytes may be a name
         by_name.setdefault(name, []).extend(texts)
     for i in range(len(images)):
         name, bare_name = images.aliases(i)
