@@ -165,8 +165,7 @@ def _build_part(
     if is_shards and captions != "none":
         place = f"looked under {options.wds_caption_key}; --wds_caption_key"
         check_captions(samples.captions, samples.images.name, place)
-    if filters_sizes or filters_records or options.skip_words:
-        samples = filtered(samples, options, name)
+    samples = filtered(samples, options, name)
     # Held-out images, and those of a folder, are shuffled all together.
     order = None
     if is_train and is_bucketed:

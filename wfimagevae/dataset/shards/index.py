@@ -27,10 +27,10 @@ _log = logging.getLogger("wfimagevae")
 
 def index_shards(
     sources: Sequence[str],
-    cache_dir: str | Path | None = None,
-    store: ShardStore | None = None,
-    extra: ExtraTypes | None = None,
-    with_texts: bool = True,
+    cache_dir: str | Path | None,
+    store: ShardStore,
+    extra: ExtraTypes,
+    with_texts: bool,
 ) -> list[tuple[ShardFile, TarIndex]]:
     """The samples of every shard, from the cache where the shard has not changed.
 
@@ -41,7 +41,6 @@ def index_shards(
     or no sample in any. Without ``with_texts``, the texts, which take the most memory, are left
     out.
     """
-    store, extra = store or ShardStore(), extra or ExtraTypes()
     # Where the user named no cache, it is no matter that shards stand in the home folder.
     named = {os.path.dirname(s) for s in sources if not is_remote(s)} if cache_dir else ()
     cache = IndexCache(cache_dir, "shard indices", named)
@@ -61,8 +60,7 @@ def index_shards(
     def record(shard: ShardFile) -> dict | None:
         """What is published about a remote shard, besides the indices of other types."""
         folder, _, name = shard.source.rpartition("/")
-        is_url = is_remote(shard.source) and not shard.source.startswith("pipe:")
-        can_be = is_url and name.endswith(".tar") and extra == ExtraTypes()
+        can_be = name.endswith(".tar") and extra == ExtraTypes()
         return records(folder).get(name) if can_be else None
 
     # Ask for the version of every shard, and look for its index in the cache.

@@ -207,10 +207,8 @@ def _texts(value: Any, where: str) -> list[str]:
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
     """The captions that a file of lines ``name<TAB>caption`` has of each image."""
-    lines = (
-        (n, line.rstrip(b"\r\n")) for n, line in enumerate(text_lines(path), 1) if line.strip()
-    )
-    rows = [(number, *line.partition(b"\t")) for number, line in lines]
+    lines = enumerate(text_lines(path), 1)
+    rows = [(n, *line.rstrip(b"\r\n").partition(b"\t")) for n, line in lines if line.strip()]
     for number, name, tab, _ in rows:
         if not tab or b"\0" in name:
             text = os.fsdecode(name)

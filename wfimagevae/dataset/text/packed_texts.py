@@ -24,10 +24,7 @@ class PackedTexts:
     def concatenate(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
         starts = np.cumsum([0, *(len(part.text) for part in parts)])
         ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
-        return cls(
-            np.concatenate([part.text for part in parts] or [np.empty(0, np.uint8)]),
-            np.concatenate(ends or [np.empty(0, np.int64)]),
-        )
+        return cls(np.concatenate([part.text for part in parts]), np.concatenate(ends))
 
     def __len__(self) -> int:
         return len(self.ends)
