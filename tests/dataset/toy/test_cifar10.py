@@ -53,4 +53,3 @@ def test_half_are_mirrored_when_augmenting_and_none_otherwise(root):
 def test_absence_says_where_and_how(tmp_path):
     message = rf"{tmp_path}: looked for cifar-10-batches-py.*Unpack https?://"
     refused(message, Cifar10Dataset, tmp_path)
-    refused("use train or test", Cifar10Dataset, tmp_path, split="valid")

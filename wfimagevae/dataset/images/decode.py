@@ -7,6 +7,7 @@ import struct
 import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.util import find_spec
 from typing import BinaryIO
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 # By content, whatever the name says; a closed list keeps Pillow's exotic readers out of reach.
 _FORMATS = ("JPEG", "PNG", "WebP", "BMP", "GIF", "TIFF", "AVIF")
-HEIC_INSTALL = "pip install pillow-heif"
+HAS_HEIC, HEIC_INSTALL = bool(find_spec("pillow_heif")), "pip install pillow-heif"
 INTERPOLATION = "bicubic"  # Pillow's: antialiased when shrinking, 8-bit in and out
 # Measured on 750 photographs: scaled JPEG decoding then resizing by 3 or more differs from full
 # decoding then resizing by 50 dB or more in 95 % of them (45 dB for a factor of 2).
@@ -110,10 +111,10 @@ def open_now(path: str, flags: int) -> int:
 def _formats() -> tuple[str, ...]:
     # Pillow's limit goes by the size in the header: ours, by what is decoded, takes its place.
     Image.MAX_IMAGE_PIXELS = None
-    try:
-        import pillow_heif
-    except ImportError:
+    if not HAS_HEIC:
         return _FORMATS
+    import pillow_heif
+
     pillow_heif.register_heif_opener()
     return (*_FORMATS, "HEIF")
 
@@ -218,7 +219,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _reason(error: BaseException) -> str:
     if isinstance(error, UnidentifiedImageError):
         kinds = f"{', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}"
-        more = "" if "HEIF" in _formats() else f"; for HEIC: {HEIC_INSTALL}"
+        more = "" if HAS_HEIC else f"; for HEIC: {HEIC_INSTALL}"
         return f"not a {kinds} image, or damaged at its very start{more}"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror

@@ -1,6 +1,5 @@
 """Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
 
-import importlib.util
 import logging
 import os
 import re
@@ -11,17 +10,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from wfimagevae.dataset.images.decode import HEIC_INSTALL
+from wfimagevae.dataset.images.decode import HAS_HEIC, HEIC_INSTALL
 from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import parse_json, plain_text, text_lines
 
 _HEIC = (".heic", ".heif")
-_HAS_HEIC = importlib.util.find_spec("pillow_heif") is not None
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".png", ".webp", ".bmp", ".jpe", ".jfif", ".gif", ".tif", ".tiff", ".avif"),
-    *(_HEIC if _HAS_HEIC else ()),
+    *(_HEIC if HAS_HEIC else ()),
 )
 # What else is an image by its name, but not to us: other formats, raw files, IMG.jpg_large.
 _IMAGE_LIKE = re.compile(

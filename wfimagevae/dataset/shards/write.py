@@ -25,7 +25,6 @@ RECORD_VERSION = 1
 INDEX_SUFFIX = ".index.npz"
 # MPO is what many cameras write: a JPEG with more pictures behind it.
 _TYPES = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_ENCODERS = {"jpg": "JPEG", "png": "PNG", "webp": "WEBP"}
 
 
 class ShardWriter:
@@ -160,7 +159,7 @@ class ShardWriter:
         file = io.BytesIO()
         quality = {} if kind == "png" else {"quality": self.options.quality}
         try:
-            image.save(file, _ENCODERS[kind], **quality)
+            image.save(file, {"jpg": "JPEG"}.get(kind, kind), **quality)
         except (OSError, ValueError) as error:  # a side longer than the format has
             raise UnreadableImage(f"{image.width}x{image.height}, no {kind}: {error}") from error
         return kind, file.getvalue(), image.size

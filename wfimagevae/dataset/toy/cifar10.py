@@ -11,7 +11,6 @@ from wfimagevae.dataset.images.transforms import mirror_half
 from wfimagevae.dataset.order import ShuffledOrder
 from wfimagevae.dataset.protocol import FlowData
 
-SPLITS = ("train", "test")
 CIFAR10_SIZE = 32  # px
 
 
@@ -25,13 +24,12 @@ class Cifar10Dataset(FlowData):
     def __init__(
         self, root: str | Path, seed: int = 1234, split: str = "train", augment: bool = True
     ):
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; use {' or '.join(SPLITS)}")
+        is_train = {"train": True, "test": False}[split]
         from torchvision.datasets import CIFAR10
 
         root = os.path.abspath(os.path.expanduser(root))
         try:
-            files = CIFAR10(root, train=split == "train", download=False)
+            files = CIFAR10(root, train=is_train, download=False)
         except RuntimeError as error:
             raise ValueError(
                 f"no whole CIFAR-10 in {root}: looked for {CIFAR10.base_folder} there. Unpack "
