@@ -27,10 +27,10 @@ _log = logging.getLogger("wfimagevae")
 
 def index_shards(
     sources: Sequence[str],
-    cache_dir: str | Path | None,
-    store: ShardStore,
-    extra: ExtraTypes,
-    with_texts: bool,
+    cache_dir: str | Path | None = None,
+    store: ShardStore | None = None,
+    extra: ExtraTypes = ExtraTypes(),  # noqa: B008 - it does not change
+    with_texts: bool = True,
 ) -> list[tuple[ShardFile, TarIndex]]:
     """The samples of every shard, from the cache where the shard has not changed.
 
@@ -41,6 +41,7 @@ def index_shards(
     or no sample in any. Without ``with_texts``, the texts, which take the most memory, are left
     out.
     """
+    store = store or ShardStore()
     # Where the user named no cache, it is no matter that shards stand in the home folder.
     named = {os.path.dirname(s) for s in sources if not is_remote(s)} if cache_dir else ()
     cache = IndexCache(cache_dir, "shard indices", named)
