@@ -100,7 +100,15 @@ class LatentDataset(FlowData):
             )
         self._captions = None if text == "none" else self._read_captions(prefix)
         self.has_captions = self._captions is not None
-        self.text_facts = self._check_text() if text == "embeddings" else None
+        self.text_facts = record.get("text") if text == "embeddings" else None
+        if text == "embeddings" and not self.text_facts:
+            raise DataError(
+                f"{self.folder / RECORD_NAME} holds no embeddings of captions: run "
+                "cache_latents.py with --text_encoder"
+            )
+        for shard in self._shards if self.text_facts else ():
+            if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():
+                raise DataError(f"{shard.path} has no {', '.join(sorted(missing))}: encode anew")
         self._labels = self._read_labels()
 
     def read_batch(self, positions: list[int]) -> dict[str, Any]:
@@ -189,19 +197,6 @@ class LatentDataset(FlowData):
             f"{self._shards[number].path}: sample {row} of {name} is not finite (NaN or "
             "infinity); delete the shard and run cache_latents.py again"
         )
-
-    def _check_text(self) -> dict[str, Any]:
-        """What the record says of the embeddings; DataError if they do not fit."""
-        text = self.record.get("text")
-        if not text:
-            raise DataError(
-                f"{self.folder / RECORD_NAME} holds no embeddings of captions: run "
-                "cache_latents.py with --text_encoder"
-            )
-        for shard in self._shards:
-            if missing := {*PARTS.values(), ENDS} - shard.tensors.keys():
-                raise DataError(f"{shard.path} has no {', '.join(sorted(missing))}: encode anew")
-        return text
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
         def lines() -> Iterator[list[str]]:
