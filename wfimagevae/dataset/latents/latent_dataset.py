@@ -67,9 +67,10 @@ class LatentDataset(FlowData):
         self.seed, self.augment = seed, augment
         # Data held out must be of the training data's kind, and take its normalisation.
         if like is not None:
+            has_texts = text == "embeddings" and like.get("text")
             for name, fact in _ALIKE.items():
                 ours, theirs = fact(record), fact(like)
-                if ours != theirs and (name != "text encoder" or text == "embeddings"):
+                if ours != theirs and (has_texts or name != "text encoder"):
                     raise DataError(
                         f"{self.folder} has {name} {ours!s:.80}, the training latents "
                         f"{theirs!s:.80}: encode both alike"
