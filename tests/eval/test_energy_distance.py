@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.refusals import refused
-from wfimagevae.eval import energy_distance as module
-from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval import set_metrics as module
+from wfimagevae.eval.set_metrics import energy_distance
 
 
 def mean_absolute_normal(mean, std):

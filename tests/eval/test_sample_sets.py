@@ -10,11 +10,11 @@ from tests.refusals import refused
 from wfimagevae.dataset import DataError
 from wfimagevae.dataset.toy.points import PointDataset
 from wfimagevae.engine.distributed import World
-from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.eval.evaluator import SetEvaluator
 from wfimagevae.eval.features import load_inception
 from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.eval.sample_sets import DrawnSamples, FolderImages, GeneratedSamples, open_images
+from wfimagevae.eval.set_metrics import energy_distance
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 

@@ -4,7 +4,6 @@ from tests.images import TINY_MODEL
 from tests.refusals import refused
 from wfimagevae.generate.autoencoders import (
     Autoencoder,
-    LatentSpace,
     as_autoencoder,
 )
 from wfimagevae.generate.generator_files import latent_facts, open_latent_space
@@ -80,23 +79,23 @@ class Doubling(Autoencoder):
 
 
 def space(shift, scale):
-    return LatentSpace(Doubling(torch.nn.Linear(1, 1), 1), shift, scale)
+    return Doubling(torch.nn.Linear(1, 1), 1, (shift, scale))
 
 
 def test_shift_and_scale_are_applied_on_both_sides_and_to_posterior_noise():
     latent_space = space([1.0, 2.0, 3.0], [10.0, 10.0, 0.5])
     images = torch.rand(2, 3, 4, 4) * 2 - 1
-    latents = latent_space.encode(images)
+    latents = latent_space.to_latents(images)
     torch.testing.assert_close(latents[:, 2], (2 * images[:, 2] - 3) * 0.5)
-    torch.testing.assert_close(latent_space.decode(latents), images)
+    torch.testing.assert_close(latent_space.to_images(latents), images)
     images, noise = torch.zeros(1, 3, 2, 2), torch.randn(1, 3, 2, 2)
-    torch.testing.assert_close(space([0.0], [3.0]).encode(images, noise), 2 * 3 * noise)
+    torch.testing.assert_close(space([0.0], [3.0]).to_latents(images, noise), 2 * 3 * noise)
 
 
 def test_decoding_is_clamped_and_refuses_what_is_not_finite():
     plain = space([0.0], [1.0])
-    assert plain.decode(torch.full((1, 3, 2, 2), 9.0)).max() == 1
-    refused("not finite in fp32", plain.decode, torch.full((1, 3, 2, 2), torch.nan))
+    assert plain.to_images(torch.full((1, 3, 2, 2), 9.0)).max() == 1
+    refused("not finite in fp32", plain.to_images, torch.full((1, 3, 2, 2), torch.nan))
 
 
 def test_a_latent_space_is_only_for_the_weights_that_made_it(tmp_path):
@@ -105,7 +104,7 @@ def test_a_latent_space_is_only_for_the_weights_that_made_it(tmp_path):
     source, fingerprint = f"WFVAE2Image:{tmp_path / 'vae'}", weights_fingerprint(vae)
     made_by = {"source": source, "fingerprint": fingerprint}
     facts = latent_facts(made_by, [0.0] * 4, [1.0] * 4)
-    assert open_latent_space(facts, CPU).scale.shape == (1, 4, 1, 1)
+    assert open_latent_space(facts, CPU).normalization == ([0.0] * 4, [1.0] * 4)
     other.save_pretrained(tmp_path / "vae")
     words = f"made by {source} with weights {fingerprint[:12]}"
     refused(words, open_latent_space, facts, CPU)

@@ -8,7 +8,7 @@ from PIL import Image
 from scripts import eval_generation
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
-from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval.set_metrics import energy_distance
 
 NO_WORKERS = ("--num_workers", 0, "--device", "cpu")
 

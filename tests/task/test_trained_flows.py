@@ -9,7 +9,7 @@ from tests.task.training import ROOT, FlowPlace
 from wfimagevae.dataset import PointDataset, ShapesDataset
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.player import Player
-from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval.set_metrics import energy_distance
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.model.registry import ModelRegistry

@@ -18,7 +18,6 @@ from wfimagevae.engine.distributed import (
     gather_objects,
     is_distributed,
 )
-from wfimagevae.eval.energy_distance import energy_distance
 from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
 from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
 from wfimagevae.eval.psnr import psnr
@@ -26,6 +25,7 @@ from wfimagevae.eval.sample_sets import SampleSet
 from wfimagevae.eval.set_metrics import (
     KID_SEED,
     NEIGHBOURS,
+    energy_distance,
     frechet_distance,
     kernel_distance,
     precision_recall,

@@ -211,13 +211,12 @@ def export_flow(
     parts, for_pipeline = {FLOW_FOLDER: generator.model}, {**facts, "vae": None}
     if facts["space"] == "latent":
         space = open_latent_space(facts, torch.device("cpu"))
-        parts[VAE_FOLDER] = space.autoencoder.network
-        write_model(space.autoencoder.network, folder / VAE_FOLDER, with_code=True)
+        parts[VAE_FOLDER] = space.network
+        write_model(space.network, folder / VAE_FOLDER, with_code=True)
         kind, _ = split_spec(facts["vae"]["source"])
         facts["vae"] = facts["vae"] | {"source": f"{kind}:../{VAE_FOLDER}"}
-        for_pipeline["downsampling"] = space.autoencoder.multiple
-        for name in ("shift", "scale"):
-            for_pipeline[name] = getattr(space, name).flatten().tolist()
+        for_pipeline["downsampling"] = space.multiple
+        for_pipeline |= dict(zip(("shift", "scale"), map(list, space.normalization), strict=True))
     write_json(place / FACTS_NAME, facts)
     write_text(folder / "pipeline.py", standalone_source(FlowPipeline))
     index = {"_class_name": ["pipeline", FlowPipeline.__name__], "facts": for_pipeline}

@@ -8,7 +8,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
 from PIL import Image
 
 from wfimagevae.engine.device import PRECISIONS
-from wfimagevae.generate.autoencoders import Autoencoder, LatentSpace
+from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.generated_files import prompt_subjects
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
@@ -102,8 +102,9 @@ class FlowPipeline(DiffusionPipeline):
         dtypes = {dtype: name for name, dtype in PRECISIONS.items()}
         precision = dtypes[self.transformer.dtype]
         if facts["space"] == "latent":
-            autoencoder = Autoencoder(self.vae, facts["downsampling"])
-            decode = LatentSpace(autoencoder, facts["shift"], facts["scale"], precision).decode
+            normalization = facts["shift"], facts["scale"]
+            vae = Autoencoder(self.vae, facts["downsampling"], normalization, precision)
+            decode = vae.to_images
         text = facts.get("text")
         if self.config.text_encoder:
             text = text | {"source": self.config.text_encoder.partition(":")[2]}

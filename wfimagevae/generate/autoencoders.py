@@ -1,4 +1,4 @@
-"""Autoencoders, ours from any checkpoint and those of diffusers, and the space of their latents."""
+"""Autoencoders, ours from any checkpoint and those of diffusers, and their latents."""
 
 import contextlib
 import os
@@ -22,18 +22,20 @@ from wfimagevae.model.weight_files import config_of, find_weights, hub_answers
 class Autoencoder:
     """A network in evaluation mode, whose images' sides are multiples of ``multiple``.
 
-    Latents are in the model's own units. ``normalization`` is shift and scale of its configuration,
-    (z - shift) * scale, numbers per channel or one for all; None where it says nothing.
+    ``normalization`` is shift and scale, numbers per channel or one for all, as its configuration
+    has them; None where it says nothing. A generative model sees (z - shift) * scale, see
+    `to_latents` and `to_images`, which compute in ``precision``.
     """
 
     network: nn.Module
     multiple: int
-    normalization: tuple[list[float], list[float]] | None = None
+    normalization: tuple[Sequence[float], Sequence[float]] | None = None
+    precision: str = "fp32"
 
     def moments(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images in [-1, 1], (B, 3, H, W), to the posterior's mean and log-variance, (B, C, h, w).
 
-        The second is None where the model has no posterior.
+        They are in the model's own units; the second is None where it has no posterior.
         """
         # Our encoders return a posterior; those of diffusers that, ``latents`` or ``latent``.
         encoded = self.network.encode(images)
@@ -69,6 +71,36 @@ class Autoencoder:
         if not decoded.isfinite().all():
             raise ValueError(f"the model's output is not finite in {precision}; try bf16 or fp32")
         return decoded.clamp(-1, 1)
+
+    @torch.no_grad()
+    def to_latents(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
+        """Images in [-1, 1], (B, 3, H, W), to normalised latents, float32 (B, C, h, w).
+
+        With standard normal noise, (B, C, h, w), drawn from the posterior; else its mode.
+        """
+        images = images.to(self.device, memory_format=torch.channels_last)
+        with autocast(images.device, self.precision):
+            z, logvar = self.moments(images)
+        z = z.float()
+        if noise is not None and logvar is not None:
+            z = z + (0.5 * logvar.float()).exp() * noise
+        shift, scale = self._statistics()
+        return (z - shift) * scale
+
+    @torch.no_grad()
+    def to_images(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, C, h, w) to images in [-1, 1]; ValueError if values overflow."""
+        shift, scale = self._statistics()
+        z = latents.to(self.device).float() / scale + shift
+        with autocast(z.device, self.precision):
+            images = self.decode(z).float()
+        if not images.isfinite().all():
+            raise ValueError(f"decoded images are not finite in {self.precision}; try bf16 or fp32")
+        return images.clamp(-1, 1)
+
+    def _statistics(self) -> list[Tensor]:
+        """Shift and scale, (1, C, 1, 1) or (1, 1, 1, 1)."""
+        return [torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in self.normalization]
 
 
 def load_autoencoder(
@@ -224,46 +256,3 @@ def as_autoencoder(network: nn.Module, device: torch.device | str) -> Autoencode
         multiple = 2 ** (len(widths) - 1)
     network.to(device, memory_format=torch.channels_last)
     return Autoencoder(network, multiple, normalization)
-
-
-class LatentSpace:
-    """Latents as a generative model sees them: (z - shift) * scale, both ways.
-
-    Shift and scale are one number a channel, or one for all.
-    """
-
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        shift: Sequence[float],
-        scale: Sequence[float],
-        precision: str = "fp32",
-    ):
-        self.autoencoder, self.precision = autoencoder, precision
-        device = autoencoder.device
-        self.shift = torch.tensor(shift, device=device).view(1, -1, 1, 1)
-        self.scale = torch.tensor(scale, device=device).view(1, -1, 1, 1)
-
-    @torch.no_grad()
-    def encode(self, images: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Images in [-1, 1], (B, 3, H, W), to normalised latents, float32 (B, C, h, w).
-
-        With standard normal noise, (B, C, h, w), drawn from the posterior; else its mode.
-        """
-        images = images.to(self.autoencoder.device, memory_format=torch.channels_last)
-        with autocast(images.device, self.precision):
-            z, logvar = self.autoencoder.moments(images)
-        z = z.float()
-        if noise is not None and logvar is not None:
-            z = z + (0.5 * logvar.float()).exp() * noise
-        return (z - self.shift) * self.scale
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Normalised latents (B, C, h, w) to images in [-1, 1]; ValueError if values overflow."""
-        z = latents.to(self.autoencoder.device).float() / self.scale + self.shift
-        with autocast(z.device, self.precision):
-            images = self.autoencoder.decode(z).float()
-        if not images.isfinite().all():
-            raise ValueError(f"decoded images are not finite in {self.precision}; try bf16 or fp32")
-        return images.clamp(-1, 1)

@@ -1,11 +1,12 @@
 """Trained flows from disk: a checkpoint, an export or a public file, with its autoencoder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from wfimagevae.files import read_json
-from wfimagevae.generate.autoencoders import LatentSpace, load_autoencoder, raw_weights, split_spec
+from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, raw_weights, split_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import GeneratorOptions
 from wfimagevae.model.flow.velocity_model import VelocityModel
@@ -60,7 +61,7 @@ def load_generator(
     model, decode, downsampling, encoder = model.to(device), None, 1, None
     if facts["space"] == "latent":
         space = open_latent_space(facts, device)
-        decode, downsampling = space.decode, space.autoencoder.multiple
+        decode, downsampling = space.to_images, space.multiple
     if model.takes_text and not text:
         raise ValueError("this model takes text, but its file does not say from which encoder")
     if model.takes_text:
@@ -104,8 +105,8 @@ def latent_facts(vae: dict, shift: list[float], scale: list[float]) -> dict:
     return {"space": "latent", "vae": vae, "shift": list(shift), "scale": list(scale)}
 
 
-def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
-    """The latent space that a flow's facts record, with its autoencoder.
+def open_latent_space(facts: dict, device: torch.device) -> Autoencoder:
+    """The autoencoder that a flow's facts record, with shift and scale of its latents there.
 
     Raises ValueError if that is not there, or not the one that made the latents.
     """
@@ -130,7 +131,7 @@ def open_latent_space(facts: dict, device: torch.device) -> LatentSpace:
                 f"the latents were made by {source} with weights {expected[:12]}, this autoencoder "
                 f"has weights {weights[:12]}; give the one that made them"
             )
-        return LatentSpace(autoencoder, facts["shift"], facts["scale"])
+        return replace(autoencoder, normalization=(facts["shift"], facts["scale"]))
     if autoencoder.normalization is None:
         raise ValueError(f"{source} does not say how its latents are normalised")
-    return LatentSpace(autoencoder, *autoencoder.normalization)
+    return autoencoder

@@ -126,7 +126,7 @@ class StepWatcher:
             self.generator = generator = task.generator()
             generator.resolve(sampling_options(self.options))  # what it cannot follow is told now
             if generator.decode is None and generator.facts["space"] == "latent":
-                generator.decode = open_latent_space(generator.facts, run.world.device).decode
+                generator.decode = open_latent_space(generator.facts, run.world.device).to_images
             if not generator.model.takes_text:
                 self.subjects = [""]
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from wfimagevae.dataset.protocol import FlowData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.seeding import sample_noise, stable_hash
-from wfimagevae.generate.autoencoders import LatentSpace, load_autoencoder
+from wfimagevae.generate.autoencoders import load_autoencoder
 from wfimagevae.generate.generator_files import (
     find_generator_facts,
     latent_facts,
@@ -170,7 +170,7 @@ def open_space(
         facts |= latent_facts(dataset.record["vae"], dataset.shift, dataset.scale)
         facts["vae"]["source"] = options.vae or facts["vae"]["source"]
         if options.eval_steps and options.eval_num_images:
-            decode = open_latent_space(facts, device).decode
+            decode = open_latent_space(facts, device).to_images
     elif options.vae:
         raise ValueError(f"--vae {options.vae} encodes images, not points")
     elif key == "image":
@@ -211,17 +211,17 @@ def _encoded(
     size = dataset.sample_shape[-1]
     if size % autoencoder.multiple:
         raise ValueError(f"--resolution {size} must be a multiple of {autoencoder.multiple}")
-    space = LatentSpace(autoencoder, *autoencoder.normalization, options.mix_precision)
-    shape = tuple(space.encode(torch.zeros(1, *dataset.sample_shape, device=device)).shape[1:])
+    space = replace(autoencoder, precision=options.mix_precision)
+    shape = tuple(space.to_latents(torch.zeros(1, *dataset.sample_shape, device=device)).shape[1:])
     seed = stable_hash("posterior", options.seed)
 
     def encode(batch: dict) -> Tensor:
         size = (side // autoencoder.multiple for side in batch["image"].shape[2:])
         noise = sample_noise(seed, batch["position"], (shape[0], *size), device)
-        return space.encode(batch["image"], noise)
+        return space.to_latents(batch["image"], noise)
 
     vae = {"source": options.vae, "fingerprint": weights_fingerprint(autoencoder.network)}
-    return shape, encode, space.decode, latent_facts(vae, *autoencoder.normalization)
+    return shape, encode, space.to_images, latent_facts(vae, *autoencoder.normalization)
 
 
 def _open_encoder(

@@ -21,7 +21,7 @@ from wfimagevae.engine.distributed import (
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
-from wfimagevae.eval.energy_distance import energy_distance
+from wfimagevae.eval.set_metrics import energy_distance
 from wfimagevae.generate.generated_files import SamplePicture
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.options import SamplingOptions
