@@ -67,7 +67,11 @@ def test_wrong_weights_images_and_features_are_refused(tmp_path, inception_weigh
         with pytest.raises(ValueError, match="does not hold") as caught:
             load_inception(CPU, str(tmp_path / f"{name}.pth"))
         assert not isinstance(caught.value, MissingWeights)
-    refused("8-bit", load_inception(CPU, str(inception_weights), 64), torch.zeros(1, 3, 8, 8))
+    refused(
+        "dtype=torch.uint8",
+        load_inception(CPU, str(inception_weights), 64),
+        torch.zeros(1, 3, 8, 8),
+    )
     state = torch.load(inception_weights)
     state["Conv2d_1a_3x3.conv.weight"].fill_(torch.nan)
     torch.save(state, tmp_path / "nan.pth")

@@ -10,8 +10,7 @@ from PIL import Image
 from scripts import eval_image
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
-from wfimagevae.eval.psnr import psnr
-from wfimagevae.eval.ssim import ssim
+from wfimagevae.eval.pair_metrics import psnr, ssim
 
 SIZE = ("--resolution", 48)
 

@@ -148,11 +148,6 @@ def _extractor(network: nn.Module, device: torch.device) -> Extractor:
 
     @torch.inference_mode()
     def extract(images: Tensor) -> Tensor:
-        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(
-                f"features are taken of 8-bit images (B, 3, H, W), got {images.dtype} "
-                f"{tuple(images.shape)}"
-            )
         features = network(images.to(device).contiguous())[0]  # (B, F)
         if not features.isfinite().all():
             raise ValueError(f"features of {type(network).__name__} are not finite: its weights?")

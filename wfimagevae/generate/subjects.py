@@ -93,12 +93,10 @@ def free_names(folder: Path, stems: Sequence[str]) -> list[str]:
     stems = [f"{stem}_" if _RESERVED.fullmatch(stem) else stem for stem in stems]
     numbers, names = dict.fromkeys(stems, 0), []
     for stem in stems:
-        number = numbers[stem]
-        while (name := f"{stem}-{number}" if number else stem) in taken or (
-            number and name in numbers
-        ):
-            number += 1
+        name = stem
+        while name in taken or (name != stem and name in numbers):
+            numbers[stem] += 1
+            name = f"{stem}-{numbers[stem]}"
         taken.add(name)
-        numbers[stem] = number + 1
         names.append(name)
     return names

@@ -72,8 +72,8 @@ def test_wrong_files_are_refused(weights, tmp_path):
     (tmp_path / "garbage.pth").write_bytes(b"h%")
     for name, message in (
         ("nothing", "do not exist"),
-        ("narrow", r"(?s)needs: .*size mismatch for slice1\.0\.weight"),
-        ("other", "not the torchvision backbone"),
+        ("narrow", r"(?s)torchvision's vgg: .*size mismatch for slice1\.0\.weight"),
+        ("other", "no backbone of torchvision's vgg"),
         ("tensor", r"tensor\.pth holds no weights, but a Tensor"),
         ("garbage", r"garbage\.pth is not a readable checkpoint"),
     ):

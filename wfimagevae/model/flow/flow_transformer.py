@@ -13,9 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from wfimagevae.model.config_values import Depth, Natural, Ratio, Size
-from wfimagevae.model.flow.byte_transformer import ByteTransformer
 from wfimagevae.model.flow.embed import position_table, rotation_table
-from wfimagevae.model.flow.text_blocks import TextEmbedder, text_blocks
+from wfimagevae.model.flow.text_blocks import ByteTransformer, TextEmbedder, text_blocks
 from wfimagevae.model.flow.transformer_blocks import (
     FinalLayer,
     PatchEmbedder,

@@ -53,19 +53,15 @@ class LPIPS(nn.Module):
         self.scaling_layer = package.scaling_layer
         self.net = package.net
         self.lins = package.lins
-        self._load_backbone(backbone, weights or BACKBONES[net])
-        self.requires_grad_(False).eval()
-
-    def _load_backbone(self, backbone: dict[str, Tensor], source: str) -> None:
         # torchvision numbers the layers through, the package within slices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
         try:
             self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
         except (KeyError, RuntimeError) as error:
-            what = f"no {error}" if isinstance(error, KeyError) else str(error)
-            raise ValueError(
-                f"{source} is not the torchvision backbone that LPIPS needs: {what}"
-            ) from None
+            what = f"no {error}" if isinstance(error, KeyError) else error
+            source = weights or BACKBONES[net]
+            raise ValueError(f"{source} is no backbone of torchvision's {net}: {what}") from None
+        self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True):
         """Stays in evaluation mode: dropout is for fitting the linear weights only."""
