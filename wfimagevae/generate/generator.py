@@ -12,6 +12,7 @@ from wfimagevae.diffusion.guidance import Condition, GuidedVelocity
 from wfimagevae.diffusion.path import time_grid
 from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.diffusion.sampler.dopri5 import load_odeint
+from wfimagevae.diffusion.sampler.grid import Velocity
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.options import SamplingOptions
@@ -21,8 +22,6 @@ _MAX_KEPT_PROMPTS = 64
 Size = tuple[int, int]
 # progress(step, num_steps, x), after each step of a sampler.
 Progress = Callable[[int, int, Tensor], None]
-# velocity(x, t, t_end=None): x (B, ...), times scalars or (B,).
-Velocity = Callable[..., Tensor]
 
 
 class FlowGenerator:
@@ -111,15 +110,13 @@ class FlowGenerator:
                 f"sampler {sampler!r} needs a model trained with --objective mean_flow; "
                 "this one knows no end time. Use heun, euler or dpmpp"
             )
-        if options.guidance_scale != 1 and not model.is_conditional:
-            raise ValueError(
-                f"guidance scale {options.guidance_scale} asked of an unconditional model; use 1"
-            )
-        if options.guidance_scale != 1 and self.facts.get("cfg_dropout_prob") == 0:
-            raise ValueError(
-                f"guidance scale {options.guidance_scale} asked of a model that never learned the "
-                "null condition (--cfg_dropout_prob 0); use 1"
-            )
+        scale, what = options.guidance_scale, ""
+        if not model.is_conditional:
+            what = "an unconditional model"
+        elif self.facts.get("cfg_dropout_prob") == 0:
+            what = "a model that never learned the null condition (--cfg_dropout_prob 0)"
+        if scale != 1 and what:
+            raise ValueError(f"guidance scale {scale} asked of {what}; use 1")
         if options.negative_prompt and not model.takes_text:
             raise ValueError(
                 f"negative prompt {options.negative_prompt!r} asked of a model without text"

@@ -7,7 +7,6 @@ what it remembers in its own variables. No sampler turns gradients off: that is 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -63,14 +62,12 @@ class Sampler:
         return x
 
 
-SAMPLERS = MappingProxyType(
-    {
-        "euler": Sampler(euler, evaluations=1),
-        "heun": Sampler(heun, evaluations=2),
-        "rk4": Sampler(rk4, evaluations=4),
-        "dopri5": Sampler(dopri5, evaluations=0),
-        "dpmpp": Sampler(dpmpp, evaluations=1),
-        "euler_maruyama": Sampler(euler_maruyama, evaluations=1),
-        "mean_flow": Sampler(mean_flow, evaluations=1, needs_average_velocity=True),
-    }
-)
+SAMPLERS = {
+    "euler": Sampler(euler, evaluations=1),
+    "heun": Sampler(heun, evaluations=2),
+    "rk4": Sampler(rk4, evaluations=4),
+    "dopri5": Sampler(dopri5, evaluations=0),
+    "dpmpp": Sampler(dpmpp, evaluations=1),
+    "euler_maruyama": Sampler(euler_maruyama, evaluations=1),
+    "mean_flow": Sampler(mean_flow, evaluations=1, needs_average_velocity=True),
+}
