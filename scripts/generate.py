@@ -190,11 +190,13 @@ def _draw(options: GenerateOptions, world) -> str:
 
 
 def _draw_again(options: GenerateOptions, world) -> str:
-    """Draws the picture of a record; a line about it."""
+    """Draws the picture of a record, which takes one process; a line about it."""
     from wfimagevae.generate.generated_files import read_picture_record, write_again
     from wfimagevae.generate.generator_files import load_generator
 
     record = read_picture_record(options.from_json)
+    if not world.is_main:
+        return ""
     model = record["model"]
     parts = {"vae": options.vae, "text_encoder": options.text_encoder}
     if not options.from_pretrained:  # a model that was moved knows where its parts are now
@@ -207,7 +209,7 @@ def _draw_again(options: GenerateOptions, world) -> str:
     )
     generator = load_generator(source, world.device, record["precision"])
     name = Path(options.from_json).stem
-    path = write_again(Path(options.output_dir), generator, record, name, world)
+    path = write_again(Path(options.output_dir), generator, record, name)
     return f"{path}: as {options.from_json} says"
 
 

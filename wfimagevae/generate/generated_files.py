@@ -298,18 +298,15 @@ def _what_to_draw(
 
 
 def write_again(
-    folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str, world: World
+    folder: Path, generator: FlowGenerator, record: Mapping[str, Any], name: str
 ) -> Path:
     """Draws the picture of a record and writes it and, to its place, the record; the path.
 
     No file is replaced: a number goes behind the name, which has no extension, where it is taken.
     Weights that are not those that drew it are a ValueError.
     """
-    (name,) = broadcast_object(free_names(folder, [name]) if world.is_main else None)
+    (name,) = free_names(folder, [name])
     path = folder / f"{name}.png"
-    if not world.is_main:
-        barrier()
-        return path
     expected, model = record["model"]["fingerprint"], describe_model(generator)
     if model["fingerprint"] != expected:
         raise ValueError(
@@ -325,7 +322,6 @@ def write_again(
     samples = generator.draw(subjects, options, size)
     save_image(path, to_uint8(generator.images(samples)[row]))
     write_json(records_folder(folder) / f"{name}.json", record | {"model": model})
-    barrier()
     return path
 
 
