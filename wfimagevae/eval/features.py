@@ -134,11 +134,8 @@ def load_dinov2(
             else:  # with the branch named, a cached copy is used without asking the network
                 model = torch.hub.load("facebookresearch/dinov2:main", DINOV2_MODEL)
     except (URLError, TimeoutError, ConnectionError) as error:
-        raise MissingWeights(
-            f"DINOv2 is not in {torch.hub.get_dir()} and cannot be downloaded ({error}). On a "
-            f"machine with a network, clone {DINOV2_REPO} and fetch {DINOV2_URL}, then name the "
-            "copies with --dinov2_repo and --dinov2_weights"
-        ) from None
+        urls, flags = f"{DINOV2_REPO} and {DINOV2_URL}", "--dinov2_repo and --dinov2_weights"
+        raise missing_download("DINOv2's code and weights", urls, flags, error) from None
     return _extractor(FeatureExtractorOfModel(model.float()), device)
 
 
