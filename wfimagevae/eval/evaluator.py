@@ -1,5 +1,6 @@
 """Metrics of images against references: of pairs, and of whole sets, on any number of processes."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,7 +14,6 @@ from tqdm import tqdm
 
 from wfimagevae.engine.distributed import (
     World,
-    all_reduce_sum,
     barrier,
     gather_objects,
     is_distributed,
@@ -86,8 +86,8 @@ class Evaluator:
 
     def reset(self) -> None:
         self._images = 0
-        # Per metric: sum of the finite values, number of the infinite ones.
-        self._sums = {name: [0.0, 0] for name in self._per_image}
+        # Per metric its values, (B,); and what rFID compares.
+        self._kept: dict[str, list[Tensor]] = {name: [] for name in self._per_image}
         self._features: tuple[list[Tensor], list[Tensor]] = [], []
         self.notes: dict[str, str] = {}
         self.count = 0
@@ -97,10 +97,7 @@ class Evaluator:
         """Adds originals in [-1, 1], (B, 3, H, W), and reconstructions of that shape and range."""
         x, y = to_unit(real.to(self.device)), to_unit(generated.to(self.device))
         for name, measure in self._per_image.items():
-            values = measure(x, y).cpu().double()  # (B,)
-            infinite = values.isinf()
-            self._sums[name][0] += values[~infinite].sum().item()
-            self._sums[name][1] += int(infinite.sum())
+            self._kept[name].append(measure(x, y).cpu().double())
         for images, features in zip((x, y), self._features, strict=True):
             if self._extract:  # of 8-bit images, as those of published FIDs
                 features.append(self._extract(images.mul(255).round().to(torch.uint8)).cpu())
@@ -112,29 +109,21 @@ class Evaluator:
         PSNR is infinite if any pair is identical; rFID is one distance between the two sets. No
         image at all, or a single one for rFID, is a ValueError.
         """
-        rows = [[self._images, 0], *self._sums.values()]
-        # No distributed run has float64-less devices: those are single Macs.
-        device = self.device if self.device.type == "cuda" else "cpu"
-        totals = torch.tensor(rows, dtype=torch.float64, device=device)  # (1 + metrics, 2)
-        (count, _), *sums = all_reduce_sum(totals).tolist()
-        self.count = int(count)
+        self.count, values = sum(gather_objects(self._images)), {}
         if not self.count:
             raise ValueError("no images to evaluate")
-        # An infinite mean says nothing of the finite values: a note does.
-        values = {}
-        for name, (total, infinite) in zip(self._sums, sums, strict=True):
-            values[name] = float("inf") if infinite else total / count
-            if infinite:
-                note = (
-                    f"infinite: {infinite:.0f} of {self.count} reconstructions equal their original"
-                )
-                if infinite < count:
-                    mean = total / (count - infinite)
+        for name, kept in self._kept.items():
+            finite = [v for v in gather_rows(kept).tolist() if v != math.inf]
+            infinite = self.count - len(finite)
+            values[name] = math.inf if infinite else sum(finite) / self.count
+            if infinite:  # an infinite mean says nothing of the finite values
+                note = f"infinite: {infinite} of {self.count} reconstructions equal their original"
+                if finite:
+                    mean = sum(finite) / len(finite)
                     note += f"; the mean {name} of the others is {mean:.4f}"
                 self.notes[name] = note
         if self._extract:
-            sets = ([f for part in gather_objects(own) for f in part] for own in self._features)
-            real, generated = map(torch.cat, sets)
+            real, generated = map(gather_rows, self._features)
             values["rfid"] = frechet_distance(real, generated)
             if self.count < real.shape[1]:
                 self.notes["rfid"] = (
@@ -142,6 +131,11 @@ class Evaluator:
                     "compare only with figures from the same images"
                 )
         return {name: values[name] for name in self.names if name in values}
+
+
+def gather_rows(mine: list[Tensor]) -> Tensor:
+    """The rows of all processes, rank by rank."""
+    return torch.cat([rows for part in gather_objects(mine) for rows in part])
 
 
 class _Collected(NamedTuple):
@@ -301,10 +295,8 @@ def _check_count(title: str, count: int) -> None:
 
 def _pool(parts: list[Tensor], numbers: list[int]) -> Tensor:
     """Rows of all processes in the order of their numbers."""
-    mine = torch.cat(parts) if parts else None
-    gathered = [part for part in gather_objects((numbers, mine)) if part[1] is not None]
-    order = torch.tensor([n for part, _ in gathered for n in part]).argsort()
-    return torch.cat([rows for _, rows in gathered])[order]
+    order = torch.tensor([n for part in gather_objects(numbers) for n in part]).argsort()
+    return gather_rows(parts)[order]
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -16,11 +16,11 @@ from wfimagevae.engine.distributed import (
     World,
     all_reduce_sum,
     broadcast_object,
-    gather_objects,
 )
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
+from wfimagevae.eval.evaluator import gather_rows
 from wfimagevae.eval.set_metrics import energy_distance
 from wfimagevae.generate.generated_files import SamplePicture
 from wfimagevae.generate.generator import FlowGenerator, Progress
@@ -128,7 +128,7 @@ class FlowValidator:
         total, count = all_reduce_sum(totals).tolist()
         values = {name: total / count}
         if draw:
-            held_out, sampling = _pool(real), self.sampling
+            held_out, sampling = gather_rows(real), self.sampling
             values["energy_distance"] = self._distance(sampling, held_out, conditions)
             if network.has_average_velocity:
                 one = sampling.changed(sampler="mean_flow", steps=1)
@@ -151,7 +151,7 @@ class FlowValidator:
             x = self.generator.sample(positions, condition, sampling, progress)
             generated.append(x.cpu())
         self.pulse()
-        generated = _pool(generated)
+        generated = gather_rows(generated)
         # One process's figure for all: they must agree on which checkpoint is the best.
         is_finite = bool(generated.isfinite().all())
         mine = energy_distance(real, generated) if self.world.is_main and is_finite else math.inf
@@ -178,11 +178,6 @@ class FlowValidator:
         with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
             self.pictures[f"samples/{name}"] = path
-
-
-def _pool(mine: list[Tensor]) -> Tensor:
-    """The samples of all processes, rank by rank."""
-    return torch.cat([part for rank in gather_objects(mine) for part in rank])
 
 
 def sampling_options(options: FlowOptions) -> SamplingOptions:
