@@ -149,12 +149,16 @@ def _draw(options: GenerateOptions, world) -> str:
     from wfimagevae.generate.generated_files import (
         Sheet,
         class_stems,
-        prompt_subjects,
         write_folder,
         write_npz,
     )
     from wfimagevae.generate.generator_files import load_generator
-    from wfimagevae.generate.subjects import named_prompts, read_prompts, subjects_in_turn
+    from wfimagevae.generate.subjects import (
+        named_prompts,
+        prompt_subjects,
+        read_prompts,
+        subjects_in_turn,
+    )
 
     generator = load_generator(options, world.device, options.mixed_precision)
     if generator.facts["space"] == "point":
@@ -176,7 +180,8 @@ def _draw(options: GenerateOptions, world) -> str:
     has_classes = options.class_labels or not prompts
     classes = generator.class_numbers(options.class_labels) if has_classes else []
     if prompts:
-        subjects, stems = prompt_subjects(prompts, classes, count or 1)
+        subjects = prompt_subjects([prompt.text for prompt in prompts], count or 1, classes)
+        stems = [prompt.stem for prompt in prompts for _ in range(count or 1)]
     else:
         subjects = subjects_in_turn(count or _DEFAULT_COUNT, classes)
         stems = class_stems(generator, subjects)

@@ -13,11 +13,10 @@ from wfimagevae.generate.generated_files import (
     SamplePicture,
     Sheet,
     class_stems,
-    prompt_subjects,
     write_folder,
 )
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Subject, named_prompts, subjects_in_turn
+from wfimagevae.generate.subjects import Subject, prompt_subjects, slug, subjects_in_turn
 
 CPU = torch.device("cpu")
 ALONE = World(0, 1, CPU)
@@ -112,12 +111,13 @@ def grids(monkeypatch):
 
 
 def test_a_grid_has_prompts_at_the_left_and_scales_above(tmp_path, grids):
-    generator, prompts = generator_of(WordModel()), named_prompts([RED, BLUE, ""])
+    generator, prompts = generator_of(WordModel()), [RED, BLUE, ""]
     for per_prompt, scales in ((1, (0.0, 1.0)), (2, (1.0,))):
         columns = [EULER.changed(guidance_scale=scale) for scale in scales]
-        sheet = Sheet(*prompt_subjects(prompts, [], per_prompt), columns)
+        subjects = prompt_subjects(prompts, per_prompt)
+        sheet = Sheet(subjects, [slug(subject.prompt) for subject in subjects], columns)
         write_folder(tmp_path, generator, sheet, 4, ALONE)
-    single = Sheet(*prompt_subjects(named_prompts([RED]), [], 5), [EULER])
+    single = Sheet(prompt_subjects([RED], 5), ["a"] * 5, [EULER])
     write_folder(tmp_path, generator, single, 4, ALONE)
     (scaled, *first), (rows, *second), (five, *third) = (call.args for call in grids)
     titles = [RED, BLUE, "(no prompt)"]

@@ -12,10 +12,11 @@ from wfimagevae.engine.distributed import World, gather_objects
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import PairOptions
 from wfimagevae.generate.image_folder import Unreadable, list_unreadable, read_batches
+from wfimagevae.model.weight_files import listed
 
 # Under a folder of reconstructions, the originals as the model saw them: no samples.
 ORIGIN_FOLDER = "origin"
-_MAX_LISTED, _MAX_READ = 10, 1000
+_MAX_READ = 1000
 _OTHER_SIZE = "give --resolution and --crop_size as in the reconstruction"
 
 
@@ -77,14 +78,10 @@ def match_pairs(
     missing = [path for path, partner in pairs if partner is None]
     alone = [path for i, path in enumerate(missing) if i >= _MAX_READ or not is_damaged(path)]
     left_over = [] if is_subset else sorted(names - {partner for _, partner in pairs})
-    problems = []
-    sides = {"originals have no reconstruction": alone}
-    for what, paths in (sides | {"generated images have no original": left_over}).items():
-        more = f" and {len(paths) - _MAX_LISTED} more" if len(paths) > _MAX_LISTED else ""
-        if paths:
-            problems.append(f"{len(paths)} {what}: {', '.join(paths[:_MAX_LISTED])}{more}")
-    if problems:
-        raise ValueError("; ".join(problems))
+    sides = ("originals have no reconstruction", "generated images have no original")
+    lists = [(what, paths) for what, paths in zip(sides, (alone, left_over), strict=True) if paths]
+    if lists:
+        raise ValueError("; ".join(f"{len(p)} {what}: {listed(p)}" for what, p in lists))
     return pairs
 
 

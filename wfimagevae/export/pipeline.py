@@ -9,10 +9,9 @@ from PIL import Image
 
 from wfimagevae.engine.device import PRECISIONS
 from wfimagevae.generate.autoencoders import Autoencoder
-from wfimagevae.generate.generated_files import prompt_subjects
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Prompt, subjects_in_turn
+from wfimagevae.generate.subjects import prompt_subjects, subjects_in_turn
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.pictures.pixels import to_uint8
 
@@ -78,7 +77,7 @@ class FlowPipeline(DiffusionPipeline):
         names, count = None if labels is None else [str(c) for c in labels], num_images_per_prompt
         labels = flow.class_numbers(names) if names or not prompts else []
         if prompts:
-            subjects, _ = prompt_subjects([Prompt(text, "") for text in prompts], labels, count)
+            subjects = prompt_subjects(prompts, count, labels)
         else:
             subjects = subjects_in_turn(count * len(names or [""]), labels)
 

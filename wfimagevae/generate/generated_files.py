@@ -23,7 +23,7 @@ from wfimagevae.engine.distributed import World, barrier, broadcast_object, gath
 from wfimagevae.files import json_text, read_json, replacing, write_json
 from wfimagevae.generate.generator import FlowGenerator, Progress, Size
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Prompt, Subject, free_names, records_folder
+from wfimagevae.generate.subjects import Subject, free_names, records_folder
 from wfimagevae.model.weight_files import weights_fingerprint
 from wfimagevae.pictures.flow_frames import background, path_frames
 from wfimagevae.pictures.grid import sample_grid, save_png
@@ -105,21 +105,6 @@ def class_stems(generator: FlowGenerator, subjects: Sequence[Subject]) -> list[s
         name = "" if subject.label is None else f"-{generator.class_name(subject.label)}"
         stems.append(f"{subject.index:06d}" + re.sub(r"[^\w-]", "_", name))
     return stems
-
-
-def prompt_subjects(
-    prompts: Sequence[Prompt], labels: Sequence[int], per_prompt: int
-) -> tuple[list[Subject], list[str]]:
-    """Some samples of each prompt, which take the classes in turn, if any are given; their stems.
-
-    Sample i of every prompt starts from the same noise: a picture depends on its prompt, the seed
-    and its number alone, not on the other prompts.
-    """
-    rows, labels = [(prompt, i) for prompt in prompts for i in range(per_prompt)], labels or [None]
-    subjects = [
-        Subject(i, labels[row % len(labels)], prompt.text) for row, (prompt, i) in enumerate(rows)
-    ]
-    return subjects, [prompt.stem for prompt, _ in rows]
 
 
 def write_folder(

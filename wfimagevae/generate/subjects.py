@@ -29,6 +29,18 @@ def subjects_in_turn(
     return [Subject(i, labels[i % len(labels)], prompts[i % len(prompts)]) for i in range(count)]
 
 
+def prompt_subjects(
+    prompts: Sequence[str], per_prompt: int, labels: Sequence[int] = ()
+) -> list[Subject]:
+    """Some samples of each prompt, one prompt behind the other, which take classes in turn.
+
+    Sample i of every prompt starts from the same noise: a picture depends on its prompt, the seed
+    and its number alone, not on the other prompts.
+    """
+    rows, labels = [(i, text) for text in prompts for i in range(per_prompt)], labels or [None]
+    return [Subject(i, labels[n % len(labels)], text) for n, (i, text) in enumerate(rows)]
+
+
 class Prompt(NamedTuple):
     """What to draw, and the name of its picture's file without extension."""
 
