@@ -24,7 +24,6 @@ INCEPTION_URL = (
 DINOV2_MODEL = "dinov2_vitl14"
 DINOV2_REPO = "https://github.com/facebookresearch/dinov2"
 DINOV2_URL = "https://dl.fbaipublicfiles.com/dinov2/dinov2_vitl14/dinov2_vitl14_pretrain.pth"
-_RESIZE = "TensorFlow 1 bilinear to {0}x{0}, no antialiasing"
 
 # Maps 8-bit images, (B, 3, H, W), to features, (B, F), float32.
 Extractor = Callable[[Tensor], Tensor]
@@ -42,19 +41,19 @@ def describe_features(options: SetMetricOptions, width: int) -> dict[str, str]:
     if options.features == "inception":
         return describe_inception(options.inception_weights, width)
     path = options.dinov2_weights
-    return {
-        "features": f"{DINOV2_MODEL}, class token",
-        "weights": weights_digest(path) if path else Path(DINOV2_URL).name,
-        "resize": _RESIZE.format(224),
-    }
+    weights = weights_digest(path) if path else Path(DINOV2_URL).name
+    return _describe(f"{DINOV2_MODEL}, class token", weights, 224)
 
 
 def describe_inception(weights: str | None, width: int = NUM_FEATURES) -> dict[str, str]:
-    return {
-        "features": f"torch-fidelity InceptionV3, {width}",
-        "weights": weights_digest(weights, INCEPTION_URL),
-        "resize": _RESIZE.format(299),
-    }
+    """As `describe_features`, of Inception."""
+    digest = weights_digest(weights, INCEPTION_URL)
+    return _describe(f"torch-fidelity InceptionV3, {width}", digest, 299)
+
+
+def _describe(features: str, weights: str, side: int) -> dict[str, str]:
+    resize = f"TensorFlow 1 bilinear to {side}x{side}, no antialiasing"
+    return {"features": features, "weights": weights, "resize": resize}
 
 
 def weights_digest(path: str | Path | None, url: str = "") -> str:

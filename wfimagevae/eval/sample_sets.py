@@ -47,15 +47,8 @@ class FolderImages:
     the last are a ValueError.
     """
 
-    def __init__(
-        self,
-        path: str | Path,
-        resolution: int | None = None,
-        crop_size: int | None = None,
-        subset_size: int = 0,
-        num_workers: int = 0,
-    ):
-        self.dataset = ValidImageDataset(path, resolution, crop_size, subset_size)
+    def __init__(self, path: str | Path, *sizes: int | None, num_workers: int = 0):
+        self.dataset = ValidImageDataset(path, *sizes)
         record = records_folder(path) / "samples.json"
         if record.is_file():
             written = read_json(record).get("num_images")
@@ -66,7 +59,7 @@ class FolderImages:
                 )
         self.path, self.num_workers = path, num_workers
         self.left_out: dict[int, tuple[str, str]] = {}
-        crop = crop_size or resolution
+        resolution, crop = self.dataset.resolution, self.dataset.crop_size
         self.description = {
             "source": str(path),
             "resize": f"shorter side to {resolution}" if resolution else "none",

@@ -4,6 +4,7 @@ Also an autoencoder from the halves of two.
 """
 
 import contextlib
+import json
 import logging
 import runpy
 from collections.abc import Mapping
@@ -176,10 +177,8 @@ def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
         raise ValueError(
             f"cannot merge a {type(encoder_from).__name__} with a {type(decoder_from).__name__}"
         )
-    first, second = (
-        {key: list(value) if isinstance(value, tuple) else value for key, value in config.items()}
-        for config in (encoder_from.own_config(), decoder_from.own_config())
-    )
+    configs = encoder_from.own_config(), decoder_from.own_config()
+    first, second = (json.loads(json.dumps(config)) for config in configs)  # lists for tuples
     # The halves agree in all that both read.
     unlike = [
         f"{key} ({first[key]} and {second.get(key)})"

@@ -82,13 +82,6 @@ class Stage(nn.Module):
         return self.attn(self.block(x, c))
 
 
-class Downsample(nn.Conv2d):
-    """Halves height and width."""
-
-    def __init__(self, channels: int):
-        super().__init__(channels, channels, 3, stride=2, padding=1)
-
-
 class Upsample(nn.Conv2d):
     """Doubles height and width."""
 
@@ -150,7 +143,7 @@ class UNet(VelocityModel):
                 self.down_blocks.append(stage(skips[-1], width, heads[level]))
                 skips.append(width)
             if level < len(widths) - 1:
-                self.down_blocks.append(Downsample(width))
+                self.down_blocks.append(nn.Conv2d(width, width, 3, stride=2, padding=1))
                 skips.append(width)
         # The coarsest level.
         width = widths[-1]
@@ -173,7 +166,7 @@ class UNet(VelocityModel):
         # Down, at the coarsest level, and up again with what was kept.
         skips = [h]
         for block in self.down_blocks:
-            h = block(h) if isinstance(block, Downsample) else self.run(block, h, c)
+            h = self.run(block, h, c) if isinstance(block, Stage) else block(h)
             skips.append(h)
         for block in self.mid_blocks:
             h = self.run(block, h, c)
