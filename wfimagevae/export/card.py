@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
+from wfimagevae.engine.cost import count_parameters
 from wfimagevae.export.options import CardOptions
 from wfimagevae.files import read_json, write_text
 from wfimagevae.generate.generator import FlowGenerator
@@ -114,9 +115,8 @@ def write_card(
 def _vae(vae: nn.Module, place: str) -> tuple[str, Iterable[str], str, str]:
     """Task and tags of the hub; what the model is; how it is used."""
     factor = vae.spatial_factor
-    parameters = sum(parameter.numel() for parameter in vae.parameters())
     about = f"""A wavelet image autoencoder: {factor}x downsampling, {vae.config.latent_dim} \
-latent channels, {parameters:,} parameters.
+latent channels, {count_parameters(vae):,} parameters.
 """
     code = f"""import torch
 from diffusers import AutoModel
@@ -135,7 +135,6 @@ with torch.no_grad():
 def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str, str]:
     """Task and tags of the hub; what the model is; how it is used."""
     model, facts = generator.model, generator.facts
-    parameters = sum(parameter.numel() for parameter in model.parameters())
     shape = " x ".join(map(str, model.sample_shape))
     average = ", average velocities (one step)" if model.has_average_velocity else ""
     task = "text-to-image" if model.takes_text else "unconditional-image-generation"
@@ -153,8 +152,8 @@ def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str
             f"the fingerprint {encoder['fingerprint'][:12]}.\n"
         )
     about = f"""A flow that generates {facts["space"]}s of {shape}{average}: \
-{type(model).__name__}, {parameters:,} parameters, {model.num_classes or "no"} classes. \
-Time 0 is noise, 1 is data.
+{type(model).__name__}, {count_parameters(model):,} parameters, \
+{model.num_classes or "no"} classes. Time 0 is noise, 1 is data.
 {prompts}"""
     # What it draws, and how strongly.
     subject = (

@@ -109,6 +109,5 @@ class FlowPipeline(DiffusionPipeline):
             text = text | {"source": self.config.text_encoder.partition(":")[2]}
         if text and self._text is None:
             self._text = open_text_encoder(text, device)
-        downsampling = facts.get("downsampling", 1)
-        parts = (self.transformer, device, facts, decode, self._text, downsampling)
-        return FlowGenerator(*parts, precision)
+        parts = (self.transformer, device, facts, decode, self._text)
+        return FlowGenerator(*parts, facts.get("downsampling", 1), precision)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
 from wfimagevae.files import json_text, read_json, replacing, write_json
-from wfimagevae.generate.generator import FlowGenerator, Progress, Size
+from wfimagevae.generate.generator import GUIDANCE, FlowGenerator, Progress, Size
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject, free_names, records_folder
 from wfimagevae.model.weight_files import weights_fingerprint
@@ -33,7 +33,6 @@ from wfimagevae.pictures.writer import ImageWriter, save_image
 MAX_IN_GRID = 64
 _log = logging.getLogger("wfimagevae")
 _OF_MODEL = ("path", "model_name", "raw_weights", "vae", "text_encoder", "fingerprint")
-_GUIDANCE = ("scale", "interval", "rescale", "channels")
 _PACKAGES = ("wfimagevae", "torch", "diffusers", "transformers")
 
 
@@ -276,7 +275,7 @@ def _what_to_draw(
     if not (isinstance(count, int) and isinstance(row, int) and 0 <= row < count):
         raise ValueError(f"there is no sample {row!r} in a batch of {count!r}")
     subject = Subject(record["index"], record["label"], record["prompt"])
-    values = {f"guidance_{name}": record["guidance"][name] for name in _GUIDANCE}
+    values = {f"guidance_{name}": record["guidance"][name] for name in GUIDANCE}
     values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
     options = SamplingOptions(**values, time_shift=record["shift"])
     return [subject] * count, options, record["size"] and tuple(record["size"]), row

@@ -19,6 +19,7 @@ from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
 
 _MAX_KEPT_PROMPTS = 64
+GUIDANCE = ("scale", "interval", "rescale", "channels")
 Size = tuple[int, int]
 # progress(step, num_steps, x), after each step of a sampler.
 Progress = Callable[[int, int, Tensor], None]
@@ -175,7 +176,6 @@ class FlowGenerator:
         self, condition: Condition | None, options: SamplingOptions, count: int
     ) -> GuidedVelocity:
         """The guided velocity of ``count`` samples, as samplers call it."""
-        self.resolve(options)
         null = self.model.null_condition(count, self.device)
         condition = null if condition is None else condition
         if options.negative_prompt:
@@ -266,15 +266,13 @@ class FlowGenerator:
 
 def _guidance(options: SamplingOptions) -> dict[str, Any]:
     """Guidance as `GuidedVelocity` takes it, and records keep it."""
-    names = ("scale", "interval", "rescale", "channels")
-    return {name: getattr(options, f"guidance_{name}") for name in names}
+    return {name: getattr(options, f"guidance_{name}") for name in GUIDANCE}
 
 
 def sampling_velocity(
     generator: FlowGenerator, subjects: Sequence[Subject], options: SamplingOptions
 ) -> Velocity:
-    """The velocity that samples follow, without gradients; the model is put into evaluation."""
-    generator.model.eval()
+    """The velocity that samples follow, without gradients."""
     guided = generator.velocity(generator.condition(subjects), options, len(subjects))
 
     @torch.no_grad()
@@ -323,10 +321,8 @@ def interpolate(
     """Samples of noises between those of samples i and B + i, which show the same.
 
     Gives samples in the model's space, (num_places, B, ...), on the CPU; the first and the last are
-    those of the two noises. Fewer than two places are a ValueError.
+    those of the two noises.
     """
-    if num_places < 2:
-        raise ValueError(f"an interpolation needs at least 2 places, got {num_places}")
     count = len(subjects)
     a = generator.noise(range(count), options.seed)
     b = generator.noise(range(count, 2 * count), options.seed)
