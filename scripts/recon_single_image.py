@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
     from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
-    from wfimagevae.eval.pair_metrics import psnr
+    from wfimagevae.eval.psnr import psnr
     from wfimagevae.generate.autoencoders import open_autoencoder
     from wfimagevae.pictures.pixels import from_uint8, to_uint8, to_unit
     from wfimagevae.pictures.writer import check_extension, save_image

@@ -9,9 +9,10 @@ from tests.refusals import refused
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.features import load_inception
 from wfimagevae.eval.options import MetricOptions
-from wfimagevae.eval.pair_metrics import psnr, ssim
+from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.report import evaluation_json, evaluation_table
 from wfimagevae.eval.set_metrics import frechet_distance
+from wfimagevae.eval.ssim import ssim
 from wfimagevae.files import write_json
 from wfimagevae.pictures.pixels import to_uint8
 

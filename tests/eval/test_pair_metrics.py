@@ -7,7 +7,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from tests.refusals import refused
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import MetricOptions
-from wfimagevae.eval.pair_metrics import psnr, ssim
+from wfimagevae.eval.psnr import psnr
+from wfimagevae.eval.ssim import ssim
 
 
 def noisy_pair(height=37, width=52, noise=0.1, seed=0):

@@ -10,7 +10,8 @@ from PIL import Image
 from scripts import eval_image
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
-from wfimagevae.eval.pair_metrics import psnr, ssim
+from wfimagevae.eval.psnr import psnr
+from wfimagevae.eval.ssim import ssim
 
 SIZE = ("--resolution", 48)
 

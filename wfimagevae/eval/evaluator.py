@@ -20,7 +20,7 @@ from wfimagevae.engine.distributed import (
 )
 from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
 from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
-from wfimagevae.eval.pair_metrics import psnr, ssim
+from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.sample_sets import SampleSet
 from wfimagevae.eval.set_metrics import (
     KID_SEED,
@@ -30,6 +30,7 @@ from wfimagevae.eval.set_metrics import (
     kernel_distance,
     precision_recall,
 )
+from wfimagevae.eval.ssim import ssim
 from wfimagevae.generate.image_folder import Unreadable, list_unreadable
 from wfimagevae.model.losses.lpips_network import LPIPS, MissingWeights
 from wfimagevae.pictures.pixels import to_unit

@@ -21,7 +21,7 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.features import describe_inception, weights_digest
 from wfimagevae.eval.options import BenchmarkOptions, PairOptions
-from wfimagevae.eval.pair_metrics import SIGMA, TAPS
+from wfimagevae.eval.ssim import SIGMA, TAPS
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.image_folder import Unreadable, read_batches
 from wfimagevae.model.losses.lpips_network import BACKBONES

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from wfimagevae.engine.cost import count_macs, shapes_only
-from wfimagevae.eval.pair_metrics import TAPS
+from wfimagevae.eval.ssim import TAPS
 from wfimagevae.model.losses.lpips_network import MIN_SIZES
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.task.vae_options import VaeOptions

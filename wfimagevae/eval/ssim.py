@@ -1,4 +1,4 @@
-"""Metrics of image pairs that need no network: PSNR and SSIM."""
+"""Structural similarity of images."""
 
 import torch
 from torch import Tensor
@@ -6,21 +6,8 @@ from torch.nn import functional as F
 
 from wfimagevae.pictures.pixels import check_unit_pair, measuring_dtype
 
-# The window of SSIM.
 TAPS = 11
 SIGMA = 1.5
-
-
-def psnr(x: Tensor, y: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each pair, ``-10 log10(mean squared error)``, in dB.
-
-    Both are images in [0, 1], (B, C, H, W), or it is a ValueError; the result is float64, (B,), and
-    infinite for identical images.
-    """
-    check_unit_pair(x, y)
-    dtype = measuring_dtype(x.device)
-    error = (x.to(dtype) - y.to(dtype)).square().flatten(1).mean(1)  # (B,)
-    return -10 * error.log10()
 
 
 def ssim(x: Tensor, y: Tensor) -> Tensor:
