@@ -195,18 +195,18 @@ def raw_weights(enabled: bool) -> Iterator[None]:
         os.environ["NOT_USE_EMA_MODEL"] = before
 
 
-def load_diffusers(path: str, device: torch.device | str, is_sketch: bool = False) -> Autoencoder:
+def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:
     """Any image autoencoder of diffusers (AutoencoderKL, AutoencoderDC, AutoencoderTiny, ...).
 
-    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that; a
-    sketch reads no weights;
-    else it is a FileNotFoundError. Another kind of model, or weights that are missing, are a
-    ValueError.
+    ``path`` is a folder with its config.json, ``owner/name`` on the hub, or a subfolder of that,
+    else it is a FileNotFoundError; on the device ``meta`` no weights are read. Another kind of
+    model, or weights that are missing, are a ValueError.
     """
     from diffusers import AutoModel
 
     # A folder, or a name on the hub with its subfolder.
     path, subfolder, where = os.path.expanduser(path), None, ""
+    is_sketch = torch.device(device).type == "meta"
     on_hub = not Path(path).is_dir()
     if on_hub:
         if not is_hub_name(path, subfolders=True):
@@ -218,19 +218,14 @@ def load_diffusers(path: str, device: torch.device | str, is_sketch: bool = Fals
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
         # Only what is cached, then: diffusers would ask the hub for each file for half a minute.
         read = AutoModel.from_config if is_sketch else AutoModel.from_pretrained
-        network = read(path, subfolder=subfolder, local_files_only=is_cut_off)
+        with torch.device("meta") if is_sketch else contextlib.nullcontext():
+            network = read(path, subfolder=subfolder, local_files_only=is_cut_off)
     except (ValueError, OSError) as error:
         raise ValueError(f"diffusers reads no model from {path}{where}: {error}") from error
     network.eval()
     if not is_sketch and any(parameter.is_meta for parameter in network.parameters()):
         raise ValueError(f"{path}: weights are missing in the checkpoint")
     return as_autoencoder(network, device)
-
-
-def sketch_diffusers(spec: str) -> Autoencoder:
-    """As `load_diffusers`, of ``diffusers:PATH`` without its weights: on the meta device."""
-    with torch.device("meta"):
-        return load_diffusers(spec.removeprefix(DIFFUSERS), "meta", is_sketch=True)
 
 
 def as_autoencoder(network: nn.Module, device: torch.device | str) -> Autoencoder:

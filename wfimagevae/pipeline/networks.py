@@ -18,7 +18,7 @@ from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.files import DIFFUSERS, json_text, read_json, write_json
-from wfimagevae.generate.autoencoders import sketch_diffusers
+from wfimagevae.generate.autoencoders import load_diffusers
 from wfimagevae.model.losses.discriminator import NLayerDiscriminator
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.registry import ModelRegistry
@@ -64,7 +64,7 @@ def vae_facts(model: ModelSection) -> VaeFacts:
     section = model.vae
     name = section.name or OPTIONS["vae"].by_flag()["model_name"].default
     if (section.pretrained or "").startswith(DIFFUSERS):
-        sketch = sketch_diffusers(section.pretrained)
+        sketch = load_diffusers(section.pretrained.removeprefix(DIFFUSERS), "meta")
         sketch.network.spatial_factor = sketch.multiple
         return VaeFacts(sketch.network, section.pretrained)
     model_class = autoencoder_class(name, ("model.vae.pretrained: diffusers:PATH",))

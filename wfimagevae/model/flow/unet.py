@@ -4,6 +4,7 @@ Source: Dhariwal and Nichol 2021 (ADM), arXiv:2105.05233, with continuous times.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +73,7 @@ class Stage(nn.Module):
     """A residual block and, where asked for, attention."""
 
     def __init__(
-        self, in_channels: int, out_channels: int, cond_width: int, dropout: float, num_heads: int
+        self, in_channels: int, out_channels: int, num_heads: int, cond_width: int, dropout: float
     ):
         super().__init__()
         self.block = ResidualBlock(in_channels, out_channels, cond_width, dropout)
@@ -131,10 +132,7 @@ class UNet(VelocityModel):
         sizes = [input_size // 2**level for level in range(len(widths))]
         heads = [num_heads if size in attention_resolutions else 0 for size in sizes]
         cond_width = 4 * base_channels
-
-        def stage(in_width: int, out_width: int, stage_heads: int) -> Stage:
-            return Stage(in_width, out_width, cond_width, dropout, stage_heads)
-
+        stage = partial(Stage, cond_width=cond_width, dropout=dropout)
         # Down: each block's output is kept for the way up.
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
         self.down_blocks, skips = nn.ModuleList(), [base_channels]
