@@ -166,7 +166,7 @@ def vae_footprint(
 
 def _build(name: str, config: str) -> nn.Module:
     if name.startswith(DIFFUSERS):
-        return sketch_diffusers(name).network
+        return load_diffusers(name.removeprefix(DIFFUSERS), "meta").network
     return ModelRegistry.get_model(name).from_config(json.loads(config))
 
 
