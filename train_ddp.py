@@ -9,28 +9,30 @@ python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 import signal
 import sys
 from collections.abc import Sequence
+from pkgutil import resolve_name
 
 from wfimagevae.command_line import find_flag, list_flags, parse, run_cli
 from wfimagevae.pipeline.options import PipelineOptions
-from wfimagevae.task import TASKS, options_of
+from wfimagevae.task import TASKS
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to save or draw yet
-    if any(find_flag(name, argv) for name in PipelineOptions.model_fields):
+    flags = {word.split("=")[0] for word in argv}
+    if flags & {f"--{name}" for name in PipelineOptions.model_fields}:
         from wfimagevae.pipeline.command import run_file
 
         return run_file(argv)
 
     task = find_flag("task", argv, in_config=True)
-    task_options = options_of(task if task in TASKS else TASKS[0])
+    task_options = resolve_name(TASKS.get(str(task), TASKS["vae"]))
 
     class Command(task_options, PipelineOptions):
         """The flags of a task, and of a pipeline, which only the command line may name."""
 
-    if "--list_flags" in argv:
+    if "--list_flags" in flags:
         print(list_flags(task_options))
         return 0
     options = parse(Command, argv, description=__doc__.splitlines()[0])

@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     argv = sys.argv[1:] if argv is None else list(argv)
     task = find_flag("task", argv, in_config=True)
-    task = task if task in TASKS else TASKS[0]
+    task = task if str(task) in TASKS else "vae"
     kind = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}[task]
     options = parse(kind, argv, description=__doc__.splitlines()[0])
     if options.list_flags:

@@ -1,4 +1,4 @@
-"""Compares autoencoders on one folder of images.
+"""Compares autoencoders on one folder by one protocol: quality, speed, size, memory on CUDA.
 
 python scripts/benchmark_vae.py --real_image_dir photos --resolution 256 --output table.md \
     --model WFVAE2Image:results/my-vae --model diffusers:stabilityai/sdxl-vae \
@@ -6,7 +6,6 @@ python scripts/benchmark_vae.py --real_image_dir photos --resolution 256 --outpu
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.eval.options import METRIC_UNAVAILABLE, BenchmarkOptions
@@ -17,8 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(
         BenchmarkOptions,
         argv,
-        description="Compare autoencoders on one folder by one protocol: quality, speed, size, "
-        "peak memory (on CUDA only). Figures equal those of recon_image.py and eval_image.py.",
+        description=__doc__.splitlines()[0],
         epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
         "are missing (n/a in the table); 2 an error.",
     )
@@ -28,6 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.eval.evaluator import Evaluator
     from wfimagevae.eval.report import benchmark, benchmark_table, describe_protocol, remarks
+    from wfimagevae.files import write_text
     from wfimagevae.generate.autoencoders import load_autoencoder, split_spec, spread_config
     from wfimagevae.generate.image_folder import open_folder
 
@@ -58,8 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     text = "\n".join(benchmark_table(rows, notes, protocol, ", ".join(filter(None, conditions))))
     print(text)
     if options.output:
-        Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.output).write_text(text + "\n", encoding="utf-8")
+        write_text(options.output, text + "\n")
     return METRIC_UNAVAILABLE if evaluator.unavailable else 0
 
 

@@ -1,4 +1,4 @@
-"""Encodes a folder of images once, for training a flow on the latents.
+"""Encodes images once, to train flows on their latents; a run that was stopped goes on.
 
 python scripts/cache_latents.py --image_path photos --output_dir latents --resolution 256 \
     --vae diffusers:stabilityai/sd-vae-ft-mse --labels folder --flip
@@ -77,8 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(
         CacheLatentsOptions,
         argv,
-        description="Encode images into shards of latents and a record, latents.json. Runs under "
-        "torchrun, too. A run that was stopped goes on where it was when started again.",
+        description=__doc__.splitlines()[0],
         epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
         "2 an error.",
     )

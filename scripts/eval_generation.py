@@ -1,4 +1,4 @@
-"""Compares generated images or points with a reference set.
+"""Measures generated samples, from files or from a trained flow, against a reference set.
 
 python scripts/eval_generation.py --real_image_dir photos --generated_image_dir samples \
     --metric fid kid precision_recall energy_distance --output_json metrics.json
@@ -54,11 +54,7 @@ class EvaluationOptions(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(
-        EvaluationOptions,
-        argv,
-        description="Measure generated samples, from files or from a trained flow, against a "
-        "reference set.",
-        epilog=EXIT_STATUS,
+        EvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
     )
     check_guidance(options.negative_prompt, options.guidance_scale)
     if bool(options.generated_image_dir) == bool(options.from_pretrained):
@@ -129,9 +125,7 @@ def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, obje
     space = generator.facts["space"]
     if (space == "point") != (options.dataset in POINT_SETS):
         fitting = f"one of {', '.join(POINT_SETS)}" if space == "point" else "a set of images"
-        raise ValueError(
-            f"{options.from_pretrained} generates {space}s: the reference must be {fitting}"
-        )
+        raise ValueError(f"this flow generates {space}s: the reference must be {fitting}")
     subjects = _subjects(options, generator)
     source = {"checkpoint": options.from_pretrained, "raw_weights": options.use_raw_weights}
     if generator.model.takes_text:

@@ -1,4 +1,4 @@
-"""Measures reconstructions against their originals.
+"""Measures reconstructions against their originals, paired by relative path.
 
 python scripts/eval_image.py --real_image_dir photos --generated_image_dir reconstructions \
     --resolution 256 --output_json metrics.json
@@ -29,10 +29,7 @@ class EvaluationOptions(PairOptions, DeviceOptions, defaults={"batch_size": 8}):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(
-        EvaluationOptions,
-        argv,
-        description="Measure reconstructions against their originals, paired by relative path.",
-        epilog=EXIT_STATUS,
+        EvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
     )
 
     from wfimagevae.dataset import ValidImageDataset

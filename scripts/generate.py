@@ -1,4 +1,4 @@
-"""Generates images with a trained flow.
+"""Generates images with a trained flow; each depends on its prompt or class and the seed alone.
 
 python scripts/generate.py --from_pretrained results/flow --output_dir samples --num_images 16
 python scripts/generate.py --from_pretrained results/text --output_dir samples \
@@ -110,12 +110,7 @@ class GenerateOptions(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(
-        GenerateOptions,
-        argv,
-        description="Generate images with a trained flow; each depends on its prompt or class, its "
-        "number and the seed alone, whatever the batch size or the number of processes.",
-    )
+    options = parse(GenerateOptions, argv, description=__doc__.splitlines()[0])
     if options.from_json:
         if extra := [
             n for n in GenerateOptions.model_fields if n in options.model_fields_set - _WITH_JSON

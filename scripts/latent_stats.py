@@ -1,4 +1,4 @@
-"""Measures what normalises a model's latents, and writes it into the model's config.json.
+"""Measures shift (mean) and scale (1 / std) of a model's latents, for (z - shift) * scale.
 
 python scripts/latent_stats.py --from_pretrained exported/my-vae --real_image_dir photos \
     --resolution 256 --write
@@ -26,9 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(
         LatentStatsOptions,
         argv,
-        description="Mean and standard deviation per latent channel over a folder of images: "
-        "shift = mean and scale = 1 / std in config.json, for (z - shift) * scale. Runs under "
-        "torchrun, too.",
+        description=__doc__.splitlines()[0],
         epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
         "2 an error.",
     )

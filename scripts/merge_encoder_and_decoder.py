@@ -34,12 +34,7 @@ class MergeOptions(Options):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(
-        MergeOptions,
-        argv,
-        description="Merge the encoder of one model with the decoder of another, for example one "
-        "that was trained further with --freeze_encoder.",
-    )
+    options = parse(MergeOptions, argv, description=__doc__.splitlines()[0])
 
     from wfimagevae.export.folder import check_target, export_vae, merge
     from wfimagevae.export.options import CardOptions

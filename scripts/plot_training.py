@@ -6,10 +6,11 @@ python scripts/plot_training.py results/wfvae2-image-lr1.00e-05-bs2-ga8-rs1024
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.options import Count, Options, OutputFile, option
-from wfimagevae.task import TASKS, options_of
+from wfimagevae.task import TASKS
 
 
 class ReportOptions(Options):
@@ -31,9 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.report.html import write_report
 
     output = Path(options.output or Path(options.run_dir) / "report.html")
-    if options.output:
-        output.parent.mkdir(parents=True, exist_ok=True)
-    defaults = {task: options_of(task).model_construct().values() for task in TASKS}
+    defaults = {t: resolve_name(n).model_construct().values() for t, n in TASKS.items()}
     print(write_report(options.run_dir, output, options.max_pictures, defaults))
     return 0
 

@@ -141,9 +141,7 @@ def make_folder(folder: Path) -> None:
     """
     if folder.exists() and any(folder.iterdir()):
         if not (folder / MARKER).exists():
-            raise ValueError(
-                f"{folder} was not made by the quick start; choose another folder by --output"
-            )
+            raise ValueError(f"{folder} was not made by the quick start; give another --output")
         print(f"removing what an earlier quick start left in {folder}")
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)

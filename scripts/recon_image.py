@@ -1,4 +1,4 @@
-"""Reconstructs every image of a folder.
+"""Reconstructs the images of a folder, keeping relative paths and names.
 
 python scripts/recon_image.py --from_pretrained results/my-vae --real_image_dir photos \
     --generated_image_dir reconstructions --resolution 256
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(
         ReconstructionOptions,
         argv,
-        description="Reconstruct the images of a folder, keeping relative paths and names.",
+        description=__doc__.splitlines()[0],
         epilog="Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; "
         "2 an error.",
     )

@@ -1,4 +1,4 @@
-"""Reconstructs one image and prints the PSNR.
+"""Reconstructs one image and prints the PSNR of its 8-bit pixels, before a .jpg compresses them.
 
 python scripts/recon_single_image.py --from_pretrained results/my-vae \
     --image_path photo.jpg --rec_path reconstruction.png
@@ -26,12 +26,7 @@ class SingleImageOptions(AutoencoderOptions, TileOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(
-        SingleImageOptions,
-        argv,
-        description="Reconstruct one image and print the PSNR of its 8-bit pixels (before a .jpg "
-        "compresses them).",
-    )
+    options = parse(SingleImageOptions, argv, description=__doc__.splitlines()[0])
 
     import torch
 

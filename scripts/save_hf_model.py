@@ -1,4 +1,4 @@
-"""Exports a model as a Hugging Face folder with its code, which diffusers opens without us.
+"""Exports a model as a Hugging Face folder with its code, and checks that it reads back the same.
 
 python scripts/save_hf_model.py --from_pretrained results/my-run --save_dir exported/my-vae \
     --metrics_json metrics.json --training_data "40,000 photographs of my own"
@@ -33,12 +33,7 @@ class ExportOptions(AutoencoderOptions, CardOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(
-        ExportOptions,
-        argv,
-        description="Export an autoencoder or a flow as a Hugging Face folder, and check that it "
-        "reads back as the same model.",
-    )
+    options = parse(ExportOptions, argv, description=__doc__.splitlines()[0])
 
     import torch
 

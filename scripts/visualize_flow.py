@@ -1,11 +1,8 @@
-"""Pictures of a trained flow at work, as animations and grids.
+"""Pictures a trained flow: fields and paths of points, denoising and interpolations of images.
 
 python scripts/visualize_flow.py --from_pretrained results/toy --output_dir pictures
 python scripts/visualize_flow.py --from_pretrained results/flow --output_dir pictures \
     --class_labels circle star --num_rows 4 --guidance_scale 2
-
-Of points: the velocity field over time and the paths of particles. Of images: what the network
-predicts on the way from noise to data, and what lies between two noises of one class.
 """
 
 from collections.abc import Iterator, Sequence
@@ -55,18 +52,10 @@ class VisualizeOptions(GeneratorOptions, SamplingOptions, PictureOptions, FlowCo
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(
-        VisualizeOptions,
-        argv,
-        description="Picture a trained flow: fields and paths of points, denoising "
-        "and interpolations of images.",
-    )
+    options = parse(VisualizeOptions, argv, description=__doc__.splitlines()[0])
     check_guidance(options.negative_prompt, [options.guidance_scale])
     if options.num_columns < 2:
-        raise ValueError(
-            f"--num_columns {options.num_columns}: a row leads from a first to a last picture; "
-            "give at least 2"
-        )
+        raise ValueError(f"--num_columns {options.num_columns}: give at least 2")
 
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.generate.generator_files import load_generator

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pkgutil import resolve_name
 from typing import Literal
 
 import pytest
@@ -20,7 +21,7 @@ from wfimagevae.options import (
     option,
     overrides_of,
 )
-from wfimagevae.task import TASKS, options_of
+from wfimagevae.task import TASKS
 
 
 class RateOptions(Options):
@@ -171,7 +172,7 @@ def help_of(capsys, cls, *words):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_help_shows_what_a_beginner_needs_a_group_or_all(capsys, task):
-    options = options_of(task)
+    options = resolve_name(TASKS[task])
     everything = len(options.by_flag())
     short, full = help_of(capsys, options), help_of(capsys, options, "all")
     assert "--help all" in short and "--help GROUP" in short and "'early stop'" in short
@@ -186,7 +187,7 @@ def test_help_shows_what_a_beginner_needs_a_group_or_all(capsys, task):
 @pytest.mark.parametrize("task", TASKS)
 def test_saved_options_are_those_of_the_flags_and_read_back(task):
     given = {"image_path": ["x"]} if task == "vae" else {}
-    options = options_of(task)(**given, ema_decay=[0.9, 0.99], model_config="f.json")
+    options = resolve_name(TASKS[task])(**given, ema_decay=[0.9, 0.99], model_config="f.json")
     values = json.loads(json.dumps(options.values()))
-    assert values.keys() == options_of(task).by_flag().keys()
-    assert options_of(task)(**values) == options
+    assert values.keys() == resolve_name(TASKS[task]).by_flag().keys()
+    assert resolve_name(TASKS[task])(**values) == options

@@ -36,7 +36,7 @@ _UMASK = os.umask(0)  # it cannot be read but by setting it, which threads must 
 os.umask(_UMASK)
 _log = logging.getLogger("wfimagevae")
 # As `replacing` names its files, and others what they write in several calls.
-_TEMPORARY = re.compile(r"\..+\.\w{1,8}\.tmp|\.autoencoder\.tmp", re.DOTALL)
+_TEMPORARY = re.compile(r"\..+\.\w{1,8}\.tmp", re.DOTALL)
 _living: set[str] = set()  # this process's own temporary files
 # Of URLs that shards are read from: in this process, and by the webdataset library.
 _SCHEMES = ("http", "https", "hf", "file", "ais", "sftp", "ftps", "scp", "gs", "htgs")

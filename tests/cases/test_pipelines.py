@@ -20,7 +20,7 @@ from wfimagevae.options import nearest
 from wfimagevae.pipeline.checks import load_pipeline
 from wfimagevae.pipeline.plan import describe_plan
 from wfimagevae.task.flow_options import FlowOptions
-from wfimagevae.task.vae_networks import build_vae
+from wfimagevae.task.vae import build_vae
 from wfimagevae.task.vae_options import VaeOptions
 
 

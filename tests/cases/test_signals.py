@@ -56,6 +56,9 @@ class Training(Task):
     def facts(self):
         return {"state_dict": {}}
 
+    def parts(self):
+        return {}
+
 
 def train(folder, act, here=None, resume=None, **options):
     """Trains 6 steps, saving every 2, validating every 3; the run and what happened."""
@@ -64,7 +67,7 @@ def train(folder, act, here=None, resume=None, **options):
     task = Training(act)
     run = Run(FlowOptions(**values), here or World(0, 1, torch.device("cpu")), folder, task,
               Tracker("none"))  # fmt: skip
-    save, run.parts = run.save, {}
+    save = run.save
 
     def saved(best=False, only_best=False):
         task.events.append("best" if only_best else f"save {run.step}" + " best" * best)

@@ -60,7 +60,7 @@ def batch_of(network, step, rank, size):
 
 def update(network, objective, here, lr, steps, precision="fp32"):
     options = TrainingOptions(optimizer="sgd", mix_precision=precision, clip_grad_norm=1e9)
-    player = Player("flow", objective, options.changed(lr=lr), steps)
+    player = Player("flow", objective, options.changed(lr=lr))
     for step in range(steps):
         player.update([batch_of(network, step, here.rank, here.size)], step)
 

@@ -103,7 +103,8 @@ def carry_out(plan: Plan, here: World, sharded: bool) -> dict:
     rule = {"mix_precision": plan.precision, "clip_grad_norm": plan.clip_grad_norm}
     rate = {"lr": 0.02, "lr_schedule": "linear", "warmup_steps": 1}
     options = TrainingOptions(optimizer=plan.optimizer, **rule, **rate)
-    player = Player("toy", Distillation(network), options, 20, blocks=network.blocks)
+    player = Player("toy", Distillation(network), options, blocks=network.blocks)
+    player.plan_rest(20)
     player.ema = averages = Averages(network, [0.9, 0.5])
     parts = {
         "state_dict.gen_model": network,

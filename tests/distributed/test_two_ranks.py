@@ -12,8 +12,7 @@ from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.distributed import world
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
-from wfimagevae.task.vae import VaeTask, build_players
-from wfimagevae.task.vae_networks import build_loss
+from wfimagevae.task.vae import VaeTask, build_loss, build_players
 from wfimagevae.task.vae_options import VaeOptions
 
 CONSTANT = {"no_adaptive_weight": True}
@@ -44,7 +43,7 @@ def play(flags, steps, result):
         config = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
         vae = WFVAE2ImageModel(**config).double().train()
         loss = build_loss(options, here.device).double()
-        players = build_players(options, vae, loss, steps)
+        players, _ = build_players(options, vae, loss)
         dataset = build_image_data(options, options.image_path)
         loader = TrainLoader(dataset, options.batch_size, here.rank, here.size, num_workers=0)
         task = VaeTask(options, players, vae, loss, loader)

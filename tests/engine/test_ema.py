@@ -28,13 +28,13 @@ def test_loads_names_with_module_and_refuses_missing_ones():
     _, ema = constant_steps(0.9, warmup=False, num=1)
     ema.load_state_dict({"module.weight": torch.full((1, 1), 5.0)})
     assert ema.average["weight"].item() == 5
-    with pytest.raises(ValueError, match="lacks 1 weights, first weight"):
+    with pytest.raises(ValueError, match="lacks 1 weights, as weight"):
         ema.load_state_dict({"other": torch.zeros(1)})
 
 
 def test_several_decays_average_side_by_side_and_the_first_is_applied():
     network, averages = constant_steps([0.9, 0.5], False, 4, Averages)
-    state = averages.others.state_dict()
+    state = averages.parts()["other_ema_state_dicts"].state_dict()
     assert averages.state_dict()["weight"].item() == pytest.approx(1 - 0.9**4)
     assert state["0.5"]["average"]["weight"].item() == pytest.approx(1 - 0.5**4)
     with averages.applied():
@@ -54,10 +54,10 @@ def test_averages_come_back_by_decay_and_new_ones_start_from_the_weights(tmp_pat
     write_checkpoint(path, collect({"state_dict.gen_model": network} | saved.parts()))
     content = read_checkpoint(path)
     resumed = Averages(network, [0.9, 0.3, 0.5], warmup=False)
-    resumed.others.averages[0].average["weight"].fill_(-1.0)
+    resumed.others[0].average["weight"].fill_(-1.0)
     restore(resumed.parts(), content)
-    restarted, other = resumed.others.averages
-    assert torch.equal(other.average["weight"], saved.others.averages[0].average["weight"])
+    restarted, other = resumed.others
+    assert torch.equal(other.average["weight"], saved.others[0].average["weight"])
     assert (restarted.average["weight"].item(), restarted.num_updates) == (7.0, 0)
     assert other.num_updates == 1
     assert set(Averages(network, [0.9]).parts()) == {"ema_state_dict"}

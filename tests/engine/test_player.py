@@ -91,7 +91,8 @@ def test_parts_of_a_player_have_optimizers_and_schedules_of_their_own():
     own = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "lr_schedule": "constant"}
     part = PlayerPart("first", list(objective.network[0].parameters()), own)
     rest = {"lr": 0.01, "weight_decay": 0.0, "lr_schedule": "linear", "mix_precision": "fp32"}
-    ours = Player("toy", objective, TrainingOptions(**rest), 4, parts=[part])
+    ours = Player("toy", objective, TrainingOptions(**rest), parts=[part])
+    ours.plan_rest(4)
     plain = copy.deepcopy(objective)
     sgd = torch.optim.SGD(plain.network[0].parameters(), 0.1)
     adamw = torch.optim.AdamW(plain.network[2].parameters(), 0.01, weight_decay=0.0)

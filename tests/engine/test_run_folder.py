@@ -2,7 +2,7 @@
 
 import pytest
 
-from wfimagevae.engine.resume import find_run
+from wfimagevae.engine.train import find_run
 from wfimagevae.task.flow_options import FlowOptions
 
 SIZES = {"batch_size": 4, "grad_accum_steps": 8, "resolution": 64}

@@ -3,8 +3,8 @@
 import pytest
 
 from tests.engine.toy import player
+from wfimagevae.engine.optim import LrSchedule
 from wfimagevae.engine.options import OptimizerOptions
-from wfimagevae.engine.schedules import LrSchedule
 
 
 def schedule_of(kind, total_updates=1, **options):

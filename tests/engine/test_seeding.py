@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from wfimagevae.engine.seeding import (
-    RandomState,
+    random_state,
     sample_noise,
     sample_uniforms,
     seed_everything,
+    set_random_state,
     stable_hash,
 )
 
@@ -56,9 +57,9 @@ def test_hash_is_the_same_on_every_machine():
 
 def test_random_state_survives_a_file(tmp_path):
     seed_everything(0)
-    torch.save(RandomState().state_dict(), tmp_path / "rng.pt")
+    torch.save(random_state(), tmp_path / "rng.pt")
     want = (torch.rand(3).tolist(), random.random(), np.random.rand())
-    RandomState().load_state_dict(torch.load(tmp_path / "rng.pt", weights_only=True))
+    set_random_state(torch.load(tmp_path / "rng.pt", weights_only=True))
     assert (torch.rand(3).tolist(), random.random(), np.random.rand()) == want
 
 

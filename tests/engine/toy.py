@@ -39,7 +39,8 @@ def player(objective=None, fused=True, **options) -> Player:
     objective = objective or Regression()
     options = {"lr": 0.05, "lr_schedule": "cosine", "warmup_steps": 2, **options}
     options = TrainingOptions(**{"mix_precision": "fp32", "clip_grad_norm": 1e9, **options})
-    ours = Player("toy", objective, options, 20, blocks=[objective.network[0]])
+    ours = Player("toy", objective, options, blocks=[objective.network[0]])
+    ours.plan_rest(20)
     if not fused:
         ours.optimizer = torch.optim.AdamW(ours.parameters, options.lr, weight_decay=1e-4)
     return ours

@@ -5,7 +5,7 @@ import torch
 
 from tests.task.training import FlowPlace, Workplace
 from wfimagevae.command_line import parse
-from wfimagevae.task.flow_networks import build_network, build_objective
+from wfimagevae.task.flow import build_network, build_objective
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import build_datasets, open_space
 

@@ -158,7 +158,10 @@ def test_a_prefix_stands_before_every_caption(assemble, captioned):
         ({"captions": "sidecar"}, "--captions is for flows that take text"),
         ({"text_length": 8}, "--text_length is for flows that take text"),
         ({"sample_prompts": ["x"]}, "--sample_prompts is for flows that take text"),
-        (BYTES | {"captions": "sidecar"}, "shapes and latents bring their own"),
+        (
+            BYTES | {"captions": "sidecar"},
+            "is for --dataset images, not for shapes",
+        ),
         (BYTES | {"dataset": "moons", "model_name": "MLP"}, "needs captions, which this data"),
         ({"text_encoder": "byte"}, "names no text encoder"),
         ({"text_encoder": "t5:nowhere"}, "t5:nowhere"),

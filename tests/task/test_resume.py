@@ -9,7 +9,6 @@ import weakref
 import pytest
 
 from tests.task.training import ROOT, differences, load, rows
-from wfimagevae.engine import resume
 from wfimagevae.engine import train as training
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.engine.loop import fit
@@ -159,7 +158,7 @@ def test_training_does_not_hold_the_checkpoint_it_resumed(workplace, monkeypatch
         alive.extend(content() for content in contents)
         return fit(*args)
 
-    monkeypatch.setattr(resume, "read_checkpoint", read)
+    monkeypatch.setattr(training, "read_checkpoint", read)
     monkeypatch.setattr(training, "fit", watched_fit)
     workplace.train("light", 2)
     workplace.go_on("light", 3)

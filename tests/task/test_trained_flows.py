@@ -60,7 +60,8 @@ def test_a_trained_mlp_is_within_5_percent_of_the_exact_velocity(kind):
     steps, size = 1000, 256
     rate = {"lr": 1e-3, "weight_decay": 0.0, "lr_schedule": "cosine", "warmup_steps": 50}
     training = TrainingOptions(**rate, mix_precision="fp32", clip_grad_norm=10.0)
-    player = Player("flow", objective, training, steps)
+    player = Player("flow", objective, training)
+    player.plan_rest(steps)
     for step in range(steps):
         player.update([{"position": list(range(step * size, (step + 1) * size))}], step)
 

@@ -6,9 +6,9 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,12 +20,14 @@ log = logging.getLogger("wfimagevae")
 _NAME = re.compile(r"checkpoint-(\d+)\.ckpt")
 
 
-class Stateful(Protocol):
-    def state_dict(self) -> dict: ...
-    def load_state_dict(self, state: dict) -> Any: ...
+class Part(NamedTuple):
+    """What has a state to save, by two functions; anything with methods of these names is one."""
+
+    state_dict: Callable[[], dict]
+    load_state_dict: Callable[[dict], Any]
 
 
-def collect(parts: Mapping[str, Stateful], keep: bool = True, **facts) -> dict[str, Any]:
+def collect(parts: Mapping[str, Part], keep: bool = True, **facts) -> dict[str, Any]:
     """The content of a checkpoint: all parts, and plain ``facts``, without shards. Collective.
 
     ``parts`` maps dotted paths inside the file to what has the state, such as
@@ -43,7 +45,7 @@ def collect(parts: Mapping[str, Stateful], keep: bool = True, **facts) -> dict[s
     return content
 
 
-def restore(parts: Mapping[str, Stateful], content: dict) -> None:
+def restore(parts: Mapping[str, Part], content: dict) -> None:
     """Restores every part from a checkpoint's content; ValueError for what does not fit."""
     for name, part in parts.items():
         node = content
@@ -141,13 +143,6 @@ def set_aside(path: Path, keep: bool = False) -> Path:
     names = (path.with_name(f"{path.name}.superseded-{n}") for n in itertools.count(1))
     target = next(name for name in names if not name.exists())
     return shutil.copyfile(path, target) if keep else path.rename(target)
-
-
-def prune_checkpoints(folder: Path, keep_last: int) -> None:
-    """Deletes all but the ``keep_last`` highest steps; 0 keeps all."""
-    if keep_last:
-        for path in list_checkpoints(folder)[:-keep_last]:
-            path.unlink()
 
 
 def link_or_copy(source: Path, target: Path) -> None:

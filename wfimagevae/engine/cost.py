@@ -1,57 +1,29 @@
 """What a network costs: arithmetic, time and memory."""
 
-import functools
-import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from wfimagevae.engine.device import synchronize
 
 
-@contextmanager
-def shapes_only() -> Iterator[None]:
-    """Networks called inside compute nothing but shapes, in a moment and without memory."""
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with fake, torch.no_grad(), torch.compiler.set_stance("force_eager"):
-        yield
-
-
 def count_macs(function: Callable[[], object]) -> int:
     """Multiply-accumulates of a call: convolutions, matrix products and attention.
 
-    Attention counts the same whichever kernel serves it.
+    Networks called inside compute nothing but shapes, in a moment and without memory.
     """
-    with FlopCounterMode(display=False, custom_mapping=_attention_formulas()) as counter:
+    # PyTorch's counter takes some kernels of attention for nothing; as products it counts all.
+    fake, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
+    eager, products = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
+    with fake, torch.no_grad(), eager, products, counter:
         function()
     return counter.get_total_flops() // 2
-
-
-@functools.cache
-def _attention_formulas() -> dict:
-    """FLOP by query's, key's and value's shapes for every kernel behind attention.
-
-    PyTorch's counter knows CUDA's kernels and takes others, such as the CPU's, for nothing.
-    """
-
-    def forward(q, k, v, *args, **kwargs) -> int:  # scores and their product with the values
-        return 2 * math.prod(q[:-1]) * k[-2] * (q[-1] + v[-1])
-
-    def backward(grad, q, k, v, *args, **kwargs) -> int:  # scores again, then four products
-        return 2 * math.prod(q[:-1]) * k[-2] * (3 * q[-1] + 2 * v[-1])
-
-    names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()}
-    return {
-        getattr(torch.ops.aten, name): backward if name.endswith("_backward") else forward
-        for name in names
-        if name.startswith("_scaled_dot_product_")
-    }
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -63,8 +63,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """Averages ``tensor`` over all processes in place and returns it."""
     if is_distributed():
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
+        all_reduce_sum(tensor).div_(dist.get_world_size())
     return tensor
 
 
@@ -72,8 +71,7 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of every process's ``tensor``, in rank order; as many on each. No gradient."""
     if not is_distributed():
         return tensor
-    shape = (dist.get_world_size() * len(tensor), *tensor.shape[1:])
-    rows = tensor.new_empty(shape)
+    rows = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
     dist.all_gather_into_tensor(rows, tensor.contiguous())
     return rows
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.sharding import local, placed_like
 
 log = logging.getLogger("wfimagevae")
@@ -26,7 +27,7 @@ class EMA:
         self.num_updates = 0
         self.average = {
             name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
-            for name, value in _weights(network).items()
+            for name, value in network.state_dict(keep_vars=True).items()
         }
 
     @torch.no_grad()
@@ -37,7 +38,7 @@ class EMA:
         self.num_updates += 1
         # All weights in one call: one kernel a dtype instead of one a tensor.
         averages = [local(value) for value in self.average.values()]
-        weights = zip(_weights(self.network).values(), averages, strict=True)
+        weights = zip(self.network.state_dict(keep_vars=True).values(), averages, strict=True)
         live = [local(value).to(average.dtype) for value, average in weights]
         torch._foreach_lerp_(averages, live, 1 - decay)
 
@@ -53,7 +54,7 @@ class EMA:
     @torch.no_grad()
     def _swap(self) -> None:
         # In place: optimizers, DDP and compiled graphs keep hold of the same tensors.
-        for name, live in _weights(self.network).items():
+        for name, live in self.network.state_dict(keep_vars=True).items():
             try:
                 kept = live.clone()
             except torch.OutOfMemoryError:  # halfway, weights would stay swapped
@@ -61,22 +62,16 @@ class EMA:
             live.copy_(self.average[name])
             self.average[name].copy_(kept)
 
-    @torch.no_grad()
-    def restart(self) -> None:
-        self.num_updates = 0
-        for name, live in _weights(self.network).items():
-            self.average[name].copy_(live)
-
     def state_dict(self) -> dict[str, Tensor]:
         return dict(self.average)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Takes an average with or without ``module.`` before its names."""
+        """Takes an average with or without ``module.`` before its names; none starts anew."""
+        if not state:
+            state, self.num_updates = self.network.state_dict(), 0
         state = {name.removeprefix("module."): value for name, value in state.items()}
         if missing := sorted(self.average.keys() - state.keys()):
-            raise ValueError(
-                f"EMA of the checkpoint lacks {len(missing)} weights, first {missing[0]}"
-            )
+            raise ValueError(f"the checkpoint's EMA lacks {len(missing)} weights, as {missing[0]}")
         for name, value in self.average.items():
             value.copy_(placed_like(state[name], value))
 
@@ -88,46 +83,28 @@ class Averages(EMA):
         if not decays or len(set(decays)) < len(decays):
             raise ValueError(f"EMA needs decays that differ, got {list(decays)}")
         super().__init__(network, decays[0], warmup)
-        self.others = OtherAverages([EMA(network, decay, warmup) for decay in decays[1:]])
+        self.others = [EMA(network, decay, warmup) for decay in decays[1:]]
 
     def update(self) -> None:
         super().update()
-        for ema in self.others.averages:
+        for ema in self.others:
             ema.update()
 
-    def parts(self) -> dict:
+    def parts(self) -> dict[str, Part]:
         """What a checkpoint holds of them; the first under the name that every reader knows."""
-        others = {"other_ema_state_dicts": self.others} if self.others.averages else {}
-        return {"ema_state_dict": self} | others
+        others = {"other_ema_state_dicts": Part(self._others_state, self._load_others)}
+        return {"ema_state_dict": self} | (others if self.others else {})
 
-
-class OtherAverages:
-    """The averages after the first as a checkpoint sees them: by decay."""
-
-    def __init__(self, averages: Sequence[EMA]):
-        self.averages = averages
-
-    def restart(self) -> None:
-        for ema in self.averages:
-            ema.restart()
-
-    def state_dict(self) -> dict[str, dict]:
+    def _others_state(self) -> dict[str, dict]:
         return {
             str(ema.decay): {"num_updates": ema.num_updates, "average": ema.state_dict()}
-            for ema in self.averages
+            for ema in self.others
         }
 
-    def load_state_dict(self, state: dict[str, dict]) -> None:
-        """Averages that the checkpoint lacks start from the network's present weights."""
-        self.restart()
-        for ema in self.averages:
-            if str(ema.decay) in state:
-                entry = state[str(ema.decay)]
-                ema.load_state_dict(entry["average"])
-                ema.num_updates = entry["num_updates"]
-            else:
+    def _load_others(self, state: dict[str, dict]) -> None:
+        for ema in self.others:
+            entry = state.get(str(ema.decay), {"average": {}, "num_updates": 0})
+            ema.load_state_dict(entry["average"])
+            ema.num_updates = entry["num_updates"]
+            if not entry["average"]:
                 log.warning("the checkpoint has no average of decay %s: it starts now", ema.decay)
-
-
-def _weights(network: nn.Module) -> dict[str, Tensor]:
-    return network.state_dict(keep_vars=True)

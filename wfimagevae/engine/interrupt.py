@@ -100,9 +100,6 @@ class Interrupt:
         self.wish(late, failed)
         return self.outcome()
 
-    def saved(self) -> None:
-        self.last_save = time.monotonic()
-
 
 class EarlyStop:
     """Watches one logged value, until its mean over a window is below a bound, once and for all.

@@ -1,29 +1,16 @@
 """The training loop: updates in turn; reports, validations and checkpoints when they are due."""
 
 import json
-from collections.abc import Callable, Sequence
-from typing import ClassVar, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import ClassVar
 
 from torch import nn
 
-from wfimagevae.engine.checkpoint import Stateful
+from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.optim import OptimizerState
 from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Run
-
-
-class Loader(Protocol):
-    """Endless micro-batches of this process, over a data set of known size."""
-
-    dataset: Sequence
-    num_unreadable: int
-
-    def __next__(self) -> dict: ...
-
-    def ready(self, count: int, seconds: float) -> bool: ...
-
-    def close(self) -> None: ...
 
 
 class Task:
@@ -31,7 +18,10 @@ class Task:
 
     Args:
         players: Who trains; the first one trains ``network``, what the run is for.
-        validator: Makes figures and pictures of held-out data; None where there is none.
+        loader: Endless micro-batches of this process, over a ``dataset`` of known size, as
+            `dataset.TrainLoader` gives them.
+        validator: Makes figures and pictures of held-out data, under names that begin with a
+            prefix, at a step, with a pulse between parts; None where nothing is validated.
 
     Attributes:
         best_name: File of the checkpoint that scored best.
@@ -53,7 +43,7 @@ class Task:
         self,
         players: Sequence[Player],
         network: nn.Module,
-        loader: Loader,
+        loader: Iterator[dict],
         validator: Callable | None = None,
     ):
         self.players, self.network, self.loader = players, network, loader
@@ -68,7 +58,20 @@ class Task:
         return [steps] * len(self.players)
 
     def validate(self, step: int) -> tuple[dict[str, float], float, dict]:
-        """Figures, one score of which the highest is the best, and pictures. Collective."""
+        """Figures, one score of which the highest is the best, and pictures. Collective.
+
+        Figures are named ``val/...`` and, of the average of the weights, ``val_ema/...``.
+        """
+        ema = self.players[0].ema
+        values, pictures = self.validator("val", step, self.pulse, draw=ema is None)
+        if ema is not None:
+            with ema.applied():
+                averaged, pictures = self.validator("val_ema", step, self.pulse, draw=True)
+            values |= averaged
+        return values, self.score(values), pictures
+
+    def score(self, values: dict[str, float]) -> float:
+        """What a validation's figures are worth, by the weights that are used later."""
         raise NotImplementedError
 
     def watch(self, step: int, values: dict[str, float]) -> None:
@@ -79,27 +82,15 @@ class Task:
         config = json.loads(json.dumps(self.network.own_config()))
         return {"config": {"_class_name": self.network.class_name()} | config}
 
-    def parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Part]:
         """What a checkpoint holds, under the names that `from_pretrained` and old readers know."""
-        parts = {"state_dict.gen_model": NetworkWeights(self.network), "sampler_state": self.loader}
+        weights = Part(self.network.state_dict, self.network.load_weights)
+        parts = {"state_dict.gen_model": weights, "sampler_state": self.loader}
         for short, player in zip(("gen", "disc"), self.players, strict=False):
             parts[f"optimizer_state.{short}_optimizer"] = OptimizerState(player.optimizer)
             parts[f"player_state.{player.name}"] = player
         ema = self.players[0].ema
         return parts | (ema.parts() if ema else {})
-
-
-class NetworkWeights:
-    """A network as a checkpoint sees it: bare names, and old names accepted."""
-
-    def __init__(self, network: nn.Module):
-        self.network = network
-
-    def state_dict(self) -> dict:
-        return self.network.state_dict()
-
-    def load_state_dict(self, state: dict) -> None:
-        self.network.load_weights(state)
 
 
 def fit(run: Run) -> None:
@@ -108,10 +99,9 @@ def fit(run: Run) -> None:
     run.begin()
     while micro_batches := run.draw():
         # One update of each player whose turn it is, all from the same micro-batches.
-        for player in task.turn(run.step):
+        players = task.turn(run.step)
+        for player in players:
             run.means.add(player.update(micro_batches, run.step))
-            run.reporter.worked(player.flops_per_sample * run.samples_a_step)
-        run.advance()
-        if run.report_due():
-            run.report()
+        run.advance(sum(player.flops_per_sample for player in players))
+        run.report()
         run.conclude()

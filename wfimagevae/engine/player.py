@@ -9,9 +9,8 @@ from torch import Tensor, nn
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
-from wfimagevae.engine.optim import Combined, build_optimizer
+from wfimagevae.engine.optim import Combined, LrSchedule, build_optimizer
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.engine.schedules import LrSchedule
 from wfimagevae.engine.sharding import data_parallel, local, sync_gradients, whole
 
 
@@ -33,8 +32,8 @@ class Player:
     Args:
         objective: ``forward(batch, step) -> (loss, logs)`` and ``begin_update()``. It owns the
             network it trains; unless that is sharded, DDP wraps the objective as a whole.
-        options: Optimizer, schedule, precision and the largest gradient norm.
-        updates: How many it makes in all: schedules end there.
+        options: Optimizer, schedule, which ends where `plan_rest` says, precision and the largest
+            gradient norm.
         loss_divisor: What the objective divides its logged loss by before it is backpropagated; the
             largest gradient norm is in units of the logged loss.
         blocks: The network's hidden layers, whose matrices muon trains.
@@ -46,7 +45,6 @@ class Player:
         name: str,
         objective: nn.Module,
         options: TrainingOptions,
-        updates: int,
         loss_divisor: float = 1.0,
         blocks: Sequence[nn.Module] = (),
         parts: Sequence[PlayerPart] = (),
@@ -63,7 +61,7 @@ class Player:
             changed = options.changed(**part.changes)
             optimizers.append(build_optimizer(changed, part.parameters, blocks, loss_divisor))
             num_groups = len(optimizers[-1].param_groups)
-            self.schedules += [LrSchedule(changed, updates)] * num_groups
+            self.schedules += [LrSchedule(changed)] * num_groups
             self.group_names += [part.name] * num_groups
         self.optimizer = Combined(optimizers) if len(optimizers) > 1 else optimizers[0]
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]
@@ -129,7 +127,7 @@ class Player:
         warming_up = self.scaler.is_enabled() and self.num_updates < 100
         self.skipped[1].mul_(bad).add_(0 if warming_up else bad)
 
-    def plan_rest(self, left: int, pace: float) -> None:
+    def plan_rest(self, left: int, pace: float = 1.0) -> None:
         """Lets schedules end after ``left`` more updates, each of which takes them ``pace`` on."""
         self.pace = pace
         for schedule in self.schedules:

@@ -1,6 +1,7 @@
 """A training run: where it stands, and what happens between its steps."""
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,17 +12,16 @@ from wfimagevae.engine.checkpoint import (
     checkpoint_path,
     collect,
     link_or_copy,
-    prune_checkpoints,
+    list_checkpoints,
     write_checkpoint,
 )
 from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
 from wfimagevae.engine.interrupt import EarlyStop, Interrupt, LeftOff
+from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.engine.report.metrics import Means
-from wfimagevae.engine.report.progress import Reporter
+from wfimagevae.engine.report.progress import Means, Reporter
 from wfimagevae.engine.report.tracker import Tracker
-from wfimagevae.engine.schedules import run_length
-from wfimagevae.engine.seeding import RandomState
+from wfimagevae.engine.seeding import random_state, set_random_state
 
 if TYPE_CHECKING:
     from wfimagevae.engine.loop import Task
@@ -29,33 +29,21 @@ if TYPE_CHECKING:
 log = logging.getLogger("wfimagevae")
 
 
-Ready = Callable[[float], bool] | None
-
-
 class Watcher(Protocol):
-    """Looks on while a run trains. Every process has one, called alike on all of them."""
+    """Looks on while a run trains. Every process has one, called alike on all of them.
 
-    def begin(self, run: "Run", task: "Task") -> None:
-        """Before the first step, or the first after resuming."""
+    ``begin`` comes before the first step, or the first after resuming; ``line`` makes a progress
+    line, in the main process only; ``logged`` follows each of them, ``saved`` a step's checkpoint,
+    with which samples belong if it ``draws``. To ``draw`` them is collective, with `Run.pulse`
+    between their parts.
+    """
 
-    def line(self, step: int, values: dict[str, float]) -> str:
-        """The progress line of a step; main process only."""
-
-    def logged(self, step: int, values: dict[str, float]) -> None:
-        """After each progress line."""
-
-    def saved(self, step: int) -> None:
-        """After the checkpoint of a step was written."""
-
-    def draws(self, step: int) -> bool:
-        """Whether samples belong to the checkpoint of a step."""
-
-    def draw(self, step: int) -> None:
-        """Draws samples; beats `Run.pulse`. Collective."""
-
-
-class Diverged(ValueError):
-    """Update after update was not finite."""
+    def begin(self, run: "Run", task: "Task") -> None: ...
+    def line(self, step: int, values: dict[str, float]) -> str: ...
+    def logged(self, step: int, values: dict[str, float]) -> None: ...
+    def saved(self, step: int) -> None: ...
+    def draws(self, step: int) -> bool: ...
+    def draw(self, step: int) -> None: ...
 
 
 class Run:
@@ -75,8 +63,11 @@ class Run:
     ):
         self.options, self.world, self.folder = options, world, folder
         self.task, self.parts, self.watcher = task, task.parts(), watcher
+        self.samples_a_step = options.batch_size * options.grad_accum_steps * world.size
         num_samples = len(task.loader.dataset)
         self.max_steps, self.epoch_steps = run_length(options, num_samples, world.size)
+        for player, updates in zip(task.players, task.updates(self.max_steps), strict=True):
+            player.plan_rest(updates)
         self.interrupt = Interrupt(options.save_every_minutes)
         line = watcher.line if watcher else None
         self.reporter = Reporter(options, folder, world, tracker, task.headline, line, task.samples)
@@ -95,11 +86,6 @@ class Run:
         # Step and file of the last checkpoint that no bad update preceded.
         self.last_good: tuple[int, Path] | None = None
         self.means = Means()
-        self.random = RandomState()
-
-    @property
-    def samples_a_step(self) -> int:
-        return self.options.batch_size * self.options.grad_accum_steps * self.world.size
 
     @property
     def finished(self) -> bool:
@@ -122,9 +108,9 @@ class Run:
         self.saved_step = self.step
         self.validation_owed &= self.options.eval_steps > 0
         self.samples_owed &= self.watcher is not None
-        owed, improved = self._owed, self._make_up()
+        made, improved = self._make_up()
         shortened = self.finished and not self.saved_as_finished
-        if shortened or owed != self._owed:
+        if shortened or made:
             self.save(best=improved)
         self.interrupt.wish(late=True)
 
@@ -167,20 +153,19 @@ class Run:
             self.failure = error
             return True
 
-    def advance(self) -> None:
+    def advance(self, flops_per_sample: float) -> None:
         """Counts a step, and begins to hear what signals and the clock ask for."""
         self.step += 1
-        self.reporter.count(self.samples_a_step)
+        self.reporter.count(self.samples_a_step, flops_per_sample)
         self.interrupt.wish(self._is_late(0.0))
 
-    def report_due(self) -> bool:
-        """Whether a report is due; one cut short by a signal would shift the means after it."""
-        intervals = self.options.log_steps, self.options.csv_log_steps
-        return self.finished or any(n and self.step % n == 0 for n in intervals)
-
     def report(self) -> None:
-        """Fetches the means since the last report, checks and writes them. Collective."""
+        """Fetches the means since the last report, checks and writes them, if due. Collective."""
         task, options = self.task, self.options
+        # Not when a signal ends the run: one cut short would shift the means after it.
+        is_due = any(self.step % n == 0 for n in (options.log_steps, options.csv_log_steps))
+        if not (is_due or self.finished):
+            return
         skipped = {f"skipped/{p.name}": p.skipped[0] for p in task.players}
         in_a_row = {f"skipped_in_a_row/{p.name}": p.skipped[1] for p in task.players}
         # A mean over processes, as all are: times their number it is the sum.
@@ -207,7 +192,7 @@ class Run:
                 last_good = broadcast_object(self.last_good)  # the main process knows it
                 none = "there is no checkpoint from before them"
                 good = f"the last good checkpoint is {last_good[1]}" if last_good else none
-                raise Diverged(
+                raise ValueError(
                     f"{options.max_bad_updates} updates of the {player.name} in a row were "
                     f"not finite by step {self.step}, and were skipped; {good}. Resume from it "
                     "with a lower learning rate, --mix_precision bf16 or fp32, or (image VAEs) a "
@@ -225,22 +210,21 @@ class Run:
         self.samples_owed = bool(saves and self.watcher and self.watcher.draws(self.step))
         if saves:
             self.save()
-        owed, improved = self._owed, self._make_up()
-        if owed != self._owed if saves else self.stopping:
+        made, improved = self._make_up()
+        if made if saves else self.stopping:
             self.save(best=improved)
         elif improved:
             self.save(best=True, only_best=True)
 
-    @property
-    def _owed(self) -> tuple[bool, bool]:
-        return self.validation_owed, self.samples_owed
+    def _make_up(self, counts: bool = True) -> tuple[bool, bool]:
+        """Makes what is owed, until a signal.
 
-    def _make_up(self, counts: bool = True) -> bool:
-        """Makes what is owed, until a signal; True where a score that counts is the best so far."""
-        improved = False
+        Returns whether something was made, and whether a score that counts is the best so far.
+        """
+        made = improved = False
         if self.validation_owed and not self.stopping:
             outcome = self._attempt("validation", lambda: self.task.validate(self.step))
-            self.validation_owed = self.stopping
+            self.validation_owed, made = self.stopping, not self.stopping
             if outcome:
                 values, score, pictures = outcome
                 self.validated_step = self.step
@@ -252,8 +236,8 @@ class Run:
                 self.best_score = max(score, self.best_score)
         if self.samples_owed and not self.stopping:
             self._attempt("samples", lambda: self.watcher.draw(self.step))
-            self.samples_owed = self.stopping
-        return improved
+            self.samples_owed, made = self.stopping, made or not self.stopping
+        return made, improved
 
     def _attempt(self, what: str, work: Callable[[], Any]) -> Any:
         """What ``work()`` gives; None where a signal ended it, or a failure, which is a warning.
@@ -282,7 +266,7 @@ class Run:
                 hook.remove()
         return None
 
-    def pulse(self, ready: Ready = None, what: str = "", *place: int) -> None:
+    def pulse(self, ready: Callable | None = None, what: str = "", *place: int) -> None:
         """Between parts of a validation, or of drawing; LeftOff where it ends. Collective.
 
         Waits until ``ready(seconds)`` on all processes, and shows the ``place``: done, in all. What
@@ -311,12 +295,12 @@ class Run:
         facts = self.task.facts() | self.facts() | {"last_good": last_good and last_good[0]}
         facts |= {"samples_owed": True} if self.samples_owed else {}
         content = collect(self.parts, keep=self.world.is_main, **facts)
-        position = content.get("sampler_state", {}).get("position", self.unit * self.step)
-        if position != self.unit * self.step:  # updates of two sizes
+        sampler = content.get("sampler_state")
+        if sampler and sampler["position"] != self.unit * self.step:  # updates of two sizes
             content["schedule_unit"] = self.unit
         is_first = self.saved_step != self.step
         if not only_best:
-            self.interrupt.saved()
+            self.interrupt.last_save = time.monotonic()
             self.saved_step = self.step
         if not self.world.is_main:
             return
@@ -333,7 +317,8 @@ class Run:
             log.info("saved %s", target)
         if not only_best and is_good:
             self.last_good = last_good
-            prune_checkpoints(self.folder, self.options.keep_last)
+            for old in list_checkpoints(self.folder)[: -self.options.keep_last]:  # none of [:0]
+                old.unlink()
         if is_first and not only_best and self.watcher:
             self.watcher.saved(self.step)
 
@@ -346,7 +331,7 @@ class Run:
             "early_stop": self.early_stop.state_dict(),
             "best_score": self.best_score,
             "validation_owed": self.validation_owed,
-            "rng_state": gather_objects(self.random.state_dict()),
+            "rng_state": gather_objects(random_state()),
             "means": gather_objects(self.means.state_dict()),
         }
 
@@ -365,7 +350,7 @@ class Run:
             self.early_stop.load_state_dict(content["early_stop"])
         states = content.get("rng_state", [])
         if self.world.rank < len(states):
-            self.random.load_state_dict(states[self.world.rank])
+            set_random_state(states[self.world.rank])
         means = content.get("means", [])
         if len(means) == self.world.size:
             self.means.load_state_dict(means[self.world.rank], self.world.device)

@@ -33,21 +33,14 @@ def sample_noise(
     noise = torch.empty(len(positions), *shape, device=device)
     generator = torch.Generator(device)
     for row, position in zip(noise, positions, strict=True):
-        row.normal_(generator=generator.manual_seed(_noise_seed(seed, position)))
+        # The CPU's generator reads 32 bits of its seed; of plain hashes some would be equal among
+        # 100,000 samples. A Feistel network's four rounds are a random permutation (Luby, Rackoff).
+        block, rest = divmod(position, 2**32)
+        left, right = divmod(rest, 2**16)
+        for turn in range(4):
+            left, right = right, left ^ stable_hash("noise", seed, block, turn, right) % 2**16
+        row.normal_(generator=generator.manual_seed(left * 2**16 + right))
     return noise
-
-
-def _noise_seed(seed: int, position: int) -> int:
-    """A number of 32 bits that no other of 2**32 positions has.
-
-    The CPU's generator reads no more of its seed; of plain hashes some would be equal among
-    100,000 samples. Four rounds of a Feistel network are a random permutation (Luby and Rackoff).
-    """
-    block, position = divmod(position, 2**32)
-    left, right = divmod(position, 2**16)
-    for turn in range(4):
-        left, right = right, left ^ stable_hash("noise", seed, block, turn, right) % 2**16
-    return left * 2**16 + right
 
 
 def sample_uniforms(seed: int, purpose: str, positions: list[int]) -> Tensor:
@@ -59,26 +52,25 @@ def sample_uniforms(seed: int, purpose: str, positions: list[int]) -> Tensor:
     return (torch.tensor(words, dtype=torch.float64) + 0.5) / 2**53
 
 
-class RandomState:
+def random_state() -> dict:
     """State of this process's global generators, as plain values a checkpoint can hold."""
+    # Lists and numbers only, which weights_only loading takes.
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "torch": torch.get_rng_state(),
+        "python": (version, list(words), gauss),
+        "numpy": (name, keys.tolist(), position, has_gauss, cached),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
 
-    def state_dict(self) -> dict:
-        # Lists and numbers only, which weights_only loading takes.
-        version, words, gauss = random.getstate()
-        name, keys, position, has_gauss, cached = np.random.get_state()
-        state = {
-            "torch": torch.get_rng_state(),
-            "python": (version, list(words), gauss),
-            "numpy": (name, keys.tolist(), position, has_gauss, cached),
-        }
-        if torch.cuda.is_available():
-            state["cuda"] = torch.cuda.get_rng_state()
-        return state
 
-    def load_state_dict(self, state: dict) -> None:
-        torch.set_rng_state(state["torch"])
-        version, words, gauss = state["python"]
-        random.setstate((version, tuple(words), gauss))
-        np.random.set_state(tuple(state["numpy"]))
-        if "cuda" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda"])
+def set_random_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state(tuple(state["numpy"]))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -102,34 +102,28 @@ class FlowMatching(nn.Module):
         noise = sample_noise(seed, positions, tuple(data.shape[1:]), data.device).to(data.dtype)
         t = to_device(t.to(data.dtype), data.device)
         x_t, velocity = straight_path(noise, data, t)
-        draws = sample_uniforms(seed, "drop", positions)
-        condition = self._draw_condition(batch, draws, data.device)
-        return PathPoint(x_t, velocity, t, condition, draws < self.options.cfg_dropout_prob)
-
-    def _draw_condition(
-        self, batch: Batch, draws: Tensor, device: torch.device
-    ) -> Condition | None:
-        """The condition, null in the parts that uniform draws, (B,), on the CPU, drop; or None."""
+        # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
+        draws, prob = sample_uniforms(seed, "drop", positions), self.options.cfg_dropout_prob
+        whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
         if not self.network.is_conditional:
-            return None
+            return PathPoint(x_t, velocity, t, None, whole)
         with torch.no_grad():
             condition = self.condition(batch)
-        null = self.network.null_condition(len(draws), device)
+        null = self.network.null_condition(len(draws), data.device)
 
         def drop(part: Condition, nothing: Condition, rows: Tensor) -> Condition:
-            rows = to_device(rows, device)
+            rows = to_device(rows, data.device)
             return map_tensors(lambda a, b: torch.where(expand_times(rows, a), b, a), part, nothing)
 
-        # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
-        prob = self.options.cfg_dropout_prob
-        whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
-        if not (isinstance(condition, dict) and "label" in condition):
-            return drop(condition, null, whole)
-        without_text = whole | (either & ~without_class)
-        return {
-            name: drop(part, null[name], without_class if name == "label" else without_text)
-            for name, part in condition.items()
-        }
+        if isinstance(condition, dict) and "label" in condition:
+            without_text = whole | (either & ~without_class)
+            condition = {
+                name: drop(part, null[name], without_class if name == "label" else without_text)
+                for name, part in condition.items()
+            }
+        else:
+            condition = drop(condition, null, whole)
+        return PathPoint(x_t, velocity, t, condition, whole)
 
 
 def error_by_time(error: Tensor, t: Tensor) -> Logs:

@@ -74,21 +74,13 @@ class MeanFlowOptions(ObjectiveOptions):
             raise ValueError("--meanflow_kappa must be in [0, 1), got 1")
         low, high = self.meanflow_window
         if low >= high:
-            raise ValueError(
-                f"--meanflow_window must be 0 <= low < high <= 1, got {low:g} {high:g}"
-            )
+            raise ValueError(f"--meanflow_window must be low < high, got {low:g} {high:g}")
         if self.objective == "flow_matching" and self.guides_target:
-            raise ValueError(
-                "--meanflow_omega and --meanflow_kappa are guidance in the target of "
-                "--objective mean_flow only"
-            )
+            raise ValueError("--meanflow_omega, --meanflow_kappa: for --objective mean_flow only")
         if self.objective == "mean_flow" and self.direction_weight:
             raise ValueError("--direction_weight is a term of --objective flow_matching only")
         if self.guides_target and not self.cfg_dropout_prob:
-            raise ValueError(
-                "guidance in the target needs --cfg_dropout_prob above 0: without dropped "
-                "conditions the null condition is never learned"
-            )
+            raise ValueError("guidance in the target needs --cfg_dropout_prob above 0")
         return self
 
     @property

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wfimagevae.engine.report.metrics import CsvLog
+from wfimagevae.engine.report.progress import CsvLog
 from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.pictures.writer import save_image
 

@@ -1,15 +1,16 @@
 """FluxFlow's keys, units and metrics, each once, with the flags that they become. No torch here."""
 
 from collections.abc import Mapping
+from pkgutil import resolve_name
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import AfterValidator, BaseModel, Field
 
 from wfimagevae.options import Count, Options, Share, worded
-from wfimagevae.task import TASKS, options_of
+from wfimagevae.task import TASKS
 
-OPTIONS = {task: options_of(task) for task in TASKS}
+OPTIONS = {task: resolve_name(name) for task, name in TASKS.items()}
 # The networks that a pipeline trains, by our names and by FluxFlow's.
 COMPONENTS = {
     "encoder": {"encoder"},

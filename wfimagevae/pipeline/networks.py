@@ -27,7 +27,7 @@ from wfimagevae.model.weight_files import config_of, find_weights
 from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
-from wfimagevae.task.flow_networks import build_network
+from wfimagevae.task.flow import build_network
 from wfimagevae.task.flow_space import FlowSpace, check_bucket_sizes
 
 # VGG16's features, as LPIPS keeps them: values for one pixel.

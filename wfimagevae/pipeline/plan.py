@@ -11,8 +11,8 @@ import torch
 
 from wfimagevae.dataset.open import as_list, build_image_data, open_images
 from wfimagevae.dataset.shards.specs import expand_shards, is_remote
+from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.engine.schedules import run_length
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags

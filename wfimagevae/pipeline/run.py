@@ -148,7 +148,7 @@ def prepare_autoencoder(
     )
     mean, std = measure_latents(vae.eval(), batches, here, options.mix_precision)
     if here.is_main:
-        partial = folder / ".autoencoder.tmp"
+        partial = folder / ".autoencoder.partial.tmp"
         for old in (partial, target):
             shutil.rmtree(old, ignore_errors=True)
         partial.mkdir(parents=True)

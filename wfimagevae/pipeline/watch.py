@@ -19,9 +19,8 @@ from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.engine.report.metrics import JsonLines
 from wfimagevae.engine.report.plots import Panel, Series, draw_page, series_of
-from wfimagevae.engine.report.progress import log_write_errors
+from wfimagevae.engine.report.progress import JsonLines, log_write_errors
 from wfimagevae.engine.run import Run
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.files import read_json_lines, write_text

@@ -1,5 +1,6 @@
 """What a training step costs, phase by phase, and what alternating players or MeanFlow cost."""
 
+import functools
 import itertools
 import logging
 import resource
@@ -7,7 +8,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -26,17 +27,26 @@ from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.run import Run
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
-from wfimagevae.task.flow import FlowTask, build_flow_player
-from wfimagevae.task.flow_networks import build_network, build_objective, sample_macs
+from wfimagevae.task.flow import (
+    FlowTask,
+    build_flow_player,
+    build_network,
+    build_objective,
+    sample_macs,
+)
 from wfimagevae.task.flow_space import (
     DEFAULT_RESOLUTION,
     FlowSpace,
     build_datasets,
     open_space,
-    with_resolution,
 )
-from wfimagevae.task.vae import VaeTask, build_players
-from wfimagevae.task.vae_networks import build_loss, build_vae, check_sizes, count_arithmetic
+from wfimagevae.task.vae import (
+    VaeTask,
+    build_loss,
+    build_players,
+    build_vae,
+    check_sizes,
+)
 
 _VAE_FACTS = (
     *("resolution", "batch_size", "grad_accum_steps", "mix_precision", "compile"),
@@ -72,18 +82,14 @@ class TrainBenchmark:
             (with clipping, averages and what else an update does) and ``ms_optimizer``, summed
             over the players of a step; peak memory in bytes; share of the device's peak.
         """
-        for step in range(warmup):
-            self._step(step)
+        self.step_seconds(range(warmup))
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
-        flops = 0.0
-
-        def train():
-            nonlocal flops
-            flops = sum(self._step(step) for step in range(warmup, warmup + steps))
-
-        elapsed = self._seconds(train)
+        timed = range(warmup, warmup + steps)
+        elapsed = self.step_seconds(timed)
         images = steps * self.options.batch_size * self.options.grad_accum_steps
+        turns = [player for step in timed for player in self.task.turn(step)]
+        flops = sum(player.flops_per_sample for player in turns) * images / steps
         result = {"img_per_s": images / elapsed, "ms": 1000 * elapsed / steps}
         result |= self._time_phases(warmup + steps, steps)
         if self.device.type == "cuda":
@@ -93,15 +99,6 @@ class TrainBenchmark:
             result["peak_resident"] = resident if sys.platform == "darwin" else 1024 * resident
         result["mfu"] = flops / elapsed / self.peak if self.peak else None
         return result | {"device": str(self.device), "torch": torch.__version__} | self.facts
-
-    def _step(self, step: int) -> float:
-        """Trains one step; returns its arithmetic in FLOP."""
-        micro = [next(self.batches) for _ in range(self.options.grad_accum_steps)]
-        players = self.task.turn(step)
-        for player in players:
-            player.update(micro, step)
-        samples = len(micro) * self.options.batch_size
-        return sum(player.flops_per_sample for player in players) * samples
 
     def _time_phases(self, first: int, steps: int) -> dict[str, float]:
         begun, times, rows, removers = 0.0, {}, [], []
@@ -174,9 +171,16 @@ class TrainBenchmark:
                 loss.backward()
                 player.optimizer.step()
 
-    def step_seconds(self, steps: int = 1) -> float:
-        """Time of the steps 0, 1, ... ``steps`` - 1, with their batches."""
-        return self._seconds(lambda: [self._step(step) for step in range(steps)])
+    def step_seconds(self, steps: Sequence[int] = (0,)) -> float:
+        """Time of these steps, with their batches."""
+
+        def train():
+            for step in steps:
+                micro = [next(self.batches) for _ in range(self.options.grad_accum_steps)]
+                for player in self.task.turn(step):
+                    player.update(micro, step)
+
+        return self._seconds(train)
 
     def _seconds(self, function: Callable) -> float:
         synchronize(self.device)
@@ -195,7 +199,7 @@ def ratio_in_turns(first: Callable[[], float], second: Callable[[], float], roun
 class RandomBatches(Iterator):
     """One batch of random numbers, (B, ...) each, again and again, at ever new positions."""
 
-    dataset, num_unreadable = (), 0
+    dataset, num_unreadable = range(1), 0
 
     def __init__(self, inputs: dict[str, Tensor]):
         self._inputs, self._positions = inputs, itertools.count()
@@ -219,10 +223,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     seed_everything(options.seed)
     vae, loss = build_vae(options, device), build_loss(options, device)
     check_sizes(options, [(options.resolution, options.resolution)], vae, loss)
-    players = build_players(options, vae, loss, max_steps=10**6)
-    _, flops = count_arithmetic(options, vae, loss)
-    for player in players:
-        player.flops_per_sample = flops[player.name]
+    players, _ = build_players(options, vae, loss)
     if options.image_path:
         dataset = build_image_data(options, options.image_path)
         batches = train_loader(dataset, options.batch_size, options, device)
@@ -242,12 +243,13 @@ def compare_schedules(options: VaeBenchOptions) -> dict[str, float]:
     alternate, joint = (
         vae_benchmark(options.changed(gan_schedule=name)) for name in ("alternate", "joint")
     )
-    ratio = ratio_in_turns(lambda: alternate.step_seconds(2), joint.step_seconds, options.steps)
+    both = functools.partial(alternate.step_seconds, (0, 1))
+    ratio = ratio_in_turns(both, joint.step_seconds, options.steps)
     return {"alternate_over_joint": ratio}
 
 
-def flow_benchmark(options: FlowBenchOptions) -> TrainBenchmark:
-    """What flow training builds from the same options.
+def flow_benchmark(options: FlowBenchOptions, parts: tuple | None = None) -> TrainBenchmark:
+    """What flow training builds from the same options, or from ``parts``: network, space, batches.
 
     Without ``data_path``, one random batch of the data's shape is used again and again.
 
@@ -258,28 +260,15 @@ def flow_benchmark(options: FlowBenchOptions) -> TrainBenchmark:
         if options.batch_size * options.meanflow_ratio < 1:
             raise ValueError(
                 "--compare_objectives needs a sample with an end time of its own in every batch: "
-                f"raise --batch_size {options.batch_size} or --meanflow_ratio "
-                f"{options.meanflow_ratio}"
+                f"raise --batch_size {options.batch_size} or --meanflow_ratio"
             )
         if options.gradient_checkpointing:
-            raise ValueError(
-                "--compare_objectives counts what is saved for backward; leave out "
-                "--gradient_checkpointing, which saves nothing"
-            )
+            raise ValueError("--compare_objectives: leave out --gradient_checkpointing")
         if options.direction_weight:
-            raise ValueError(
-                "--compare_objectives: MeanFlow has no --direction_weight; leave it out"
-            )
-    space, batches = _flow_data(options)
-    network = build_network(options, space, resolve_device(options.device))
-    return _flow_benchmark(options, network, space, batches)
-
-
-def _flow_benchmark(
-    options: FlowBenchOptions, network: nn.Module, space: FlowSpace, batches: Iterator
-) -> TrainBenchmark:
+            raise ValueError("--compare_objectives: MeanFlow has no --direction_weight")
+    network, space, batches = parts or _flow_parts(options)
     objective = build_objective(options, network, space)
-    player = build_flow_player(options, objective, 10**6)
+    player = build_flow_player(options, objective)
     player.flops_per_sample = 2.0 * objective.passes * sample_macs(network)
     facts = {name: getattr(options, name) for name in _FLOW_FACTS}
     facts |= {"sample_shape": network.sample_shape, "num_classes": network.num_classes}
@@ -291,15 +280,12 @@ def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
 
     The time is that of an update, in turns, and the memory what `saved_bytes` counts for a batch.
     """
-    space, batches = _flow_data(options)
     mean_flow = options.changed(objective="mean_flow")  # its network takes an end time
-    network = build_network(mean_flow, space, resolve_device(options.device))
-    flow_matching = options.changed(
-        objective="flow_matching", meanflow_omega=1.0, meanflow_kappa=0.0
-    )
-    benches = [_flow_benchmark(o, network, space, batches) for o in (mean_flow, flow_matching)]
+    plain = options.changed(objective="flow_matching", meanflow_omega=1.0, meanflow_kappa=0.0)
+    parts = _flow_parts(mean_flow)
+    benches = [flow_benchmark(each, parts) for each in (mean_flow, plain)]
     ratio = ratio_in_turns(*(bench.step_seconds for bench in benches), options.steps)
-    batch, precision = next(batches), options.mix_precision
+    batch, precision = next(parts[-1]), options.mix_precision
     saved = [saved_bytes(b.task.players[0].objective, batch, precision) for b in benches]
     return {"mean_flow_over_flow_matching": ratio, "saved_memory_ratio": saved[0] / saved[1]}
 
@@ -322,8 +308,8 @@ def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> i
     return sum(s.nbytes() for address, s in storages.items() if address not in of_parameters)
 
 
-def _flow_data(options: FlowBenchOptions) -> tuple[FlowSpace, Iterator]:
-    """The flow's space and its batches, from ``data_path`` or random, on the device."""
+def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterator]:
+    """The network, the flow's space and batches, from ``data_path`` or random, on the device."""
     if options.fsdp:
         raise ValueError("--fsdp shards over several processes; this times one: leave it out")
     device = resolve_device(options.device)
@@ -331,30 +317,29 @@ def _flow_data(options: FlowBenchOptions) -> tuple[FlowSpace, Iterator]:
     seed_everything(options.seed)
     options = options.changed(eval_steps=0)  # no held-out data, no pictures
     if options.data_path:
-        options = with_resolution(options)
         dataset, _ = build_datasets(options)
         space = open_space(options, dataset, device)
-        return space, train_loader(dataset, options.batch_size, options, device)
+        loader = train_loader(dataset, options.batch_size, options, device)
+        return build_network(options, space, device), space, loader
     # What `open_space` asks of a data set, and a batch of one.
     size, side = options.batch_size, options.resolution or DEFAULT_RESOLUTION
     classes = options.num_classes if options.class_conditional else 0
-    data = SimpleNamespace(num_classes=classes, class_names=(), has_captions=True, text_facts=None)
-    data.data_key, data.sample_shape = "image", (3, side, side)
+    key, shape = "image", (3, side, side)
     if options.dataset in POINT_SETS:
-        data.data_key, data.sample_shape = "point", (2,)
+        key, shape = "point", (2,)
     elif options.dataset == "latents":
-        data.data_key, data.sample_shape = "latent", tuple(options.latent_shape)
-        data.record, data.shift, data.scale = (
-            {"vae": {"source": None, "fingerprint": None}},
-            [0.0],
-            [1.0],
-        )
-    space = open_space(options, data, device)
-    draw = torch.randn if data.data_key == "latent" else torch.rand
-    sample = draw(size, *data.sample_shape, device=device)
-    inputs = {data.data_key: sample if data.data_key == "latent" else sample * 2 - 1}
+        key, shape = "latent", tuple(options.latent_shape)
+    text = {"has_captions": True, "text_facts": None}
+    latents = {
+        "record": {"vae": dict.fromkeys(("source", "fingerprint"))},
+        "shift": [0.0],
+        "scale": [1.0],
+    }
+    kind = {"data_key": key, "sample_shape": shape, "num_classes": classes, "class_names": ()}
+    space = open_space(options, SimpleNamespace(**kind, **text, **latents), device)
+    inputs = {key: torch.rand(size, *shape, device=device) * 2 - 1}
     if classes:
         inputs["label"] = torch.randint(classes, (size,), device=device)
     if space.text is not None:
         inputs["caption"] = ["a caption of some forty characters, as many are"] * size
-    return space, RandomBatches(inputs)
+    return build_network(options, space, device), space, RandomBatches(inputs)

@@ -1,7 +1,9 @@
 """Flow training: one player who learns velocities, or average velocities, of data."""
 
 import logging
+from functools import partial
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import ClassVar
 
 import torch
@@ -9,29 +11,27 @@ from torch import nn
 
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.loader import train_loader
-from wfimagevae.engine.checkpoint import Stateful
-from wfimagevae.engine.cost import count_parameters
+from wfimagevae.engine.checkpoint import Part
+from wfimagevae.engine.cost import count_macs, count_parameters
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.player import Player, PlayerPart
 from wfimagevae.engine.run import Watcher
-from wfimagevae.engine.schedules import run_length
 from wfimagevae.engine.sharding import shard
 from wfimagevae.engine.train import run_training
+from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator
-from wfimagevae.task.flow_networks import (
-    build_generator,
-    build_network,
-    build_objective,
-    sample_macs,
-)
+from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
+from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.objective.options import OBJECTIVES
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import (
     FlowSpace,
     build_datasets,
     check_bucket_sizes,
     open_space,
+    warn_of_another_encoder,
     with_resolution,
 )
 from wfimagevae.task.flow_validation import FlowValidator
@@ -63,8 +63,7 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     if options.fsdp:
         shard(network, network.blocks_to_shard(), device)
     # The one player, what it learns from, and who judges it.
-    max_steps, _ = run_length(options, len(dataset), process.size)
-    player = build_flow_player(options, objective, max_steps)
+    player = build_flow_player(options, objective)
     player.flops_per_sample = 2.0 * objective.passes * macs
     loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
     validator = None
@@ -111,49 +110,35 @@ class FlowTask(Task):
         """What draws samples from the network in training."""
         return build_generator(self.options, self.objective, self.space)
 
-    def validate(self, step: int) -> tuple[dict[str, float], float, dict[str, Path]]:
-        """Held-out loss and energy distance; minus the latter, in one step if it can, scores."""
-        values, pictures = self.validator(self.players[0].ema, step, self.pulse)
+    def score(self, values: dict[str, float]) -> float:
+        """Minus the energy distance of samples, of those in one step where it makes them."""
         drawn = {name.split("/")[-1]: value for name, value in values.items()}
-        return values, -drawn.get("energy_distance_one_step", drawn["energy_distance"]), pictures
+        return -drawn.get("energy_distance_one_step", drawn["energy_distance"])
 
-    def parts(self) -> dict[str, Stateful]:
-        facts = GeneratorFacts(self.space.facts | self.objective.facts)
-        return super().parts() | {"generator": facts}
+    def parts(self) -> dict[str, Part]:
+        # What generating needs to know: plain values, and a resumed run must agree on the data.
+        facts = self.space.facts | self.objective.facts
+        return super().parts() | {"generator": Part(lambda: facts, partial(check_same_data, facts))}
 
 
-class GeneratorFacts:
-    """What generating from a checkpoint needs to know; a resumed run must agree on the data.
-
-    ``facts`` are plain values: those of `FlowSpace` and of the objective.
-    """
-
-    def __init__(self, facts: dict):
-        self.facts = facts
-
-    def state_dict(self) -> dict:
-        return self.facts
-
-    def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError where the checkpoint's flow learned samples of another kind."""
-        names = ("space", "dataset", "class_names", "shift", "scale")
-        before, now = (
-            {name: facts.get(name) for name in names}
-            | {"VAE": facts.get("vae", {}).get("fingerprint")}
-            | {"text encoder": facts.get("text", {}) | {"source": None}}
-            for facts in (state, self.facts)
+def check_same_data(now: dict, before: dict) -> None:
+    """Raises ValueError where the facts of two flows say that they learn samples of other kinds."""
+    names = ("space", "dataset", "class_names", "shift", "scale")
+    now, before = (
+        {name: facts.get(name) for name in names}
+        | {"VAE": facts.get("vae", {}).get("fingerprint")}
+        | {"text encoder": facts.get("text", {}) | {"source": None}}
+        for facts in (now, before)
+    )
+    if changed := [name for name in before if before[name] != now[name]]:
+        raise ValueError(
+            f"the run to resume learned data with another {', '.join(changed)}: give its data "
+            "again, or start a new run from its weights (--pretrained_model_name_or_path)"
         )
-        if changed := [name for name in before if before[name] != now[name]]:
-            raise ValueError(
-                f"the run to resume learned data with another {', '.join(changed)}: give its data "
-                "again, or start a new run from its weights (--pretrained_model_name_or_path)"
-            )
 
 
-def build_flow_player(options: FlowOptions, objective: nn.Module, max_steps: int) -> Player:
+def build_flow_player(options: FlowOptions, objective: nn.Module) -> Player:
     """The player of an objective, with its average of the weights.
-
-    Learning-rate schedules end at ``max_steps``.
 
     Raises:
         ValueError: options for a text encoder inside the network, and there is none to train.
@@ -163,9 +148,7 @@ def build_flow_player(options: FlowOptions, objective: nn.Module, max_steps: int
     inside = [p for name, p in network.named_parameters() if name.startswith(TEXT_ENCODER)]
     asked = [name for name in ("freeze_flow", "freeze_text_encoder") if getattr(options, name)]
     if asked and not inside:
-        raise ValueError(
-            f"--{asked[0]}: this network has no text encoder inside; see --text_encoder"
-        )
+        raise ValueError(f"--{asked[0]}: this network has no text encoder inside")
     for name, parameter in network.named_parameters():
         is_inside = name.startswith(TEXT_ENCODER)
         if options.freeze_text_encoder if is_inside else options.freeze_flow:
@@ -173,12 +156,97 @@ def build_flow_player(options: FlowOptions, objective: nn.Module, max_steps: int
     # It may have an optimizer and a schedule of its own.
     inside = [parameter for parameter in inside if parameter.requires_grad]
     if changes and not inside:
-        raise ValueError(
-            "--text_encoder_options: no text encoder is trained here; --text_encoder bytes is one"
-        )
+        raise ValueError("--text_encoder_options: no text encoder is trained here, as bytes would")
     parts = [PlayerPart("text_encoder", inside, changes)] if changes else []
     blocks = network.blocks_to_shard()
-    player = Player("flow", objective, options, max_steps, blocks=blocks, parts=parts)
+    player = Player("flow", objective, options, blocks=blocks, parts=parts)
     if options.ema:
         player.ema = Averages(network, options.ema_decay, options.ema_warmup)
     return player
+
+
+def build_network(options: FlowOptions, space: FlowSpace, device: torch.device) -> nn.Module:
+    """The velocity network on its device, for the data's shape and classes.
+
+    Raises:
+        ValueError: a name, configuration or weights that do not fit the data.
+    """
+    name, pretrained = options.model_name, options.pretrained_model_name_or_path
+    config = options.network_config
+    if config and not Path(config).is_file():
+        raise ValueError(f"--model_config {config}: no such file")
+    keys = read_json(config) if config else {}
+    keys.pop("_class_name", None)
+    # Data and text encoder decide these keys.
+    keys["num_classes"] = space.num_classes
+    if space.text is not None:
+        keys |= space.text.config_keys
+        keys |= {"text_attention": options.text_attention} if options.text_attention else {}
+    if len(space.shape) == 1:
+        keys["num_dims"] = space.shape[0]
+    else:
+        keys |= {"in_channels": space.shape[0], "input_size": space.shape[1]}
+    keys["average_velocity"] = resolve_name(OBJECTIVES[options.objective]).average_velocity
+    if pretrained:
+        warn_of_another_encoder(pretrained, space.text)
+        network = VelocityModel.from_pretrained(
+            pretrained,
+            model_name=name,
+            overrides=keys,
+            ignore_mismatched_sizes=options.ignore_mismatched_sizes,
+        )
+        if network.prediction == "epsilon":  # a public DiT starts well, but predicts noise
+            network.register_to_config(prediction="velocity")
+    else:
+        try:
+            network = build_velocity_model(name, **keys)
+        except TypeError as error:  # a key that this network does not have
+            hint = "; of our networks FlowTransformer and its presets (FlowDiT-S/2, ...) take text"
+            raise ValueError(
+                f"--model_name {name} does not suit this data or config: {error}"
+                + (hint if "'text_" in str(error) else "")
+            ) from None
+    if network.takes_text and space.text is None:
+        raise ValueError("this network takes text: give --text_encoder, or a config without it")
+    if network.sample_shape != space.shape:
+        raise ValueError(f"{name} takes samples of {network.sample_shape}, here are {space.shape}")
+    if options.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network.to(device).train()
+
+
+def build_objective(options: FlowOptions, network: nn.Module, space: FlowSpace) -> FlowMatching:
+    """The objective that the options name, which owns the network.
+
+    Raises:
+        ValueError: what this PyTorch cannot do.
+    """
+    kind = resolve_name(OBJECTIVES[options.objective])
+    if kind.average_velocity and options.fsdp and options.compile and torch.__version__ < (2, 15):
+        raise ValueError(
+            f"--fsdp --compile with --objective {options.objective} needs torch 2.15, this is "
+            f"{torch.__version__}: leave out --compile"
+        )
+    objective = kind(network, space.encode, options, options.seed, space.condition)
+    if options.compile:
+        objective.compile(options.compile_mode)
+    return objective
+
+
+def build_generator(
+    options: FlowOptions, objective: FlowMatching, space: FlowSpace
+) -> FlowGenerator:
+    """What draws samples from the network in training."""
+    facts = space.facts | objective.facts
+    downsampling = options.resolution // space.shape[-1] if facts["space"] == "latent" else 1
+    network, decode = objective.network, space.decode
+    device = next(network.parameters()).device
+    precision = options.mix_precision
+    return FlowGenerator(network, device, facts, decode, space.text, downsampling, precision)
+
+
+def sample_macs(network: nn.Module) -> int:
+    """Multiply-accumulates of a forward pass for one sample."""
+    device = next(network.parameters()).device
+    x, t = torch.empty(1, *network.sample_shape, device=device), torch.empty(1, device=device)
+    return count_macs(lambda: network(x, t, network.null_condition(1, device)))

@@ -118,7 +118,7 @@ class FlowOptions(
 ):
     """task: all options of flow training"""
 
-    task: Literal[TASKS] = option("flow", "what to train", basic=True)
+    task: Literal[tuple(TASKS)] = option("flow", "what to train", basic=True)
 
     def check_guidance(self, draws: bool) -> None:
         """Raises ValueError for guidance that this flow cannot learn, or follow if it ``draws``."""
@@ -132,11 +132,6 @@ class FlowOptions(
                 "--text_encoder and --captions, or --labels, or leave it out"
             )
         if draws and is_guided and not self.cfg_dropout_prob:
-            raise ValueError(
-                f"{scale} needs the null condition, which is not learned at --cfg_dropout_prob 0: "
-                "raise that, such as to 0.1, or draw at 1"
-            )
+            raise ValueError(f"{scale} needs --cfg_dropout_prob above 0, such as 0.1; or draw at 1")
         if draws and self.sampler == "mean_flow" and self.objective != "mean_flow":
-            raise ValueError(
-                "--sampler mean_flow is for --objective mean_flow: use heun, euler or dpmpp"
-            )
+            raise ValueError("--sampler mean_flow is for --objective mean_flow: use heun or euler")

@@ -46,10 +46,7 @@ def build_datasets(options: FlowOptions) -> tuple[FlowData, FlowData | None]:
         raise ValueError(f"--{given[0]} is for flows that take text: give --text_encoder as well")
     kind, seed = options.dataset, options.seed
     if options.captions != "none" and kind != "images":
-        raise ValueError(
-            f"--captions {options.captions} is for --dataset images; shapes and latents bring "
-            "their own captions"
-        )
+        raise ValueError(f"--captions {options.captions} is for --dataset images, not for {kind}")
     if kind != "images":
         check_only_images(options)
     # Data that is made here, or comes with a part of its own to validate on.
@@ -66,9 +63,7 @@ def build_datasets(options: FlowOptions) -> tuple[FlowData, FlowData | None]:
         return Cifar10Dataset(root, seed), Cifar10Dataset(root, seed, "test", augment=False)
     # Files.
     if options.eval_steps and not options.eval_data_path:
-        raise ValueError(
-            f"--dataset {kind} needs --eval_data_path to validate on (or --eval_steps 0)"
-        )
+        raise ValueError(f"--dataset {kind} needs --eval_data_path (or --eval_steps 0)")
     sources, held_out = options.data_path, options.eval_data_path if options.eval_steps else None
     if kind == "images":
         return build_image_sets(options, sources, held_out)
@@ -93,9 +88,7 @@ def with_resolution(options: FlowOptions) -> FlowOptions:
     elif kind == "cifar10":
         own = CIFAR10_SIZE
     if own is not None and asked not in (None, own):
-        raise ValueError(
-            f"--resolution {asked}: --dataset {kind} is of {own} px images here; leave it out"
-        )
+        raise ValueError(f"--resolution {asked}: this --dataset {kind} has {own} px; leave it out")
     return options.changed(resolution=own or asked or DEFAULT_RESOLUTION)
 
 
@@ -148,7 +141,7 @@ def open_space(
             how its latents are normalised; a text encoder that is missing, or captions are.
     """
     key, num_classes = dataset.data_key, dataset.num_classes if options.class_conditional else 0
-    text = _open_encoder(options, dataset, device, held_out)
+    text = _open_encoder(options, dataset, device, held_out) if options.text_encoder else None
     facts = {"class_names": dataset.class_names if num_classes else []}
     facts |= {"text": text.facts} if text else {}
 
@@ -225,29 +218,25 @@ def _encoded(
 
 
 def _open_encoder(
-    options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
-) -> TextEncoder | None:
-    """The text encoder that the flags name; None without one.
+    options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None
+) -> TextEncoder:
+    """The text encoder that the flags name.
 
     Raises:
         ValueError: training or held-out data without captions, or embeddings of another encoder
             cached beside it.
     """
     spec = options.text_encoder
-    if not spec:
-        return None
     parts = {"this data": dataset} | ({} if held_out is None else {"the held-out data": held_out})
+    cached = {}
     for name, part in parts.items():
+        if part.data_key == "latent" and part.text_facts:
+            cached[name] = part.text_facts
         if not part.has_captions:
             raise ValueError(
                 f"--text_encoder {spec} needs captions, which {name} does not have: give "
                 "--captions for images; latents must have been cached with them"
             )
-    cached = {
-        name: part.text_facts
-        for name, part in parts.items()
-        if part.data_key == "latent" and part.text_facts
-    }
     lengths = [options.text_length, *(facts["length"] for facts in cached.values())]
     encoder = open_text_encoder(spec, device, next(filter(None, lengths), None))
     for name, facts in cached.items():
@@ -267,12 +256,9 @@ def warn_of_another_encoder(pretrained: str, text: TextEncoder | None) -> None:
     if text is None or not before:
         return
     if any(before[fact] != text.facts[fact] for fact in ("kind", "fingerprint")):
-        names = [
+        names = (
             ":".join(filter(None, (facts["kind"], facts["source"])))
             for facts in (before, text.facts)
-        ]
-        log.warning(
-            "%s learned the texts of %s; those of %s mean nothing to it until it has learned anew",
-            pretrained,
-            *names,
         )
+        words = "%s learned the texts of %s; those of %s mean nothing to it until it learns anew"
+        log.warning(words, pretrained, *names)

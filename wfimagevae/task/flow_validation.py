@@ -17,7 +17,6 @@ from wfimagevae.engine.distributed import (
     all_reduce_sum,
     broadcast_object,
 )
-from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.evaluator import gather_rows
@@ -31,7 +30,7 @@ from wfimagevae.task.flow_options import FlowOptions
 
 
 class FlowValidator:
-    """Judges a flow by held-out data, with the raw weights and, if there is one, the average.
+    """Judges a flow by held-out data, with the weights that it has. Collective.
 
     Args:
         options: Sampler, guidance, how many samples.
@@ -87,23 +86,15 @@ class FlowValidator:
         size = options.eval_batch_size
         self._shares = [list(mine[i : i + size]) for i in range(0, len(mine), size)]
 
+    @torch.no_grad()
     def __call__(
-        self, ema: EMA | None, step: int, pulse: Pulse
+        self, prefix: str, step: int, pulse: Pulse, draw: bool
     ) -> tuple[dict[str, float], dict[str, Path]]:
-        """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
+        """Figures named ``PREFIX/...``, with those of samples if it may draw; pictures."""
         self.pulse = pulse
         self.pictures: dict[str, Path] = {}
-        values = self._evaluate("val", step, draw=ema is None)
-        if ema is not None:
-            with ema.applied():
-                values |= self._evaluate("val_ema", step, draw=True)
-        return values, self.pictures
-
-    @torch.no_grad()
-    def _evaluate(self, prefix: str, step: int, draw: bool) -> dict[str, float]:
         network, device = self.objective.network, self.world.device
-        was_training = network.training
-        network.eval()
+        network.eval()  # the run puts it back
         # The loss, or the error where a loss weighs errors until all are about 1; and what the
         # samples are compared with.
         totals = torch.zeros(2, dtype=torch.float32, device=device)
@@ -135,8 +126,7 @@ class FlowValidator:
                 values["energy_distance_one_step"] = self._distance(one, held_out, conditions)
                 self._draw(one, step, "one-step")
             self._draw(sampling, step, sampling.sampler)
-        network.train(was_training)
-        return {f"{prefix}/{name}": value for name, value in values.items()}
+        return {f"{prefix}/{name}": value for name, value in values.items()}, self.pictures
 
     def _distance(
         self, sampling: SamplingOptions, real: Tensor, conditions: list[Condition | None]

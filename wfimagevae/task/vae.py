@@ -5,27 +5,30 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from pkgutil import resolve_name
 
+import torch
 from torch import nn
 
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
-from wfimagevae.engine.checkpoint import Stateful
-from wfimagevae.engine.cost import count_parameters
+from wfimagevae.engine.checkpoint import Part
+from wfimagevae.engine.cost import count_macs, count_parameters
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Watcher
-from wfimagevae.engine.schedules import run_length
 from wfimagevae.engine.train import run_training
+from wfimagevae.eval.ssim import TAPS
+from wfimagevae.model.losses.lpips_network import MIN_SIZES
+from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.objective.vae import (
     DiscriminatorObjective,
     GeneratorObjective,
     fresh_reconstruction,
 )
-from wfimagevae.task.vae_networks import build_loss, build_vae, check_sizes, count_arithmetic
 from wfimagevae.task.vae_options import VaeOptions
 from wfimagevae.task.vae_validation import VaeValidator, open_held_out
 
@@ -50,16 +53,13 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
     vae, loss = build_vae(options, device), build_loss(options, device)
     check_sizes(options, dataset.sizes, vae, loss)
     # The players, one or two, and what they learn from.
-    max_steps, _ = run_length(options, len(dataset), process.size)
-    players = build_players(options, vae, loss, max_steps)
-    macs, flops = count_arithmetic(options, vae, loss)
-    for player in players:
-        player.flops_per_sample = flops[player.name]
+    players, macs = build_players(options, vae, loss)
     loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
     held_out = open_held_out(options)
     validator = None
     if held_out is not None:
-        validator = VaeValidator(options, held_out, process, folder)
+        discriminator = loss.discriminator if len(players) > 1 else None
+        validator = VaeValidator(options, held_out, process, folder, vae, discriminator)
     # What the training is about to do, in a few lines.
     trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
     log.info(
@@ -128,17 +128,14 @@ class VaeTask(Task):
         return self.players[step % 2 :][:1]
 
     def updates(self, steps: int) -> Sequence[int]:
-        return count_updates(self.options, steps)[: len(self.players)]
+        start = min(self.disc_learns_from, steps)
+        if self.alternates:
+            odd_steps = steps // 2 - start // 2
+            return [steps - odd_steps, odd_steps]
+        return [steps, steps - start][: len(self.players)]
 
-    def validate(self, step: int) -> tuple[dict[str, float], float, dict[str, Path]]:
-        """Figures over the held-out images, the PSNR of the weights that are used later, pictures.
-
-        Those weights are the averaged ones, where there are any.
-        """
-        discriminator = self.loss.discriminator if len(self.players) > 1 else None
-        ema = self.players[0].ema
-        values, pictures = self.validator(self.network, ema, discriminator, step, self.pulse)
-        return values, values.get("val_ema/psnr", values["val/psnr"]), pictures
+    def score(self, values: dict[str, float]) -> float:
+        return values.get("val_ema/psnr", values["val/psnr"])
 
     def watch(self, step: int, values: dict[str, float]) -> None:
         """Warns, once each, of a KL term without effect and a discriminator with too much."""
@@ -168,12 +165,21 @@ class VaeTask(Task):
             log.warning(message, value)
         self._warned.add(message)
 
-    def parts(self) -> dict[str, Stateful]:
+    def parts(self) -> dict[str, Part]:
         # A discriminator that does not fit is told before its optimizer, which then does not, too.
-        return {
-            "state_dict.disc_model": LossWeights(self.loss),
-            "task_state": self,
-        } | super().parts()
+        weights = Part(self.loss.state_dict, self._load_loss)
+        return {"state_dict.disc_model": weights, "task_state": self} | super().parts()
+
+    def _load_loss(self, state: dict) -> None:
+        # All layers but two have stride 2; a loss of --disc_cls may name them otherwise.
+        layers = sum(name.endswith(".weight_orig") for name in state) - 2
+        own = self.loss.config.disc_num_layers
+        if layers > 0 and layers != own:
+            raise ValueError(
+                f"a discriminator of --disc_num_layers {layers} does not fit this run's of {own}: "
+                f"give {layers}, or --not_resume_discriminator to start it anew"
+            )
+        self.loss.load_state_dict(state)
 
     def state_dict(self) -> dict:
         return {"smooth_rec": self._smooth_rec, "rec_at_start": self._rec_at_start}
@@ -183,59 +189,174 @@ class VaeTask(Task):
         self._smooth_rec, self._rec_at_start = (v if v is None else float(v) for v in values)
 
 
-def build_players(
-    options: VaeOptions, vae: nn.Module, loss: nn.Module, max_steps: int
-) -> list[Player]:
+def build_players(options: VaeOptions, vae: nn.Module, loss: nn.Module) -> tuple[list[Player], int]:
     """The generator and, unless it is frozen or its weight is zero, the discriminator.
 
-    Learning-rate schedules end at ``max_steps``.
+    Also multiply-accumulates of an image's round trip.
     """
     is_joint = options.gan_schedule == "joint"
-    generator_updates, discriminator_updates = count_updates(options, max_steps)
     # In a joint step the discriminator takes the generator's reconstructions from this queue.
     queue = deque() if is_joint and options.trains_discriminator else None
     objective = GeneratorObjective(vae, loss, options.seed, queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
-    divisor = 3 * options.resolution**2
-    generator = Player("generator", objective, options, generator_updates, divisor)
+    players = [Player("generator", objective, options, 3 * options.resolution**2)]
     if options.ema:
-        generator.ema = Averages(vae, options.ema_decay, options.ema_warmup)
-    if not options.trains_discriminator:
-        return [generator]
-    take = (lambda batch: queue.popleft()) if is_joint else fresh_reconstruction(vae, options.seed)
-    objective = DiscriminatorObjective(loss, take, options.seed, 1 if is_joint else 2)
-    own_lr = {"lr": options.lr * options.disc_lr_ratio}
-    changed = options.changed(**own_lr | options.discriminator_options)
-    discriminator = Player("discriminator", objective, changed, discriminator_updates)
-    return [generator, discriminator]
+        players[0].ema = Averages(vae, options.ema_decay, options.ema_warmup)
+    if options.trains_discriminator:
+        take = (lambda _: queue.popleft()) if is_joint else fresh_reconstruction(vae, options.seed)
+        objective = DiscriminatorObjective(loss, take, options.seed, 1 if is_joint else 2)
+        own_lr = {"lr": options.lr * options.disc_lr_ratio}
+        changed = options.changed(**own_lr | options.discriminator_options)
+        players.append(Player("discriminator", objective, changed))
+    macs, flops = count_arithmetic(options, vae, loss)
+    for player in players:
+        player.flops_per_sample = flops[player.name]
+    return players, macs
 
 
-def count_updates(options: VaeOptions, max_steps: int) -> tuple[int, int]:
-    """How often the generator and the discriminator update in a run of ``max_steps``."""
-    start = min(options.disc_learns_from, max_steps)
-    if options.gan_schedule == "joint" or not options.trains_discriminator:
-        return max_steps, max_steps - start
-    odd_steps = max_steps // 2 - start // 2
-    return max_steps - odd_steps, odd_steps
+def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
+    """The autoencoder on its device, from pretrained weights, a configuration or its defaults.
+
+    Raises:
+        ValueError: no image autoencoder, or weights or a configuration that do not fit it.
+    """
+    model_class = autoencoder_class(options.model_name)
+    config, pretrained = options.network_config, options.pretrained_model_name_or_path
+    if config and not Path(config).is_file():
+        raise ValueError(f"--model_config {config}: no such file")
+    overrides = {"spade": True} if options.train_spade else {}
+    if pretrained:
+        vae = model_class.from_pretrained(
+            pretrained,
+            model_config=config,
+            ignore_mismatched_sizes=options.ignore_mismatched_sizes,
+            overrides=overrides,
+        )
+    elif config:
+        vae = model_class.from_config(config, **overrides)
+    else:
+        vae = model_class(**overrides)
+    if options.resolution % vae.spatial_factor:
+        raise ValueError(
+            f"--resolution {options.resolution} must be a multiple of {vae.spatial_factor}"
+        )
+    if options.freeze_encoder:
+        vae.encoder.requires_grad_(False)
+    if options.freeze_decoder:
+        vae.decoder.requires_grad_(False)
+    if options.train_spade is False:  # the identity, until a training changes it
+        for name, parameter in vae.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and ".spade" not in name)
+    if options.gradient_checkpointing:
+        vae.enable_gradient_checkpointing()
+    vae.to(device, memory_format=torch.channels_last).train()
+    if options.compile:
+        vae.compile_blocks(options.compile_mode)
+    return vae
 
 
-class LossWeights:
-    """Both players' losses as a checkpoint sees them; what does not fit is told by its flag."""
+def build_loss(options: VaeOptions, device: torch.device) -> nn.Module:
+    """The class that ``--disc_cls`` names, with its weights, on the device.
 
-    def __init__(self, loss: nn.Module):
-        self.loss = loss
+    Raises:
+        ValueError: no such class, or LPIPS without its backbone.
+    """
+    path = options.disc_cls
+    try:
+        loss_class = resolve_name(path)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"--disc_cls {path}: {error}") from None
+    is_module = isinstance(loss_class, type) and issubclass(loss_class, nn.Module)
+    methods = ("generator_loss", "discriminator_loss")
+    if not is_module or not all(hasattr(loss_class, method) for method in methods):
+        raise ValueError(
+            f"--disc_cls {path} is no class of losses: name a torch module with generator_loss and "
+            "discriminator_loss, such as wfimagevae.model.losses.LPIPSWithDiscriminator2D"
+        )
+    loss = loss_class(options).to(device, memory_format=torch.channels_last)
+    if options.compile:
+        loss.compile_networks(options.compile_mode)
+    return loss
 
-    def state_dict(self) -> dict:
-        return self.loss.state_dict()
 
-    def load_state_dict(self, state: dict) -> None:
-        """Raises ValueError if the discriminator in ``state`` has another number of layers."""
-        # All but two have stride 2; a loss of --disc_cls may name its layers otherwise.
-        layers = sum(name.endswith(".weight_orig") for name in state) - 2
-        own = self.loss.config.disc_num_layers
-        if layers > 0 and layers != own:
+def check_sizes(
+    options: VaeOptions, sizes: Sequence[tuple[int, int]], vae: nn.Module, loss: nn.Module
+) -> None:
+    """Refuses crops that the autoencoder, the losses' networks or validation cannot take.
+
+    ``sizes`` are height and width of all training crops.
+
+    Raises:
+        ValueError: a size, and what would do.
+    """
+
+    def require(place: str, size: int, whom: str, least: int, otherwise: str) -> None:
+        if size < least:
             raise ValueError(
-                f"a discriminator of --disc_num_layers {layers} does not fit this run's of {own}: "
-                f"give {layers}, or --not_resume_discriminator to start it anew"
+                f"{place} {size} is too small for {whom}, which needs {least} px: raise it, or "
+                f"{otherwise}"
             )
-        self.loss.load_state_dict(state)
+
+    def require_for_discriminator(place: str, size: int, without: str) -> None:
+        least = getattr(loss.discriminator, "min_size", 1)  # --disc_cls may have one of its own
+        layers = (size // 3).bit_length() - 1
+        fewer = f"--disc_num_layers {layers} or " if layers > 0 else ""
+        require(place, size, "the discriminator", least, f"train with {fewer}{without}")
+
+    # Crops of training.
+    factor, lpips_size = vae.spatial_factor, MIN_SIZES["vgg"]
+    for height, width in sizes:
+        if height % factor or width % factor:
+            raise ValueError(
+                f"--aspect_buckets or --reduced_min_sizes gives crops of {width} x {height} px: "
+                f"make them multiples of {factor}, as this autoencoder needs"
+            )
+    short, long = sorted(min(sizes, key=min))
+    smallest = {"--resolution": options.resolution}
+    if options.reduced_min_sizes:
+        smallest["--reduced_min_sizes"] = min(options.reduced_min_sizes)
+    smallest[f"--resolution {options.resolution} with a bucket of {long} x"] = short
+    for place, size in smallest.items():
+        if options.disc_weight > 0:
+            require_for_discriminator(place, size, "--disc_weight 0")
+        if options.perceptual_weight > 0:
+            require(place, size, "LPIPS", lpips_size, "train with --perceptual_weight 0")
+    # Crops of held-out images.
+    place, size = "--eval_crop_size", options.eval_crop_size
+    if options.eval_image_path and size > options.eval_resolution:
+        raise ValueError(
+            f"{place} must be at most --eval_resolution, got {size} and {options.eval_resolution}"
+        )
+    if options.eval_image_path and options.eval_steps:
+        never = "validate never (--eval_steps 0)"
+        require(place, size, "SSIM", TAPS, never)
+        if options.perceptual_weight > 0:
+            require(place, size, "LPIPS", lpips_size, never)
+        if options.trains_discriminator and all(options.num_pictures):
+            require_for_discriminator(place, size, "--disable_patch_score_vis")
+
+
+def count_arithmetic(
+    options: VaeOptions, vae: nn.Module, loss: nn.Module
+) -> tuple[int, dict[str, float]]:
+    """Multiply-accumulates of an image's round trip, and FLOP of an update of each player for it.
+
+    Counted on shapes alone: a forward pass once, a backward pass twice (once to the input
+    alone). Recomputation by gradient checkpointing does not count: it is no progress.
+    """
+    size, weight = options.resolution, vae.last_layer
+    image = torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
+    macs = count_macs(lambda: vae(image, sample_posterior=False))
+    critic, features, forward_backward = 0, 0, 3 * macs
+    if options.freeze_encoder or options.freeze_decoder:
+        encoder = count_macs(lambda: vae.encode(image))
+        forward_backward -= 2 * encoder if options.freeze_encoder else macs - encoder
+    if options.disc_weight:
+        critic = count_macs(lambda: loss.discriminator(image))
+    if loss.perceptual_loss:
+        features = count_macs(lambda: loss.perceptual_loss.features(image))
+    generator = forward_backward + 3 * features + 2 * critic
+    discriminator = 6 * critic + (macs if options.gan_schedule == "alternate" else 0)
+    if options.r1_weight:
+        discriminator += 6 * critic / options.r1_interval
+    return macs, {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}

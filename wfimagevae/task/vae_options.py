@@ -97,7 +97,7 @@ class VaeOptions(
 ):
     """task: all options of image-VAE training"""
 
-    task: Literal[TASKS] = option("vae", "what to train", basic=True)
+    task: Literal[tuple(TASKS)] = option("vae", "what to train", basic=True)
 
     @property
     def trains_discriminator(self) -> bool:

@@ -12,7 +12,6 @@ from wfimagevae.dataset import ValidImageDataset, valid_loader
 from wfimagevae.dataset.open import open_images
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, gather_objects
-from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.evaluator import Evaluator
@@ -27,18 +26,27 @@ log = logging.getLogger("wfimagevae")
 
 
 class VaeValidator:
-    """Reconstructs held-out images with the raw weights and, if there is one, the average.
+    """Reconstructs held-out images with the weights that an autoencoder has. Collective.
 
     Args:
         options: Precision, metrics, and how many pictures.
         held_out: The images, of which each process takes its share.
         world: This process and the others.
         folder: Folder of the run, for pictures.
+        vae: The autoencoder.
+        discriminator: Whose patch scores are drawn, if there is one.
     """
 
     def __init__(
-        self, options: VaeOptions, held_out: ValidImageDataset, world: World, folder: Path
+        self,
+        options: VaeOptions,
+        held_out: ValidImageDataset,
+        world: World,
+        folder: Path,
+        vae: nn.Module,
+        discriminator: nn.Module | None,
     ):
+        self.vae, self.discriminator = vae, discriminator
         workers, batch_size = min(options.dataset_num_worker, 4), options.eval_batch_size
         place = batch_size, workers, world.rank, world.size, options.data_timeout
         self.read = partial(valid_loader, held_out, *place)
@@ -50,35 +58,19 @@ class VaeValidator:
         self.num_images, self.num_patch_scores = options.num_pictures
         self._reported: set[str] = set()
 
-    def __call__(
-        self,
-        vae: nn.Module,
-        ema: EMA | None,
-        discriminator: nn.Module | None,
-        step: int,
-        pulse: Pulse,
-    ) -> tuple[dict[str, float], dict[str, Path]]:
-        """Figures named ``val/...`` and, of the average, ``val_ema/...``; pictures. Collective."""
-        self.pulse = pulse
-        values, pictures = self._evaluate(vae, "val", discriminator, step, draw=ema is None)
-        if ema is not None:
-            with ema.applied():
-                more, pictures = self._evaluate(vae, "val_ema", discriminator, step, draw=True)
-            values |= more
-        return values, pictures
-
     @torch.no_grad()
-    def _evaluate(
-        self, vae: nn.Module, prefix: str, discriminator: nn.Module | None, step: int, draw: bool
+    def __call__(
+        self, prefix: str, step: int, pulse: Pulse, draw: bool
     ) -> tuple[dict[str, float], dict[str, Path]]:
-        was_training = vae.training
-        vae.eval()
+        """Figures named ``PREFIX/...``; pictures, if it may draw."""
+        vae = self.vae
+        vae.eval()  # the run puts it back
         self.evaluator.reset()
         index, scores, pictures = self.world.rank, [], {}
         batches = self.read()
         ready = partial(batches.ready, 1)
         for number in range(self.num_batches):
-            self.pulse(ready, "validation batch", number, self.num_batches)
+            pulse(ready, "validation batch", number, self.num_batches)
             batch = next(batches, {"unreadable": (), "image": None})  # a share may be shorter
             for path, reason in batch["unreadable"]:
                 if path not in self._reported:
@@ -106,13 +98,12 @@ class VaeValidator:
                     with log_write_errors(f"validation picture {name}"):
                         place = self._save_pair(name, real, fake, step)
                         pictures[f"reconstruction/{name}"] = place
-                        if discriminator is not None and index < self.num_patch_scores:
+                        if self.discriminator is not None and index < self.num_patch_scores:
                             place = self.folder / "val_patch_scores" / f"step-{step:08d}" / name
-                            row = save_patch_scores(place, discriminator, real, fake)
+                            row = save_patch_scores(place, self.discriminator, real, fake)
                             scores.append([step, name, *row])
                 index += self.world.size
-        vae.train(was_training)
-        self.pulse()
+        pulse()
         values = self.evaluator.compute()
         scores = [row for part in gather_objects(scores) for row in part]
         if scores and self.world.is_main:

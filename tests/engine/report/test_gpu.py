@@ -1,12 +1,13 @@
 """GPU figures: units, silence where there is none; the peak table."""
 
+import functools
 from itertools import repeat
 from unittest.mock import Mock
 
 import pytest
 import torch
 
-from wfimagevae.engine.report.gpu import GpuMonitor, peak_flops
+from wfimagevae.engine.report.gpu import gpu_figures, peak_flops
 
 
 @pytest.fixture
@@ -18,17 +19,17 @@ def gpu(monkeypatch):
         monkeypatch.setattr(torch.cuda, "power_draw", Mock(side_effect=repeat(power_draw)))
         monkeypatch.setattr(torch.cuda, "temperature", Mock(side_effect=repeat(temperature)))
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (8 * 2**30, 10 * 2**30))
-        return GpuMonitor(torch.device("cuda", 0))
+        return functools.partial(gpu_figures, torch.device("cuda", 0))
 
     return install
 
 
 def test_a_cpu_has_no_figures():
-    assert GpuMonitor(torch.device("cpu")).read() == {}
+    assert gpu_figures(torch.device("cpu")) == {}
 
 
 def test_figures_have_the_stated_units(gpu):
-    assert gpu().read() == {
+    assert gpu()() == {
         "gpu/memory_used_mib": 2048.0,
         "gpu/utilisation": 0.42,
         "gpu/power_w": 300.0,
@@ -38,7 +39,7 @@ def test_figures_have_the_stated_units(gpu):
 
 def test_a_sensor_that_the_gpu_does_not_have_is_left_out(gpu, caplog):
     monitor = gpu(power_draw=RuntimeError("not supported"))
-    assert monitor.read().keys() == {"gpu/memory_used_mib", "gpu/utilisation", "gpu/temperature_c"}
+    assert monitor().keys() == {"gpu/memory_used_mib", "gpu/utilisation", "gpu/temperature_c"}
     assert not caplog.records
 
 
@@ -53,7 +54,7 @@ def test_without_sensors_one_line_says_why(gpu, caplog, error, words):
     monitor = gpu(error, error, error)
     with caplog.at_level("INFO"):
         for _ in range(2):
-            assert monitor.read() == {"gpu/memory_used_mib": 2048.0}
+            assert monitor() == {"gpu/memory_used_mib": 2048.0}
     assert words in caplog.text and len(caplog.records) == 1
 
 
@@ -62,7 +63,7 @@ def test_a_real_gpu_reports_plausible_figures():
     pytest.importorskip("pynvml")
     device = torch.device("cuda", torch.cuda.current_device())
     held = torch.zeros(256 * 2**20, dtype=torch.uint8, device=device)
-    figures = GpuMonitor(device).read()
+    figures = gpu_figures(device)
     assert figures["gpu/memory_used_mib"] >= held.numel() / 2**20
     assert 0 <= figures.get("gpu/utilisation", 0) <= 1
     assert 5 < figures.get("gpu/power_w", 100) < 3000

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.task.training import rows
-from wfimagevae.engine.report.metrics import CsvLog, JsonLines, Means
+from wfimagevae.engine.report.progress import CsvLog, JsonLines, Means
 
 
 def test_means_weigh_each_name_by_its_own_count():

@@ -1,5 +1,6 @@
 """What the GPU is doing, and what it could do at best (for MFU)."""
 
+import functools
 import logging
 import re
 
@@ -64,40 +65,34 @@ def peak_flops(device_name: str, precision: str) -> float | None:
     return None
 
 
-class GpuMonitor:
-    """Reads memory, utilisation, power and temperature of this process's GPU, if it has one.
+def gpu_figures(device: torch.device) -> dict[str, float]:
+    """Current figures of a whole GPU, other processes included; those that it reports of:
 
-    The sensors are read through nvidia-ml-py (AMD's through amdsmi). Where it is missing or the
-    driver refuses, one line says so and only the memory is left.
+    ``gpu/memory_used_mib``, ``gpu/utilisation`` (0 to 1, share of time with a kernel running),
+    ``gpu/power_w``, ``gpu/temperature_c``; none of another device. The sensors are read through
+    nvidia-ml-py (AMD's through amdsmi). Where it is missing or the driver refuses, one line says so
+    and only the memory is left.
     """
+    if device.type != "cuda":
+        return {}
+    free, total = torch.cuda.mem_get_info(device)
+    figures = {"gpu/memory_used_mib": (total - free) / 2**20}
+    sensors = {
+        "gpu/utilisation": (torch.cuda.utilization, 100),
+        "gpu/power_w": (torch.cuda.power_draw, 1 if torch.version.hip else 1000),
+        "gpu/temperature_c": (torch.cuda.temperature, 1),
+    }
+    for name, (sensor, unit) in sensors.items():
+        try:
+            figures[name] = sensor(device) / unit
+        except Exception as error:  # each library has its own; none is worth a training run
+            missing = isinstance(error, ImportError) and not torch.version.hip
+            problem = "pip install nvidia-ml-py" if missing else str(error)
+    if len(figures) == 1:
+        _tell(problem)
+    return figures
 
-    def __init__(self, device: torch.device):
-        self._device, self._has_complained = device, False
 
-    def read(self) -> dict[str, float]:
-        """Current figures of the whole GPU, other processes included; those that it reports of:
-
-        ``gpu/memory_used_mib``, ``gpu/utilisation`` (0 to 1, share of time with a kernel running),
-        ``gpu/power_w``, ``gpu/temperature_c``.
-        """
-        if self._device.type != "cuda":
-            return {}
-        free, total = torch.cuda.mem_get_info(self._device)
-        figures = {"gpu/memory_used_mib": (total - free) / 2**20}
-        sensors = {
-            "gpu/utilisation": (torch.cuda.utilization, 100),
-            "gpu/power_w": (torch.cuda.power_draw, 1 if torch.version.hip else 1000),
-            "gpu/temperature_c": (torch.cuda.temperature, 1),
-        }
-        problems = []
-        for name, (sensor, unit) in sensors.items():
-            try:
-                figures[name] = sensor(self._device) / unit
-            except Exception as error:  # each library has its own; none is worth a training run
-                problems.append(error)
-        if len(problems) == len(sensors) and not self._has_complained:
-            self._has_complained = True
-            missing = isinstance(problems[0], ImportError) and not torch.version.hip
-            how = "pip install nvidia-ml-py" if missing else problems[0]
-            _log.info("only the memory of GPU figures is in the log: %s", how)
-        return figures
+@functools.cache
+def _tell(problem: str) -> None:
+    _log.info("only the memory of GPU figures is in the log: %s", problem)

@@ -7,9 +7,7 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
-from wfimagevae.engine.report.plots import plot_losses, read_losses
+from wfimagevae.engine.report.plots import plot_losses, read_losses, series_of
 from wfimagevae.files import read_json, read_json_lines, write_text
 
 log = logging.getLogger("wfimagevae")
@@ -55,9 +53,7 @@ def write_report(
     csv_paths = list(dict.fromkeys([*csv_paths, run_dir / "training_losses.csv"]))
     csv_path = next((path for path in csv_paths if path.is_file()), None)
     if not options and not csv_path:
-        raise ValueError(
-            f"{run_dir} is no run's folder: neither options.json nor training_losses.csv is in it"
-        )
+        raise ValueError(f"{run_dir} is no run's folder: neither options.json nor losses are in it")
     note = ""
     if csv_path is None and not options.get("disable_csv_log"):
         note = f"no losses to draw; looked for {', '.join(map(str, csv_paths))}"
@@ -75,12 +71,14 @@ def write_report(
     others = [(n, v) for n, v in sorted(options.items()) if default.get(n) == v]
     validations = read_json_lines(run_dir / "validation.jsonl")
     columns = list(dict.fromkeys(name for row in validations for name in row))
+    metrics = series_of(read_json_lines(run_dir / "metrics.jsonl")).items()
+    gpu = [[n[4:], v.min(), v.mean(), v.max()] for n, (_, v) in metrics if n.startswith("gpu/")]
     sections = {
         "Training curves": note + "".join(plots),
         "Validation": _table(columns, [[row.get(n) for n in columns] for row in validations[-20:]]),
         "Held-out images: original and reconstruction": _pairs(run_dir, max_pictures),
         "Discriminator's patch scores": _patch_scores(run_dir, max_pictures),
-        "GPU": _gpu_table(read_json_lines(run_dir / "metrics.jsonl")),
+        "GPU": _table(("figure", "least", "mean", "greatest"), gpu),
         "Options that differ from their defaults": _table(("option", "value", "default"), changed),
         "Options" + (" at their defaults" if changed else ""): _table(("option", "value"), others),
     }
@@ -108,7 +106,7 @@ def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
             latest[name] = f"{series[name][1][-1]:.4g}"
     if validations:
         latest |= {n: _cell(value) for n, value in validations[-1].items() if n != "step"}
-    psnrs = [v for row in validations for n, v in row.items() if n.endswith("/psnr") and v]
+    psnrs = [v.max() for n, (_, v) in series_of(validations).items() if n.endswith("/psnr")]
     if psnrs:
         latest["best PSNR, dB"] = f"{max(psnrs):.2f}"
     tiles = (
@@ -116,15 +114,6 @@ def _tiles(csv_path: Path | None, validations: list[dict]) -> str:
         for name, value in latest.items()
     )
     return f'<div class="tiles">{"".join(tiles)}</div>'
-
-
-def _gpu_table(metrics: list[dict]) -> str:
-    rows = []
-    for name in dict.fromkeys(n for row in metrics for n in row if n.startswith("gpu/")):
-        values = np.array([row[name] for row in metrics if row.get(name) is not None])
-        if len(values):
-            rows.append([name.removeprefix("gpu/"), values.min(), values.mean(), values.max()])
-    return _table(("figure", "least", "mean", "greatest"), rows)
 
 
 def _pairs(run_dir: Path, max_pictures: int) -> str:

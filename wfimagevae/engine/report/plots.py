@@ -121,18 +121,13 @@ def _number(cell) -> float:
 
 def _smooth(values: np.ndarray) -> np.ndarray:
     """Centred moving average over about a fortieth of the run, shorter at the ends."""
-    half = len(values) // 80
-    if half < 1:
-        return values
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    positions = np.arange(len(values))
-    low, high = np.maximum(positions - half, 0), np.minimum(positions + half + 1, len(values))
-    return (total[high] - total[low]) / (high - low)
+    window = np.ones(2 * (len(values) // 80) + 1)
+    counts = np.convolve(np.ones(len(values)), window, "same")
+    return np.convolve(values, window, "same") / counts
 
 
 def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -> None:
     """Draws the panels that have data, if any, on one page; replaces the PNG file in one move."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     panels = [panel for panel in panels if any(name in series for name in panel.columns)]
@@ -141,7 +136,6 @@ def draw_page(title: str, panels: Sequence[Panel], series: Series, path: Path) -
     rows = -(-len(panels) // 2)
     height = 0.7 + 2.4 * rows
     figure = Figure(figsize=(12, height), dpi=80)
-    FigureCanvasAgg(figure)
     # Set by hand: matplotlib's own layout engines take longer than all the drawing.
     figure.subplots_adjust(
         left=0.07, right=0.98, top=1 - 0.7 / height, bottom=0.4 / height, wspace=0.17, hspace=0.38
@@ -162,7 +156,7 @@ def _draw_panel(axes, panel: Panel, series: Series) -> None:
     for color, name in zip(_COLORS, present, strict=False):
         steps, values = series[name]
         smooth = _smooth(values)
-        if smooth is not values:
+        if np.any(smooth != values):
             axes.plot(steps, values, color=color, alpha=0.25, linewidth=0.8)
         style = {"linewidth": 1.6, "marker": "o" if len(values) < 30 else None, "ms": 3}
         axes.plot(steps, smooth, color=color, label=name.removeprefix("train/"), **style)

@@ -1,6 +1,10 @@
-"""What a person sees of a run: progress, files, plots, trackers, and the bill at the end."""
+"""What a person sees of a run: progress, files of figures, plots, and the bill at the end."""
 
+import csv
+import io
+import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -8,15 +12,16 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from wfimagevae.engine.checkpoint import set_aside
-from wfimagevae.engine.distributed import World
-from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.engine.report.gpu import GpuMonitor, peak_flops
-from wfimagevae.engine.report.metrics import CsvLog, JsonLines, csv_log_path
+from wfimagevae.engine.distributed import World, all_reduce_mean
+from wfimagevae.engine.options import LoggingOptions, TrainingOptions
+from wfimagevae.engine.report.gpu import gpu_figures, peak_flops
 from wfimagevae.engine.report.plots import plot_losses
 from wfimagevae.engine.report.tracker import Tracker
+from wfimagevae.files import read_json_lines, write_text
 
 log = logging.getLogger("wfimagevae")
 
@@ -32,6 +37,126 @@ def log_write_errors(what: str) -> Iterator[None]:
     except Exception as error:
         reason = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         log.error("%s not written: %s", what, reason)
+
+
+class Means:
+    """Running means of device scalars, fetched with one transfer.
+
+    A value may also be a pair (sum, weight): its mean is that of all sums over all weights, left
+    out where nothing had weight. A scalar is a sum of weight one.
+    """
+
+    def __init__(self):
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, values: dict[str, Tensor]) -> None:
+        """Adds detached scalars or pairs; nothing waits for the device."""
+        for key, value in values.items():
+            self._sums[key] = self._sums[key] + value if key in self._sums else value
+            self._counts[key] = self._counts.get(key, 0) + 1
+
+    def fetch(self) -> dict[str, float]:
+        """Means since the last call over steps and ranks; waits for the device. Collective."""
+        if not self._sums:
+            return {}
+        means = [self._sums[key].float() / count for key, count in self._counts.items()]
+        means = [torch.stack([m, torch.ones_like(m)]) if m.dim() == 0 else m for m in means]
+        pairs = all_reduce_mean(torch.stack(means)).tolist()
+        names = list(self._counts)
+        self.__init__()
+        return {n: sum_ / w for n, (sum_, w) in zip(names, pairs, strict=True) if w}
+
+    def state_dict(self) -> dict[str, tuple[Tensor, int]]:
+        """This process's sums and counts since the last fetch, on the CPU."""
+        return {name: (self._sums[name].cpu(), count) for name, count in self._counts.items()}
+
+    def load_state_dict(self, state: dict[str, tuple[Tensor, int]], device: torch.device) -> None:
+        self._sums = {name: total.to(device) for name, (total, _) in state.items()}
+        self._counts = {name: count for name, (_, count) in state.items()}
+
+
+def csv_log_path(options: LoggingOptions, folder: Path) -> Path | None:
+    """The losses' CSV file of the run in a folder, if there is to be one.
+
+    ValueError where there is something that is no log of losses.
+    """
+    path = Path(options.csv_log_path or folder / "training_losses.csv")
+    if options.disable_csv_log or not path.exists():
+        return None if options.disable_csv_log else path
+    if not path.is_file():
+        raise ValueError(f"{path} is no file; give another --csv_log_path, or --disable_csv_log")
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        columns = csv.DictReader(file).fieldnames
+    if columns and "step" not in columns:
+        raise ValueError(
+            f"{path} is no log of losses: its columns are {', '.join(columns):.80}; give another "
+            "--csv_log_path"
+        )
+    return path
+
+
+class CsvLog:
+    """A CSV file that grows by rows and, when a new name appears, by columns.
+
+    An existing file is continued, without rows after ``resume_step``, which come again.
+    """
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path, self.columns = path, ["step"]
+        if path.exists():
+            columns, rows = self._read()
+            self.columns = columns or self.columns
+            # A kill may have cut the last line short.
+            rows = [row for row in rows if None not in row.values() and row["step"].isdigit()]
+            self._rewrite([row for row in rows if int(row["step"]) <= resume_step])
+
+    def write(self, row: dict[str, float]) -> None:
+        new = [key for key in row if key not in self.columns]
+        if new or not self.path.exists():
+            self.columns += new
+            self._rewrite([*(self._read()[1] if self.path.exists() else ()), row])
+            return
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.columns, restval="").writerow(row)
+
+    def _read(self) -> tuple[list[str], list[dict]]:
+        with self.path.open(newline="", encoding="utf-8", errors="replace") as file:
+            reader = csv.DictReader(file)
+            return list(reader.fieldnames or ()), list(reader)
+
+    def _rewrite(self, rows: list[dict]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, self.columns, restval="", extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path, text.getvalue())
+
+
+class JsonLines:
+    """A file of one JSON object a line, continued like a `CsvLog`."""
+
+    def __init__(self, path: Path, resume_step: int):
+        self.path = path
+        if path.exists():
+            rows = read_json_lines(path)
+            kept = [row for row in rows if row.get("step", math.inf) <= resume_step]
+            write_text(path, "".join(map(_json_line, kept)))
+
+    def write(self, row: dict) -> None:
+        """Appends a row; numbers that JSON cannot hold become null."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(_json_line(row))
+
+
+def _json_line(row: dict) -> str:
+    return json.dumps(_finite(row)) + "\n"
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Reporter:
@@ -61,7 +186,7 @@ class Reporter:
         self.headline, self.line, self.csv_path = headline, line, csv_log_path(options, folder)
         self.noun, self.unit = samples, "points/s" if samples == "points" else "img/s"
         self.plot_every = 0 if options.disable_live_plot else options.live_plot_every_steps
-        self.monitor, self.peak = GpuMonitor(world.device), None
+        self.peak = None
         if world.device.type == "cuda":
             name = torch.cuda.get_device_name(world.device)
             self.peak = peak_flops(name, options.mix_precision)
@@ -112,13 +237,11 @@ class Reporter:
             self.last_progress = now
             log.info("%s", text)
 
-    def count(self, samples: int) -> None:
+    def count(self, samples: int, flops_per_sample: float) -> None:
         self.steps += 1
         self.bar.update()
         self.samples += samples
-
-    def worked(self, flops: float) -> None:
-        self.flops += flops
+        self.flops += samples * flops_per_sample
 
     def report(
         self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
@@ -138,7 +261,7 @@ class Reporter:
         self.total_wait, self.wait = self.total_wait + self.wait, 0.0
         if not self.world.is_main:
             return values
-        values |= self.monitor.read()
+        values |= gpu_figures(self.world.device)
         if to_log:
             self._print(step, max_steps, values)
         with log_write_errors("logged values and plots"):
@@ -167,8 +290,8 @@ class Reporter:
             return
         left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
         parts += [f"ETA {timedelta(seconds=round(left))}"]
-        epoch = f"epoch {step / self.epoch_steps if self.epoch_steps else 0:.3g}"
-        log.info("step %d/%d | %s", step, max_steps, " | ".join([epoch, *parts]))
+        parts = [f"epoch {step / self.epoch_steps:.3g}", *parts]
+        log.info("step %d/%d | %s", step, max_steps, " | ".join(parts))
 
     def _plot(self) -> None:
         start = time.perf_counter()
