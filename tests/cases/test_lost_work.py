@@ -10,7 +10,7 @@ import sys
 import pytest
 import torch
 
-from tests.task.training import FlowPlace, load, rows
+from tests.task.training import FlowPlace, Workplace, load, refused, rows
 from wfimagevae.engine.checkpoint import read_checkpoint
 from wfimagevae.files import remove_leftovers, sole_writer
 
@@ -55,6 +55,9 @@ def test_a_start_that_fails_leaves_no_folder(tmp_path):
     with pytest.raises(OSError, match="no data"), sole_writer(tmp_path / "new"):
         raise OSError("no data")
     assert not (tmp_path / "new").exists()
+    with refused("can be used at resolution 4096"):  # the first batch fails
+        Workplace(tmp_path).train("x", 1, resolution=4096)
+    assert not (tmp_path / "results").exists()
 
 
 def _damaged(path, how):

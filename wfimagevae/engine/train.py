@@ -102,8 +102,13 @@ def run_training(
             where = f"device {process.device}, precision {options.mix_precision}"
             log.info("%s%s%s", where, compiled, kernels)
             log.info("%s; kill -USR1 %d saves and draws now", library_versions(), os.getpid())
-            with logging_redirect_tqdm():
-                fit(run)
+            try:
+                with logging_redirect_tqdm():
+                    fit(run)
+            except ValueError:
+                if process.is_main and run.step == 0:  # a failed start leaves nothing
+                    (folder / "options.json").unlink(missing_ok=True)
+                raise
             run.reporter.summary(plots=not run.stopping)  # which take seconds
             if not run.stopping:  # else a process whose data failed may be gone
                 run.stopping = run.interrupt.agree().stop
