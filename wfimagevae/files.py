@@ -296,11 +296,6 @@ def _zip_damage(path: str, version: tuple[int, int]) -> str:
     return f"{entry} in it does not have its checksum" if entry else ""
 
 
-def fd_path(file: BinaryIO) -> str:
-    """A path of an open file that is text, for libraries that take no other names."""
-    return f"/dev/fd/{file.fileno()}"
-
-
 def check_scheme(path: str) -> None:
     """Raises ValueError for a URL whose scheme nothing here reads, with what to write instead."""
     scheme = re.match(r"([a-zA-Z][\w+.-]*)://", path)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wfimagevae.files import DIFFUSERS, fd_path, is_hub_name, read_json, read_torch_file
+from wfimagevae.files import DIFFUSERS, is_hub_name, read_json, read_torch_file
 
 StateDict = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -105,8 +105,8 @@ def _read_content(path: Path) -> tuple[dict, bool]:
 
 def _read_safetensors(path: Path) -> StateDict:
     try:
-        with path.open("rb") as file:
-            return load_file(fd_path(file))
+        with path.open("rb") as file:  # whose name may be no UTF-8
+            return load_file(f"/dev/fd/{file.fileno()}")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.protocol import DataError
-from wfimagevae.files import fd_path, parse_json, read_json
+from wfimagevae.files import parse_json, read_json
 
 RECORD_NAME = "latents.json"
 RECORD_VERSION = 1
@@ -107,7 +107,7 @@ class LatentShard:
     def __init__(self, path: Path):
         self.path, self.tensors, self._starts, start = path, {}, {}, 0
         try:
-            with open(path, "rb") as opened, safe_open(fd_path(opened), "pt") as file:
+            with open(path, "rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
                 for name in file.offset_keys():  # they lie one after another, up to the end
                     part = file.get_slice(name)
                     kind, shape = _TYPES[part.get_dtype()], tuple(part.get_shape())
