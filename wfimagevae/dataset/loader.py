@@ -168,7 +168,7 @@ def _end(
     orders.put(False)
     # A thread inside of PyTorch would end a process that exits by SIGABRT.
     if not workers and thread is not threading.current_thread():
-        thread.join(timeout=4)
+        thread.join(timeout=2)
 
 
 def _fetch(loader: Iterator, orders: queue.SimpleQueue, results: queue.SimpleQueue) -> None:
