@@ -155,8 +155,9 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any], is_lasting: b
     try:
         with replacing(path, is_lasting) as file:
             write(file)
-    except (RuntimeError, OSError) as error:  # torch.save reports a full disk by the first
-        raise OSError(f"could not write {path}: {error}") from error
+    except (RuntimeError, OSError) as error:  # torch.save follows a full disk by the first
+        why = error.__context__ if isinstance(error.__context__, OSError) else error
+        raise OSError(f"could not write {path}: {why}") from error
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -81,7 +81,7 @@ def test_torch_save_failing_on_a_full_device_is_an_os_error(tmp_path):
         with open("/dev/full", "wb") as full:
             torch.save(torch.zeros(1 << 20), full)
 
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "x.ckpt", write)
     assert not os.listdir(tmp_path)
 
