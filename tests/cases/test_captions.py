@@ -74,8 +74,11 @@ def test_a_list_of_captions_is_read_alike_whatever_its_encoding(tmp_path, caplog
 @pytest.mark.parametrize("text", ['"a\\u0000b"', '"\\ud800"', '[null, "a"]', '{"a": "b"}', "5"])
 def test_a_field_that_is_no_text_is_named_and_reaches_no_encoder(tmp_path, caplog, text):
     """The same, for json members and manifests: escapes hide what is no text, too."""
-    (tmp_path / "list.jsonl").write_text(f'{{"image_path": "a.png", "caption": {text}}}\n')
-    refused("list.jsonl:1: ", captions, tmp_path / "list.jsonl", "manifest")
+    lines = '{"image_path": "b.png", "caption": "b"}', f'{{"path": "a.png", "caption": {text}}}'
+    (tmp_path / "list.jsonl").write_text("\n".join(lines))
+    assert captions(tmp_path / "list.jsonl", "manifest") == {"a": [], "b": ["b"]}
+    assert "1 of 2 captions are left out: " in caplog.text and "list.jsonl:2: " in caplog.text
+    caplog.clear()
     members = {"1.png": png(1), "1.json": b'{"text": "a"}', "2.png": png(2)}
     write_tar(tmp_path / "s.tar", members | {"2.json": f'{{"text": {text}}}'.encode()})
     found = open_set(str(tmp_path / "s.tar"), with_captions=True, caption_key="json:text")

@@ -94,7 +94,7 @@ CFG, CACHED = "cfg_dropout_prob: 0\n        ", "cache_latents: true\n        "
     [
         # hpcaitech/Open-Sora, huggingface/diffusers: guidance of a model that has none.
         ("", "options: {guidance_scale: 3}", "options.guidance_scale 3 .*give model.text_encoder"),
-        (BOTH, f"{CFG}options: {{guidance_scale: 3}}", "not learned at cfg_dropout_prob 0"),
+        (BOTH, f"{CFG}options: {{guidance_scale: 3}}", "needs cfg_dropout_prob above 0"),
         ("", "options: {objective: mean_flow, meanflow_omega: 2}", "meanflow_omega or"),
         ("", "options: {sampler: mean_flow}", "options.sampler mean_flow is for options.objective"),
         # danny-mio/fluxflow-training: captions or dropout, and nothing that reads texts.

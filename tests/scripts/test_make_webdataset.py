@@ -207,7 +207,7 @@ def test_names_that_are_not_utf_8_and_half_an_emoji_are_kept(photos, tmp_path):
     named = open_set(tmp_path / "named", with_captions=True, with_records=True)
     assert name in [named.record(i)["name"] for i in range(len(named))]
     manifest = tmp_path / "list.jsonl"
-    manifest.write_text('{"path": "photos/b/p1.jpg", "caption": "a \\ud83d", "tag": "\\ud83d"}')
+    manifest.write_text('{"path": "photos/b/p1.jpg", "caption": "a", "tag": "\\ud83d"}')
     assert make(manifest, tmp_path / "half", "--captions", "manifest") == 0
     assert open_set(tmp_path / "half", with_records=True).record(0)["tag"] == "\ud83d"
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -250,7 +251,10 @@ def test_wandb_writes_into_the_folder_of_a_fresh_run(workplace, monkeypatch, cap
     assert "tracker wandb failed" not in caplog.text
     (record,) = folder.glob("wandb/offline-run-*/*.wandb")
     run_id = (folder / "wandb_id.txt").read_text()
-    content = record.read_bytes()
+    # Its service writes on for a moment.
+    end, content = time.monotonic() + 30, b""
+    while b"img_per_s" not in content and time.monotonic() < end:
+        content = record.read_bytes()
     assert b"train/rec_loss" in content and b"img_per_s" in content
     workplace.go_on("wandb", 3, tracker="wandb")  # in the same record
     names = {path.stem for path in folder.glob("wandb/offline-run-*/*.wandb")}

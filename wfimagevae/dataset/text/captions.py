@@ -142,7 +142,8 @@ def read_captions(source: str | Path, images: ImageIndex, captions: Captions) ->
                 f"captions 'manifest' cannot come from {source}: it is a folder; use 'sidecar' "
                 "or a file of name<TAB>caption"
             )
-        lines = in_index_order(source, lambda record, where: _texts(record.get("caption"), where))
+        found = in_index_order(source, lambda record, where: (record.get("caption"), where))
+        lines = readable(lambda entry: _texts(entry[0]), found, lambda i: found[i][1])
         place = f"{source}: looked for a field 'caption'"
     else:
         lines = _listed(images, captions.file)
@@ -198,11 +199,8 @@ def field_texts(value: Any) -> list[str]:
     return texts
 
 
-def _texts(value: Any, where: str) -> list[str]:
-    try:
-        return [" ".join(text.split()) for text in field_texts(value) if text.strip()]
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+def _texts(value: Any) -> list[str]:
+    return [" ".join(text.split()) for text in field_texts(value) if text.strip()]
 
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
