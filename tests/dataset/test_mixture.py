@@ -6,8 +6,8 @@ from tests.refusals import refused
 from wfimagevae.dataset import (
     CropDataset,
     CropRules,
-    FlowData,
     Mixture,
+    TrainData,
     TrainImageDataset,
     TrainLoader,
 )
@@ -27,7 +27,7 @@ def sets(flat_folder):
     return make
 
 
-class Counted(FlowData):
+class Counted(TrainData):
     """Stands for a data set of which nothing is read."""
 
     data_key, sample_shape, class_names, seed = "point", (2,), [], 1

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.protocol import TrainData
 
 _PRECISION = 10**6
 
 
-class Mixture(FlowData):
-    """Data sets that take turns, each in its own order, by weight; see `FlowData`.
+class Mixture(TrainData):
+    """Data sets that take turns, each in its own order, by weight; see `TrainData`.
 
     After any number of blocks each set has had its share of them, to within less than one a set
     (rounding is nested: the first set against all others, the second against the rest ...). Which
@@ -27,7 +27,10 @@ class Mixture(FlowData):
     """
 
     def __init__(
-        self, parts: Sequence[FlowData], weights: Sequence[float] | None = None, block_size: int = 1
+        self,
+        parts: Sequence[TrainData],
+        weights: Sequence[float] | None = None,
+        block_size: int = 1,
     ):
         self.parts, self.block_size = list(parts), block_size
         first = self.parts[0]

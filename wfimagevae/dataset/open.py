@@ -15,7 +15,7 @@ from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.mixture import Mixture
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
-from wfimagevae.dataset.protocol import FlowData, Images
+from wfimagevae.dataset.protocol import Images, TrainData
 from wfimagevae.dataset.shards.read import open_shards
 from wfimagevae.dataset.shards.specs import is_shard_spec
 from wfimagevae.dataset.text.captions import CAPTION_KINDS, Captions, check_captions
@@ -28,7 +28,7 @@ Sources = str | Path | Sequence[str | Path]
 
 def build_image_sets(
     options: StreamOptions, sources: Sources, held_out: Sources | None
-) -> tuple[FlowData, FlowData | None]:
+) -> tuple[TrainData, TrainData | None]:
     """Images to train on, and held-out ones where there are sources of them."""
     better = BetterCaptions(options.better_captions) if options.better_captions else None
     train = build_image_data(options, sources, better=better)
@@ -38,9 +38,9 @@ def build_image_sets(
 def build_image_data(
     options: StreamOptions,
     sources: Sources,
-    train: FlowData | None = None,
+    train: TrainData | None = None,
     better: BetterCaptions | None = None,
-) -> FlowData:
+) -> TrainData:
     """Images to train on, or held-out ones where ``train`` is the training data.
 
     Held-out images have the training data's classes, and are middle crops of one size, every source
@@ -64,7 +64,7 @@ def build_image_data(
             better = BetterCaptions(options.better_captions)
         else:
             log.info("no captions are read here, so --better_captions changes nothing")
-    parts: list[FlowData] = []
+    parts: list[TrainData] = []
     for group, is_shards in groups:
         parts.append(_build_part(options, group, is_shards, names, better, is_train))
         names = parts[0].class_names or None

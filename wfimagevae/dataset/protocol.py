@@ -89,4 +89,4 @@ class TrainData:
         return inputs
 
 
-FlowData = TrainData  # as generative models call it
+FlowData = TrainData  # the name that data sets of flows were written against

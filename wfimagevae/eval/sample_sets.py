@@ -19,9 +19,9 @@ from wfimagevae.dataset import (
     Captions,
     Cifar10Dataset,
     DataError,
-    FlowData,
     PointDataset,
     ShapesDataset,
+    TrainData,
     ValidImageDataset,
     batch_loader,
 )
@@ -141,9 +141,9 @@ class NpzImages:
 
 
 class DrawnSamples:
-    """The first ``count`` samples of a `FlowData` of pixels or points that does not augment."""
+    """The first ``count`` samples of a `TrainData` of pixels or points that does not augment."""
 
-    def __init__(self, dataset: FlowData, count: int, name: str):
+    def __init__(self, dataset: TrainData, count: int, name: str):
         self.dataset, self.count = dataset, count
         self.description = {"source": name, "seed": dataset.seed}
 

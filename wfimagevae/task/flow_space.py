@@ -11,7 +11,7 @@ from wfimagevae.dataset import Cifar10Dataset, LatentDataset, PointDataset, Shap
 from wfimagevae.dataset.latents.record import read_record
 from wfimagevae.dataset.open import Sources, build_image_sets, check_only_images, only_source
 from wfimagevae.dataset.options import DRAWN, POINT_SETS
-from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.seeding import sample_noise, stable_hash
@@ -31,7 +31,7 @@ DEFAULT_RESOLUTION = 32
 _CACHED = ("tokens", "mask", "pooled")
 
 
-def build_datasets(options: FlowOptions) -> tuple[FlowData, FlowData | None]:
+def build_datasets(options: FlowOptions) -> tuple[TrainData, TrainData | None]:
     """Training data and held-out data; None for the latter where there is no validation.
 
     Raises:
@@ -92,7 +92,7 @@ def with_resolution(options: FlowOptions) -> FlowOptions:
     return options.changed(resolution=own or asked or DEFAULT_RESOLUTION)
 
 
-def _latents(options: FlowOptions, sources: Sources, train: FlowData | None) -> FlowData:
+def _latents(options: FlowOptions, sources: Sources, train: TrainData | None) -> TrainData:
     source, text = only_source(sources, "latents"), "none"
     if options.text_encoder:
         is_cached = options.text_encoder != "bytes" and read_record(source).get("text")
@@ -130,7 +130,10 @@ class FlowSpace:
 
 
 def open_space(
-    options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None = None
+    options: FlowOptions,
+    dataset: TrainData,
+    device: torch.device,
+    held_out: TrainData | None = None,
 ) -> FlowSpace:
     """The space of a data set: its own, or that of the autoencoder that encodes its images.
 
@@ -174,7 +177,7 @@ def open_space(
     return FlowSpace(shape, num_classes, lambda b: b[key], decode, facts, condition, text)
 
 
-def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityModel) -> None:
+def check_bucket_sizes(dataset: TrainData, space: FlowSpace, network: VelocityModel) -> None:
     """Raises ValueError for training images of a shape that the network cannot take."""
     own, multiple = dataset.sample_shape[1:], network.size_multiple
     for height, width in getattr(dataset, "sizes", ()):  # of images alone
@@ -191,7 +194,7 @@ def check_bucket_sizes(dataset: FlowData, space: FlowSpace, network: VelocityMod
 
 
 def _encoded(
-    options: FlowOptions, dataset: FlowData, device: torch.device
+    options: FlowOptions, dataset: TrainData, device: torch.device
 ) -> tuple[tuple[int, ...], Callable, Callable, dict]:
     """Shape, encode, decode and facts of latents that are drawn from the posterior of images."""
     autoencoder = load_autoencoder(options.vae, device)
@@ -218,7 +221,7 @@ def _encoded(
 
 
 def _open_encoder(
-    options: FlowOptions, dataset: FlowData, device: torch.device, held_out: FlowData | None
+    options: FlowOptions, dataset: TrainData, device: torch.device, held_out: TrainData | None
 ) -> TextEncoder:
     """The text encoder that the flags name.
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from wfimagevae.dataset import batch_loader
-from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.sampler import SAMPLERS
 from wfimagevae.engine.device import autocast
@@ -49,7 +49,7 @@ class FlowValidator:
         options: FlowOptions,
         objective: FlowMatching,
         generator: FlowGenerator,
-        held_out: FlowData,
+        held_out: TrainData,
         world: World,
         folder: Path,
     ):

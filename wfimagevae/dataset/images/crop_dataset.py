@@ -15,7 +15,7 @@ from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.images.transforms import center_crop, crop_at, resized_center_crop
 from wfimagevae.dataset.options import Crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
-from wfimagevae.dataset.protocol import DataError, FlowData, Images
+from wfimagevae.dataset.protocol import DataError, Images, TrainData
 from wfimagevae.dataset.text.captions import Captions, CaptionTable
 from wfimagevae.options import Count
 
@@ -65,14 +65,14 @@ class CropRules:
         return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
 
 
-class CropDataset(FlowData, Dataset):
+class CropDataset(TrainData, Dataset):
     """Crops, half of them mirrored, in an endless order, with labels and captions or without.
 
     The sample at a position depends on (seed, position) and the files alone, never on the worker or
     rank that reads it. An unreadable image is replaced by the next readable one that the order
     names, cropped with the random numbers of the position it stands in for; each file is tried once
     per process and size. When 1000 images in a row, or all, fail, that is `NoReadableImage`. See
-    `FlowData` for its attributes.
+    `TrainData` for its attributes.
 
     ``labels`` are the class of every image, int64, or None, and the classes' names. Without an
     ``order`` all images are shuffled, every epoch anew.

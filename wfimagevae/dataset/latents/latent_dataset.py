@@ -21,7 +21,7 @@ from wfimagevae.dataset.latents.record import (
 )
 from wfimagevae.dataset.open_files import OpenFiles
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
-from wfimagevae.dataset.protocol import DataError, FlowData
+from wfimagevae.dataset.protocol import DataError, TrainData
 from wfimagevae.dataset.text.captions import CaptionTable
 
 FLIPPED = "_flipped"  # ends the name of the tensor of mirrored images
@@ -36,8 +36,8 @@ _ALIKE: dict[str, Callable[[Mapping[str, Any]], Any]] = {
 }
 
 
-class LatentDataset(FlowData):
-    """Normalised latents, (z - shift) * scale, in an endless shuffled order; see `FlowData`.
+class LatentDataset(TrainData):
+    """Normalised latents, (z - shift) * scale, in an endless shuffled order; see `TrainData`.
 
     The sample at a position depends on (seed, position) and the cache alone: which item it is, the
     draw from its posterior, whether the mirrored copy (if there is one) stands in for it, and which

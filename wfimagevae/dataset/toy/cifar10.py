@@ -9,13 +9,13 @@ import torch
 
 from wfimagevae.dataset.images.transforms import mirror_half
 from wfimagevae.dataset.order import ShuffledOrder
-from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.protocol import TrainData
 
 CIFAR10_SIZE = 32  # px
 
 
-class Cifar10Dataset(FlowData):
-    """CIFAR-10's 50,000 or 10,000 images, held in memory, in shuffled order; see `FlowData`.
+class Cifar10Dataset(TrainData):
+    """CIFAR-10's 50,000 or 10,000 images, held in memory, in shuffled order; see `TrainData`.
 
     Nothing is downloaded: ``root`` contains ``cifar-10-batches-py``. (CIFAR-10 as folders of
     images is read by `TrainImageDataset` with labels ``folder``.)

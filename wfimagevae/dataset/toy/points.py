@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from wfimagevae.dataset.order import stable_seed
-from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.protocol import TrainData
 
 # At this radius of the five modes, raw N(0, 1) noise scores an energy distance of 0.320.
 FIVE_GAUSSIANS_RADIUS = 2.09
@@ -66,8 +66,8 @@ DISTRIBUTIONS = {
 }
 
 
-class PointDataset(FlowData):
-    """Fresh points of a 2-D distribution: no position repeats another's. See `FlowData`.
+class PointDataset(TrainData):
+    """Fresh points of a 2-D distribution: no position repeats another's. See `TrainData`.
 
     ``name`` is one of `DISTRIBUTIONS`, whose modes are the classes; ``num_items`` points count as
     an epoch; the split ``test`` has other points of the same distribution than ``train``.

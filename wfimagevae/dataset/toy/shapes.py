@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from wfimagevae.dataset.images.transforms import mirror_half
 from wfimagevae.dataset.order import ShuffledOrder, stable_seed
-from wfimagevae.dataset.protocol import FlowData
+from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.dataset.text.captions import with_prefix
 
 COLOURS = {
@@ -75,8 +75,8 @@ SHAPES: dict[str, Outline | tuple] = {
 }
 
 
-class ShapesDataset(FlowData):
-    """Images of one shape each; the shape is the class. See `FlowData`.
+class ShapesDataset(TrainData):
+    """Images of one shape each; the shape is the class. See `TrainData`.
 
     Image ``index`` is a function of (seed, index): shapes and colours come in turn, so that all are
     equally frequent; place, size, a tilt of up to 15 degrees and the gray of the background are
