@@ -179,6 +179,21 @@ def test_process_may_exit_while_a_batch_is_read(noise_folder, num_workers):
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
 
 
+def test_process_may_exit_while_what_workers_read_is_handed_over():
+    code = (
+        "import itertools, time, torch\n"
+        "from wfimagevae.dataset.loader import Batches\n"
+        "torch.multiprocessing.set_sharing_strategy('file_system')  # files of many tensors\n"
+        "def read(numbers):\n"
+        "    return {f'x{i}': torch.ones(64) for i in range(300)}\n"
+        "batches = Batches(read, lambda n: ([i] for i in itertools.count(n)), 2)\n"
+        "next(batches)\n"
+        "time.sleep(0.05)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code], timeout=60, check=False)
+    assert run.returncode == 0
+
+
 def test_images_of_native_size_come_one_by_one(noise_folder):
     native = ValidImageDataset(noise_folder(1))
     assert next(valid_loader(native, 1))["image"].shape == (1, 3, 16, 20)

@@ -23,6 +23,7 @@ from wfimagevae.dataset.protocol import DataError, TrainData
 _log = logging.getLogger("wfimagevae")
 
 DATA_TIMEOUT = 600.0  # seconds
+_GLANCE = 0.2  # seconds for which a thread waits for workers without a look at them
 _PATIENCE = 3  # workers in a row that are replaced, before what they read is given up
 
 
@@ -61,6 +62,7 @@ class Batches(Iterator):
             worker_init_fn=_start_worker,
             # Without its own generator a DataLoader draws its base seed from the global one.
             generator=torch.Generator(),
+            timeout=_GLANCE if self._num_workers else 0,
             **self._options,
         )
         # PyTorch's own handler would raise, in whatever runs, when a worker dies.
@@ -167,17 +169,22 @@ def _end(
             orders.get_nowait()
     orders.put(False)
     # A thread inside of PyTorch would end a process that exits by SIGABRT.
-    if not workers and thread is not threading.current_thread():
+    if thread is not threading.current_thread():
         thread.join(timeout=2)
 
 
 def _fetch(loader: Iterator, orders: queue.SimpleQueue, results: queue.SimpleQueue) -> None:
     """Puts a batch, or in its place the error that ends them, for each order."""
     while orders.get():
-        try:
-            results.put(next(loader))
-        except Exception as error:
-            results.put({"error": error})
+        result = None
+        while result is None:
+            try:
+                result = next(loader)
+            except Exception as error:
+                # Each time it has looked whether workers live: killed ones are another error.
+                if not str(error).startswith("DataLoader timed out"):
+                    result = {"error": error}
+        results.put(result)
 
 
 class _Reader(Dataset):
