@@ -1,5 +1,8 @@
 """Sets of samples, and their comparison on one or several processes."""
 
+import io
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -68,6 +71,20 @@ def test_an_npz_that_is_cut_while_it_is_read_is_an_error(tmp_path, save):
     with open(tmp_path / "samples.npz", "r+b") as file:
         file.truncate(100_000)
     refused("samples.npz was cut: image [1-9]", all_of, samples, error=DataError)
+
+
+def test_an_npz_with_fewer_images_than_it_says_or_damaged_ones_is_an_error(tmp_path):
+    path, file = tmp_path / "samples.npz", io.BytesIO()
+    np.save(file, pixels(10, 64))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("arr_0.npy", file.getvalue()[: -5 * 64 * 64 * 3])
+    refused("samples.npz was cut: image 5", all_of, open_images(str(path)), error=DataError)
+    np.savez_compressed(path, pixels(10, 64))
+    content = bytearray(path.read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    path.write_bytes(content)
+    refused("samples.npz is damaged at image", all_of, open_images(str(path)), error=DataError)
 
 
 def test_pictures_of_an_earlier_run_are_no_samples_of_the_last(tmp_path):

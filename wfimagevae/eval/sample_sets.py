@@ -28,7 +28,7 @@ from wfimagevae.dataset import (
 from wfimagevae.dataset.text.captions import read_captions
 from wfimagevae.engine.seeding import stable_hash
 from wfimagevae.eval.options import LabelSampling, ReferenceOptions
-from wfimagevae.files import read_json
+from wfimagevae.files import DAMAGED_ARRAYS, read_json
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject, records_folder
@@ -115,7 +115,7 @@ class NpzImages:
             is_first = np.lib.format.read_magic(self._file) == (1, 0)
             read_header = getattr(np.lib.format, f"read_array_header_{1 if is_first else 2}_0")
             self.shape, is_fortran, dtype = read_header(self._file)
-        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except DAMAGED_ARRAYS as error:
             raise ValueError(f"{path} has no images under 'arr_0': {error}") from None
         if dtype != np.uint8 or len(self.shape) != 4 or self.shape[3] != 3 or is_fortran:
             raise ValueError(
@@ -128,15 +128,18 @@ class NpzImages:
         return self.shape[0]
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
+        path = self.description["source"]
         for numbers in batches:
             images = np.empty((len(numbers), *self.shape[1:]), np.uint8)
             for number, image in zip(numbers, images, strict=True):
                 try:
                     self._file.seek(self._first + number * self._size)
-                    self._file.readinto(image.reshape(-1))
+                    if self._file.readinto(image.reshape(-1)) < self._size:
+                        raise EOFError
                 except EOFError:
-                    path = self.description["source"]
                     raise DataError(f"{path} was cut: image {number} is missing") from None
+                except DAMAGED_ARRAYS as error:
+                    raise DataError(f"{path} is damaged at image {number}: {error}") from None
             yield torch.from_numpy(images).permute(0, 3, 1, 2)
 
 
