@@ -35,8 +35,11 @@ class TextEncoder:
     An empty or blank prompt gives zeros, which are the null condition. Prompts that are too long
     are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`: ``kind``,
     ``source``, ``length`` and ``fingerprint`` of the weights, the latter None of bytes;
-    ``config_keys`` are those of a `FlowTransformer` that reads what this gives.
+    ``config_keys`` are those of a `FlowTransformer` that reads what this gives. ``length`` counts
+    in ``unit``.
     """
+
+    unit = "tokens"
 
     def __init__(self, facts: dict, **config_keys):
         self.facts, self.length, self._has_warned = facts, facts["length"], False
@@ -46,11 +49,17 @@ class TextEncoder:
         """The prompts, each as a row, on the encoder's device."""
         raise NotImplementedError
 
-    def _warn_of_cut(self, prompt: str, unit: str) -> None:
-        if not self._has_warned:
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """What each prompt would take whole, in our unit; more than ``length`` is cut."""
+        raise NotImplementedError
+
+    def _warn_of_cut(self, prompts: Sequence[str]) -> None:
+        """Tells of the first prompt that is too long, once."""
+        pairs = [] if self._has_warned else zip(prompts, self.lengths(prompts), strict=True)
+        if long := next((prompt for prompt, length in pairs if length > self.length), None):
             message = "a prompt is cut to --text_length %d %s; others may be as well: %r ..."
-            logger.warning(message, self.length, unit, prompt[:_QUOTED])
-        self._has_warned = True
+            logger.warning(message, self.length, self.unit, long.strip()[:_QUOTED])
+            self._has_warned = True
 
 
 def open_text_encoder(
@@ -116,17 +125,22 @@ class ByteEncoder(TextEncoder):
     Texts of more than ``length`` bytes are cut between characters.
     """
 
+    unit = "bytes"
+
     def __init__(self, facts: dict, device: torch.device):
         super().__init__(facts, text_encoder="bytes")
         self.device = device
 
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        return [len(prompt.strip().encode()) for prompt in prompts]
+
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """``ids``, int64 (B, length)."""
+        self._warn_of_cut(prompts)
         ids = torch.zeros(len(prompts), self.length, dtype=torch.int64)
         for row, prompt in zip(ids, prompts, strict=True):
             data = prompt.strip().encode()
             if len(data) > self.length:
-                self._warn_of_cut(prompt.strip(), "bytes")
                 data = data[: self.length].decode(errors="ignore").encode()
             row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
         return {"ids": ids.to(self.device)}
@@ -146,15 +160,16 @@ class FrozenEncoder(TextEncoder):
         tokenizer.padding_side = "right"
         self.tokenizer, self.network = tokenizer, network
 
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Those of tokens that begin or end the text count, too."""
+        whole = self.tokenizer([prompt.strip() for prompt in prompts], verbose=False)
+        return list(map(len, whole["input_ids"]))
+
     @torch.no_grad()
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """``tokens`` (B, L, D), ``mask``, bool (B, L), and ``pooled`` (B, D)."""
         prompts = [prompt.strip() for prompt in prompts]
-        if not self._has_warned:
-            ids = self.tokenizer(prompts, truncation=True, max_length=self.length + 1)["input_ids"]
-            for prompt, tokens in zip(prompts, ids, strict=True):
-                if len(tokens) > self.length:
-                    self._warn_of_cut(prompt, "tokens")
+        self._warn_of_cut(prompts)
         device = self.network.device
         inputs = self.tokenizer(
             prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
