@@ -1,16 +1,21 @@
-"""Samplers by name: each integrates a velocity from noise, t = 0, to data, t = 1.
+"""Samplers by name, of flows and of Gaussian diffusions: from noise to data.
+
+A sampler of flows integrates a velocity from t = 0 to data at t = 1. One of Gaussian diffusions
+goes from the noisiest of a grid's levels to data, which lie before timestep 0.
 
 An algorithm gives the state after each step, which goes from a time t to a later time s, and keeps
 what it remembers in its own variables. No sampler turns gradients off: that is left to the caller.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
+from wfimagevae.diffusion.denoiser import Clip, Denoiser, Level, Prediction
+from wfimagevae.diffusion.sampler.ddim import ddim
 from wfimagevae.diffusion.sampler.dopri5 import dopri5
 from wfimagevae.diffusion.sampler.dpmpp import dpmpp
 from wfimagevae.diffusion.sampler.euler import euler
@@ -70,4 +75,52 @@ SAMPLERS = {
     "dpmpp": Sampler(dpmpp, evaluations=1),
     "euler_maruyama": Sampler(euler_maruyama, evaluations=1),
     "mean_flow": Sampler(mean_flow, evaluations=1, needs_average_velocity=True),
+}
+
+
+@dataclass(frozen=True)
+class GaussianSampler:
+    """One sampler of Gaussian diffusions; ``evaluations`` are those of the network in a step.
+
+    (``plms`` takes seven more in all, for its first steps.)
+    """
+
+    states: Callable[..., Iterator[Tensor]]
+    evaluations: int = 1
+
+    def __call__(
+        self,
+        model: Callable[[Tensor, Tensor], Tensor],
+        noise: Tensor,
+        grid: Sequence[Level],
+        *,
+        draw: Draw = None,
+        progress: Callable[[int, int, Tensor], None] | None = None,
+        clip: Clip = "static",
+        prediction: Prediction = "epsilon",
+        **settings,
+    ) -> Tensor:
+        """Takes standard normal noise, (B, C, ...), down the levels of a grid to data.
+
+        ``model(x, t)`` gives ``prediction``, (B, C, ...), or with learned variances (B, 2 C, ...),
+        at a float64 scalar t on the CPU, the timestep: 0 is nearest to data, here. ``grid`` is
+        `GaussianDiffusion.grid`'s; ``clip`` is what becomes of predicted data outside [-1, 1], see
+        `Denoiser`. The rest is as with `Sampler`.
+        """
+        steps = list(pairwise(grid))
+        # Written so that NaN fails too.
+        rises = all(0 < now.alpha_bar < then.alpha_bar for now, then in steps)
+        if not steps or not rises or grid[-1].alpha_bar != 1:
+            levels = [level.alpha_bar for level in grid]
+            raise ValueError(f"alpha_bar must increase strictly from above 0 to 1, got {levels}")
+        start = noise.to(torch.promote_types(noise.dtype, torch.float32))
+        denoise = Denoiser(model, prediction, clip)
+        for step, x in enumerate(self.states(denoise, start, steps, draw, **settings), 1):
+            if progress:
+                progress(step, len(steps), x)
+        return x
+
+
+GAUSSIAN_SAMPLERS = {
+    "ddim": GaussianSampler(ddim),
 }

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from wfimagevae.diffusion.sampler.grid import Draw, Steps, Velocity, evaluate
+from wfimagevae.diffusion.sampler.grid import Draw, Steps, Velocity, draw_like, evaluate
 
 
 def euler_maruyama(velocity: Velocity, x: Tensor, steps: Steps, draw: Draw) -> Iterator[Tensor]:
@@ -18,8 +18,6 @@ def euler_maruyama(velocity: Velocity, x: Tensor, steps: Steps, draw: Draw) -> I
 
     Source: Ma et al. 2024, arXiv:2401.08740, the reverse-time equation with coefficient w.
     """
-    if draw is None:
-        raise ValueError("a stochastic sampler needs draw(step), noise from each sample's seed")
     for step, (t, s) in enumerate(steps, 1):
         h = s - t
         v = evaluate(velocity, x, t)
@@ -28,8 +26,5 @@ def euler_maruyama(velocity: Velocity, x: Tensor, steps: Steps, draw: Draw) -> I
         else:
             w = 2.0 * (1 - t)
             score = (t * v - x) / (1 - t)
-            eps = draw(step)
-            if eps.shape != x.shape:  # it would broadcast, and samples would share it
-                raise ValueError(f"draw({step}) gave {tuple(eps.shape)} for x of {tuple(x.shape)}")
-            x = x + h * (v + w / 2 * score) + math.sqrt(w * h) * eps.to(x)
+            x = x + h * (v + w / 2 * score) + math.sqrt(w * h) * draw_like(draw, step, x)
         yield x

@@ -23,3 +23,13 @@ def evaluate(velocity: Velocity, x: Tensor, t: float, t_end: float | None = None
     if v.shape != x.shape:
         raise ValueError(f"the velocity of {tuple(x.shape)} has shape {tuple(v.shape)}")
     return v.to(x.dtype)
+
+
+def draw_like(draw: Draw, step: int, x: Tensor) -> Tensor:
+    """The noise of a stochastic sampler's step, of the shape and type of the state."""
+    if draw is None:
+        raise ValueError("a stochastic sampler needs draw(step), noise from each sample's seed")
+    noise = draw(step)
+    if noise.shape != x.shape:  # it would broadcast, and samples would share it
+        raise ValueError(f"draw({step}) gave {tuple(noise.shape)} for x of {tuple(x.shape)}")
+    return noise.to(x)
