@@ -1,6 +1,6 @@
 """The registry; every registered autoencoder runs forward, backward, saves and reloads.
 
-The flow models, which are all other names, do so in tests/model/flow.
+All other names do so in tests/model/flow and tests/model/glide.
 """
 
 import pytest
@@ -56,7 +56,9 @@ def test_every_advertised_name_is_registered():
         for size in ("S", "B", "L", "XL")
         for patch in choices
     }
-    classes = {"FlowTransformer", "MLP", "SmallCNN", "UNet", "WFVAE2Image"}
+    classes = {"FlowTransformer", "MLP", "SmallCNN", "UNet", "WFVAE2Image", "Glide"}
+    presets |= {f"GLIDE-{name}" for name in ("base", "upsample", "latent")}
+    presets |= {f"GLIDE-{name}-inpaint" for name in ("base", "upsample")}
     assert presets | classes <= set(ModelRegistry.names())
 
 

@@ -6,6 +6,7 @@ _EXPORTS = {
     "ImageBaseAE": "wfimagevae.model.modeling_aebase",
     "FlowTransformer": "wfimagevae.model.flow.flow_transformer",
     "VelocityModel": "wfimagevae.model.flow.velocity_model",
+    "Glide": "wfimagevae.model.glide.glide",
     "read_checkpoint_weights": "wfimagevae.model.weight_files",
     "ModelRegistry": "wfimagevae.model.registry",
     "DecoderImage": "wfimagevae.model.vae.modeling_wfvae2_image",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import ClassVar, get_type_hints
 
 # Importing a module of these folders registers its models; names are looked up after that.
-_FOLDERS = ("wfimagevae.model.vae", "wfimagevae.model.flow")
+_FOLDERS = ("wfimagevae.model.vae", "wfimagevae.model.flow", "wfimagevae.model.glide")
 
 
 class ModelRegistry:
@@ -29,6 +29,18 @@ class ModelRegistry:
             return builder
 
         return add
+
+    @classmethod
+    def register_preset(cls, name: str, network: type, **preset) -> None:
+        """Registers a class with some arguments, over which those given later win."""
+
+        def build(**options):
+            return network(**(preset | options))
+
+        build.__name__ = build.__qualname__ = name
+        build.__annotations__["return"] = network
+        build.__doc__ = f"`{network.__name__}` with {preset}, and the given keys over these."
+        cls.register(name)(build)
 
     @classmethod
     def get_model(

@@ -5,7 +5,7 @@ Yao et al. 2025 (LightningDiT), arXiv:2501.01423.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -256,8 +256,22 @@ def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]
 
 def check_text(condition: object, batch_size: int, config: Mapping) -> None:
     """Raises ValueError for a condition that is not what a model of this config takes."""
-    parts = text_parts(config)
-    names = sorted(parts) + (["label"] if config["num_classes"] else [])
+    check_parts(
+        condition, batch_size, text_parts(config), ["label"] if config["num_classes"] else []
+    )
+
+
+def check_parts(
+    condition: object,
+    batch_size: int,
+    parts: Mapping[str, tuple[tuple[int | None, ...], torch.dtype]],
+    others: Sequence[str] = (),
+) -> None:
+    """Raises ValueError for a condition that is no dict of these parts, and of others, unchecked.
+
+    A part is its shape, without the batch, in which None is any size, and its type.
+    """
+    names = [*sorted(parts), *others]
     if not isinstance(condition, dict):
         raise ValueError(
             f"this model takes text: its condition is a dict of {', '.join(names)}, "
@@ -269,7 +283,10 @@ def check_text(condition: object, batch_size: int, config: Mapping) -> None:
         )
     for name, (shape, dtype) in parts.items():
         value, shape = condition[name], (batch_size, *shape)
-        if value.shape != shape:
+        fits = len(shape) == value.ndim and all(
+            size in (None, own) for size, own in zip(shape, value.shape, strict=True)
+        )
+        if not fits:
             raise ValueError(f"condition[{name!r}] must be {shape}, got {tuple(value.shape)}")
         if value.dtype != dtype and not (value.is_floating_point() and dtype.is_floating_point):
             raise ValueError(f"condition[{name!r}] must be {dtype}, got {value.dtype}")
@@ -278,19 +295,13 @@ def check_text(condition: object, batch_size: int, config: Mapping) -> None:
 _SIZES = {"S": (384, 12, 6), "B": (768, 12, 12), "L": (1024, 24, 16), "XL": (1152, 28, 16)}
 _TODAY = {"norm": "rmsnorm", "mlp": "swiglu", "position": "rope", "qk_norm": True}
 
-
-def _register_preset(name: str, **preset) -> None:
-    def build(**options) -> FlowTransformer:
-        return FlowTransformer(**(preset | options))
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"`FlowTransformer` with {preset}, and the given keys over these."
-    ModelRegistry.register(name)(build)
-
-
 for _size, (_width, _depth, _heads) in _SIZES.items():
     _sizes = {"hidden_size": _width, "depth": _depth, "num_heads": _heads}
     for _patch in (2, 4, 8):
-        _register_preset(f"DiT-{_size}/{_patch}", **_sizes, patch_size=_patch)
+        ModelRegistry.register_preset(
+            f"DiT-{_size}/{_patch}", FlowTransformer, **_sizes, patch_size=_patch
+        )
     for _patch in (1, 2, 4, 8):
-        _register_preset(f"FlowDiT-{_size}/{_patch}", **_sizes, patch_size=_patch, **_TODAY)
+        ModelRegistry.register_preset(
+            f"FlowDiT-{_size}/{_patch}", FlowTransformer, **_sizes, patch_size=_patch, **_TODAY
+        )

@@ -51,32 +51,32 @@ class RMSNorm(nn.Module):
 
 
 class GroupNorm(nn.GroupNorm):
-    """GroupNorm of (B, C, H, W), affine; at most 32 groups of at least 4 channels."""
+    """GroupNorm of (B, C, H, W), affine; by itself at most 32 groups of at least 4 channels."""
 
-    def __init__(self, channels: int):
-        if channels % 4:
+    def __init__(self, channels: int, num_groups: int | None = None, eps: float = EPS):
+        if num_groups is None and channels % 4:
             raise ValueError(
                 f"base_channels must give widths that are multiples of 4, got {channels}"
             )
-        super().__init__(math.gcd(32, channels // 4), channels, eps=EPS)
+        super().__init__(num_groups or math.gcd(32, channels // 4), channels, eps)
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight, self.bias
         # Besides, the kernel's forward derivative fails on some strides before PyTorch 2.11.
         if torch.compiler.is_compiling() or unpack_dual(x).tangent is not None:
             h = _at_least_float32(x).unflatten(1, (self.num_groups, -1))  # (B, groups, n, H, W)
-            h = _standardize(h, (2, 3, 4)).flatten(1, 2)
+            h = _standardize(h, (2, 3, 4), self.eps).flatten(1, 2)
             return (h * weight.view(-1, 1, 1) + bias.view(-1, 1, 1)).to(x.dtype)
         if x.device.type != "cpu":  # the CPU's kernel takes bfloat16 with float32 parameters
             weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.num_groups, weight, bias, EPS)
+            return F.group_norm(x, self.num_groups, weight, bias, self.eps)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _standardize(x: Tensor, dims: tuple[int, ...]) -> Tensor:
+def _standardize(x: Tensor, dims: tuple[int, ...], eps: float = EPS) -> Tensor:
     x = x - x.mean(dims, keepdim=True)
-    return x * torch.rsqrt(x.square().mean(dims, keepdim=True) + EPS)
+    return x * torch.rsqrt(x.square().mean(dims, keepdim=True) + eps)
