@@ -16,14 +16,19 @@ from torch import Tensor
 
 from wfimagevae.diffusion.denoiser import Clip, Denoiser, Level, Prediction
 from wfimagevae.diffusion.sampler.ddim import ddim
+from wfimagevae.diffusion.sampler.ddpm import ddpm
 from wfimagevae.diffusion.sampler.dopri5 import dopri5
 from wfimagevae.diffusion.sampler.dpmpp import dpmpp
+from wfimagevae.diffusion.sampler.dpmpp_2m import dpmpp_2m
 from wfimagevae.diffusion.sampler.euler import euler
+from wfimagevae.diffusion.sampler.euler_ancestral import euler_ancestral
 from wfimagevae.diffusion.sampler.euler_maruyama import euler_maruyama
 from wfimagevae.diffusion.sampler.grid import Draw, Velocity
 from wfimagevae.diffusion.sampler.heun import heun
 from wfimagevae.diffusion.sampler.mean_flow import mean_flow
+from wfimagevae.diffusion.sampler.plms import plms
 from wfimagevae.diffusion.sampler.rk4 import rk4
+from wfimagevae.diffusion.sampler.sigma_euler import sigma_euler
 
 
 @dataclass(frozen=True)
@@ -123,4 +128,9 @@ class GaussianSampler:
 
 GAUSSIAN_SAMPLERS = {
     "ddim": GaussianSampler(ddim),
+    "sigma_euler": GaussianSampler(sigma_euler),
+    "euler_ancestral": GaussianSampler(euler_ancestral),
+    "plms": GaussianSampler(plms),
+    "dpmpp_2m": GaussianSampler(dpmpp_2m),
+    "ddpm": GaussianSampler(ddpm),
 }
