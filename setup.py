@@ -14,7 +14,7 @@ EXTRAS = {
     "eval": ["torch-fidelity>=0.4"],
     "flow": ["torchdiffeq>=0.2"],
     "optim": ["pytorch-optimizer>=3.5"],
-    "text": ["transformers[sentencepiece]>=5.0"],
+    "text": ["transformers[sentencepiece]>=5.0", "tokenizers>=0.22"],
     "nvml": ["nvidia-ml-py>=12.535"],
     "tensorboard": ["tensorboard>=2.16"],
     "trackio": ["trackio>=0.2"],

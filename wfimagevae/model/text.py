@@ -1,6 +1,7 @@
 """From prompts to what a flow transformer reads: bytes, or the tokens of a frozen encoder.
 
-Frozen encoders are of the CLIP, T5 and BERT families, through transformers.
+Frozen encoders are of the CLIP, T5 and BERT families, through transformers. GLIDE has its text
+transformer inside, and reads the ids of tokens.
 """
 
 import contextlib
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from wfimagevae.files import is_hub_name
 from wfimagevae.model.flow.embed import masked_mean
+from wfimagevae.model.glide.tokenizer import HUB_NAME, BytePairs
 from wfimagevae.model.weight_files import hub_answers, listed, weights_fingerprint
 
 DEFAULT_LENGTH = 128  # bytes or tokens
@@ -32,11 +34,11 @@ logger = logging.getLogger(__name__)
 class TextEncoder:
     """Turns prompts into the text part of a flow transformer's condition.
 
-    An empty or blank prompt gives zeros, which are the null condition. Prompts that are too long
-    are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`: ``kind``,
-    ``source``, ``length`` and ``fingerprint`` of the weights, the latter None of bytes;
-    ``config_keys`` are those of a `FlowTransformer` that reads what this gives. ``length`` counts
-    in ``unit``.
+    An empty or blank prompt gives the null condition: zeros, but for GLIDE. Prompts that are too
+    long are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`:
+    ``kind``, ``source``, ``length`` and ``fingerprint`` of the weights or the vocabulary, the
+    latter None of bytes; ``config_keys`` are those of a network that reads what this gives.
+    ``length`` counts in ``unit``.
     """
 
     unit = "tokens"
@@ -67,8 +69,9 @@ def open_text_encoder(
 ) -> TextEncoder:
     """The text encoder that a flag names or that a checkpoint recorded, on a device.
 
-    ``spec`` is ``bytes``; ``clip:``, ``t5:`` or ``bert:`` and a folder or hub name, user/model, of
-    a model of that family; or an encoder's ``facts``. ``length`` is in tokens, or bytes; None takes
+    ``spec`` is ``bytes``; ``gpt2``, or ``gpt2:`` and a folder or hub name with the vocabulary;
+    ``clip:``, ``t5:`` or ``bert:`` and a folder or hub name, user/model, of a model of that family;
+    or an encoder's ``facts``. ``length`` is in tokens, or bytes; None takes
     the recorded one, otherwise 128, or what the model can take if that is less.
     """
     # A flag's words, or what a checkpoint recorded.
@@ -88,21 +91,18 @@ def open_text_encoder(
     device = torch.device(device)
     if kind == "bytes" and source is None:
         return ByteEncoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
+    if kind == "gpt2":
+        return TokenEncoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
     if kind not in _FAMILIES or source is None:
         name = spec if isinstance(spec, str) else f"{kind}:{source}"
         kinds = ", ".join(f"{family}:PATH" for family in _FAMILIES)
         raise ValueError(
-            f"--text_encoder {name!r} names no text encoder; write bytes, or one of {kinds} with "
-            "a folder or hub name, such as clip:openai/clip-vit-large-patch14"
+            f"--text_encoder {name!r} names no text encoder; write bytes, gpt2, or one of {kinds} "
+            "with a folder or hub name, such as clip:openai/clip-vit-large-patch14"
         )
     tokenizer, network = _load(kind, source)
     fingerprint = weights_fingerprint(network)
-    if facts["fingerprint"] not in (None, fingerprint):
-        raise ValueError(
-            f"the text encoder {kind}:{source} has other weights than the one that the model was "
-            f"trained with: fingerprint {fingerprint[:12]}, recorded {facts['fingerprint'][:12]}; "
-            "bring back the weights it had"
-        )
+    _check_fingerprint(facts, f"{kind}:{source}", fingerprint, "weights")
     # How many tokens the network knows places for; T5 knows none. RoBERTa and its kin begin
     # counting behind the number of the padding.
     places = getattr(network.config, "max_position_embeddings", None) or 2**31
@@ -113,9 +113,8 @@ def open_text_encoder(
     length = facts["length"] or min(DEFAULT_LENGTH, limit)
     if length > limit:
         raise ValueError(f"--text_length {length}: {kind}:{source} takes at most {limit} tokens")
-    local = Path(source).expanduser()
-    source = str(local.resolve()) if local.exists() else source
-    facts = {"kind": kind, "source": source, "length": length, "fingerprint": fingerprint}
+    facts = {"kind": kind, "source": _absolute(source)}
+    facts |= {"length": length, "fingerprint": fingerprint}
     return FrozenEncoder(tokenizer, network.to(device), facts)
 
 
@@ -144,6 +143,35 @@ class ByteEncoder(TextEncoder):
                 data = data[: self.length].decode(errors="ignore").encode()
             row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
         return {"ids": ids.to(self.device)}
+
+
+class TokenEncoder(TextEncoder):
+    """Ids of GPT-2's tokens and the mask of a text, for a network that reads them itself: GLIDE."""
+
+    def __init__(self, facts: dict, device: torch.device):
+        source = facts["source"] or HUB_NAME
+        self.tokenizer, self.device = BytePairs(source), device
+        fingerprint = self.tokenizer.fingerprint
+        _check_fingerprint(facts, f"gpt2:{source}", fingerprint, "vocabulary")
+        facts = facts | {"source": _absolute(source), "fingerprint": fingerprint}
+        super().__init__(facts, vocab_size=self.tokenizer.size)
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        return list(map(len, self._ids(prompts)))
+
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        """``ids``, int64 (B, length), and ``mask``, bool (B, length): see `Glide`."""
+        self._warn_of_cut(prompts)
+        ids = torch.full((len(prompts), self.length), self.tokenizer.size - 1)
+        mask = torch.zeros(ids.shape, dtype=torch.bool)
+        for i, own in enumerate(self._ids(prompts)):
+            count = min(len(own), self.length)
+            ids[i, :count] = torch.tensor(own[:count], dtype=torch.int64)
+            mask[i, :count] = True
+        return {"ids": ids.to(self.device), "mask": mask.to(self.device)}
+
+    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
+        return self.tokenizer([prompt if prompt.strip() else "" for prompt in prompts])
 
 
 class FrozenEncoder(TextEncoder):
@@ -187,6 +215,22 @@ class FrozenEncoder(TextEncoder):
         rest = self.length - mask.shape[1]
         tokens, mask = F.pad(tokens, (0, 0, 0, rest)), F.pad(mask, (0, rest))
         return {"tokens": tokens, "mask": mask, "pooled": pooled}
+
+
+def _check_fingerprint(facts: Mapping, name: str, fingerprint: str, what: str) -> None:
+    """Raises ValueError for another one than was recorded, if one was."""
+    if facts["fingerprint"] not in (None, fingerprint):
+        raise ValueError(
+            f"the text encoder {name} has other {what} than the one that the model was "
+            f"trained with: fingerprint {fingerprint[:12]}, recorded {facts['fingerprint'][:12]}; "
+            f"bring back the {what} it had"
+        )
+
+
+def _absolute(source: str) -> str:
+    """A local folder's whole path; a hub name stays."""
+    local = Path(source).expanduser()
+    return str(local.resolve()) if local.exists() else source
 
 
 def _load(kind: str, source: str) -> tuple:

@@ -187,7 +187,7 @@ def test_a_missing_pooler_is_no_concern(folder, copied):
 def test_what_is_no_encoder_is_refused_at_once(folder, tmp_path):
     start = time.perf_counter()
     for spec, message in (
-        ("clip", "write bytes, or one of clip:PATH, t5:PATH, bert:PATH"),
+        ("clip", "write bytes, gpt2, or one of clip:PATH, t5:PATH, bert:PATH"),
         ("clap:somewhere", "'clap:somewhere' names no text encoder"),
         ("bytes:somewhere", "names no text encoder"),
         (f"clip:{tmp_path}/missing", "no such folder"),
