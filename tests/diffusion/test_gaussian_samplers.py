@@ -2,8 +2,10 @@
 
 import json
 import math
+import sys
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,9 +15,10 @@ from scipy.integrate import solve_ivp
 from wfimagevae.diffusion.denoiser import Denoiser, Level, clip_data
 from wfimagevae.diffusion.gaussian import GaussianDiffusion
 from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS
+from wfimagevae.export.source import standalone_source
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "gaussian_samplers.json").read_text())
-COUNT = 20_000  # stochastic samples
+COUNT = 10_000  # stochastic samples
 STOCHASTIC = {"ddim": {"eta": 1.0}, "euler_ancestral": {}, "ddpm": {}}
 
 
@@ -366,3 +369,21 @@ def test_wrong_inputs_are_refused(name):
 def test_impossible_shares_of_noise_are_refused(eta):
     with pytest.raises(ValueError, match="eta of ddim must be from 0 to 1"):
         sample("ddim", noise(2, 3), 4, eta=eta)
+
+
+class Exported:
+    """A class whose source, without its packages, must still find the samplers."""
+
+    def draw(self, name, x):
+        levels = GaussianDiffusion("linear").grid(6)
+        return GAUSSIAN_SAMPLERS[name](lambda x, t: x / 3, x, levels, draw=lambda step: -x)
+
+
+def test_samplers_can_be_copied_into_an_export(monkeypatch):
+    code, x = standalone_source(Exported), noise(2, 3)
+    assert "import wfimagevae" not in code and "from wfimagevae" not in code
+    module = ModuleType("gaussian_export")
+    monkeypatch.setitem(sys.modules, module.__name__, module)  # where dataclasses look
+    exec(code, vars(module))
+    for name in GAUSSIAN_SAMPLERS:
+        assert torch.equal(module.Exported().draw(name, x), Exported().draw(name, x))

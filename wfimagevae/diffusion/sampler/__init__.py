@@ -97,7 +97,7 @@ class GaussianSampler:
         self,
         model: Callable[[Tensor, Tensor], Tensor],
         noise: Tensor,
-        grid: Sequence[Level],
+        levels: Sequence[Level],
         *,
         draw: Draw = None,
         progress: Callable[[int, int, Tensor], None] | None = None,
@@ -105,19 +105,19 @@ class GaussianSampler:
         prediction: Prediction = "epsilon",
         **settings,
     ) -> Tensor:
-        """Takes standard normal noise, (B, C, ...), down the levels of a grid to data.
+        """Takes standard normal noise, (B, C, ...), down levels of noise to data.
 
         ``model(x, t)`` gives ``prediction``, (B, C, ...), or with learned variances (B, 2 C, ...),
-        at a float64 scalar t on the CPU, the timestep: 0 is nearest to data, here. ``grid`` is
+        at a float64 scalar t on the CPU, the timestep: here 0 is nearest to data. ``levels`` are
         `GaussianDiffusion.grid`'s; ``clip`` is what becomes of predicted data outside [-1, 1], see
         `Denoiser`. The rest is as with `Sampler`.
         """
-        steps = list(pairwise(grid))
+        steps = list(pairwise(levels))
         # Written so that NaN fails too.
         rises = all(0 < now.alpha_bar < then.alpha_bar for now, then in steps)
-        if not steps or not rises or grid[-1].alpha_bar != 1:
-            levels = [level.alpha_bar for level in grid]
-            raise ValueError(f"alpha_bar must increase strictly from above 0 to 1, got {levels}")
+        if not steps or not rises or levels[-1].alpha_bar != 1:
+            shares = [level.alpha_bar for level in levels]
+            raise ValueError(f"alpha_bar must increase strictly from above 0 to 1, got {shares}")
         start = noise.to(torch.promote_types(noise.dtype, torch.float32))
         denoise = Denoiser(model, prediction, clip)
         for step, x in enumerate(self.states(denoise, start, steps, draw, **settings), 1):
