@@ -12,8 +12,6 @@ from torch import Tensor
 from wfimagevae.diffusion.denoiser import Level, Prediction, recover
 from wfimagevae.diffusion.path import expand_times
 
-_MAX_BETA = 0.999
-
 
 class GaussianDiffusion:
     """The variances of a schedule, and the training targets and sampling levels they give.
@@ -38,7 +36,7 @@ class GaussianDiffusion:
         self.posterior_log_variance = torch.cat([variance[:1], variance]).log()
 
     def add_noise(self, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """The states x_t, (B, ...), of data at whole timesteps, int (B,); best on the CPU."""
+        """The states x_t, (B, ...), of data at timesteps ``t``, int64 (B,), best on the CPU."""
         return _at(self._alpha, t, data) * data + _at(self._sigma, t, data) * noise
 
     def target(self, prediction: Prediction, data: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -110,7 +108,7 @@ class GaussianDiffusion:
 
 
 def noise_schedule(name: str, num_steps: int) -> Tensor:
-    """The betas of a schedule, float64 (num_steps,), all below 1.
+    """The betas of a schedule, float64 (num_steps,), at most 0.999.
 
     Each means the same noise in any number of steps: ``linear`` goes from 1e-4 to 0.02 of 1000
     steps (Ho et al. 2020), the roots of ``scaled_linear`` from those of 0.00085 to 0.012 (Stable
@@ -132,7 +130,7 @@ def noise_schedule(name: str, num_steps: int) -> Tensor:
     else:
         names = ", ".join([*lines, "squaredcos_cap_v2"])
         raise ValueError(f"unknown noise schedule {name!r}; use one of {names}")
-    return betas.clamp_max(_MAX_BETA)
+    return betas.clamp_max(0.999)
 
 
 def space_timesteps(num_steps: int, spacing: int | str) -> list[int]:

@@ -26,11 +26,10 @@ def ddpm(denoise: Denoiser, x: Tensor, steps: LevelSteps, draw: Draw) -> Iterato
         of_state = math.sqrt(1 - beta) * (1 - then.alpha_bar) / noise_share
         x = of_data * data + of_state * x
         if then.sigma:
-            low = math.log(beta * (1 - then.alpha_bar) / noise_share)
-            high = math.log(beta)
-            noise = draw_like(draw, step, x)
+            low, high = math.log(beta * (1 - then.alpha_bar) / noise_share), math.log(beta)
             if spread is None:
-                x = x + math.exp(low / 2) * noise
+                scale = math.exp(low / 2)
             else:
-                x = x + ((low + spread * (high - low)) / 2).exp() * noise
+                scale = ((low + spread * (high - low)) / 2).exp()
+            x = x + scale * draw_like(draw, step, x)
         yield x
