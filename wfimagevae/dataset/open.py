@@ -30,7 +30,7 @@ def build_image_sets(
     options: StreamOptions, sources: Sources, held_out: Sources | None
 ) -> tuple[TrainData, TrainData | None]:
     """Images to train on, and held-out ones where there are sources of them."""
-    better = BetterCaptions(options.better_captions) if options.better_captions else None
+    better = _better_captions(options)
     train = build_image_data(options, sources, better=better)
     return train, build_image_data(options, held_out, train, better) if held_out else None
 
@@ -59,11 +59,9 @@ def build_image_data(
             "folders, and shards have their own (--wds_caption_key); to replace those, give JSON "
             "lines by --better_captions"
         )
-    if options.better_captions and better is None:
-        if options.reads_captions or options.skip_words:
-            better = BetterCaptions(options.better_captions)
-        else:
-            log.info("no captions are read here, so --better_captions changes nothing")
+    better = better or _better_captions(options)
+    if options.resize_ratio < 1 and options.train_crop != "resized":
+        raise ValueError(f"--resize_ratio {options.resize_ratio} is for --train_crop resized")
     parts: list[TrainData] = []
     for group, is_shards in groups:
         parts.append(_build_part(options, group, is_shards, names, better, is_train))
@@ -74,6 +72,19 @@ def build_image_data(
         return parts[0]
     # Batches of buckets, which are of one size, come from one set.
     return Mixture(parts, weights, parts[0].order_facts.get("batch_size", 1))
+
+
+def _better_captions(options: StreamOptions) -> BetterCaptions | None:
+    required = options.require_caption
+    if not options.better_captions:
+        if required == "better":
+            raise ValueError("--require_caption better: give --better_captions FILE as well")
+        return None
+    if not (options.reads_captions or options.skip_words or required != "no"):
+        log.info("no captions are read here, so --better_captions changes nothing")
+        return None
+    least = options.better_captions_min_score
+    return BetterCaptions(options.better_captions, least, alone=required == "better")
 
 
 def open_images(options: StreamOptions, sources: Sources) -> Images:
@@ -143,10 +154,12 @@ def _build_part(
     filters_sizes = options.min_image_size > 0 or options.max_aspect_ratio > 0
     filters_records = options.skip_nsfw or bool(options.languages)
     filters_records |= options.min_similarity is not None
+    filters_records |= filters_sizes and options.size_fields is not None
     # Captions are read where they are shown, where words in them leave images out, and from
     # shards for a text encoder.
     captions = options.captions
-    if captions == "none" and (options.skip_words or (is_shards and options.text_encoder)):
+    is_asked = options.skip_words or options.require_caption == "any"
+    if captions == "none" and (is_asked or (is_shards and options.text_encoder)):
         captions = "manifest" if os.path.isfile(os.path.expanduser(sources[0])) else "sidecar"
     wanted = ImageParts(
         Labels(options.labels, class_names),
@@ -172,7 +185,8 @@ def _build_part(
         order = _bucket_order(options, samples, name)
     elif is_train and is_shards:
         order = ShardOrder(samples.shard, options.seed, options.wds_shuffle_shards)
-    rules = CropRules(options.resolution, options.train_crop, augment=is_train)
+    crop = options.train_crop, is_train, options.resize_ratio, options.random_hflip
+    rules = CropRules(options.resolution, *crop)
     shown = samples.captions if options.reads_captions else None
     return CropDataset(samples.images, rules, options.seed, order, samples.labels, shown)
 

@@ -1,8 +1,8 @@
 """Options of training and validation data. No torch here."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from wfimagevae.options import (
     Count,
@@ -13,6 +13,7 @@ from wfimagevae.options import (
     Options,
     Positive,
     Several,
+    Switch,
     option,
 )
 
@@ -20,6 +21,31 @@ POINT_SETS = ("five_gaussians", "moons", "checkerboard", "rings")
 DRAWN = ("shapes", *POINT_SETS)  # made here, from no files
 DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
 Crop = Literal["native", "resized", "center"]
+
+_ANY_IMAGE = {"wds_image_key": "jpg;jpeg;png;webp;bmp;tiff"}
+# Public sets of captioned images: where captions stand, and what is left out, as values of flags.
+PRESETS: dict[str, dict[str, Any]] = {
+    "laion": {
+        "min_image_size": 256,
+        "max_aspect_ratio": 2.0,
+        "size_fields": ["original_width", "original_height"],
+        "skip_nsfw": True,
+        "require_caption": "any",
+    },
+    "alamy": {
+        "wds_caption_key": "json:caption",
+        "languages": ["en"],
+        "require_caption": "any",
+    },
+    "simple": _ANY_IMAGE,
+    "synthetic": {
+        "wds_caption_key": "json:short_caption;long_caption",
+        "require_caption": "any",
+    },
+    "datacomp-real": _ANY_IMAGE | {"require_caption": "any"},
+    "datacomp-synthetic": _ANY_IMAGE | {"require_caption": "better"},
+    "datacomp-clip": _ANY_IMAGE | {"require_caption": "better", "better_captions_min_score": 0.0},
+}
 
 
 class VaeDataOptions(Options):
@@ -189,6 +215,11 @@ def _check_ratio(ratio: float) -> float:
 class StreamOptions(Options):
     """images at scale: shards, filters, buckets"""
 
+    dataset_preset: Literal[tuple(PRESETS)] | None = option(
+        None,
+        "flags below as they suit a public set of captioned images; those that are given "
+        "beside it win (datacomp-synthetic and datacomp-clip need --better_captions)",
+    )
     data_weights: Several[Positive] | None = option(
         None, "share of each of several data paths (default: their sizes)", "W"
     )
@@ -232,9 +263,20 @@ class StreamOptions(Options):
     allow_pipe: bool = option(
         False, "run shards pipe:COMMAND that a YAML file names, too; here only, never in a file"
     )
+    wds_refuse_damaged: Switch = option(
+        False,
+        "stop before the first step where a shard is cut short or damaged, in place of a "
+        "warning and the samples that are whole",
+    )
     min_image_size: Natural = option(0, "leave out images whose short side is smaller", "PX")
     max_aspect_ratio: Annotated[NonNegative, AfterValidator(_check_ratio)] = option(
         0.0, "leave out images whose long side is more than this many short sides; 0: none", "R"
+    )
+    size_fields: tuple[str, str] | None = option(
+        None,
+        "fields with the size that these two look at, such as original_width original_height; "
+        "an image without them counts by its own",
+        ("WIDTH", "HEIGHT"),
     )
     min_similarity: Number | None = option(
         None,
@@ -242,7 +284,7 @@ class StreamOptions(Options):
         "or of the manifest's line)",
         "X",
     )
-    skip_nsfw: bool = option(False, "leave out images whose field 'nsfw' says so")
+    skip_nsfw: Switch = option(False, "leave out images whose field 'nsfw' says so")
     languages: ListOf[str] = option(
         [], "leave out images whose field 'language' is none of these", "L"
     )
@@ -259,6 +301,23 @@ class StreamOptions(Options):
         "only, held-out ones included (absolute path, SHARD::KEY)",
         "FILE",
     )
+    better_captions_min_score: Number | None = option(
+        None,
+        "of each of these lines take 'caption' or 'original_caption', whichever has the higher "
+        "'generated_caption_clip_score' or 'original_caption_clip_score', if that is at least "
+        "this much; lines without both scores count for nothing",
+        "X",
+    )
+    require_caption: Literal["no", "any", "better"] = option(
+        "no", "leave out images without a caption, or without one in --better_captions"
+    )
+    random_hflip: Switch = option(True, "mirror half of the images left to right")
+    resize_ratio: Annotated[Positive, Field(le=1)] = option(
+        1.0,
+        "with --train_crop resized: random crops whose area is this share of the largest one's "
+        "or more, as far as nothing is enlarged; 1: the largest one",
+        "R",
+    )
     aspect_buckets: Natural = option(
         0,
         "keep the shapes of images: sides are rounded to this multiple at about the area of a "
@@ -272,6 +331,11 @@ class StreamOptions(Options):
         "center); each batch is of one size",
         "PX",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_preset(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return PRESETS.get(str(values.get("dataset_preset")), {}) | values
 
 
 class EvalImageOptions(Options):

@@ -40,7 +40,8 @@ def build_datasets(options: FlowOptions) -> tuple[TrainData, TrainData | None]:
     # Flags of text that would do nothing.
     names = ("captions", "fixed_prompt_prefix", "text_length", "text_attention", "sample_prompts")
     given = [name for name in names if getattr(options, name) not in (None, "", "none")]
-    if options.skip_words or options.languages:  # captions decide which images are taken
+    # Captions may decide which images are taken.
+    if options.skip_words or options.languages or options.require_caption == "any":
         given = [name for name in given if name != "captions"]
     if given and not options.text_encoder:
         raise ValueError(f"--{given[0]} is for flows that take text: give --text_encoder as well")

@@ -7,7 +7,15 @@ import torch
 from PIL import Image
 
 from tests.refusals import refused
-from wfimagevae.dataset import NoReadableImage, TrainImageDataset, ValidImageDataset, collate_images
+from wfimagevae.dataset import (
+    CropDataset,
+    CropRules,
+    NoReadableImage,
+    TrainImageDataset,
+    ValidImageDataset,
+    collate_images,
+)
+from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.transforms import resized_center_crop
 
 
@@ -45,6 +53,42 @@ def test_crop_is_any_piece_of_the_image_or_its_mirror_image(tmp_path):
     assert (np.diff(ys) == 1).all() and (np.diff(xs) == np.diff(xs)[:, :1]).all()
     assert set(zip(xs.min(1), ys.min(1), strict=True)) == set(np.ndindex(5, 3))
     assert 200 < (xs[:, 0] > xs[:, -1]).sum() < 300
+
+
+def test_resize_ratio_zooms_into_squares_of_any_place_and_size_between(tmp_path):
+    """Pixel (x, y) of a smooth picture is (2 x, 2 y, 0): a crop tells where it was taken."""
+    ys, xs = np.mgrid[:90, :120].astype(np.uint8)
+    Image.fromarray(np.stack([2 * xs, 2 * ys, 0 * xs], axis=2)).save(tmp_path / "a.png")
+    found, rules = index_images(tmp_path), {"resolution": 32, "train_crop": "resized"}
+    dataset = CropDataset(found, CropRules(**rules, resize_ratio=0.25, mirror=False))
+    crops = dataset.read_batch(list(range(600)))["pixels"].double().numpy() / 2
+    # The span of inner pixels, for the outer ones see the edge of the picture.
+    width, height = (
+        crops[:, 16, 30, 0] - crops[:, 16, 1, 0],
+        crops[:, 30, 16, 1] - crops[:, 1, 16, 1],
+    )
+    sides = (width + height) / 2 * 32 / 29
+    assert np.abs(width - height).max() <= 1.5  # never squashed
+    assert 43 < sides.min() < 48 and 87 < sides.max() < 93
+    areas = np.sort((sides / 90) ** 2)
+    assert np.abs(areas - np.linspace(0.25, 1, 600)).max() < 0.08  # uniform
+    lefts, tops = crops[:, 16, 16, 0] - sides / 2, crops[:, 16, 16, 1] - sides / 2
+    for free, place in ((120 - sides, lefts), (90 - sides, tops)):
+        share = place[free > 20] / free[free > 20]
+        assert share.min() < 0.05 and share.max() > 0.95 and abs(share.mean() - 0.5) < 0.05
+    # A ratio of 1 draws what it always drew, and nothing is enlarged.
+    whole, always = CropDataset(found, CropRules(**rules, resize_ratio=1.0)), CropRules(**rules)
+    assert torch.equal(whole[7]["image"], CropDataset(found, always)[7]["image"])
+    rules |= {"resolution": 88, "resize_ratio": 0.01, "mirror": False}
+    crops = CropDataset(found, CropRules(**rules)).read_batch(list(range(40)))["pixels"].int()
+    assert (crops[:, :, 1:, 0] - crops[:, :, :-1, 0] >= 2).float().mean() > 0.97
+
+
+def test_mirroring_can_be_left_out(noise_folder):
+    folder = index_images(noise_folder(1, 8, 8))
+    mirrored, plain = (CropDataset(folder, CropRules(8, mirror=mirror)) for mirror in (True, False))
+    pictures = {dataset[p]["image"].numpy().tobytes() for dataset in (plain,) for p in range(20)}
+    assert len(pictures) == 1 < len({mirrored[p]["image"].numpy().tobytes() for p in range(20)})
 
 
 def test_unreadable_image_is_replaced_by_the_next_in_the_order(tmp_path, flat_folder, noise):

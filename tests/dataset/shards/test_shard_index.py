@@ -7,7 +7,7 @@ import webdataset
 
 from tests.dataset.shard_files import as_json, open_set, png, write_shards, write_tar
 from tests.refusals import refused
-from wfimagevae.dataset import DataError
+from wfimagevae.dataset import DataError, index_cache
 from wfimagevae.dataset.shards import index as shard_index
 from wfimagevae.dataset.shards.specs import expand_shards, is_shard_spec
 
@@ -45,6 +45,31 @@ def test_damage_is_named_and_costs_the_samples_behind_it(tmp_path, caplog, damag
     assert set(found) <= {sample["__key__"] for sample in library}
     assert f"damaged shard {path}: " in caplog.text and told in caplog.text
     assert "1 of 1 shards are damaged; samples known to be lost: 1" in caplog.text
+
+
+def test_damage_can_be_an_error_before_the_first_step(tmp_path, caplog):
+    paths = write_shards(tmp_path, [3, 3])
+    assert len(open_set(str(tmp_path), refuse_damaged=True)) == 6
+    with paths[1].open("r+b") as file:
+        file.truncate(paths[1].stat().st_size // 2)
+    message = f"1 of 2 shards are damaged, as warned of above, for example {paths[1]}"
+    for _ in range(2):  # that of an index that was kept, too
+        refused(message, open_set, str(tmp_path), refuse_damaged=True, error=DataError)
+    assert "cut short" in caplog.text
+    assert 3 <= len(open_set(str(tmp_path))) < 6
+
+
+def test_shards_are_checked_by_as_many_processes_as_this_one_may_use(tmp_path, monkeypatch):
+    """As ``taskset --cpu-list 0-2`` has it; nothing is kept where the cache is a new folder."""
+    write_shards(tmp_path / "shards", [1] * 4)
+    pools, real = [], index_cache.ProcessPoolExecutor
+    pool = lambda count: pools.append(count) or real(count)  # noqa: E731
+    monkeypatch.setattr(index_cache, "ProcessPoolExecutor", pool)
+    for cores in (3, 1):
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
+        for _ in range(2):
+            open_set(str(tmp_path / "shards"), index_cache_dir=tmp_path / f"cache {cores}")
+    assert pools == [3]
 
 
 def test_empty_and_foreign_files_are_named_while_others_are_read(tmp_path, caplog):

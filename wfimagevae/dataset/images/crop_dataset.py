@@ -1,5 +1,6 @@
 """Random crops of any images in any endless order: what all training on images is made of."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ class CropRules:
         train_crop: ``native`` crops at the image's own scale; ``resized`` first shrinks it as far
             as the crop fits, so that the crop is random along one side only; ``center`` takes the
             middle after resizing, of squares by `resized_center_crop`.
+        resize_ratio: ``resized`` shrinks less by chance, so that the crop's area is between this
+            share of the largest one's and all of it, uniformly, as far as nothing is enlarged.
+        mirror: Whether half of the crops are mirrored.
         augment: False takes the middle in place of random crops and mirrors nothing, for data
             held out.
     """
@@ -43,6 +47,8 @@ class CropRules:
     resolution: Count
     train_crop: Crop = "native"
     augment: bool = True
+    resize_ratio: float = 1.0
+    mirror: bool = True
 
     def crop(
         self, images: Images, index: int, size: tuple[int, int], rng: random.Random
@@ -54,7 +60,11 @@ class CropRules:
         elif self.train_crop == "center":
             pixels = center_crop(open_rgb(file, short_side=size), size)
         else:
-            image = open_rgb(file, size, size if self.train_crop == "resized" else None)
+            resized = size if self.train_crop == "resized" else None
+            if self.augment and self.resize_ratio < 1:
+                side = math.sqrt(self.resize_ratio + (1 - self.resize_ratio) * rng.random())
+                resized = math.ceil(height / side), math.ceil(width / side)
+            image = open_rgb(file, size, resized, enlarge=False)
             if self.augment:
                 # random() is the one method whose stream Python promises to keep between versions.
                 left = int(rng.random() * (image.width - width + 1))
@@ -62,7 +72,8 @@ class CropRules:
                 pixels = crop_at(image, left, top, size)
             else:
                 pixels = center_crop(image, size)
-        return pixels[:, ::-1] if self.augment and rng.random() < 0.5 else pixels
+        is_mirrored = self.augment and self.mirror and rng.random() < 0.5
+        return pixels[:, ::-1] if is_mirrored else pixels
 
 
 class CropDataset(TrainData, Dataset):

@@ -52,6 +52,7 @@ def open_rgb(
     path: str | BinaryIO,
     min_side: int | tuple[int, int] = 1,
     short_side: int | tuple[int, int] | None = None,
+    enlarge: bool = True,
 ) -> Image.Image:
     """Reads an image file of one of our formats, or its content, as an upright 8-bit RGB image.
 
@@ -65,6 +66,7 @@ def open_rgb(
             `INTERPOLATION`. A JPEG at least twice `DRAFT_MARGIN` times as large is decoded at
             reduced scale. A pair: to the smallest size that has this height and width at least.
             None keeps the size.
+        enlarge: Whether that may enlarge; else a smaller image keeps its size.
 
     Raises:
         UnreadableImage: missing, unreadable, corrupt, truncated, too small, or more pixels at the
@@ -72,7 +74,7 @@ def open_rgb(
     """
     try:
         with opened(path) as image:
-            return _decode(image, min_side, short_side)
+            return _decode(image, min_side, short_side, enlarge)
     except UnreadableImage:
         raise
     except Exception as error:  # damaged files make decoders raise anything
@@ -129,7 +131,10 @@ def check_pixels(size: tuple[int, int], what: str) -> None:
 
 
 def _decode(
-    image: Image.Image, min_side: int | tuple[int, int], short_side: int | tuple[int, int] | None
+    image: Image.Image,
+    min_side: int | tuple[int, int],
+    short_side: int | tuple[int, int] | None,
+    enlarge: bool,
 ) -> Image.Image:
     width, height = image.size
     least, cover = _pair(image, min_side), _pair(image, short_side or 0)
@@ -137,7 +142,7 @@ def _decode(
         raise UnreadableImage(f"too small: {width}x{height}, needs at least {least[1]}x{least[0]}")
     size, box = (width, height), None
     short = math.ceil(min(size) * max(cover[0] / height, cover[1] / width) - 1e-9)
-    if short and short != min(size):
+    if short and short != min(size) and (enlarge or short < min(size)):
         scale = short / min(size)
         size = max(short, round(width * scale)), max(short, round(height * scale))
         draft = image.draft(None, (DRAFT_MARGIN * size[0], DRAFT_MARGIN * size[1]))

@@ -127,6 +127,12 @@ def open_shards(
         )
     )
     indexed = index_shards(sources, wanted.index_cache_dir, store, extra, with_texts)
+    damaged = [shown_url(shard.source) for shard, index in indexed if index.damage]
+    if damaged and options.wds_refuse_damaged:
+        raise DataError(
+            f"{len(damaged)} of {len(indexed)} shards are damaged, as warned of above, for example "
+            f"{damaged[0]}: mend or remove them, or --no_wds_refuse_damaged for what is whole"
+        )
     shards, indexes = zip(*indexed, strict=True)
 
     # Take the samples that have an image, and say how many have none.
@@ -273,7 +279,7 @@ def _written_class(text: bytes) -> str | None:
 
 
 def _captions(field: str, member: tuple[bytes, int]) -> list[str]:
-    """The captions in a member's content and size, or in a field of it; ValueError if it's bad."""
+    """The captions in a member's content and size, or in fields of it; ValueError if it's bad."""
     content, size = member
     if not content and size:  # what is longer is in no index
         raise ValueError(TOO_LONG)
@@ -282,7 +288,9 @@ def _captions(field: str, member: tuple[bytes, int]) -> list[str]:
     value = parse_json(plain_text(content), may_repeat=True) if content else {}
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object, got {content[:80]!r}")
-    texts = field_texts(value.get(field))
-    if isinstance(value.get(field), list):
+    values = map(value.get, field.split(";"))  # the first field that has something
+    found = next((value for value in values if value not in (None, "", [])), None)
+    texts = field_texts(found)
+    if isinstance(found, list):
         return [" ".join(text.split()) for text in texts if text.strip()]
     return caption_lines("".join(texts))

@@ -1,6 +1,7 @@
 """Which images training leaves out, and better captions for those that stay."""
 
 import logging
+import math
 import os
 import re
 import unicodedata
@@ -19,6 +20,11 @@ from wfimagevae.files import read_text
 SIMILARITY_FIELDS = ("similarity", "clip_similarity", "clip_score")
 NSFW_FIELDS = ("nsfw", "punsafe")
 LANGUAGE_FIELDS = ("language", "lang", "lc")
+# In lines of better captions: a caption and its score.
+_SCORES = {
+    "caption": "generated_caption_clip_score",
+    "original_caption": "original_caption_clip_score",
+}
 _NSFW_WORDS = ("nsfw", "likely", "true", "yes", "1")
 _log = logging.getLogger("wfimagevae")
 
@@ -39,22 +45,42 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     """The images that stay; how many are left out, and why, is logged.
 
     An image is left out for the first of: too few pixels along the short side; a long side of too
-    many short ones; a field of `SIMILARITY_FIELDS` that is too low, or missing; a field of
-    `NSFW_FIELDS` that says so (``NSFW``, ``LIKELY``, true, above 0.5); a field of `LANGUAGE_FIELDS`
-    that is another one, or missing; a word or phrase in a caption, whole and in any case.
+    many short ones (both by the fields of sizes, if they are asked for and there); a field of
+    `SIMILARITY_FIELDS` that is too low, or missing; a field of `NSFW_FIELDS` that says so
+    (``NSFW``, ``LIKELY``, true, above 0.5); a field of `LANGUAGE_FIELDS` that is another one, or
+    missing; a word or phrase in a caption, whole and in any case; no caption.
     """
+    filters = _field_filters(options)
+    wanted = {name: fields for name, (fields, _) in filters.items()}
+    wanted |= {name: (name.lower(),) for name in options.size_fields or ()}
+    columns = _columns(samples, wanted)
     # What each filter would keep, in the order of the reasons.
     checks: dict[str, np.ndarray] = {}
     if options.min_image_size or options.max_aspect_ratio:
-        short, long = samples.sizes.min(axis=1), samples.sizes.max(axis=1)
-        checks["an unreadable header"] = short > 0
+        checks["an unreadable header"] = samples.sizes.min(axis=1) > 0
+        sizes = samples.sizes.astype(np.float64)
+        if options.size_fields:
+            told = np.array([list(map(_number, columns[n])) for n in options.size_fields]).T
+            sizes = np.where((told > 0).all(axis=1, keepdims=True), told, sizes)
+        short, long = sizes.min(axis=1), sizes.max(axis=1)
         if options.min_image_size:
             checks["min_image_size"] = short >= options.min_image_size
         if options.max_aspect_ratio:
             checks["max_aspect_ratio"] = long <= options.max_aspect_ratio * short
-    checks |= _field_checks(samples, options, source)
+    for name, (fields, keeps) in filters.items():
+        if all(value is None for value in columns[name]):
+            raise ValueError(
+                f"--{name}: no image of {source} has a field {' or '.join(fields)} (in the json of "
+                "its sample, or its line of the manifest); drop the filter"
+                + " (--no_skip_nsfw)"
+                * (name == "skip_nsfw")
+            )
+        checks[name] = np.array(list(map(keeps, columns[name])), bool)
     if words := read_words(options.skip_words):
         checks["skip_words"] = _has_none_of(samples, words)
+    if options.require_caption != "no":
+        checks["require_caption"] = np.ones(len(samples), bool)
+        checks["require_caption"][samples.captions.without()] = False
 
     # An image counts under the first reason that applies.
     kept, reasons = np.ones(len(samples), bool), []
@@ -71,9 +97,8 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     return samples.select(np.flatnonzero(kept))
 
 
-def _field_checks(samples: ImageSet, options: StreamOptions, source: str) -> dict[str, np.ndarray]:
-    """What the filters by fields of records would keep."""
-    # Of each that is asked for: its fields, of which the first there counts, and what stays.
+def _field_filters(options: StreamOptions) -> dict[str, tuple[tuple[str, ...], Callable]]:
+    """Those asked for: fields of a record, of which the first there counts, and what stays."""
     filters: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {}
     if (least := options.min_similarity) is not None:
         filters["min_similarity"] = SIMILARITY_FIELDS, lambda value: _number(value) >= least
@@ -82,23 +107,20 @@ def _field_checks(samples: ImageSet, options: StreamOptions, source: str) -> dic
         filters["skip_nsfw"] = NSFW_FIELDS, is_safe
     if languages := [_word(language) for language in options.languages]:
         filters["languages"] = LANGUAGE_FIELDS, lambda value: _word(value) in languages
-    if not filters:
-        return {}
+    return filters
+
+
+def _columns(samples: ImageSet, wanted: dict[str, tuple[str, ...]]) -> dict[str, list[Any]]:
+    """By name, of each image the first of some fields that it has, or None."""
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
     # One pass over the records, which are parsed anew each time they are asked for.
-    columns: dict[str, list[Any]] = {name: [] for name in filters}
-    for i in range(len(samples)):
+    for i in range(len(samples) if wanted else 0):
         record = samples.record(i) if samples.record else {}
         record = {str(key).lower(): value for key, value in record.items()}
-        for name, (fields, _) in filters.items():
+        for name, fields in wanted.items():
             values = (record.get(field) for field in fields)
             columns[name].append(next((v for v in values if v is not None), None))
-    for name, (fields, _) in filters.items():
-        if all(value is None for value in columns[name]):
-            raise ValueError(
-                f"--{name}: no image of {source} has a field {' or '.join(fields)} (in the json of "
-                "its sample, or its line of the manifest); drop the filter"
-            )
-    return {n: np.array(list(map(keeps, columns[n])), bool) for n, (_, keeps) in filters.items()}
+    return columns
 
 
 def _word(value: Any) -> str | None:
@@ -147,16 +169,25 @@ class BetterCaptions:
     shards, or its field ``name`` (the path that `ShardWriter` found it at). Where these fit several
     images, of all sets that use the list, it is the absolute path, or SHARD::KEY with the absolute
     path or URL of the shard. Several lines of one name are several captions. A bad line is named
-    as file:line.
+    as file:line. With a ``min_score`` a line gives its ``caption`` or ``original_caption``, the one
+    of the higher score, if that is at least so much; one without both scores gives none. Other
+    captions of images do not count where the list stands ``alone``.
     """
 
-    def __init__(self, file: str | Path):
+    def __init__(self, file: str | Path, min_score: float | None = None, alone: bool = False):
         self._file, self._captions = os.path.expanduser(file), {}
+        self._is_alone = alone
         self._owners: dict[str, str] = {}  # the image that has a name
         try:
             for where, record, text in json_lines(self._file):
                 fields = record if isinstance(record, dict) else {}
-                name, caption = fields.get("key", fields.get("name")), fields.get("caption")
+                name, best = fields.get("key", fields.get("name")), "caption"
+                if min_score is not None:
+                    scores = {kind: _number(fields.get(score)) for kind, score in _SCORES.items()}
+                    best = max(scores, key=scores.get)
+                    if math.isnan(sum(scores.values())) or scores[best] < min_score:
+                        continue
+                caption = fields.get(best)
                 is_text = isinstance(name, str) and isinstance(caption, str)
                 if not (is_text and caption.strip()):
                     raise ValueError(
@@ -176,7 +207,8 @@ class BetterCaptions:
         for i in range(len(samples)):
             name = next((name for name in _aliases(samples, i) if name in self._captions), None)
             if name is None:
-                captions.append(samples.captions.all(i) if samples.captions else [])
+                own = samples.captions and not self._is_alone
+                captions.append(samples.captions.all(i) if own else [])
                 continue
             image = samples.images.name(i)
             if self._owners.setdefault(name, image) != image:
@@ -186,7 +218,7 @@ class BetterCaptions:
                 )
             captions.append([with_prefix(prefix, text) for text in self._captions[name]])
             used += 1
-        if used:
+        if used or self._is_alone:
             samples.captions = CaptionTable(captions)
         _log.info("%s: better captions for %d of %d images", source, used, len(samples))
         return used
