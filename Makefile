@@ -1,5 +1,6 @@
 PYTHON ?= python3
 QUICKSTART_STEPS ?=
+DEMO_FLAGS ?=
 CONFIG ?=
 NPROC ?=
 TEST_WORKERS ?= auto
@@ -17,10 +18,11 @@ REQUIREMENTS := setup.py requirements.txt pyproject.toml $(if $(LATEST),,$(CONST
 # A file's tests stay together: they share trained models.
 PYTEST = $(BIN)/python -m pytest -n $(TEST_WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help install install-dev quickstart train test test-all lint format clean
+.PHONY: help install install-dev quickstart demo train test test-all lint format clean
 
 help:
 	@echo "make quickstart   install; an autoencoder learns photographs, a flow draws what prompts say"
+	@echo "make demo         a page in the browser to try the quick start's models on; DEMO_FLAGS='--port 80'"
 	@echo "make train        train what CONFIG=FILE.yaml says: flags of one training, or a pipeline; NPROC=4"
 	@echo "make install      make .venv with the package in it; install-dev adds tests and linters;"
 	@echo "                  versions that passed together, or with LATEST=1 the newest"
@@ -42,6 +44,10 @@ $(INSTALLED): $(REQUIREMENTS) | $(BIN)/python
 	$(PIP_INSTALL) ".[eval,nvml]"
 	@rm -f $(VENV)/.installed* && touch $@
 
+$(INSTALLED)-app: $(REQUIREMENTS) | $(BIN)/python
+	$(PIP_INSTALL) ".[app]"
+	@touch $@
+
 $(INSTALLED)-dev: $(REQUIREMENTS) | $(BIN)/python
 	$(PIP_INSTALL) ".[dev]"
 	@rm -f $(VENV)/.installed* && touch $(INSTALLED) $@
@@ -49,6 +55,13 @@ $(INSTALLED)-dev: $(REQUIREMENTS) | $(BIN)/python
 quickstart: install
 	$(BIN)/python scripts/quickstart.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
 	$(BIN)/python scripts/quickstart_flow.py $(if $(QUICKSTART_STEPS),--steps $(QUICKSTART_STEPS))
+
+demo: quickstart/flow/hf_flow quickstart/hf_model $(INSTALLED)-app
+	$(BIN)/python scripts/gradio_demo.py --from_pretrained quickstart/flow/hf_flow \
+	  --autoencoder WFVAE2Image:quickstart/hf_model $(DEMO_FLAGS)
+
+quickstart/flow/hf_flow quickstart/hf_model:
+	@echo "error: $@ is missing: run make quickstart first, which trains the models" >&2; exit 1
 
 # A pipeline has a section of that name; a file of flags cannot.
 train: install

@@ -20,6 +20,7 @@ EXTRAS = {
     "trackio": ["trackio>=0.2"],
     "heif": ["pillow-heif>=0.22"],
     "video": ["imageio-ffmpeg>=0.4"],
+    "app": ["gradio>=6.30"],
 }
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 EXTRAS["dev"] = [
@@ -29,6 +30,7 @@ EXTRAS["dev"] = [
     *EXTRAS["text"],
     *EXTRAS["nvml"],
     *EXTRAS["tensorboard"],
+    *EXTRAS["app"],
     "pre-commit>=3.7",
     "pytest>=8.0",
     "pytest-timeout>=2.3",
