@@ -3,6 +3,7 @@
 python train_ddp.py --task vae --image_path photos/ --eval_image_path held_out/
 torchrun --nproc_per_node 4 train_ddp.py --task vae --image_path ... --eval_image_path ...
 python train_ddp.py --task flow --dataset shapes --max_steps 4000
+python train_ddp.py --task glide --data_path captioned/ --eval_data_path held_out/
 python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
@@ -40,8 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise ValueError("--pipeline stands on the command line, not in a file of flags")
     if options.task == "vae":
         from wfimagevae.task.vae import train
-    else:
+    elif options.task == "flow":
         from wfimagevae.task.flow import train
+    else:
+        from wfimagevae.task.glide import train
     train(options.part(task_options))
     return 0
 

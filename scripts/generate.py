@@ -8,24 +8,32 @@ python scripts/generate.py --from_pretrained results/text --output_dir samples \
 python scripts/generate.py --from_json samples/a-red-circle-w2.png --output_dir again
 python scripts/generate.py --from_pretrained SiT-XL-2-256.pt --model_name DiT-XL/2 \
     --vae diffusers:stabilityai/sd-vae-ft-ema --class_labels 207 360 --guidance_scale 4
+python scripts/generate.py --from_pretrained base.pt --model_name GLIDE-base \
+    --upsampler upsample.pt --prompt "an oil painting of a corgi" --guidance_scale 4 \
+    --output_dir samples
 torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz samples.npz
 """
 
 import contextlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import model_validator
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.generate.options import (
     FlowComputeOptions,
     GeneratorOptions,
     SamplingOptions,
+    UpsamplerOptions,
     check_guidance,
 )
 from wfimagevae.options import Count, NonNegative, Options, OutputFile, Prompt, option
 
 # What goes with --from_json: where from, where to, and where to compute.
 _WITH_JSON = {"from_json", "from_pretrained", "vae", "text_encoder", "output_dir", "device"}
+_WITH_JSON |= {"upsampler", "offload"}
 _DEFAULT_COUNT = 16
 
 
@@ -71,6 +79,24 @@ class SubjectOptions(Options):
     width: Count | None = option(None, "likewise", "PX")
 
 
+class InpaintOptions(Options):
+    """inpainting, by models that learned it"""
+
+    task: Literal["generate", "inpaint"] = option(
+        "generate", "inpaint: draw what is missing of an image"
+    )
+    inpaint_image: str | None = option(None, "whose middle square is filled in", "FILE")
+    inpaint_mask: str | None = option(
+        None, "an image of its size, white where something is to be drawn", "FILE"
+    )
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        if {bool(self.inpaint_image), bool(self.inpaint_mask)} != {self.task == "inpaint"}:
+            raise ValueError("--task inpaint goes with both --inpaint_image and --inpaint_mask")
+        return self
+
+
 class OutputOptions(Options):
     """output"""
 
@@ -99,8 +125,10 @@ class OutputOptions(Options):
 
 class GenerateOptions(
     GeneratorOptions,
+    UpsamplerOptions,
     ScaleOptions,
     SubjectOptions,
+    InpaintOptions,
     OutputOptions,
     FlowComputeOptions,
     defaults={"from_pretrained": None},
@@ -148,6 +176,7 @@ def _draw(options: GenerateOptions, world) -> str:
         write_npz,
     )
     from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.generate.inpainting import fill_in
     from wfimagevae.generate.subjects import (
         named_prompts,
         prompt_subjects,
@@ -156,6 +185,8 @@ def _draw(options: GenerateOptions, world) -> str:
     )
 
     generator = load_generator(options, world.device, options.mixed_precision)
+    if options.task == "inpaint":
+        fill_in(generator, options.inpaint_image, options.inpaint_mask)
     if generator.facts["space"] == "point":
         raise ValueError("this flow makes points: see them with scripts/visualize_flow.py")
     size = generator.sample_size(options.height, options.width)
@@ -193,6 +224,7 @@ def _draw_again(options: GenerateOptions, world) -> str:
     """Draws the picture of a record, which takes one process; a line about it."""
     from wfimagevae.generate.generated_files import read_picture_record, write_again
     from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.generate.inpainting import fill_in
 
     record = read_picture_record(options.from_json)
     if not world.is_main:
@@ -201,13 +233,18 @@ def _draw_again(options: GenerateOptions, world) -> str:
     parts = {"vae": options.vae, "text_encoder": options.text_encoder}
     if not options.from_pretrained:  # a model that was moved knows where its parts are now
         parts = {name: place or model[name] for name, place in parts.items()}
-    source = GeneratorOptions(
+    source = GenerateOptions(
         from_pretrained=options.from_pretrained or model["path"],
         model_name=model["model_name"],
         use_raw_weights=model["raw_weights"],
         **parts,
+        **record.get("second_stage", {}),
+        upsampler=options.upsampler or model.get("upsampler"),
+        offload=options.offload,
     )
     generator = load_generator(source, world.device, record["precision"])
+    if "inpaint_mask" in model:
+        fill_in(generator, model["inpaint_image"], model["inpaint_mask"])
     name = Path(options.from_json).stem
     path = write_again(Path(options.output_dir), generator, record, name)
     return f"{path}: as {options.from_json} says"

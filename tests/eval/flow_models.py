@@ -11,7 +11,7 @@ class GaussianFlow(nn.Module):
 
     sample_shape, num_classes, size_multiple = (2,), 0, None
     is_conditional, takes_text = False, False
-    has_average_velocity, prediction = False, "velocity"
+    has_average_velocity, prediction, needs = False, "velocity", ()
 
     def __init__(self, std=0.5):
         super().__init__()
@@ -19,6 +19,9 @@ class GaussianFlow(nn.Module):
 
     def null_condition(self, batch_size, device):
         return None
+
+    def encode_text(self, condition):
+        return condition
 
     def forward(self, x, t, condition=None, t_end=None):
         t = t.view(-1, 1)

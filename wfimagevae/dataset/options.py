@@ -148,7 +148,15 @@ def _none_is_none(name: str | None) -> str | None:
 TextEncoderName = Annotated[str | None, BeforeValidator(_none_is_none)]
 
 
-class TextDataOptions(Options):
+class PrefixOptions(Options):
+    """text: captions as a condition, beside classes or alone"""
+
+    fixed_prompt_prefix: str = option(
+        "", "set before every caption, with '. ' between them", "TEXT"
+    )
+
+
+class TextDataOptions(PrefixOptions):
     """text: captions as a condition, beside classes or alone"""
 
     text_encoder: TextEncoderName = option(
@@ -177,9 +185,6 @@ class TextDataOptions(Options):
         "name<TAB>caption; shapes and latents bring their own",
         "SOURCE",
         basic=True,
-    )
-    fixed_prompt_prefix: str = option(
-        "", "set before every caption, with '. ' between them", "TEXT"
     )
 
 

@@ -26,6 +26,9 @@ class SamplingOptions:
 
     sampler: str | None = None
     steps: int | None = None
+    timestep_respacing: str | None = None
+    eta: float = 0.0
+    clip: str | None = None
     guidance_scale: float = 1.0
     negative_prompt: str = ""
     guidance_interval: tuple[float, float] = (0.0, 1.0)

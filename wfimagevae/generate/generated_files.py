@@ -21,10 +21,9 @@ from tqdm import tqdm
 
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, gather_objects
 from wfimagevae.files import json_text, read_json, replacing, write_json
-from wfimagevae.generate.generator import GUIDANCE, FlowGenerator, Progress, Size
+from wfimagevae.generate.generator import DISCRETE, GUIDANCE, FlowGenerator, Progress, Size
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject, free_names, records_folder
-from wfimagevae.model.weight_files import weights_fingerprint
 from wfimagevae.pictures.flow_frames import background, path_frames
 from wfimagevae.pictures.grid import sample_grid, save_png
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
@@ -214,7 +213,7 @@ def _lay_out(
 
 def describe_model(generator: FlowGenerator) -> dict[str, Any]:
     """Where the model was read from, and the fingerprint of its weights."""
-    return generator.source | {"fingerprint": weights_fingerprint(generator.model)}
+    return generator.source | {"fingerprint": generator.fingerprint()}
 
 
 def picture_record(
@@ -277,6 +276,7 @@ def _what_to_draw(
     subject = Subject(record["index"], record["label"], record["prompt"])
     values = {f"guidance_{name}": record["guidance"][name] for name in GUIDANCE}
     values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
+    values |= {name: record[name] for name in DISCRETE if name in record}
     options = SamplingOptions(**values, time_shift=record["shift"])
     return [subject] * count, options, record["size"] and tuple(record["size"]), row
 

@@ -1,4 +1,4 @@
-"""From a trained flow to samples, each of its own seed alone, and the states on the way to them."""
+"""From a trained network to samples, each of its own seed alone, and the states on the way."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -8,25 +8,36 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wfimagevae.diffusion.gaussian import GaussianDiffusion
 from wfimagevae.diffusion.guidance import Condition, GuidedVelocity
 from wfimagevae.diffusion.path import time_grid
-from wfimagevae.diffusion.sampler import SAMPLERS
+from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS, SAMPLERS
 from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.diffusion.sampler.grid import Velocity
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.seeding import sample_noise, stable_hash
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
+from wfimagevae.model.weight_files import weights_fingerprint
 
 _MAX_KEPT_PROMPTS = 64
+_NEEDED_BY = {
+    "low_res": "it enlarges images; name it as --upsampler of a base model",
+    "inpaint_image": "it fills in images; give --inpaint_image FILE --inpaint_mask FILE",
+    "inpaint_mask": "it fills in images; give --inpaint_mask FILE",
+}
 GUIDANCE = ("scale", "interval", "rescale", "channels")
+DISCRETE = ("timestep_respacing", "eta", "clip")  # options of models at discrete times
 Size = tuple[int, int]
 # progress(step, num_steps, x), after each step of a sampler.
 Progress = Callable[[int, int, Tensor], None]
 
 
 class FlowGenerator:
-    """Draws samples from a velocity network and shows them as images.
+    """Draws samples from a network and shows them as images.
+
+    A network that predicts velocities is followed from time 0 to 1, one that predicts the noise at
+    discrete times (GLIDE, a public DiT) from its last timestep to 0.
 
     Args:
         facts: What training recorded: ``space`` (pixel, latent or point), ``objective``,
@@ -49,13 +60,24 @@ class FlowGenerator:
     ):
         self.model, self.device, self.facts, self.decode = model, device, facts, decode
         self.text, self.downsampling, self.precision = text, downsampling, precision
+        self.given: dict[
+            str, Tensor
+        ] = {}  # parts of every condition, (1, ...): an image to fill in
         self.source: dict = {}  # where it was read from, for records: ``path``, ``step``, ...
+        self.diffusion: GaussianDiffusion | None = None
+        if model.prediction == "epsilon":
+            keys = {"schedule": "linear", "num_train_steps": 1000} | model.config
+            self.diffusion = GaussianDiffusion(keys["schedule"], keys["num_train_steps"])
         self._encode_one = lru_cache(_MAX_KEPT_PROMPTS)(lambda prompt: self.text([prompt]))
 
     @property
     def record(self) -> dict:
         """The facts that a protocol keeps."""
         return {name: fact for name, fact in self.facts.items() if name != "class_names"}
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the network's weights."""
+        return weights_fingerprint(self.model)
 
     def class_name(self, number: int) -> str:
         """Name of a class, or its number where training recorded no names."""
@@ -90,23 +112,34 @@ class FlowGenerator:
     def resolve(self, options: SamplingOptions) -> SamplingOptions:
         """The options with what suits the model for None; ValueError if it cannot meet them."""
         sampler, steps, model = options.sampler, options.steps, self.model
+        usual = ("ddim", 30) if self.diffusion else ("heun", 25)
         if sampler is None:
-            sampler = "mean_flow" if self.facts["objective"] == "mean_flow" else "heun"
+            sampler = "mean_flow" if self.facts["objective"] == "mean_flow" else usual[0]
         if steps is None:
-            steps = 1 if sampler == "mean_flow" else 25
+            steps = 1 if sampler == "mean_flow" else usual[1]
+        known, others = SAMPLERS, "heun, euler or dpmpp"
+        if self.diffusion:
+            known, others = GAUSSIAN_SAMPLERS, "ddim, plms or dpmpp_2m"
+        if sampler not in known:
+            kind = "noise at discrete times" if self.diffusion else "velocities"
+            raise ValueError(f"sampler {sampler!r}: this model predicts {kind}; use {others}")
+        if options.eta and sampler != "ddim":
+            raise ValueError(f"eta {options.eta:g} is ddim's, not for sampler {sampler!r}")
         # Numbers out of range say so themselves.
+        if self.diffusion:
+            self.diffusion.grid(options.timestep_respacing or steps)
+        elif options.timestep_respacing or options.eta or options.clip:
+            raise ValueError(
+                "timestep_respacing, eta and clip are of models at discrete times, such as GLIDE; "
+                "this one predicts velocities: leave them out"
+            )
         time_grid(steps, options.time_shift)
         low, high = options.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"the guidance interval must be in [0, 1], low first, got {low, high}")
         # What the network cannot do, whatever the numbers.
-        if model.prediction == "epsilon":
-            raise ValueError(
-                "this model predicts epsilon on 1000 discrete steps, as public DiT "
-                "files do; these samplers integrate a velocity. Train on from it "
-                "(--pretrained_model_name_or_path), or use a SiT file"
-            )
-        if SAMPLERS[sampler].needs_average_velocity and not model.has_average_velocity:
+        needs_end = not self.diffusion and SAMPLERS[sampler].needs_average_velocity
+        if needs_end and not model.has_average_velocity:
             raise ValueError(
                 f"sampler {sampler!r} needs a model trained with --objective mean_flow; "
                 "this one knows no end time. Use heun, euler or dpmpp"
@@ -137,6 +170,7 @@ class FlowGenerator:
             "precision": self.precision,
             "negative_prompt": options.negative_prompt,
             "size": size,
+            **({name: getattr(options, name) for name in DISCRETE} if self.diffusion else {}),
         }
 
     @torch.no_grad()
@@ -157,7 +191,6 @@ class FlowGenerator:
         `sample_size`, that do not fit the model are a ValueError.
         """
         options = self.resolve(options)
-        velocity = self.velocity(condition, options, len(indices))
 
         def draw(step: int) -> Tensor:
             return self.noise(indices, options.seed, step, size)
@@ -166,21 +199,44 @@ class FlowGenerator:
         noise = draw(0) if noise is None else noise
         was_training = self.model.training
         self.model.eval()
-        times = time_grid(options.steps, options.time_shift)
         with autocast(self.device, self.precision):
-            x = SAMPLERS[options.sampler](velocity, noise, times, draw=draw, progress=progress)
+            velocity = self.velocity(condition, options, len(indices))
+            places, settings = time_grid(options.steps, options.time_shift), {}
+            if self.diffusion:
+                places = self.diffusion.grid(options.timestep_respacing or options.steps)
+                is_pixel = self.facts["space"] == "pixel"
+                settings = {"clip": options.clip or ("static" if is_pixel else "none")}
+                settings |= {"eta": options.eta} if options.eta else {}
+            sampler = (GAUSSIAN_SAMPLERS if self.diffusion else SAMPLERS)[options.sampler]
+            x = sampler(velocity, noise, places, draw=draw, progress=progress, **settings)
+        if "inpaint_mask" in self.model.needs:  # what is known stays as it is
+            known = condition["inpaint_mask"]
+            x = known * condition["inpaint_image"] + (1 - known) * x
         self.model.train(was_training)
         return x
 
     def velocity(
         self, condition: Condition | None, options: SamplingOptions, count: int
     ) -> GuidedVelocity:
-        """The guided velocity of ``count`` samples, as samplers call it."""
-        null = self.model.null_condition(count, self.device)
+        """The guided velocity, or noise, of ``count`` samples, as samplers call it.
+
+        Texts are read by the network once, here, and not at every step.
+        """
+        model, guidance = self.model, _guidance(options)
+        null = model.null_condition(count, self.device)
         condition = null if condition is None else condition
+        if missing := [part for part in model.needs if part not in condition]:
+            raise ValueError(f"this model needs more than a text: {_NEEDED_BY[missing[0]]}")
         if options.negative_prompt:
             null = null | self._encode([options.negative_prompt] * count)
-        return GuidedVelocity(self.model, condition, null, **_guidance(options))
+        if isinstance(condition, dict):  # what has no null, such as an image to enlarge, stays
+            null = model.encode_text(condition | null) if options.guidance_scale != 1 else None
+            condition = model.encode_text(condition)
+        if self.diffusion:  # whose last timestep is noise
+            low, high = options.guidance_interval
+            last = self.diffusion.num_steps - 1
+            guidance["interval"] = (last * (1 - high), last * (1 - low))
+        return GuidedVelocity(model, condition, null, **guidance)
 
     def condition(self, subjects: Sequence[Subject]) -> Condition | None:
         """What the network is told of some samples, all of which have a class, or none.
@@ -200,7 +256,10 @@ class FlowGenerator:
         if labels:
             tensor = torch.tensor(labels, device=self.device)
             condition = condition | {"label": tensor} if model.takes_text else tensor
-        return condition | self._encode(prompts) if model.takes_text else condition
+        if not model.takes_text:
+            return condition
+        given = {n: x.expand(len(subjects), *x.shape[1:]) for n, x in self.given.items()}
+        return condition | given | self._encode(prompts)
 
     def draw(
         self,
@@ -291,6 +350,8 @@ def draw_states(
     Gives times (T,), float64, from 0 to 1, and states (T, B, ...) on the CPU, T = steps + 1.
     """
     options = generator.resolve(options)
+    if generator.diffusion:
+        raise ValueError("this model predicts noise at discrete times: its way has no velocities")
     noise = generator.noise([subject.index for subject in subjects], options.seed)
     states = [noise.cpu()]
     keep = lambda step, num_steps, x: states.append(x.cpu())  # noqa: E731

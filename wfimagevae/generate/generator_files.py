@@ -8,7 +8,8 @@ import torch
 from wfimagevae.files import read_json
 from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, raw_weights, split_spec
 from wfimagevae.generate.generator import FlowGenerator
-from wfimagevae.generate.options import GeneratorOptions
+from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
+from wfimagevae.generate.two_stages import TwoStageGenerator
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import find_weights, read_facts, weights_fingerprint
@@ -35,7 +36,11 @@ def load_generator(
 
     # What training recorded, but for parts that stand elsewhere now.
     facts = find_generator_facts(source)
-    if facts is None:  # a public file, of an ImageNet model in a latent space
+    if facts is None and model.takes_text:  # a public GLIDE
+        text = {"kind": "gpt2", "source": None, "length": model.config.text_length}
+        text |= {"fingerprint": None}
+        facts = {"space": "pixel", "objective": "noise_prediction", "text": text}
+    elif facts is None:  # a public file, of an ImageNet model in a latent space
         facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
     if vae and facts["space"] != "latent":
         raise ValueError(f"--vae {vae}: this flow makes {facts['space']}s, which need none")
@@ -85,7 +90,22 @@ def load_generator(
         "vae": facts.get("vae", {}).get("source"),
         "text_encoder": text and ":".join(filter(None, (text["kind"], text["source"]))),
     }
+    if isinstance(options, UpsamplerOptions) and options.upsampler:
+        return _with_upsampler(generator, options)
     return generator
+
+
+def _with_upsampler(generator: FlowGenerator, options: GeneratorOptions) -> TwoStageGenerator:
+    """A base model and the upsampler that the options name, which reads texts as the base does."""
+    second = GeneratorOptions(
+        from_pretrained=options.upsampler,
+        model_name=options.model_name and options.model_name.replace("base", "upsample"),
+        text_encoder=options.text_encoder,
+        use_raw_weights=options.use_raw_weights,
+    )
+    upsampler = load_generator(second, generator.device, generator.precision)
+    generator.source["upsampler"] = upsampler.source["path"]
+    return TwoStageGenerator(generator, upsampler, options.part(UpsamplerOptions))
 
 
 def find_generator_facts(path: str | Path) -> dict | None:

@@ -18,10 +18,12 @@ from wfimagevae.options import (
     option,
 )
 
-Sampler = Literal["euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow"]
+FlowSampler = Literal["euler", "heun", "rk4", "dopri5", "dpmpp", "euler_maruyama", "mean_flow"]
+DiscreteSampler = Literal["ddim", "sigma_euler", "euler_ancestral", "plms", "dpmpp_2m", "ddpm"]
 PointSet = Literal[POINT_SETS]
 Precision = Literal["fp32", "bf16", "fp16"]
-SAMPLERS = get_args(Sampler)
+SAMPLERS, DISCRETE_SAMPLERS = get_args(FlowSampler), get_args(DiscreteSampler)
+Sampler = Literal[SAMPLERS + DISCRETE_SAMPLERS]
 
 
 class ComputeOptions(DeviceOptions):
@@ -90,12 +92,44 @@ class GeneratorOptions(Options):
     )
 
 
+class UpsamplerOptions(Options):
+    """upsampler: the second stage of GLIDE"""
+
+    upsampler: str | None = option(
+        None,
+        "enlarge what the model draws by this upsampler: a checkpoint or public file",
+        "PATH",
+    )
+    upsampler_sampler: DiscreteSampler = option("ddim", "how it draws, without guidance")
+    upsampler_steps: str = option("fast27", "and in which steps, as --timestep_respacing", "SPEC")
+    upsampler_temperature: Share = option(0.997, "deviation of the noise that it starts from", "P")
+    offload: bool = option(False, "keep the stage that does not draw in the CPU's memory")
+
+
 class SamplingOptions(Options):
     """sampling"""
 
-    sampler: Sampler | None = option(None, "not given: mean_flow for a MeanFlow model, else heun")
+    sampler: Sampler | None = option(
+        None,
+        "not given: mean_flow for a MeanFlow model, ddim at discrete times (GLIDE, public DiT), "
+        "else heun",
+    )
     steps: Count | None = option(
-        None, "not given: 1 for mean_flow, else 25 (dopri5 chooses its own)", "N"
+        None,
+        "not given: 1 for mean_flow, 30 at discrete times, else 25 (dopri5 chooses its own)",
+        "N",
+    )
+    timestep_respacing: str | None = option(
+        None,
+        "of discrete times, in place of --steps: 27, steps of equal sections (10,10,3,2,2), ddim25 "
+        "or fast27",
+        "SPEC",
+    )
+    eta: NonNegative = option(0.0, "of ddim: share of the noise that ancestral steps add", "E")
+    clip: Literal["static", "dynamic", "none"] | None = option(
+        None,
+        "of discrete times: predicted data are held in [-1, 1], by thresholds of their own, or not "
+        "(not given: static for pixels, none for latents)",
     )
     guidance_scale: NonNegative = option(
         1.0, "classifier-free guidance; 1 is none, 0 ignores the class and the prompt", "W"

@@ -1,4 +1,7 @@
-"""Flow matching: a network learns the velocity of the straight path from noise to data."""
+"""Flow matching: a network learns the velocity of the straight path from noise to data.
+
+What it shares with the other objectives of generators stands here, too.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +14,7 @@ from wfimagevae.diffusion.guidance import Condition, map_tensors
 from wfimagevae.diffusion.path import expand_times, shift_times, straight_path
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
-from wfimagevae.objective.options import ObjectiveOptions
+from wfimagevae.objective.options import NoisePredictionOptions, ObjectiveOptions
 
 Batch = dict
 Logs = dict[str, Tensor]
@@ -33,19 +36,16 @@ class PathPoint:
     dropped: Tensor
 
 
-class FlowMatching(nn.Module):
-    """Trains a network to predict the velocity at random points of straight paths.
+class ConditionalObjective(nn.Module):
+    """Owns a network that predicts something of noisy data, told a class, a text or nothing.
 
     Args:
         network: ``network(x, t, condition)``; owned.
         encode: Gives a batch's data, (B, *network.sample_shape): images, latents or points.
-        options: Times, dropped conditions, terms. The direction term is over the channels of each
-            place, as LightningDiT (arXiv:2501.01423) adds it.
+        options: Dropped conditions, and what else the objective needs.
         seed: Of the run; noise, times and dropped conditions follow from it and the data position.
         condition: Gives what the network is told of a batch, on the data's device; by default its
             ``label``.
-
-    Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
     """
 
     average_velocity = False  # whether its network takes an end time
@@ -54,7 +54,7 @@ class FlowMatching(nn.Module):
         self,
         network: nn.Module,
         encode: Callable[[Batch], Tensor],
-        options: ObjectiveOptions,
+        options: ObjectiveOptions | NoisePredictionOptions,
         seed: int,
         condition: Callable[[Batch], Condition] | None = None,
     ):
@@ -72,6 +72,54 @@ class FlowMatching(nn.Module):
     def compile(self, mode: str = "default") -> None:
         """The network's blocks are compiled in place; nothing else is worth it here."""
         self.network.compile_blocks(mode)
+
+    @torch.no_grad()
+    def draw_data(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """A batch's data, (B, ...), and the noise of its positions."""
+        data = self.encode(batch)
+        noise = sample_noise(self.seed, batch["position"], tuple(data.shape[1:]), data.device)
+        return data, noise.to(data.dtype)
+
+    @torch.no_grad()
+    def draw_condition(self, batch: Batch, device: torch.device) -> tuple[Condition | None, Tensor]:
+        """What the network is told, some samples with the null condition in its place.
+
+        The second, bool (B,) on the CPU, says whose whole condition was dropped. Parts that have no
+        null, such as a low resolution, are never dropped.
+        """
+        # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
+        draws, prob = (
+            sample_uniforms(self.seed, "drop", batch["position"]),
+            self.options.cfg_dropout_prob,
+        )
+        whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
+        if not self.network.is_conditional:
+            return None, whole
+        condition = self.condition(batch)
+        null = self.network.null_condition(len(draws), device)
+
+        def drop(part: Condition, nothing: Condition, rows: Tensor) -> Condition:
+            rows = to_device(rows, device)
+            return map_tensors(lambda a, b: torch.where(expand_times(rows, a), b, a), part, nothing)
+
+        if not isinstance(condition, dict):
+            return drop(condition, null, whole), whole
+        text_rows = whole | (either & ~without_class) if "label" in condition else whole
+        rows = {name: without_class if name == "label" else text_rows for name in null}
+        dropped = {name: drop(condition[name], null[name], rows[name]) for name in null}
+        return condition | dropped, whole
+
+
+class FlowMatching(ConditionalObjective):
+    """Trains a network to predict the velocity at random points of straight paths.
+
+    Arguments are those of `ConditionalObjective`; the options' direction term is over the channels
+    of each place, as LightningDiT (arXiv:2501.01423) adds it.
+
+    Source: Lipman et al. 2023, arXiv:2210.02747; Liu et al. 2023, arXiv:2209.03003.
+    """
+
+    options: ObjectiveOptions
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """Mean squared error of the velocity, per dimension, and its share by time."""
@@ -96,34 +144,10 @@ class FlowMatching(nn.Module):
 
     def draw(self, batch: Batch, t: Tensor) -> PathPoint:
         """The points at times ``t``, (B,), of paths that follow from the data positions."""
-        seed, positions = self.seed, batch["position"]
-        with torch.no_grad():
-            data = self.encode(batch)
-        noise = sample_noise(seed, positions, tuple(data.shape[1:]), data.device).to(data.dtype)
+        data, noise = self.draw_data(batch)
         t = to_device(t.to(data.dtype), data.device)
         x_t, velocity = straight_path(noise, data, t)
-        # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
-        draws, prob = sample_uniforms(seed, "drop", positions), self.options.cfg_dropout_prob
-        whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
-        if not self.network.is_conditional:
-            return PathPoint(x_t, velocity, t, None, whole)
-        with torch.no_grad():
-            condition = self.condition(batch)
-        null = self.network.null_condition(len(draws), data.device)
-
-        def drop(part: Condition, nothing: Condition, rows: Tensor) -> Condition:
-            rows = to_device(rows, data.device)
-            return map_tensors(lambda a, b: torch.where(expand_times(rows, a), b, a), part, nothing)
-
-        if isinstance(condition, dict) and "label" in condition:
-            without_text = whole | (either & ~without_class)
-            condition = {
-                name: drop(part, null[name], without_class if name == "label" else without_text)
-                for name, part in condition.items()
-            }
-        else:
-            condition = drop(condition, null, whole)
-        return PathPoint(x_t, velocity, t, condition, whole)
+        return PathPoint(x_t, velocity, t, *self.draw_condition(batch, data.device))
 
 
 def error_by_time(error: Tensor, t: Tensor) -> Logs:

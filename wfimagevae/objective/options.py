@@ -1,10 +1,10 @@
 """Options of the flows' objectives. No torch here."""
 
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from wfimagevae.options import NonNegative, Number, Options, Positive, Share, Switch, option
+from wfimagevae.options import Count, NonNegative, Number, Options, Positive, Share, Switch, option
 
 OBJECTIVES = {
     "flow_matching": "wfimagevae.objective.flow_matching.FlowMatching",
@@ -41,6 +41,39 @@ class ObjectiveOptions(Options):
         "alone",
         "P",
         basic=True,
+    )
+
+
+class NoisePredictionOptions(Options):
+    """objective: the noise in an image, at discrete times of which 0 is nearest to data"""
+
+    objective: ClassVar[str] = "noise_prediction"
+
+    cfg_dropout_prob: Share | None = option(
+        None,
+        "share of samples that learn without their caption, for guidance (default: 0.2, of "
+        "upsamplers 0)",
+        "P",
+        basic=True,
+    )
+    vlb_weight: NonNegative | None = option(
+        None,
+        "weight of the variational bound, in bits a dimension, which teaches the variances "
+        "(default: 1 with --train all, else 0)",
+        "W",
+    )
+    min_snr_gamma: NonNegative = option(
+        0.0, "weigh errors by min(SNR, G) / SNR, such as 5; 0: all times alike", "G"
+    )
+    loss_spike_threshold: NonNegative = option(
+        5.0,
+        "a sample whose error is more than this many times the usual one of its times is left "
+        "out, and counted; 0: none is",
+        "X",
+    )
+    upscale_factor: Count = option(4, "of an upsampler: large by small side", "N")
+    low_res_noise: NonNegative = option(
+        0.0, "and deviation of the noise on the small images that it learns from", "S"
     )
 
 

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, Field
 from wfimagevae.options import Count, Options, Share, worded
 from wfimagevae.task import TASKS
 
-OPTIONS = {task: resolve_name(name) for task, name in TASKS.items()}
+OPTIONS = {task: resolve_name(TASKS[task]) for task in ("vae", "flow")}
 # The networks that a pipeline trains, by our names and by FluxFlow's.
 COMPONENTS = {
     "encoder": {"encoder"},

@@ -4,4 +4,5 @@
 TASKS = {
     "vae": "wfimagevae.task.vae_options.VaeOptions",
     "flow": "wfimagevae.task.flow_options.FlowOptions",
+    "glide": "wfimagevae.task.glide_options.GlideOptions",
 }

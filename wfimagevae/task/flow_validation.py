@@ -10,7 +10,7 @@ from torch import Tensor
 from wfimagevae.dataset import batch_loader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.diffusion.guidance import Condition
-from wfimagevae.diffusion.sampler import SAMPLERS
+from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS, SAMPLERS
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import (
     World,
@@ -28,6 +28,8 @@ from wfimagevae.generate.subjects import Subject
 from wfimagevae.objective.flow_matching import FlowMatching
 from wfimagevae.task.flow_options import FlowOptions
 
+_EVALUATIONS = {n: sampler.evaluations for n, sampler in (SAMPLERS | GAUSSIAN_SAMPLERS).items()}
+
 
 class FlowValidator:
     """Judges a flow by held-out data, with the weights that it has. Collective.
@@ -39,6 +41,7 @@ class FlowValidator:
         held_out: Data that training does not see.
         world: This process and the others.
         folder: Folder of the run, for pictures.
+        shown: Draws the samples of pictures, if more than the network in training does.
 
     Raises:
         ValueError: a sampler or guidance that this model cannot follow, or too few samples.
@@ -52,12 +55,14 @@ class FlowValidator:
         held_out: TrainData,
         world: World,
         folder: Path,
+        shown: FlowGenerator | None = None,
     ):
+        self.shown = shown or generator
         self.options, self.objective, self.generator = options, objective, generator
         self.held_out, self.world, self.folder = held_out, world, folder
         self.sampling = sampling_options(options)
         generator.resolve(self.sampling)
-        if options.fsdp and not SAMPLERS[options.sampler].evaluations:
+        if options.fsdp and not _EVALUATIONS[options.sampler]:
             raise ValueError(
                 f"--sampler {options.sampler} calls the network as often as each sample needs, a "
                 "sharded one (--fsdp) is called by all processes alike: validate with heun or euler"
@@ -150,7 +155,7 @@ class FlowValidator:
 
     def _steps(self, sampling: SamplingOptions, what: str) -> Progress | None:
         """What a sampler calls after each of its steps, if all processes make as many."""
-        if not SAMPLERS[sampling.sampler].evaluations:
+        if not _EVALUATIONS[sampling.sampler]:
             return None
         return lambda step, num_steps, x: self.pulse(None, what, step, num_steps)
 
@@ -159,15 +164,18 @@ class FlowValidator:
         if not self.options.eval_num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
-        sizes = self.options.eval_num_images, self.options.eval_batch_size
-        progress = self._steps(sampling, "sample picture, step")
-        picture = SamplePicture(self.generator, sampling, *sizes, self.subjects, progress)
+        picture = self.picture(sampling, self._steps(sampling, "sample picture, step"))
         if not self.world.is_main:
             return
         path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
             self.pictures[f"samples/{name}"] = path
+
+    def picture(self, sampling: SamplingOptions, progress: Progress | None) -> SamplePicture:
+        """Draws the samples of a picture. Collective."""
+        sizes = self.options.eval_num_images, self.options.eval_batch_size
+        return SamplePicture(self.shown, sampling, *sizes, self.subjects, progress)
 
 
 def sampling_options(options: FlowOptions) -> SamplingOptions:

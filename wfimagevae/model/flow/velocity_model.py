@@ -43,6 +43,7 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
     sample_shape: tuple[int, ...]
     takes_text = False  # whether the condition is a dict with a text
     size_multiple: int | None = None  # of height and width of other sizes; None: takes no other
+    needs: tuple[str, ...] = ()  # parts of the condition without a null: an image to enlarge
     _resized: ClassVar[set[str]] = {"y_embedder.embedding_table.weight"}
 
     @property
@@ -60,7 +61,8 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
 
     @property
     def prediction(self) -> str:
-        """``epsilon`` for weights of a public DiT; otherwise the output is a velocity."""
+        """``epsilon`` of GLIDE and of weights of a public DiT, which predict the noise at discrete
+        times, 0 nearest to data; otherwise the output is a velocity."""
         return self.config.get("prediction", "velocity")
 
     def null_condition(self, batch_size: int, device: torch.device | str) -> Condition | None:
@@ -68,6 +70,10 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
         if not self.num_classes:
             return None
         return torch.full((batch_size,), self.num_classes, dtype=torch.int64, device=device)
+
+    def encode_text(self, condition: Condition) -> Condition:
+        """The condition with what all steps of a sampler can share computed once: here nothing."""
+        return condition
 
     def add_embedders(
         self, width: int, time_scale: float = 1.0, init_std: float | None = None

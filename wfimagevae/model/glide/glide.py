@@ -149,6 +149,12 @@ class Glide(VelocityModel):
         self.reset_text()
         self.to(memory_format=torch.channels_last)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Parts of the condition that stand beside the text and have no null."""
+        parts = ("inpaint_image", "inpaint_mask") if self.inpaints else ()
+        return (*parts, "low_res") if self.upsamples else parts
+
     def null_condition(self, batch_size: int, device: torch.device | str) -> Condition:
         """No text, which is padding alone, and no CLIP embedding; the other parts have no null."""
         shape, padding = (batch_size, self.config.text_length), self.config.vocab_size - 1

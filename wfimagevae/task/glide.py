@@ -1,0 +1,298 @@
+"""GLIDE's fine-tuning: one player, who learns the noise in captioned images, small or large."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from wfimagevae.dataset.loader import train_loader
+from wfimagevae.diffusion.guidance import Condition
+from wfimagevae.engine.checkpoint import Part
+from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.distributed import World
+from wfimagevae.engine.ema import Averages
+from wfimagevae.engine.player import Player
+from wfimagevae.engine.run import Watcher
+from wfimagevae.engine.seeding import sample_noise, sample_uniforms, stable_hash
+from wfimagevae.engine.sharding import shard
+from wfimagevae.engine.train import run_training
+from wfimagevae.files import read_json
+from wfimagevae.generate.generator import FlowGenerator, Progress
+from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.options import GeneratorOptions, SamplingOptions, UpsamplerOptions
+from wfimagevae.generate.subjects import read_prompts
+from wfimagevae.generate.two_stages import TwoStageGenerator
+from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
+from wfimagevae.model.glide.glide import Glide, part_of, start_from_pixels
+from wfimagevae.model.losses.lpips_network import missing_download
+from wfimagevae.model.weight_files import config_of, find_weights
+from wfimagevae.objective.noise_prediction import NoisePrediction
+from wfimagevae.pictures.grid import sample_grid, save_png
+from wfimagevae.pictures.pixels import from_uint8, to_uint8
+from wfimagevae.task.flow import FlowTask, build_generator
+from wfimagevae.task.flow_space import FlowSpace, build_datasets, open_space
+from wfimagevae.task.flow_validation import FlowValidator
+from wfimagevae.task.glide_options import GlideOptions
+
+log = logging.getLogger("wfimagevae")
+
+CPU = torch.device("cpu")
+_PUBLIC = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/{}.pt"
+_TRANSFER = "pixel-transfer:"
+
+
+def train(
+    options: GlideOptions, folder: Path | None = None, watcher: Watcher | None = None
+) -> bool:
+    """Trains a GLIDE model; arguments, result and errors as `run_training`."""
+    if options.class_conditional:
+        raise ValueError("--class_conditional: GLIDE learns captions, not classes; leave it out")
+    with torch.device("meta"):
+        options = with_usual(options, _sketch(options))
+    return run_training(options, _assemble, folder, watcher)
+
+
+def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask":
+    device = process.device
+    network = build_network(options, CPU if options.fsdp else device)
+    # Data and the space in which it is learned; what the network is told beside the text.
+    dataset, held_out = build_datasets(options)
+    space = open_space(options, dataset, device, held_out)
+    if space.shape != network.sample_shape:
+        raise ValueError(
+            f"{options.model_name} learns samples of {network.sample_shape}, here are "
+            f"{space.shape}: give another --resolution, or GLIDE-latent with --vae"
+        )
+    space = replace(space, condition=_conditions(options, network, space))
+    parts = space.encode, options, options.seed, space.condition, space.text
+    objective = NoisePrediction(network, *parts)
+    if options.compile:
+        objective.compile(options.compile_mode)
+    macs, num_parameters = sample_macs(network), count_parameters(network)
+    if options.fsdp:
+        shard(network, network.blocks_to_shard(), device)
+    # The one player, what it learns from, and who judges it.
+    player = Player("glide", objective, options, blocks=network.blocks_to_shard())
+    player.ema = Averages(network, options.ema_decay, options.ema_warmup) if options.ema else None
+    player.flops_per_sample = 2.0 * objective.passes * macs
+    loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
+    validator = None
+    if held_out is not None and options.eval_steps:
+        generator = build_generator(options, objective, space)
+        stages = two_stages(options, generator, device)
+        parts = options, objective, generator, held_out, process, folder, stages
+        validator = GlideValidator(*parts)
+    # What the training is about to do, in a few lines.
+    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    log.info(
+        "%s: %s parameters, %s of them learn, %.3g GMAC a sample of %s",
+        *(options.model_name, f"{num_parameters:,}", f"{learning:,}", macs / 1e9),
+        " x ".join(map(str, space.shape)),
+    )
+    return GlideTask(options, space, player, loader, validator)
+
+
+def two_stages(
+    options: GlideOptions, generator: FlowGenerator, device: torch.device
+) -> TwoStageGenerator | None:
+    """The network in training and the other stage that the options name, None without one."""
+    is_upsampler = "low_res" in generator.model.needs
+    path, wrong, flag = options.upsampler, options.base_model, "--base_model"
+    if is_upsampler:
+        path, wrong, flag = wrong, path, "--upsampler"
+    if wrong:
+        raise ValueError(f"{flag} {wrong}: {options.model_name} is that stage itself; leave it out")
+    if path is None:
+        return None
+    name = "GLIDE-base" if is_upsampler else "GLIDE-upsample"
+    source = GeneratorOptions(from_pretrained=path, model_name=name)
+    other = load_generator(source, device, options.mix_precision)
+    pair = (other, generator) if is_upsampler else (generator, other)
+    return TwoStageGenerator(*pair, options.part(UpsamplerOptions))
+
+
+class GlideValidator(FlowValidator):
+    """Judges a GLIDE model; pictures of one that needs images show held-out ones."""
+
+    def picture(self, sampling: SamplingOptions, progress: Progress | None):
+        """Draws what prompts say, or beside each other what was given, drawn and held out."""
+        if not self.shown.model.needs:
+            return super().picture(sampling, progress)
+        count = min(max(self.options.eval_num_images // 3, 1), len(self.held_out))
+        positions = list(range(count))
+        batch = self.held_out.to_inputs(self.held_out.read_batch(positions), self.world.device)
+        batch |= {"position": positions}
+        condition = self.objective.condition(batch)
+        drawn = self.generator.images(
+            self.generator.sample(positions, condition, sampling, progress).nan_to_num(0.0)
+        )
+        given = condition.get("inpaint_image", condition.get("low_res"))
+        given = given * condition.get("inpaint_mask", 1)
+        given = F.interpolate(given, drawn.shape[2:], mode="nearest")
+        return HeldOutPicture(batch["caption"], given, drawn, batch["image"])
+
+
+@dataclass(frozen=True)
+class HeldOutPicture:
+    """A row for each held-out image: what the model was given, what it drew, the image itself."""
+
+    titles: list[str]
+    given: Tensor
+    drawn: Tensor
+    images: Tensor
+
+    def save(self, path: Path) -> None:
+        """Writes the picture as a PNG."""
+        columns = torch.stack([self.given, self.drawn, self.images], 1).flatten(0, 1).cpu()
+        save_png(path, sample_grid(columns, 3, self.titles, ["given", "drawn", "held out"]))
+
+
+class GlideTask(FlowTask):
+    """One player, who trains a GLIDE model."""
+
+    headline = ("train/loss", "train/error", "train/spikes_skipped")
+    weights: ClassVar = {"glide": "state_dict.gen_model"}
+
+    def parts(self) -> dict[str, Part]:
+        usual = self.objective.usual
+        return super().parts() | {"usual_errors": Part(lambda: usual, usual.copy_)}
+
+
+def _sketch(options: GlideOptions, is_weighed: bool = False) -> Glide:
+    """The network of the options with fresh weights, or those of a checkpoint if it has some.
+
+    Raises:
+        ValueError: a name, configuration or weights that are none of a GLIDE model.
+    """
+    name, path = options.model_name, options.pretrained_model_name_or_path or "pretrained"
+    keys = read_json(options.network_config) if options.network_config else {}
+    keys.pop("_class_name", None)
+    if path in ("pretrained", "scratch") or path.startswith(_TRANSFER):
+        network = build_velocity_model(name, **keys)
+    elif is_weighed:
+        sizes = {"ignore_mismatched_sizes": options.ignore_mismatched_sizes}
+        network = VelocityModel.from_pretrained(path, model_name=name, overrides=keys, **sizes)
+    elif config := config_of(find_weights(path)):
+        network = VelocityModel.from_config(config, **keys)
+    else:
+        network = build_velocity_model(name, **keys)
+    if not isinstance(network, Glide):
+        raise ValueError(f"--task glide trains GLIDE models; this is a {type(network).__name__}")
+    return network
+
+
+def build_network(options: GlideOptions, device: torch.device) -> Glide:
+    """The network on its device, with the parts frozen that do not learn.
+
+    Raises:
+        ValueError: a name, configuration or weights that are none of a GLIDE model.
+    """
+    network, source = _sketch(options, is_weighed=True), options.pretrained_model_name_or_path
+    if source is None:
+        is_ours = options.network_config or options.model_name == "GLIDE-latent"
+        source = "scratch" if is_ours else "pretrained"
+    if source == "pretrained":
+        network.load_weights(_download(options.model_name))
+    elif source.startswith(_TRANSFER):
+        path = source.removeprefix(_TRANSFER)
+        pixels = VelocityModel.from_pretrained(path, model_name="GLIDE-base")
+        start_from_pixels(network, pixels)
+    # What learns, and what of that begins anew.
+    part, _, is_new = options.train.partition("-")
+    if is_new:
+        network.reset_text() if part == "text" else network.reset_unet()
+    for key, parameter in network.named_parameters() if part != "all" else ():
+        parameter.requires_grad_(part_of(key) in (part, "both"))
+    if options.gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network.to(device).train()
+
+
+def _download(name: str) -> dict:
+    """OpenAI's weights of a model, which are kept in PyTorch's cache."""
+    url = _PUBLIC.format(name.removeprefix("GLIDE-").replace("-", "_"))
+    try:
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
+    except OSError as error:
+        flag = "--pretrained_model_name_or_path (or begin with scratch)"
+        raise missing_download(f"the weights of {name}", url, flag, error) from error
+
+
+def with_usual(options: GlideOptions, network: Glide) -> GlideOptions:
+    """The options with what is usual for this network in place of what was not given."""
+    is_upsampler, is_image = "low_res" in network.needs, options.dataset == "images"
+    size = None if options.vae else network.sample_shape[-1]
+    usual = {
+        "resolution": size,
+        "captions": "sidecar" if is_image else "none",
+        "cfg_dropout_prob": 0.0 if is_upsampler else 0.2,
+        "guidance_scale": 1.0 if is_upsampler else 4.0,
+        "vlb_weight": 1.0 if options.train == "all" else 0.0,
+    }
+    changes = {name: value for name, value in usual.items() if getattr(options, name) is None}
+    if options.prompt_file:
+        prompts = [prompt.text for prompt in read_prompts(options.prompt_file)]
+        changes["sample_prompts"] = [*(options.sample_prompts or ()), *prompts]
+    return options.changed(**changes, text_length=network.config.text_length)
+
+
+def _conditions(
+    options: GlideOptions, network: Glide, space: FlowSpace
+) -> Callable[[dict], Condition]:
+    """What the network is told of a batch: its captions, and parts of its images."""
+
+    def condition(batch: dict) -> Condition:
+        told = space.condition(batch)
+        if "low_res" in network.needs:
+            told["low_res"] = small_images(batch, options)
+        if "inpaint_image" in network.needs:
+            told["inpaint_image"] = batch["image"]
+            told["inpaint_mask"] = random_masks(batch, options.seed)
+        return told
+
+    return condition
+
+
+def small_images(batch: dict, options: GlideOptions) -> Tensor:
+    """What an upsampler enlarges: images scaled down and rounded to 8 bits, maybe with noise."""
+    images, factor = batch["image"], options.upscale_factor
+    size = [side // factor for side in images.shape[2:]]
+    small = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+    small = from_uint8(to_uint8(small))
+    if options.low_res_noise:
+        seed, shape = stable_hash("low_res", options.seed), tuple(small.shape[1:])
+        noise = sample_noise(seed, batch["position"], shape, small.device)
+        small = small + options.low_res_noise * noise
+    return small
+
+
+def random_masks(batch: dict, seed: int) -> Tensor:
+    """Masks, (B, 1, H, W), 0 in a random rectangle of each image, which is to be filled in."""
+    height, width = batch["image"].shape[2:]
+    names = ("top", "left", "bottom", "right")
+    edges = [sample_uniforms(seed, f"mask {name}", batch["position"]) for name in names]
+    device = batch["image"].device
+    sides = []
+    for first, second, side in ((0, 2, height), (1, 3, width)):
+        places = (torch.arange(side) + 0.5) / side
+        low = torch.minimum(edges[first], edges[second])[:, None]
+        high = torch.maximum(edges[first], edges[second])[:, None]
+        sides.append((places > low) & (places < high))  # (B, side)
+    hole = sides[0][:, None, :, None] & sides[1][:, None, None, :]
+    return (~hole).float().to(device)
+
+
+def sample_macs(network: Glide) -> int:
+    """Multiply-accumulates of a forward pass for one sample."""
+    device, shape = next(network.parameters()).device, network.sample_shape
+    x, t = torch.empty(1, *shape, device=device), torch.empty(1, device=device)
+    condition = network.null_condition(1, device)
+    for part in network.needs:
+        channels = 1 if part == "inpaint_mask" else shape[0]
+        condition[part] = torch.empty(1, channels, *shape[1:], device=device)
+    return count_macs(lambda: network(x, t, condition))

@@ -1,0 +1,127 @@
+"""All options of GLIDE's fine-tuning. No torch here."""
+
+from typing import ClassVar, Literal
+
+from wfimagevae.dataset.options import (
+    FlowDataOptions,
+    LoaderOptions,
+    PrefixOptions,
+    StreamOptions,
+)
+from wfimagevae.engine.options import MismatchOptions, ShardingOptions, TrainingOptions
+from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
+from wfimagevae.objective.options import NoisePredictionOptions
+from wfimagevae.options import NonNegative, option
+from wfimagevae.task import TASKS
+from wfimagevae.task.flow_options import FlowModelOptions, FlowValidationOptions
+
+
+class GlideModelOptions(FlowModelOptions):
+    """model: the network, and what of it learns"""
+
+    model_name: str = option(
+        "GLIDE-base",
+        "GLIDE-base, GLIDE-upsample, GLIDE-base-inpaint, GLIDE-upsample-inpaint or GLIDE-latent",
+        "NAME",
+        basic=True,
+    )
+    pretrained_model_name_or_path: str | None = option(
+        None,
+        "start from: pretrained, OpenAI's file of that name, which is downloaded once; scratch; a "
+        "path of such a file, a .ckpt or an export; for GLIDE-latent also pixel-transfer:PATH "
+        "(default: pretrained; scratch for GLIDE-latent and with --model_config)",
+        "PATH",
+        basic=True,
+    )
+    train: Literal["all", "unet", "text", "unet-scratch", "text-scratch"] = option(
+        "all",
+        "what learns: all, the U-Net alone, or the text transformer alone (with what the U-Net "
+        "reads of texts); -scratch begins that part anew",
+        basic=True,
+    )
+
+
+class GlideTextOptions(PrefixOptions):
+    """text: captions, and the vocabulary that reads them"""
+
+    text_length: ClassVar[int | None] = None  # the network's
+    text_attention: ClassVar[str | None] = None
+
+    text_encoder: str = option(
+        "gpt2",
+        "gpt2:FOLDER with encoder.json and vocab.bpe, or vocab.json and merges.txt (or .gz of "
+        "them); gpt2: the same from the Hugging Face hub, which is downloaded once",
+        "SPEC",
+        basic=True,
+    )
+    captions: str | None = option(
+        None,
+        "of images: sidecar (a .txt beside each image; of several lines one at random), "
+        "manifest (its field 'caption', a string or a list), or a file of lines "
+        "name<TAB>caption (default: sidecar); shapes bring their own",
+        "SOURCE",
+        basic=True,
+    )
+
+
+class GlideValidationOptions(FlowValidationOptions):
+    """validation: figures and samples while training"""
+
+    sampler: Literal[DISCRETE_SAMPLERS] = option("ddim", "how they are generated", basic=True)
+    guidance_scale: NonNegative | None = option(
+        None,
+        "and with what classifier-free guidance (default: 4; upsamplers 1, which is none)",
+        "W",
+    )
+    prompt_file: str | None = option(
+        None,
+        "what the picture shows: a file with a prompt a line (default: captions of held-out data)",
+        "FILE",
+        basic=True,
+    )
+    base_model: str | None = option(
+        None,
+        "of an upsampler: draw small images with this base model first (default: those of "
+        "held-out images)",
+        "PATH",
+    )
+
+
+class GlideOptions(
+    TrainingOptions,
+    FlowDataOptions,
+    LoaderOptions,
+    StreamOptions,
+    GlideTextOptions,
+    GlideModelOptions,
+    MismatchOptions,
+    NoisePredictionOptions,
+    GlideValidationOptions,
+    UpsamplerOptions,
+    ShardingOptions,
+    defaults={
+        "exp_name": "glide",
+        "batch_size": 1,
+        "grad_accum_steps": 1,
+        "lr": 1e-4,
+        "weight_decay": 0.0,
+        "clip_grad_norm": 1.0,
+        "ema": True,
+        "ema_decay": [0.9999],
+        "epochs": 20,
+        "save_ckpt_step": 5000,
+        "log_steps": 100,
+        "csv_log_steps": 100,
+        "live_plot_every_steps": 1000,
+        "dataset_num_worker": 4,
+        "class_conditional": False,
+        "eval_steps": 500,
+        "eval_num_samples": 16,
+        "eval_num_images": 16,
+        "eval_batch_size": 8,
+        "sampling_steps": 30,
+    },
+):
+    """task: all options of GLIDE's fine-tuning"""
+
+    task: Literal[tuple(TASKS)] = option("glide", "what to train", basic=True)
