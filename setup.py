@@ -21,6 +21,7 @@ EXTRAS = {
     "heif": ["pillow-heif>=0.22"],
     "video": ["imageio-ffmpeg>=0.4"],
     "app": ["gradio>=6.30"],
+    "clip": ["open-clip-torch>=3.3"],
 }
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 EXTRAS["dev"] = [
@@ -31,6 +32,7 @@ EXTRAS["dev"] = [
     *EXTRAS["nvml"],
     *EXTRAS["tensorboard"],
     *EXTRAS["app"],
+    *EXTRAS["clip"],
     "pre-commit>=3.7",
     "pytest>=8.0",
     "pytest-timeout>=2.3",

@@ -8,7 +8,6 @@ python scripts/eval_generation.py --from_pretrained results/toy --dataset five_g
 torchrun --nproc_per_node 8 scripts/eval_generation.py ...
 """
 
-import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -77,6 +76,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         enable_fast_kernels(here.device)
         # All are opened and checked before any is drawn.
         candidates = list(_candidates(options, here.device))
+        if "clip_score" in (options.metric or ()) and not candidates[0][1].captions:
+            raise ValueError(
+                "--metric clip_score compares images with texts: give a flow that takes text, or "
+                "--generated_image_dir, a folder or manifest, with --captions"
+            )
         reference = open_reference(options, len(candidates[0][1]), options.num_workers)
         evaluator = SetEvaluator(options, here, reference, options.batch_size)
         results = []
@@ -109,14 +113,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, object]]:
     """(how they were sampled, samples) of every set to measure; checked, not yet drawn."""
+    from wfimagevae.dataset import Captions
     from wfimagevae.eval.sample_sets import GeneratedSamples, open_images
 
     if options.generated_image_dir:
-        _check_no_captions(options, "files are compared as they are")
         path, sizes = options.generated_image_dir, (options.resolution, options.crop_size)
         if Path(path).suffix == ".npz":
             sizes = ()
-        yield {}, open_images(path, *sizes, num_workers=options.num_workers)
+        needs_captions = sizes and "clip_score" in (options.metric or ())
+        if not needs_captions:
+            _check_no_captions(options, "files are compared as they are")
+        samples = open_images(path, *sizes, num_workers=options.num_workers)
+        if needs_captions and options.captions != "none":
+            captions = Captions(options.captions, options.fixed_prompt_prefix)
+            samples.captions = samples.prompts(captions)
+            if "" in samples.captions:
+                raise ValueError(f"--captions {options.captions}: some images have none")
+        yield {}, samples
         return
 
     from wfimagevae.generate.generator_files import load_generator
@@ -133,9 +146,7 @@ def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, obje
             "source": options.dataset or options.captions,
             "prefix": options.fixed_prompt_prefix,
         }
-    samplers, steps = options.sampler or [None], options.steps or [None]
-    for sampler, number, scale in itertools.product(samplers, steps, options.guidance_scale):
-        row = options.changed(sampler=sampler, steps=number, guidance_scale=scale)
+    for row in options.combinations():
         sampling = generator.resolve(row)
         samples = GeneratedSamples(
             generator, sampling, options.num_images, options.label_sampling, subjects
@@ -178,7 +189,7 @@ def _subjects(options: EvaluationOptions, generator) -> list:
             "--captions, or --dataset shapes; their captions are the prompts"
         )
     prompts = reference.prompts(Captions(options.captions, options.fixed_prompt_prefix))
-    return [Subject(0, prompt=prompt) for prompt in prompts]
+    return [Subject(0, prompt=prompt) for prompt in prompts if prompt]
 
 
 if __name__ == "__main__":

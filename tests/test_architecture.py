@@ -44,6 +44,7 @@ MAX_FUNCTION_LINES = 80
 MAX_MODULES = 16  # of a folder
 ON_DEMAND = {"matplotlib", "skimage", "lpips", "wandb", "trackio", "tensorboard", "pynvml"}
 ON_DEMAND |= {"torch_fidelity", "tokenizers", "torchdiffeq", "transformers", "gradio"}
+ON_DEMAND |= {"open_clip"}
 FOLDERS = ("wfimagevae", "scripts", "tests", "examples", "docs", "legacy", ".ci", ".github")
 TEXT_SUFFIXES = {".py", ".sh", ".md", ".yaml", ".yml", ".json", ".toml", ".txt", ""}
 

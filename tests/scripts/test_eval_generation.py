@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from scripts import eval_generation
+from tests.model.text.tiny_encoders import write_clip
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
 from wfimagevae.eval.set_metrics import energy_distance
@@ -128,3 +129,38 @@ def test_bad_combinations_are_told_before_anything_is_drawn(points, pixels):
     ):
         words = arguments.format(points=points, pixels=pixels).split()
         refused(message, evaluate, *words)
+
+
+def test_clip_scores_a_text_flow_and_files_with_captions(
+    files, text_flow, pixels, tmp_path, monkeypatch, capsys
+):
+    clip = write_clip(tmp_path / "clips")
+    metric = ("--metric", "clip_score", "energy_distance", "--clip_model")
+    shapes = ("--dataset", "shapes", "--resolution", 16, *metric)
+    flow = ("--from_pretrained", text_flow, *shapes)
+    words = ("--steps", 2, "--num_images", 70, "--guidance_scale", 1, 4)
+    rows = results(tmp_path / "m.json", *flow, clip, *words)
+    scores = [row["clip_score"] for row in rows]
+    assert all(-1 <= score <= 1 for score in scores) and scores[0] != scores[1]
+    assert [*rows[0]["protocol"]["clip_score"]] == ["model", "weights", "average"]
+    assert "transformers" in rows[0]["protocol"]["versions"]
+    assert "| energy distance of pixels | clip_score |" in capsys.readouterr().out
+    # Weights that cannot be had are told of, and the rest is measured; a wrong name is an error.
+    monkeypatch.setattr("wfimagevae.model.clip.hub_answers", lambda name: False)
+    assert evaluate(*flow, "ViT-B-32", *words, "--output_json", tmp_path / "m.json") == 3
+    content = content_of(tmp_path / "m.json")
+    assert "clip_score" not in content["results"][0] and content["results"][0]["energy_distance"]
+    assert "neither cached nor downloadable" in content["unavailable"]["clip_score"]
+    refused("did you mean ViT-L-1", evaluate, *flow, "ViT-L-15", *words)
+    # Files need captions, each image its own.
+    for number in range(9):
+        (files[3] / f"{number}.txt").write_text("a red circle")
+    captions = ("--captions", "sidecar")
+    refused("some images have none", evaluate, *files, *metric, clip, *captions)
+    (files[3] / "9.txt").write_text("the big square")
+    (result,) = results(tmp_path / "m.json", *files, *metric, clip, *captions)
+    assert -1 <= result["clip_score"] <= 1
+    npz = (*files[:3], files[3].parent / "fake.npz")
+    for words in (files, npz, ("--from_pretrained", pixels, "--dataset", "shapes")):
+        refused("compares images with texts", evaluate, *words, *metric, clip)
+    refused("as they are", evaluate, *npz, *metric, clip, *captions)

@@ -1,6 +1,7 @@
 """Which device to run on, and how precisely."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
@@ -75,6 +76,17 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     if device.type != "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+@contextlib.contextmanager
+def placed(network: torch.nn.Module, device: torch.device | str) -> Iterator[None]:
+    """While it lasts, a network is on this device; then it is back where it was."""
+    before = next(network.parameters()).device
+    network.to(device)
+    try:
+        yield
+    finally:
+        network.to(before)
 
 
 def synchronize(device: torch.device) -> None:

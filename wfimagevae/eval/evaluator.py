@@ -18,8 +18,15 @@ from wfimagevae.engine.distributed import (
     gather_objects,
     is_distributed,
 )
+from wfimagevae.eval.clip_score import clip_scores
 from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
-from wfimagevae.eval.options import METRICS, SET_METRICS, MetricOptions, SetMetricOptions
+from wfimagevae.eval.options import (
+    METRICS,
+    REFERENCE_METRICS,
+    SET_METRICS,
+    MetricOptions,
+    SetMetricOptions,
+)
 from wfimagevae.eval.psnr import psnr
 from wfimagevae.eval.sample_sets import SampleSet
 from wfimagevae.eval.set_metrics import (
@@ -32,7 +39,9 @@ from wfimagevae.eval.set_metrics import (
 )
 from wfimagevae.eval.ssim import ssim
 from wfimagevae.generate.image_folder import Unreadable, list_unreadable
+from wfimagevae.model.clip import Clip, load_clip
 from wfimagevae.model.losses.lpips_network import LPIPS, MissingWeights
+from wfimagevae.model.weight_files import weights_fingerprint
 from wfimagevae.pictures.pixels import to_unit
 
 
@@ -140,13 +149,14 @@ def gather_rows(mine: list[Tensor]) -> Tensor:
 
 
 class _Collected(NamedTuple):
-    """What is kept of a set: features, (N, F), and raw samples for the energy distance."""
+    """What is kept of a set: features, (N, F), raw samples for the energy distance, CLIP scores."""
 
     count: int
     left_out: int
     shape: tuple[int, ...]
     features: Tensor | None
     raw: Tensor | None
+    clip_scores: Tensor | None
 
 
 class SetEvaluator:
@@ -160,7 +170,7 @@ class SetEvaluator:
     def __init__(
         self, options: SetMetricOptions, world: World, reference: SampleSet, batch_size: int
     ):
-        metrics = options.metric or SET_METRICS
+        metrics = options.metric or REFERENCE_METRICS
         self.names = [name for name in SET_METRICS if name in metrics]
         self.options, self.world, self.batch_size = options, world, batch_size
         # float64 statistics; a single Mac's GPU has none.
@@ -168,12 +178,19 @@ class SetEvaluator:
         self.unavailable: dict[str, str] = {}
         self.unreadable: Unreadable = []
         self._extract: Extractor | None = None
-        names = [name for name in self.names if name != "energy_distance"]
+        self._clip: Clip | None = None
+        names = [name for name in self.names if name not in ("energy_distance", "clip_score")]
         with _main_process_first():
             try:
                 self._extract = load_features(options, self.device) if names else None
             except MissingWeights as error:
                 self.unavailable = dict.fromkeys(names, str(error))
+            if "clip_score" in self.names:
+                try:
+                    self._clip = load_clip(options.clip_model)
+                    self._clip.network.to(self.device)
+                except MissingWeights as error:
+                    self.unavailable["clip_score"] = str(error)
         self._real: _Collected | None = None
         self._real = self._collect("reference", reference)
 
@@ -181,8 +198,9 @@ class SetEvaluator:
         """Compares a set with the reference; every process must call it, all return the same.
 
         Gives the figures, unavailable ones left out: ``fid``, ``kid`` and ``kid_std``,
-        ``precision`` and ``recall``, ``energy_distance``; metric -> what a reader of its figure
-        should know; and the protocol. Too few samples, or of unlike sizes, are a ValueError.
+        ``precision`` and ``recall``, ``energy_distance``, ``clip_score``; metric -> what a
+        reader of its figure should know; and the protocol. Too few samples, of unlike sizes, or
+        without what CLIP compares them with, are a ValueError.
         """
         real, generated = self._real, self._collect("generated", samples)
         count = min(real.count, generated.count)
@@ -231,6 +249,14 @@ class SetEvaluator:
                 "real_samples": len(real.raw),
                 "generated_samples": len(generated.raw),
             }
+        if "clip_score" in names:
+            values["clip_score"] = generated.clip_scores.double().mean().item()
+            protocol["clip_score"] = {
+                "model": self._clip.name,
+                "weights": weights_fingerprint(self._clip.network)[:12],
+                "average": "mean of cosines",
+            }
+            packages += [self._clip.package]
         protocol["versions"] = {name: version(name) for name in packages}
         return values, notes, protocol
 
@@ -241,6 +267,10 @@ class SetEvaluator:
         """
         count, world = len(samples), self.world
         _check_count(title, count)
+        captions = getattr(samples, "captions", None)
+        clip = self._clip if self._real else None
+        if clip and not captions:
+            raise ValueError(f"clip_score: {title} samples have no prompts or captions")
         # Choose what the energy distance compares at random, since folders are sorted.
         kept = torch.zeros(count, dtype=torch.bool)
         if "energy_distance" in self.names:
@@ -249,7 +279,8 @@ class SetEvaluator:
         # Read this process's share, until a sample has another size.
         numbers, size = list(range(world.rank, count, world.size)), self.batch_size
         batches = [numbers[i : i + size] for i in range(0, len(numbers), size)]
-        features, raw, shapes = [], [], {self._real.shape} if self._real else set()
+        features, raw, scores = [], [], []
+        shapes = {self._real.shape} if self._real else set()
         left_out, read = getattr(samples, "left_out", {}), []
         with tqdm(total=len(numbers), desc=title, disable=not world.is_main) as bar:
             for batch, places in zip(samples.read(batches), batches, strict=True):
@@ -264,6 +295,8 @@ class SetEvaluator:
                 if self._extract:
                     features.append(self._extract(batch).cpu())
                 raw.append(batch[kept[places]].cpu())
+                if clip:
+                    scores.append(clip_scores(clip, batch, [captions[n] for n in places], size))
         # Every process learns of it; then the shares are put together in the set's order.
         shapes = set().union(*gather_objects(shapes))
         own = {self._real.shape} if self._real else set()
@@ -284,6 +317,7 @@ class SetEvaluator:
             shapes.pop(),
             _pool(features, read) if self._extract else None,
             _pool(raw, [n for n in read if kept[n]]) if kept.any() else None,
+            _pool(scores, read) if clip else None,
         )
 
 

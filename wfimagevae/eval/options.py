@@ -1,7 +1,8 @@
 """Options of commands that measure images and sets of samples. No torch here."""
 
+import itertools
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, model_validator
 
@@ -16,9 +17,11 @@ from wfimagevae.generate.options import (
 from wfimagevae.options import Count, Natural, NonNegative, Options, OutputFile, Positive, option
 
 Metric = Literal["psnr", "ssim", "lpips", "rfid"]
-SetMetric = Literal["fid", "kid", "precision_recall", "energy_distance"]
+ReferenceMetric = Literal["fid", "kid", "precision_recall", "energy_distance"]
+SetMetric = Literal[ReferenceMetric, "clip_score"]
 LabelSampling = Literal["balanced", "random"]
 METRICS, SET_METRICS = get_args(Metric), get_args(SetMetric)
+REFERENCE_METRICS = get_args(ReferenceMetric)
 # Exit status where a metric's weights are missing and everything else went well.
 METRIC_UNAVAILABLE = 3
 EXIT_STATUS = (
@@ -83,8 +86,8 @@ class SetMetricOptions(Options):
 
     metric: list[SetMetric] | None = option(
         None,
-        "what to measure; not given: all, of points the energy distance. That one compares "
-        "raw pixels or points, and needs no download",
+        "what to measure; not given: all but clip_score, of points the energy distance. That one "
+        "compares raw pixels or points, and needs no download",
     )
     features: Literal["inception", "dinov2"] = option(
         "inception", "network of fid, kid and precision_recall; published FIDs use inception"
@@ -93,6 +96,14 @@ class SetMetricOptions(Options):
     dinov2_repo: str | None = option(None, "clone of the DINOv2 code, if torch.hub has none", "DIR")
     dinov2_weights: WeightFile | None = option(
         None, "weights of its ViT-L/14, with --dinov2_repo", "FILE"
+    )
+    clip_model: str = option(
+        "ViT-L-14",
+        "of clip_score, the mean cosine of its embeddings of each image and its prompt (of files: "
+        "--captions of the generated ones): an architecture of open_clip, alone or with public "
+        "weights or a file, such as ViT-L-14/laion2b_s32b_b82k or ViT-L-14/FILE; or clip: and a "
+        "folder or hub name of a CLIPModel of transformers",
+        "MODEL",
     )
     kid_subset_size: Count = option(1000, "samples a subset", "N")
     kid_num_subsets: Count = option(100, "subsets of KID", "N")
@@ -159,6 +170,12 @@ class SamplingGridOptions(SamplingOptions):
     sampler: list[Sampler] | None = _several("sampler", None)
     steps: list[Count] | None = _several("steps", None)
     guidance_scale: list[NonNegative] = _several("guidance_scale", [1.0])
+
+    def combinations(self) -> list[Self]:
+        """These options with one sampler, one number of steps and one guidance scale each."""
+        names = "sampler", "steps", "guidance_scale"
+        several = itertools.product(*(getattr(self, name) or [None] for name in names))
+        return [self.changed(**dict(zip(names, values, strict=True))) for values in several]
 
 
 class GenerationOptions(Options):

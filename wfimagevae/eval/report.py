@@ -29,7 +29,7 @@ from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
 _MEMORY = "peak memory (MiB)"
-_SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance")
+_SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance", "clip_score")
 
 
 def describe_protocol(

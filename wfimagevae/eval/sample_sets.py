@@ -41,6 +41,7 @@ _FIRST_FRESH_SHAPE = 10**9
 class FolderImages:
     """Images of a folder or manifest, all of one size after resizing and cropping.
 
+    ``captions`` are what images are compared with by CLIP, if they are given later;
     ``left_out`` has, by their numbers, paths and reasons of unreadable ones among those read.
 
     Sizes are those of `ValidImageDataset`. Images of an earlier run of generate.py among those of
@@ -58,6 +59,7 @@ class FolderImages:
                     f"wrote {written}: empty the folder and generate again"
                 )
         self.path, self.num_workers = path, num_workers
+        self.captions: list[str] | None = None
         self.left_out: dict[int, tuple[str, str]] = {}
         resolution, crop = self.dataset.resolution, self.dataset.crop_size
         self.description = {
@@ -70,10 +72,9 @@ class FolderImages:
         return len(self.dataset)
 
     def prompts(self, captions: Captions) -> list[str]:
-        """A caption of each image that has one; ValueError if none has."""
+        """A caption of each image, "" where it has none; ValueError if none has one."""
         table = read_captions(self.path, self.dataset.images, captions)
-        picked = [table.pick(self.dataset.index(i), i, 0) for i in range(len(self))]
-        return [caption for caption in picked if caption]
+        return [table.pick(self.dataset.index(i), i, 0) for i in range(len(self))]
 
     def read(self, batches: Sequence[Sequence[int]]) -> Iterator[Tensor]:
         """Batches of those of these numbers that are readable; ValueError for different sizes."""
@@ -121,6 +122,7 @@ class NpzImages:
             raise ValueError(
                 f"{path}: 'arr_0' must be uint8 (N, H, W, 3), in C order, got {dtype} {self.shape}"
             )
+        self.captions = None
         self._first, self._size = self._file.tell(), math.prod(self.shape[1:])
         self.description = {"source": str(path), "resize": "none", "crop": "none"}
 
@@ -202,6 +204,7 @@ class GeneratedSamples:
             "labels": label_sampling if has_labels else "none",
             "model": generator.record,
         }
+        self.captions = [subject.prompt for subject in self.subjects] if prompts else None
         if prompts:
             self.description["prompts"] = f"{label_sampling}, {len(prompts)}"
             self.description["prompts_hash"] = f"{stable_hash(*prompts):016x}"

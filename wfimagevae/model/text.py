@@ -100,7 +100,7 @@ def open_text_encoder(
             f"--text_encoder {name!r} names no text encoder; write bytes, gpt2, or one of {kinds} "
             "with a folder or hub name, such as clip:openai/clip-vit-large-patch14"
         )
-    tokenizer, network = _load(kind, source)
+    network, tokenizer = load_frozen(kind, source, f"--text_encoder {kind}:{source}")
     fingerprint = weights_fingerprint(network)
     _check_fingerprint(facts, f"{kind}:{source}", fingerprint, "weights")
     # How many tokens the network knows places for; T5 knows none. RoBERTa and its kin begin
@@ -233,21 +233,28 @@ def _absolute(source: str) -> str:
     return str(local.resolve()) if local.exists() else source
 
 
-def _load(kind: str, source: str) -> tuple:
-    """Tokenizer and network, in float32, in evaluation mode, without gradients, on the CPU."""
+def load_frozen(
+    kind: str,
+    source: str,
+    title: str,
+    network_class: str | None = None,
+    processors: Sequence[str] = ("AutoTokenizer",),
+) -> tuple:
+    """A network of transformers, and its tokenizer or what else it has, by names of classes.
+
+    It is in float32, in evaluation mode, without gradients, on the CPU; its class is by default
+    the one that reads the text alone. ``title`` is the flag with its value: a source that is no
+    such model is a ValueError.
+    """
     try:
         import transformers
     except ImportError:
-        raise ValueError(
-            f"--text_encoder {kind} needs a package: pip install transformers"
-        ) from None
+        raise ValueError(f"{title} needs a package: pip install transformers") from None
     # A folder, or a name on the hub; the oldest, such as bert-base-uncased, have no user in front.
     local, where, is_cut_off = Path(source).expanduser(), "", True
     if not local.is_dir():
         if not (is_hub_name(source) or re.fullmatch(r"\w[\w.-]*", source)):
-            raise ValueError(
-                f"--text_encoder {kind}:{source}: no such folder (and no hub name, user/model)"
-            )
+            raise ValueError(f"{title}: no such folder (and no hub name, user/model)")
         # Only what is cached, then: the hub would be asked for each file for half a minute.
         is_cut_off = not hub_answers(source)
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
@@ -259,27 +266,26 @@ def _load(kind: str, source: str) -> tuple:
                 return cls.from_pretrained(name, local_files_only=is_cut_off, **options)
         except (OSError, RuntimeError, ImportError, ValueError) as error:
             raise ValueError(
-                f"--text_encoder {kind}:{source}: transformers reads no model from there{where}; "
+                f"{title}: transformers reads no model from there{where}; "
                 f"give a folder with config.json, weights and tokenizer files: {error}"
             ) from error
 
     model_type = read(transformers.AutoConfig).model_type
-    types, class_name = _FAMILIES[kind]
+    types, text_class = _FAMILIES[kind]
     if not re.fullmatch(types, model_type):
         near = [family for family in _FAMILIES if family in model_type]
         hint = f"write {near[0]}:{source}" if near else f"known are {', '.join(_FAMILIES)}"
-        raise ValueError(
-            f"--text_encoder {kind}:{source}: the model there is a {model_type}, no {kind}; {hint}"
-        )
-    network, info = read(getattr(transformers, class_name), output_loading_info=True)
-    tokenizer = read(transformers.AutoTokenizer)
+        raise ValueError(f"{title}: the model there is a {model_type}, no {kind}; {hint}")
+    network_class = getattr(transformers, network_class or text_class)
+    network, info = read(network_class, output_loading_info=True)
+    parts = [read(getattr(transformers, name)) for name in processors]
     if getattr(network, "pooler", None) is not None:
         network.pooler = None  # some files lack its weights, and nothing here asks for it
     missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
     if missing or info["error_msgs"]:
         problems = listed(missing or list(info["error_msgs"]))
-        raise ValueError(f"--text_encoder {kind}:{source}: weights are missing there: {problems}")
-    return tokenizer, network.float().eval().requires_grad_(False)
+        raise ValueError(f"{title}: weights are missing there: {problems}")
+    return network.float().eval().requires_grad_(False), *parts
 
 
 @contextlib.contextmanager

@@ -26,6 +26,13 @@ def write_encoder(folder: Path, name: str) -> Path:
     return folder / name
 
 
+def write_clip(folder: Path) -> Path:
+    """Saves a whole CLIP, which looks at 8 x 8 px, in ``folder / "clip"``, with seeded weights."""
+    path, size = write_encoder(folder, "clip"), {"height": 8, "width": 8}
+    hf.CLIPImageProcessor(size={"shortest_edge": 8}, crop_size=size).save_pretrained(path)
+    return path
+
+
 def _tokenizer(starts: bool) -> hf.PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.WordLevel(_VOCABULARY, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,0 +1,254 @@
+"""Draws what prompts say with any generator that reads text, scores it by CLIP and keeps the best.
+
+python scripts/evaluate_prompts.py --from_pretrained results/text --output_dir evaluation \
+    --prompts_path examples/prompts.txt --sampler euler heun --steps 10 25 --guidance_scale 2 4
+python scripts/evaluate_prompts.py --from_pretrained results/text --output_dir evaluation \
+    --prompts "a red circle|a blue star" --use_clip_rerank --clip_model ViT-L-14/laion2b_s32b_b82k
+torchrun --nproc_per_node 8 scripts/evaluate_prompts.py ... --resume
+"""
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.eval.options import (
+    EXIT_STATUS,
+    METRIC_UNAVAILABLE,
+    ReferenceMetric,
+    ReferenceOptions,
+    SamplingGridOptions,
+    SetMetricOptions,
+)
+from wfimagevae.generate.options import (
+    POINT_SETS,
+    FlowComputeOptions,
+    GeneratorOptions,
+    check_guidance,
+)
+from wfimagevae.options import Count, Options, Prompt, option
+
+
+class PromptOptions(Options):
+    """what to draw"""
+
+    prompts: Prompt | None = option(None, "with | between them", "A|B")
+    prompts_path: str | None = option(
+        None, "instead: a file with a prompt a line, or a folder of .txt files", "PATH"
+    )
+    num_images: Count = option(1, "of each prompt, without re-ranking", "N")
+
+
+class RankOptions(SetMetricOptions):
+    """re-ranking"""
+
+    clip_model: str = option(
+        "ViT-L-14",
+        "what scores and ranks: an architecture of open_clip, alone or with public weights or a "
+        "file, such as ViT-L-14/laion2b_s32b_b82k or ViT-L-14/FILE; or clip: and a folder or hub "
+        "name of a CLIPModel of transformers; or none",
+        "MODEL",
+    )
+    use_clip_rerank: bool = option(False, "draw candidates and keep those that CLIP likes best")
+    clip_candidates: Count = option(32, "candidates of each prompt", "N")
+    clip_top_k: Count = option(8, "and how many of them are kept", "N")
+    metric: list[ReferenceMetric] | None = option(
+        None, "of the images that are kept, against the reference; not given: all, if there is one"
+    )
+
+
+class OutputOptions(Options):
+    """output"""
+
+    output_dir: str = option(
+        ...,
+        "folder for prompt_000/image_rank_001.png, ... with a metadata.json of seeds and scores; "
+        "where several samplers, steps or scales are given, in a folder of each; contact sheets",
+        "DIR",
+    )
+    output_format: Literal["png", "jpg"] = option("png", "of the images; jpg has quality 95")
+    batch_size: Count = option(16, "images drawn, and scored, at a time; of several prompts", "N")
+    resume: bool = option(False, "go on in --output_dir: what is done there is not drawn again")
+
+
+class PromptEvaluationOptions(
+    GeneratorOptions,
+    PromptOptions,
+    SamplingGridOptions,
+    RankOptions,
+    ReferenceOptions,
+    OutputOptions,
+    FlowComputeOptions,
+):
+    """All flags of this command."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit status."""
+    options = parse(
+        PromptEvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
+    )
+    has_reference = _check(options)
+
+    from wfimagevae.engine.device import enable_fast_kernels
+    from wfimagevae.engine.distributed import barrier, gather_objects, world
+    from wfimagevae.eval.evaluator import SetEvaluator
+    from wfimagevae.eval.prompt_images import MANIFEST, METADATA, begin
+    from wfimagevae.eval.report import remarks
+    from wfimagevae.eval.sample_sets import FolderImages, open_reference
+    from wfimagevae.files import sole_writer, write_json
+    from wfimagevae.generate.generator_files import load_generator
+    from wfimagevae.model.clip import load_clip
+
+    # All is opened and checked before anything is drawn.
+    prompts, folder = _prompts(options), Path(options.output_dir)
+    with world(options.device) as here, contextlib.ExitStack() as stack:
+        enable_fast_kernels(here.device)
+        clip = None if options.clip_model == "none" else load_clip(options.clip_model)
+        generator = load_generator(options, here.device, options.mixed_precision)
+        if not generator.model.takes_text:
+            raise ValueError(
+                f"{options.from_pretrained} takes no text: draw from it with scripts/generate.py, "
+                "and measure it with scripts/eval_generation.py"
+            )
+        runs = _runs(options, generator, prompts)
+        evaluator = None
+        if has_reference:
+            reference = open_reference(options, len(prompts) * runs[0].kept)
+            evaluator = SetEvaluator(options, here, reference, options.batch_size)
+        stack.enter_context(sole_writer(folder, here.is_main))
+        plan = _plan(options, generator, clip, runs)
+        if here.is_main:
+            begin(folder, plan, options.resume)
+        barrier()
+
+        # Draw and score what is not done, then measure all.
+        drawn = sum(gather_objects(sum(run.draw(generator, clip, here) for run in runs)))
+        results, notes = [], {}
+        for run in runs:
+            figures = run.finish() if here.is_main else {}
+            barrier()
+            if evaluator:
+                values, more, protocol = evaluator.measure(FolderImages(run.folder / MANIFEST))
+                figures, notes = figures | values | {"protocol": protocol}, notes | more
+            results.append({"sampling": generator.describe(run.sampling)} | figures)
+        unavailable = evaluator.unavailable if evaluator else {}
+        if here.is_main:
+            _save_sheets(folder, runs)
+            content = {"plan": plan, "results": results, "notes": notes, "unavailable": unavailable}
+            write_json(folder / METADATA, content)
+            print("\n".join([_table(results), *remarks(notes, unavailable)]))
+            print(f"{folder}: {len(prompts) * len(runs)} prompts, {drawn} of them drawn now")
+        barrier()  # a process that leaves with a status makes torchrun stop the others
+    return METRIC_UNAVAILABLE if unavailable else 0
+
+
+def _check(options: PromptEvaluationOptions) -> bool:
+    """Raises ValueError for flags that contradict each other; whether there is a reference."""
+    check_guidance(options.negative_prompt, options.guidance_scale)
+    given, reranks = options.model_fields_set, options.use_clip_rerank
+    if (options.prompts is None) == (options.prompts_path is None):
+        raise ValueError("give either --prompts or --prompts_path")
+    idle = {"num_images"} if reranks else {"clip_candidates", "clip_top_k"}
+    if idle := sorted(idle & given):
+        has = "takes --clip_candidates in place of" if reranks else "must be given for"
+        raise ValueError(f"--use_clip_rerank {has} --{idle[0]}")
+    if reranks and options.clip_model == "none":
+        raise ValueError("--use_clip_rerank needs a --clip_model")
+    if reranks and options.clip_top_k > options.clip_candidates:
+        top, count = options.clip_top_k, options.clip_candidates
+        raise ValueError(f"--clip_top_k {top} of --clip_candidates {count}: give at most as many")
+    if options.real_image_dir and options.dataset:
+        raise ValueError("give either --real_image_dir or --dataset as the reference")
+    if options.dataset in POINT_SETS:
+        raise ValueError(f"--dataset {options.dataset}: give images as the reference")
+    has_reference = bool(options.real_image_dir or options.dataset)
+    if options.metric and not has_reference:
+        raise ValueError("--metric compares with a reference: give --real_image_dir or --dataset")
+    return has_reference
+
+
+def _prompts(options: PromptEvaluationOptions) -> list[str]:
+    from wfimagevae.generate.subjects import read_prompts
+
+    if options.prompts is None:
+        return [prompt.text for prompt in read_prompts(options.prompts_path)]
+    prompts = [text.strip() for text in options.prompts.split("|")]
+    if "" in prompts:
+        raise ValueError(f"--prompts {options.prompts!r}: a prompt is empty")
+    return prompts
+
+
+def _runs(options: PromptEvaluationOptions, generator, prompts: list[str]) -> list:
+    """The images of each sampler, number of steps and scale, each in a folder of its own."""
+    from wfimagevae.eval.prompt_images import PromptImages
+
+    per_prompt = kept = options.num_images
+    if options.use_clip_rerank:
+        per_prompt, kept = options.clip_candidates, options.clip_top_k
+    numbers = per_prompt, kept, options.batch_size, options.output_format
+    folder, runs = Path(options.output_dir), {}
+    for sampling in map(generator.resolve, options.combinations()):
+        name = f"{sampling.sampler}-{sampling.steps}-w{sampling.guidance_scale:g}"
+        if name in runs:
+            raise ValueError(f"{name} is asked for twice: give each --sampler and --steps once")
+        runs[name] = PromptImages(folder / name, prompts, sampling, *numbers)
+    return (
+        [dataclasses.replace(run, folder=folder) for run in runs.values()]
+        if len(runs) == 1
+        else list(runs.values())
+    )
+
+
+def _plan(options: PromptEvaluationOptions, generator, clip, runs: list) -> dict:
+    """All that decides the images and their scores."""
+    from wfimagevae.generate.generated_files import describe_model
+    from wfimagevae.model.weight_files import weights_fingerprint
+
+    return {
+        "model": describe_model(generator),
+        "sampling": [generator.describe(run.sampling) for run in runs],
+        "prompts": runs[0].prompts,
+        "images_per_prompt": runs[0].per_prompt,
+        "kept": runs[0].kept,
+        "batch_size": options.batch_size,
+        "output_format": options.output_format,
+        "device": generator.device.type,
+        "clip": clip and {"model": clip.name, "weights": weights_fingerprint(clip.network)},
+    }
+
+
+def _save_sheets(folder: Path, runs: list) -> None:
+    """A sheet of the images of each setting, and of several one of the best images of each."""
+    from wfimagevae.eval.prompt_images import save_sheets
+
+    prompts, best = runs[0].prompts, {}
+    for run in runs:
+        files = [run.files(n) for n in range(len(prompts))]
+        ranks = zip(*files, strict=True)
+        columns = {f"rank {rank}": column for rank, column in enumerate(ranks, 1)}
+        save_sheets(run.folder / "contact_sheet.png", prompts, columns)
+        best[run.folder.name] = columns["rank 1"]
+    if len(runs) > 1:
+        save_sheets(folder / "contact_sheet.png", prompts, best)
+
+
+def _table(results: list[dict]) -> str:
+    from wfimagevae.eval.report import format_value, markdown_table
+
+    names = [name for name in results[0] if isinstance(results[0][name], float)]
+    rows = [
+        [
+            *(str(row["sampling"][name]) for name in ("sampler", "steps")),
+            f"{row['sampling']['guidance']['scale']:g}",
+            *(format_value(name, row[name]) for name in names),
+        ]
+        for row in results
+    ]
+    return markdown_table(["sampler", "steps", "guidance", *names], rows)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))
