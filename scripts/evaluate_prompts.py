@@ -8,7 +8,6 @@ torchrun --nproc_per_node 8 scripts/evaluate_prompts.py ... --resume
 """
 
 import contextlib
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -95,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import barrier, gather_objects, world
     from wfimagevae.eval.evaluator import SetEvaluator
-    from wfimagevae.eval.prompt_images import MANIFEST, METADATA, begin
-    from wfimagevae.eval.report import remarks
+    from wfimagevae.eval.prompt_images import MANIFEST, METADATA, begin, save_sheets
+    from wfimagevae.eval.report import sets_table
     from wfimagevae.eval.sample_sets import FolderImages, open_reference
     from wfimagevae.files import sole_writer, write_json
     from wfimagevae.generate.generator_files import load_generator
@@ -126,20 +125,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         # Draw and score what is not done, then measure all.
         drawn = sum(gather_objects(sum(run.draw(generator, clip, here) for run in runs)))
-        results, notes = [], {}
+        results, count = [], len(prompts) * runs[0].kept
         for run in runs:
-            figures = run.finish() if here.is_main else {}
+            scores = run.finish() if here.is_main else {}
             barrier()
+            values, notes, protocol = {}, {}, {"generated_count": count}
             if evaluator:
-                values, more, protocol = evaluator.measure(FolderImages(run.folder / MANIFEST))
-                figures, notes = figures | values | {"protocol": protocol}, notes | more
-            results.append({"sampling": generator.describe(run.sampling)} | figures)
+                values, notes, protocol = evaluator.measure(FolderImages(run.folder / MANIFEST))
+            how = {"sampling": generator.describe(run.sampling), "notes": notes}
+            results.append({**scores, **values, **how, "protocol": protocol})
         unavailable = evaluator.unavailable if evaluator else {}
         if here.is_main:
-            _save_sheets(folder, runs)
-            content = {"plan": plan, "results": results, "notes": notes, "unavailable": unavailable}
+            save_sheets(folder, runs)
+            content = {"plan": plan, "results": results, "unavailable": unavailable}
             write_json(folder / METADATA, content)
-            print("\n".join([_table(results), *remarks(notes, unavailable)]))
+            print(sets_table(results, unavailable))
             print(f"{folder}: {len(prompts) * len(runs)} prompts, {drawn} of them drawn now")
         barrier()  # a process that leaves with a status makes torchrun stop the others
     return METRIC_UNAVAILABLE if unavailable else 0
@@ -189,17 +189,15 @@ def _runs(options: PromptEvaluationOptions, generator, prompts: list[str]) -> li
     if options.use_clip_rerank:
         per_prompt, kept = options.clip_candidates, options.clip_top_k
     numbers = per_prompt, kept, options.batch_size, options.output_format
-    folder, runs = Path(options.output_dir), {}
-    for sampling in map(generator.resolve, options.combinations()):
-        name = f"{sampling.sampler}-{sampling.steps}-w{sampling.guidance_scale:g}"
-        if name in runs:
-            raise ValueError(f"{name} is asked for twice: give each --sampler and --steps once")
-        runs[name] = PromptImages(folder / name, prompts, sampling, *numbers)
-    return (
-        [dataclasses.replace(run, folder=folder) for run in runs.values()]
-        if len(runs) == 1
-        else list(runs.values())
-    )
+    samplings = [generator.resolve(row) for row in options.combinations()]
+    names = [f"{s.sampler}-{s.steps}-w{s.guidance_scale:g}" for s in samplings]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"{twice[0]} is asked for twice: give each --sampler and --steps once")
+    folder, is_alone = Path(options.output_dir), len(names) == 1
+    return [
+        PromptImages(folder if is_alone else folder / name, name, prompts, sampling, *numbers)
+        for name, sampling in zip(names, samplings, strict=True)
+    ]
 
 
 def _plan(options: PromptEvaluationOptions, generator, clip, runs: list) -> dict:
@@ -218,36 +216,6 @@ def _plan(options: PromptEvaluationOptions, generator, clip, runs: list) -> dict
         "device": generator.device.type,
         "clip": clip and {"model": clip.name, "weights": weights_fingerprint(clip.network)},
     }
-
-
-def _save_sheets(folder: Path, runs: list) -> None:
-    """A sheet of the images of each setting, and of several one of the best images of each."""
-    from wfimagevae.eval.prompt_images import save_sheets
-
-    prompts, best = runs[0].prompts, {}
-    for run in runs:
-        files = [run.files(n) for n in range(len(prompts))]
-        ranks = zip(*files, strict=True)
-        columns = {f"rank {rank}": column for rank, column in enumerate(ranks, 1)}
-        save_sheets(run.folder / "contact_sheet.png", prompts, columns)
-        best[run.folder.name] = columns["rank 1"]
-    if len(runs) > 1:
-        save_sheets(folder / "contact_sheet.png", prompts, best)
-
-
-def _table(results: list[dict]) -> str:
-    from wfimagevae.eval.report import format_value, markdown_table
-
-    names = [name for name in results[0] if isinstance(results[0][name], float)]
-    rows = [
-        [
-            *(str(row["sampling"][name]) for name in ("sampler", "steps")),
-            f"{row['sampling']['guidance']['scale']:g}",
-            *(format_value(name, row[name]) for name in names),
-        ]
-        for row in results
-    ]
-    return markdown_table(["sampler", "steps", "guidance", *names], rows)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ class PromptImages:
     """
 
     folder: Path
+    name: str
     prompts: Sequence[str]
     sampling: SamplingOptions
     per_prompt: int
@@ -65,7 +66,7 @@ class PromptImages:
         size = max(self.batch_size // self.per_prompt, 1)  # prompts that are drawn together
         rounds = [numbers[i : i + size] for i in range(0, len(numbers), size)]
         mine = rounds[world.rank :: world.size]
-        for prompts in tqdm(mine, unit="batch", desc=self.folder.name, disable=not world.is_main):
+        for prompts in tqdm(mine, unit="batch", desc=self.name, disable=not world.is_main):
             if waiting := [n for n in prompts if not self.is_done(n)]:
                 for number, scores, pixels in self._round(generator, clip, prompts):
                     if number in waiting:
@@ -148,17 +149,28 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> None:
         )
 
 
-def save_sheets(path: Path, prompts: Sequence[str], columns: Mapping[str, Sequence[Path]]) -> None:
-    """Contact sheets with a row a prompt, of which each column has an image; as many as it takes.
+def save_sheets(folder: Path, runs: Sequence[PromptImages]) -> None:
+    """Contact sheets of each run, and of several one of the best images of each, for comparison.
 
-    If they are several, each has its number behind the name.
+    A row is a prompt. What is too long for a sheet is continued on others, with numbers.
     """
+    for run in runs:
+        ranks = zip(*map(run.files, range(len(run.prompts))), strict=True)
+        columns = {f"rank {rank}": files for rank, files in enumerate(ranks, 1)}
+        _save_sheets(run.folder, run.prompts, columns)
+    if len(runs) > 1:
+        best = {run.name: [run.files(n)[0] for n in range(len(run.prompts))] for run in runs}
+        _save_sheets(folder, runs[0].prompts, best)
+
+
+def _save_sheets(
+    folder: Path, prompts: Sequence[str], columns: Mapping[str, Sequence[Path]]
+) -> None:
     count = max(MAX_IN_GRID // len(columns), 1)
     pages = [range(i, min(i + count, len(prompts))) for i in range(0, len(prompts), count)]
     for number, page in enumerate(pages, 1):
         files = [column[n] for n in page for column in columns.values()]
         pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
         images = from_uint8(torch.from_numpy(pixels).permute(0, 3, 1, 2))
-        titles = [prompts[n] for n in page]
-        target = path.with_stem(f"{path.stem}_{number:03d}") if len(pages) > 1 else path
-        save_png(target, sample_grid(images, len(columns), titles, list(columns)))
+        sheet = sample_grid(images, len(columns), [prompts[n] for n in page], list(columns))
+        save_png(folder / f"contact_sheet{f'_{number:03d}' * (len(pages) > 1)}.png", sheet)

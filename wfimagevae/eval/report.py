@@ -30,6 +30,7 @@ from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
 _MEMORY = "peak memory (MiB)"
 _SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance", "clip_score")
+_SET_COLUMNS += ("clip_score_best",)
 
 
 def describe_protocol(
@@ -138,9 +139,10 @@ def sets_table(results: Sequence[Mapping], unavailable: Mapping[str, str]) -> st
         sampling = result["sampling"]
         row = [f"{result['protocol']['generated_count']} samples"]
         if "sampler" in sampling:
-            header = ["sampler", "steps", "NFE", "guidance"]
-            scale, nfe = sampling["guidance"]["scale"], sampling["nfe"]
-            row = [sampling["sampler"], str(sampling["steps"]), f"{nfe:g}", f"{scale:g}"]
+            cells = {"sampler": sampling["sampler"], "steps": str(sampling["steps"])}
+            cells |= {"NFE": f"{sampling['nfe']:g}"} if "nfe" in sampling else {}
+            cells |= {"guidance": f"{sampling['guidance']['scale']:g}"}
+            header, row = [*cells], [*cells.values()]
         for name in columns:
             figure = format_value(name, result.get(name))
             if name == "kid" and name in result:
