@@ -24,7 +24,7 @@ case "$*" in *--list_flags*|-c*) exec {python} "$@";; esac
 printf '%s\\n' "$@"
 """
 
-RECIPES = ("train_wfimagevae.sh", "examples/train_flow.sh")
+RECIPES = ("train_wfimagevae.sh", "examples/train_flow.sh", "examples/train_glide.sh")
 RECIPE = {"TRAIN_IMAGE_DIR": "a b", "EVAL_IMAGE_DIR": "held", "NPROC": "1"}
 
 

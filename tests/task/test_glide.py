@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scripts.generate import main as generate
+from scripts.save_hf_model import main as export
 from tests.model.text.vocabulary import write_vocabulary
 from tests.task.training import Trainings, differences, largest_difference, load, refused, rows
 from wfimagevae.generate.generator_files import load_generator
@@ -123,6 +124,23 @@ def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path):
     with refused("--inpaint_mask no.png: No such file"):
         fill = ["--task", "inpaint", "--inpaint_image", str(picture), "--inpaint_mask", "no.png"]
         generate([*words, *fill, "--output_dir", str(out)])
+
+
+def test_exports_of_both_stages_draw_the_same(place, tmp_path):
+    base = place.train("base", 2)
+    up = {"model_name": "GLIDE-upsample", "model_config": place.folder / "up.json"}
+    upsampler = place.train("up", 2, **up)
+    exports = [str(tmp_path / "hf_base"), str(tmp_path / "hf_up")]
+    for run, folder in zip((base, upsampler), exports, strict=True):
+        export(["--from_pretrained", str(run), "--save_dir", folder])
+    for name, (first, second) in {"own": (base, upsampler), "hf": exports}.items():
+        words = ["--from_pretrained", str(first), "--upsampler", str(second), "--steps", "2"]
+        words += ["--upsampler_steps", "3", "--prompt", "a blue star"]
+        generate([*words, "--output_dir", str(tmp_path / name)])
+    pictures = [tmp_path / name / "a-blue-star.png" for name in ("own", "hf")]
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    card = (tmp_path / "hf_base" / "README.md").read_text()
+    assert "A diffusion model that generates pixels of 3 x 16 x 16" in card
 
 
 def test_a_checkpoint_says_all_that_generating_needs(place):

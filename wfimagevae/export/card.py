@@ -138,7 +138,11 @@ def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str
     shape = " x ".join(map(str, model.sample_shape))
     average = ", average velocities (one step)" if model.has_average_velocity else ""
     task = "text-to-image" if model.takes_text else "unconditional-image-generation"
-    tags = dict.fromkeys(("flow-matching", facts["objective"].replace("_", "-"), "wfimagevae"))
+    what, time = "A flow", "Time 0 is noise, 1 is data"
+    if generator.diffusion:
+        what, time = "A diffusion model", "Of its discrete times 0 is nearest to data"
+    tags = [] if generator.diffusion else ["flow-matching"]
+    tags = dict.fromkeys([*tags, facts["objective"].replace("_", "-"), "wfimagevae"])
     prompts, encoder = "", facts.get("text")
     if encoder and encoder["kind"] == "bytes":
         prompts = f"\nPrompts: up to {encoder['length']} bytes, which the model itself reads.\n"
@@ -151,9 +155,9 @@ def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str
             f'from where `from_pretrained(..., text_encoder="{kind}:PATH")` says. Its weights have '
             f"the fingerprint {encoder['fingerprint'][:12]}.\n"
         )
-    about = f"""A flow that generates {facts["space"]}s of {shape}{average}: \
+    about = f"""{what} that generates {facts["space"]}s of {shape}{average}: \
 {type(model).__name__}, {count_parameters(model):,} parameters, \
-{model.num_classes or "no"} classes. Time 0 is noise, 1 is data.
+{model.num_classes or "no"} classes. {time}.
 {prompts}"""
     # What it draws, and how strongly.
     subject = (
@@ -161,6 +165,13 @@ def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str
     )
     guided = subject and facts.get("cfg_dropout_prob") != 0
     scale = "guidance_scale=2, " if guided and not model.has_average_velocity else ""
+    if model.needs:
+        code = f"""from diffusers import AutoModel
+
+model = AutoModel.from_pretrained("{place}", trust_remote_code=True)
+# noise = model(x, t, {{"ids": ..., "mask": ..., {", ".join(f'"{n}": ...' for n in model.needs)}}})
+"""
+        return task, tags, about, code
     code = f"""from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)

@@ -73,7 +73,8 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     objective = NoisePrediction(network, *parts)
     if options.compile:
         objective.compile(options.compile_mode)
-    macs, num_parameters = sample_macs(network), count_parameters(network)
+    inputs, num_parameters = network.example_inputs(device), count_parameters(network)
+    macs = count_macs(lambda: network(*inputs))
     if options.fsdp:
         shard(network, network.blocks_to_shard(), device)
     # The one player, what it learns from, and who judges it.
@@ -285,14 +286,3 @@ def random_masks(batch: dict, seed: int) -> Tensor:
         sides.append((places > low) & (places < high))  # (B, side)
     hole = sides[0][:, None, :, None] & sides[1][:, None, None, :]
     return (~hole).float().to(device)
-
-
-def sample_macs(network: Glide) -> int:
-    """Multiply-accumulates of a forward pass for one sample."""
-    device, shape = next(network.parameters()).device, network.sample_shape
-    x, t = torch.empty(1, *shape, device=device), torch.empty(1, device=device)
-    condition = network.null_condition(1, device)
-    for part in network.needs:
-        channels = 1 if part == "inpaint_mask" else shape[0]
-        condition[part] = torch.empty(1, channels, *shape[1:], device=device)
-    return count_macs(lambda: network(x, t, condition))

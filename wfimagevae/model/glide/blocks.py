@@ -64,13 +64,13 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         norm, swish, conv = self.in_layers
-        h = conv(self._resized(swish(norm(x))))
+        h = conv(self._rescaled(swish(norm(x))))
         scale, shift = self.emb_layers(c)[..., None, None].chunk(2, dim=1)
         norm, swish, dropout, conv = self.out_layers
         h = swish(torch.addcmul(shift, norm(h), 1 + scale))
-        return self.skip_connection(self._resized(x)) + conv(dropout(h))
+        return self.skip_connection(self._rescaled(x)) + conv(dropout(h))
 
-    def _resized(self, x: Tensor) -> Tensor:
+    def _rescaled(self, x: Tensor) -> Tensor:
         if self.factor == 1:
             return x
         if self.factor < 1:

@@ -38,8 +38,10 @@ _PUBLIC_NAMES = {
     (10, False): "GLIDE-upsample-inpaint",
     (4, True): "GLIDE-latent",
 }
-_TEXT_PARTS = {"transformer", "transformer_proj", "final_ln"}
-_TEXT_PARTS |= {"token_embedding", "positional_embedding", "padding_embedding"}
+_TEXT_PARTS = {
+    *("transformer", "transformer_proj", "final_ln"),
+    *("token_embedding", "positional_embedding", "padding_embedding"),
+}
 
 
 @ModelRegistry.register("Glide")
@@ -165,6 +167,14 @@ class Glide(VelocityModel):
         if self.config.clip_width:
             null["clip"] = torch.zeros(batch_size, self.config.clip_width, device=device)
         return null
+
+    def example_inputs(self, device: torch.device | str) -> tuple[Tensor, Tensor, Condition]:
+        """State, time and whole condition of one sample without a text."""
+        shape, condition = self.sample_shape, self.null_condition(1, device)
+        for part in self.needs:
+            channels = 1 if part == "inpaint_mask" else shape[0]
+            condition[part] = torch.zeros(1, channels, *shape[1:], device=device)
+        return torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), condition
 
     def encode_text(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """The condition with ``pooled`` (B, 4 base_channels) and ``tokens`` (B, L, text_width).
