@@ -22,6 +22,7 @@ EXTRAS = {
     "video": ["imageio-ffmpeg>=0.4"],
     "app": ["gradio>=6.30"],
     "clip": ["open-clip-torch>=3.3"],
+    "legacy": ["av>=14.2"],
 }
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 EXTRAS["dev"] = [
@@ -33,6 +34,7 @@ EXTRAS["dev"] = [
     *EXTRAS["tensorboard"],
     *EXTRAS["app"],
     *EXTRAS["clip"],
+    *EXTRAS["legacy"],
     "pre-commit>=3.7",
     "pytest>=8.0",
     "pytest-timeout>=2.3",

@@ -122,6 +122,15 @@ def test_nobody_imports_the_archive_the_tests_or_another_script(path):
     assert not roots & {"legacy", "tests", "scripts", *SCRIPTS}
 
 
+def test_the_archived_models_stand_alone_and_are_short():
+    files = sorted((ROOT / "legacy" / "wfvae_video").glob("*.py"))
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 900
+    for path in files:
+        roots = {name.split(".")[0] for name in imported_modules(parse(path))}
+        assert not roots & {"wfimagevae", "tests", "scripts"}, relative(path)
+        assert ast.get_docstring(parse(path)), f"{relative(path)} does not say what it is"
+
+
 @pytest.mark.parametrize("path", SHIPPED, ids=relative)
 def test_heavy_and_optional_packages_are_imported_where_they_are_used(path):
     for node in parse(path).body:
