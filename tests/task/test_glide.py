@@ -4,12 +4,17 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 from scripts.generate import main as generate
 from scripts.save_hf_model import main as export
+from tests.images import TINY_MODEL
+from tests.model.text.tiny_encoders import write_clip
 from tests.model.text.vocabulary import write_vocabulary
 from tests.task.training import Trainings, differences, largest_difference, load, refused, rows
 from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.subjects import Subject
+from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.model.glide.glide import part_of
 from wfimagevae.task.glide import random_masks, small_images
 from wfimagevae.task.glide_options import GlideOptions
@@ -141,6 +146,36 @@ def test_exports_of_both_stages_draw_the_same(place, tmp_path):
     assert pictures[0].read_bytes() == pictures[1].read_bytes()
     card = (tmp_path / "hf_base" / "README.md").read_text()
     assert "A diffusion model that generates pixels of 3 x 16 x 16" in card
+
+
+def test_latents_are_learned_with_clips_embedding_from_weights_of_pixels(place, tmp_path):
+    """A run of pixels gives the first weights; the checkpoint alone draws."""
+    pixels, clip = place.train("pixels", 2), write_clip(tmp_path)
+    vae = WFVAE2ImageModel.from_config(TINY_MODEL, shift=[0.0] * 4, scale=[1.0] * 4)
+    vae.save_pretrained(tmp_path / "vae")
+    config = json.loads((place.folder / "base.json").read_text())
+    config |= {"input_size": 4, "in_channels": 4, "attention_resolutions": [2], "clip_width": 8}
+    (tmp_path / "latent.json").write_text(json.dumps(config))
+    options = {"model_name": "GLIDE-latent", "model_config": tmp_path / "latent.json"}
+    options |= {"vae": f"WFVAE2Image:{tmp_path / 'vae'}", "clip_model": clip}
+    start = {"pretrained_model_name_or_path": f"pixel-transfer:{pixels}"}
+    run = place.train("latent", 2, eval_steps=2, eval_clip_model=clip, **options, **start)
+    (row,) = rows(run / "validation.jsonl")
+    assert -1 <= row["val_ema/clip_score"] <= 1
+    (tmp_path / "wide.json").write_text(json.dumps(config | {"clip_width": 12}))
+    with refused("gives 8 numbers, the network reads 12"):
+        place.train("wide", 1, **options | {"model_config": tmp_path / "wide.json"})
+    with refused("has 301 tokens, the network knows 302"):
+        (tmp_path / "more.json").write_text(json.dumps(config | {"vocab_size": 302}))
+        place.train("more", 1, **options | {"model_config": tmp_path / "more.json"})
+    generator = load_generator(str(run), CPU)
+    condition = generator.condition([Subject(0, None, "a red circle"), Subject(1, None, "")])
+    assert condition["clip"][0].any() and not condition["clip"][1].any()
+    words = ["--from_pretrained", str(run), "--steps", "2", "--prompt", "a red circle"]
+    generate([*words, "--output_dir", str(tmp_path / "out")])
+    assert Image.open(tmp_path / "out" / "a-red-circle.png").size == (32, 32)
+    with refused("reads CLIP's embeddings"):
+        export(["--from_pretrained", str(run), "--save_dir", str(tmp_path / "hf")])
 
 
 def test_a_checkpoint_says_all_that_generating_needs(place):

@@ -213,6 +213,8 @@ def export_flow(
     samples, it is a ValueError. Of a model that does not draw by itself, an upsampler, the network
     alone is written.
     """
+    if "clip" in generator.facts.get("text", {}):
+        raise ValueError("a model that reads CLIP's embeddings draws by generate.py: no export")
     if generator.model.needs:
         _export_stage(generator, folder)
         write_card(folder, options, training, generator)

@@ -10,6 +10,7 @@ from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, raw_
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
 from wfimagevae.generate.two_stages import TwoStageGenerator
+from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import find_weights, read_facts, weights_fingerprint
@@ -72,6 +73,8 @@ def load_generator(
     if model.takes_text:
         try:
             encoder = open_text_encoder(text, device)
+            if text.get("clip"):
+                encoder = TokensAndClip(encoder, text["clip"], device)
         except ValueError as error:
             reason = str(error).removeprefix("--text_encoder ")  # a flag that may not be there
             raise ValueError(

@@ -17,7 +17,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from wfimagevae.files import read_torch_file
 from wfimagevae.model.losses.lpips_network import MissingWeights
-from wfimagevae.model.text import load_frozen
+from wfimagevae.model.text import TextEncoder, load_frozen
 from wfimagevae.model.weight_files import hub_answers
 
 _KIND = "clip:"  # before the folder or hub name of a model of transformers, as of text encoders
@@ -129,6 +129,26 @@ class OpenClip(Clip):
         tokens = self._tokenizer(list(texts))  # (B, L), zeros behind the end
         self._warn_of_cut((tokens[:, -1] != 0).tolist(), texts, tokens.shape[1])
         return self.network.encode_text(tokens.to(self.device))
+
+
+class TokensAndClip(TextEncoder):
+    """Tokens of a text, and ``clip`` (B, D), CLIP's embedding of it, zeros of an empty one."""
+
+    def __init__(self, tokens: TextEncoder, spec: str, device: torch.device):
+        super().__init__(tokens.facts | {"clip": spec}, **tokens.config_keys)
+        self.tokens, self.clip = tokens, load_clip(spec)
+        self.clip.network.to(device)
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        return self.tokens.lengths(prompts)
+
+    @torch.no_grad()
+    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+        parts = self.tokens(prompts)
+        is_text = parts["mask"].any(1, keepdim=True)
+        with torch.autocast(is_text.device.type, enabled=False):
+            embedded = self.clip.embed_texts(prompts).float()
+        return parts | {"clip": embedded.to(is_text.device) * is_text}
 
 
 def load_clip(spec: str) -> Clip:

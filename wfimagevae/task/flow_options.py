@@ -85,6 +85,12 @@ class FlowValidationOptions(Options):
     sample_prompts: ListOf[Prompt] | None = option(
         None, "what the picture shows, a row each (default: captions of held-out data)", "TEXT"
     )
+    eval_clip_model: str | None = option(
+        None,
+        "score how well it shows them (clip_score): a CLIP network, as --clip_model of "
+        "scripts/evaluate_prompts.py takes it",
+        "NAME",
+    )
 
 
 class FlowOptions(

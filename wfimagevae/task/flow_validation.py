@@ -19,13 +19,16 @@ from wfimagevae.engine.distributed import (
 )
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
+from wfimagevae.eval.clip_score import clip_scores
 from wfimagevae.eval.evaluator import gather_rows
 from wfimagevae.eval.set_metrics import energy_distance
 from wfimagevae.generate.generated_files import SamplePicture
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
+from wfimagevae.model.clip import load_clip
 from wfimagevae.objective.flow_matching import FlowMatching
+from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.task.flow_options import FlowOptions
 
 _EVALUATIONS = {n: sampler.evaluations for n, sampler in (SAMPLERS | GAUSSIAN_SAMPLERS).items()}
@@ -85,6 +88,9 @@ class FlowValidator:
             labels = dict(zip(captions, labels, strict=True))
             labels.pop("", None)
             self.subjects = [Subject(0, label, text) for text, label in labels.items()][:count]
+        self.clip = load_clip(options.eval_clip_model) if options.eval_clip_model else None
+        if self.clip and not self.subjects:
+            raise ValueError("--eval_clip_model scores pictures of texts, and this flow takes none")
         # Shares of equal length: a sharded network is called by all processes or none.
         share = -(-num_samples // world.size)
         mine = range(world.rank, share * world.size, world.size)
@@ -131,6 +137,8 @@ class FlowValidator:
                 values["energy_distance_one_step"] = self._distance(one, held_out, conditions)
                 self._draw(one, step, "one-step")
             self._draw(sampling, step, sampling.sampler)
+            if self.clip:
+                values["clip_score"] = self._clip_score()
         return {f"{prefix}/{name}": value for name, value in values.items()}, self.pictures
 
     def _distance(
@@ -164,13 +172,24 @@ class FlowValidator:
         if not self.options.eval_num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
-        picture = self.picture(sampling, self._steps(sampling, "sample picture, step"))
+        self.drawn = picture = self.picture(sampling, self._steps(sampling, "sample picture, step"))
         if not self.world.is_main:
             return
         path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
             self.pictures[f"samples/{name}"] = path
+
+    def _clip_score(self) -> float:
+        """Mean CLIP score of the last picture's samples, one process's figure for all."""
+        drawn, score = self.drawn, 0.0
+        if self.world.is_main:
+            prompts = [row.prompt for row in drawn.rows for _ in range(drawn.columns)]
+            self.clip.network.to(self.world.device)
+            pixels, batch_size = to_uint8(drawn.content), self.options.eval_batch_size
+            score = clip_scores(self.clip, pixels, prompts, batch_size).mean().item()
+            self.clip.network.to("cpu")  # the training needs the memory
+        return broadcast_object(score)
 
     def picture(self, sampling: SamplingOptions, progress: Progress | None) -> SamplePicture:
         """Draws the samples of a picture. Collective."""

@@ -25,8 +25,9 @@ from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions, UpsamplerOptions
-from wfimagevae.generate.subjects import read_prompts
+from wfimagevae.generate.subjects import Subject, read_prompts
 from wfimagevae.generate.two_stages import TwoStageGenerator
+from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
 from wfimagevae.model.glide.glide import Glide, part_of, start_from_pixels
 from wfimagevae.model.losses.lpips_network import missing_download
@@ -68,6 +69,21 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
             f"{options.model_name} learns samples of {network.sample_shape}, here are "
             f"{space.shape}: give another --resolution, or GLIDE-latent with --vae"
         )
+    size, known = space.text.config_keys["vocab_size"], network.config.vocab_size
+    if size != known:
+        raise ValueError(
+            f"--text_encoder {options.text_encoder} has {size} tokens, the network knows {known}: "
+            "give the vocabulary that it learned with"
+        )
+    if network.config.clip_width:
+        text = TokensAndClip(space.text, options.clip_model, device)
+        width = text([""])["clip"].shape[1]
+        if width != network.config.clip_width:
+            raise ValueError(
+                f"--clip_model {options.clip_model} gives {width} numbers, the network reads "
+                f"{network.config.clip_width}"
+            )
+        space = replace(space, text=text, facts=space.facts | {"text": text.facts})
     space = replace(space, condition=_conditions(options, network, space))
     parts = space.encode, options, options.seed, space.condition, space.text
     objective = NoisePrediction(network, *parts)
@@ -146,6 +162,18 @@ class HeldOutPicture:
     given: Tensor
     drawn: Tensor
     images: Tensor
+
+    columns = 1
+
+    @property
+    def rows(self) -> list[Subject]:
+        """What was to be drawn."""
+        return [Subject(0, prompt=title) for title in self.titles]
+
+    @property
+    def content(self) -> Tensor:
+        """What was drawn."""
+        return self.drawn.cpu()
 
     def save(self, path: Path) -> None:
         """Writes the picture as a PNG."""
@@ -227,7 +255,7 @@ def _download(name: str) -> dict:
 def with_usual(options: GlideOptions, network: Glide) -> GlideOptions:
     """The options with what is usual for this network in place of what was not given."""
     is_upsampler, is_image = "low_res" in network.needs, options.dataset == "images"
-    size = None if options.vae else network.sample_shape[-1]
+    size = network.sample_shape[-1] * (8 if options.vae else 1)
     usual = {
         "resolution": size,
         "captions": "sidecar" if is_image else "none",
@@ -248,7 +276,7 @@ def _conditions(
     """What the network is told of a batch: its captions, and parts of its images."""
 
     def condition(batch: dict) -> Condition:
-        told = space.condition(batch)
+        told = space.text(batch["caption"])
         if "low_res" in network.needs:
             told["low_res"] = small_images(batch, options)
         if "inpaint_image" in network.needs:

@@ -33,6 +33,11 @@ class GlideModelOptions(FlowModelOptions):
         "PATH",
         basic=True,
     )
+    clip_model: str = option(
+        "ViT-L-14/laion2b_s32b_b82k",
+        "of GLIDE-latent: whose embedding of the text is learned beside its tokens",
+        "NAME",
+    )
     train: Literal["all", "unet", "text", "unet-scratch", "text-scratch"] = option(
         "all",
         "what learns: all, the U-Net alone, or the text transformer alone (with what the U-Net "
