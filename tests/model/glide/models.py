@@ -10,13 +10,13 @@ from wfimagevae.model.registry import ModelRegistry
 
 GLIDE_MODELS = [name for name in ModelRegistry.names() if name.lower().startswith("glide")]
 _TEXT = {"vocab_size": 40, "text_length": 6, "text_width": 32, "text_depth": 2, "text_heads": 2}
-_SMALL = {"base_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "head_width": 16}
-_SMALL |= {"input_size": 16, "attention_resolutions": (8,), **_TEXT}
+SMALL = {"base_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1, "head_width": 16}
+SMALL |= {"input_size": 16, "attention_resolutions": (8,), **_TEXT}
 
 
 def small_glide(name="GLIDE-base", **options):
     """A registered model cut down to test size; its outputs are not zero as at initialisation."""
-    sizes = _SMALL | ({"clip_width": 12} if name == "GLIDE-latent" else {})
+    sizes = SMALL | ({"clip_width": 12} if name == "GLIDE-latent" else {})
     model = ModelRegistry.get_model(name)(**(sizes | options))
     with torch.no_grad():
         for parameter in model.parameters():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
-from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel
+from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel, naming
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict
 
@@ -170,7 +170,8 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
         """The name tells the model's size, the weights' shapes tell the rest."""
         with torch.device("meta"):
             sketch = build_velocity_model(model_name)
-        keys = sketch.options_of_weights(weights, sketch.config)
+        with naming(source):
+            keys = sketch.options_of_weights(weights, sketch.config)
         if "prediction" in sketch.config:
             is_dit = source.name.lower().startswith("dit")
             keys["prediction"] = "epsilon" if is_dit else "velocity"
