@@ -25,6 +25,7 @@ from wfimagevae.generate.options import (
     POINT_SETS,
     FlowComputeOptions,
     GeneratorOptions,
+    UpsamplerOptions,
     check_guidance,
 )
 from wfimagevae.options import OutputFile, option
@@ -34,6 +35,7 @@ class EvaluationOptions(
     ReferenceOptions,
     CaptionOptions,
     GeneratorOptions,
+    UpsamplerOptions,
     SamplingGridOptions,
     GenerationOptions,
     SetMetricOptions,

@@ -25,6 +25,7 @@ from wfimagevae.generate.options import (
     POINT_SETS,
     FlowComputeOptions,
     GeneratorOptions,
+    UpsamplerOptions,
     check_guidance,
 )
 from wfimagevae.options import Count, Options, Prompt, option
@@ -74,6 +75,7 @@ class OutputOptions(Options):
 
 class PromptEvaluationOptions(
     GeneratorOptions,
+    UpsamplerOptions,
     PromptOptions,
     SamplingGridOptions,
     RankOptions,

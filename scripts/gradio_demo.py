@@ -19,10 +19,12 @@ from typing import Any
 
 from wfimagevae.command_line import parse, printable, run_cli
 from wfimagevae.generate.options import (
+    DISCRETE_SAMPLERS,
     SAMPLERS,
     FlowComputeOptions,
     GeneratorOptions,
     SamplingOptions,
+    UpsamplerOptions,
     check_guidance,
 )
 from wfimagevae.options import Count, option
@@ -36,7 +38,7 @@ LOOK = {"format": "png", "object_fit": "contain", "height": "auto", "elem_classe
 Models = Mapping[str, Any]
 
 
-class DemoOptions(GeneratorOptions, FlowComputeOptions):
+class DemoOptions(GeneratorOptions, UpsamplerOptions, FlowComputeOptions):
     """page: models are given here alone"""
 
     from_pretrained: list[str] | None = option(
@@ -81,7 +83,7 @@ def serve(options: DemoOptions) -> None:
     device, generators = resolve_device(options.device), {}
     enable_fast_kernels(device)
     for path in options.from_pretrained or ():
-        source = options.part(GeneratorOptions).changed(from_pretrained=path)
+        source = options.changed(from_pretrained=path)
         generators[path] = load_generator(source, device, options.mixed_precision)
         if generators[path].facts["space"] == "point":
             raise ValueError(f"{path} makes points: see them with scripts/visualize_flow.py")
@@ -246,7 +248,7 @@ def controls(gr: Any, models: Models, keys: Sequence[str], number: int = 0) -> d
     words = {"value": "", "visible": takes_text, "min_width": 400, "max_length": 2000}
     classes = dict.fromkeys(g.class_name(n) for g in those for n in g.class_numbers(None))
     not_given = "none" if takes_text else "all in turn"
-    samplers = [s for s in SAMPLERS if any(can(g, sampler=s) for g in those)]
+    samplers = [s for s in SAMPLERS + DISCRETE_SAMPLERS if any(can(g, sampler=s) for g in those)]
     sides = [max(g.pixel_size(None)) for g in those if g.model.size_multiple]
     whole = {"value": 0, "precision": 0}
     given = whole | {"minimum": 0, "info": f"0: {own}"}

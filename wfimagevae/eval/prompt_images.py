@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from wfimagevae.engine.device import placed
@@ -85,7 +85,8 @@ class PromptImages:
             batches.append(to_uint8(generator.images(x)).cpu())
         pixels = torch.cat(batches)
         if clip:
-            with placed(generator.model, "cpu"), placed(clip.network, generator.device):
+            stages = nn.ModuleList(generator.networks)
+            with placed(stages, "cpu"), placed(clip.network, generator.device):
                 prompts = [subject.prompt for subject in subjects]
                 scores = clip_scores(clip, pixels, prompts, self.batch_size).split(self.per_prompt)
         yield from zip(numbers, scores, pixels.split(self.per_prompt), strict=True)

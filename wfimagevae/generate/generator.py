@@ -75,6 +75,11 @@ class FlowGenerator:
         """The facts that a protocol keeps."""
         return {name: fact for name, fact in self.facts.items() if name != "class_names"}
 
+    @property
+    def networks(self) -> list[nn.Module]:
+        """All that draws."""
+        return [self.model]
+
     def fingerprint(self) -> str:
         """SHA-256 of the network's weights."""
         return weights_fingerprint(self.model)

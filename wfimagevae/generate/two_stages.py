@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from wfimagevae.generate.generator import FlowGenerator, Progress, Size
 from wfimagevae.generate.options import SamplingOptions, UpsamplerOptions
@@ -71,6 +71,10 @@ class TwoStageGenerator(FlowGenerator):
         names = ("upsampler_sampler", "upsampler_steps", "upsampler_temperature")
         second = {name: getattr(self.second, name) for name in names}
         return super().describe(options, size) | {"second_stage": second}
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        return [self.model, self.upsampler.model]
 
     def fingerprint(self) -> str:
         """SHA-256 of what stands for the weights of both."""
