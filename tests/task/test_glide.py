@@ -58,6 +58,18 @@ def test_resuming_equals_never_stopping_bit_for_bit(place, options):
     assert load(whole, 5)["usual_errors"][:, 0].sum() == 20 * options.get("grad_accum_steps", 1)
 
 
+def test_the_average_in_bf16_moves_as_in_float32(place):
+    """Master weights and their average are float32: small updates are not rounded away."""
+    moved = []
+    for precision in ("fp32", "bf16"):
+        options = {"mix_precision": precision, "save_ckpt_step": 1, "lr": 1e-4}
+        run = place.train(precision, 12, ema_decay=0.9, **options)
+        first, last = load(run, 1)["state_dict"]["gen_model"], load(run, 12)["ema_state_dict"]
+        assert {value.dtype for value in last.values()} == {torch.float32}
+        moved.append(sum((last[name] - first[name]).square().sum() for name in first).sqrt())
+    assert (moved[1] / moved[0]).item() == pytest.approx(1, abs=0.01)
+
+
 def test_two_ranks_train_as_one_process(place):
     """Spikes and their running means, too, are those of all samples."""
     options = {"optimizer": "sgd", "lr": 0.1, "clip_grad_norm": 1e3}
@@ -199,6 +211,7 @@ def test_what_goes_wrong_is_said_before_the_first_step(place):
     for words, options in (
         ("learns captions, not classes", {"class_conditional": True}),
         ("no such folder", {"text_encoder": "gpt2:nowhere"}),
+        ("GLIDE reads the tokens of gpt2", {"text_encoder": "bytes"}),
         ("learns samples of .* --resolution", {"resolution": 24}),
         ("this is a FlowTransformer", {"model_name": "FlowDiT-S/4", "model_config": None}),
         ("unknown model 'GLIDE-bas'; did you mean 'GLIDE-base'", {"model_name": "GLIDE-bas"}),

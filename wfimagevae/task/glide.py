@@ -127,7 +127,9 @@ def two_stages(
     if path is None:
         return None
     name = "GLIDE-base" if is_upsampler else "GLIDE-upsample"
-    source = GeneratorOptions(from_pretrained=path, model_name=name)
+    source = GeneratorOptions(
+        from_pretrained=path, model_name=name, text_encoder=options.text_encoder
+    )
     other = load_generator(source, device, options.mix_precision)
     pair = (other, generator) if is_upsampler else (generator, other)
     return TwoStageGenerator(*pair, options.part(UpsamplerOptions))

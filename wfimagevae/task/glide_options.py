@@ -1,6 +1,8 @@
 """All options of GLIDE's fine-tuning. No torch here."""
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import AfterValidator
 
 from wfimagevae.dataset.options import (
     FlowDataOptions,
@@ -46,13 +48,22 @@ class GlideModelOptions(FlowModelOptions):
     )
 
 
+def _check_vocabulary(spec: str) -> str:
+    if spec.partition(":")[0] != "gpt2":
+        raise ValueError(f"GLIDE reads the tokens of gpt2 or gpt2:FOLDER, got {spec}")
+    return spec
+
+
+Vocabulary = Annotated[str, AfterValidator(_check_vocabulary)]
+
+
 class GlideTextOptions(PrefixOptions):
     """text: captions, and the vocabulary that reads them"""
 
     text_length: ClassVar[int | None] = None  # the network's
     text_attention: ClassVar[str | None] = None
 
-    text_encoder: str = option(
+    text_encoder: Vocabulary = option(
         "gpt2",
         "gpt2:FOLDER with encoder.json and vocab.bpe, or vocab.json and merges.txt (or .gz of "
         "them); gpt2: the same from the Hugging Face hub, which is downloaded once",
