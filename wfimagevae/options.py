@@ -189,8 +189,9 @@ class Options(BaseModel):
         for base in cls.__bases__:
             if issubclass(base, Options) and base is not Options:
                 found |= base.groups()
-        fields = [name for name in cls.__annotations__ if name in cls.model_fields]
-        return found | {cls: fields} if fields else found
+        found |= {cls: list(cls.__annotations__)}
+        declared = {kind: [n for n in found[kind] if n in cls.model_fields] for kind in found}
+        return {kind: names for kind, names in declared.items() if names}
 
     @classmethod
     def by_flag(cls) -> dict[str, Any]:

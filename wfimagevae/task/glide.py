@@ -51,8 +51,6 @@ def train(
     options: GlideOptions, folder: Path | None = None, watcher: Watcher | None = None
 ) -> bool:
     """Trains a GLIDE model; arguments, result and errors as `run_training`."""
-    if options.class_conditional:
-        raise ValueError("--class_conditional: GLIDE learns captions, not classes; leave it out")
     with torch.device("meta"):
         options = with_usual(options, _sketch(options))
     return run_training(options, _assemble, folder, watcher)

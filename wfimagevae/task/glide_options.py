@@ -13,9 +13,23 @@ from wfimagevae.dataset.options import (
 from wfimagevae.engine.options import MismatchOptions, ShardingOptions, TrainingOptions
 from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
 from wfimagevae.objective.options import NoisePredictionOptions
-from wfimagevae.options import NonNegative, option
+from wfimagevae.options import Count, NonNegative, option
 from wfimagevae.task import TASKS
 from wfimagevae.task.flow_options import FlowModelOptions, FlowValidationOptions
+
+
+class GlideDataOptions(FlowDataOptions):
+    """data: captioned images"""
+
+    labels: ClassVar[str] = "none"
+    class_conditional: ClassVar[bool] = False
+
+    dataset: Literal["images", "shapes"] = option(
+        "images", "images: files; shapes: coloured shapes drawn here, to try it", basic=True
+    )
+    resolution: Count | None = option(
+        None, "height and width of images (default: the network's)", "PX", basic=True
+    )
 
 
 class GlideModelOptions(FlowModelOptions):
@@ -105,7 +119,7 @@ class GlideValidationOptions(FlowValidationOptions):
 
 class GlideOptions(
     TrainingOptions,
-    FlowDataOptions,
+    GlideDataOptions,
     LoaderOptions,
     StreamOptions,
     GlideTextOptions,
@@ -130,7 +144,6 @@ class GlideOptions(
         "csv_log_steps": 100,
         "live_plot_every_steps": 1000,
         "dataset_num_worker": 4,
-        "class_conditional": False,
         "eval_steps": 500,
         "eval_num_samples": 16,
         "eval_num_images": 16,
