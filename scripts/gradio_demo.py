@@ -65,11 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def serve(options: DemoOptions) -> None:
-    """Loads all models, and serves the page until it is interrupted.
-
-    A model that cannot be read, or draws no images, is a ValueError, a port that is taken an
-    OSError.
-    """
+    """Loads all models, of which a ValueError says what is wrong; shows the page till the end."""
     try:
         import gradio as gr
     except ModuleNotFoundError:
@@ -224,7 +220,8 @@ def reconstruct_tab(gr: Any, models: Models) -> None:
             # The file as it came: we decode it, within our limits.
             photograph.preprocess = lambda payload: payload and payload.path
             button, told = gr.Button("Reconstruct", variant="primary"), gr.Markdown()
-        pictures = [gr.Image(label=title, format="png") for title in titles]
+        look = {"format": "png", "buttons": ["download", "fullscreen"]}  # none that sends it away
+        pictures = [gr.Image(label=title, **look) for title in titles]
     channels = gr.Gallery(label="Latent channels", columns=8, **LOOK)
 
     def run(values: Mapping[str, Any], progress: Callable) -> tuple:
