@@ -45,9 +45,12 @@ class Page:
             stderr=subprocess.STDOUT,
             text=True,
         )
-        lines = iter(self.process.stdout.readline, "")
-        said = next((line for line in lines if "Running on" in line), None)
-        assert said is not None and self.url in said
+        said = []  # until its last words, which come when it has reached itself
+        for line in iter(self.process.stdout.readline, ""):
+            said.append(line)
+            if "To create a public link" in line:
+                break
+        assert self.url in "".join(said[:-1]), said
         self.config = requests.get(f"{self.url}/config").json()
         self.events = {event["api_name"]: event for event in self.config["dependencies"]}
 
