@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wfimagevae.dataset.images.buckets import BucketOrder, BucketRules, assign_buckets
+from wfimagevae.dataset.images.buckets import BucketOrder, assign_buckets
 from wfimagevae.dataset.images.crop_dataset import CropDataset, CropRules
 from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, JoinedImages, open_folder
 from wfimagevae.dataset.images.index import index_images
@@ -80,7 +80,7 @@ def _better_captions(options: StreamOptions) -> BetterCaptions | None:
         if required == "better":
             raise ValueError("--require_caption better: give --better_captions FILE as well")
         return None
-    if not (options.reads_captions or options.skip_words or required != "no"):
+    if not (options.text_encoder or options.skip_words or required != "no"):
         log.info("no captions are read here, so --better_captions changes nothing")
         return None
     least = options.better_captions_min_score
@@ -187,23 +187,12 @@ def _build_part(
         order = ShardOrder(samples.shard, options.seed, options.wds_shuffle_shards)
     crop = options.train_crop, is_train, options.resize_ratio, options.random_hflip
     rules = CropRules(options.resolution, *crop)
-    shown = samples.captions if options.reads_captions else None
+    shown = samples.captions if options.text_encoder else None
     return CropDataset(samples.images, rules, options.seed, order, samples.labels, shown)
 
 
 def _bucket_order(options: StreamOptions, samples: ImageSet, name: str) -> BucketOrder:
-    if options.reduced_min_sizes and options.train_crop == "native":
-        raise ValueError(
-            "--reduced_min_sizes scales images down, --train_crop native never does: use resized "
-            "or center"
-        )
-    rules = BucketRules(
-        options.resolution,
-        options.aspect_buckets,
-        tuple(options.reduced_min_sizes),
-        enlarge=options.train_crop == "center",
-    )
-    buckets = assign_buckets(samples.sizes, rules, name)
+    buckets = assign_buckets(samples.sizes, options, name)
 
     def order_of(members: np.ndarray) -> Order:
         if samples.shard is None:

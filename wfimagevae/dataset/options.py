@@ -56,7 +56,6 @@ class VaeDataOptions(Options):
     captions: ClassVar[str] = "none"
     fixed_prompt_prefix: ClassVar[str] = ""
     text_encoder: ClassVar[str | None] = None
-    reads_captions: ClassVar[bool] = False
 
     image_path: ListOf[str] = option(
         ...,
@@ -89,7 +88,6 @@ class FlowDataOptions(Options):
     """data: what the flow learns to generate"""
 
     use_manifest: ClassVar[bool] = False
-    reads_captions: ClassVar[bool] = True
 
     dataset: Literal[DATASETS] = option(
         "images",

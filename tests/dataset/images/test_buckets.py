@@ -8,13 +8,23 @@ from tests.dataset.shard_files import open_set, png, write_shards
 from tests.refusals import refused
 from wfimagevae.dataset import BucketOrder, CropDataset, CropRules, ShardOrder, TrainLoader
 from wfimagevae.dataset.images import image_sets
-from wfimagevae.dataset.images.buckets import BucketRules, assign_buckets
+from wfimagevae.dataset.images.buckets import assign_buckets, bucket_sizes
 from wfimagevae.dataset.images.image_sets import ImageParts, measured_sizes, open_folder
 from wfimagevae.dataset.images.index import index_images
+from wfimagevae.dataset.options import StreamOptions, VaeDataOptions
 from wfimagevae.dataset.order import ShuffledOrder
 
 # Three shapes near the area of a 32 px square; counts that no batch size divides.
 SHAPES = {(32, 32): 11, (64, 16): 5, (20, 52): 1}
+
+
+class Flags(VaeDataOptions, StreamOptions):
+    """What buckets depend on."""
+
+
+def rules(resolution, multiple=8, reduced=(), crop="center"):
+    buckets = {"aspect_buckets": multiple, "reduced_min_sizes": list(reduced)}
+    return Flags(image_path="x", resolution=resolution, train_crop=crop, **buckets)
 
 
 def make(counts, batch_size, seed=1):
@@ -38,13 +48,11 @@ def folder(tmp_path):
     return folder
 
 
-def bucketed(folder, batch_size=2, resolution=32, crop="center", **rules):
+def bucketed(folder, batch_size=2, crop="center", **flags):
     images = index_images(folder)
-    enlarge = crop == "center"
-    rules = BucketRules(resolution, **({"multiple": 8, "enlarge": enlarge} | rules))
-    buckets = assign_buckets(measured_sizes(images), rules, "test")
+    buckets = assign_buckets(measured_sizes(images), rules(32, crop=crop, **flags), "test")
     order = BucketOrder(buckets, batch_size, 1, lambda m: ShuffledOrder(len(m), 1))
-    return CropDataset(images, CropRules(resolution, crop), 1, order)
+    return CropDataset(images, CropRules(32, crop), 1, order)
 
 
 @pytest.mark.parametrize("counts", [(11, 5, 1), (3, 3), (1, 1, 1, 1), (40, 7, 2, 9), (6,)])
@@ -86,13 +94,13 @@ def test_sizes_are_multiples_at_about_the_area_of_the_square():
     rng = np.random.default_rng(0)
     sizes = rng.integers(200, 2000, (500, 2)).astype(np.int32)
     sizes = sizes[sizes.max(axis=1) <= 3 * sizes.min(axis=1)]
-    buckets = BucketRules(256, multiple=32, enlarge=True).buckets(sizes)
+    buckets = bucket_sizes(sizes, 256, 32)
     assert (buckets % 32 == 0).all()
     exact = sizes[:, ::-1] * (256 / np.sqrt(sizes.astype(float).prod(axis=1)))[:, None]
     assert np.abs(buckets - exact).max() <= 16
     assert (buckets[sizes[:, 0] == sizes[:, 1]] == 256).all()
     assert buckets[0, 0] != buckets[0, 1] or sizes[0, 0] == sizes[0, 1]
-    tall = BucketRules(256, multiple=32).buckets(np.array([[300, 900]]))
+    tall = bucket_sizes(np.array([[300, 900]]), 256, 32)
     assert tall.tolist() == [[448, 160]]  # height, width
 
 
@@ -119,8 +127,10 @@ def test_batches_have_one_size_and_show_whole_images(folder):
 def test_what_does_not_go_together_is_refused(folder):
     loader = TrainLoader(bucketed(folder, 2), 3, num_workers=0)
     refused("several sizes", list, zip(loader, range(20), strict=False))
-    for bad in ((64, ()), (-8, ()), (8, (12,)), (0, (40,))):
-        refused("got", BucketRules, 32, *bad)
+    sizes = np.array([[32, 32]])
+    for bad in ((64, ()), (8, (12,)), (8, (4,)), (0, (40,))):
+        refused("got", assign_buckets, sizes, rules(32, *bad), "test")
+    refused("native never does", assign_buckets, sizes, rules(32, 8, (8,), "native"), "test")
     for path in folder.iterdir():
         path.write_bytes(b"")
     refused("test: none of 17 images is readable", bucketed, folder)
@@ -141,12 +151,11 @@ def test_images_smaller_than_their_bucket_are_left_out_and_counted(folder, caplo
 
 
 def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
-    rules = BucketRules(256, multiple=32, reduced_sizes=(64,))
     long = np.array([[30000, 16], [100, 1000], [9000, 3000]])
-    assert rules.buckets(long).tolist() == [[128, 512], [512, 128], [160, 448]]
-    assert rules.buckets(long, 64).tolist() == [[64, 256], [256, 64], [64, 192]]
+    assert bucket_sizes(long, 256, 32).tolist() == [[128, 512], [512, 128], [160, 448]]
+    assert bucket_sizes(long, 256, 32, 64).tolist() == [[64, 256], [256, 64], [64, 192]]
     for resolution, multiple in ((100, 60), (256, 96), (40, 32)):
-        uneven = BucketRules(resolution, multiple).buckets(long)
+        uneven = bucket_sizes(long, resolution, multiple)
         assert (uneven.max(axis=1) <= 4 * uneven.min(axis=1)).all()
     Image.new("RGB", (400, 40), (9,) * 3).save(tmp_path / "long.png")
     for crop in ("native", "resized", "center"):
@@ -164,12 +173,12 @@ def test_last_image_of_a_bucket_that_cannot_be_read_is_replaced_from_another(fol
 
 
 def test_reduced_sizes_show_each_image_at_each_scale(folder):
-    squares = bucketed(folder, multiple=0, reduced_sizes=(16, 8))
+    squares = bucketed(folder, multiple=0, reduced=(16, 8))
     assert len(squares) == 3 * 17
     shown = Counter((squares._order.size(p), squares._order.index(p)) for p in range(3 * 17 * 2))
     assert set(shown.values()) == {2}
     assert {size for size, _ in shown} == {(32, 32), (16, 16), (8, 8)}
-    shaped = bucketed(folder, reduced_sizes=(16,))
+    shaped = bucketed(folder, reduced=(16,))
     assert (16, 16) in shaped._order.sizes
     assert len(shaped) == 17 + 11  # the short sides of the others are 16 already
 
@@ -180,7 +189,7 @@ def test_buckets_of_shards_read_the_same_shards_at_a_time(tmp_path):
 
     write_shards(tmp_path, [6] * 12, sample)
     found = open_set(str(tmp_path))
-    buckets = assign_buckets(found.sizes, BucketRules(12, 6), "test")
+    buckets = assign_buckets(found.sizes, rules(12, 6, crop="resized"), "test")
     assert [len(members) for members in buckets.values()] == [24, 48]
     order = BucketOrder(buckets, 2, 1, lambda m: ShardOrder(found.shard[m], 1, 3, 12))
     epoch = [order.index(p) for p in range(72)]

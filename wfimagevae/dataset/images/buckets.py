@@ -4,10 +4,10 @@ import itertools
 import logging
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 
+from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.order import Order, recent, shuffled
 
 MAX_RATIO = 4  # long side by short side of a bucket
@@ -15,58 +15,32 @@ _TOLD = 12  # buckets that the log lists
 _log = logging.getLogger("wfimagevae")
 
 
-@dataclass(frozen=True)
-class BucketRules:
-    """Which sizes images are cropped to.
+def bucket_sizes(
+    sizes: np.ndarray, resolution: int, multiple: int = 0, short_side: int | None = None
+) -> np.ndarray:
+    """The size of the bucket of each image, at constant area or scaled to a short side.
 
-    Attributes:
+    Args:
+        sizes: Width and height of the images, (N, 2).
         resolution: Side of the square whose area the samples have, in pixels.
         multiple: Sides are multiples of this many pixels, as near as that gets to an image's own
             shape, or to `MAX_RATIO` for an image that is longer; 0 makes squares only.
-        reduced_sizes: An image is also a sample at each of these short sides, in pixels, that is
-            smaller than the one it has in its bucket.
-        enlarge: Also take images that are smaller than their bucket.
+        short_side: Of the scaled images, in pixels.
+
+    Returns:
+        Height and width, int64 (N, 2).
     """
-
-    resolution: int
-    multiple: int = 0
-    reduced_sizes: tuple[int, ...] = ()
-    enlarge: bool = False
-
-    def __post_init__(self):
-        if self.multiple < 0 or self.multiple > self.resolution:
-            raise ValueError(
-                f"aspect_buckets must be 0 (off) to the resolution, {self.resolution}, "
-                f"got {self.multiple}"
-            )
-        step = self.multiple or 1
-        if bad := [s for s in self.reduced_sizes if s < step or s % step or s > self.resolution]:
-            raise ValueError(
-                f"reduced_min_sizes must be multiples of {step} up to the resolution, "
-                f"{self.resolution}, got {', '.join(map(str, bad))}"
-            )
-
-    def buckets(self, sizes: np.ndarray, short_side: int | None = None) -> np.ndarray:
-        """The bucket of each image, at constant area or scaled to a short side.
-
-        Args:
-            sizes: Width and height of the images, (N, 2).
-            short_side: Of the scaled images, in pixels.
-
-        Returns:
-            Height and width, int64 (N, 2).
-        """
-        if not self.multiple:
-            return np.full(sizes.shape, short_side or self.resolution, np.int64)
-        sizes = _shortened(sizes)
-        if short_side:
-            scale = short_side / sizes.min(axis=1)
-        else:
-            scale = self.resolution / np.sqrt(sizes.astype(np.float64).prod(axis=1))
-        scaled = sizes[:, ::-1] * scale[:, None] / self.multiple
-        # Halves go up (np.round would send them to even numbers).
-        counts = np.maximum(np.floor(scaled + 0.5), 1).astype(np.int64)
-        return _shortened(counts) * self.multiple
+    if not multiple:
+        return np.full(sizes.shape, short_side or resolution, np.int64)
+    sizes = _shortened(sizes)
+    if short_side:
+        scale = short_side / sizes.min(axis=1)
+    else:
+        scale = resolution / np.sqrt(sizes.astype(np.float64).prod(axis=1))
+    scaled = sizes[:, ::-1] * scale[:, None] / multiple
+    # Halves go up (np.round would send them to even numbers).
+    counts = np.maximum(np.floor(scaled + 0.5), 1).astype(np.int64)
+    return _shortened(counts) * multiple
 
 
 def _shortened(sizes: np.ndarray) -> np.ndarray:
@@ -75,13 +49,31 @@ def _shortened(sizes: np.ndarray) -> np.ndarray:
 
 
 def assign_buckets(
-    sizes: np.ndarray, rules: BucketRules, source: str
+    sizes: np.ndarray, options: StreamOptions, source: str
 ) -> dict[tuple[int, int], np.ndarray]:
     """The images of every bucket: (height, width) -> their numbers, increasing.
 
-    ``sizes`` are width and height, int32 (N, 2). Images without a readable header, and those too
-    small for their bucket, are in none; how many, of each, is logged. ValueError if none is in any.
+    ``sizes`` are width and height, int32 (N, 2). An image is also in the bucket of each reduced
+    size that is smaller than its short side in the first one. Those without a readable header, and
+    those too small for their bucket, unless crops enlarge, are in none; how many, of each, is
+    logged. ValueError if none is in any, and for options that do not go together.
     """
+    resolution, multiple = options.resolution, options.aspect_buckets
+    if multiple > resolution:
+        raise ValueError(
+            f"aspect_buckets must be 0 (off) to the resolution, {resolution}, got {multiple}"
+        )
+    reduced, step = options.reduced_min_sizes, multiple or 1
+    if bad := [side for side in reduced if side % step or side > resolution]:
+        raise ValueError(
+            f"reduced_min_sizes must be multiples of {step} up to the resolution, {resolution}, "
+            f"got {', '.join(map(str, bad))}"
+        )
+    if reduced and options.train_crop == "native":
+        raise ValueError(
+            "--reduced_min_sizes scales images down, --train_crop native never does: use resized "
+            "or center"
+        )
     usable = np.flatnonzero(sizes.min(axis=1) > 0)
     if not len(usable):
         raise ValueError(f"{source}: none of {len(sizes)} images is readable: check the image path")
@@ -90,17 +82,17 @@ def assign_buckets(
         _log.warning("%s: %d images are unreadable: left out", source, unreadable)
     # Each image has a target at constant area, and one a reduced size that is smaller.
     sizes = sizes[usable]
-    full_size = rules.buckets(sizes)
+    full_size = bucket_sizes(sizes, resolution, multiple)
     targets = [full_size]
-    for short_side in rules.reduced_sizes:
-        smaller = rules.buckets(sizes, short_side)
+    for short_side in reduced:
+        smaller = bucket_sizes(sizes, resolution, multiple, short_side)
         is_new = smaller.min(axis=1) < full_size.min(axis=1)
         targets.append(np.where(is_new[:, None], smaller, 0))
     # Leave out what would have to be enlarged.
     rows = []  # height, width, number
     for target in targets:
         fits = (target > 0).all(axis=1)
-        if not rules.enlarge:
+        if options.train_crop != "center":
             fits &= (target <= sizes[:, ::-1]).all(axis=1)
         if target is full_size and not fits.all():
             left_out = len(fits) - int(fits.sum())
