@@ -13,6 +13,7 @@ from wfimagevae.dataset.open import build_image_data, open_images
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import build_datasets
 from wfimagevae.task.vae_options import VaeOptions
+from wfimagevae.task.vae_validation import open_held_out
 
 
 @pytest.fixture
@@ -190,11 +191,16 @@ def test_data_travel_to_workers_that_are_not_forked(build, folder):
         assert torch.equal(ours["pixels"], theirs["pixels"])
 
 
-def test_images_to_validate_on_come_from_all_sources_in_order(options, folder, shards):
-    images = open_images(options("vae"), [folder("images", 2, first=7), shards([2, 1])])
-    shown = [(open_rgb(images.file(i)).getpixel((0, 0))[0] - 1) // 3 for i in range(5)]
-    assert shown == [7, 8, 0, 1, 2]
-    assert images.relative(0) == "0/007.png" and images.relative(4) == "1/s-001/00002.png"
+def test_images_to_validate_on_come_from_all_sources_in_order(options, folder, shards, tmp_path):
+    sources = open_images(options("vae"), [folder("images", 2, first=7), shards([2, 1])])
+    files = [source.file(i) for source in sources for i in range(len(source))]
+    assert [(open_rgb(f).getpixel((0, 0))[0] - 1) // 3 for f in files] == [7, 8, 0, 1, 2]
+    assert sources[0].relative(0) == "007.png" and sources[1].relative(2) == "s-001/00002.png"
+    flags = {"eval_image_path": [str(tmp_path / name) for name in ("images", "shards")]}
+    flags |= {"eval_resolution": 8, "eval_crop_size": 8, "eval_subset_size": 3}
+    some = open_held_out(options("vae", **flags))
+    shown = [round((float(sample["image"].mean() + 1) * 127.5 - 1) / 3) for sample in some]
+    assert shown == [7, 8, 1]  # evenly spaced over all
 
 
 # Classes

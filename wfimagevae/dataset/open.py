@@ -9,7 +9,7 @@ import numpy as np
 
 from wfimagevae.dataset.images.buckets import BucketOrder, assign_buckets
 from wfimagevae.dataset.images.crop_dataset import CropDataset, CropRules
-from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, JoinedImages, open_folder
+from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, open_folder
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.mixture import Mixture
@@ -87,16 +87,15 @@ def _better_captions(options: StreamOptions) -> BetterCaptions | None:
     return BetterCaptions(options.better_captions, least, alone=required == "better")
 
 
-def open_images(options: StreamOptions, sources: Sources) -> Images:
-    """The images of folders, manifests and shards, in their own order, to validate on."""
+def open_images(options: StreamOptions, sources: Sources) -> list[Images]:
+    """The images of folders, manifests and shards, to validate on, as one set or several."""
     cache_dir = options.index_cache_dir
-    images = [
+    return [
         open_shards(group, ImageParts(index_cache_dir=cache_dir), options).images
         if is_shards
         else index_images(group[0], cache_dir)
         for group, is_shards in _grouped(sources)
     ]
-    return images[0] if len(images) == 1 else JoinedImages(images)
 
 
 def check_only_images(options: StreamOptions) -> None:

@@ -139,11 +139,7 @@ class FlowDataOptions(Options):
     )
 
 
-def _none_is_none(name: str | None) -> str | None:
-    return None if name == "none" else name
-
-
-TextEncoderName = Annotated[str | None, BeforeValidator(_none_is_none)]
+TextEncoderName = Annotated[str | None, BeforeValidator(lambda n: None if n == "none" else n)]
 
 
 class PrefixOptions(Options):

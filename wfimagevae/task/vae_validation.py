@@ -7,8 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from wfimagevae.dataset import ValidImageDataset, valid_loader
+from wfimagevae.dataset.images.held_out import evenly_spaced
 from wfimagevae.dataset.open import open_images
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, gather_objects
@@ -40,7 +42,7 @@ class VaeValidator:
     def __init__(
         self,
         options: VaeOptions,
-        held_out: ValidImageDataset,
+        held_out: Dataset,
         world: World,
         folder: Path,
         vae: nn.Module,
@@ -121,7 +123,7 @@ class VaeValidator:
         return path
 
 
-def open_held_out(options: VaeOptions) -> ValidImageDataset | None:
+def open_held_out(options: VaeOptions) -> Dataset | None:
     """The images to validate on; None where nothing is validated.
 
     Raises:
@@ -131,12 +133,10 @@ def open_held_out(options: VaeOptions) -> ValidImageDataset | None:
         if options.eval_steps:
             raise ValueError("give --eval_image_path to validate on, or --eval_steps 0")
         return None
-    held_out = ValidImageDataset(
-        open_images(options, options.eval_image_path),
-        options.eval_resolution,
-        options.eval_crop_size,
-        options.eval_subset_size,
-    )
+    sizes = options.eval_resolution, options.eval_crop_size
+    sources = open_images(options, options.eval_image_path)
+    images = ConcatDataset([ValidImageDataset(source, *sizes) for source in sources])
+    held_out = Subset(images, evenly_spaced(len(images), options.eval_subset_size))
     if not options.eval_steps:
         return None
     # Reads images until one is whole, which is the first as a rule.

@@ -46,9 +46,7 @@ class ValidImageDataset(Dataset):
         is_path = isinstance(source, str | Path)
         self.images = index_images(source, cache_dir) if is_path else source
         self.resolution, self.crop_size = resolution, crop_size
-        total = len(self.images)
-        count = min(subset_size, total) or total
-        self._indices = [i * total // count for i in range(count)]
+        self._indices = evenly_spaced(len(self.images), subset_size)
 
     @property
     def paths(self) -> list[str]:
@@ -74,6 +72,12 @@ class ValidImageDataset(Dataset):
             return sample | {"error": str(error)}
         pixels = torch.from_numpy(center_crop(image, self.crop_size))
         return sample | {"image": to_signed_unit(pixels)}
+
+
+def evenly_spaced(total: int, count: int) -> list[int]:
+    """So many of the numbers 0 to total - 1; all of them for 0, or if there are fewer."""
+    count = min(count, total) or total
+    return [i * total // count for i in range(count)]
 
 
 def collate_images(samples: list[dict]) -> dict:

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -54,30 +54,6 @@ class ImageSet:
             record and (lambda i: record(int(rows[i]))),
             None if self.shard is None else self.shard[rows],
         )
-
-
-class JoinedImages:
-    """Several sources of images, one after another."""
-
-    def __init__(self, parts: Sequence[Images]):
-        self._parts = parts
-        self._starts = np.cumsum([0, *(len(part) for part in parts)])
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def _place(self, i: int) -> tuple[int, int]:
-        """The number of the source of image ``i``, and the image's number there."""
-        number = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return number, i - int(self._starts[number])
-
-    def relative(self, i: int) -> str:
-        number, row = self._place(i)
-        return f"{number}/{self._parts[number].relative(row)}"
-
-    def file(self, i: int) -> str | BinaryIO:
-        number, row = self._place(i)
-        return self._parts[number].file(row)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 
@@ -100,17 +100,14 @@ class ExtraTypes:
         return kind in self.texts or kind.rpartition(".")[2] in TEXT_TYPES
 
 
-class _Member(NamedTuple):
-    offset: int = -1
-    size: int = 0
-    pixels: tuple[int, int] = (0, 0)
-    text: bytes = b""
+_Member = tuple[int, int, tuple[int, int], bytes]  # offset, size, width and height, text
+_NONE: _Member = -1, 0, (0, 0), b""
 
 
 @dataclass
 class _Sample:
     key: str
-    members: dict[str, _Member] = field(default_factory=dict)
+    members: dict[str, _Member] = field(default_factory=dict)  # by type
     fault: str = ""
 
 
@@ -154,14 +151,15 @@ def index_tar(path: str, extra: ExtraTypes | None = None, handle: int | None = N
     keys = PackedTexts.pack(os.fsencode(sample.key) for sample in whole)
     columns = {"keys": keys.text, "keys.ends": keys.ends}
     for kind in kinds:
-        members = [sample.members.get(kind, _Member()) for sample in whole]
-        columns[f"offset.{kind}"] = np.array([m.offset for m in members], np.int64)
-        columns[f"size.{kind}"] = np.array([m.size for m in members], np.int64)
+        members = (sample.members.get(kind, _NONE) for sample in whole)
+        offsets, sizes, pixels, texts = zip(*members, strict=True)
+        columns[f"offset.{kind}"] = np.array(offsets, np.int64)
+        columns[f"size.{kind}"] = np.array(sizes, np.int64)
         if extra.is_image(kind):
-            pixels = np.array([m.pixels for m in members], np.int32).reshape(-1, 2)
+            pixels = np.array(pixels, np.int32)
             columns[f"width.{kind}"], columns[f"height.{kind}"] = pixels.T.copy()
         if extra.is_text(kind):
-            texts = PackedTexts.pack(m.text for m in members)
+            texts = PackedTexts.pack(texts)
             columns[f"text.{kind}"], columns[f"ends.{kind}"] = texts.text, texts.ends
     return TarIndex(columns, damage, len(samples) - len(whole), kinds)
 
@@ -192,7 +190,7 @@ def _samples(file: BinaryIO, extra: ExtraTypes, faults: list[str]) -> list[_Samp
                 pixels = image_size(tar.extractfile(member)) if extra.is_image(kind) else (0, 0)
                 is_text = extra.is_text(kind) and member.size <= MOST_TEXT_BYTES
                 text = tar.extractfile(member).read() if is_text else b""
-                samples[-1].members[kind] = _Member(member.offset_data, member.size, pixels, text)
+                samples[-1].members[kind] = member.offset_data, member.size, pixels, text
             end = tar.offset
     except (tarfile.TarError, ValueError, EOFError) as error:
         faults.append(f"no tar file, or damaged: {error}")
