@@ -298,6 +298,19 @@ def test_names_of_any_alphabet_are_fetched(tmp_path, server, fetch):
     assert len(fetch(f"{server.url}/%C3%BCbung%20%D0%B6-000.tar")) == 2
 
 
+def test_written_shards_are_known_before_they_are_fetched_whatever_types_are_asked_for(
+    tmp_path, server, fetch
+):
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(3 * i + 1))
+    written_shards(tmp_path / "images", tmp_path / "served" / "written")
+    for key in ("png;jpg", "jpg;jpeg;png;webp;bmp;tiff"):
+        found = fetch(f"{server.url}/written/shard-000000.tar", image_key=key)
+        assert len(found) == 3 and copies(tmp_path) == []
+    assert len(found.images.content(0)) and len(copies(tmp_path)) == 1
+
+
 @pytest.mark.parametrize("count", [5, 3])
 def test_shard_replaced_under_an_old_record_gives_no_images_with_other_captions(
     tmp_path, server, fetch, count, caplog

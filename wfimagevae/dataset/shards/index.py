@@ -59,10 +59,9 @@ def index_shards(
         return _shard_records(store.read(f"{folder}/{RECORD_NAME}"), folder)
 
     def record(shard: ShardFile) -> dict | None:
-        """What is published about a remote shard, besides the indices of other types."""
+        """What is published about a remote shard; there are no members of other types in it."""
         folder, _, name = shard.source.rpartition("/")
-        can_be = name.endswith(".tar") and extra == ExtraTypes()
-        return records(folder).get(name) if can_be else None
+        return records(folder).get(name) if name.endswith(".tar") else None
 
     # Ask for the version of every shard, and look for its index in the cache.
     with ThreadPoolExecutor(_ASKING) as pool:

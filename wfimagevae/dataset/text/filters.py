@@ -72,8 +72,7 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
             raise ValueError(
                 f"--{name}: no image of {source} has a field {' or '.join(fields)} (in the json of "
                 "its sample, or its line of the manifest); drop the filter"
-                + " (--no_skip_nsfw)"
-                * (name == "skip_nsfw")
+                f"{' (--no_skip_nsfw)' * (name == 'skip_nsfw')}"
             )
         checks[name] = np.array(list(map(keeps, columns[name])), bool)
     if words := read_words(options.skip_words):
