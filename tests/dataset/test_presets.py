@@ -13,6 +13,8 @@ from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import PRESETS, StreamOptions
 from wfimagevae.options import option
 from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import build_datasets
+from wfimagevae.task.glide_options import GlideOptions
 
 
 class Flags(StreamOptions):
@@ -158,6 +160,30 @@ def test_flags_and_files_win_over_a_preset_and_its_values_are_recorded(tmp_path,
     with pytest.raises(SystemExit):
         parse(Flags, ["--dataset_preset", "laoin"])
     assert "invalid choice: 'laoin' (choose from 'laion', " in capsys.readouterr().err
+
+
+def test_glide_zooms_mirrors_nothing_and_refuses_damaged_shards_unless_told(tmp_path):
+    def built(**flags):
+        flags = {"captions": "sidecar", "resolution": 8, "eval_steps": 0} | flags
+        return build_datasets(GlideOptions(data_path=str(tmp_path / "shards"), **flags))[0]
+
+    (path,) = write_shards(tmp_path / "shards", [4])
+    rules = built().rules
+    assert (rules.train_crop, rules.resize_ratio, rules.mirror) == ("resized", 0.8, False)
+    assert built(train_crop="center", random_hflip=True).rules.mirror
+    refused(
+        "--resize_ratio 0.5 is for --train_crop resized",
+        built,
+        train_crop="center",
+        resize_ratio=0.5,
+    )
+    with path.open("r+b") as file:
+        file.truncate(path.stat().st_size // 2)
+    refused("1 of 1 shards are damaged, as warned of above, for example", built)
+    assert len(built(wds_refuse_damaged=False)) < 4
+    shapes = {"dataset": "shapes", "captions": "none"}
+    assert len(built(**shapes)) == 20000  # takes no flags of images, whatever they are as a rule
+    refused("--random_hflip is for --dataset images", built, random_hflip=True, **shapes)
 
 
 def test_presets_are_values_of_flags():

@@ -60,8 +60,9 @@ def build_image_data(
             "lines by --better_captions"
         )
     better = better or _better_captions(options)
-    if options.resize_ratio < 1 and options.train_crop != "resized":
-        raise ValueError(f"--resize_ratio {options.resize_ratio} is for --train_crop resized")
+    ratio, usual = options.resize_ratio, type(options).model_fields["resize_ratio"].default
+    if ratio != usual and options.train_crop != "resized":
+        raise ValueError(f"--resize_ratio {ratio} is for --train_crop resized")
     parts: list[TrainData] = []
     for group, is_shards in groups:
         parts.append(_build_part(options, group, is_shards, names, better, is_train))
@@ -100,8 +101,9 @@ def open_images(options: StreamOptions, sources: Sources) -> list[Images]:
 
 def check_only_images(options: StreamOptions) -> None:
     """Refuses flags of images (ValueError) for other data, which has no use for them."""
-    for name, field in StreamOptions.model_fields.items():
-        if not name.startswith(("wds_", "allow_")) and getattr(options, name) != field.default:
+    for name in StreamOptions.model_fields:
+        usual = type(options).model_fields[name].default
+        if not name.startswith(("wds_", "allow_")) and getattr(options, name) != usual:
             raise ValueError(
                 f"--{name} is for --dataset images, not for --dataset {options.dataset}"
             )

@@ -61,7 +61,7 @@ class CropRules:
             pixels = center_crop(open_rgb(file, short_side=size), size)
         else:
             resized = size if self.train_crop == "resized" else None
-            if self.augment and self.resize_ratio < 1:
+            if resized and self.augment and self.resize_ratio < 1:
                 side = math.sqrt(self.resize_ratio + (1 - self.resize_ratio) * rng.random())
                 resized = math.ceil(height / side), math.ceil(width / side)
             image = open_rgb(file, size, resized, enlarge=False)
