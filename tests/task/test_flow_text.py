@@ -1,15 +1,20 @@
 """Flows that learn from captions: training, validation, resuming, sampling by prompts."""
 
+import json
+
 import pytest
 import torch
 
 from scripts import save_hf_model
 from tests.images import write_images
-from tests.model.text.tiny_encoders import write_encoder
+from tests.model.text.tiny_encoders import write_clip, write_encoder
 from tests.task.training import differences, load, refused
+from wfimagevae.eval.clip_score import clip_scores
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
 from wfimagevae.generate.subjects import Subject
+from wfimagevae.model.clip import load_clip
+from wfimagevae.pictures.pixels import to_uint8
 
 CPU = torch.device("cpu")
 BYTES = {"text_encoder": "bytes", "text_length": 24}
@@ -52,6 +57,24 @@ def test_a_flow_learns_from_captions_resumes_exactly_and_draws_prompts(place, ob
     assert torch.equal(circle, again) and (circle - star).abs().max() > 1e-3
     with pytest.raises(ValueError, match="another text encoder"):
         place.go_on("parts", 5, **options | {"text_length": 32})
+
+
+def test_validation_scores_a_sample_of_each_prompt_of_a_file_by_clip(place, tmp_path):
+    clip, file = write_clip(tmp_path), tmp_path / "prompts.txt"
+    prompts = ["a red circle", "the big square", "small", "on the left", "blue"]
+    file.write_text("\n".join(prompts))
+    options = BYTES | {"no_class_conditional": True, "eval_steps": 2, "no_ema": True}
+    options |= {"prompt_file": file, "eval_clip_model": clip, "eval_batch_size": 2}
+    run = place.train("scored", 2, **options, sampler="euler", sampling_steps=2)
+    (row,) = (json.loads(line) for line in (run / "validation.jsonl").read_text().splitlines())
+    generator = load_generator(str(run), CPU)
+    sampling = EULER.changed(seed=json.loads((run / "options.json").read_text())["seed"])
+    subjects = [Subject(n, None, text) for n, text in enumerate(prompts)]
+    samples = generator.draw(subjects, sampling)
+    pixels = to_uint8(generator.images(samples))
+    expected = clip_scores(load_clip(str(clip)), pixels, prompts, 5)
+    assert row["val/clip_score"] == pytest.approx(expected.mean().item(), abs=1e-3)
+    assert expected.std() > 0.01
 
 
 def test_classes_and_captions_condition_together(assemble):
@@ -163,6 +186,10 @@ def test_a_prefix_stands_before_every_caption(assemble, captioned):
             "is for --dataset images, not for shapes",
         ),
         (BYTES | {"dataset": "moons", "model_name": "MLP"}, "needs captions, which this data"),
+        ({"prompt_file": "x"}, "--prompt_file is for flows that take text"),
+        ({"eval_clip_model": "x"}, "--eval_clip_model is for flows that take text"),
+        (BYTES | {"eval_steps": 1, "prompt_file": "none.txt"}, "--prompt_file none.txt: no such"),
+        (BYTES | {"eval_steps": 1, "eval_clip_model": "ViT-L-15"}, "did you mean ViT-L-1"),
         ({"text_encoder": "byte"}, "names no text encoder"),
         ({"text_encoder": "t5:nowhere"}, "t5:nowhere"),
         (BYTES | {"model_name": "UNet"}, "does not suit this data"),

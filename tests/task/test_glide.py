@@ -117,6 +117,8 @@ def test_validation_draws_prompts_in_one_stage_and_in_two(place):
     other = place.train("other", 1, base_model=base, **few, **prompts, **up)
     for run in (base, upsampler, both, other):
         assert [p.name for p in (run / "val_samples").iterdir()] == ["step-00000001-ddim.png"]
+    with refused("scores what prompts alone draw: give --base_model"):
+        place.train("bad", 1, eval_clip_model="ViT-L-14", **prompts, **up)
     with refused("--base_model .* is that stage itself"):
         place.train("bad", 1, base_model=base, **prompts)
     with refused("is no upsampler"):

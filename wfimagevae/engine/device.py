@@ -1,7 +1,7 @@
 """Which device to run on, and how precisely."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -79,14 +79,16 @@ def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 @contextlib.contextmanager
-def placed(network: torch.nn.Module, device: torch.device | str) -> Iterator[None]:
-    """While it lasts, a network is on this device; then it is back where it was."""
-    before = next(network.parameters()).device
-    network.to(device)
+def placed(networks: Sequence[torch.nn.Module], device: torch.device | str) -> Iterator[None]:
+    """While it lasts, networks are on this device; then each is back where it was."""
+    before = [next(network.parameters()).device for network in networks]
+    for network in networks:
+        network.to(device)
     try:
         yield
     finally:
-        network.to(before)
+        for network, place in zip(networks, before, strict=True):
+            network.to(place)
 
 
 def synchronize(device: torch.device) -> None:

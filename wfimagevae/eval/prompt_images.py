@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from wfimagevae.engine.device import placed
@@ -32,10 +32,11 @@ METADATA, MANIFEST = "metadata.json", "images.jsonl"
 class PromptImages:
     """Images of prompts in one setting of sampling, as files of a folder; by several processes.
 
-    Of each prompt ``per_prompt`` are drawn, ``batch_size`` at a time, and the ``kept`` best by
-    CLIP, or the first without it, are written to ``prompt_000/image_rank_001.png``, ...; and last,
-    with seeds and scores, ``metadata.json``: a prompt that has that is done, and not drawn again.
-    Batches are the same on any number of processes, whatever was done before.
+    ``name`` says which setting. Of each prompt ``per_prompt`` are drawn, ``batch_size`` at a time,
+    and the ``kept`` best by CLIP, or the first without it, are written to
+    ``prompt_000/image_rank_001.png``, ...; and last, with seeds and scores, ``metadata.json``: a
+    prompt that has that is done, and not drawn again. Batches are the same on any number of
+    processes, whatever was done before.
     """
 
     folder: Path
@@ -59,7 +60,7 @@ class PromptImages:
     def draw(self, generator: FlowGenerator, clip: Clip | None, world: World) -> int:
         """Draws this process's share of the prompts that are not done; how many those were.
 
-        While CLIP, which is on the CPU, looks at them on the device, the generator's network waits
+        While CLIP, which is on the CPU, looks at them on the device, the generator's networks wait
         on the CPU. Samples that are not finite are a ValueError.
         """
         drawn, numbers = 0, range(len(self.prompts))
@@ -85,8 +86,7 @@ class PromptImages:
             batches.append(to_uint8(generator.images(x)).cpu())
         pixels = torch.cat(batches)
         if clip:
-            stages = nn.ModuleList(generator.networks)
-            with placed(stages, "cpu"), placed(clip.network, generator.device):
+            with placed(generator.networks, "cpu"), placed([clip.network], generator.device):
                 prompts = [subject.prompt for subject in subjects]
                 scores = clip_scores(clip, pixels, prompts, self.batch_size).split(self.per_prompt)
         yield from zip(numbers, scores, pixels.split(self.per_prompt), strict=True)

@@ -53,11 +53,11 @@ def named_prompts(texts: Iterable[str]) -> list[Prompt]:
     return [Prompt(text, slug(text)) for text in texts]
 
 
-def read_prompts(path: str | Path) -> list[Prompt]:
+def read_prompts(path: str | Path, flag: str = "--prompts_path") -> list[Prompt]:
     """The prompts of a folder, one in each of its .txt files; or of a file, one a line.
 
     Those of a folder have their files' names; of several lines in one, all belong to the prompt.
-    Nothing there, or no text, is a ValueError.
+    Nothing there, or no text, is a ValueError, which names the flag.
     """
     path = Path(path).expanduser()
     if path.is_dir():
@@ -65,17 +65,17 @@ def read_prompts(path: str | Path) -> list[Prompt]:
         prompts = [Prompt(" ".join(read_text(file).split()), file.stem) for file in files]
         if empty := [prompt.stem for prompt in prompts if not prompt.text]:
             raise ValueError(
-                f"--prompts_path {path}: {empty[0]}.txt holds no text; remove it, or draw without "
+                f"{flag} {path}: {empty[0]}.txt holds no text; remove it, or draw without "
                 'a prompt by --prompt ""'
             )
     elif path.is_file():
         lines = [line.strip() for line in read_text(path).splitlines()]
         prompts = named_prompts(line for line in lines if line)
     else:
-        raise ValueError(f"--prompts_path {path}: no such folder or file")
+        raise ValueError(f"{flag} {path}: no such folder or file")
     if not prompts:
         content = ".txt files" if path.is_dir() else "a prompt a line"
-        raise ValueError(f"--prompts_path {path}: no prompts; looked for {content}")
+        raise ValueError(f"{flag} {path}: no prompts; looked for {content}")
     return prompts
 
 

@@ -25,7 +25,8 @@ _HARMLESS = {
     *("save_every_minutes", "keep_last", "resume_from_checkpoint", "csv_log_steps"),
     *("csv_log_path", "disable_csv_log", "disable_live_plot", "live_plot_every_steps", "tracker"),
     *("list_flags", "config"),
-    *("sample_prompts", "sampler", "sampling_steps", "guidance_scale"),
+    *("sample_prompts", "prompt_file", "eval_clip_model"),
+    *("sampler", "sampling_steps", "guidance_scale"),
     *("disable_val_image_dump", "disable_patch_score_vis", "patch_score_vis_max_samples"),
     *("max_bad_updates", "lpips_weights", "find_unused_parameters"),
     "model_config",  # its content is compared

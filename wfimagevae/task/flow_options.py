@@ -85,9 +85,15 @@ class FlowValidationOptions(Options):
     sample_prompts: ListOf[Prompt] | None = option(
         None, "what the picture shows, a row each (default: captions of held-out data)", "TEXT"
     )
+    prompt_file: str | None = option(
+        None,
+        "likewise, of a file with a prompt a line, or a folder of .txt files",
+        "FILE",
+        basic=True,
+    )
     eval_clip_model: str | None = option(
         None,
-        "score how well it shows them (clip_score): a CLIP network, as --clip_model of "
+        "score a sample of each of them (clip_score): a CLIP network, as --clip_model of "
         "scripts/evaluate_prompts.py takes it",
         "NAME",
     )

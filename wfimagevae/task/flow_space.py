@@ -38,7 +38,8 @@ def build_datasets(options: FlowOptions) -> tuple[TrainData, TrainData | None]:
         ValueError: data that is missing, unreadable or of another kind than the flags say.
     """
     # Flags of text that would do nothing.
-    names = ("captions", "fixed_prompt_prefix", "text_length", "text_attention", "sample_prompts")
+    names = ("captions", "fixed_prompt_prefix", "text_length", "text_attention")
+    names += ("sample_prompts", "prompt_file", "eval_clip_model")
     given = [name for name in names if getattr(options, name) not in (None, "", "none")]
     # Captions may decide which images are taken.
     if options.skip_words or options.languages or options.require_caption == "any":

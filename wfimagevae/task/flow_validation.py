@@ -1,6 +1,7 @@
 """Validation of a flow in training: held-out loss, distance of its samples, pictures of them."""
 
 import math
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from wfimagevae.dataset import batch_loader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS, SAMPLERS
-from wfimagevae.engine.device import autocast
+from wfimagevae.engine.device import autocast, placed
 from wfimagevae.engine.distributed import (
     World,
     all_reduce_sum,
@@ -25,7 +26,7 @@ from wfimagevae.eval.set_metrics import energy_distance
 from wfimagevae.generate.generated_files import SamplePicture
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.options import SamplingOptions
-from wfimagevae.generate.subjects import Subject
+from wfimagevae.generate.subjects import Subject, read_prompts
 from wfimagevae.model.clip import load_clip
 from wfimagevae.objective.flow_matching import FlowMatching
 from wfimagevae.pictures.pixels import to_uint8
@@ -47,7 +48,8 @@ class FlowValidator:
         shown: Draws the samples of pictures, if more than the network in training does.
 
     Raises:
-        ValueError: a sampler or guidance that this model cannot follow, or too few samples.
+        ValueError: a sampler or guidance that this model cannot follow, too few samples, or prompts
+            or a CLIP network that are not there.
     """
 
     def __init__(
@@ -79,7 +81,9 @@ class FlowValidator:
             )
         # Pictures show the prompts asked for, or different captions of held-out data, with their
         # classes where the flow has classes; without text there is nothing to choose.
-        self.subjects = [Subject(0, prompt=prompt) for prompt in options.sample_prompts or ()]
+        prompts, file = list(options.sample_prompts or ()), options.prompt_file
+        prompts += [prompt.text for prompt in read_prompts(file, "--prompt_file")] if file else []
+        self.subjects = [Subject(0, prompt=prompt) for prompt in prompts]
         if options.text_encoder and not self.subjects:
             count = max(round(options.eval_num_images**0.5), 1)
             batch = held_out.read_batch(list(range(min(4 * count, len(held_out)))))
@@ -88,9 +92,9 @@ class FlowValidator:
             labels = dict(zip(captions, labels, strict=True))
             labels.pop("", None)
             self.subjects = [Subject(0, label, text) for text, label in labels.items()][:count]
+        if options.eval_clip_model and self.shown.model.needs:
+            raise ValueError("--eval_clip_model scores what prompts alone draw: give --base_model")
         self.clip = load_clip(options.eval_clip_model) if options.eval_clip_model else None
-        if self.clip and not self.subjects:
-            raise ValueError("--eval_clip_model scores pictures of texts, and this flow takes none")
         # Shares of equal length: a sharded network is called by all processes or none.
         share = -(-num_samples // world.size)
         mine = range(world.rank, share * world.size, world.size)
@@ -136,9 +140,9 @@ class FlowValidator:
                 one = sampling.changed(sampler="mean_flow", steps=1)
                 values["energy_distance_one_step"] = self._distance(one, held_out, conditions)
                 self._draw(one, step, "one-step")
-            self._draw(sampling, step, sampling.sampler)
             if self.clip:
-                values["clip_score"] = self._clip_score()
+                values["clip_score"] = self._clip_score(sampling)
+            self._draw(sampling, step, sampling.sampler)
         return {f"{prefix}/{name}": value for name, value in values.items()}, self.pictures
 
     def _distance(
@@ -161,6 +165,23 @@ class FlowValidator:
         self.pulse()
         return broadcast_object(mine)
 
+    def _clip_score(self, sampling: SamplingOptions) -> float:
+        """Mean CLIP score of a sample of each prompt; values that overflowed count as gray."""
+        # Shares of equal length, of which what is drawn for the second time does not count.
+        world, size, count = self.world, self.options.eval_batch_size, len(self.subjects)
+        mine, pixels = range(world.rank, -(-count // world.size) * world.size, world.size), []
+        subjects = [replace(self.subjects[n % count], index=n) for n in mine]
+        for first in range(0, len(subjects), size):
+            progress = self._steps(sampling, f"CLIP samples {first + 1}/{len(subjects)}, step")
+            x = self.shown.draw(subjects[first : first + size], sampling, progress=progress)
+            pixels.append(to_uint8(self.shown.images(x.nan_to_num(0.0, 0.0, 0.0))).cpu())
+        self.pulse()
+        with placed([self.clip.network], world.device):
+            prompts = [subject.prompt for subject in subjects]
+            scores = clip_scores(self.clip, torch.cat(pixels), prompts, size)
+        self.pulse()
+        return gather_rows([scores[[n < count for n in mine]]]).mean().item()
+
     def _steps(self, sampling: SamplingOptions, what: str) -> Progress | None:
         """What a sampler calls after each of its steps, if all processes make as many."""
         if not _EVALUATIONS[sampling.sampler]:
@@ -172,24 +193,13 @@ class FlowValidator:
         if not self.options.eval_num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
-        self.drawn = picture = self.picture(sampling, self._steps(sampling, "sample picture, step"))
+        picture = self.picture(sampling, self._steps(sampling, "sample picture, step"))
         if not self.world.is_main:
             return
         path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with log_write_errors(f"sample picture {path.name}"):
             picture.save(path)
             self.pictures[f"samples/{name}"] = path
-
-    def _clip_score(self) -> float:
-        """Mean CLIP score of the last picture's samples, one process's figure for all."""
-        drawn, score = self.drawn, 0.0
-        if self.world.is_main:
-            prompts = [row.prompt for row in drawn.rows for _ in range(drawn.columns)]
-            self.clip.network.to(self.world.device)
-            pixels, batch_size = to_uint8(drawn.content), self.options.eval_batch_size
-            score = clip_scores(self.clip, pixels, prompts, batch_size).mean().item()
-            self.clip.network.to("cpu")  # the training needs the memory
-        return broadcast_object(score)
 
     def picture(self, sampling: SamplingOptions, progress: Progress | None) -> SamplePicture:
         """Draws the samples of a picture. Collective."""

@@ -25,7 +25,7 @@ from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions, UpsamplerOptions
-from wfimagevae.generate.subjects import Subject, read_prompts
+from wfimagevae.generate.subjects import Subject
 from wfimagevae.generate.two_stages import TwoStageGenerator
 from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
@@ -264,9 +264,6 @@ def with_usual(options: GlideOptions, network: Glide) -> GlideOptions:
         "vlb_weight": 1.0 if options.train == "all" else 0.0,
     }
     changes = {name: value for name, value in usual.items() if getattr(options, name) is None}
-    if options.prompt_file:
-        prompts = [prompt.text for prompt in read_prompts(options.prompt_file)]
-        changes["sample_prompts"] = [*(options.sample_prompts or ()), *prompts]
     return options.changed(**changes, text_length=network.config.text_length)
 
 

@@ -103,12 +103,6 @@ class GlideValidationOptions(FlowValidationOptions):
         "and with what classifier-free guidance (default: 4; upsamplers 1, which is none)",
         "W",
     )
-    prompt_file: str | None = option(
-        None,
-        "what the picture shows: a file with a prompt a line (default: captions of held-out data)",
-        "FILE",
-        basic=True,
-    )
     base_model: str | None = option(
         None,
         "of an upsampler: draw small images with this base model first (default: those of "
