@@ -15,6 +15,7 @@ from wfimagevae.files import write_atomically
 
 try:
     import av
+    from av.video.reformatter import Colorspace
 except ModuleNotFoundError:
     raise ValueError('reading videos needs PyAV: pip install -e ".[legacy]"') from None
 
@@ -97,6 +98,8 @@ def _decode(path: Path, numbers: Sequence[int]) -> Iterator[tuple[np.ndarray, Fr
             stream.thread_type = "AUTO"
             rate = stream.average_rate or stream.guessed_rate
             for frame in container.decode(stream):
+                if frame.is_corrupt:
+                    raise ValueError(f"{path} is damaged after {count} frames")
                 if count in wanted:
                     turns = round(frame.rotation / 90)
                     yield np.rot90(frame.to_ndarray(format="rgb24"), turns), rate
@@ -130,6 +133,8 @@ def write_clip(
             stream = container.add_stream(codec, rate=rate, options=options)
             stream.height, stream.width = pixels.shape[1:3]
             stream.pix_fmt = pixel_format
+            if not lossless:  # what the conversion to YUV means, or players guess by the size
+                stream.codec_context.colorspace = Colorspace.SMPTE170M
             for frame in pixels.cpu().numpy():
                 container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
             container.mux(stream.encode())

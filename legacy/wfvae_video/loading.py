@@ -34,19 +34,21 @@ def read_model(cls: type[nn.Module], path: str | os.PathLike) -> nn.Module:
     name, config = read_config(file)
     if name not in (None, cls.__name__):
         raise ValueError(f"{file} is of a {name}, not of a {cls.__name__}")
-    # Build what the config describes, load it, and tell what may surprise.
     known = {field.name for field in dataclasses.fields(cls.config_class)}
-    try:
-        model = cls(**{key: value for key, value in config.items() if key in known})
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"config.json beside {file}: {error}") from error
-    load_strictly(model, read_weights(file), file)
     if unknown := [key for key in config if key not in known and not key.startswith("_")]:
         logger.warning("config.json: passed over unknown keys: %s", ", ".join(unknown))
-    for key in ("scale", "shift"):
-        if (length := len(getattr(model.config, key))) != (channels := model.config.latent_dim):
+    try:
+        model = cls(**{key: value for key, value in config.items() if key in known})
+        lengths = {key: len(getattr(model.config, key)) for key in ("scale", "shift")}
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"config.json beside {file} describes no {cls.__name__}: {error}"
+        ) from error
+    for key, length in lengths.items():
+        if length != model.config.latent_dim:
             text = "config.json: %s has %d entries for %d latent channels; only training uses it"
-            logger.warning(text, key, length, channels)
+            logger.warning(text, key, length, model.config.latent_dim)
+    load_strictly(model, read_weights(file), file)
     return model.eval()
 
 

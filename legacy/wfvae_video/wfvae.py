@@ -56,7 +56,7 @@ class WFVAEConfig(Config):
     l2_upsample_wavelet: str = "InverseHaarWaveletTransform3D"
 
     # AttnBlock3D mixes channels with times; no public config names it.
-    choices = Config.choices | {"attention_type": ["AttnBlock3DFix"]}
+    choices = {"attention_type": ["AttnBlock3DFix"]} | Config.choices
 
     def __post_init__(self):
         super().__post_init__()
