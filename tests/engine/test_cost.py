@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from wfimagevae.engine.cost import count_macs, peak_memory, seconds_per_call
+from wfimagevae.engine.cost import count_macs, held_bytes, peak_memory, seconds_per_call
 
 
 def test_macs_of_a_convolution_are_counted():
@@ -28,3 +29,18 @@ def test_timing_repeats_and_memory_is_not_invented():
     seconds = seconds_per_call(lambda: calls.append(1), cpu, min_seconds=0.0, warm_up=2)
     assert len(calls) == 5 and seconds >= 0
     assert peak_memory(lambda: torch.zeros(1000), cpu) is None
+
+
+def test_held_bytes_are_of_new_memory_once():
+    weight, x = torch.ones(1000, requires_grad=True), torch.ones(1000)
+
+    def loss():
+        y = weight * x  # kept by the next line's graph, in which it stands thrice
+        return (y * y + y.view(10, 100).square().flatten()).sum()
+
+    most, left = held_bytes(loss)
+    assert left == 4000 + 4  # the product and the sum: what was there before does not count
+    assert most == 4 * 4000
+    assert held_bytes(lambda: x.view(10, 100).mul_(2)) == (0, 0)
+    with FakeTensorMode():
+        assert held_bytes(lambda: torch.empty(2**40).neg()) == (8 * 2**40, 4 * 2**40)

@@ -9,7 +9,7 @@ import torch
 from scripts.benchmark_train import main
 from tests.images import write_images, write_tiny_config
 from tests.refusals import refused
-from wfimagevae.task.bench import flow_benchmark, saved_bytes
+from wfimagevae.task.bench import flow_benchmark
 from wfimagevae.task.bench_options import FlowBenchOptions
 
 SHORT = ("--device", "cpu", "--mix_precision", "fp32", "--warmup", "1", "--steps", "2")
@@ -114,16 +114,3 @@ def test_share_of_the_peak_follows_from_the_networks_arithmetic():
     result = bench.time_steps(1, 2)
     expected = player.flops_per_sample * result["img_per_s"] / 1e9
     assert result["mfu"] == pytest.approx(expected)
-
-
-def test_saved_bytes_counts_each_storage_once_and_no_parameter():
-    class Squares(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.ones(1000))
-
-        def forward(self, batch, step):
-            y = self.weight * batch["x"]  # saves both factors
-            return (y * y + y.view(10, 100).square().flatten()).sum(), {}  # saves y, thrice
-
-    assert saved_bytes(Squares(), {"x": torch.ones(1000)}) == 2 * 4000

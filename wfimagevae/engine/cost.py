@@ -2,12 +2,16 @@
 
 import statistics
 import time
+import weakref
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from wfimagevae.engine.device import synchronize
@@ -28,6 +32,49 @@ def count_macs(function: Callable[[], object]) -> int:
 
 def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+def held_bytes(function: Callable[[], object]) -> tuple[int, int]:
+    """Memory of the tensors that a call makes: most at once, and what its result keeps alive.
+
+    Tensors that were there before do not count, nor views of them. On shapes alone
+    (`FakeTensorMode`) nothing is allocated.
+    """
+    with _Held() as held:
+        result = function()
+    most, left = held.most, held.now
+    del result  # until here its graph holds what a backward pass needs
+    return most, left
+
+
+class _Held(TorchDispatchMode):
+    """Counts the bytes of storages that appear, until they are freed."""
+
+    def __init__(self):
+        super().__init__()
+        self.now, self.most, self.known = 0, 0, set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
+        self.known |= {storage._cdata for storage in _storages((args, kwargs))}
+        result = function(*args, **kwargs or {})
+        for storage in _storages(result):
+            key, size = storage._cdata, storage.nbytes()
+            if key not in self.known:
+                self.known.add(key)
+                self.now += size
+                weakref.finalize(storage, self._free, key, size)
+        self.most = max(self.most, self.now)
+        return result
+
+    def _free(self, key: int, size: int) -> None:
+        self.known.discard(key)
+        self.now -= size
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+    # Forward mode's zero tangents have no memory.
+    return [tensor.untyped_storage() for tensor in tensors if not tensor._is_zerotensor()]
 
 
 def seconds_per_call(

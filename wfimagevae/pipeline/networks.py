@@ -1,38 +1,40 @@
 """Networks of a pipeline on shapes alone: their sizes and memory, before anything is built."""
 
-import json
 import math
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cache
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
-from torch.distributed._tools.mem_tracker import MemTracker, _MemRefType
 
-from wfimagevae.engine.cost import count_parameters
+from wfimagevae.diffusion.guidance import Condition
+from wfimagevae.engine.cost import count_parameters, held_bytes
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.files import DIFFUSERS, json_text, read_json, write_json
 from wfimagevae.generate.autoencoders import load_diffusers
-from wfimagevae.model.losses.discriminator import NLayerDiscriminator
+from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.modeling_aebase import autoencoder_class
-from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_of, find_weights
+from wfimagevae.objective.vae import DiscriminatorObjective, GeneratorObjective
 from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
-from wfimagevae.task.flow import build_network
+from wfimagevae.task.flow import build_network, build_objective
+from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import FlowSpace, check_bucket_sizes
+from wfimagevae.task.vae import build_vae, check_sizes
+from wfimagevae.task.vae_options import VaeOptions
 
-# VGG16's features, as LPIPS keeps them: values for one pixel.
-_VGG_VALUES, _VGG_PARAMETERS = 270, 14_714_688
-_BYTES = 4
+_CPU, _META = torch.device("cpu"), torch.device("meta")
+_BYTES, _GIB = 4, 2**30
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,8 @@ class VaeFacts:
         """The configuration that builds it again, with the SPADE that steps so far train."""
         steps = [*pipeline.before(step, "vae"), step]
         has_spade = any(other.settings.train_spade for other in steps)
-        own = {} if self.name.startswith(DIFFUSERS) else self.network.own_config()
+        is_foreign = self.name.startswith(DIFFUSERS)
+        own = dict(self.network.config) if is_foreign else self.network.own_config()
         return own | ({"spade": True} if has_spade else {})
 
     def units(self, size: int) -> Units:
@@ -98,29 +101,54 @@ def write_configs(content: PipelineFile) -> None:
                 write_json(path, config)
 
 
-@dataclass
-class Footprint:
-    """What a step holds, by component; sizes in bytes."""
+class Parts(NamedTuple):
+    """A step's networks on shapes alone, and what it does with them."""
 
-    parameters: dict[str, int]
-    activations: int  # what backward needs of one micro-batch
-    states: int = 0  # weights, gradients, optimizer and averages
-    shapes: dict[str, dict[str, tuple]] = field(default_factory=dict)  # of weights that travel on
+    components: dict[str, nn.Module]
+    averaged: nn.Module  # the network whose averages are kept
+    others: list[nn.Module]  # that are held beside it
+    objectives: list[nn.Module]  # a player's each
+    batch: dict[str, Any]
+    draw: Callable[[int, int, int], object]  # shows so many images of a height and width
     note: str = ""  # what is not counted
-    drawing: int = 0  # what the largest batch of samples needs in place of activations
-    drawn: tuple[int, int, int] = (0, 0, 0)  # that batch: samples, width, height
-
-    def add_states(self, options: TrainingOptions, trained: set[str]) -> None:
-        """Counts weights, and gradients, optimizer's moments and averages of what is trained."""
-        moments = 2 if options.optimizer in ("adam", "adamw") else 1
-        averages = len(options.ema_decay) if options.ema else 0
-        for name, count in self.parameters.items():
-            copies = 1 + (1 + moments if name in trained else 0)
-            copies += averages if name != "discriminator" else 0
-            self.states += copies * count * _BYTES
 
 
-def drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tuple[int, int, int]:
+def rehearse(
+    pipeline: Pipeline, step: Step, options: TrainingOptions, vae: VaeFacts
+) -> tuple[dict[str, nn.Module], str]:
+    """A step's networks by component, of shapes alone, and in words the memory that it takes.
+
+    They are built and called as in its training, on tensors without content.
+
+    Raises:
+        ValueError: networks that do not fit, or images of sizes that they do not take.
+        RuntimeError: shapes that do not meet.
+    """
+    build = _vae_parts if step.task == "vae" else _flow_parts
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast(_CPU, options.mix_precision):
+        parts = build(pipeline, step, options.changed(compile=False), vae)
+        trained = {p for one in parts.objectives for p in one.parameters() if p.requires_grad}
+        for parameter in trained:
+            parameter.grad = torch.empty_like(parameter)
+        passes = [held_bytes(lambda o=o: o(parts.batch, 0)[0].backward()) for o in parts.objectives]
+        count, width, height = _drawn_batch(pipeline, step, options)
+        drawing = 0
+        if count:
+            with torch.no_grad():
+                drawing, _ = held_bytes(lambda: parts.draw(count, height, width))
+    # Weights, gradients, optimizer's moments and averages.
+    values = sum(map(count_parameters, [parts.averaged, *parts.others]))
+    values += (3 if options.optimizer in ("adam", "adamw") else 2) * sum(p.numel() for p in trained)
+    values += len(options.ema_decay) * count_parameters(parts.averaged) if options.ema else 0
+    states, kept, drawing = (size / _GIB for size in (_BYTES * values, max(passes)[0], drawing))
+    memory = f"{states + max(kept, drawing):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
+    memory += "of activations"
+    if count:
+        memory += f", or {drawing:.2f} while {count} of {width}x{height} px are drawn"
+    return parts.components, memory + (f"; {parts.note}" if parts.note else "")
+
+
+def _drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tuple[int, int, int]:
     """The largest batch of samples that validation or the pipeline draws: count, width, height."""
     output, count = pipeline.content.output, options.eval_batch_size
     if step.task == "flow":
@@ -131,114 +159,51 @@ def drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tup
     return max(batches, key=math.prod)
 
 
-def vae_footprint(
-    pipeline: Pipeline, step: Step, options: TrainingOptions, vae: VaeFacts
-) -> Footprint:
-    """Size and memory of a VAE step.
+def _vae_parts(pipeline: Pipeline, step: Step, options: VaeOptions, vae: VaeFacts) -> Parts:
+    config = pipeline.output / f"{step.name}.json"
+    write_json(config, vae.config(pipeline, step))
+    # The discriminator counts from the start, and nothing is done by all processes together.
+    changes = {"pretrained_model_name_or_path": None, "network_config": str(config)}
+    changes |= {"disc_start": 0, "adaptive_weight": False, "mmd_weight": 0}
+    options = options.changed(**changes)
+    network, loss = _dry(lambda: (build_vae(options, _META), LPIPSWithDiscriminator2D(options)))
+    sizes = [options.resolution, *(options.reduced_min_sizes or [])]
+    check_sizes(options, [(size, size) for size in sizes], network, loss)
+    objectives = [GeneratorObjective(network, loss, options.seed)]
+    if options.trains_discriminator:
+        objectives.append(DiscriminatorObjective(loss, itemgetter("image"), options.seed))
+    components = {"encoder": network.encoder, "decoder": network.decoder}
+    components |= {"discriminator": loss.discriminator} if options.disc_weight else {}
+    images = torch.empty(options.batch_size, 3, step.size, step.size)
+    batch = {"image": images, "position": list(range(len(images)))}
 
-    Raises:
-        ValueError: images too small for the discriminator.
-    """
-    size, precision = options.resolution, options.mix_precision
-    inputs = (options.batch_size, 3, size, size), precision
-    halves = tuple(half for half in ("encoder", "decoder") if half in step.trained)
-    config = json.dumps(vae.config(pipeline, step))
-    counts, kept = _autoencoder(vae.name, config, halves, *inputs)
-    share = 4 if options.gradient_checkpointing else 1
-    footprint = Footprint(dict(counts), kept // share)
-    if options.disc_weight > 0:
-        count, kept, shapes = _discriminator(options.disc_num_layers, *inputs)
-        footprint.parameters["discriminator"] = count
-        footprint.shapes["discriminator"] = shapes
-        footprint.activations += 2 * (kept // share)  # it sees real images and reconstructions
-    if options.perceptual_weight > 0:
-        width = 4 if precision == "fp32" else 2
-        footprint.activations += options.batch_size * _VGG_VALUES * size**2 * width
-        footprint.states += _VGG_PARAMETERS * _BYTES
-    footprint.add_states(options, step.trained)
-    count, *sides = footprint.drawn = drawn_batch(pipeline, step, options)
-    if count:
-        factor = vae.network.spatial_factor
-        sides = [max(side // factor, 1) * factor for side in reversed(sides)]
-        footprint.drawing = _drawing(vae.name, config, (count, 3, *sides), precision)
-    return footprint
+    def draw(count: int, *sides: int) -> None:
+        factor = network.spatial_factor
+        network(torch.empty(count, 3, *(max(side // factor, 1) * factor for side in sides)))
+
+    return Parts(components, network, [loss], objectives, batch, draw)
 
 
-def _build(name: str, config: str) -> nn.Module:
-    if name.startswith(DIFFUSERS):
-        return load_diffusers(name.removeprefix(DIFFUSERS), "meta").network
-    return ModelRegistry.get_model(name).from_config(json.loads(config))
-
-
-# Cached: steps of one size share a dry run, which takes seconds.
-@cache
-def _autoencoder(
-    name: str, config: str, trained: tuple[str, ...], shape: tuple, precision: str
-) -> tuple[dict[str, int], int]:
-    """Parameters of the autoencoder's halves, and the bytes that a forward pass keeps."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = dry(lambda: _build(name, config)).train()
-        parts = {half: getattr(network, half) for half in ("encoder", "decoder")}
-        for half, part in parts.items():
-            part.requires_grad_(half in trained)
-        images = torch.empty(shape)
-        kept = kept_bytes(network, precision, lambda: network(images))
-    return {half: count_parameters(part) for half, part in parts.items()}, kept
-
-
-@cache
-def _drawing(name: str, config: str, shape: tuple, precision: str) -> int:
-    """The bytes that the autoencoder holds while it shows images, or decodes latents."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = dry(lambda: _build(name, config)).eval()
-        x = torch.empty(shape)
-        call = network if shape[1] == 3 else network.decode
-        return held_bytes(precision, lambda: call(x))
-
-
-@cache
-def _discriminator(layers: int, shape: tuple, precision: str) -> tuple[int, int, dict[str, tuple]]:
-    """The discriminator's parameters, the bytes that it keeps, and its weights' shapes."""
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        critic = dry(lambda: NLayerDiscriminator(layers))
-        if shape[-1] < critic.min_size:
-            raise ValueError(
-                f"{shape[-1]} px images are too small for a discriminator of {layers} layers: "
-                "write options: {disc_num_layers: N} with a smaller N, or a larger img_size"
-            )
-        images = torch.empty(shape)
-        kept = kept_bytes(critic, precision, lambda: critic(images))
-    return count_parameters(critic), kept, _shapes(critic)
-
-
-def flow_footprint(
-    pipeline: Pipeline, step: Step, options: TrainingOptions, vae: VaeFacts
-) -> Footprint:
-    """Size and memory of a flow step, without frozen image encoders.
-
-    Raises:
-        ValueError: a network that does not fit, or sizes of samples that it cannot draw.
-    """
+def _flow_parts(pipeline: Pipeline, step: Step, options: FlowOptions, vae: VaeFacts) -> Parts:
     content, size, batch = pipeline.content, step.size, options.batch_size
     # Latents of an earlier step's VAE or of a trained one, else pixels.
-    shape = (3, size, size)
-    is_latent = pipeline.before(step, "vae") or content.model.vae.pretrained is not None
-    if is_latent:
+    shape, others = (3, size, size), []
+    if pipeline.before(step, "vae") or content.model.vae.pretrained is not None:
         factor = vae.network.spatial_factor
         shape = (vae.network.config.latent_channels, size // factor, size // factor)
-    keys, note = _text_keys(content.model)
+        model_class, config = type(vae.network), vae.config(pipeline, step)
+        others += _dry(lambda: [model_class.from_config(config)])
     # It stands for a text encoder that is not loaded: only what sizes the network.
+    keys, note = _text_keys(content.model)
     text = None if keys is None else SimpleNamespace(config_keys=keys)
-    space = FlowSpace(shape, 0, None, None, {}, None, text)
-    plain = options.changed(compile=False, resolution=size)
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        network = dry(lambda: build_network(plain, space, torch.device("meta")))
-        x, t = torch.empty(batch, *shape), torch.empty(batch)
-        condition = network.null_condition(batch, torch.device("cpu"))
-        sizes = [(side, side) for side in options.reduced_min_sizes]
-        images = SimpleNamespace(sample_shape=(3, size, size), sizes=sizes)
-        check_bucket_sizes(images, space, network)
-        kept = kept_bytes(network, options.mix_precision, lambda: network(x, t, condition))
+
+    def condition(batch: dict) -> Condition:
+        return network.null_condition(len(batch["position"]), _CPU)
+
+    space = FlowSpace(shape, 0, itemgetter("sample"), None, {}, condition, text)
+    (network,) = _dry(lambda: [build_network(options, space, _META)])
+    sizes = [(side, side) for side in options.reduced_min_sizes]
+    check_bucket_sizes(SimpleNamespace(sample_shape=(3, size, size), sizes=sizes), space, network)
     multiple = size // shape[-1] * (network.size_multiple or shape[-1])
     for width, height in content.output.sample_sizes or []:
         if width % multiple or height % multiple:
@@ -246,30 +211,22 @@ def flow_footprint(
                 f"sample size {width}x{height}: sides of this flow's pictures are multiples of "
                 f"{multiple}"
             )
-    # Samples are drawn, guided ones twice, and decoded.
-    count, width, height = drawn = drawn_batch(pipeline, step, options)
-    sides, drawing = [side * shape[-1] // size for side in (height, width)], 0
-    if count:
-        rows = count * (1 if options.guidance_scale == 1 else 2)
-        with FakeTensorMode(allow_non_fake_inputs=True):
-            x, t = torch.empty(rows, shape[0], *sides), torch.empty(rows)
-            condition = network.null_condition(rows, torch.device("cpu"))
-            drawing = held_bytes(options.mix_precision, lambda: network(x, t, condition))
-        if is_latent:
-            config = json.dumps(vae.config(pipeline, step))
-            decoded = (count, shape[0], *sides), options.mix_precision
-            drawing = max(drawing, _drawing(vae.name, config, *decoded))
-    inside = [p for n, p in network.named_parameters() if n.startswith("text_encoder.")]
-    count = sum(p.numel() for p in inside)
-    parameters = {"flow": count_parameters(network) - count}
-    parameters |= {"text_encoder": count} if count else {}
-    footprint = Footprint(parameters, kept // (4 if options.gradient_checkpointing else 1))
-    footprint.shapes, footprint.note = {"flow": _shapes(network)}, note
-    footprint.drawing, footprint.drawn = drawing, drawn
-    footprint.add_states(options, step.trained)
-    if is_latent and not step.settings.cache_latents:  # the frozen encoder stays beside it
-        footprint.states += _BYTES * count_parameters(vae.network.encoder)
-    return footprint
+
+    def draw(count: int, *sides: int) -> None:
+        sides = [side * shape[-1] // size for side in sides]
+        rows = count * (1 if options.guidance_scale == 1 else 2)  # guided ones are drawn twice
+        null = network.null_condition(rows, _CPU)
+        network(torch.empty(rows, shape[0], *sides), torch.empty(rows), null)
+        for autoencoder in others:
+            autoencoder.decode(torch.empty(count, shape[0], *sides))
+
+    components, encoder = {"flow": network}, getattr(network, "text_encoder", None)
+    components |= {"text_encoder": encoder} if encoder else {}
+    for name, part in components.items():
+        part.requires_grad_(name in step.trained)
+    objective = build_objective(options, network, space)
+    batch = {"sample": torch.empty(batch, *shape), "position": list(range(batch))}
+    return Parts(components, network, others, [objective], batch, draw, note)
 
 
 def _text_keys(model: ModelSection) -> tuple[dict | None, str]:
@@ -290,41 +247,10 @@ def _text_keys(model: ModelSection) -> tuple[dict | None, str]:
     return {"text_encoder": "external", "text_length": model.text_length or 128, **sizes}, note
 
 
-def _shapes(network: nn.Module) -> dict[str, tuple]:
-    return {name: tuple(value.shape) for name, value in network.state_dict().items()}
-
-
-def dry(build: Callable[[], nn.Module]) -> nn.Module:
-    """A network whose tensors are shapes, as if on the CPU; inside a `FakeTensorMode`."""
-    with unset_fake_temporarily(), torch.device("meta"), warnings.catch_warnings():
+def _dry(build: Callable[[], Iterable[nn.Module]]) -> list[nn.Module]:
+    """Networks whose tensors are shapes, as if on the CPU; inside a `FakeTensorMode`."""
+    with unset_fake_temporarily(), _META, warnings.catch_warnings():
         # Weights are read, so that those which do not fit are found, and go nowhere.
         warnings.filterwarnings("ignore", "for .*: copying from a non-meta parameter")
-        network = build()
-    return network.to_empty(device="cpu")
-
-
-def kept_bytes(network: nn.Module, precision: str, forward: Callable[[], object]) -> int:
-    """Bytes that autograd keeps of a forward pass, parameters aside."""
-    own = {p.untyped_storage()._cdata for p in network.parameters()}
-    kept: dict[int, Tensor] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        if tensor.untyped_storage()._cdata not in own:
-            kept[tensor.untyped_storage()._cdata] = tensor
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with hooks, autocast(torch.device("cpu"), precision):
-        output = forward()
-    size = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
-    del output  # its graph holds what is counted until here
-    return size
-
-
-def held_bytes(precision: str, forward: Callable[[], object]) -> int:
-    """Most bytes that a pass without gradients holds at once, parameters aside."""
-    with torch.no_grad(), autocast(torch.device("cpu"), precision), MemTracker() as tracker:
-        forward()
-    peaks = tracker.get_tracker_snapshot("peak").values()
-    kinds = (_MemRefType.PARAM, _MemRefType.BUFFER)
-    return sum(peak["Total"] - sum(peak[kind] for kind in kinds) for peak in peaks)
+        networks = build()
+    return [network.to_empty(device="cpu") for network in networks]

@@ -11,6 +11,7 @@ import torch
 
 from wfimagevae.dataset.open import as_list, build_image_data, open_images
 from wfimagevae.dataset.shards.specs import expand_shards, is_remote
+from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.model.losses.lpips_network import BACKBONES
@@ -18,18 +19,11 @@ from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.instead import in_words_of_file
-from wfimagevae.pipeline.networks import (
-    VaeFacts,
-    flow_footprint,
-    vae_facts,
-    vae_footprint,
-    write_configs,
-)
+from wfimagevae.pipeline.networks import VaeFacts, rehearse, vae_facts, write_configs
 from wfimagevae.pipeline.progress import StepState, read_states
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_space import build_datasets
 
-_GIB = 2**30
 # Loss terms that are named only where a step has them.
 _RARE = ("color_weight", "histogram_weight", "contrast_weight", "mmd_weight", "r1_weight")
 _SAME = {
@@ -55,20 +49,14 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
     except (ValueError, TypeError, OSError) as error:
         document.report(("model", "vae"), f"model.vae: {in_words_of_file(str(error))}")
         vae = vae_facts(ModelSection())  # the flow's problems are told all the same
-    factor, reduced = vae.network.spatial_factor, content.data.reduced_min_sizes or []
-    for step in [step for step in pipeline.steps if step.task == "vae"]:
-        for key, sizes in (("img_size", [step.size]), ("reduced_min_sizes", reduced)):
-            if wrong := [str(size) for size in sizes if size % factor]:
-                text = f"{key} {', '.join(wrong)} must be a multiple of {factor}"
-                document.report(step.place, f"step {step.name!r}: {text}")
     if not document.problems:
         states = read_states(pipeline, vae)
     lines = [
         f"{document.path}: {len(pipeline.steps)} steps, into {pipeline.output}",
         *_command_line(pipeline),
-        "memory: weights, gradients, optimizer states and averages by count, and what backward "
-        "keeps of one micro-batch, or samples hold while they are drawn if that is more, by a dry "
-        "run on shapes; without caches and kernels' workspace",
+        "memory: weights, gradients, optimizer states and averages by count, and the most that "
+        "forward and backward hold of one micro-batch, or samples while they are drawn if that is "
+        "more, by a dry run on shapes; without caches and kernels' workspace",
     ]
     # Component -> step that trained it last, and the shapes of its weights.
     weights: dict[str, tuple[str, dict]] = {}
@@ -118,11 +106,9 @@ def _describe_step(
     )
     options = OPTIONS[step.task](**flags)
     # Its networks, which go on with what earlier steps trained.
-    if step.task == "vae":
-        footprint = vae_footprint(pipeline, step, options, vae)
-    else:
-        footprint = flow_footprint(pipeline, step, options, vae)
-    for component, shapes in footprint.shapes.items():
+    components, memory = rehearse(pipeline, step, options, vae)
+    for component in components.keys() & _SAME.keys():
+        shapes = {n: tuple(v.shape) for n, v in components[component].state_dict().items()}
         source, before = weights.get(component, (step.name, shapes))
         if wrong := [n for n in before | shapes if before.get(n) != shapes.get(n)]:
             was, now = (known.get(wrong[0], "missing") for known in (before, shapes))
@@ -134,7 +120,10 @@ def _describe_step(
     if state and state.finished:
         return [f"{title}: finished, {state.checkpoint}"]
     # What is trained and frozen, and where its weights come from.
-    counts = {name: footprint.parameters.get(name) for name in _ORDER}
+    counts = {name: count_parameters(part) for name, part in components.items()}
+    if "text_encoder" in counts:
+        counts["flow"] -= counts["text_encoder"]
+    counts = {name: counts.get(name) for name in _ORDER}
     learns = {name: count for name, count in counts.items() if count and name in step.trained}
     frozen = [f"{n} {c:,}" for n, c in counts.items() if c and n not in step.trained]
     frozen += [name for name, count in counts.items() if count is None and name in step.frozen]
@@ -159,14 +148,7 @@ def _describe_step(
         lines.append(f"   its text encoder: {_rate(own)}")
     lines += [f"   {conversion}" for conversion in conversions]
     lines += _weights(options) if step.task == "vae" else []
-    states, kept = footprint.states / _GIB, footprint.activations / _GIB
-    note = f"; {footprint.note}" if footprint.note else ""
-    drawing, (count, width, height) = footprint.drawing / _GIB, footprint.drawn
-    memory = f"{states + max(kept, drawing):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
-    memory += "of activations"
-    if count:
-        memory += f", or {drawing:.2f} while {count} of {width}x{height} px are drawn"
-    return [*lines, f"   memory about {memory}{note}"]
+    return [*lines, f"   memory about {memory}"]
 
 
 def _starts(pipeline: Pipeline, step: Step, state: StepState | None) -> list[str]:

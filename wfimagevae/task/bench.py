@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
+from wfimagevae.engine.cost import held_bytes
 from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
@@ -278,34 +279,19 @@ def flow_benchmark(options: FlowBenchOptions, parts: tuple | None = None) -> Tra
 def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
     """Time and saved memory of MeanFlow over flow matching, on one network with an end time.
 
-    The time is that of an update, in turns, and the memory what `saved_bytes` counts for a batch.
+    The time is that of an update, in turns, and the memory what a batch's graph keeps.
     """
     mean_flow = options.changed(objective="mean_flow")  # its network takes an end time
     plain = options.changed(objective="flow_matching", meanflow_omega=1.0, meanflow_kappa=0.0)
     parts = _flow_parts(mean_flow)
     benches = [flow_benchmark(each, parts) for each in (mean_flow, plain)]
     ratio = ratio_in_turns(*(bench.step_seconds for bench in benches), options.steps)
-    batch, precision = next(parts[-1]), options.mix_precision
-    saved = [saved_bytes(b.task.players[0].objective, batch, precision) for b in benches]
+    batch, saved = next(parts[-1]), []
+    for bench in benches:
+        with autocast(bench.device, options.mix_precision):
+            _, kept = held_bytes(lambda b=bench: b.task.players[0].objective(batch, 0))
+        saved.append(kept)
     return {"mean_flow_over_flow_matching": ratio, "saved_memory_ratio": saved[0] / saved[1]}
-
-
-def saved_bytes(objective: nn.Module, batch: dict, precision: str = "fp32") -> int:
-    """Memory in bytes that a loss keeps for its backward pass, without the parameters."""
-    parameters = list(objective.parameters())
-    of_parameters = {p.untyped_storage().data_ptr() for p in parameters}
-    storages = {}
-
-    def save(tensor):
-        if not tensor._is_zerotensor():  # forward mode's zero tangents have no memory
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr()] = storage  # kept: no other one gets its address
-        return tensor
-
-    hooks = torch.autograd.graph.saved_tensors_hooks(save, lambda tensor: tensor)
-    with hooks, autocast(parameters[0].device, precision):
-        objective(batch, 0)
-    return sum(s.nbytes() for address, s in storages.items() if address not in of_parameters)
 
 
 def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterator]:

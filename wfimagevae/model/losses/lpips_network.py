@@ -36,7 +36,7 @@ class LPIPS(nn.Module):
     The features and their linear weights are the `lpips` package's. Only the normalisation is ours:
     the package's square root has an infinite derivative where all channels are zero. ``weights`` is
     a file with the torchvision backbone's state dict; None takes the cached or downloaded one, and
-    raises `MissingWeights` where there is neither.
+    raises `MissingWeights` where there is neither. On the device ``meta`` no weights are read.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """
@@ -44,7 +44,8 @@ class LPIPS(nn.Module):
     def __init__(self, net: str = "vgg", weights: str | None = None):
         super().__init__()
         self.min_size = MIN_SIZES[net]
-        backbone = _read_backbone(net, weights)  # before the slow construction
+        is_sketch = torch.get_default_device().type == "meta"
+        backbone = {} if is_sketch else _read_backbone(net, weights)  # before the slow construction
         import lpips
 
         with warnings.catch_warnings():
@@ -56,7 +57,8 @@ class LPIPS(nn.Module):
         # torchvision numbers the layers through, the package within slices.
         names = {key: "features." + key.split(".", 1)[1] for key in self.net.state_dict()}
         try:
-            self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
+            if not is_sketch:
+                self.net.load_state_dict({key: backbone[name] for key, name in names.items()})
         except (KeyError, RuntimeError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             source = weights or BACKBONES[net]
