@@ -3,7 +3,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import scaled_dot_product_attention as attend
 
-from wfimagevae.engine.cost import count_macs, held_bytes, peak_memory, seconds_per_call
+from wfimagevae.engine.cost import HeldBytes, count_macs, peak_memory, seconds_per_call
 
 
 def test_macs_of_a_convolution_are_counted():
@@ -33,14 +33,18 @@ def test_timing_repeats_and_memory_is_not_invented():
 
 def test_held_bytes_are_of_new_memory_once():
     weight, x = torch.ones(1000, requires_grad=True), torch.ones(1000)
-
-    def loss():
+    with HeldBytes() as held:
         y = weight * x  # kept by the next line's graph, in which it stands thrice
-        return (y * y + y.view(10, 100).square().flatten()).sum()
-
-    most, left = held_bytes(loss)
-    assert left == 4000 + 4  # the product and the sum: what was there before does not count
-    assert most == 4 * 4000
-    assert held_bytes(lambda: x.view(10, 100).mul_(2)) == (0, 0)
-    with FakeTensorMode():
-        assert held_bytes(lambda: torch.empty(2**40).neg()) == (8 * 2**40, 4 * 2**40)
+        loss = (y * y + y.view(10, 100).square().flatten()).sum()
+        del y
+    # The product and the sum, after three terms at once; what was there before does not count.
+    assert (held.now, held.most) == (4000 + 4, 4 * 4000)
+    loss.backward()
+    del loss
+    assert held.now == 0
+    with HeldBytes() as held:
+        x.view(10, 100).mul_(2)
+    assert held.most == 0
+    with FakeTensorMode(), HeldBytes() as held:
+        torch.empty(2**40).neg()
+    assert (held.now, held.most) == (0, 8 * 2**40)

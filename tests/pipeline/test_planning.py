@@ -147,6 +147,44 @@ PIXELS = {"name": "pixels", "steps": 1, "train_diff": True}
 LARGE = PIXELS | {"name": "large", "options": {"resolution": 64}}
 
 
+TERMS = {f"{name}_weight": 1 for name in ("mmd", "color", "histogram", "contrast")}
+TERMS = {"options": TERMS | {"wavelet_loss": True}}
+ADVERSARIAL = {"gan_training": True, "r1_gamma": 1}
+ALL_KL = {"kl_beta": 1e-4, "kl_free_bits": 0.1, "kl_warmup_steps": 3}
+VAE = {"train_vae": True, "kl_beta": 0}
+FLOW = {"train_diff": True}
+
+
+@pytest.mark.parametrize(
+    ("step", "metrics", "remedy"),
+    [
+        (VAE, "kl_loss train/kl_weight train/kl_free_share", ALL_KL),
+        (VAE, "lpips_loss train/mse_loss", {"use_lpips": True, "mse_weight": 1}),
+        (VAE, "color_stats hist_loss contrast_loss train/mmd_loss train/wl_loss", TERMS),
+        (VAE, "g_loss d_loss train/d_weight train/logits_fake train/r1_penalty", ADVERSARIAL),
+        (FLOW, "train/error", {"options": {"objective": "mean_flow"}}),
+        (FLOW, "train/direction_loss", {"options": {"direction_weight": 1}}),
+        (VAE, "flow_loss train/error train/logit_real", None),
+        (FLOW, "vae_loss", None),
+    ],
+)
+def test_a_transition_waits_for_nothing_that_the_step_does_not_log(
+    place, content, step, metrics, remedy
+):
+    known = "flow_loss" if step is FLOW else "vae_loss"
+    content["model"]["vae"] = {}  # a flow is of pixels
+    for metric in metrics.split():
+        waits = {"name": "one", "transition_on": WINDOW | {"metric": metric, "window": 1}}
+        content["training"]["pipeline"]["steps"] = [step | waits]
+        lines = place.write(content).read_text().splitlines()
+        (line,) = [n for n, line in enumerate(lines, 1) if line.endswith(f"metric: {metric}")]
+        message = f"line {line}: unreachable: this step logs no {metric}, but .*{known}"
+        place.refuses(content, message)
+        if remedy:
+            content["training"]["pipeline"]["steps"] = [step | waits | remedy]
+            assert "ends earlier once" in place.plan(content)
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

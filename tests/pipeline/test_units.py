@@ -7,9 +7,8 @@ import torch.nn.functional as F
 from tests.pipeline.files import TINY_VAE, changed, options_of
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
-from wfimagevae.objective.flow_matching import error_by_time
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.flags import LOGGED, METRICS, Units, is_met
+from wfimagevae.pipeline.flags import Units
 
 SIZE, CHANNELS = 32, 4
 UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)
@@ -73,51 +72,3 @@ def test_clipping_allows_the_same_gradients(options):
     # Ours is of the loss in sums over an image, 3 * 32 * 32 times theirs.
     assert options.clip_grad_norm == pytest.approx(1.5 * 3072)
     assert not options.adaptive_weight
-
-
-ADVERSARIAL = {"gan_training": True, "lambda_adv": 0.5}
-EVERY_TERM = ADVERSARIAL | {"train_vae": True, "use_lpips": True, "mse_weight": 1, "r1_gamma": 1}
-EVERY_TERM |= {"kl_warmup_steps": 10, "kl_free_bits": 0.1}
-EVERY_OPTION = {f"{name}_weight": 1 for name in ("mmd", "color", "histogram", "contrast")}
-
-
-@pytest.mark.parametrize(
-    ("given", "others"),
-    [
-        (EVERY_TERM, EVERY_OPTION | {"wavelet_loss": True}),
-        ({"train_vae": True}, {}),
-        ({"train_vae": True, "kl_beta": 0, "mse_weight": 1}, {"mmd_weight": 1}),
-        ({"train_vae": True, "use_lpips": True}, {"wavelet_loss": True}),
-        ({"train_vae": True, "use_lpips": True, "lambda_lpips": 0}, {"color_weight": 1}),
-        ({"train_vae": True, "kl_free_bits": 0.1}, {"histogram_weight": 1}),
-        (ADVERSARIAL | {"train_vae": True, "kl_warmup_steps": 3, "r1_gamma": 1}, {}),
-        (ADVERSARIAL, {"contrast_weight": 1}),
-        ({"train_vae": True, "gan_training": True, "lambda_adv": 0}, {}),
-    ],
-)
-def test_a_step_logs_the_metrics_whose_needs_it_meets(place, monkeypatch, given, others):
-    distance = lambda target, image: (target - image).square().mean(1, keepdim=True)  # noqa: E731
-    monkeypatch.setattr("wfimagevae.model.losses.perceptual_loss.LPIPS", lambda *_: distance)
-    step = {"name": "vae", "steps": 1, "options": others} | given
-    values = {"training.options.disc_start": 0, "training.pipeline.steps": [step]}
-    content = changed(place.content("logged"), values)
-    options = options_of(load_pipeline(place.write(content)), units=UNITS)
-    loss = LPIPSWithDiscriminator2D(options)
-    vae = WFVAE2ImageModel(**TINY_VAE)
-    images = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
-    output = vae(images)
-    logged = loss.generator_loss(images, output, vae.last_layer, step=1)[1].keys()
-    if options.disc_weight:
-        logged |= loss.discriminator_loss(images, output.sample)[1].keys()
-    table = LOGGED["vae"]
-    assert logged == {name for name in table if all(is_met(n, options) for n in table[name])}
-    if given is EVERY_TERM:
-        assert logged == table.keys()
-        assert {metric.logged for metric in METRICS.values()} <= logged | {"train/loss"}
-
-
-def test_metrics_of_flows_are_those_that_flows_log():
-    point = torch.linspace(0, 1, 8)
-    timed = error_by_time(torch.ones(8), point).keys()
-    flags = {"train/loss", "train/error", "train/direction_loss"}
-    assert timed | flags == LOGGED["flow"].keys()

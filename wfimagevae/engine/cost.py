@@ -34,40 +34,37 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
-def held_bytes(function: Callable[[], object]) -> tuple[int, int]:
-    """Memory of the tensors that a call makes: most at once, and what its result keeps alive.
+class HeldBytes(TorchDispatchMode):
+    """Counts the memory of tensors that appear in its context, until they are freed.
+
+    Attributes:
+        now: Bytes of those that are still alive, behind the context too: after a forward pass, what
+            its graph keeps.
+        most: The most that they were, at once.
 
     Tensors that were there before do not count, nor views of them. On shapes alone
     (`FakeTensorMode`) nothing is allocated.
     """
-    with _Held() as held:
-        result = function()
-    most, left = held.most, held.now
-    del result  # until here its graph holds what a backward pass needs
-    return most, left
-
-
-class _Held(TorchDispatchMode):
-    """Counts the bytes of storages that appear, until they are freed."""
 
     def __init__(self):
         super().__init__()
-        self.now, self.most, self.known = 0, 0, set()
+        self.now = self.most = 0
+        self._known: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
-        self.known |= {storage._cdata for storage in _storages((args, kwargs))}
+        self._known |= {storage._cdata for storage in _storages((args, kwargs))}
         result = function(*args, **kwargs or {})
         for storage in _storages(result):
             key, size = storage._cdata, storage.nbytes()
-            if key not in self.known:
-                self.known.add(key)
+            if key not in self._known:
+                self._known.add(key)
                 self.now += size
                 weakref.finalize(storage, self._free, key, size)
         self.most = max(self.most, self.now)
         return result
 
     def _free(self, key: int, size: int) -> None:
-        self.known.discard(key)
+        self._known.discard(key)
         self.now -= size
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
-from wfimagevae.options import Options, nearest
+from wfimagevae.options import nearest
 from wfimagevae.pipeline.document import Place, Problems
 from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
@@ -58,8 +58,8 @@ def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
             for key, text in check(pipeline, step):
                 document.report(step.origin(document, *key) if key else step.place, text)
         if step.task is not None:
-            options = _read_options(pipeline, step)
-            for key, text in check_transition(step, options):
+            _check_values(pipeline, step)
+            for key, text in check_transition(step):
                 document.report(step.origin(document, "transition_on", *key), text)
     document.check()
     return pipeline
@@ -330,11 +330,8 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
             yield ("freeze",) if name in step.frozen else (), f"step {step.name!r} {text}"
 
 
-def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
-    """A step's options without what is wrong in them, which is reported; None if nothing is left.
-
-    Loss weights are as in the file: only whether they are 0 counts here.
-    """
+def _check_values(pipeline: Pipeline, step: Step) -> None:
+    """Reports what is wrong in the options of a step's training, and then what contradicts."""
     document, options = pipeline.document, OPTIONS[step.task]
     flags, _ = step_flags(pipeline, step)
     if step.task == "vae":
@@ -352,7 +349,7 @@ def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
             if step.task == "flow":
                 no_samples = pipeline.content.output.no_samples
                 read.check_guidance(draws=not no_samples or read.eval_steps > 0)
-            return read
+            return
         except ValueError as error:
             for name, text in getattr(error, "problems", [("", str(error))]):
                 if name:
@@ -362,4 +359,3 @@ def _read_options(pipeline: Pipeline, step: Step) -> Options | None:
                     text = f"step {step.name!r}: {in_words_of_file(text)}"
                     document.report(place_of(flag), text)
                 flags.pop(name, None)
-    return None

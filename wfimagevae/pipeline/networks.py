@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from wfimagevae.diffusion.guidance import Condition
-from wfimagevae.engine.cost import count_parameters, held_bytes
+from wfimagevae.engine.cost import HeldBytes, count_parameters
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.files import DIFFUSERS, json_text, read_json, write_json
@@ -23,11 +23,10 @@ from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_of, find_weights
-from wfimagevae.objective.vae import DiscriminatorObjective, GeneratorObjective
 from wfimagevae.pipeline.flags import Units, config_file
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
 from wfimagevae.pipeline.steps import Pipeline, Step
-from wfimagevae.task.flow import build_network, build_objective
+from wfimagevae.task.flow import build_generator, build_network, build_objective
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.flow_space import FlowSpace, check_bucket_sizes
 from wfimagevae.task.vae import build_vae, check_sizes
@@ -107,16 +106,15 @@ class Parts(NamedTuple):
     components: dict[str, nn.Module]
     averaged: nn.Module  # the network whose averages are kept
     others: list[nn.Module]  # that are held beside it
-    objectives: list[nn.Module]  # a player's each
-    batch: dict[str, Any]
+    updates: list[Callable[[], tuple[Tensor, dict]]]  # each player's: its loss, and what it logs
     draw: Callable[[int, int, int], object]  # shows so many images of a height and width
     note: str = ""  # what is not counted
 
 
 def rehearse(
     pipeline: Pipeline, step: Step, options: TrainingOptions, vae: VaeFacts
-) -> tuple[dict[str, nn.Module], str]:
-    """A step's networks by component, of shapes alone, and in words the memory that it takes.
+) -> tuple[dict[str, nn.Module], set[str], str]:
+    """A step's networks by component, of shapes alone, what it logs, and its memory in words.
 
     They are built and called as in its training, on tensors without content.
 
@@ -127,25 +125,30 @@ def rehearse(
     build = _vae_parts if step.task == "vae" else _flow_parts
     with FakeTensorMode(allow_non_fake_inputs=True), autocast(_CPU, options.mix_precision):
         parts = build(pipeline, step, options.changed(compile=False), vae)
-        trained = {p for one in parts.objectives for p in one.parameters() if p.requires_grad}
+        weights = (p for part in parts.components.values() for p in part.parameters())
+        trained = {parameter for parameter in weights if parameter.requires_grad}
         for parameter in trained:
             parameter.grad = torch.empty_like(parameter)
-        passes = [held_bytes(lambda o=o: o(parts.batch, 0)[0].backward()) for o in parts.objectives]
+        training, drawing, logged = HeldBytes(), HeldBytes(), set()
+        for update in parts.updates:
+            with training:
+                loss, logs = update()
+                loss.backward()
+            logged |= logs.keys()
         count, width, height = _drawn_batch(pipeline, step, options)
-        drawing = 0
         if count:
-            with torch.no_grad():
-                drawing, _ = held_bytes(lambda: parts.draw(count, height, width))
+            with torch.no_grad(), drawing:
+                parts.draw(count, height, width)
     # Weights, gradients, optimizer's moments and averages.
     values = sum(map(count_parameters, [parts.averaged, *parts.others]))
     values += (3 if options.optimizer in ("adam", "adamw") else 2) * sum(p.numel() for p in trained)
     values += len(options.ema_decay) * count_parameters(parts.averaged) if options.ema else 0
-    states, kept, drawing = (size / _GIB for size in (_BYTES * values, max(passes)[0], drawing))
-    memory = f"{states + max(kept, drawing):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
+    states, kept, drawn = (n / _GIB for n in (_BYTES * values, training.most, drawing.most))
+    memory = f"{states + max(kept, drawn):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
     memory += "of activations"
     if count:
-        memory += f", or {drawing:.2f} while {count} of {width}x{height} px are drawn"
-    return parts.components, memory + (f"; {parts.note}" if parts.note else "")
+        memory += f", or {drawn:.2f} while {count} of {width}x{height} px are drawn"
+    return parts.components, logged, memory + (f"; {parts.note}" if parts.note else "")
 
 
 def _drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tuple[int, int, int]:
@@ -162,30 +165,31 @@ def _drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tu
 def _vae_parts(pipeline: Pipeline, step: Step, options: VaeOptions, vae: VaeFacts) -> Parts:
     config = pipeline.output / f"{step.name}.json"
     write_json(config, vae.config(pipeline, step))
-    # The discriminator counts from the start, and nothing is done by all processes together.
     changes = {"pretrained_model_name_or_path": None, "network_config": str(config)}
-    changes |= {"disc_start": 0, "adaptive_weight": False, "mmd_weight": 0}
-    options = options.changed(**changes)
+    options = options.changed(**changes, disc_start=0)
     network, loss = _dry(lambda: (build_vae(options, _META), LPIPSWithDiscriminator2D(options)))
     sizes = [options.resolution, *(options.reduced_min_sizes or [])]
     check_sizes(options, [(size, size) for size in sizes], network, loss)
-    objectives = [GeneratorObjective(network, loss, options.seed)]
-    if options.trains_discriminator:
-        objectives.append(DiscriminatorObjective(loss, itemgetter("image"), options.seed))
     components = {"encoder": network.encoder, "decoder": network.decoder}
-    components |= {"discriminator": loss.discriminator} if options.disc_weight else {}
     images = torch.empty(options.batch_size, 3, step.size, step.size)
-    batch = {"image": images, "position": list(range(len(images)))}
+    # Without what processes do together, as one of them makes the plan.
+    updates = [lambda: loss.generator_loss(images, network(images), network.last_layer, 0)]
+    if options.disc_weight > 0:
+        components["discriminator"] = loss.discriminator
+    if options.trains_discriminator:
+        updates.append(lambda: loss.discriminator_loss(images, images))
+    else:
+        loss.discriminator.requires_grad_(False)
 
     def draw(count: int, *sides: int) -> None:
         factor = network.spatial_factor
         network(torch.empty(count, 3, *(max(side // factor, 1) * factor for side in sides)))
 
-    return Parts(components, network, [loss], objectives, batch, draw)
+    return Parts(components, network, [loss], updates, draw)
 
 
 def _flow_parts(pipeline: Pipeline, step: Step, options: FlowOptions, vae: VaeFacts) -> Parts:
-    content, size, batch = pipeline.content, step.size, options.batch_size
+    content, size, count = pipeline.content, step.size, options.batch_size
     # Latents of an earlier step's VAE or of a trained one, else pixels.
     shape, others = (3, size, size), []
     if pipeline.before(step, "vae") or content.model.vae.pretrained is not None:
@@ -200,20 +204,18 @@ def _flow_parts(pipeline: Pipeline, step: Step, options: FlowOptions, vae: VaeFa
     def condition(batch: dict) -> Condition:
         return network.null_condition(len(batch["position"]), _CPU)
 
-    space = FlowSpace(shape, 0, itemgetter("sample"), None, {}, condition, text)
+    facts = {"space": "latent" if others else "pixel"}
+    space = FlowSpace(shape, 0, itemgetter("sample"), None, facts, condition, text)
     (network,) = _dry(lambda: [build_network(options, space, _META)])
     sizes = [(side, side) for side in options.reduced_min_sizes]
     check_bucket_sizes(SimpleNamespace(sample_shape=(3, size, size), sizes=sizes), space, network)
-    multiple = size // shape[-1] * (network.size_multiple or shape[-1])
+    objective = build_objective(options, network, space)
+    generator = build_generator(options, objective, space)
     for width, height in content.output.sample_sizes or []:
-        if width % multiple or height % multiple:
-            raise ValueError(
-                f"sample size {width}x{height}: sides of this flow's pictures are multiples of "
-                f"{multiple}"
-            )
+        generator.sample_size(height, width)
 
     def draw(count: int, *sides: int) -> None:
-        sides = [side * shape[-1] // size for side in sides]
+        sides = generator.sample_size(*sides)
         rows = count * (1 if options.guidance_scale == 1 else 2)  # guided ones are drawn twice
         null = network.null_condition(rows, _CPU)
         network(torch.empty(rows, shape[0], *sides), torch.empty(rows), null)
@@ -224,9 +226,8 @@ def _flow_parts(pipeline: Pipeline, step: Step, options: FlowOptions, vae: VaeFa
     components |= {"text_encoder": encoder} if encoder else {}
     for name, part in components.items():
         part.requires_grad_(name in step.trained)
-    objective = build_objective(options, network, space)
-    batch = {"sample": torch.empty(batch, *shape), "position": list(range(batch))}
-    return Parts(components, network, others, [objective], batch, draw, note)
+    batch = {"sample": torch.empty(count, *shape), "position": list(range(count))}
+    return Parts(components, network, others, [lambda: objective(batch, 0)], draw, note)
 
 
 def _text_keys(model: ModelSection) -> tuple[dict | None, str]:

@@ -16,7 +16,7 @@ from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.pipeline.document import PipelineError
-from wfimagevae.pipeline.flags import step_flags
+from wfimagevae.pipeline.flags import METRICS, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.instead import in_words_of_file
 from wfimagevae.pipeline.networks import VaeFacts, rehearse, vae_facts, write_configs
@@ -31,7 +31,6 @@ _SAME = {
     "flow": "a flow goes on in the same space (pixels, or latents of the same VAE), and one with "
     "positions of its own (DiT) at the same img_size",
 }
-_ORDER = ("encoder", "decoder", "discriminator", "flow", "text_encoder")
 # What only training data has, as it is where there is none of it.
 _OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": []}
 
@@ -106,7 +105,7 @@ def _describe_step(
     )
     options = OPTIONS[step.task](**flags)
     # Its networks, which go on with what earlier steps trained.
-    components, memory = rehearse(pipeline, step, options, vae)
+    components, logged, memory = rehearse(pipeline, step, options, vae)
     for component in components.keys() & _SAME.keys():
         shapes = {n: tuple(v.shape) for n, v in components[component].state_dict().items()}
         source, before = weights.get(component, (step.name, shapes))
@@ -117,16 +116,21 @@ def _describe_step(
                 f"{now}; {_SAME[component]}"
             )
         weights[component] = step.name, shapes
+    if options.stop_metric and options.stop_metric not in logged:
+        names = {metric.logged: name for name, metric in METRICS.items()}
+        known = sorted(names.get(name, name) for name in logged)
+        name, document = settings.transition_on.metric, pipeline.document
+        text = f"unreachable: this step logs no {name}, but {', '.join(known)}"
+        document.report(step.origin(document, "transition_on", "metric"), text)
     if state and state.finished:
         return [f"{title}: finished, {state.checkpoint}"]
     # What is trained and frozen, and where its weights come from.
     counts = {name: count_parameters(part) for name, part in components.items()}
     if "text_encoder" in counts:
         counts["flow"] -= counts["text_encoder"]
-    counts = {name: counts.get(name) for name in _ORDER}
-    learns = {name: count for name, count in counts.items() if count and name in step.trained}
-    frozen = [f"{n} {c:,}" for n, c in counts.items() if c and n not in step.trained]
-    frozen += [name for name, count in counts.items() if count is None and name in step.frozen]
+    learns = {name: count for name, count in counts.items() if name in step.trained}
+    frozen = [f"{n} {c:,}" for n, c in counts.items() if n not in step.trained]
+    frozen += sorted(step.frozen - counts.keys())
     if step.task == "vae" and settings.train_spade is False:
         frozen += ["the decoder's SPADE layers"] if vae.config(pipeline, step).get("spade") else []
     trained = ", ".join(f"{name} {count:,}" for name, count in learns.items())

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from pathlib import Path
 
+from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
+from wfimagevae.engine.options import CheckpointOptions, DeviceOptions, LoggingOptions
 from wfimagevae.files import DIFFUSERS, read_json, read_torch_file
 from wfimagevae.options import Options
 from wfimagevae.pipeline.document import PipelineError
@@ -16,21 +18,17 @@ from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
 from wfimagevae.pipeline.instead import key_of
 from wfimagevae.pipeline.networks import VaeFacts, network_config
 from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.task.flow_options import FlowValidationOptions
+from wfimagevae.task.vae_options import VaeValidationOptions
 
 # Options that may change without another result; those of validation may, besides.
-_HARMLESS = {
-    *("device", "dataset_num_worker", "dataloader_prefetch_factor", "disable_persistent_workers"),
-    "data_timeout",
-    *("index_cache_dir", "wds_cache_dir", "ckpt_dir", "exp_name", "save_ckpt_step"),
-    *("save_every_minutes", "keep_last", "resume_from_checkpoint", "csv_log_steps"),
-    *("csv_log_path", "disable_csv_log", "disable_live_plot", "live_plot_every_steps", "tracker"),
-    *("list_flags", "config"),
-    *("sample_prompts", "prompt_file", "eval_clip_model"),
-    *("sampler", "sampling_steps", "guidance_scale"),
-    *("disable_val_image_dump", "disable_patch_score_vis", "patch_score_vis_max_samples"),
-    *("max_bad_updates", "lpips_weights", "find_unused_parameters"),
-    "model_config",  # its content is compared
-}
+_GROUPS = (DeviceOptions, LoaderOptions, CheckpointOptions, LoggingOptions)
+_GROUPS += (VaeValidationOptions, FlowValidationOptions)
+_HARMLESS = {n for group in _GROUPS for n in group.model_fields if not n.startswith("eval_")}
+_HARMLESS -= {"log_steps", "weights_from"}
+_HARMLESS |= {"config", "exp_name", "wds_cache_dir", "max_bad_updates", "lpips_weights"}
+_HARMLESS |= {"find_unused_parameters", "eval_clip_model"}
+_HARMLESS |= {"model_config"}  # its content is compared
 NETWORK_FILE = "network.json"
 _CONVERTED = {k.flag: f"{name}, as {k.flag}" for name, k in StepSection.keys().items() if k.unit}
 _LENGTH = ("steps:", "n_epochs:", "max_steps:")  # keys of a step's length

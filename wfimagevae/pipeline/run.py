@@ -148,14 +148,11 @@ def prepare_autoencoder(
     )
     mean, std = measure_latents(vae.eval(), batches, here, options.mix_precision)
     if here.is_main:
-        partial = folder / ".autoencoder.partial.tmp"
-        for old in (partial, target):
-            shutil.rmtree(old, ignore_errors=True)
-        partial.mkdir(parents=True)
-        write_model(vae.cpu(), partial)
-        write_normalization(partial / "config.json", mean, std)
-        write_json(partial / _RECORD, record)
-        partial.rename(target)
+        shutil.rmtree(target, ignore_errors=True)
+        target.mkdir(parents=True)
+        write_model(vae.cpu(), target)
+        write_normalization(target / "config.json", mean, std)
+        write_json(path, record)  # last: with it, the folder is whole
     barrier()
     return target
 

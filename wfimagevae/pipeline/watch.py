@@ -295,11 +295,11 @@ def _summary(name: str, rows: list[dict]) -> str:
 
 def _series(rows: list[dict]) -> Series:
     """Columns of the metrics' rows."""
-    times = [{"batch_time": row["extras"]["batch_time"]} for row in rows]
-    rates = [{f"lr/{name}": rate for name, rate in row["learning_rates"].items()} for row in rows]
     return series_of(
         [
-            {"step": row["step"]} | row["metrics"] | rate | time
-            for row, rate, time in zip(rows, rates, times, strict=True)
+            {"step": row["step"], "batch_time": row["extras"]["batch_time"]}
+            | row["metrics"]
+            | {f"lr/{name}": rate for name, rate in row["learning_rates"].items()}
+            for row in rows
         ]
     )

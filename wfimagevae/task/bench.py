@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
-from wfimagevae.engine.cost import held_bytes
+from wfimagevae.engine.cost import HeldBytes
 from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
@@ -288,9 +288,10 @@ def compare_objectives(options: FlowBenchOptions) -> dict[str, float]:
     ratio = ratio_in_turns(*(bench.step_seconds for bench in benches), options.steps)
     batch, saved = next(parts[-1]), []
     for bench in benches:
-        with autocast(bench.device, options.mix_precision):
-            _, kept = held_bytes(lambda b=bench: b.task.players[0].objective(batch, 0))
-        saved.append(kept)
+        with HeldBytes() as held, autocast(bench.device, options.mix_precision):
+            graph = bench.task.players[0].objective(batch, 0)
+        saved.append(held.now)
+        del graph
     return {"mean_flow_over_flow_matching": ratio, "saved_memory_ratio": saved[0] / saved[1]}
 
 
