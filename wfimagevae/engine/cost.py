@@ -91,16 +91,3 @@ def seconds_per_call(
         synchronize(device)
         times.append(time.perf_counter() - start)
     return statistics.median(times)
-
-
-def peak_memory(function: Callable[[], object], device: torch.device) -> int | None:
-    """Most bytes that tensors held during a call, weights included; None but on CUDA.
-
-    Other devices keep no such count, and a process's resident size would mostly show what
-    libraries and earlier calls left behind.
-    """
-    if device.type != "cuda":
-        return None
-    torch.cuda.reset_peak_memory_stats(device)
-    function()
-    return torch.cuda.max_memory_allocated(device)

@@ -15,7 +15,7 @@ from torch import Tensor
 from wfimagevae.command_line import printable
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.dataset.images.decode import INTERPOLATION
-from wfimagevae.engine.cost import count_macs, count_parameters, peak_memory, seconds_per_call
+from wfimagevae.engine.cost import HeldBytes, count_macs, count_parameters, seconds_per_call
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
@@ -28,7 +28,6 @@ from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
-_MEMORY = "peak memory (MiB)"
 _SET_COLUMNS = ("fid", "kid", "precision", "recall", "energy_distance", "clip_score")
 _SET_COLUMNS += ("clip_score_best",)
 
@@ -202,14 +201,17 @@ def _cost(
         latents = autoencoder.encode(images)
         calls = [lambda: autoencoder.encode(images), lambda: autoencoder.decode(latents)]
         seconds = [seconds_per_call(call, device, options.timing_seconds) for call in calls]
-        peaks = [peak_memory(call, device) for call in calls]
+        with HeldBytes() as held:
+            for call in calls:
+                call()
         macs = count_macs(lambda: autoencoder.decode(autoencoder.encode(images[:1])))
+    weights = sum(tensor.nbytes for tensor in autoencoder.network.state_dict().values())
     cost = {
         "encode img/s": f"{len(images) / seconds[0]:.3g}",
         "decode img/s": f"{len(images) / seconds[1]:.3g}",
         "parameters (M)": f"{count_parameters(autoencoder.network) / 1e6:.2f}",
         "GMAC": f"{macs / 1e9:.4g}",
-        _MEMORY: "n/a" if None in peaks else f"{max(peaks) / 2**20:.0f}",
+        "peak memory (MiB)": f"{(held.most + weights) / 2**20:.1f}",
     }
     return f"f{images.shape[-1] // latents.shape[-1]} c{latents.shape[1]}", cost
 
@@ -222,12 +224,10 @@ def benchmark_table(
     ``conditions`` are precision, batch size and device, in words.
     """
     size = protocol["size"].replace("native", "native size")
-    lines = [
+    return [
         markdown_table(list(rows[0]), [list(row.values()) for row in rows]),
         "",
         f"{protocol['count']} images of {size}, protocol {protocol_hash(protocol)}; {conditions}. "
-        "GMAC: one image there and back.",
+        "GMAC: one image there and back. Memory: of tensors, weights included.",
+        *notes,
     ]
-    if "n/a" in [row[_MEMORY] for row in rows]:
-        lines.append("Peak memory is measured on CUDA only.")
-    return lines + notes
