@@ -73,7 +73,8 @@ def test_the_plan_tells_what_becomes_of_each_rate_and_term(place, content, monke
     waits = "its discriminator: adamw, lr 0.004 plateau, times 0.1 after 3 validations in a row"
     assert waits in plan
     assert "lr 0.001 exponential, times 0.99 every update" in plan
-    assert "disc_weight 0, wavelet_weight 0.25" in plan and plan.count("wavelet_weight") == 1
+    assert "wavelet_weight 0.25" in plan and "adversarial one adaptive" in plan
+    assert plan.count("wavelet_weight") == 1
     assert "LPIPS downloads https" in plan
 
 

@@ -284,11 +284,9 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
         default = OPTIONS["flow"].by_flag()[name].default
         is_idle = name.startswith("wds_") or name == "allow_pipe"
         if not is_idle and flags.get(name, default) not in (None, default):
-            is_key = name == "reduced_min_sizes"
-            place = ("data", name) if is_key else step.origin(pipeline.document, "options", name)
             text = "cached latents, which are the middle of every image at one size, cannot honour "
             text += f"{name}: leave it out, or cache_latents"
-            pipeline.document.report(place, f"step {step.name!r}: {text}")
+            yield ("options", name), f"step {step.name!r}: {text}"
     is_single = source and max(len(source.section.paths), len(source.section.held_out)) <= 1
     if settings.cache_latents and not (is_single and not source.section.is_webdataset):
         text = "cache_latents takes one folder or manifest of images (and one held out); without "

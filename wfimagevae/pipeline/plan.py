@@ -15,6 +15,7 @@ from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.model.losses.lpips_network import BACKBONES
+from wfimagevae.model.losses.options import LossConfig
 from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import METRICS, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
@@ -24,8 +25,6 @@ from wfimagevae.pipeline.progress import StepState, read_states
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_space import build_datasets
 
-# Loss terms that are named only where a step has them.
-_RARE = ("color_weight", "histogram_weight", "contrast_weight", "mmd_weight", "r1_weight")
 _SAME = {
     "discriminator": "give all steps with gan_training the same disc_num_layers",
     "flow": "a flow goes on in the same space (pixels, or latents of the same VAE), and one with "
@@ -253,14 +252,12 @@ def _rate(options: TrainingOptions) -> str:
 
 
 def _weights(options: TrainingOptions) -> list[str]:
-    """A VAE step's loss weights, and what LPIPS fetches when it begins, unless it is there."""
-    names = ("rec_weight", "perceptual_weight", "mse_weight", "kl_weight", "disc_weight")
-    text = ", ".join(f"{name} {getattr(options, name):g}" for name in names)
+    """A VAE step's loss weights that are not 0, and what LPIPS fetches when it begins."""
+    idle = ["adaptive_weight"] + ([] if options.wavelet_loss else ["wavelet_weight"])
+    names = [n for n in LossConfig.model_fields if n.endswith("_weight") and n not in idle]
+    text = ", ".join(f"{n} {getattr(options, n):g}" for n in names if getattr(options, n))
     if options.disc_weight:
-        text += " (adaptive)" if options.adaptive_weight else " (constant)"
-    more = ["wavelet_weight"] if options.wavelet_loss else []
-    more += [name for name in _RARE if getattr(options, name)]
-    text += "".join(f", {name} {getattr(options, name):g}" for name in more)
+        text += ", the adversarial one " + ("adaptive" if options.adaptive_weight else "constant")
     lines = [f"   weights for sums: {text}"]
     url, folder = BACKBONES["vgg"], Path(torch.hub.get_dir()) / "checkpoints"
     is_there = options.lpips_weights or (folder / url.rpartition("/")[2]).is_file()
