@@ -11,7 +11,7 @@ from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import nearest
 from wfimagevae.pipeline.document import Place, Problems
 from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
-from wfimagevae.pipeline.fluxflow import OPTIONS, StepSection
+from wfimagevae.pipeline.fluxflow import OPTIONS, DataSection, StepSection
 from wfimagevae.pipeline.instead import FLAGS, INSTEAD, OF_ONE_STEP, flag_of, in_words_of_file
 from wfimagevae.pipeline.steps import (
     DEFAULTS,
@@ -30,8 +30,7 @@ _NO_FILE |= dict.fromkeys(
 )
 _NO_FILE["captions_file"] = ("", "none", "sidecar", "manifest").__contains__
 _NO_FILE["pretrained"] = lambda path: path.startswith(DIFFUSERS) or is_hub_name(path)
-_OF_SHARDS = ("webdataset_url", "webdataset_image_key", "webdataset_label_key")
-_OF_SHARDS += ("webdataset_caption_key",)
+_OF_SHARDS = [name for name in DataSection.model_fields if name.startswith("webdataset_")]
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")
 _OF_DATA_ALONE = ("data_path", "eval_data_path", "data_weights", "captions_file", "webdataset_url")
 

@@ -17,7 +17,7 @@ from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.cost import HeldBytes, count_parameters
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.files import DIFFUSERS, json_text, read_json, write_json
+from wfimagevae.files import DIFFUSERS, read_json, write_json
 from wfimagevae.generate.autoencoders import load_diffusers
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.modeling_aebase import autoencoder_class
@@ -95,9 +95,7 @@ def write_configs(content: PipelineFile) -> None:
     for name in ("vae", "flow"):
         config = getattr(content.model, name).config
         if isinstance(config, dict):
-            path = Path(config_file(content, name))
-            if not path.exists() or path.read_text(encoding="utf-8") != json_text(config):
-                write_json(path, config)
+            write_json(config_file(content, name), config)
 
 
 class Parts(NamedTuple):

@@ -51,8 +51,6 @@ def run_pipeline(pipeline: Pipeline) -> None:
     """
     device = pipeline.content.training.device or "auto"
     with world(device) as here, sole_writer(pipeline.output, here.is_main):
-        if not here.is_main:
-            logging.getLogger("wfimagevae").setLevel(logging.WARNING)
         error, started = None, time.perf_counter()
         if here.is_main:
             try:
