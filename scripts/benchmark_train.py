@@ -19,9 +19,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measures and prints."""
     argv = sys.argv[1:] if argv is None else list(argv)
     task = find_flag("task", argv, in_config=True)
-    task = task if str(task) in TASKS else "vae"
-    kind = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}[task]
-    options = parse(kind, argv, description=__doc__.splitlines()[0])
+    kinds = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}
+    if task in TASKS.keys() - kinds.keys():
+        raise ValueError(f"--task {task} is not timed here; give one of {', '.join(kinds)}")
+    task = task if str(task) in kinds else "vae"
+    options = parse(kinds[task], argv, description=__doc__.splitlines()[0])
     if options.list_flags:
         raise ValueError("--list_flags belongs to train_ddp.py; here --help lists the flags")
 

@@ -18,6 +18,8 @@ from tests.scripts.conftest import SIDES
 from tests.scripts.flow_exports import command, generated
 from tests.task.training import FlowPlace
 from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.options import GeneratorOptions, SamplingOptions
+from wfimagevae.generate.subjects import Subject
 from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.model.registry import ModelRegistry
 
@@ -87,7 +89,7 @@ def test_bad_options_are_explained(pixels, tmp_path):
     refused("KIND:PATH", generated, latent, tmp_path / "out", "--vae", "nonsense")
 
 
-def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
+def test_public_dit_and_sit_files_draw_each_by_its_samplers_and_need_their_vae(tmp_path):
     model = ModelRegistry.get_model("DiT-S/8")(num_classes=10, learn_sigma=True)
     for name in ("DiT-S-8.pt", "SiT-S-8.pt"):
         torch.save(model.state_dict(), tmp_path / name)
@@ -97,10 +99,21 @@ def test_public_dit_files_are_refused_and_sit_files_need_their_vae(tmp_path):
     blocks = {f"{side}_block_types": (f"{name}Block2D",) * 4 for side, name in SIDES.items()}
     AutoencoderKL(block_out_channels=(8,) * 4, norm_num_groups=4, **blocks).save_pretrained(vae)
     with_vae = (*from_file, "--vae", f"diffusers:{vae}", "--num_images", 2, "--steps", 1)
-    words, public = "epsilon on 1000 discrete steps", tmp_path / "DiT-S-8.pt"
-    refused(words, generated, public, tmp_path / "out", *with_vae)
-    found = generated(tmp_path / "SiT-S-8.pt", tmp_path / "out", *with_vae)
-    assert found["000000-0"].shape == (256, 256, 3)
+    for name, sampler, other in (("SiT", "heun", "ddim"), ("DiT", "ddim", "heun")):
+        public, out = tmp_path / f"{name}-S-8.pt", tmp_path / name
+        refused(f"sampler '{other}'", generated, public, out, *with_vae, "--sampler", other)
+        assert generated(public, out, *with_vae)["000000-0"].shape == (256, 256, 3)
+        record = json.loads((tmp_path / f"{name}-records" / "000000-0.json").read_text())
+        assert record["sampler"] == sampler
+    # What a DiT reads are its 1000 discrete times.
+    seen, options = (
+        [],
+        GeneratorOptions(from_pretrained=str(public), model_name="DiT-S/8", vae=f"diffusers:{vae}"),
+    )
+    generator = load_generator(options, torch.device("cpu"))
+    generator.model.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[1]))
+    generator.draw([Subject(0, 3)], SamplingOptions(timestep_respacing="ddim25"))
+    assert torch.cat(seen).tolist() == list(range(960, -1, -40))
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,8 @@ def load_generator(
         text |= {"fingerprint": None}
         facts = {"space": "pixel", "objective": "noise_prediction", "text": text}
     elif facts is None:  # a public file, of an ImageNet model in a latent space
-        facts = {"space": "latent", "objective": "flow_matching", "vae": {"source": None}}
+        kind = "noise_prediction" if model.prediction == "epsilon" else "flow_matching"
+        facts = {"space": "latent", "objective": kind, "vae": {"source": None}}
     if vae and facts["space"] != "latent":
         raise ValueError(f"--vae {vae}: this flow makes {facts['space']}s, which need none")
     if facts["space"] == "latent":
