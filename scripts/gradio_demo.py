@@ -83,6 +83,10 @@ def serve(options: DemoOptions) -> None:
         generators[path] = load_generator(source, device, options.mixed_precision)
         if generators[path].facts["space"] == "point":
             raise ValueError(f"{path} makes points: see them with scripts/visualize_flow.py")
+        if needs := generators[path].model.needs:
+            raise ValueError(
+                f"{path} needs {needs[0]}, which the page cannot give: see generate.py"
+            )
         generators[path].resolve(SamplingOptions())
     autoencoders = {spec: load_autoencoder(spec, device) for spec in options.autoencoder or ()}
 

@@ -21,6 +21,7 @@ from scripts import generate, gradio_demo, recon_single_image
 from tests.refusals import refused
 from tests.scripts.conftest import ROOT
 from tests.scripts.flow_exports import command
+from wfimagevae.model.flow.velocity_model import VelocityModel
 
 VALUES = {"prompt": "", "negative_prompt": "", "label": "", "count": 2, "seed": 0}
 VALUES |= {"height": 0, "width": 0}
@@ -210,7 +211,7 @@ def test_no_path_from_the_page_is_opened(page, tiny_vae, photos):
 
 
 def test_the_queue_has_an_end_and_no_way_past_it(page, pixels):
-    values = (*VALUES.values(), str(pixels), "heun", 300, 1)
+    values = (*VALUES.values(), str(pixels), "heun", 120, 1)
     clicks = [page.join("draw", *values) for _ in range(5)]
     full = [response.text for response, _ in clicks if response.status_code == 503]
     assert full and all("Queue is full" in text for text in full)
@@ -239,6 +240,9 @@ def test_a_page_that_cannot_start_says_why(page, pixels, points, tmp_path, monke
     refused("makes points", command, gradio_demo, "--from_pretrained", points)
     flow = ("--from_pretrained", pixels, "--port", page.port)
     refused("empty port", command, gradio_demo, *flow, error=OSError)
+    with monkeypatch.context() as patch:  # as an upsampler, or what fills in images
+        patch.setattr(VelocityModel, "needs", ("low_res",))
+        refused("flow needs low_res, which the page cannot give", command, gradio_demo, *flow)
     monkeypatch.setitem(sys.modules, "gradio", None)
     refused("pip install gradio", command, gradio_demo, *flow)
 
