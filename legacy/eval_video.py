@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if here.is_main:
             rows = [[name, format_value(name, values.get(name))] for name in evaluator.names]
             head = ["metric", f"{evaluator.count} frames of {count} videos"]
-            print(markdown_table(head, rows))
-            print("\n".join(remarks(evaluator.notes, evaluator.unavailable)), end="")
+            notes = remarks(evaluator.notes, evaluator.unavailable)
+            print("\n".join([markdown_table(head, rows), *notes]))
             if options.output_json:
                 protocol = describe(options, count, evaluator.count)
                 content = evaluation_json(evaluator, values, protocol, missing)
