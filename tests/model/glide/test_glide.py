@@ -1,6 +1,7 @@
 """GLIDE against its formulas written plainly, its public names, and its promises."""
 
 import copy
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -238,15 +239,17 @@ def test_blocks_to_shard_hold_all_blocks_and_most_parameters():
 
 
 @pytest.mark.slow
-def test_compiled_blocks_keep_names_and_results():
-    model = small_glide(channel_mult=(1, 2, 3), num_res_blocks=2).eval()
+def test_compiled_blocks_keep_names_and_results(monkeypatch):
+    """Traced as ever, but not made into C++, which takes a minute a shape."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = small_glide(channel_mult=(1, 2, 4)).eval()
     inputs, keys = inputs_for(model), list(model.state_dict())
     expected = model(*inputs)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     model.compile_blocks()
     assert list(model.state_dict()) == keys
-    torch.testing.assert_close(model(*inputs), expected, rtol=1e-4, atol=1e-4)
-    # No shape was left to the interpreter.
-    assert torch._dynamo.utils.counters["frames"]["ok"] >= 10
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):  # none is left uncompiled
+        torch.testing.assert_close(model(*inputs), expected, rtol=1e-4, atol=1e-4)
+    assert torch._dynamo.utils.counters["frames"]["ok"] > 8  # what Dynamo allows by itself
     assert not torch._dynamo.utils.counters["graph_break"]
