@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -20,11 +20,9 @@ from wfimagevae.engine.distributed import is_distributed
 def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
     """Shards a network's parameters over all processes, in place (FSDP2).
 
-    Call it before optimizers and averages are made: they then hold shards too. From there on a call
-    of the network is collective: every process makes equally many. The network, with the same
-    weights on every process, may come on the CPU; ``blocks``, its repeated parts, move to the
-    device one by one, and each is gathered for its own computation alone. `load_state_dict` takes
-    whole tensors.
+    Call it before optimizers and averages are made, to hold shards too. From there on calls of the
+    network are collective. It may come on the CPU, alike on every process; ``blocks``, its repeated
+    parts, move to the device and are gathered one by one. `load_state_dict` takes whole tensors.
     """
     if not dist.is_initialized():
         raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node N ...")
@@ -37,6 +35,8 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device)
         fully_shard(part, mesh=mesh)
         if device.type == "cpu":  # Gloo sums where it is asked for a mean (PyTorch 2.8)
             part.set_force_sum_reduction_for_comms(True)
+    if hasattr(network, "encode_text"):  # a call of the network, too
+        register_fsdp_forward_method(network, "encode_text")
     for module in network.modules():
         module.register_load_state_dict_pre_hook(_shard_loaded)
 
