@@ -25,7 +25,6 @@ from wfimagevae.files import read_json
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions, UpsamplerOptions
-from wfimagevae.generate.subjects import Subject
 from wfimagevae.generate.two_stages import TwoStageGenerator
 from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
@@ -162,18 +161,6 @@ class HeldOutPicture:
     given: Tensor
     drawn: Tensor
     images: Tensor
-
-    columns = 1
-
-    @property
-    def rows(self) -> list[Subject]:
-        """What was to be drawn."""
-        return [Subject(0, prompt=title) for title in self.titles]
-
-    @property
-    def content(self) -> Tensor:
-        """What was drawn."""
-        return self.drawn.cpu()
 
     def save(self, path: Path) -> None:
         """Writes the picture as a PNG."""
