@@ -47,3 +47,15 @@ def test_held_bytes_are_of_new_memory_once():
     with FakeTensorMode(), HeldBytes() as held:
         torch.empty(2**40).neg()
     assert (held.now, held.most) == (0, 8 * 2**40)
+
+
+def test_memory_that_takes_the_place_of_freed_memory_counts():
+    """Tensors from before that die inside leave their addresses to new ones."""
+    old = [torch.zeros(1000) for _ in range(50)]
+    with HeldBytes() as held:
+        for tensor in old:
+            tensor.add_(1)
+        del tensor
+        old.clear()
+        new = [torch.zeros(1000) for _ in range(50)]
+    assert held.now == held.most == 4000 * len(new)

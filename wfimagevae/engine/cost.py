@@ -52,16 +52,20 @@ class HeldBytes(TorchDispatchMode):
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
-        self._known |= {storage._cdata for storage in _storages((args, kwargs))}
+        self._meet((args, kwargs), is_new=False)
         result = function(*args, **kwargs or {})
-        for storage in _storages(result):
-            key, size = storage._cdata, storage.nbytes()
+        self._meet(result, is_new=True)
+        self.most = max(self.most, self.now)
+        return result
+
+    def _meet(self, tree: Any, is_new: bool) -> None:
+        # Until it is freed: another storage may have its address then.
+        for storage in _storages(tree):
+            key, size = storage._cdata, storage.nbytes() if is_new else 0
             if key not in self._known:
                 self._known.add(key)
                 self.now += size
                 weakref.finalize(storage, self._free, key, size)
-        self.most = max(self.most, self.now)
-        return result
 
     def _free(self, key: int, size: int) -> None:
         self._known.discard(key)
