@@ -1,9 +1,6 @@
 """Clips and models, small, written by the tests themselves."""
 
 import json
-import os
-import subprocess
-import sys
 import zlib
 from pathlib import Path
 
@@ -13,10 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from clips import write_clip
+from tests.running import runner
 from wfvae_video import WFVAE
 from wfvae_video.loading import WEIGHTS
 
-ROOT = Path(__file__).resolve().parents[2]
 TINY = {
     "latent_dim": 4,
     "base_channels": 4,
@@ -107,15 +104,4 @@ def video_clips(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_legacy():
     """Runs a script of legacy/ as a user does; returns what it printed, by stream."""
-
-    def run(name, *arguments, cwd, processes=1, status=0):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        words = [sys.executable, *(launch if processes > 1 else []), ROOT / "legacy" / name]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        words = [str(word) for word in (*words, *arguments)]
-        how = {"capture_output": True, "text": True, "timeout": 240}
-        done = subprocess.run(words, cwd=cwd, env=environment, check=False, **how)
-        assert done.returncode == status, done.stderr
-        return done
-
-    return run
+    return runner("legacy")

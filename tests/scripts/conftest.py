@@ -1,6 +1,3 @@
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +8,7 @@ from PIL import Image
 
 from tests.eval.conftest import alexnet_weights, inception_weights, no_downloads  # noqa: F401
 from tests.images import TINY_MODEL
+from tests.running import runner
 from tests.scripts.flow_exports import export, export_points, export_text
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.eval.pairs import output_names
@@ -96,15 +94,4 @@ def text_flow(tmp_path_factory):
 @pytest.fixture(scope="session")
 def run_script():
     """Runs a script of this repository as a user does; returns what it printed, by stream."""
-
-    def run(name, *arguments, cwd, processes=1, status=0):
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
-        words = [sys.executable, *(launch if processes > 1 else []), ROOT / "scripts" / name]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-        words = [str(word) for word in (*words, *arguments)]
-        how = {"capture_output": True, "text": True, "timeout": 240}
-        done = subprocess.run(words, cwd=cwd, env=environment, check=False, **how)
-        assert done.returncode == status, done.stderr
-        return done
-
-    return run
+    return runner("scripts")

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from wfimagevae.diffusion.path import expand_times
+
 Prediction = Literal["epsilon", "data", "v"]
 Clip = Literal["static", "none", "dynamic"]
 
@@ -109,6 +111,6 @@ def clip_data(data: Tensor, clip: Clip) -> Tensor:
         return data.clamp(-1, 1)
     if clip == "dynamic":
         bound = data.abs().flatten(1).quantile(_KEPT_SHARE, dim=1).clamp_min(1)
-        bound = bound.view(-1, *[1] * (data.dim() - 1))
+        bound = expand_times(bound, data)
         return data.clamp(-bound, bound) / bound
     raise ValueError(f"unknown clipping {clip!r}; use static, dynamic or none")

@@ -60,9 +60,8 @@ class FlowGenerator:
     ):
         self.model, self.device, self.facts, self.decode = model, device, facts, decode
         self.text, self.downsampling, self.precision = text, downsampling, precision
-        self.given: dict[
-            str, Tensor
-        ] = {}  # parts of every condition, (1, ...): an image to fill in
+        # Parts of every condition, (1, ...), such as an image to fill in.
+        self.given: dict[str, Tensor] = {}
         self.source: dict = {}  # where it was read from, for records: ``path``, ``step``, ...
         self.diffusion: GaussianDiffusion | None = None
         if model.prediction == "epsilon":

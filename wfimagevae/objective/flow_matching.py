@@ -3,7 +3,7 @@
 What it shares with the other objectives of generators stands here, too.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +19,7 @@ from wfimagevae.objective.options import NoisePredictionOptions, ObjectiveOption
 Batch = dict
 Logs = dict[str, Tensor]
 
-NUM_TIME_BINS = 4
+TIME_BINS = ("0.00-0.25", "0.25-0.50", "0.50-0.75", "0.75-1.00")
 
 
 @dataclass(frozen=True)
@@ -150,15 +150,14 @@ class FlowMatching(ConditionalObjective):
         return PathPoint(x_t, velocity, t, *self.draw_condition(batch, data.device))
 
 
-def error_by_time(error: Tensor, t: Tensor) -> Logs:
-    """Each quarter of the time's pooled (sum, weight) of errors, (B,), at times, (B,)."""
-    bins = (t * NUM_TIME_BINS).long().clamp_max(NUM_TIME_BINS - 1)
-    inside = F.one_hot(bins, NUM_TIME_BINS).to(error.dtype)  # (B, bins)
+def error_by_time(error: Tensor, t: Tensor, names: Sequence[str] = TIME_BINS) -> Logs:
+    """Pooled (sum, weight) of errors, (B,), in each of some equal parts of the times, (B,).
+
+    Times are shares of the whole, from 0 to 1; ``names`` are those of the parts.
+    """
+    bins = (t * len(names)).long().clamp_max(len(names) - 1)
+    inside = F.one_hot(bins, len(names)).to(error.dtype)  # (B, bins)
     # No matrix product: autocast would round the errors.
     sums = (error[:, None] * inside).sum(0)
     pairs = torch.stack([sums, inside.sum(0)], dim=1)  # (bins, 2)
-    edges = [i / NUM_TIME_BINS for i in range(NUM_TIME_BINS + 1)]
-    return {
-        f"train/error_t{low:.2f}-{high:.2f}": pair
-        for low, high, pair in zip(edges, edges[1:], pairs, strict=False)
-    }
+    return {f"train/error_t{name}": pair for name, pair in zip(names, pairs, strict=True)}

@@ -14,10 +14,15 @@ from wfimagevae.engine.distributed import all_reduce_sum
 from wfimagevae.engine.seeding import sample_uniforms
 from wfimagevae.model.text import TextEncoder
 from wfimagevae.objective.captions import caption_statistics
-from wfimagevae.objective.flow_matching import Batch, ConditionalObjective, Logs
+from wfimagevae.objective.flow_matching import (
+    Batch,
+    ConditionalObjective,
+    Logs,
+    error_by_time,
+)
 from wfimagevae.objective.options import NoisePredictionOptions
 
-NUM_TIME_BINS = 4
+_TIME_BINS = 4
 # Spikes are judged among errors of about the same times, once so many of them were seen.
 _SPIKE_BINS, _SEEN, _MEMORY = 20, 50, 0.99
 
@@ -52,6 +57,8 @@ class NoisePrediction(ConditionalObjective):
         self.text = text
         config = network.config
         self.diffusion = GaussianDiffusion(config.schedule, config.num_train_steps)
+        edges = [i * config.num_train_steps // _TIME_BINS for i in range(_TIME_BINS + 1)]
+        self.time_bins = [f"{low}-{high - 1}" for low, high in pairwise(edges)]
         # Of each bin of times: how many errors were seen, and their running mean.
         device = next(network.parameters()).device
         self.usual = torch.zeros(_SPIKE_BINS, 2, device=device)
@@ -81,7 +88,8 @@ class NoisePrediction(ConditionalObjective):
         is_usual = self._is_usual(error.detach(), t)
         logs["train/spikes_skipped"] = 1 - is_usual.float().mean()
         loss = torch.where(is_usual, loss, 0.0).mean()
-        return loss, logs | {"train/loss": loss.detach()} | self._error_by_time(error.detach(), t)
+        by_time = error_by_time(error.detach(), t / self.diffusion.num_steps, self.time_bins)
+        return loss, logs | {"train/loss": loss.detach()} | by_time
 
     @torch.no_grad()
     def _is_usual(self, error: Tensor, t: Tensor) -> Tensor:
@@ -103,12 +111,3 @@ class NoisePrediction(ConditionalObjective):
         mean = share * mean + (1 - share) * total / count.clamp_min(1)
         self.usual.copy_(torch.stack([seen + count, mean], 1))
         return ~(error > limit)  # what is no number is the engine's to refuse
-
-    def _error_by_time(self, error: Tensor, t: Tensor) -> Logs:
-        """Each quarter of the timesteps' pooled (sum, weight) of errors, (B,)."""
-        last = self.diffusion.num_steps
-        bins = F.one_hot(t * NUM_TIME_BINS // last, NUM_TIME_BINS).to(error.dtype)
-        pairs = torch.stack([(error[:, None] * bins).sum(0), bins.sum(0)], dim=1)
-        edges = [i * last // NUM_TIME_BINS for i in range(NUM_TIME_BINS + 1)]
-        names = [f"train/error_t{low}-{high - 1}" for low, high in pairwise(edges)]
-        return dict(zip(names, pairs, strict=True))

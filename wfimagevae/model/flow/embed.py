@@ -28,13 +28,17 @@ class TimeEmbedder(nn.Module):
         """Vectors, (B, width), of times, (B,); in the parameters' type under autocast, too."""
         with torch.autocast(t.device.type, enabled=False):
             # 128 frequencies, from the scale down to 1 / 10000 of it.
-            t = self.scale * t
-            t = t.to(torch.promote_types(t.dtype, torch.float32))
-            exponents = torch.arange(NUM_FREQUENCIES, device=t.device, dtype=t.dtype)
-            frequencies = torch.exp(-math.log(MAX_PERIOD) * (exponents / NUM_FREQUENCIES))
-            angles = t[:, None] * frequencies
-            features = torch.cat([angles.cos(), angles.sin()], dim=1)
+            features = time_features(self.scale * t, NUM_FREQUENCIES)
             return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+def time_features(t: Tensor, count: int) -> Tensor:
+    """Cosines, then sines, of times, (B,), at ``count`` frequencies from 1 down: (B, 2 count)."""
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    exponents = torch.arange(count, device=t.device, dtype=t.dtype)
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * (exponents / count))
+    angles = t[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
 class LabelEmbedder(nn.Module):

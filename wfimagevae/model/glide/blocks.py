@@ -4,14 +4,12 @@ Source: Nichol et al. 2021 (GLIDE), arXiv:2112.10741; Dhariwal and Nichol 2021 (
 arXiv:2105.05233, for the U-Net.
 """
 
-import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.embed import MAX_PERIOD
 from wfimagevae.model.flow.normalize import GroupNorm
 from wfimagevae.model.flow.transformer_blocks import attend
 from wfimagevae.model.flow.unet import zeroed
@@ -143,11 +141,3 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def interleaved_heads(x: Tensor, count: int, head_width: int) -> tuple[Tensor, ...]:
     """``count`` projections, side by side within each head, to (B, heads, N, head_width) each."""
     return x.unflatten(2, (-1, count, head_width)).permute(3, 0, 2, 1, 4).unbind(0)
-
-
-def time_features(t: Tensor, width: int) -> Tensor:
-    """Cosines, then sines, of discrete times (B,): float32 (B, width), ``width`` even."""
-    half = width // 2
-    exponents = torch.arange(half, device=t.device, dtype=torch.float32) / half
-    angles = t.float()[:, None] * torch.exp(-math.log(MAX_PERIOD) * exponents)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)

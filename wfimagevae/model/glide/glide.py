@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from wfimagevae.model.config_values import Depth, Natural, Share, Size
+from wfimagevae.model.flow.embed import time_features
 from wfimagevae.model.flow.flow_transformer import check_parts
 from wfimagevae.model.flow.unet import zeroed
 from wfimagevae.model.flow.velocity_model import Condition, VelocityModel
@@ -24,7 +25,6 @@ from wfimagevae.model.glide.blocks import (
     Stage,
     TextBlock,
     group_norm,
-    time_features,
 )
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict
@@ -205,7 +205,7 @@ class Glide(VelocityModel):
         tokens, dtype = condition["tokens"], self.time_embed[0].weight.dtype
         # The time and the vectors of the text are as precise as the parameters, under autocast too.
         with torch.autocast(x.device.type, enabled=False):
-            c = self.time_embed(time_features(t, self.config.base_channels).to(dtype))
+            c = self.time_embed(time_features(t.float(), self.config.base_channels // 2).to(dtype))
             c = c + condition["pooled"].to(dtype)
             if self.config.clip_width:
                 c = c + self.clip_to_time(condition["clip"].to(dtype))
