@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "--list_flags" in flags:
         print(list_flags(task_options))
         return 0
-    options = parse(Command, argv, description=__doc__.splitlines()[0])
+    options = parse(Command, argv, __doc__)
     if any(getattr(options, name) for name in PipelineOptions.model_fields):
         raise ValueError("--pipeline stands on the command line, not in a file of flags")
     if options.task == "vae":

@@ -31,9 +31,7 @@ class VideoEvaluationOptions(ClipFolderOptions, DeviceOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        VideoEvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
-    )
+    options = parse(VideoEvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
 
     from clip_folder import read_share, tell_left_out
     from clip_pairs import ClipPairs, describe

@@ -26,7 +26,7 @@ class ExampleOptions(Options):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(ExampleOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(ExampleOptions, argv, __doc__)
 
     import numpy as np
     import skimage

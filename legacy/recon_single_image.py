@@ -24,7 +24,7 @@ class SingleImageOptions(VideoModelOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(SingleImageOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(SingleImageOptions, argv, __doc__)
 
     import numpy as np
     import torch

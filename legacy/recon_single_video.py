@@ -24,7 +24,7 @@ class SingleVideoOptions(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(SingleVideoOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(SingleVideoOptions, argv, __doc__)
 
     from clips import check_output, frame_numbers, read_clip, write_clip
     from reconstruction import frame_psnr, open_model, reconstruct, save_contact_sheet, sheet_path

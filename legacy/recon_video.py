@@ -3,6 +3,8 @@
 python legacy/recon_video.py --from_pretrained WF-VAE-L-16Chn --real_video_dir clips \\
     --generated_video_dir reconstructions --num_frames 33 --resolution 256 --enable_tiling
 torchrun --nproc_per_node 8 legacy/recon_video.py ...
+
+Exit status: 0 all reconstructed; 1 all but unreadable videos, which are listed; 2 an error.
 """
 
 from collections.abc import Sequence
@@ -30,13 +32,7 @@ class VideoFolderOptions(VideoModelOptions, ClipFolderOptions, OutputOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        VideoFolderOptions,
-        argv,
-        description=__doc__.splitlines()[0],
-        epilog="Exit status: 0 all reconstructed; 1 all but unreadable videos, which are listed; "
-        "2 an error.",
-    )
+    options = parse(VideoFolderOptions, argv, __doc__)
 
     from pathlib import Path
 

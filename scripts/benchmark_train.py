@@ -23,7 +23,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if task in TASKS.keys() - kinds.keys():
         raise ValueError(f"--task {task} is not timed here; give one of {', '.join(kinds)}")
     task = task if str(task) in kinds else "vae"
-    options = parse(kinds[task], argv, description=__doc__.splitlines()[0])
+    options = parse(kinds[task], argv, __doc__)
     if options.list_flags:
         raise ValueError("--list_flags belongs to train_ddp.py; here --help lists the flags")
 

@@ -3,6 +3,9 @@
 python scripts/benchmark_vae.py --real_image_dir photos --resolution 256 --output table.md \
     --model WFVAE2Image:results/my-vae --model diffusers:stabilityai/sdxl-vae \
     --model diffusers:black-forest-labs/FLUX.1-dev/vae
+
+Exit status: 0 all measured; 3 all but metrics whose weights are missing (n/a in the table); 2 an
+error.
 """
 
 from collections.abc import Sequence
@@ -13,13 +16,7 @@ from wfimagevae.eval.options import METRIC_UNAVAILABLE, BenchmarkOptions
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        BenchmarkOptions,
-        argv,
-        description=__doc__.splitlines()[0],
-        epilog=f"Exit status: 0 all measured; {METRIC_UNAVAILABLE} all but metrics whose weights "
-        "are missing (n/a in the table); 2 an error.",
-    )
+    options = parse(BenchmarkOptions, argv, __doc__)
 
     import torch
 
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     configs = zip(options.model, spread_config(options.config_file, paths), strict=True)
     autoencoders = {spec: load_autoencoder(spec, model_config=config) for spec, config in configs}
     evaluator = Evaluator(options.metric, device, options)
-    kernels = enable_fast_kernels(device)
+    enable_fast_kernels(device)
     rows, notes = [], []
     for spec, autoencoder in autoencoders.items():
         autoencoder.network.to(device)
@@ -52,9 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     notes += remarks({}, evaluator.unavailable)
     metrics = [name for name in evaluator.names if name not in evaluator.unavailable]
     protocol = describe_protocol(metrics, options, evaluator.count)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    conditions = [options.mixed_precision, f"batches of {options.batch_size}", where, kernels]
-    text = "\n".join(benchmark_table(rows, notes, protocol, ", ".join(filter(None, conditions))))
+    where = device.type
+    if where == "cuda":
+        where = f"{torch.cuda.get_device_name(device)}, TF32 and cudnn.benchmark are on"
+    conditions = f"{options.mixed_precision}, batches of {options.batch_size}, {where}"
+    text = "\n".join(benchmark_table(rows, notes, protocol, conditions))
     print(text)
     if options.output:
         write_text(options.output, text + "\n")

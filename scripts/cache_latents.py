@@ -4,6 +4,8 @@ python scripts/cache_latents.py --image_path photos --output_dir latents --resol
     --vae diffusers:stabilityai/sd-vae-ft-mse --labels folder --flip
 python scripts/cache_latents.py ... --captions sidecar --text_encoder t5:google/t5-v1_1-base
 torchrun --nproc_per_node 8 scripts/cache_latents.py --from_pretrained exported/my-vae ...
+
+Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an error.
 """
 
 from collections.abc import Sequence
@@ -74,13 +76,7 @@ class CacheLatentsOptions(ModelOptions, ImageOptions, TextOptions, CacheOptions)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        CacheLatentsOptions,
-        argv,
-        description=__doc__.splitlines()[0],
-        epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
-        "2 an error.",
-    )
+    options = parse(CacheLatentsOptions, argv, __doc__)
     source = options.from_pretrained or options.ckpt_path
     if bool(options.vae) == bool(source):
         raise ValueError("give either --vae KIND:PATH or --from_pretrained (or --ckpt_path)")
@@ -91,7 +87,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError(f"--{name} is for captions: give --captions")
 
     from wfimagevae.dataset import Captions, IndexedImages, Labels
-    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.generate.autoencoders import (
         autoencoder_spec,
@@ -108,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A process may have one shard more to encode than another, which takes what it takes.
     with world(options.device, timeout_minutes=24 * 60) as processes:
         device = processes.device
-        enable_fast_kernels(device)
         if options.vae:
             autoencoder = load_autoencoder(options.vae, device)
         else:

@@ -54,9 +54,7 @@ class EvaluationOptions(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        EvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
-    )
+    options = parse(EvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
     check_guidance(options.negative_prompt, options.guidance_scale)
     if bool(options.generated_image_dir) == bool(options.from_pretrained):
         raise ValueError("give either --generated_image_dir or --from_pretrained")
@@ -67,7 +65,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ValueError("points have no image features: --metric energy_distance only")
         options = options.changed(metric=["energy_distance"])
 
-    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import barrier, world
     from wfimagevae.eval.evaluator import SetEvaluator
     from wfimagevae.eval.report import protocol_hash, sets_table
@@ -75,7 +72,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.files import write_json
 
     with world(options.device) as here:
-        enable_fast_kernels(here.device)
         # All are opened and checked before any is drawn.
         candidates = list(_candidates(options, here.device))
         if "clip_score" in (options.metric or ()) and not candidates[0][1].captions:

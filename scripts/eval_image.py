@@ -28,9 +28,7 @@ class EvaluationOptions(PairOptions, DeviceOptions, defaults={"batch_size": 8}):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        EvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
-    )
+    options = parse(EvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
 
     from wfimagevae.dataset import ValidImageDataset
     from wfimagevae.engine.distributed import barrier, world

@@ -88,12 +88,9 @@ class PromptEvaluationOptions(
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        PromptEvaluationOptions, argv, description=__doc__.splitlines()[0], epilog=EXIT_STATUS
-    )
+    options = parse(PromptEvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
     has_reference = _check(options)
 
-    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import barrier, gather_objects, world
     from wfimagevae.eval.evaluator import SetEvaluator
     from wfimagevae.eval.prompt_images import MANIFEST, METADATA, begin, save_sheets
@@ -106,7 +103,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     # All is opened and checked before anything is drawn.
     prompts, folder = _prompts(options), Path(options.output_dir)
     with world(options.device) as here, contextlib.ExitStack() as stack:
-        enable_fast_kernels(here.device)
         clip = None if options.clip_model == "none" else load_clip(options.clip_model)
         generator = load_generator(options, here.device, options.mixed_precision)
         if not generator.model.takes_text:

@@ -138,7 +138,7 @@ class GenerateOptions(
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(GenerateOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(GenerateOptions, argv, __doc__)
     if options.from_json:
         if extra := [
             n for n in GenerateOptions.model_fields if n in options.model_fields_set - _WITH_JSON
@@ -154,12 +154,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--from_json makes one picture: give --output_dir")
     check_guidance(options.negative_prompt, options.guidance_scale)
 
-    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.files import sole_writer
 
     with world(options.device) as processes, contextlib.ExitStack() as stack:
-        enable_fast_kernels(processes.device)
         if options.output_dir:
             stack.enter_context(sole_writer(Path(options.output_dir), processes.is_main))
         report = (_draw_again if options.from_json else _draw)(options, processes)

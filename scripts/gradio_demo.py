@@ -55,7 +55,7 @@ class DemoOptions(GeneratorOptions, UpsamplerOptions, FlowComputeOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(DemoOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(DemoOptions, argv, __doc__)
     if not options.from_pretrained and not options.autoencoder:
         raise ValueError("give --from_pretrained or --autoencoder: the page itself opens no path")
     # Uploads and pictures go after an hour, and when the page ends, by SIGTERM as by Ctrl-C.

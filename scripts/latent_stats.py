@@ -2,6 +2,8 @@
 
 python scripts/latent_stats.py --from_pretrained exported/my-vae --real_image_dir photos \
     --resolution 256 --write
+
+Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an error.
 """
 
 from collections.abc import Sequence
@@ -23,13 +25,7 @@ class LatentStatsOptions(AutoencoderOptions, ImageFolderOptions, ComputeOptions)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        LatentStatsOptions,
-        argv,
-        description=__doc__.splitlines()[0],
-        epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
-        "2 an error.",
-    )
+    options = parse(LatentStatsOptions, argv, __doc__)
     source = options.from_pretrained
     config = Path(source or "") / "config.json"
     # A .ckpt in the folder would be loaded instead, with the configuration that it embeds.
@@ -40,7 +36,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"files), got {source}; make one with scripts/save_hf_model.py"
         )
 
-    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.eval.report import markdown_table
     from wfimagevae.files import write_json
@@ -50,9 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     dataset, vae, unreadable = open_folder(options), load_vae(options), []
     with world(options.device) as processes:
-        note = enable_fast_kernels(processes.device)
-        if note and processes.is_main:
-            print(note)
         batches = read_batches(dataset, options, processes, "encode", unreadable)
         images = (batch["image"] for batch in batches)
         mean, std = measure_latents(vae, images, processes, options.mixed_precision)

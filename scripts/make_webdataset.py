@@ -1,9 +1,14 @@
 """Writes a folder or manifest of images as WebDataset shards, to train on.
+Images, classes and captions go into tar files, with an index beside each and a record, shards.json.
+A run that was stopped goes on where it was when started again; with other images or options, or
+after files, captions or lines of the manifest have changed, it wants another folder.
 
 python scripts/make_webdataset.py --image_path photos --output_dir shards --captions sidecar
 torchrun --nproc_per_node 8 scripts/make_webdataset.py --image_path photos --output_dir shards \
     --labels folder --resize 1024
 python train_image_ddp.py --image_path "shards/shard-{000000..000099}.tar" ...
+
+Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an error.
 """
 
 import contextlib
@@ -47,16 +52,7 @@ class WebdatasetOptions(SourceOptions, WriteOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        WebdatasetOptions,
-        argv,
-        description="Write images, classes and captions into tar shards, with an index beside "
-        "each and a record, shards.json. Runs under torchrun, too. A run that was stopped goes on "
-        "where it was when started again; with other images or options, or after files, captions "
-        "or lines of the manifest have changed, it wants another folder.",
-        epilog="Exit status: 0 done; 1 done but for unreadable images, which are listed; "
-        "2 an error.",
-    )
+    options = parse(WebdatasetOptions, argv, __doc__)
     from tqdm import tqdm
 
     from wfimagevae.dataset.images.image_sets import ImageParts, open_folder

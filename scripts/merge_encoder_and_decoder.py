@@ -34,7 +34,7 @@ class MergeOptions(Options):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(MergeOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(MergeOptions, argv, __doc__)
 
     from wfimagevae.export.folder import check_target, export_vae, merge
     from wfimagevae.export.options import CardOptions

@@ -27,7 +27,7 @@ class ReportOptions(Options):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the report and prints where it is."""
-    options = parse(ReportOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(ReportOptions, argv, __doc__)
 
     from wfimagevae.engine.report.html import write_report
 

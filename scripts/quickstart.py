@@ -1,7 +1,7 @@
 """The whole story on real photographs, without a download: train, reconstruct, evaluate, export.
 
 make quickstart                      about 8 minutes on two CPU cores, less on a GPU
-python scripts/quickstart.py --steps 20    the same path in short, for a check
+python scripts/quickstart.py --steps 20    the same path in short; need not beat the baseline
 """
 
 import itertools
@@ -47,12 +47,11 @@ DISCRIMINATOR_SHARE = 0.05
 
 
 class QuickstartOptions(DeviceOptions):
-    """quick start: the first half"""
+    """quick start"""
 
     steps: Count | None = option(
         None,
-        "training steps, for a short check of the path that need not beat the baseline; "
-        "not given: as many as fit into --minutes",
+        "training steps, for a short check of the path; not given: as many as fit into --minutes",
         "N",
     )
     minutes: Positive = option(
@@ -65,7 +64,7 @@ class QuickstartOptions(DeviceOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
-    args = parse(QuickstartOptions, argv, description=__doc__.splitlines()[0])
+    args = parse(QuickstartOptions, argv, __doc__)
     started = time.perf_counter()
     output = Path(os.path.relpath(args.output, ROOT))
     os.chdir(ROOT)  # the commands below are those of a user in the repository's folder

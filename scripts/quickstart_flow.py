@@ -10,11 +10,10 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from quickstart import make_folder, plan_training, run_recipe, run_script, say
+from quickstart import QuickstartOptions, make_folder, plan_training, run_recipe, run_script, say
 
 from wfimagevae.command_line import parse, run_cli
-from wfimagevae.engine.options import DeviceOptions
-from wfimagevae.options import Count, Positive, option
+from wfimagevae.options import option
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-text-small.json"
@@ -37,17 +36,9 @@ GUIDANCE = 3
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
 
-class FlowQuickstartOptions(DeviceOptions):
-    """quick start: the second half"""
+class FlowQuickstartOptions(QuickstartOptions, defaults={"minutes": 6.5}):
+    """quick start"""
 
-    steps: Count | None = option(
-        None,
-        "training steps, for a short check of the path; not given: as many as fit into --minutes",
-        "N",
-    )
-    minutes: Positive = option(
-        6.5, "time for training; what comes before and after takes less than one more", "M"
-    )
     output: str = option(
         "quickstart",
         "folder of the quick start; this half writes DIR/flow, made anew each time",
@@ -57,7 +48,7 @@ class FlowQuickstartOptions(DeviceOptions):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
-    args = parse(FlowQuickstartOptions, argv, description=__doc__.splitlines()[0])
+    args = parse(FlowQuickstartOptions, argv, __doc__)
     started = time.perf_counter()
     quickstart = Path(os.path.relpath(args.output, ROOT))
     os.chdir(ROOT)  # the commands below are those of a user in the repository's folder

@@ -3,6 +3,8 @@
 python scripts/recon_image.py --from_pretrained results/my-vae --real_image_dir photos \
     --generated_image_dir reconstructions --resolution 256
 torchrun --nproc_per_node 8 scripts/recon_image.py ...
+
+Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; 2 an error.
 """
 
 from collections.abc import Sequence
@@ -26,15 +28,8 @@ class ReconstructionOptions(AutoencoderOptions, ImageFolderOptions, TileOptions)
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
-    options = parse(
-        ReconstructionOptions,
-        argv,
-        description=__doc__.splitlines()[0],
-        epilog="Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; "
-        "2 an error.",
-    )
+    options = parse(ReconstructionOptions, argv, __doc__)
 
-    from wfimagevae.engine.device import enable_fast_kernels
     from wfimagevae.engine.distributed import world
     from wfimagevae.eval.pairs import ORIGIN_FOLDER, output_names
     from wfimagevae.files import sole_writer
@@ -49,9 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     unreadable: list[tuple[str, str]] = []
     folder = Path(options.generated_image_dir)
     with world(options.device) as here, sole_writer(folder, here.is_main):
-        note = enable_fast_kernels(here.device)
-        if note and here.is_main:
-            print(note)
         autoencoder = open_autoencoder(options, here.device, options.tile_size)
         with ImageWriter(folder) as writer:
             for batch in read_batches(dataset, options, here, "reconstruct", unreadable):

@@ -26,7 +26,7 @@ class SingleImageOptions(AutoencoderOptions, TileOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(SingleImageOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(SingleImageOptions, argv, __doc__)
 
     import torch
 
@@ -43,8 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if Path(target).resolve() == Path(options.image_path).resolve():
         raise ValueError(f"--rec_path {target} is the original; choose another file")
     device = resolve_device(options.device)
-    if note := enable_fast_kernels(device):
-        print(note)
+    enable_fast_kernels(device)
     try:
         image = open_rgb(options.image_path, short_side=options.resolution)
     except UnreadableImage as error:

@@ -33,7 +33,7 @@ class ExportOptions(AutoencoderOptions, CardOptions):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    options = parse(ExportOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(ExportOptions, argv, __doc__)
 
     import torch
 

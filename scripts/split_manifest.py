@@ -30,7 +30,7 @@ class SplitOptions(Options):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the two manifests; each image is on one side only, with all its lines."""
-    options = parse(SplitOptions, argv, description=__doc__.splitlines()[0])
+    options = parse(SplitOptions, argv, __doc__)
     from wfimagevae.files import write_text
 
     images: dict[str, list[dict]] = {}

@@ -76,11 +76,14 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         cls: The options.
-        texts: ``description`` and ``epilog`` of the help.
+        about: Paragraphs, of which the help shows the first one, and those on the exit status.
     """
 
-    def __init__(self, cls: type[Options], **texts: str):
-        super().__init__(allow_abbrev=False, add_help=False, formatter_class=_Formatter, **texts)
+    def __init__(self, cls: type[Options], about: str = ""):
+        first, *others = about.split("\n\n")
+        status = "".join(text for text in others if text.startswith("Exit status"))
+        how = {"allow_abbrev": False, "add_help": False, "formatter_class": _Formatter}
+        super().__init__(description=first, epilog=status, **how)
         self.cls = cls
         self.add_argument(
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
@@ -173,7 +176,7 @@ def bare_type(annotation: Any) -> Any:
 _Class = TypeVar("_Class", bound=Options)
 
 
-def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) -> _Class:
+def parse(cls: type[_Class], argv: Sequence[str] | None = None, about: str = "") -> _Class:
     """The options on a command line, over those of its ``--config`` file, over the defaults.
 
     What is wrong ends the process with status 2 and a line that names the flag, or the file.
@@ -181,9 +184,9 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, **texts: str) ->
     Args:
         cls: The options; with a field ``config``, that names a YAML file of flags and values.
         argv: Words of the command line; None takes this process's.
-        texts: ``description`` and ``epilog`` of the help.
+        about: The command's docstring; see `Parser`.
     """
-    parser = Parser(cls, **texts)
+    parser = Parser(cls, about)
     given = parser.read_words(sys.argv[1:] if argv is None else argv)
     path = given.get("config")
     in_file = by_own_names(read_config(path, parser) if path else {}, cls.by_flag())

@@ -1,11 +1,13 @@
 """Which device to run on, and how precisely."""
 
 import contextlib
+import logging
 from collections.abc import Iterator, Sequence
 
 import torch
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_log = logging.getLogger("wfimagevae")
 
 
 def resolve_device(name: str, local_rank: int = 0) -> torch.device:
@@ -37,15 +39,15 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def enable_fast_kernels(device: torch.device) -> str:
-    """On CUDA, turns on TF32 and cudnn.benchmark; returns a line that says so (or nothing)."""
+def enable_fast_kernels(device: torch.device) -> None:
+    """On CUDA, makes a device the current one, with TF32 and cudnn.benchmark; the log says so."""
     if device.type != "cuda":
-        return ""
+        return
     torch.cuda.set_device(device)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = True
-    return "TF32 and cudnn.benchmark are on"
+    _log.info("TF32 and cudnn.benchmark are on")
 
 
 def library_versions() -> str:

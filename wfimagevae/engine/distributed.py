@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from wfimagevae.engine.device import resolve_device
+from wfimagevae.engine.device import enable_fast_kernels, resolve_device
 
 
 @dataclass(frozen=True)
@@ -29,16 +29,16 @@ class World:
 def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
     """Joins the process group that torchrun announced, if any, and leaves it at the end.
 
+    The device is that of `resolve_device`, with `enable_fast_kernels`.
     Inside another ``world`` the group is the outer one's, and is left by that one. A collective
     waits ``timeout_minutes`` for the other processes.
     """
     # torchrun's variables; without it this is the only process.
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
+    enable_fast_kernels(resolved)
     joins = size > 1 and not dist.is_initialized()
     if joins:
-        if resolved.type == "cuda":
-            torch.cuda.set_device(resolved)
         backend = "nccl" if resolved.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(minutes=timeout_minutes))
     try:

@@ -22,7 +22,7 @@ from wfimagevae.engine.checkpoint import (
     step_of,
     whole_checkpoint,
 )
-from wfimagevae.engine.device import enable_fast_kernels, library_versions
+from wfimagevae.engine.device import library_versions
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.optim import run_length
@@ -62,7 +62,6 @@ def run_training(
     with world(options.device) as process, contextlib.ExitStack() as stack:
         log.setLevel(logging.INFO if process.is_main else logging.WARNING)
         seed_everything(options.seed)
-        kernels = enable_fast_kernels(process.device)
         # The main process alone looks for the run: the others could see half of what it makes.
         place = None
         if process.is_main and folder is None:
@@ -93,14 +92,13 @@ def run_training(
         with run.interrupt:
             seed_everything(options.seed, process.rank)
             start(run, resume)
-            compiled, kernels = ", compiled" * options.compile, f"; {kernels}" if kernels else ""
             log.info(
                 "effective batch %d = %d x %d micro-batches x %d processes; %d steps",
                 *(run.samples_a_step, options.batch_size, options.grad_accum_steps),
                 *(process.size, run.max_steps),
             )
             where = f"device {process.device}, precision {options.mix_precision}"
-            log.info("%s%s%s", where, compiled, kernels)
+            log.info("%s%s", where, ", compiled" * options.compile)
             log.info("%s; kill -USR1 %d saves and draws now", library_versions(), os.getpid())
             try:
                 with logging_redirect_tqdm():

@@ -27,7 +27,7 @@ from wfimagevae.dataset.latents.record import (
     shard_path,
     texts_path,
 )
-from wfimagevae.engine.device import autocast
+from wfimagevae.engine.device import PRECISIONS, autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum, barrier, broadcast_object
 from wfimagevae.files import read_json, sole_writer, write_atomically, write_json, write_text
 from wfimagevae.generate.autoencoders import Autoencoder
@@ -36,7 +36,6 @@ from wfimagevae.model.text import TextEncoder
 from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.model.weight_files import weights_fingerprint
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _log = logging.getLogger("wfimagevae")
 
 
@@ -234,7 +233,7 @@ class LatentCache:
                 )
             first = first or (mean, logvar)
             values = mean if logvar is None else torch.cat([mean, logvar], dim=1)
-            values = values.to(DTYPES[options.latent_dtype]).cpu().contiguous()
+            values = values.to(PRECISIONS[options.latent_dtype]).cpu().contiguous()
             bad = (~values.isfinite().flatten(1).all(1)).nonzero().flatten().tolist()
             if bad:
                 raise ValueError(

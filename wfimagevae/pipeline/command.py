@@ -46,7 +46,7 @@ def run_file(argv: Sequence[str]) -> int:
 
 def _read_words(argv: Sequence[str]) -> tuple[PipelineOptions, dict[str, Any]]:
     """All flags with their values, and of those that are given, the ones of steps' trainings."""
-    parser = Parser(Words, description="Trains the steps of a pipeline.")
+    parser = Parser(Words, "Trains the steps of a pipeline.")
     given = parser.read_words(argv)
     flags = [name for name in given if name not in OWN]
     for name in flags:
