@@ -24,6 +24,7 @@ from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.generator_files import FACTS_NAME, load_generator, open_latent_space
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import Subject
+from wfimagevae.model.modeling_aebase import ImageBaseAE
 from wfimagevae.model.weight_files import FLOW_FOLDER, PIPELINE_INDEX, weights_fingerprint
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.pictures.writer import save_image
@@ -31,15 +32,8 @@ from wfimagevae.pictures.writer import save_image
 _log = logging.getLogger("wfimagevae")
 VAE_FOLDER = "vae"
 # What an export consists of; nothing else in its folder is uploaded.
-_FILES = ["README.md", PICTURE, "*.safetensors", "*.safetensors.index.json", "config.json"]
-_FILES += [
-    "modeling_*.py",
-    "pipeline.py",
-    FACTS_NAME,
-    PIPELINE_INDEX,
-    f"{FLOW_FOLDER}/*",
-    f"{VAE_FOLDER}/*",
-]
+_FILES = ["README.md", PICTURE, "*.safetensors*", "config.json", "modeling_*.py", "pipeline.py"]
+_FILES += [FACTS_NAME, PIPELINE_INDEX, f"{FLOW_FOLDER}/*", f"{VAE_FOLDER}/*"]
 # Settings that do not change what the halves say to each other.
 _FREE = {"shift", "scale", "dropout"}
 _OF_DECODER = ("decoder_", "spade")
@@ -152,24 +146,26 @@ def export_vae(
 
 
 @torch.inference_mode()
-def check_reload(vae: nn.Module, folder: Path) -> None:
-    """Raises ValueError unless the folder gives a model with identical weights and output.
+def check_reload(network: nn.Module, folder: Path) -> None:
+    """Raises ValueError unless the folder gives a network with identical weights and output.
 
-    It is read by this package and, where it holds the model's code, by that.
+    It is read by this package and, where it holds the network's code, by that.
     """
-    size = 4 * vae.spatial_factor
-    image = torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size)
-    image = image.contiguous(memory_format=torch.channels_last)
-    readers = [type(vae).from_pretrained(str(folder)).eval()]
+    if isinstance(network, ImageBaseAE):
+        size = 4 * network.spatial_factor
+        inputs = (torch.linspace(-1, 1, 3 * size * size).view(1, 3, size, size), False, False)
+    else:
+        inputs = network.example_inputs("cpu")
+    readers = [type(network).from_pretrained(folder)]
     if "auto_map" in read_json(folder / "config.json"):
-        readers.append(_by_own_code(vae, folder))
-    expected = vae.decode(vae.encode(image).latent_dist.mode()).sample
+        readers.append(_by_own_code(network, folder))
+    # Equal weights are not enough: the configuration decides what is done with them. Kernels of
+    # another memory format round differently.
+    expected = network.to(memory_format=torch.channels_last)(*inputs)[0]
     for reloaded in readers:
-        if weights_fingerprint(reloaded) != weights_fingerprint(vae):
+        if weights_fingerprint(reloaded) != weights_fingerprint(network):
             raise ValueError(f"{folder}: the reloaded model's weights differ")
-        # Equal weights are not enough: the configuration decides what is done with them.
-        output = reloaded.decode(reloaded.encode(image).latent_dist.mode()).sample
-        if not torch.equal(output, expected):
+        if not torch.equal(reloaded.to(memory_format=torch.channels_last)(*inputs)[0], expected):
             raise ValueError(f"{folder}: the reloaded model's output differs")
 
 
@@ -184,8 +180,8 @@ def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
         raise ValueError(
             f"cannot merge a {type(encoder_from).__name__} with a {type(decoder_from).__name__}"
         )
-    configs = encoder_from.own_config(), decoder_from.own_config()
-    first, second = (json.loads(json.dumps(config)) for config in configs)  # lists for tuples
+    models = encoder_from, decoder_from
+    first, second = (json.loads(json.dumps(m.own_config())) for m in models)  # lists for tuples
     # The halves agree in all that both read.
     unlike = [
         f"{key} ({first[key]} and {second.get(key)})"
@@ -216,7 +212,9 @@ def export_flow(
     if "clip" in generator.facts.get("text", {}):
         raise ValueError("a model that reads CLIP's embeddings draws by generate.py: no export")
     if generator.model.needs:
-        _export_stage(generator, folder)
+        write_model(generator.model.eval(), folder, with_code=True)
+        write_json(folder / FACTS_NAME, generator.facts)
+        check_reload(generator.model, folder)
         write_card(folder, options, training, generator)
         return
     place, facts = folder / FLOW_FOLDER, dict(generator.facts)
@@ -250,17 +248,3 @@ def export_flow(
     if not all(torch.equal(samples[0], other) for other in samples[1:]):
         raise ValueError(f"{folder}: the reloaded model's samples differ")
     write_card(folder, options, training, generator)
-
-
-@torch.inference_mode()
-def _export_stage(generator: FlowGenerator, folder: Path) -> None:
-    """Writes a network with its code and facts, and reads it back by both packages."""
-    write_model(generator.model.eval(), folder, with_code=True)
-    write_json(folder / FACTS_NAME, generator.facts)
-    inputs = generator.model.example_inputs("cpu")
-    expected = generator.model(*inputs)
-    read = load_generator(str(folder), torch.device("cpu")).model
-    for reloaded in (read, _by_own_code(generator.model, folder)):
-        # Kernels of another memory format round differently.
-        if not torch.allclose(reloaded(*inputs), expected, rtol=1e-3, atol=1e-4):
-            raise ValueError(f"{folder}: the reloaded model's output differs")

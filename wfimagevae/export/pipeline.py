@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin
-from PIL import Image
+from diffusers.image_processor import VaeImageProcessor
 
 from wfimagevae.engine.device import PRECISIONS
 from wfimagevae.generate.autoencoders import Autoencoder
@@ -13,7 +13,6 @@ from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import SamplingOptions
 from wfimagevae.generate.subjects import prompt_subjects, subjects_in_turn
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.pictures.pixels import to_uint8
 
 
 class FlowPipeline(DiffusionPipeline):
@@ -83,17 +82,10 @@ class FlowPipeline(DiffusionPipeline):
 
         with self.progress_bar(total=options.steps) as bar:
             x = flow.draw(subjects, options, size, progress=lambda *_: bar.update())
-        images = x
         if flow.facts["space"] != "point" and output_type != "latent":
-            images = flow.images(x)
-            if output_type == "pil":
-                pixels = to_uint8(images).permute(0, 2, 3, 1).cpu().numpy()
-                images = [Image.fromarray(picture) for picture in pixels]
-            else:
-                images = (images + 1) / 2
-                images = images if output_type == "pt" else images.permute(0, 2, 3, 1).cpu().numpy()
+            x = VaeImageProcessor().postprocess(flow.images(x), output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return ImagePipelineOutput(images=x) if return_dict else (x,)
 
     def _flow(self) -> FlowGenerator:
         """The network with its parts, where they are now."""

@@ -1,9 +1,27 @@
 """What the code in an export has in place of parts that serve trainings and command lines alone."""
 
-from dataclasses import dataclass, replace
-
 from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
+
+
+class ModelRegistry:
+    """Registers nothing: names are for who has the package."""
+
+    @staticmethod
+    def register(name: str):
+        return lambda network: network
+
+
+class Options:
+    """Values of the fields that a class has, with their defaults."""
+
+    def __init__(self, **given):
+        if unknown := given.keys() - vars(type(self)).keys():
+            raise TypeError(f"{type(self).__name__} has no {', '.join(sorted(unknown))}")
+        vars(self).update(given)
+
+    def changed(self, **changes):
+        return type(self)(**(vars(self) | changes))
 
 
 class RegisteredModel(ModelMixin, ConfigMixin):
@@ -18,24 +36,3 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         known = cls._get_init_keys(cls)
         own = {k: v for k, v in config_dict.items() if k in known or k.startswith("_")}
         return super().extract_init_dict(own, **kwargs)
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
-    """How to sample; None is what suits the model."""
-
-    sampler: str | None = None
-    steps: int | None = None
-    timestep_respacing: str | None = None
-    eta: float = 0.0
-    clip: str | None = None
-    guidance_scale: float = 1.0
-    negative_prompt: str = ""
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    guidance_rescale: float = 0.0
-    guidance_channels: int | None = None
-    time_shift: float = 1.0
-    seed: int = 0
-
-    def changed(self, **changes) -> "SamplingOptions":
-        return replace(self, **changes)
