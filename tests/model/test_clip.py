@@ -104,9 +104,9 @@ def test_what_is_no_clip_is_told_with_names_that_are_near(tmp_path, tiny):
     for spec, message in (
         ("ViT-L-15", "no folder, and no model of open_clip; did you mean ViT-L-1"),
         ("ViT-L-15/openai", "did you mean ViT-L-1"),
-        ("ViT-L-14/laion2b_s32b", "no public weights of ViT-L-14; did you mean laion2b_s32b_b82k"),
+        ("ViT-L-14/laion2b_s32b", "no public weights of ViT-L-14; there is laion2b_s32b_b82k"),
         ("ViT-L-14/none.pt", "'none.pt' is no file"),
-        ("tiny-CLIP-4", "no public weights of tiny-CLIP-4; it has none"),
+        ("tiny-CLIP-4", "no public weights of tiny-CLIP-4; there is none"),
         ("/no/folder", "no folder, and no model of open_clip. Write one such as ViT-L-14"),
         ("clip:/no/folder", "--clip_model /no/folder: no such folder"),
         (str(tmp_path / "bert"), "is a bert, no clip"),

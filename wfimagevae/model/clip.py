@@ -6,7 +6,7 @@ By open_clip's names, or from files; Radford et al. 2021, arXiv:2103.00020.
 import contextlib
 import difflib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -21,7 +21,6 @@ from wfimagevae.model.text import TextEncoder, load_frozen
 from wfimagevae.model.weight_files import hub_answers
 
 _KIND = "clip:"  # before the folder or hub name of a model of transformers, as of text encoders
-_DEFAULT_TAG = "openai"
 # What open_clip raises where there are no weights, or others.
 _FAILURES = (RuntimeError, OSError, ValueError, KeyError, AssertionError, SafetensorError)
 _log = logging.getLogger(__name__)
@@ -30,11 +29,14 @@ _log = logging.getLogger(__name__)
 class Clip:
     """A CLIP network in float32, in evaluation mode, without gradients, on the CPU at first.
 
-    ``name`` says which, and ``package`` whose, for records. Texts that are too long are cut; a
-    warning says so once.
+    ``name`` says which, and ``package`` whose, for records. ``embed_images`` gives embeddings,
+    (B, D), of 8-bit RGB images of any size, (B, 3, H, W), and ``embed_texts`` pooled ones of texts.
+    Texts that are too long are cut; a warning says so once.
     """
 
     package: str
+    embed_images: Callable[[Tensor], Tensor]
+    embed_texts: Callable[[Sequence[str]], Tensor]
 
     def __init__(self, name: str, network: nn.Module):
         self.name, self._has_warned = name, False
@@ -43,14 +45,6 @@ class Clip:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
-
-    def embed_images(self, pixels: Tensor) -> Tensor:
-        """Embeddings, (B, D), of 8-bit RGB images of any size, (B, 3, H, W)."""
-        raise NotImplementedError
-
-    def embed_texts(self, texts: Sequence[str]) -> Tensor:
-        """Pooled embeddings of texts, (B, D)."""
-        raise NotImplementedError
 
     def _warn_of_cut(self, is_cut: Sequence[bool], texts: Sequence[str], length: int) -> None:
         if any(is_cut) and not self._has_warned:
@@ -191,17 +185,16 @@ def load_clip(spec: str) -> Clip:
             "as ViT-L-14, ViT-L-14/laion2b_s32b_b82k, ViT-L-14/FILE or clip:FOLDER"
         )
     architecture = known[-1]
-    weights, tags = heads[architecture], open_clip.list_pretrained_tags_by_model(architecture)
-    if not weights and tags:
-        weights = _DEFAULT_TAG if _DEFAULT_TAG in tags else tags[0]
-    if weights not in tags and not Path(weights).expanduser().is_file():
-        near = difflib.get_close_matches(weights, tags)
-        hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(tags) or 'none'}"
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    weights = heads[architecture] or next(iter(sorted(tags, key=lambda tag: tag != "openai")), "")
+    file = Path(weights).expanduser()
+    if weights not in tags and not file.is_file():
+        near = difflib.get_close_matches(weights, tags) or tags or ["none"]
         raise ValueError(
             f"--clip_model {spec!r}: {weights!r} is no file, and no public weights of "
-            f"{architecture}; {hint}"
+            f"{architecture}; there is {', '.join(near)}"
         )
-    return OpenClip(architecture, weights if weights in tags else str(Path(weights).expanduser()))
+    return OpenClip(architecture, weights if weights in tags else str(file))
 
 
 @contextlib.contextmanager

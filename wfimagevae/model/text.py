@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wfimagevae.files import is_hub_name
 from wfimagevae.model.flow.embed import masked_mean
-from wfimagevae.model.glide.tokenizer import HUB_NAME, BytePairs
+from wfimagevae.model.glide.tokenizer import HUB_NAME, load_byte_pairs
 from wfimagevae.model.weight_files import hub_answers, listed, weights_fingerprint
 
 DEFAULT_LENGTH = 128  # bytes or tokens
@@ -149,12 +149,11 @@ class TokenEncoder(TextEncoder):
     """Ids of GPT-2's tokens and the mask of a text, for a network that reads them itself: GLIDE."""
 
     def __init__(self, facts: dict, device: torch.device):
-        source = facts["source"] or HUB_NAME
-        self.tokenizer, self.device = BytePairs(source), device
-        fingerprint = self.tokenizer.fingerprint
+        source, self.device = facts["source"] or HUB_NAME, device
+        self.tokenizer, fingerprint = load_byte_pairs(source)
         _check_fingerprint(facts, f"gpt2:{source}", fingerprint, "vocabulary")
         facts = facts | {"source": _absolute(source), "fingerprint": fingerprint}
-        super().__init__(facts, vocab_size=self.tokenizer.size)
+        super().__init__(facts, vocab_size=self.tokenizer.get_vocab_size())
 
     def lengths(self, prompts: Sequence[str]) -> list[int]:
         return list(map(len, self._ids(prompts)))
@@ -162,7 +161,7 @@ class TokenEncoder(TextEncoder):
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """``ids``, int64 (B, length), and ``mask``, bool (B, length): see `Glide`."""
         self._warn_of_cut(prompts)
-        ids = torch.full((len(prompts), self.length), self.tokenizer.size - 1)
+        ids = torch.full((len(prompts), self.length), self.tokenizer.get_vocab_size() - 1)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for i, own in enumerate(self._ids(prompts)):
             count = min(len(own), self.length)
@@ -171,7 +170,8 @@ class TokenEncoder(TextEncoder):
         return {"ids": ids.to(self.device), "mask": mask.to(self.device)}
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        return self.tokenizer([prompt if prompt.strip() else "" for prompt in prompts])
+        texts = [prompt.lower() if prompt.strip() else "" for prompt in prompts]
+        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
 
 
 class FrozenEncoder(TextEncoder):

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -172,7 +172,7 @@ def find_weights(
     """
     source = Path(path).expanduser()
     if not source.exists():
-        source = _download(str(path), hub_options or {})
+        source = download(str(path), ("*.json", "*.safetensors"), **hub_options or {})
     source = source / subfolder if subfolder else source
     if not source.is_dir():
         return source
@@ -189,7 +189,8 @@ def find_weights(
     return source
 
 
-def _download(name: str, hub_options: dict) -> Path:
+def download(name: str, patterns: Sequence[str], **hub_options) -> Path:
+    """The folder of a model's files from the hub, or its cache; errors as of `find_weights`."""
     if name.startswith(DIFFUSERS):
         raise ValueError(f"{name}: models of diffusers serve to encode and decode, not for this")
     if not is_hub_name(name):
@@ -197,9 +198,8 @@ def _download(name: str, hub_options: dict) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError
 
-    patterns = ["*.json", "*.safetensors"]
     try:
-        return Path(snapshot_download(name, allow_patterns=patterns, **hub_options))
+        return Path(snapshot_download(name, allow_patterns=[*patterns], **hub_options))
     except (HTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(

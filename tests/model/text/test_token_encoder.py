@@ -93,10 +93,10 @@ def test_what_is_no_vocabulary_is_refused_at_once(folder, monkeypatch):
         with pytest.raises(ValueError, match=message):
             open_text_encoder(spec, "cpu")
 
-    refused("no such folder", f"gpt2:{folder}/missing/there")
+    refused("missing/there does not exist .*; give gpt2:FOLDER", f"gpt2:{folder}/missing/there")
     refused("no vocabulary there; it needs encoder.json and vocab.bpe", f"gpt2:{folder.parent}")
-    monkeypatch.setattr("wfimagevae.model.glide.tokenizer.hub_answers", lambda name: False)
-    refused("neither cached nor to be had from the Hugging Face hub; give gpt2:FOLDER", "gpt2:a/b")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    refused("gpt2:a/b .*cannot be had from the Hugging Face hub: .*; give gpt2:FOLDER", "gpt2:a/b")
     vocabulary = json.loads((folder / "vocab.json").read_text())
     for words, message in (
         ("[1, 2]", "vocab.json and merges.txt are no vocabulary"),
@@ -116,6 +116,6 @@ def test_a_name_is_read_from_the_cache(tmp_path, monkeypatch):
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("abc")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr("wfimagevae.model.glide.tokenizer.hub_answers", lambda name: False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     encoder = open_text_encoder("gpt2", "cpu")
     assert encoder.facts["source"] == "openai-community/gpt2" and encoder.lengths(TEXTS[:1]) == [7]
