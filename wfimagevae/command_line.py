@@ -250,7 +250,7 @@ def read_config(path: str, parser: argparse.ArgumentParser) -> dict[str, Any]:
 def _tell(error: Any) -> None:
     """Prints an error; of several processes, which end each other, the first one that has it."""
     if os.environ.get("LOCAL_RANK", "0") != "0":
-        time.sleep(2)
+        time.sleep(10)
     text = f"error: {printable(error)}"
     print(text, file=sys.stderr, flush=True)
     if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):  # torchrun shows it last, once more

@@ -4,13 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import weakref
+import time
 
 import pytest
+import torch
 
 from tests.task.training import ROOT, differences, load, rows
+from train_ddp import main
 from wfimagevae.engine import train as training
-from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
+from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint, step_of
 from wfimagevae.engine.loop import fit
 from wfimagevae.model.weight_files import latest_checkpoint
 from wfimagevae.task.vae import VaeTask
@@ -26,7 +28,16 @@ ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
 @pytest.mark.parametrize("gan_schedule", ["joint", "alternate"])
 @pytest.mark.parametrize("case", ["everything", "bf16", "optional terms"])
-def test_resuming_changes_no_bit(workplace, gan_schedule, case):
+def test_resuming_changes_no_bit(workplace, gan_schedule, case, monkeypatch):
+    """Not even where the checkpoint's file, which is mapped, loses its content meanwhile."""
+
+    def fit_without_file(run):
+        with (run.folder / "checkpoint-4.ckpt").open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(0)
+            file.write(bytes(size))
+        return fit(run)
+
     options = OPTIONAL_TERMS if case == "optional terms" else EVERYTHING
     options = options | {"gan_schedule": gan_schedule, "log_steps": 1, "csv_log_steps": 1}
     options |= {"mix_precision": "bf16"} if case == "bf16" else {}
@@ -34,6 +45,7 @@ def test_resuming_changes_no_bit(workplace, gan_schedule, case):
     whole = workplace.train(f"{name}-whole", 9, **options)
     # The schedule's length belongs to the command: a run of four steps has another cosine.
     workplace.cut(f"{name}-cut", 9, at=4, **options)
+    monkeypatch.setattr(training, "fit", fit_without_file)
     folder = workplace.go_on(f"{name}-cut", 9, **options)
     assert not differences(load(whole, 9), load(folder, 9))
     one, other = (
@@ -143,28 +155,6 @@ def test_a_shortened_run_is_finished_and_says_so(workplace):
     assert load(folder, 5)["finished"]
 
 
-def test_training_does_not_hold_the_checkpoint_it_resumed(workplace, monkeypatch):
-    class Content(dict):  # plain dictionaries take no weak references
-        pass
-
-    contents, alive = [], []
-
-    def read(path):
-        content = Content(read_checkpoint(path))
-        contents.append(weakref.ref(content))
-        return content
-
-    def watched_fit(*args):
-        alive.extend(content() for content in contents)
-        return fit(*args)
-
-    monkeypatch.setattr(training, "read_checkpoint", read)
-    monkeypatch.setattr(training, "fit", watched_fit)
-    workplace.train("light", 2)
-    workplace.go_on("light", 3)
-    assert alive == [None]
-
-
 def test_a_losses_file_of_another_run_is_kept(workplace, tmp_path):
     path = tmp_path / "losses.csv"
     workplace.train("first-log", 4, csv_log_path=path)
@@ -185,3 +175,66 @@ def test_checkpoints_are_kept_by_the_clock_and_by_number(workplace):
     assert names == ["best-psnr.ckpt", "checkpoint-10.ckpt", "checkpoint-12.ckpt"]
     folder = workplace.train("clock", 12, save_every_minutes=1e-9)
     assert len(list(folder.glob("checkpoint-*.ckpt"))) == 12
+
+
+SLOW_WRITER = """
+import os, signal, sys, time, torch
+from wfimagevae.engine.run import Run
+from train_ddp import main
+write, advance, steps, saves = torch.save, Run.advance, [0], []
+
+def wait_and_write(content, file):
+    saves.append(content["current_step"])
+    deadline = time.monotonic() + 60
+    while steps[0] < min(saves[-1] + 2, 8):
+        assert time.monotonic() < deadline, "training waits"
+        time.sleep(0.01)
+    if len(sys.argv) > 2 and saves[-1] == 6:
+        file.write(b"half")
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(content, file)
+
+def count(run, flops):
+    advance(run, flops)
+    steps[0] = run.step
+
+torch.save, Run.advance = wait_and_write, count
+sys.exit(main(sys.argv[1].split("|")))
+"""
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(workplace):
+    """What is written is the state of its step; -9 meanwhile leaves the checkpoint before."""
+    options = {"save_ckpt_step": 3, "ema": True, "csv_log_steps": 1}
+    whole = workplace.train("at-once", 8, **options)
+
+    def train(name, *arguments):
+        command = [sys.executable, "-c", SLOW_WRITER, "|".join(workplace.flags(name, 8, **options))]
+        code = subprocess.run([*command, *arguments], env=ENVIRONMENT, cwd=ROOT).returncode
+        return code, workplace.run_folder(name)
+
+    code, folder = train("meanwhile")
+    assert code == 0
+    assert not [d for step in (3, 6, 8) for d in differences(load(whole, step), load(folder, step))]
+    code, folder = train("killed", "killed")
+    assert code == -signal.SIGKILL
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-3.ckpt"]
+    workplace.go_on("killed", 8, **options)
+    assert not differences(load(whole, 8), load(folder, 8))
+
+
+def test_a_signal_waits_for_the_checkpoint_that_is_being_written(workplace, monkeypatch):
+    write = torch.save
+
+    def signalled(content, file):
+        if content["current_step"] == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(1)
+        write(content, file)
+
+    monkeypatch.setattr(torch, "save", signalled)
+    assert main(workplace.flags("signalled", 50, save_ckpt_step=2)) == 0
+    saved = list_checkpoints(workplace.run_folder("signalled"))
+    assert saved[0].name == "checkpoint-2.ckpt" and saved[-1].name != "checkpoint-50.ckpt"
+    steps = [read_checkpoint(path)["current_step"] for path in saved]
+    assert steps == [step_of(path) for path in saved]

@@ -8,12 +8,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
 from wfimagevae.engine.sharding import whole_state
-from wfimagevae.files import read_torch_file, write_atomically
+from wfimagevae.files import SealedFile, read_torch_file, write_atomically
 
 log = logging.getLogger("wfimagevae")
 
@@ -28,13 +28,13 @@ class Part(NamedTuple):
 
 
 def collect(parts: Mapping[str, Part], keep: bool = True, **facts) -> dict[str, Any]:
-    """The content of a checkpoint: all parts, and plain ``facts``, without shards. Collective.
+    """The content of a checkpoint: all parts, and plain ``facts``, as they are now. Collective.
 
     ``parts`` maps dotted paths inside the file to what has the state, such as
-    ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``. A process that does not
-    write them has no need to ``keep`` what was sharded.
+    ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``. What training goes on
+    changing is copied, whole, to the CPU, but where no process that writes it would ``keep`` it.
     """
-    content: dict[str, Any] = dict(facts)
+    content: dict[str, Any] = whole_state(facts, keep)
     # A dotted path becomes dictionaries within dictionaries.
     for name, part in parts.items():
         node = content
@@ -42,6 +42,8 @@ def collect(parts: Mapping[str, Part], keep: bool = True, **facts) -> dict[str, 
         for parent in parents:
             node = node.setdefault(parent, {})
         node[leaf] = whole_state(part.state_dict(), keep)
+    if keep and torch.cuda.is_initialized():
+        torch.cuda.synchronize()
     return content
 
 
@@ -82,11 +84,12 @@ def check_types(found: Any, own: Any, name: str) -> None:
             check_types(value, mine, f"{name}.{i}")
 
 
-def read_checkpoint(path: Path, mmap: bool = False) -> dict:
-    """The content of a checkpoint file, on the CPU; ValueError if it is not a whole one."""
-    # As a rule not memory-mapped: a run goes on for days with what it read, whatever becomes of
-    # the file.
-    content = read_torch_file(path, mmap)
+def read_checkpoint(path: Path) -> dict:
+    """The content of a checkpoint file, on the CPU; ValueError if it is not a whole one.
+
+    It is mapped to memory: a process reads what it uses, and the file stays until then.
+    """
+    content = read_torch_file(path)
     if not isinstance(content.get("state_dict"), dict):
         raise ValueError(f"{path} is not a training checkpoint: it has no 'state_dict'")
     return content
@@ -102,7 +105,7 @@ def whole_checkpoint(path: Path, may_go_back: bool = True) -> Path:
     beside = [*list_checkpoints(path.parent)[::-1], *path.parent.glob("best-*.ckpt")]
     for candidate in (path, *(other for other in beside if other != path)):
         try:
-            read_checkpoint(candidate, mmap=True)
+            read_checkpoint(candidate)
         except (ValueError, OSError) as error:
             problems.append(error)
             continue
@@ -122,7 +125,18 @@ def whole_checkpoint(path: Path, may_go_back: bool = True) -> Path:
 
 def write_checkpoint(path: Path, content: dict) -> None:
     """Writes what `collect` gave; if that fails, an earlier file stays as it was."""
-    write_atomically(path, lambda file: torch.save(content, file))
+
+    def write(file: BinaryIO) -> None:
+        # torch's checksums take most of its time, and `torch.load` never looks at them.
+        before, sealed = torch.serialization.get_crc32_options(), SealedFile(file)
+        torch.serialization.set_crc32_options(False)
+        try:
+            torch.save(content, sealed)
+        finally:
+            torch.serialization.set_crc32_options(before)
+        sealed.end()
+
+    write_atomically(path, write)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:

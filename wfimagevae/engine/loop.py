@@ -96,12 +96,14 @@ class Task:
 def fit(run: Run) -> None:
     """Trains until the last step, or until a signal asks to stop; ``run`` is advanced in place."""
     task = run.task
-    run.begin()
-    while micro_batches := run.draw():
-        # One update of each player whose turn it is, all from the same micro-batches.
-        players = task.turn(run.step)
-        for player in players:
-            run.means.add(player.update(micro_batches, run.step))
-        run.advance(sum(player.flops_per_sample for player in players))
-        run.report()
-        run.conclude()
+    with run.writer:  # which has written what was saved, however training ends
+        run.begin()
+        while micro_batches := run.draw():
+            # One update of each player whose turn it is, all from the same micro-batches.
+            players = task.turn(run.step)
+            for player in players:
+                run.means.add(player.update(micro_batches, run.step))
+            run.advance(sum(player.flops_per_sample for player in players))
+            run.report()
+            run.conclude()
+        run.finish_writing()

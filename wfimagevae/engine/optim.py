@@ -209,7 +209,7 @@ class OptimizerState:
 def _fitted(moment: Tensor, parameter: nn.Parameter, name: str) -> Tensor:
     shape = getattr(moment, "shape", ())
     if name == "step" and shape == () and moment is not None:
-        return moment
+        return moment.clone() if isinstance(moment, Tensor) else moment
     if shape != parameter.shape:
         raise ValueError(
             f"optimizer state does not fit the network: {name} has shape "

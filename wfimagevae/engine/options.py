@@ -160,12 +160,12 @@ class CheckpointOptions(Options):
         basic=True,
     )
     save_ckpt_step: Natural = option(
-        500, "steps between checkpoints; 0 saves the last only", "N", basic=True
+        0, "steps between checkpoints, besides; 0: by the clock, and the last", "N", basic=True
     )
     save_every_minutes: NonNegative = option(
-        0, "minutes between checkpoints, besides; 0 never", "M"
+        15, "minutes between checkpoints; 0 never", "M", basic=True
     )
-    keep_last: Natural = option(0, "checkpoints to keep besides the best; 0 keeps all", "K")
+    keep_last: Natural = option(3, "checkpoints to keep besides the best; 0 keeps all", "K")
     resume_from_checkpoint: str | None = option(
         None,
         "a checkpoint, a run's folder, or 'auto': the newest of this --exp_name, or a fresh start "

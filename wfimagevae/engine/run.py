@@ -1,12 +1,16 @@
 """A training run: where it stands, and what happens between its steps."""
 
+import contextlib
 import logging
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from wfimagevae.engine.checkpoint import (
     checkpoint_path,
@@ -85,6 +89,7 @@ class Run:
         task.pulse = self.pulse
         # Step and file of the last checkpoint that no bad update preceded.
         self.last_good: tuple[int, Path] | None = None
+        self.writer, self._written = ThreadPoolExecutor(1, "checkpoint"), None
         self.means = Means()
 
     @property
@@ -189,6 +194,7 @@ class Run:
             self.watcher.logged(self.step, measured)
         for player in task.players:
             if values[f"skipped_in_a_row/{player.name}"] >= options.max_bad_updates:
+                self.finish_writing()
                 last_good = broadcast_object(self.last_good)  # the main process knows it
                 none = "there is no checkpoint from before them"
                 good = f"the last good checkpoint is {last_good[1]}" if last_good else none
@@ -282,11 +288,11 @@ class Run:
             self.reporter.progress(what, *place)
 
     def save(self, best: bool = False, only_best: bool = False) -> None:
-        """Writes a checkpoint, the best one's copy, or both. Collective.
+        """Copies the state and has it written to a checkpoint, the best one's, or both. Collective.
 
-        A failure is logged as an error, and training goes on; an OSError only when it is about to
-        end.
+        Training goes on meanwhile, unless it is about to end: see `finish_writing`.
         """
+        self.finish_writing()
         best_path = self.folder / self.task.best_name
         path = checkpoint_path(self.folder, self.step)
         target = best_path if only_best else path
@@ -304,23 +310,44 @@ class Run:
             self.saved_step = self.step
         if not self.world.is_main:
             return
-        try:
-            write_checkpoint(target, content)
-            if best and not only_best:
-                link_or_copy(path, best_path)
-        except OSError as error:
-            log.error("the checkpoint of step %d was not saved: %s", self.step, error)
-            if self.ended:
+
+        def write(step: int = self.step) -> None:
+            try:
+                write_checkpoint(target, content)
+                if best and not only_best:
+                    link_or_copy(path, best_path)
+            except OSError as error:
+                log.error("the checkpoint of step %d was not saved: %s", step, error)
                 raise
-            return
-        if is_first or only_best:
-            log.info("saved %s", target)
-        if not only_best and is_good:
-            self.last_good = last_good
-            for old in list_checkpoints(self.folder)[: -self.options.keep_last]:  # none of [:0]
-                old.unlink()
+            if is_first or only_best:
+                log.info("saved %s", target)
+            if not only_best and is_good:
+                self.last_good = last_good
+                for old in list_checkpoints(self.folder)[: -self.options.keep_last]:  # none of [:0]
+                    old.unlink()
+
+        self._written = self.writer.submit(write)
+        if self.ended:
+            self.finish_writing()
         if is_first and not only_best and self.watcher:
             self.watcher.saved(self.step)
+
+    def checkpoint_size(self) -> float:
+        """What a checkpoint will weigh, in GB, to a percent."""
+        parts = self.parts.items()
+        kept = [part.state_dict() for name, part in parts if not name.startswith("optimizer")]
+        # Moments, of which a fresh optimizer has none yet.
+        moments = {"adam": 2, "adamw": 2}.get(self.options.optimizer, 1)
+        trained = [player.parameters for player in self.task.players] * moments
+        tensors = [leaf for leaf in tree_leaves([kept, trained]) if isinstance(leaf, Tensor)]
+        return sum(tensor.numel() * tensor.itemsize for tensor in tensors) / 1e9
+
+    def finish_writing(self) -> None:
+        """Waits until a checkpoint is written; an OSError of that only when training is to end."""
+        written, self._written = self._written, None
+        with contextlib.suppress(*[] if self.ended else [OSError]):
+            if written:
+                written.result()
 
     def facts(self) -> dict:
         """Where it stands, as checkpoints hold it. Collective."""

@@ -92,13 +92,18 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 
 def whole_state(state: Any, keep: bool = True) -> Any:
-    """A copy of nested dicts and lists without shards. Collective where it has some.
+    """A copy in the CPU's memory of nested dicts and lists, without shards. Collective if sharded.
 
-    On a process that does not ``keep`` them, what was sharded becomes None.
+    Copies from a GPU are only begun: `synchronize` ends them. On a process that does not ``keep``
+    them, tensors become None.
     """
-    if isinstance(state, DTensor):
-        gathered = state.full_tensor()
-        return gathered.cpu() if keep else None
+    if isinstance(state, Tensor):
+        gathered = whole(state.detach())
+        if not keep:
+            return None
+        # Pinned memory is copied to at full speed; torch keeps it for the next checkpoint.
+        kept = torch.empty_like(gathered, device="cpu", pin_memory=gathered.is_cuda)
+        return kept.copy_(gathered, non_blocking=gathered.is_cuda)
     if isinstance(state, dict):
         result = copy.copy(state)  # with the versions that a module's state dict carries along
         for key, value in state.items():

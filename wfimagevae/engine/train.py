@@ -99,7 +99,9 @@ def run_training(
             )
             where = f"device {process.device}, precision {options.mix_precision}"
             log.info("%s%s", where, ", compiled" * options.compile)
-            log.info("%s; kill -USR1 %d saves and draws now", library_versions(), os.getpid())
+            size, pid = run.checkpoint_size(), os.getpid()
+            log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
+            log.info("%s", library_versions())
             try:
                 with logging_redirect_tqdm():
                     fit(run)
@@ -200,7 +202,7 @@ def _set_later_aside(run: Run, best: Path) -> None:
     if not later:
         return
     try:
-        is_later = read_checkpoint(best, mmap=True).get("current_step", 0) > step
+        is_later = read_checkpoint(best).get("current_step", 0) > step
     except (ValueError, OSError):  # damaged, as the one may be from which it goes back; or none
         is_later = best.exists()
     for place in map(set_aside, later + [best] * is_later):

@@ -313,7 +313,7 @@ class OutputSection(Section):
 
     output_path: str = "outputs"
     log_interval: _flag("log_steps") = None
-    checkpoint_save_interval: _flag("save_ckpt_step") = None
+    checkpoint_save_interval: _flag("save_ckpt_step") = 500
     keep_last: Annotated[Count, Key("keep_last")] = 2
     samples_per_checkpoint: Count = 1
     no_samples: bool = False

@@ -121,7 +121,6 @@ class FlowOptions(
         "clip_grad_norm": 1.0,
         "ema": True,
         "ema_decay": [0.9999],
-        "save_ckpt_step": 5000,
         "log_steps": 100,
         "csv_log_steps": 100,
         "live_plot_every_steps": 1000,

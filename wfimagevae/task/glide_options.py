@@ -133,7 +133,6 @@ class GlideOptions(
         "ema": True,
         "ema_decay": [0.9999],
         "epochs": 20,
-        "save_ckpt_step": 5000,
         "log_steps": 100,
         "csv_log_steps": 100,
         "live_plot_every_steps": 1000,

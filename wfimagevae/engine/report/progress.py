@@ -72,7 +72,7 @@ class Means:
         return {name: (self._sums[name].cpu(), count) for name, count in self._counts.items()}
 
     def load_state_dict(self, state: dict[str, tuple[Tensor, int]], device: torch.device) -> None:
-        self._sums = {name: total.to(device) for name, (total, _) in state.items()}
+        self._sums = {name: total.to(device, copy=True) for name, (total, _) in state.items()}
         self._counts = {name: count for name, (_, count) in state.items()}
 
 
