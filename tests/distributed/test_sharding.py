@@ -75,14 +75,15 @@ class Plan:
     bad_step: int = -1  # update at which the last rank sees an infinity
 
 
-def samples(plan: Plan, step: int, rank: int, size: int) -> list[dict]:
+def samples(plan: Plan, step: int, here: World) -> list[dict]:
     """This rank's micro-batches of the same eight samples."""
     generator = torch.Generator().manual_seed(step)
     x = torch.randn(8, 3, generator=generator, dtype=plan.dtype)
     y = x.sum(1, keepdim=True).sin()
     if step == plan.bad_step:
         y[-1] = float("inf")
-    x, y = (values.chunk(size)[rank].chunk(plan.micro) for values in (x, y))
+    shares = (values.to(here.device).chunk(here.size)[here.rank] for values in (x, y))
+    x, y = (share.chunk(plan.micro) for share in shares)
     return [{"x": inputs, "y": targets} for inputs, targets in zip(x, y, strict=True)]
 
 
@@ -97,7 +98,7 @@ def train(plans: list[tuple[Plan, Path]], sharded: bool) -> None:
 
 
 def carry_out(plan: Plan, here: World, sharded: bool) -> dict:
-    network = Network().to(plan.dtype)
+    network = Network().to(here.device, plan.dtype)
     if sharded:
         shard(network, network.blocks, here.device)
     rule = {"mix_precision": plan.precision, "clip_grad_norm": plan.clip_grad_norm}
@@ -116,11 +117,11 @@ def carry_out(plan: Plan, here: World, sharded: bool) -> dict:
         barrier()  # another plan of this group may have written it
         restore(parts, read_checkpoint(plan.load))
     norms = [
-        player.update(samples(plan, step, here.rank, here.size), step)["grad_norm/toy"].item()
+        player.update(samples(plan, step, here), step)["grad_norm/toy"].item()
         for step in range(*plan.steps)
     ]
     with averages.applied(), torch.no_grad():
-        averaged = network(torch.ones(1, 3, dtype=plan.dtype))
+        averaged = network(torch.ones(1, 3, dtype=plan.dtype, device=here.device))
     return collect(parts, here.is_main, norms=norms, averaged=averaged)
 
 
@@ -213,3 +214,21 @@ def test_sharded_fp16_finds_its_scale_and_trains(folder):
     state = content["player_state"]["toy"]
     assert state["scaler"]["scale"] == 2.0 ** (16 - state["skipped"][0].item())
     assert largest_difference(content["state_dict"]["gen_model"], Network().state_dict()) > 1e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw", "bf16", "fp16"])
+def test_shards_of_one_gpu_train_as_the_whole_network(name):
+    here = World(0, 1, torch.device("cuda", 0))
+    alone = carry_out(PLANS[name], here, sharded=False)
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("nccl", store=store, rank=0, world_size=1)
+    try:
+        sharded = carry_out(PLANS[name], here, sharded=True)
+    finally:
+        torch.distributed.destroy_process_group()
+    alone, sharded = (
+        {key: value.cpu() for key, value in tensors(content).items()}
+        for content in (alone, sharded)
+    )
+    assert largest_difference(alone, sharded) < (1e-8 if name == "adamw" else 1e-3)

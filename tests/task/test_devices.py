@@ -1,10 +1,16 @@
 """Training compiled, and on a GPU where there is one."""
 
 import pytest
+import torch
 
-from tests.task.training import largest_difference, load, rec_losses
+from tests.task.training import largest_difference, load, rec_losses, rows
 
 LOGGED = {"log_steps": 1, "csv_log_steps": 1}
+GPU = LOGGED | {"device": "cuda"}
+
+
+def losses(folder):
+    return [float(row["train/loss"]) for row in rows(folder / "training_losses.csv")]
 
 
 @pytest.mark.slow
@@ -23,7 +29,7 @@ def test_compiled_training_follows_eager_training(workplace):
 @pytest.mark.parametrize("compile", [None, True])
 def test_training_on_a_gpu_learns_and_resumes(workplace, mix_precision, compile):
     options = {"mix_precision": mix_precision, "compile": compile, "dataset_num_worker": 2}
-    options |= LOGGED | {"device": "cuda"}
+    options |= GPU
     name = f"gpu-{mix_precision}-{compile}"
     workplace.cut(name, 30, at=15, **options)
     losses = rec_losses(workplace.go_on(name, 30, **options))
@@ -37,3 +43,58 @@ def test_gpu_and_cpu_agree(workplace):
     cpu = rec_losses(workplace.train("on-cpu", 3, **options))
     gpu = rec_losses(workplace.train("on-gpu", 3, device="cuda", **options))
     assert gpu == pytest.approx(cpu, rel=2e-2)  # TF32, and noise of another generator
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_compile_modes_follow_eager_training_on_a_gpu(workplace, place, mode):
+    options, mode = (
+        GPU | {"lr": 1e-5, "grad_accum_steps": 2},
+        {"compile": True, "compile_mode": mode},
+    )
+    name = mode["compile_mode"]
+    eager = rec_losses(workplace.train(f"{name}-eager", 4, **options))
+    compiled = rec_losses(workplace.train(name, 4, **options, **mode))
+    assert compiled == pytest.approx(eager, rel=1e-2)  # TF32
+    eager, compiled = (losses(place.train(f"{m}", 4, **options, **m)) for m in ({}, mode))
+    assert compiled == pytest.approx(eager, rel=1e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("objective", "mix_precision", "compile"),
+    [
+        ("flow_matching", "bf16", True),
+        ("flow_matching", "fp16", None),
+        ("mean_flow", "bf16", True),
+        ("mean_flow", "fp16", None),
+        ("mean_flow", "fp32", None),
+    ],
+)
+def test_flows_on_a_gpu_learn_and_resume(place, objective, mix_precision, compile):
+    options = GPU | {"mix_precision": mix_precision, "compile": compile, "objective": objective}
+    options |= {
+        "batch_size": 16,
+        "dataset_num_worker": 2,
+        "eval_steps": 30,
+        "no_class_conditional": True,
+    }
+    whole = losses(place.train("whole", 30, **options))
+    place.cut("cut", 30, at=15, **options)
+    resumed = losses(place.go_on("cut", 30, **options))
+    assert resumed == pytest.approx(whole, rel=0.05)  # its kernels add in any order
+    assert sum(whole[-5:]) < sum(whole[:5])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+@pytest.mark.parametrize("fsdp", [None, True])
+def test_two_gpus_train_as_one_and_resume(place, fsdp):
+    options = GPU | {"optimizer": "sgd", "lr": 0.1, "clip_grad_norm": 1e3}
+    one = load(place.train("one", 4, batch_size=8, **options), 4)
+    options |= {"fsdp": fsdp, "batch_size": 4}
+    folder = place.torchrun("two", 4, save_ckpt_step=2, **options)
+    (folder / "checkpoint-4.ckpt").unlink()
+    place.torchrun("two", 4, resume_from_checkpoint="auto", **options)
+    weights = [content["state_dict"]["gen_model"] for content in (one, load(folder, 4))]
+    assert largest_difference(*weights) < 1e-3  # TF32
