@@ -38,6 +38,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         result |= bench.compare_schedules(options)
     if not is_vae and options.compare_objectives:
         result |= bench.compare_objectives(options)
+    if options.checkpoint:
+        result |= benchmark.checkpoint()
+    if options.profile:
+        result |= benchmark.profile(options.profile)
     print(json.dumps(result, indent=2))
 
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from scripts.benchmark_train import main
-from tests.images import write_images, write_tiny_config
+from tests.images import TINY_MODEL, write_images, write_tiny_config
 from tests.refusals import refused
+from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.task.bench import flow_benchmark
 from wfimagevae.task.bench_options import FlowBenchOptions
 
@@ -51,6 +52,22 @@ def test_vae_benchmark_prints_every_figure_and_both_comparisons(vae):
     assert result["loop_overhead"] > 0 and result["alternate_over_joint"] > 0
     facts = {"resolution": 32, "gan_schedule": "joint", "disc_weight": 0.5, "compile": False}
     assert facts.items() <= result.items()
+
+
+def test_a_profile_and_a_checkpoint_are_measured(vae, tmp_path):
+    lpips = ("--random_vgg", "--perceptual_weight", 1, "--ema")
+    result = vae(*lpips, "--profile", 4, "--checkpoint", "--ckpt_dir", tmp_path / "runs")
+    assert result["perceptual_weight"] == 1
+    times = [row["ms"] for row in result["kernels"]]
+    assert len(times) == 4 and times == sorted(times, reverse=True)
+    # Forward and backward convolutions are most of an autoencoder's step.
+    assert any("convolution" in row["kernel"] and row["share"] > 0.1 for row in result["kernels"])
+    assert 0 < sum(row["share"] for row in result["kernels"]) <= 1 and result["busy"] > 0
+    model = WFVAE2ImageModel.from_config(TINY_MODEL)
+    weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    assert result["checkpoint_bytes"] > 4 * weights  # the average and two moments besides
+    assert result["s_save"] > 0 and result["s_resume"] > 0
+    assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_flow_benchmark_needs_no_data(flow):
@@ -114,3 +131,4 @@ def test_share_of_the_peak_follows_from_the_networks_arithmetic():
     result = bench.time_steps(1, 2)
     expected = player.flops_per_sample * result["img_per_s"] / 1e9
     assert result["mfu"] == pytest.approx(expected)
+    assert result["tflop_per_s"] == pytest.approx(expected / 1000)

@@ -18,6 +18,12 @@ from torch import Tensor, nn
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
+from wfimagevae.engine.checkpoint import (
+    checkpoint_path,
+    read_checkpoint,
+    restore,
+    whole_checkpoint,
+)
 from wfimagevae.engine.cost import HeldBytes
 from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
 from wfimagevae.engine.distributed import World
@@ -67,9 +73,10 @@ class TrainBenchmark:
 
     def __init__(self, task: Task, options: TrainingOptions, facts: dict):
         self.task, self.batches, self.options, self.facts = task, task.loader, options, facts
-        self.device, self.peak = task.players[0].device, None
-        if self.device.type == "cuda":
-            self.peak = peak_flops(torch.cuda.get_device_name(self.device), options.mix_precision)
+        self.device = task.players[0].device
+        is_cuda = self.device.type == "cuda"
+        self.device_name = torch.cuda.get_device_name(self.device) if is_cuda else str(self.device)
+        self.peak = peak_flops(self.device_name, options.mix_precision)
 
     def time_steps(self, warmup: int, steps: int) -> dict:
         """Speed without interference, then the phases with the device synchronised between.
@@ -81,7 +88,9 @@ class TrainBenchmark:
         Returns:
             ``img_per_s``, ``ms`` a step, median ``ms_data``, ``ms_forward``, ``ms_backward``
             (with clipping, averages and what else an update does) and ``ms_optimizer``, summed
-            over the players of a step; peak memory in bytes; share of the device's peak.
+            over the players of a step; peak memory in bytes; ``tflop_per_s`` and ``mfu``, the
+            operations that progress takes (`Player.flops_per_sample`) and their share of the
+            device's peak.
         """
         self.step_seconds(range(warmup))
         if self.device.type == "cuda":
@@ -98,8 +107,9 @@ class TrainBenchmark:
         else:
             resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             result["peak_resident"] = resident if sys.platform == "darwin" else 1024 * resident
+        result["tflop_per_s"] = flops / elapsed / 1e12
         result["mfu"] = flops / elapsed / self.peak if self.peak else None
-        return result | {"device": str(self.device), "torch": torch.__version__} | self.facts
+        return result | {"device": self.device_name, "torch": torch.__version__} | self.facts
 
     def _time_phases(self, first: int, steps: int) -> dict[str, float]:
         begun, times, rows, removers = 0.0, {}, [], []
@@ -160,6 +170,45 @@ class TrainBenchmark:
                 ratios.append(loop / bare)
         log.setLevel(level)
         return statistics.median(ratios)
+
+    def profile(self, most: int) -> dict:
+        """Where the time of a step goes.
+
+        Returns:
+            ``kernels``, the ``most`` expensive of the device (of a CPU the operations) with their
+            time on it and its share, and ``busy``, the time of all of them over that of a step.
+        """
+        device = "cpu" if self.device.type == "cpu" else "device"
+        seconds = min(self.step_seconds(), self.step_seconds())
+        with torch.profiler.profile() as profiler:
+            self.step_seconds()
+        times = {
+            (entry.key, entry.count): getattr(entry, f"self_{device}_time_total") / 1000
+            for entry in profiler.key_averages()
+            if entry.device_type.name.lower() == self.device.type and not entry.is_user_annotation
+        }
+        total = sum(times.values())
+        rows = [
+            {"kernel": name, "calls": calls, "ms": ms, "share": ms / total}
+            for (name, calls), ms in sorted(times.items(), key=lambda item: -item[1])[:most]
+        ]
+        return {"kernels": rows, "busy": total / seconds / 1000}
+
+    def checkpoint(self) -> dict[str, float]:
+        """Bytes of a checkpoint, below ``ckpt_dir``; seconds to save it, and to go on from it."""
+        self.step_seconds()  # before the first one optimizers have no state
+        folder, process = Path(self.options.ckpt_dir), World(0, 1, self.device)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            run = Run(self.options, process, Path(name), self.task, Tracker("none"))
+            run.parts.pop("sampler_state", None)  # random batches have none
+            saving = self._seconds(run.save)
+            path = checkpoint_path(run.folder, run.step)
+            size, parts = path.stat().st_size, run.parts
+            resuming = self._seconds(
+                lambda: restore(parts, read_checkpoint(whole_checkpoint(path)))
+            )
+        return {"checkpoint_bytes": size, "s_save": saving, "s_resume": resuming}
 
     def _bare_steps(self, steps: int) -> None:
         for step in range(steps):
@@ -222,6 +271,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     device = resolve_device(options.device)
     enable_fast_kernels(device)
     seed_everything(options.seed)
+    options = options.changed(lpips_weights=False) if options.random_vgg else options
     vae, loss = build_vae(options, device), build_loss(options, device)
     check_sizes(options, [(options.resolution, options.resolution)], vae, loss)
     players, _ = build_players(options, vae, loss)

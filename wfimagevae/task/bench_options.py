@@ -16,6 +16,15 @@ class BenchOptions(Options):
         "print the ratio",
         basic=True,
     )
+    profile: Natural = option(
+        0, "also print the N kernels of a step that take the most time; 0 none", "N", basic=True
+    )
+    checkpoint: bool = option(
+        False,
+        "also save a checkpoint below --ckpt_dir, go on from it and remove it; print its size and "
+        "the seconds",
+        basic=True,
+    )
 
 
 class VaeBenchOptions(
@@ -29,6 +38,11 @@ class VaeBenchOptions(
         False,
         "also time --gan_schedule alternate in turns with joint, one update of each player, and "
         "print the ratio",
+        basic=True,
+    )
+    random_vgg: bool = option(
+        False,
+        "LPIPS with random weights, which need no file: time does not depend on them",
         basic=True,
     )
 

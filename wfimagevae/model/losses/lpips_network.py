@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Literal
 from urllib.error import URLError
 
 import torch
@@ -36,15 +37,16 @@ class LPIPS(nn.Module):
     The features and their linear weights are the `lpips` package's. Only the normalisation is ours:
     the package's square root has an infinite derivative where all channels are zero. ``weights`` is
     a file with the torchvision backbone's state dict; None takes the cached or downloaded one, and
-    raises `MissingWeights` where there is neither. On the device ``meta`` no weights are read.
+    raises `MissingWeights` where there is neither; False leaves random ones, which measure nothing
+    but time. On the device ``meta`` no weights are read.
 
     Source: Zhang et al. 2018, arXiv:1801.03924.
     """
 
-    def __init__(self, net: str = "vgg", weights: str | None = None):
+    def __init__(self, net: str = "vgg", weights: str | Literal[False] | None = None):
         super().__init__()
         self.min_size = MIN_SIZES[net]
-        is_sketch = torch.get_default_device().type == "meta"
+        is_sketch = weights is False or torch.get_default_device().type == "meta"
         backbone = {} if is_sketch else _read_backbone(net, weights)  # before the slow construction
         import lpips
 
