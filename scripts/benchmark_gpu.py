@@ -1,0 +1,230 @@
+"""Measures what decides the speed of training on this machine: one command, ten minutes.
+
+python scripts/benchmark_gpu.py --yardstick plain_wfvae.py --cifar10 DIR
+python scripts/benchmark_gpu.py --device cpu --tiny    # a rehearsal
+
+Each part is a process with a time limit of its own. results.jsonl, table.md and log.txt grow as
+parts end, so that a kill leaves what was measured.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from shlex import join, quote, split
+
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.engine.options import DeviceOptions
+from wfimagevae.files import write_text
+from wfimagevae.options import Count, ListOf, Positive, Several, option
+
+ROOT = Path(__file__).resolve().parents[1]
+GRACE = 20  # seconds in which a training may save after SIGTERM
+FULL = {"config": "1024", "near": 256, "far": 1024, "dit": "DiT-XL/2", "tokens": "1024 4096 16384"}
+FULL |= {"steps": "--warmup 5 --steps 20", "few": 5, "net": "UNet --batch_size 128 --lr 2e-4"}
+FULL |= {"often": "--max_steps 1000000 --eval_steps 500 --save_ckpt_step 500 --log_steps 50"}
+TINY = {"config": "small", "near": 48, "far": 64, "dit": "DiT-S/8", "tokens": "16 64"}
+TINY |= {"steps": "--warmup 1 --steps 1", "few": 1, "net": "SmallCNN --batch_size 4"}
+TINY |= {"often": "--max_steps 2 --eval_steps 2 --eval_num_samples 8 --log_steps 1"}
+COLUMNS = {"img/s": "img_per_s", "ms": "ms", "TFLOP/s": "tflop_per_s", "MFU": "mfu"}
+COLUMNS |= {"device": "device"}
+MORE = ("alternate_over_joint", "mean_flow_over_flow_matching", "saved_memory_ratio", "busy")
+MORE += ("loop_overhead", "checkpoint_bytes", "s_save", "s_resume", "peak_mib", "said")
+
+
+class GpuBenchOptions(DeviceOptions, defaults={"device": "cuda"}):
+    """benchmark: what is measured"""
+
+    output_dir: str = option("gpu_benchmark", "folder of results; earlier ones are replaced", "DIR")
+    minutes: Positive = option(10, "time for all parts together", "M")
+    batch_size: Count = option(
+        32, "images of 256 px a step; 1024 px: a sixteenth of it; DiT-XL/2: twice as many", "N"
+    )
+    yardstick: str | None = option(
+        None, "a script that trains another autoencoder and prints img_per_s as JSON", "FILE"
+    )
+    cifar10: str | None = option(
+        None, "folder of cifar-10-batches-py to train on; without it, on shapes drawn here", "DIR"
+    )
+    only: ListOf[str] | None = option(None, "only these parts, by their names in the table", "PART")
+    tiny: bool = option(False, "tiny networks, few steps, nothing compiled: tries the command")
+    attention: Several[Count] | None = option(
+        None, "time attention at so many positions in this process, print JSON, and do no more", "N"
+    )
+
+
+def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
+    """Name, seconds of ten minutes, part to compare with, and command; the most telling first."""
+    given, size = (TINY, 2) if options.tiny else (FULL, options.batch_size)
+    paths = options.output_dir, options.yardstick, options.cifar10
+    folder, yardstick, cifar10 = (quote(os.path.abspath(path or "")) for path in paths)
+    python = "env TORCH_COMPILE_DISABLE=1 " * options.tiny + quote(sys.executable)
+    ours, device = f"{python} -m wfimagevae", f"--device {options.device}"
+    near = f"--resolution {given['near']} --batch_size {size}"
+    far = f"--resolution {given['far']} --batch_size {max(1, size // 16)}"
+    config = f"examples/wfvae2-image-{given['config']}.json {given['steps']} {device}"
+    vae = f"{ours} benchmark_train --model_config {config} --mix_precision bf16 --wavelet_loss"
+    plain = f"{vae} --perceptual_weight 0 --disc_weight 0"
+    vae += " --random_vgg --ema"
+    other = f"{python} {yardstick} --time --config {config} --precision bf16"
+    flow = f"{ours} benchmark_train --task flow --dataset latents --model_name {given['dit']}"
+    flow += f" {given['steps']} {device} --mix_precision bf16 --batch_size {2 * size}"
+    data = f"cifar10 --data_path {cifar10}" if options.cifar10 else "shapes --resolution 32"
+    train = f"{ours} train --task flow {device} --ckpt_dir {folder}/runs --dataset {data}"
+    tests = [path for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text()]
+    lines = f"""
+        vae_256 35 - {vae} {near}
+        yardstick_256 20 - {other} {near}
+        vae_256_plain 20 yardstick_256 {plain} {near}
+        vae_256_profile 20 - {vae} {near} --profile 15
+        vae_256_compiled 70 vae_256 {vae} {near} --compile
+        dit 25 - {flow}
+        dit_compiled 40 dit {flow} --compile
+        attention 40 - {ours} benchmark_gpu {device} --attention {given["tokens"]}
+        vae_1024 30 - {vae} {far}
+        yardstick_1024 20 - {other} {far}
+        vae_1024_plain 20 yardstick_1024 {plain} {far}
+        vae_256_no_lpips 20 vae_256 {vae} {near} --perceptual_weight 0
+        checkpoint 40 - {flow} --checkpoint --ckpt_dir {folder}/runs
+        schedules 25 - {vae} {near} --compare_schedules --steps {given["few"]}
+        loop 25 - {vae} {near} --compare_with_bare_loop --steps {given["few"]}
+        mean_flow 30 dit {flow} --objective mean_flow --compare_objectives
+        mean_flow_compiled 40 mean_flow {flow} --objective mean_flow --compile
+        vae_256_compiled_profile 30 - {vae} {near} --compile --profile 15
+        dit_compiled_profile 25 - {flow} --compile --profile 15
+        vae_1024_compiled 60 vae_1024 {vae} {far} --compile
+        cifar10 70 - {train} --model_name {given["net"]} {given["often"]}
+        gpu_tests 90 - {python} -m pytest -q -m gpu -p no:cacheprovider {join(map(str, tests))}"""
+    parts = [line.split(maxsplit=3) for line in lines.strip().splitlines()]
+    parts = [part for part in parts if options.yardstick or not part[0].startswith("yardstick")]
+    names = [part[0] for part in parts]
+    for name in options.only or ():
+        if name not in names:
+            raise ValueError(f"--only {name}: there are {', '.join(names)}")
+    chosen = options.only or names
+    return [(name, float(s), base, split(text)) for name, s, base, text in parts if name in chosen]
+
+
+def measure(command: list[str], limit: float) -> tuple[dict, str]:
+    """How a command of at most ``limit`` seconds ended, with the JSON that it printed; its text."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
+    how |= {"text": True, "errors": "replace", "cwd": ROOT}
+    begun, text, ended = time.monotonic(), "", "out of time"
+    with subprocess.Popen(command, **how) as process:
+        try:
+            text = process.communicate(timeout=limit)[0]
+            ended = f"failed ({process.returncode})"
+        except subprocess.TimeoutExpired:
+            process.terminate()  # a training saves, and says what it did
+            with suppress(subprocess.TimeoutExpired):
+                text = process.communicate(timeout=GRACE)[0]
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)  # it, and its workers
+    result = {"said": ([""] + [line for line in text.splitlines() if line])[-1]}
+    if process.returncode == 0:
+        ended = "ok"
+        if found := re.search(r"^\{", text, re.MULTILINE):
+            result = json.JSONDecoder().raw_decode(text, found.start())[0]
+        elif bill := re.search(r"done: (.* \((.*) img/s\).*)", text):
+            result = {"said": bill[1], "img_per_s": float(bill[2])}
+    return {"ended": ended, "seconds": time.monotonic() - begun, "result": result}, text
+
+
+def table(rows: list[dict]) -> list[str]:
+    """Lines of a Markdown table, whose columns are the keys of the rows."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    cells = [[row.get(name) for name in names] for row in rows]
+    cells = [[f"{c:.4g}" if isinstance(c, float) else str(c or "") for c in row] for row in cells]
+    cells = [[cell.replace("|", "/")[:150] for cell in row] for row in cells]
+    return [f"| {' | '.join(row)} |" for row in [names, ["---"] * len(names), *cells]]
+
+
+def report(rows: list[dict]) -> str:
+    """What is measured so far, as Markdown."""
+    speeds = {row["part"]: row["result"].get("img_per_s") for row in rows}
+    lines, details = [], []
+    for row in rows:
+        result, speed, base = row["result"], speeds[row["part"]], speeds.get(row["over"])
+        line = {"part": row["part"], "ended": row["ended"], "s": round(row["seconds"])}
+        line |= {name: result.get(key) for name, key in COLUMNS.items()}
+        line["GiB"] = result.get("peak_memory", 0) / 2**30 or None
+        more = {f"img/s over {row['over']}": speed / base} if speed and base else {}
+        more |= {name: result[name] for name in MORE if result.get(name)}
+        more = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in more.items()]
+        lines.append(line | {"more": ", ".join(more)})
+        if "kernels" in result:
+            details += ["", f"## {row['part']}", "", *table(result["kernels"])]
+    return "\n".join([*table(lines), *details, ""])
+
+
+def time_attention(device: str, lengths: Sequence[int]) -> list[dict]:
+    """Attention by one head of 512 channels, forward and backward in bfloat16, by each kernel."""
+    import torch
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.functional import scaled_dot_product_attention as sdpa
+
+    from wfimagevae.engine.cost import count_macs, seconds_per_call
+
+    def products(q, k, v):
+        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
+
+    def backpropagate(call, x):
+        return torch.autograd.grad(call(*x).sum(), x)
+
+    calls = {"PyTorch's choice": sdpa, "products": products}
+    calls |= {"products, compiled": torch.compile(products, dynamic=False)}
+    calls |= {"FlexAttention, compiled": torch.compile(flex_attention, dynamic=False)}
+    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
+        calls[name] = sdpa_kernel(getattr(SDPBackend, name))(sdpa)
+    rows = []
+    for length in lengths:
+        # As many images as one step of training has at this size.
+        shape = 3, max(1, 2 * max(lengths) // length), 1, length, 512
+        x = torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_()
+        flops = 6 * count_macs(lambda x=x: products(*x))  # backward takes twice as many again
+        for name, call in calls.items():
+            row = {"kernel": name, "batch": shape[1], "positions": length, "ms": None}
+            try:
+                seconds = seconds_per_call(partial(backpropagate, call, x), x.device, 0.3)
+                row |= {"ms": 1000 * seconds, "TFLOP/s": flops / seconds / 1e12}
+            except RuntimeError as error:  # it cannot, which is a finding
+                row["why not"] = str(error).strip().split("\n")[0]
+            rows.append(row)
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measures all parts; 1 where one did not end well."""
+    options = parse(GpuBenchOptions, argv, __doc__)
+    if options.attention:
+        print(json.dumps({"kernels": time_attention(options.device, options.attention)}))
+        return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part, too
+    parts, rows, folder = plan(options), [], Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + 60 * options.minutes
+    with (folder / "results.jsonl").open("w") as results, (folder / "log.txt").open("w") as log:
+        for i, (name, seconds, base, command) in enumerate(parts):
+            # What a part leaves of its time is shared by those behind it.
+            left = (end - time.monotonic()) * seconds / sum(part[1] for part in parts[i:])
+            row, text = measure(command, max(left, 1))
+            rows.append({"part": name, "over": base, "command": join(command)} | row)
+            print(json.dumps(rows[-1]), file=results, flush=True)
+            print(f"\n== {join(command)}\n{text}", file=log, flush=True)
+            write_text(folder / "table.md", report(rows))
+            print(f"{name}: {row['ended']}, {row['seconds']:.0f} s", flush=True)
+    print(report(rows))
+    return int(any(row["ended"] != "ok" for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run_cli(main))
