@@ -244,6 +244,11 @@ def read_json(path: str | os.PathLike) -> dict:
     return content
 
 
+def read_config(config: str | os.PathLike | dict | None) -> dict:
+    """The keys of a network's configuration, given as they are or as a JSON file; {} for None."""
+    return dict(config or {}) if isinstance(config, dict | None) else read_json(config)
+
+
 def read_json_lines(path: str | os.PathLike) -> list[dict]:
     """The objects in a file of one a line, but a line cut short by a kill; none without a file."""
     rows, path = [], Path(path)

@@ -158,11 +158,10 @@ def test_later_steps_and_what_changes_no_result_may_change(place, content):
 def test_an_output_that_cannot_be_written_is_told_to_all_processes(place, monkeypatch):
     told = []
 
-    def full(content) -> None:
+    def full(pipeline) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "vae.json")
 
-    monkeypatch.setattr(run, "describe_plan", lambda pipeline: [])
-    monkeypatch.setattr(run, "write_configs", full)
+    monkeypatch.setattr(run, "describe_plan", full)
     monkeypatch.setattr(run, "broadcast_object", lambda error: told.append(error) or error)
     with pytest.raises(PipelineError, match=r"No space left on device: .vae\.json"):
         run.run_pipeline(load_pipeline(place.write(place.content("full"))))

@@ -15,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from wfimagevae.files import read_json
+from wfimagevae.files import read_config, read_json
 from wfimagevae.model.config_values import check_config_values
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import (
@@ -107,7 +107,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
     def from_pretrained(  # noqa: PLR0913 - diffusers' words beside ours
         cls,
         path: str | os.PathLike,
-        model_config: str | os.PathLike | None = None,
+        model_config: dict | str | os.PathLike | None = None,
         ignore_mismatched_sizes: bool = False,
         torch_dtype: torch.dtype | None = None,
         subfolder: str | None = None,
@@ -128,7 +128,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
                 ``user/model``. Checkpoints give their EMA weights, unless the environment has
                 NOT_USE_EMA_MODEL=1. Of velocity networks also a public SiT or DiT file: a state
                 dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
-            model_config: JSON file with a checkpoint's config; wins over one in it or beside it.
+            model_config: A checkpoint's config, or its JSON file; wins over one in it or beside it.
             ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either side
                 alone has classes, and warn.
             dtype: Type of the parameters, also as ``torch_dtype``; None keeps float32.
@@ -176,7 +176,11 @@ class RegisteredModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def _read(
-        cls, source: Path, variant: str | None, model_config: str | None, model_name: str | None
+        cls,
+        source: Path,
+        variant: str | None,
+        model_config: dict | str | None,
+        model_name: str | None,
     ) -> tuple[StateDict, dict, dict, Path]:
         """Weights, the config that came with them if any, the one that counts, and its file."""
         if source.is_dir():
@@ -196,7 +200,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         if model_config:
             if embedded:  # no config makes another kind of network fit
                 cls._resolve(embedded.get("_class_name"))
-            config, place = read_json(model_config), model_config
+            config = read_config(model_config)
+            place = source if isinstance(model_config, dict) else model_config
         elif config is None and model_name and is_public:
             config = cls._config_of_public_file(source, weights, model_name)
         elif config is None:

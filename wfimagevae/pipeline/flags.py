@@ -1,7 +1,6 @@
 """A step as the options of its task's training, and what that logs. No torch here."""
 
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from wfimagevae.options import nearest
@@ -84,7 +83,7 @@ def step_flags(
         **content.output.flags_of(),
         **content.model.flags_of(),
         **getattr(content.model, network).flags_of(),
-        "model_config": config_file(content, network),
+        "model_config": getattr(content.model, network).config,
         "exp_name": step.name,
         "ckpt_dir": str(pipeline.output / "steps"),
         "csv_log_steps": content.output.log_interval,
@@ -253,14 +252,6 @@ def _read_schedule(step: Step, section: Section, name: str, flags: Flags) -> Pro
             flags[use.flag] = value
         elif value is not None:
             yield (key,), f"{title} has no {key}; leave it out"
-
-
-def config_file(content: PipelineFile, name: str) -> str | None:
-    """The JSON file of a network's configuration; one written in the YAML gets a file."""
-    config = getattr(content.model, name).config
-    if isinstance(config, dict):
-        return str(Path(content.output.output_path) / "model" / f"{name}.json")
-    return config
 
 
 def check_transition(step: Step) -> Problems:

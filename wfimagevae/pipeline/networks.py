@@ -17,14 +17,14 @@ from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.cost import HeldBytes, count_parameters
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
-from wfimagevae.files import DIFFUSERS, read_json, write_json
+from wfimagevae.files import DIFFUSERS, read_config, read_json
 from wfimagevae.generate.autoencoders import load_diffusers
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_of, find_weights
-from wfimagevae.pipeline.flags import Units, config_file
-from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, PipelineFile
+from wfimagevae.pipeline.flags import Units
+from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow import build_generator, build_network, build_objective
 from wfimagevae.task.flow_options import FlowOptions
@@ -75,8 +75,6 @@ def vae_facts(model: ModelSection) -> VaeFacts:
         config = config_of(find_weights(section.pretrained, fits=model_class.describes))
         if config is None:
             raise ValueError(f"{section.pretrained} has no config: give model.vae.config")
-    elif isinstance(config, str):
-        config = read_json(config)
     with torch.device("meta"):
         return VaeFacts(model_class.from_config(config or {}), name)
 
@@ -86,16 +84,7 @@ def network_config(pipeline: Pipeline, vae: VaeFacts, step: Step) -> dict:
     if step.task == "vae":
         return {"name": vae.name} | vae.config(pipeline, step)
     flow = pipeline.content.model.flow
-    config = read_json(flow.config) if isinstance(flow.config, str) else flow.config
-    return {"name": flow.name} | (config or {})
-
-
-def write_configs(content: PipelineFile) -> None:
-    """Gives each network's configuration that the YAML itself holds a file of its own."""
-    for name in ("vae", "flow"):
-        config = getattr(content.model, name).config
-        if isinstance(config, dict):
-            write_json(config_file(content, name), config)
+    return {"name": flow.name} | read_config(flow.config)
 
 
 class Parts(NamedTuple):
@@ -161,9 +150,8 @@ def _drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tu
 
 
 def _vae_parts(pipeline: Pipeline, step: Step, options: VaeOptions, vae: VaeFacts) -> Parts:
-    config = pipeline.output / f"{step.name}.json"
-    write_json(config, vae.config(pipeline, step))
-    changes = {"pretrained_model_name_or_path": None, "network_config": str(config)}
+    config = vae.config(pipeline, step)
+    changes = {"pretrained_model_name_or_path": None, "network_config": config}
     options = options.changed(**changes, disc_start=0)
     network, loss = _dry(lambda: (build_vae(options, _META), LPIPSWithDiscriminator2D(options)))
     sizes = [options.resolution, *(options.reduced_min_sizes or [])]

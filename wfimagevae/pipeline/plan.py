@@ -2,10 +2,8 @@
 
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 
@@ -20,7 +18,7 @@ from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import METRICS, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.instead import in_words_of_file
-from wfimagevae.pipeline.networks import VaeFacts, rehearse, vae_facts, write_configs
+from wfimagevae.pipeline.networks import VaeFacts, rehearse, vae_facts
 from wfimagevae.pipeline.progress import StepState, read_states
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_space import build_datasets
@@ -40,10 +38,10 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
     Raises:
         PipelineError: everything that only data, networks and the output show to be wrong.
     """
-    content, document = pipeline.content, pipeline.document
+    document = pipeline.document
     states: list[StepState] = []
     try:
-        vae = vae_facts(content.model)
+        vae = vae_facts(pipeline.content.model)
     except (ValueError, TypeError, OSError) as error:
         document.report(("model", "vae"), f"model.vae: {in_words_of_file(str(error))}")
         vae = vae_facts(ModelSection())  # the flow's problems are told all the same
@@ -58,22 +56,18 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
     ]
     # Component -> step that trained it last, and the shapes of its weights.
     weights: dict[str, tuple[str, dict]] = {}
-    with TemporaryDirectory() as folder:  # for configurations that the YAML itself holds
-        content = content.changed(output=content.output.changed(output_path=folder))
-        write_configs(content)
-        pipeline = replace(pipeline, content=content)
-        for step, state in zip_longest(pipeline.steps, states):
-            if step.task == "vae" and not states:
-                continue  # the autoencoder cannot be built
-            try:
-                lines += ["", *_describe_step(pipeline, vae, step, state, weights)]
-            except (ValueError, OSError) as error:
-                text = in_words_of_file(str(error))
-                document.report(step.place, f"step {step.name!r}: {text}")
-            except RuntimeError as error:  # of a dry run: shapes that do not meet
-                text = f"its networks do not take images of {step.size} px ("
-                text += f"{str(error).splitlines()[0]}); write another img_size, or other sizes in "
-                document.report(step.place, f"step {step.name!r}: {text}model.*.config")
+    for step, state in zip_longest(pipeline.steps, states):
+        if step.task == "vae" and not states:
+            continue  # the autoencoder cannot be built
+        try:
+            lines += ["", *_describe_step(pipeline, vae, step, state, weights)]
+        except (ValueError, OSError) as error:
+            text = in_words_of_file(str(error))
+            document.report(step.place, f"step {step.name!r}: {text}")
+        except RuntimeError as error:  # of a dry run: shapes that do not meet
+            text = f"its networks do not take images of {step.size} px ("
+            text += f"{str(error).splitlines()[0]}); write another img_size, or other sizes in "
+            document.report(step.place, f"step {step.name!r}: {text}model.*.config")
     document.check()
     return lines
 

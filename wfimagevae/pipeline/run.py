@@ -23,7 +23,7 @@ from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS
 from wfimagevae.pipeline.instead import in_words_of_file
-from wfimagevae.pipeline.networks import network_config, vae_facts, write_configs
+from wfimagevae.pipeline.networks import network_config, vae_facts
 from wfimagevae.pipeline.plan import describe_plan
 from wfimagevae.pipeline.progress import (
     NETWORK_FILE,
@@ -56,7 +56,6 @@ def run_pipeline(pipeline: Pipeline) -> None:
             try:
                 for line in describe_plan(pipeline):
                     log.info("%s", line)
-                write_configs(pipeline.content)
             except (ValueError, OSError) as problem:  # else the others would wait for ever
                 error = str(problem)
         if error := broadcast_object(error):

@@ -20,7 +20,7 @@ from wfimagevae.engine.player import Player, PlayerPart
 from wfimagevae.engine.run import Watcher
 from wfimagevae.engine.sharding import shard
 from wfimagevae.engine.train import run_training
-from wfimagevae.files import read_json
+from wfimagevae.files import read_config
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
 from wfimagevae.objective.flow_matching import FlowMatching
@@ -173,9 +173,9 @@ def build_network(options: FlowOptions, space: FlowSpace, device: torch.device) 
     """
     name, pretrained = options.model_name, options.pretrained_model_name_or_path
     config = options.network_config
-    if config and not Path(config).is_file():
+    if isinstance(config, str) and not Path(config).is_file():
         raise ValueError(f"--model_config {config}: no such file")
-    keys = read_json(config) if config else {}
+    keys = read_config(config)
     keys.pop("_class_name", None)
     # Data and text encoder decide these keys.
     keys["num_classes"] = space.num_classes

@@ -1,6 +1,6 @@
 """All options of flow training. No torch here."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from wfimagevae.dataset.options import (
     FlowDataOptions,
@@ -39,7 +39,7 @@ class FlowModelOptions(Options):
         "NAME",
         basic=True,
     )
-    network_config: str | None = option(
+    network_config: str | dict[str, Any] | None = option(
         None,
         "JSON of the network's configuration keys; they win over the name's",
         "FILE",

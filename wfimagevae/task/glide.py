@@ -21,7 +21,7 @@ from wfimagevae.engine.run import Watcher
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms, stable_hash
 from wfimagevae.engine.sharding import shard
 from wfimagevae.engine.train import run_training
-from wfimagevae.files import read_json
+from wfimagevae.files import read_config
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions, UpsamplerOptions
@@ -186,7 +186,7 @@ def _sketch(options: GlideOptions, is_weighed: bool = False) -> Glide:
         ValueError: a name, configuration or weights that are none of a GLIDE model.
     """
     name, path = options.model_name, options.pretrained_model_name_or_path or "pretrained"
-    keys = read_json(options.network_config) if options.network_config else {}
+    keys = read_config(options.network_config)
     keys.pop("_class_name", None)
     if path in ("pretrained", "scratch") or path.startswith(_TRANSFER):
         network = build_velocity_model(name, **keys)

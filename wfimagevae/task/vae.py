@@ -222,7 +222,7 @@ def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
     """
     model_class = autoencoder_class(options.model_name)
     config, pretrained = options.network_config, options.pretrained_model_name_or_path
-    if config and not Path(config).is_file():
+    if isinstance(config, str) and not Path(config).is_file():
         raise ValueError(f"--model_config {config}: no such file")
     overrides = {"spade": True} if options.train_spade else {}
     if pretrained:

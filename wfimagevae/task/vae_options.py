@@ -1,6 +1,6 @@
 """All options of image-VAE training. No torch here."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -22,7 +22,7 @@ class VaeModelOptions(Options):
     model_name: str = option(
         "WFVAE2Image", "registered name of the architecture", "NAME", basic=True
     )
-    network_config: str | None = option(
+    network_config: str | dict[str, Any] | None = option(
         None,
         "JSON of the architecture, such as examples/wfvae2-image-1024.json",
         "FILE",
