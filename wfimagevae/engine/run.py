@@ -34,17 +34,18 @@ log = logging.getLogger("wfimagevae")
 
 
 class Watcher(Protocol):
-    """Looks on while a run trains. Every process has one, called alike on all of them.
+    """Looks on while a run trains. Every process has one.
 
-    ``begin`` comes before the first step, or the first after resuming; ``line`` makes a progress
-    line, in the main process only; ``logged`` follows each of them, ``saved`` a step's checkpoint,
-    with which samples belong if it ``draws``. To ``draw`` them is collective, with `Run.pulse`
-    between their parts.
+    ``begin`` comes before the first step, or the first after resuming. In the main process alone,
+    ``line`` makes a progress line, ``logged`` follows each, ``plot`` draws beside the run's own
+    plots, and ``saved`` follows a step's checkpoint, with which samples belong if it ``draws``. To
+    ``draw`` them is collective, with `Run.pulse` between their parts.
     """
 
     def begin(self, run: "Run", task: "Task") -> None: ...
     def line(self, step: int, values: dict[str, float]) -> str: ...
     def logged(self, step: int, values: dict[str, float]) -> None: ...
+    def plot(self) -> None: ...
     def saved(self, step: int) -> None: ...
     def draws(self, step: int) -> bool: ...
     def draw(self, step: int) -> None: ...
@@ -73,8 +74,8 @@ class Run:
         for player, updates in zip(task.players, task.updates(self.max_steps), strict=True):
             player.plan_rest(updates)
         self.interrupt = Interrupt(options.save_every_minutes)
-        line = watcher.line if watcher else None
-        self.reporter = Reporter(options, folder, world, tracker, task.headline, line, task.samples)
+        seen = task.headline, watcher, task.samples
+        self.reporter = Reporter(options, folder, world, tracker, *seen)
         self.early_stop = EarlyStop(options)
         self.step = 0
         # Samples of an update as schedules count them, and what steps of another size were worth
@@ -181,7 +182,7 @@ class Run:
         for player in task.players:
             values |= player.named_lrs()
         to_log, to_csv = self.due(options.log_steps), self.due(options.csv_log_steps)
-        measured = self.reporter.report(self.step, self.max_steps, values, to_log, to_csv)
+        self.reporter.report(self.step, self.max_steps, values, to_log, to_csv)
         task.watch(self.step, values)
         # The values are equal on all processes, and so is the decision to end.
         stop = self.early_stop
@@ -190,8 +191,6 @@ class Run:
             log.info(line, stop.metric, stop.mean, stop.window, stop.below, self.step)
         if to_log and self.finished and stop.metric and not stop.recent:
             log.warning("%s was never logged: nothing could end by it", stop.metric)
-        if to_log and self.watcher:
-            self.watcher.logged(self.step, measured)
         for player in task.players:
             if values[f"skipped_in_a_row/{player.name}"] >= options.max_bad_updates:
                 self.finish_writing()

@@ -87,8 +87,6 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     watcher = StepWatcher(pipeline, step, options, latents, started)
     task = importlib.import_module(f"wfimagevae.task.{step.task}")
     done = task.train(options, folder, watcher)
-    if here.is_main:
-        watcher.sum_up()
     if done:
         gc.collect()  # networks and data of this step, before the next one's
     return done

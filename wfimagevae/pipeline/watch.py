@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from itertools import product
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -91,9 +92,6 @@ class StepWatcher:
         started: When the command began, by `time.perf_counter`.
     """
 
-    # Share of the time that may go into plots.
-    PLOT_SHARE = 0.02
-
     def __init__(
         self,
         pipeline: Pipeline,
@@ -105,7 +103,7 @@ class StepWatcher:
         output, is_vae = pipeline.content.output, step.task == "vae"
         self.pipeline, self.step, self.options = pipeline, step, options
         self.graph, self.samples = pipeline.output / "graph", pipeline.output / "samples"
-        self.latents, self.started, self.plot_time = latents, started, 0.0
+        self.latents, self.started = latents, started
         self.num_epochs = None if options.max_steps else options.epochs
         # Reported even where the training logs no such value, as it does not change.
         self.constants = {"kl_weight": options.kl_weight} if is_vae else {}
@@ -117,10 +115,10 @@ class StepWatcher:
 
     def begin(self, run: Run, task: Task) -> None:
         """Opens the metrics' file where the run stands; rows of later steps come again."""
-        self.run, self.task, self.rows = run, task, None
+        self.run, self.task = run, task
         if run.world.is_main:
             self.graph.mkdir(parents=True, exist_ok=True)
-            self.rows = JsonLines(self.graph / f"training_metrics_{self.step.name}.jsonl", run.step)
+            self.rows = JsonLines(self._records(self.step), run.step)
         if self.step.task == "flow" and not self.pipeline.content.output.no_samples:
             self.generator = generator = task.generator()
             generator.resolve(sampling_options(self.options))  # what it cannot follow is told now
@@ -146,8 +144,6 @@ class StepWatcher:
 
     def logged(self, step: int, values: dict[str, float]) -> None:
         """Writes a row of ``training_metrics_<step>.jsonl``."""
-        if self.rows is None:
-            return
         where, metrics, seconds = self._measured(step, values)
         row = {
             "step": step,
@@ -160,8 +156,10 @@ class StepWatcher:
             "learning_rates": {n[3:]: v for n, v in values.items() if n.startswith("lr/")},
             "extras": {"batch_time": seconds, "eta_seconds": (self.run.max_steps - step) * seconds},
         }
-        with log_write_errors("metrics"):
-            self.rows.write(row)
+        self.rows.write(row)
+
+    def _records(self, step: Step) -> Path:
+        return self.graph / f"training_metrics_{step.name}.jsonl"
 
     def _measured(
         self, step: int, values: dict[str, float]
@@ -231,27 +229,15 @@ class StepWatcher:
         yield from (("nr", mean[0]), ("ns", drawn[0]))
 
     def saved(self, step: int) -> None:
-        """Writes the summary, and plots, unless these took too much of the time."""
-        elapsed = time.perf_counter() - self.started
-        if self.rows and self.plot_time <= self.PLOT_SHARE * elapsed:
-            self.sum_up()
-
-    def sum_up(self) -> None:
-        """Writes the summary and draws plots of the metrics so far, on the main process."""
-        start, name = time.perf_counter(), self.step.name
-        with log_write_errors("summary and plots"):
-            rows = {
-                other.name: read_json_lines(self.graph / f"training_metrics_{other.name}.jsonl")
-                for other in self.pipeline.steps
-            }
-            text = "\n".join(_summary(*step) for step in rows.items())
+        """Writes the summary of all steps so far."""
+        with log_write_errors("summary"):
+            steps = [(s.name, read_json_lines(self._records(s))) for s in self.pipeline.steps]
+            text = "\n".join(_summary(*step) for step in steps)
             write_text(self.graph / "training_summary.txt", text)
-            if self.pipeline.content.output.generate_diagrams and rows[name]:
-                self._draw_graphs(_series(rows[name]))
-        self.plot_time += time.perf_counter() - start
 
-    def _draw_graphs(self, series: Series) -> None:
+    def plot(self) -> None:
         """Draws losses, KL, learning rates and batch times, and all at once; until a signal."""
+        series = _series(read_json_lines(self._records(self.step)))
         rates = tuple(key for key in series if key.startswith("lr/"))
         learning = (Panel("learning rate", rates, log=False),)
         pages = {

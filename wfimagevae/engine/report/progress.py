@@ -6,10 +6,11 @@ import json
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ from wfimagevae.engine.report.gpu import gpu_figures, peak_flops
 from wfimagevae.engine.report.plots import plot_losses
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.files import read_json_lines, write_text
+
+if TYPE_CHECKING:
+    from wfimagevae.engine.run import Watcher
 
 log = logging.getLogger("wfimagevae")
 
@@ -162,9 +166,8 @@ def _finite(value):
 class Reporter:
     """Counts a run's samples, time and arithmetic, and writes what is measured on rank 0.
 
-    The progress line shows the values of ``headline`` that there are; ``line``, if given, makes the
-    whole line from a step and its values; ``samples`` is what is counted. MFU refers to the peak
-    rate of the options' precision.
+    The progress line shows the values of ``headline`` that there are, or is the ``watcher``'s;
+    ``samples`` is what is counted. MFU refers to the peak rate of the options' precision.
     """
 
     # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
@@ -179,11 +182,12 @@ class Reporter:
         world: World,
         tracker: Tracker,
         headline: tuple[str, ...] = (),
-        line: Callable[[int, dict[str, float]], str] | None = None,
+        watcher: "Watcher | None" = None,
         samples: str = "images",
     ):
         self.folder, self.world, self.tracker = folder, world, tracker
-        self.headline, self.line, self.csv_path = headline, line, csv_log_path(options, folder)
+        self.headline, self.watcher = headline, watcher
+        self.csv_path = csv_log_path(options, folder)
         self.noun, self.unit = samples, "points/s" if samples == "points" else "img/s"
         self.plot_every = 0 if options.disable_live_plot else options.live_plot_every_steps
         self.peak = None
@@ -245,8 +249,8 @@ class Reporter:
 
     def report(
         self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
-    ) -> dict[str, float]:
-        """Writes the means since the last report, and returns them with what is measured here."""
+    ) -> None:
+        """Writes the means since the last report, with what is measured here."""
         # Speed, wait and share of the peak since the last report.
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
@@ -260,13 +264,15 @@ class Reporter:
         self.since, self.reported_samples, self.reported_flops = now, self.samples, self.flops
         self.total_wait, self.wait = self.total_wait + self.wait, 0.0
         if not self.world.is_main:
-            return values
+            return
         values |= gpu_figures(self.world.device)
         if to_log:
             self._print(step, max_steps, values)
         with log_write_errors("logged values and plots"):
             row = {"step": step} | values
             self.metrics.write(row)
+            if to_log and self.watcher:
+                self.watcher.logged(step, values)
             if self.csv and to_csv:
                 self.csv.write(row)
                 is_due = self.plot_every and step - self.last_plot_step >= self.plot_every
@@ -274,11 +280,10 @@ class Reporter:
                     self.last_plot_step = step
                     self._plot()
         self.tracker.log(step, values)
-        return values
 
     def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
-        if self.line and self.bar.disable:
-            log.info("%s", self.line(step, values))
+        if self.watcher and self.bar.disable:
+            log.info("%s", self.watcher.line(step, values))
             return
         parts = [f"{n.split('/')[-1]} {values[n]:.4g}" for n in self.headline if n in values]
         skipped = sum(v for name, v in values.items() if name.startswith("skipped/"))
@@ -296,6 +301,8 @@ class Reporter:
     def _plot(self) -> None:
         start = time.perf_counter()
         plot_losses(self.csv_path, self.folder / "training_losses_live")
+        if self.watcher:
+            self.watcher.plot()
         self.plot_time += time.perf_counter() - start
 
     def validation(self, step: int, values: dict[str, float], pictures: dict[str, Path]) -> None:
