@@ -9,7 +9,7 @@ from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.options import StreamOptions, VaeDataOptions
 from wfimagevae.dataset.shards.specs import expand_shards
 from wfimagevae.options import option
-from wfimagevae.pipeline.document import PipelineError, read_document
+from wfimagevae.pipeline.steps import PipelineError, read_document
 from wfimagevae.yaml_files import read_yaml
 
 

@@ -17,10 +17,10 @@ from tests.images import TINY_MODEL, write_images
 from tests.task.training import ROOT
 from train_ddp import main
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS
 from wfimagevae.pipeline.plan import describe_plan
+from wfimagevae.pipeline.steps import PipelineError
 
 TINY_VAE = {key: value for key, value in TINY_MODEL.items() if key != "_class_name"}
 TINY_FLOW = {"hidden_size": 16, "depth": 1, "num_heads": 2, "patch_size": 2}

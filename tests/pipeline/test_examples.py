@@ -13,7 +13,7 @@ from tests.images import write_images
 from tests.pipeline.files import TINY_FLOW, TINY_VAE, last_checkpoint, write_shard
 from tests.task.training import ROOT
 from train_ddp import main
-from wfimagevae.pipeline.document import read_document
+from wfimagevae.pipeline.steps import read_document
 
 EXAMPLES = sorted((ROOT / "examples").glob("pipeline_*.yaml"))
 

@@ -8,7 +8,7 @@ import pytest
 
 from tests.pipeline.files import PLAIN, changed, options_of, problems, with_step
 from tests.task.training import ROOT
-from wfimagevae.pipeline.document import PipelineError, read_document
+from wfimagevae.pipeline.steps import PipelineError, read_document
 
 WAITS = "transition_on: {mode: loss_threshold, threshold: 1, max_epochs: 2, metric: "
 BYTES, UNTRAINED = "model: {text_encoder: bytes}\n", "model: {vae: {config: {}}}\n"

@@ -14,7 +14,7 @@ from tests.task.training import differences
 from wfimagevae.engine.checkpoint import write_checkpoint
 from wfimagevae.pipeline import run
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.document import PipelineError
+from wfimagevae.pipeline.steps import PipelineError
 
 
 @pytest.fixture

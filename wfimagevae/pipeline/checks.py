@@ -9,7 +9,6 @@ from typing import Any
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import nearest
-from wfimagevae.pipeline.document import Place, Problems
 from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, DataSection, StepSection
 from wfimagevae.pipeline.instead import FLAGS, INSTEAD, OF_ONE_STEP, flag_of, in_words_of_file
@@ -18,6 +17,8 @@ from wfimagevae.pipeline.steps import (
     MODES,
     SHARED,
     Pipeline,
+    Place,
+    Problems,
     Step,
     read_pipeline,
 )

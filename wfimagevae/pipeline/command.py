@@ -10,10 +10,10 @@ from pydantic import create_model
 from wfimagevae.command_line import Parser
 from wfimagevae.options import BadOptions
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.fluxflow import OPTIONS, PipelineFile
 from wfimagevae.pipeline.instead import INSTEAD, MAY_WIN, OF_ONE_STEP
 from wfimagevae.pipeline.options import PipelineOptions
+from wfimagevae.pipeline.steps import PipelineError
 
 OWN = PipelineOptions.model_fields.keys()
 # The flags of a pipeline and of all kinds of trainings.

@@ -4,7 +4,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from wfimagevae.options import nearest
-from wfimagevae.pipeline.document import Document, Problems
 from wfimagevae.pipeline.fluxflow import (
     DEFAULT_LAMBDA_ADV,
     INTERVAL,
@@ -17,7 +16,7 @@ from wfimagevae.pipeline.fluxflow import (
     StepSection,
 )
 from wfimagevae.pipeline.instead import INSTEAD
-from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.pipeline.steps import Document, Pipeline, Problems, Step
 
 Flags = dict[str, Any]
 # Components with optimizers of their own, by task, and the flag that says what is different.

@@ -1,4 +1,4 @@
-"""Networks of a pipeline on shapes alone: their sizes and memory, before anything is built."""
+"""A step's options and networks, on shapes alone: sizes and memory, before anything is built."""
 
 import math
 import warnings
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from wfimagevae.diffusion.guidance import Condition
+from wfimagevae.engine.checkpoint import list_checkpoints
 from wfimagevae.engine.cost import HeldBytes, count_parameters
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import TrainingOptions
@@ -23,7 +24,7 @@ from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_of, find_weights
-from wfimagevae.pipeline.flags import Units
+from wfimagevae.pipeline.flags import Units, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow import build_generator, build_network, build_objective
@@ -51,10 +52,12 @@ class VaeFacts:
         own = dict(self.network.config) if is_foreign else self.network.own_config()
         return own | ({"spade": True} if has_spade else {})
 
-    def units(self, size: int) -> Units:
-        """Values of an image of ``size`` pixels a side, and of its latent."""
-        factor = self.network.spatial_factor
-        return Units(3 * size**2, self.network.config.latent_channels * (size // factor) ** 2)
+    def units(self, step: Step) -> Units | None:
+        """Values of an image, and of its latent, of a step that trains it; None of others."""
+        size, factor = step.size, self.network.spatial_factor
+        channels = self.network.config.latent_channels
+        is_trained = step.task == "vae"
+        return Units(3 * size**2, channels * (size // factor) ** 2) if is_trained else None
 
 
 def vae_facts(model: ModelSection) -> VaeFacts:
@@ -85,6 +88,41 @@ def network_config(pipeline: Pipeline, vae: VaeFacts, step: Step) -> dict:
         return {"name": vae.name} | vae.config(pipeline, step)
     flow = pipeline.content.model.flow
     return {"name": flow.name} | read_config(flow.config)
+
+
+def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> TrainingOptions:
+    """The options of a step's training, with the weights that earlier steps leave it."""
+    flags, _ = step_flags(pipeline, step, vae.units(step))
+    same = [str(_last(pipeline, other)) for other in pipeline.before(step, step.task)][::-1]
+    if same:
+        flags |= {"pretrained_model_name_or_path": same[0], "weights_from": same}
+        if step.task == "vae":
+            flags["model_config"] = None
+    if step.task == "flow" and vae_source(pipeline, step):
+        folder = pipeline.folder(step)
+        flags["vae"] = f"{vae.name}:{folder / 'autoencoder'}"
+        if vae.name.startswith(DIFFUSERS):  # as it is: it says how its latents are normalised
+            flags["vae"] = vae.name
+        if step.settings.cache_latents:
+            flags |= {"dataset": "latents", "data_path": str(folder / "latents")}
+            for name in ("captions", "fixed_prompt_prefix"):
+                flags.pop(name, None)
+            if step.source.section.held_out:
+                flags["eval_data_path"] = str(folder / "held_out_latents")
+    return OPTIONS[step.task](**flags)
+
+
+def vae_source(pipeline: Pipeline, step: Step) -> str | None:
+    """The weights of the VAE that a flow step learns the latents of; None: pixels."""
+    before = pipeline.before(step, "vae")
+    return str(_last(pipeline, before[-1])) if before else pipeline.content.model.vae.pretrained
+
+
+def _last(pipeline: Pipeline, step: Step) -> Path:
+    """A step's last checkpoint; before it has one, where its checkpoints go."""
+    folder = pipeline.folder(step)
+    saved = list_checkpoints(folder)
+    return saved[-1] if saved else folder
 
 
 class Parts(NamedTuple):

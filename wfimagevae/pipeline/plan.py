@@ -1,35 +1,164 @@
-"""The plan of a pipeline: what each step would train, on what, for how long, in what memory."""
+"""The plan of a pipeline: what is done, and what each step would train, on what, how long."""
 
+import json
 import os
-from collections.abc import Sequence
-from itertools import zip_longest
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import takewhile, zip_longest
 from pathlib import Path
 
 import torch
 
 from wfimagevae.dataset.open import as_list, build_image_data, open_images
+from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.dataset.shards.specs import expand_shards, is_remote
+from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
 from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.optim import run_length
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import (
+    CheckpointOptions,
+    DeviceOptions,
+    LoggingOptions,
+    TrainingOptions,
+)
+from wfimagevae.files import read_json, read_torch_file
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.losses.options import LossConfig
-from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import METRICS, step_flags
-from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
-from wfimagevae.pipeline.instead import in_words_of_file
-from wfimagevae.pipeline.networks import VaeFacts, rehearse, vae_facts
-from wfimagevae.pipeline.progress import StepState, read_states
-from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, StepSection
+from wfimagevae.pipeline.instead import in_words_of_file, key_of
+from wfimagevae.pipeline.networks import VaeFacts, network_config, rehearse, step_options, vae_facts
+from wfimagevae.pipeline.steps import Pipeline, PipelineError, Step
+from wfimagevae.task.flow_options import FlowValidationOptions
 from wfimagevae.task.flow_space import build_datasets
+from wfimagevae.task.vae_options import VaeValidationOptions
 
 _SAME = {
     "discriminator": "give all steps with gan_training the same disc_num_layers",
     "flow": "a flow goes on in the same space (pixels, or latents of the same VAE), and one with "
     "positions of its own (DiT) at the same img_size",
 }
+# Options that may change without another result; those of validation may, besides.
+_GROUPS = (DeviceOptions, LoaderOptions, CheckpointOptions, LoggingOptions)
+_GROUPS += (VaeValidationOptions, FlowValidationOptions)
+_HARMLESS = {n for group in _GROUPS for n in group.model_fields if not n.startswith("eval_")}
+_HARMLESS -= {"log_steps", "weights_from"}
+_HARMLESS |= {"config", "exp_name", "wds_cache_dir", "max_bad_updates", "lpips_weights"}
+_HARMLESS |= {"find_unused_parameters", "eval_clip_model"}
+_HARMLESS |= {"model_config"}  # its content is compared
+NETWORK_FILE = "network.json"
+_CONVERTED = {k.flag: f"{name}, as {k.flag}" for name, k in StepSection.keys().items() if k.unit}
+_LENGTH = ("steps:", "n_epochs:", "max_steps:")  # keys of a step's length
 # What only training data has, as it is where there is none of it.
 _OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": []}
+
+
+@dataclass(frozen=True)
+class StepState:
+    """Where a step stands."""
+
+    folder: Path
+    checkpoint: Path | None = None  # its newest; None where it has not begun
+    finished: bool = False
+    options: dict | None = None  # what it was last trained with
+    network: dict | None = None  # configuration of what it trains, where that was kept
+
+
+def read_state(folder: Path) -> StepState:
+    """Where the step of a folder stands.
+
+    Raises:
+        ValueError: none of its checkpoints can be read.
+    """
+    saved = list_checkpoints(folder)
+    if not saved:
+        return StepState(folder)
+    newest = whole_checkpoint(saved[-1])
+    files = [folder / name for name in ("options.json", NETWORK_FILE)]
+    read = [read_json(file) if file.exists() else None for file in files]
+    content = read_torch_file(newest)
+    owes = content.get("validation_owed") or content.get("samples_owed")
+    return StepState(folder, newest, bool(content.get("finished") and not owes), *read)
+
+
+def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
+    """Where each step stands.
+
+    Raises:
+        PipelineError: the output holds steps that do not follow from this file, or that it says
+            otherwise than they were trained.
+        ValueError: a checkpoint cannot be read.
+    """
+    output, states = pipeline.output, [read_state(pipeline.folder(s)) for s in pipeline.steps]
+    expected = {state.folder.name for state in states}
+    folders = sorted((output / "steps").glob("*"))
+    if strange := [f.name for f in folders if f.name not in expected and list_checkpoints(f)]:
+        raise PipelineError(
+            f"{output} holds steps that the file does not have at that place: "
+            f"{', '.join(strange)}; give another output_path, or restore their names and order"
+        )
+    finished = len(list(takewhile(lambda state: state.finished, states)))
+    if later := [state.folder.name for state in states[finished + 1 :] if state.checkpoint]:
+        raise PipelineError(
+            f"{output} holds {', '.join(later)}, trained from what {states[finished].folder.name} "
+            "was, which is not finished: move the later ones away to train them anew"
+        )
+    for step, state in zip(pipeline.steps, states, strict=True):
+        network = network_config(pipeline, vae, step)
+        changed = _differences(state.network, network, {*(state.network or {}), *network})
+        changed += _changes(state, step_options(pipeline, vae, step).values())
+        if changed:
+            stands = "is finished" if state.finished else "has begun"
+            anew = "" if state.finished else f", or move {state.folder} away to begin it anew"
+            if all(text.startswith(_LENGTH) for text in changed):
+                anew = "; to train on, append a step of another name that trains the same"
+            raise PipelineError(
+                f"step {step.name!r} {stands} and the file has changed since: "
+                f"{'; '.join(changed)}. Restore these values, or give another output_path{anew}"
+            )
+        if not state.finished:
+            break
+    return states
+
+
+def _changes(state: StepState, now: dict) -> list[str]:
+    """How a step's options differ from those that it was trained with, as far as that counts."""
+    before = state.options or {}
+    if not state.finished:  # its optimizers' state is no other one's
+        before, now = _optimizers(before), _optimizers(now)
+        return _differences(state.options and before, now, before)
+    before, now = _moved(before), _moved(now)
+    harmless = _HARMLESS | ({"log_steps"} if not now.get("stop_metric") else set())
+    # Validations count only where they change a learning rate.
+    if '"lr_schedule": "plateau"' not in json.dumps([before, now]):
+        harmless |= {name for name in before if name.startswith("eval_")}
+    return _differences(before, now, before.keys() - harmless)
+
+
+def _optimizers(values: dict) -> dict[str, str]:
+    kinds = {"optimizer": values.get("optimizer")}
+    for name in ("discriminator_options", "text_encoder_options"):
+        if name in values:
+            kinds[f"optimizer of {name}"] = values[name].get("optimizer", kinds["optimizer"])
+    return kinds
+
+
+def _differences(before: dict | None, now: dict, names: Iterable[str]) -> list[str]:
+    """What is said otherwise of some names; nothing where it is not known what was said before."""
+    now = json.loads(json.dumps(now))
+    return [
+        f"{_CONVERTED.get(name) or key_of(name) or name}: {before.get(name)} -> {now.get(name)}"
+        for name in sorted(names if before else ())
+        if before.get(name) != now.get(name)
+    ]
+
+
+def _moved(values: dict) -> dict:
+    """Options as if the steps' folder, wherever it is and however it is spelled, were here."""
+    folder = re.escape(json.dumps(str(values.get("ckpt_dir")))[1:-1])
+    # Paths begin with it, or are KIND:PATH.
+    return json.loads(re.sub(rf'([":]){folder}/', r"\1", json.dumps(values)))
 
 
 def describe_plan(pipeline: Pipeline) -> list[str]:
@@ -93,9 +222,7 @@ def _describe_step(
             that its training would refuse.
     """
     settings, title = step.settings, f"{step.index + 1}. {step.name}"
-    flags, conversions = step_flags(
-        pipeline, step, vae.units(step.size) if step.task == "vae" else None
-    )
+    flags, conversions = step_flags(pipeline, step, vae.units(step))
     options = OPTIONS[step.task](**flags)
     # Its networks, which go on with what earlier steps trained.
     components, logged, memory = rehearse(pipeline, step, options, vae)

@@ -19,19 +19,12 @@ from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
 from wfimagevae.generate.latent_cache import LatentCache, measure_latents, write_normalization
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.pipeline.document import PipelineError
 from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS
 from wfimagevae.pipeline.instead import in_words_of_file
-from wfimagevae.pipeline.networks import network_config, vae_facts
-from wfimagevae.pipeline.plan import describe_plan
-from wfimagevae.pipeline.progress import (
-    NETWORK_FILE,
-    read_state,
-    step_options,
-    vae_source,
-)
-from wfimagevae.pipeline.steps import Pipeline, Step
+from wfimagevae.pipeline.networks import network_config, step_options, vae_facts, vae_source
+from wfimagevae.pipeline.plan import NETWORK_FILE, describe_plan, read_state
+from wfimagevae.pipeline.steps import Pipeline, PipelineError, Step
 from wfimagevae.pipeline.watch import StepWatcher
 from wfimagevae.task.flow_space import build_datasets
 
@@ -83,8 +76,7 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
         write_json(folder / NETWORK_FILE, network_config(pipeline, vae, step))
     if step.task == "flow":
         _prepare_latents(pipeline, step, vae.name, here)
-    latents = vae.units(step.size).latents if step.task == "vae" else None
-    watcher = StepWatcher(pipeline, step, options, latents, started)
+    watcher = StepWatcher(pipeline, step, options, vae.units(step), started)
     task = importlib.import_module(f"wfimagevae.task.{step.task}")
     done = task.train(options, folder, watcher)
     if done:
