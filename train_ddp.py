@@ -8,6 +8,10 @@ python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
 import signal
+
+if __name__ == "__main__":  # nothing is there to save or draw, while all else is imported
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
 import sys
 from collections.abc import Sequence
 from pkgutil import resolve_name
@@ -20,7 +24,7 @@ from wfimagevae.task import TASKS
 def main(argv: Sequence[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # there is nothing to save or draw yet
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # called from elsewhere
     flags = {word.split("=")[0] for word in argv}
     if flags & {f"--{name}" for name in PipelineOptions.model_fields}:
         from wfimagevae.pipeline.command import run_file

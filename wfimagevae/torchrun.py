@@ -3,9 +3,13 @@
 Where a process fails, torchrun shows its own traceback behind that process's message.
 """
 
+import signal
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means the trainings
+
 import gc
 import logging
-import signal
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -14,7 +18,6 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means the trainings
     try:
         main()
     except ChildFailedError as error:

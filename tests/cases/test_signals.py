@@ -149,6 +149,23 @@ def test_nohup_stays_and_a_request_to_look_changes_nothing(tmp_path):
     assert one == other
 
 
+@pytest.mark.parametrize("entry", ["train_ddp", "train_image_ddp", "wfimagevae/torchrun"])
+def test_a_request_to_look_before_a_training_begins_does_not_end_it(entry):
+    """Nerogar/OneTrainer #218: a scheduler may ask in the first second, while imports run."""
+    code = (
+        "import os, runpy, signal, sys\n"
+        "class Asked:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name in ('pydantic', 'torch'):\n"
+        "            os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "            raise SystemExit(7)\n"
+        "sys.meta_path.insert(0, Asked())\n"
+        f"runpy.run_path({str(ROOT / entry) + '.py'!r}, run_name='__main__')"
+    )
+    variables = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", code], env=variables).returncode == 7
+
+
 def test_a_request_to_look_while_it_validates_is_met_once(tmp_path):
     run, events = train(tmp_path, at("validate 3", signal.SIGUSR1))
     assert events[:5] == ["save 2", "validate 3", "best", "save 3", "save 4"]
