@@ -89,6 +89,8 @@ def run_training(
         tracker = open_tracker(kind, folder, options.exp_name, options.values())
         barrier()
         run = Run(options, process, folder, task, tracker, watcher)
+        if process.is_main:  # what ends without a step leaves nothing
+            stack.callback(lambda: run.step or (folder / "options.json").unlink(missing_ok=True))
         with run.interrupt:
             seed_everything(options.seed, process.rank)
             start(run, resume)
@@ -102,13 +104,8 @@ def run_training(
             size, pid = run.checkpoint_size(), os.getpid()
             log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
             log.info("%s", library_versions())
-            try:
-                with logging_redirect_tqdm():
-                    fit(run)
-            except ValueError:
-                if process.is_main and run.step == 0:  # a failed start leaves nothing
-                    (folder / "options.json").unlink(missing_ok=True)
-                raise
+            with logging_redirect_tqdm():
+                fit(run)
             run.reporter.summary(plots=not run.stopping)  # which take seconds
             if not run.stopping:  # else a process whose data failed may be gone
                 run.stopping = run.interrupt.agree().stop

@@ -28,23 +28,17 @@ _DECOUPLED = ("adamw", "lion", "muon")
 _TAKEN_BY = {"betas": (*_DECOUPLED, "adam"), "momentum": ("sgd", "rmsprop", "muon")}
 
 
-class Metric(NamedTuple):
-    """A value that FluxFlow reports: its logged name here, and its word on the console."""
-
-    logged: str
-    label: str
-
-
+# Values that FluxFlow reports: their logged names here, and their words on the console.
 METRICS = {
-    "vae_loss": Metric("train/rec_loss_per_pixel", "VAE"),
-    "kl_loss": Metric("train/kl_loss", "KL"),  # there the mean over latent values, logged the sum
-    "g_loss": Metric("train/g_loss", "G"),
-    "d_loss": Metric("train/disc_loss", "D"),
-    "lpips_loss": Metric("train/perceptual_loss", "LPIPS"),
-    "color_stats": Metric("train/color_loss", "ColorStats"),
-    "hist_loss": Metric("train/histogram_loss", "Hist"),
-    "contrast_loss": Metric("train/contrast_loss", "Contrast"),
-    "flow_loss": Metric("train/loss", "Flow"),
+    "vae_loss": ("train/rec_loss_per_pixel", "VAE"),
+    "kl_loss": ("train/kl_loss", "KL"),  # there the mean over latent values, logged the sum
+    "g_loss": ("train/g_loss", "G"),
+    "d_loss": ("train/disc_loss", "D"),
+    "lpips_loss": ("train/perceptual_loss", "LPIPS"),
+    "color_stats": ("train/color_loss", "ColorStats"),
+    "hist_loss": ("train/histogram_loss", "Hist"),
+    "contrast_loss": ("train/contrast_loss", "Contrast"),
+    "flow_loss": ("train/loss", "Flow"),
 }
 
 
@@ -102,8 +96,7 @@ def step_flags(
             # Ours of the KL term is the sum over latent values.
             is_sum = transition.metric == "kl_loss" and units
             flags["stop_below"] = transition.threshold * (units.latents if is_sum else 1)
-            metric = METRICS.get(transition.metric)
-            flags["stop_metric"] = metric.logged if metric else transition.metric
+            flags["stop_metric"], _ = METRICS.get(transition.metric, (transition.metric, ""))
             flags["stop_window"] = transition.window
     if step.task == "vae":
         flags |= {f"freeze_{h}": h not in step.trained or None for h in ("encoder", "decoder")}

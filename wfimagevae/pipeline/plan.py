@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from wfimagevae.dataset.open import as_list, build_image_data, open_images
+from wfimagevae.dataset.open import build_image_data, open_images
 from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.dataset.shards.specs import expand_shards, is_remote
 from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
@@ -237,7 +237,7 @@ def _describe_step(
             )
         weights[component] = step.name, shapes
     if options.stop_metric and options.stop_metric not in logged:
-        names = {metric.logged: name for name, metric in METRICS.items()}
+        names = {logged_name: name for name, (logged_name, _) in METRICS.items()}
         known = sorted(names.get(name, name) for name in logged)
         name, document = settings.transition_on.metric, pipeline.document
         text = f"unreachable: this step logs no {name}, but {', '.join(known)}"
@@ -352,7 +352,7 @@ def _count(step: Step, options: TrainingOptions) -> int | None:
 
 
 def _is_away(sources: Sequence[str] | None, options: TrainingOptions) -> bool:
-    remote = [path for path in as_list(sources or []) if is_remote(str(path))]
+    remote = [path for path in sources or [] if is_remote(path)]
     return bool([expand_shards(path, options.allow_pipe) for path in remote])
 
 

@@ -137,7 +137,7 @@ class StepWatcher:
                 f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
                 f"Epoch {where.epoch}/{where.epochs}",
                 f"Batch {where.batch}/{where.batches}",
-                *(f"{m.label} {values[name]:.4g}" for name, m in METRICS.items() if name in values),
+                *(f"{word} {values[n]:.4g}" for n, (_, word) in METRICS.items() if n in values),
                 f"{seconds:.3g}s/batch",
             ]
         )
@@ -165,7 +165,7 @@ class StepWatcher:
         self, step: int, values: dict[str, float]
     ) -> tuple[Position, dict[str, float], float]:
         """The place of an iteration, values under FluxFlow's names, seconds of a batch."""
-        metrics = {name: values[m.logged] for name, m in METRICS.items() if m.logged in values}
+        metrics = {n: values[logged] for n, (logged, _) in METRICS.items() if logged in values}
         if "kl_loss" in metrics and self.units:
             metrics["kl_loss"] /= self.units.latents  # the mean over latent values
         if "train/kl_weight" in values:
