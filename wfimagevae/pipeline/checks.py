@@ -9,7 +9,7 @@ from typing import Any
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import nearest
-from wfimagevae.pipeline.flags import OPTIMIZED, check_transition, idleness, step_flags
+from wfimagevae.pipeline.flags import METRICS, OPTIMIZED, idleness, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, DataSection, StepSection
 from wfimagevae.pipeline.instead import FLAGS, INSTEAD, OF_ONE_STEP, flag_of, in_words_of_file
 from wfimagevae.pipeline.steps import (
@@ -44,23 +44,14 @@ def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> P
     """
     pipeline = read_pipeline(path, flags)
     document = pipeline.document
-    for check in (
-        _check_names,
-        _check_paths,
-        _check_data,
-        _check_unread_keys,
-        _check_options,
-    ):
+    for check in (_check_names, _check_paths, _check_data, _check_unread_keys, _check_options):
         for place, text in check(pipeline):
             document.report(place, text)
     for step in pipeline.steps:
-        for check in (_check_modes, _check_sources, _check_start):
+        checks = _check_modes, _check_sources, _check_start, _check_values, _check_transition
+        for check in checks if step.task else checks[:2]:
             for key, text in check(pipeline, step):
                 document.report(step.origin(document, *key) if key else step.place, text)
-        if step.task is not None:
-            _check_values(pipeline, step)
-            for key, text in check_transition(step):
-                document.report(step.origin(document, "transition_on", *key), text)
     document.check()
     return pipeline
 
@@ -306,8 +297,6 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
 def _check_start(pipeline: Pipeline, step: Step) -> Problems:
     """A step leaves no network as it was made, at random."""
     content, settings = pipeline.content, step.settings
-    if step.task is None:
-        return
     source = content.model.vae.pretrained or ""
     if step.task == "vae" and source.startswith(DIFFUSERS):
         text = f"cannot train {source}: a VAE of diffusers serves steps of a flow alone"
@@ -328,22 +317,20 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
             yield ("freeze",) if name in step.frozen else (), f"step {step.name!r} {text}"
 
 
-def _check_values(pipeline: Pipeline, step: Step) -> None:
-    """Reports what is wrong in the options of a step's training, and then what contradicts."""
-    document, options = pipeline.document, OPTIONS[step.task]
+def _check_values(pipeline: Pipeline, step: Step) -> Problems:
+    """The options of a step's training are right one by one, and then together."""
     flags, _ = step_flags(pipeline, step)
     if step.task == "vae":
         flags.setdefault("image_path", [])  # what is missing is told as such
     keys = {key.flag: name for name, key in StepSection.keys().items()}
 
-    def place_of(flag: str) -> Place:
+    def key_of(flag: str) -> Place:
         is_option = flag in step.settings.options
-        key = ("options", flag) if is_option else (keys.get(flag, flag or "options"),)
-        return step.origin(document, *key)
+        return ("options", flag) if is_option else (keys.get(flag, flag or "options"),)
 
     for _ in range(2):
         try:
-            read = options(**flags)
+            read = OPTIONS[step.task](**flags)
             if step.task == "flow":
                 no_samples = pipeline.content.output.no_samples
                 read.check_guidance(draws=not no_samples or read.eval_steps > 0)
@@ -351,9 +338,35 @@ def _check_values(pipeline: Pipeline, step: Step) -> None:
         except ValueError as error:
             for name, text in getattr(error, "problems", [("", str(error))]):
                 if name:
-                    document.report(place_of(name), f"{name}: {in_words_of_file(text)}")
-                elif not document.problems:  # else what contradicts may be a consequence
+                    yield key_of(name), f"{name}: {in_words_of_file(text)}"
+                elif not pipeline.document.problems:  # else it may be a consequence
                     flag = re.search(r"--(no_)?(\w+)|$", text)[2] or ""
-                    text = f"step {step.name!r}: {in_words_of_file(text)}"
-                    document.report(place_of(flag), text)
+                    yield key_of(flag), f"step {step.name!r}: {in_words_of_file(text)}"
                 flags.pop(name, None)
+
+
+def _check_transition(pipeline: Pipeline, step: Step) -> Problems:
+    """A transition can happen, whatever the training logs."""
+    transition, own = step.settings.transition_on, step.own.get("transition_on", {})
+    if transition.mode == "epoch":
+        said = own if "mode" in transition.model_fields_set else transition.model_fields_set
+        for key in sorted({*said} - {"mode"}):
+            text = f"transition_on.{key} has no effect in mode epoch; see n_epochs"
+            yield ("transition_on", key), text
+        return
+    needed = ("metric", "threshold", "max_epochs")
+    if missing := [key for key in needed if getattr(transition, key) is None]:
+        text = "missing: mode loss_threshold needs a metric, a threshold and max_epochs as a limit"
+        yield ("transition_on", "mode"), f"transition_on.{' and '.join(missing)} {text}"
+    epochs, limit = step.own.get("n_epochs"), transition.max_epochs
+    if limit and "steps" in step.own:
+        text = "unreachable: steps ends the training, not max_epochs; leave one out"
+        yield ("transition_on", "max_epochs"), text
+    if limit and epochs and epochs < limit:
+        text = f"unreachable: n_epochs {epochs} ends the step before max_epochs {limit}"
+        yield ("transition_on", "max_epochs"), f"{text}; leave n_epochs out"
+    name, bound = transition.metric, transition.threshold
+    if name and name not in METRICS and not name.startswith("train/"):
+        yield ("transition_on", "metric"), f"unknown metric {name!r}{nearest(name, METRICS)}"
+    elif name != "g_loss" and name in METRICS and bound is not None and bound <= 0:
+        yield ("transition_on", "threshold"), f"unreachable: {name} is never below 0"

@@ -3,7 +3,6 @@
 from functools import partial
 from typing import Any, NamedTuple
 
-from wfimagevae.options import nearest
 from wfimagevae.pipeline.fluxflow import (
     DEFAULT_LAMBDA_ADV,
     INTERVAL,
@@ -244,29 +243,3 @@ def _read_schedule(step: Step, section: Section, name: str, flags: Flags) -> Pro
             flags[use.flag] = value
         elif value is not None:
             yield (key,), f"{title} has no {key}; leave it out"
-
-
-def check_transition(step: Step) -> Problems:
-    """A transition can happen, whatever the training logs."""
-    transition, own = step.settings.transition_on, step.own.get("transition_on", {})
-    if transition.mode == "epoch":
-        said = own if "mode" in transition.model_fields_set else transition.model_fields_set
-        for key in sorted({*said} - {"mode"}):
-            yield (key,), f"transition_on.{key} has no effect in mode epoch; see n_epochs"
-        return
-    needed = ("metric", "threshold", "max_epochs")
-    if missing := [key for key in needed if getattr(transition, key) is None]:
-        text = "missing: mode loss_threshold needs a metric, a threshold and max_epochs as a limit"
-        yield ("mode",), f"transition_on.{' and '.join(missing)} {text}"
-    epochs, limit = step.own.get("n_epochs"), transition.max_epochs
-    if limit and "steps" in step.own:
-        text = "unreachable: steps ends the training, not max_epochs; leave one out"
-        yield ("max_epochs",), text
-    if limit and epochs and epochs < limit:
-        text = f"unreachable: n_epochs {epochs} ends the step before max_epochs {limit}"
-        yield ("max_epochs",), f"{text}; leave n_epochs out"
-    name, bound = transition.metric, transition.threshold
-    if name and name not in METRICS and not name.startswith("train/"):
-        yield ("metric",), f"unknown metric {name!r}{nearest(name, METRICS)}"
-    elif name != "g_loss" and name in METRICS and bound is not None and bound <= 0:
-        yield ("threshold",), f"unreachable: {name} is never below 0"
