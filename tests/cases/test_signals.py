@@ -2,6 +2,7 @@
 
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -285,6 +286,24 @@ def test_whoever_waits_for_stalled_storage_can_look_about(num_workers):
     assert not loader.ready(1, 0.2) and not loader.ready(1, 0.2)
     loader.close()
     assert time.monotonic() - start < 30
+
+
+class Piped(Numbers):
+    def __init__(self, fifo):
+        self.fifo = fifo
+
+    def read_batch(self, positions):
+        subprocess.run(f"sleep 3600 > '{self.fifo}'; true", shell=True)
+
+
+def test_a_stuck_command_ends_with_the_worker_that_runs_it(tmp_path):
+    """webdataset/webdataset: a pipe's command is a shell's, which has children."""
+    os.mkfifo(tmp_path / "fifo")
+    loader = TrainLoader(Piped(tmp_path / "fifo"), 2, num_workers=1)
+    loader.ready()
+    with (tmp_path / "fifo").open("rb") as file:  # once the command has it, too
+        loader.close()
+        assert select.select([file], [], [], 20)[0] and file.read() == b""
 
 
 class Killing(Numbers):

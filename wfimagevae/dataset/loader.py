@@ -5,6 +5,7 @@ import functools
 import itertools
 import logging
 import multiprocessing.util
+import os
 import queue
 import signal
 import threading
@@ -164,6 +165,8 @@ def _end(
 ) -> None:
     for worker in workers:
         worker.kill()
+        with contextlib.suppress(OSError):  # what it runs, such as the command of a stuck pipe
+            os.killpg(worker.pid, signal.SIGKILL)
     with contextlib.suppress(queue.Empty):
         while True:
             orders.get_nowait()
@@ -343,6 +346,10 @@ def _held_out(dataset: ValidImageDataset, numbers: Sequence[int]) -> dict[str, A
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leaves signals to the whole job to the main process, which still needs data."""
+    """Leaves signals to the whole job to the main process, which still needs data.
+
+    It leads a group of its own, with the commands that it runs.
+    """
+    os.setpgrp()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
