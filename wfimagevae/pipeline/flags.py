@@ -1,6 +1,5 @@
 """A step as the options of its task's training, and what that logs. No torch here."""
 
-from functools import partial
 from typing import Any, NamedTuple
 
 from wfimagevae.pipeline.fluxflow import (
@@ -199,10 +198,9 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
     flags: Flags = {} if lr_min is None else {"min_lr_ratio": lr_min, "lr_schedule": "cosine"}
     for name, overrides in OPTIMIZED[step.task].items():
         own: Flags = {}
-        read_schedule = partial(_read_schedule, step)
-        for kind, read in (("optimizers", _read_optimizer), ("schedulers", read_schedule)):
+        for kind, read in (("optimizers", _read_optimizer), ("schedulers", _read_schedule)):
             if section := getattr(chosen, kind).get(name):
-                for key, text in read(section, name, own):
+                for key, text in read(step, section, name, own):
                     place = step.origin(document, "optimization", kind, name, *key)
                     document.report(place, text)
         if own:
@@ -210,7 +208,7 @@ def _optimization_flags(step: Step, document: Document) -> Flags:
     return flags
 
 
-def _read_optimizer(section: Section, name: str, flags: Flags) -> Problems:
+def _read_optimizer(step: Step, section: Section, name: str, flags: Flags) -> Problems:
     kind = section.type.lower()
     decoupled = section.decoupled_weight_decay
     if decoupled is not None and decoupled != (kind in _DECOUPLED):

@@ -12,18 +12,10 @@ from wfimagevae.task import TASKS
 
 OPTIONS = {task: resolve_name(TASKS[task]) for task in ("vae", "flow")}
 # The networks that a pipeline trains, by our names and by FluxFlow's.
-COMPONENTS = {
-    "encoder": {"encoder"},
-    "compressor": {"encoder"},
-    "decoder": {"decoder"},
-    "expander": {"decoder"},
-    "vae": {"encoder", "decoder"},
-    "discriminator": {"discriminator"},
-    "D_img": {"discriminator"},
-    "flow": {"flow"},
-    "flow_processor": {"flow"},
-    "text_encoder": {"text_encoder"},
-}
+_OURS = ("encoder", "decoder", "discriminator", "flow", "text_encoder")
+COMPONENTS = {name: {name} for name in _OURS} | {"vae": {"encoder", "decoder"}}
+COMPONENTS |= {"compressor": {"encoder"}, "expander": {"decoder"}}
+COMPONENTS |= {"D_img": {"discriminator"}, "flow_processor": {"flow"}}
 # Factors between FluxFlow's weights, of means over elements, and ours, of sums over an image.
 PIXELS, RATIO, INTERVAL = "3 H W", "3 H W / C h w", "1 / r1_interval"
 _SAME = "counts once per pixel value in both"
