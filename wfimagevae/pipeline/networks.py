@@ -54,10 +54,10 @@ class VaeFacts:
 
     def units(self, step: Step) -> Units | None:
         """Values of an image, and of its latent, of a step that trains it; None of others."""
-        size, factor = step.size, self.network.spatial_factor
-        channels = self.network.config.latent_channels
-        is_trained = step.task == "vae"
-        return Units(3 * size**2, channels * (size // factor) ** 2) if is_trained else None
+        if step.task != "vae":
+            return None
+        side = step.size // self.network.spatial_factor
+        return Units(3 * step.size**2, self.network.config.latent_channels * side**2)
 
 
 def vae_facts(model: ModelSection) -> VaeFacts:
