@@ -291,42 +291,9 @@ def read_torch_file(path: Path) -> dict[str, Any]:
     return content
 
 
-class SealedFile:
-    """A zip file, written from its start, that ends in a comment: the CRC-32 of all before it."""
-
-    def __init__(self, file: BinaryIO):
-        self.file, self.crc, self.flush = file, 0, file.flush
-
-    def write(self, data: bytes | memoryview) -> int:
-        self.crc = zlib.crc32(data, self.crc)
-        return self.file.write(data)
-
-    def end(self) -> None:
-        """Puts the comment where a zip file says, in its last two bytes, that it has none."""
-        seal = b"crc-32 %08x" % self.crc
-        self.file.seek(-2, os.SEEK_END)
-        self.file.write(len(seal).to_bytes(2, "little") + seal)
-
-    @staticmethod
-    def is_broken(path: str) -> bool | None:
-        """Whether a file differs from what was sealed; None for one without a seal."""
-        with open(path, "rb") as file:
-            file.seek(-min(17, os.path.getsize(path)), os.SEEK_END)
-            seal = re.fullmatch(rb"\x0f\0crc-32 ([0-9a-f]{8})", file.read())
-            if not seal:
-                return None
-            left, crc = file.seek(0, os.SEEK_END) - 17, 0
-            file.seek(0)
-            while left > 0 and (data := file.read(min(left, 1 << 24))):
-                left, crc = left - len(data), zlib.crc32(data, crc)
-        return zlib.crc32(b"\0\0", crc) != int(seal[1], 16)
-
-
 @functools.cache
 def _zip_damage(path: str, version: tuple[int, int]) -> str:
     """What of a zip file, in one version, its checksums say is damaged."""
-    if (broken := SealedFile.is_broken(path)) is not None:
-        return "its bytes do not have its checksum" if broken else ""
     try:
         with zipfile.ZipFile(path) as file:
             # Torch can be told to write no checksums.

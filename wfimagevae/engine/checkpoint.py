@@ -8,12 +8,12 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from wfimagevae.engine.sharding import whole_state
-from wfimagevae.files import SealedFile, read_torch_file, write_atomically
+from wfimagevae.files import read_torch_file, write_atomically
 
 log = logging.getLogger("wfimagevae")
 
@@ -125,18 +125,7 @@ def whole_checkpoint(path: Path, may_go_back: bool = True) -> Path:
 
 def write_checkpoint(path: Path, content: dict) -> None:
     """Writes what `collect` gave; if that fails, an earlier file stays as it was."""
-
-    def write(file: BinaryIO) -> None:
-        # torch's checksums take most of its time, and `torch.load` never looks at them.
-        before, sealed = torch.serialization.get_crc32_options(), SealedFile(file)
-        torch.serialization.set_crc32_options(False)
-        try:
-            torch.save(content, sealed)
-        finally:
-            torch.serialization.set_crc32_options(before)
-        sealed.end()
-
-    write_atomically(path, write)
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
