@@ -36,7 +36,7 @@ class Trainings:
     def __init__(self, folder: Path, **defaults):
         self.folder = folder
         self.defaults = {"ckpt_dir": folder / "results", "lr": 1e-3, "eval_steps": 0}
-        self.defaults |= {"save_ckpt_step": 0, "log_steps": 2, "csv_log_steps": 2}
+        self.defaults |= {"save_ckpt_step": 0, "keep_last": 0, "log_steps": 2, "csv_log_steps": 2}
         self.defaults |= {"dataset_num_worker": 0, "disable_live_plot": True}
         self.defaults |= {"mix_precision": "fp32", "device": "cpu"} | defaults
 
