@@ -24,7 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.eval.evaluator import Evaluator
     from wfimagevae.eval.report import benchmark, benchmark_table, describe_protocol, remarks
     from wfimagevae.files import write_text
-    from wfimagevae.generate.autoencoders import load_autoencoder, split_spec, spread_config
+    from wfimagevae.generate.autoencoders import load_autoencoder, read_spec, spread_config
     from wfimagevae.generate.image_folder import open_folder
 
     for spec in options.model:
@@ -33,10 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     device = resolve_device(options.device)
     dataset = open_folder(options)
     # All are loaded first, so that a wrong path costs no results; the device holds one at a time.
-    places = [split_spec(spec) for spec in options.model]
-    paths = [None if kind == "diffusers" else path for kind, path in places]
-    configs = zip(options.model, spread_config(options.config_file, paths), strict=True)
-    autoencoders = {spec: load_autoencoder(spec, model_config=config) for spec, config in configs}
+    models = spread_config(options.config_file, list(map(read_spec, options.model)))
+    autoencoders = dict(zip(options.model, map(load_autoencoder, models), strict=True))
     evaluator = Evaluator(options.metric, device, options)
     enable_fast_kernels(device)
     rows, notes = [], []

@@ -88,11 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from wfimagevae.dataset import Captions, IndexedImages, Labels
     from wfimagevae.engine.distributed import world
-    from wfimagevae.generate.autoencoders import (
-        autoencoder_spec,
-        load_autoencoder,
-        open_autoencoder,
-    )
+    from wfimagevae.generate.autoencoders import autoencoder_spec, load_autoencoder
     from wfimagevae.generate.image_folder import list_unreadable
     from wfimagevae.generate.latent_cache import LatentCache
     from wfimagevae.model.text import open_text_encoder
@@ -103,10 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # A process may have one shard more to encode than another, which takes what it takes.
     with world(options.device, timeout_minutes=24 * 60) as processes:
         device = processes.device
-        if options.vae:
-            autoencoder = load_autoencoder(options.vae, device)
-        else:
-            autoencoder = open_autoencoder(options, device)
+        autoencoder = load_autoencoder(options.vae or options, device)
         name = options.vae or autoencoder_spec(options)
         folder, text = Path(options.output_dir).expanduser(), None
         if options.text_encoder:

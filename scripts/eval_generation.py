@@ -26,7 +26,6 @@ from wfimagevae.generate.options import (
     FlowComputeOptions,
     GeneratorOptions,
     UpsamplerOptions,
-    check_guidance,
 )
 from wfimagevae.options import OutputFile, option
 
@@ -55,7 +54,6 @@ class EvaluationOptions(
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(EvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
-    check_guidance(options.negative_prompt, options.guidance_scale)
     if bool(options.generated_image_dir) == bool(options.from_pretrained):
         raise ValueError("give either --generated_image_dir or --from_pretrained")
     if bool(options.real_image_dir) == bool(options.dataset):

@@ -26,7 +26,6 @@ from wfimagevae.generate.options import (
     FlowComputeOptions,
     GeneratorOptions,
     UpsamplerOptions,
-    check_guidance,
 )
 from wfimagevae.options import Count, Options, Prompt, option
 
@@ -145,7 +144,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _check(options: PromptEvaluationOptions) -> bool:
     """Raises ValueError for flags that contradict each other; whether there is a reference."""
-    check_guidance(options.negative_prompt, options.guidance_scale)
     given, reranks = options.model_fields_set, options.use_clip_rerank
     if (options.prompts is None) == (options.prompts_path is None):
         raise ValueError("give either --prompts or --prompts_path")

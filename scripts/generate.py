@@ -27,7 +27,6 @@ from wfimagevae.generate.options import (
     GeneratorOptions,
     SamplingOptions,
     UpsamplerOptions,
-    check_guidance,
 )
 from wfimagevae.options import Count, NonNegative, Options, OutputFile, Prompt, option
 
@@ -152,7 +151,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("give either --output_dir or --npz")
     if options.from_json and options.npz:
         raise ValueError("--from_json makes one picture: give --output_dir")
-    check_guidance(options.negative_prompt, options.guidance_scale)
 
     from wfimagevae.engine.distributed import world
     from wfimagevae.files import sole_writer

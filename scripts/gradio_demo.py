@@ -25,7 +25,6 @@ from wfimagevae.generate.options import (
     GeneratorOptions,
     SamplingOptions,
     UpsamplerOptions,
-    check_guidance,
 )
 from wfimagevae.options import Count, option
 
@@ -127,7 +126,6 @@ def draw(generators: Models, values: Mapping[str, Any], progress: Callable) -> l
     sampling |= {name: values[name] for name in ("guidance_scale", "seed")}
     sampling |= {"negative_prompt": values["negative_prompt"] if takes_text else ""}
     options = generator.resolve(SamplingOptions(**sampling))
-    check_guidance(options.negative_prompt, [options.guidance_scale])
     size = generator.sample_size(values["height"] or None, values["width"] or None)
     classes = generator.class_numbers(labels) if labels or not takes_text else []
     prompts = [values["prompt"] or ""] if takes_text else []

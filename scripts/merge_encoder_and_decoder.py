@@ -43,13 +43,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder, sources = Path(options.save_dir), (options.encoder_from, options.decoder_from)
     check_target(folder, *sources)
     how = {"model_name": options.model_name, "use_raw_weights": options.use_raw_weights}
-    configs = spread_config(options.config_file, sources)
-    merged = merge(
-        *(
-            load_vae(AutoencoderOptions(from_pretrained=source, config_file=config, **how))
-            for source, config in zip(sources, configs, strict=True)
-        )
-    )
+    models = [AutoencoderOptions(from_pretrained=source, **how) for source in sources]
+    merged = merge(*map(load_vae, spread_config(options.config_file, models)))
     export_vae(merged, folder, CardOptions())
     print(f"{folder}: merged, and identical when read back")
 

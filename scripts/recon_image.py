@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from wfimagevae.engine.distributed import world
     from wfimagevae.eval.pairs import ORIGIN_FOLDER, output_names
     from wfimagevae.files import sole_writer
-    from wfimagevae.generate.autoencoders import open_autoencoder
+    from wfimagevae.generate.autoencoders import load_autoencoder
     from wfimagevae.generate.image_folder import list_unreadable, open_folder, read_batches
     from wfimagevae.pictures.pixels import to_uint8
     from wfimagevae.pictures.writer import ImageWriter
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     unreadable: list[tuple[str, str]] = []
     folder = Path(options.generated_image_dir)
     with world(options.device) as here, sole_writer(folder, here.is_main):
-        autoencoder = open_autoencoder(options, here.device, options.tile_size)
+        autoencoder = load_autoencoder(options, here.device, options.tile_size)
         with ImageWriter(folder) as writer:
             for batch in read_batches(dataset, options, here, "reconstruct", unreadable):
                 decoded = autoencoder.reconstruct(batch["image"], options.mixed_precision)

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
     from wfimagevae.engine.device import enable_fast_kernels, resolve_device
     from wfimagevae.eval.psnr import psnr
-    from wfimagevae.generate.autoencoders import open_autoencoder
+    from wfimagevae.generate.autoencoders import load_autoencoder
     from wfimagevae.pictures.pixels import from_uint8, to_uint8, to_unit
     from wfimagevae.pictures.writer import check_extension, save_image
 
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UnreadableImage as error:
         raise ValueError(f"--image_path {options.image_path}: {error}") from None
     real = to_signed_unit(torch.from_numpy(center_crop(image, options.resolution)))[None]
-    autoencoder = open_autoencoder(options, device, options.tile_size)
+    autoencoder = load_autoencoder(options, device, options.tile_size)
     pixels = to_uint8(autoencoder.reconstruct(real, options.mixed_precision)).cpu()
     save_image(target, pixels[0])
     decibels = psnr(to_unit(real), to_unit(from_uint8(pixels))).item()

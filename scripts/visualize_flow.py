@@ -16,7 +16,6 @@ from wfimagevae.generate.options import (
     GeneratorOptions,
     PointSet,
     SamplingOptions,
-    check_guidance,
 )
 from wfimagevae.options import Count, Options, Prompt, option
 
@@ -53,7 +52,6 @@ class VisualizeOptions(GeneratorOptions, SamplingOptions, PictureOptions, FlowCo
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command."""
     options = parse(VisualizeOptions, argv, __doc__)
-    check_guidance(options.negative_prompt, [options.guidance_scale])
     if options.num_columns < 2:
         raise ValueError(f"--num_columns {options.num_columns}: give at least 2")
 

@@ -230,7 +230,6 @@ def test_bad_input_is_told_before_anything_is_drawn(
         (text_flow, clip, "--prompts a --metric fid", "give --real_image_dir or --dataset"),
         (text_flow, clip, "--prompts a --dataset shapes --real_image_dir x", "either"),
         (text_flow, clip, "--prompts a --dataset moons", "images as the reference"),
-        (text_flow, clip, "--prompts a --negative_prompt b", "acts through guidance"),
         (pixels, clip, "--prompts a", "takes no text: draw from it with"),
         (points, clip, "--prompts a", "takes no text"),
         (text_flow, clip, "--prompts a --sampler mean_flow", "mean_flow"),

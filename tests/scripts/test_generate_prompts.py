@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from scripts import eval_generation, generate, save_hf_model, visualize_flow
+from scripts import eval_generation, evaluate_prompts, generate, save_hf_model, visualize_flow
 from tests.images import write_images
 from tests.refusals import refused
 from tests.scripts.flow_exports import command, export_text, generated
@@ -108,8 +108,6 @@ def test_npz_has_a_picture_a_prompt_and_scale(text_flow, tmp_path):
 def test_bad_options_are_explained(text_flow, tmp_path):
     for more, words in (
         ("", "give --prompt or --prompts_path"),
-        ("--prompt x --negative_prompt y", "acts through guidance"),
-        ("--prompt x --guidance_scale 2 3 2.0", "2 3 2: give 2 once"),
         ("--prompt x --height 30", "30 x 16 pixels .* multiples of 4"),
         ("--prompt x --class_labels 1", "without classes"),
         ("--prompt x --text_encoder t5:x", "trained with the text encoder bytes"),
@@ -117,6 +115,23 @@ def test_bad_options_are_explained(text_flow, tmp_path):
         ("--from_json x.json --prompt x", "leave out --.*prompt"),
     ):
         refused(words, run, text_flow, tmp_path, *more.split())
+
+
+def test_guidance_that_does_nothing_or_comes_twice_is_no_option(capsys):
+    folder = ("--output_dir", "x")
+    for script, more in (
+        (generate, folder), (evaluate_prompts, folder), (visualize_flow, folder),
+        (eval_generation, ()),
+    ):  # fmt: skip
+        for words, told in (
+            ("--negative_prompt x", "acts through guidance"),
+            ("--guidance_scale 2 3 2.0", "2 3 2: give 2 once"),
+        ):
+            if script is visualize_flow and "once" in told:  # which takes one scale
+                continue
+            with pytest.raises(SystemExit):
+                command(script, "--from_pretrained", "x", *more, *words.split())
+            assert told in capsys.readouterr().err
 
 
 def test_bytes_that_are_no_text_are_no_prompt(text_flow, tmp_path, capsys):
@@ -182,11 +197,8 @@ def test_evaluation_draws_the_captions_of_the_reference(text_flow, tmp_path):
         assert sampling["captions"] == {"source": "shapes", "prefix": prefix}
         hashes.add(sampling["prompts_hash"])
     assert len(hashes) == 3
-    for more, told in (
-        (("--captions", "sidecar"), "--dataset shapes has its own"),
-        (("--negative_prompt", "x"), "acts through guidance"),
-    ):
-        refused(told, command, eval_generation, *words, *shapes, *more)
+    told = "--dataset shapes has its own"
+    refused(told, command, eval_generation, *words, *shapes, "--captions", "sidecar")
 
 
 def test_evaluation_on_shapes_gives_a_class_its_own_captions(tmp_path, monkeypatch):

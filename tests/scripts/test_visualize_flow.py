@@ -51,7 +51,6 @@ def test_pictures_that_cannot_be_are_refused(classed_points, tmp_path):
         ("--dataset moons --class_labels 0 1", "one class"),
         ("--dataset moons --class_labels 7", "no class '7'"),
         ("--num_columns 1", "--num_columns 1: .* at least 2"),
-        ("--negative_prompt x", "acts through guidance"),
     ):
         refused(message, visualize, classed_points, tmp_path, *arguments.split())
     assert list(tmp_path.iterdir()) == []

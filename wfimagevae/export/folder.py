@@ -19,7 +19,7 @@ from wfimagevae.export.options import CardOptions
 from wfimagevae.export.pipeline import FlowPipeline
 from wfimagevae.export.source import standalone_source
 from wfimagevae.files import read_json, share, write_json, write_text
-from wfimagevae.generate.autoencoders import as_autoencoder, split_spec
+from wfimagevae.generate.autoencoders import as_autoencoder, read_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.generator_files import FACTS_NAME, load_generator, open_latent_space
 from wfimagevae.generate.options import SamplingOptions
@@ -224,7 +224,7 @@ def export_flow(
         space = open_latent_space(facts, torch.device("cpu"))
         parts[VAE_FOLDER] = space.network
         write_model(space.network, folder / VAE_FOLDER, with_code=True)
-        kind, _ = split_spec(facts["vae"]["source"])
+        kind = read_spec(facts["vae"]["source"]).model_name
         facts["vae"] = facts["vae"] | {"source": f"{kind}:../{VAE_FOLDER}"}
         for_pipeline["downsampling"] = space.multiple
         for_pipeline |= dict(zip(("shift", "scale"), map(list, space.normalization), strict=True))

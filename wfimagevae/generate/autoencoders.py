@@ -103,59 +103,55 @@ class Autoencoder:
         return [torch.tensor(v, device=self.device).view(1, -1, 1, 1) for v in self.normalization]
 
 
-def load_autoencoder(
-    spec: str, device: torch.device | str = "cpu", model_config: str | None = None
-) -> Autoencoder:
-    """The autoencoder of ``KIND:PATH``, on a device; ValueError where there is none.
-
-    KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``; ``model_config`` is a JSON
-    file for one of our checkpoints that embeds no configuration.
-    """
-    kind, path = split_spec(spec)
-    options = AutoencoderOptions(model_name=kind, from_pretrained=path, config_file=model_config)
-    return open_autoencoder(options, device)
-
-
 def autoencoder_spec(options: AutoencoderOptions) -> str:
     """KIND:PATH of the model that options name, whose path may itself begin with ``diffusers:``."""
     path = str(options.from_pretrained or options.ckpt_path)
     return path if path.startswith(DIFFUSERS) else f"{options.model_name}:{path}"
 
 
-def open_autoencoder(
-    options: AutoencoderOptions, device: torch.device | str, tile_size: int | None = None
+def load_autoencoder(
+    source: AutoencoderOptions | str,
+    device: torch.device | str = "cpu",
+    tile_size: int | None = None,
 ) -> Autoencoder:
-    """The autoencoder that options name, ours or one of diffusers.
+    """The autoencoder of options, or of ``KIND:PATH``, on a device; ValueError where there is none.
 
-    ``tile_size`` in pixels is for images beyond memory, of ours alone: a multiple of the model's
-    spatial factor, and at least two of them, or it is a ValueError.
+    KIND is ``diffusers`` or a registered name such as ``WFVAE2Image``. ``tile_size`` in pixels is
+    for images beyond memory, of ours alone: a multiple of the model's spatial factor, and at least
+    two of them, or it is a ValueError.
     """
-    spec = autoencoder_spec(options)
+    source = read_spec(source) if isinstance(source, str) else source
+    spec = autoencoder_spec(source)
     if spec.startswith(DIFFUSERS):
         if tile_size:
             raise ValueError(f"--tile_size {tile_size}: {spec} is not ours; leave it out")
         return load_diffusers(spec.removeprefix(DIFFUSERS), device)
-    vae = load_vae(options)
+    vae = load_vae(source)
     if tile_size:
         vae.enable_tiling(tile_size)
     return as_autoencoder(vae, device)
 
 
-def spread_config(model_config: str | None, paths: Sequence[str | None]) -> list[str | None]:
-    """The JSON file for each model with no configuration in it or beside it; None for others.
+def spread_config(
+    model_config: str | None, models: Sequence[AutoencoderOptions]
+) -> Sequence[AutoencoderOptions]:
+    """The models, those with no configuration in or beside their weights with the JSON file.
 
-    A path of None is a model that takes no such file. Raises ValueError if no model needs it.
+    Raises ValueError if no model needs it.
     """
-    bare = [model_config and path and config_of(find_weights(path)) is None for path in paths]
-    if model_config and not any(bare):
+    if not model_config:
+        return models
+    ours = [model for model in models if not autoencoder_spec(model).startswith(DIFFUSERS)]
+    bare = [model for model in ours if config_of(find_weights(model.from_pretrained)) is None]
+    if not bare:
         raise ValueError(
             f"--model_config {model_config}: every model has its own configuration; leave it out"
         )
-    return [model_config if is_bare else None for is_bare in bare]
+    return [m.changed(config_file=model_config) if m in bare else m for m in models]
 
 
-def split_spec(spec: str) -> tuple[str, str]:
-    """Kind and path of ``KIND:PATH``; ValueError for another form."""
+def read_spec(spec: str) -> AutoencoderOptions:
+    """The model of ``KIND:PATH``; ValueError for another form."""
     kind, separator, path = spec.partition(":")
     if not (kind and separator and path):
         raise ValueError(
@@ -165,7 +161,7 @@ def split_spec(spec: str) -> tuple[str, str]:
     if kind != "diffusers" and kind not in ModelRegistry.names() and ":" in path:
         class_name, _, path = path.partition(":")
         kind = f"{kind}:{class_name}"
-    return kind, path
+    return AutoencoderOptions(model_name=kind, from_pretrained=path)
 
 
 def load_vae(options: AutoencoderOptions) -> nn.Module:

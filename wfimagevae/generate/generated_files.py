@@ -275,7 +275,9 @@ def _what_to_draw(
         raise ValueError(f"there is no sample {row!r} in a batch of {count!r}")
     subject = Subject(record["index"], record["label"], record["prompt"])
     values = {f"guidance_{name}": record["guidance"][name] for name in GUIDANCE}
-    values |= {name: record[name] for name in ("sampler", "steps", "seed", "negative_prompt")}
+    values |= {name: record[name] for name in ("sampler", "steps", "seed")}
+    if values["guidance_scale"] != 1:  # else it changes nothing
+        values["negative_prompt"] = record["negative_prompt"]
     values |= {name: record[name] for name in DISCRETE if name in record}
     options = SamplingOptions(**values, time_shift=record["shift"])
     return [subject] * count, options, record["size"] and tuple(record["size"]), row

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from wfimagevae.files import read_json
-from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, raw_weights, split_spec
+from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, raw_weights, read_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
 from wfimagevae.generate.two_stages import TwoStageGenerator
@@ -49,11 +49,12 @@ def load_generator(
     if facts["space"] == "latent":
         recorded = facts["vae"]["source"]
         if recorded and not vae:
-            kind, place = split_spec(recorded)
+            where = read_spec(recorded)
+            place = Path(where.from_pretrained)
             # Where an export has it, unless the place is absolute; or moved with a pipeline's step.
-            inside = source / place if source.is_dir() else source.parent / Path(place).name
-            is_inside = inside.is_dir() and (source.is_dir() or not Path(place).exists())
-            vae = f"{kind}:{inside}" if is_inside else recorded
+            inside = source / place if source.is_dir() else source.parent / place.name
+            is_inside = inside.is_dir() and (source.is_dir() or not place.exists())
+            vae = f"{where.model_name}:{inside}" if is_inside else recorded
         facts = facts | {"vae": facts["vae"] | {"source": vae}}
     text = facts.get("text")
     if text_encoder:

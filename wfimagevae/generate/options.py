@@ -1,8 +1,9 @@
 """Options of commands that load, sample, encode or measure trained networks. No torch here."""
 
 import os
-from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
+
+from pydantic import model_validator
 
 from wfimagevae.dataset.options import POINT_SETS
 from wfimagevae.engine.options import DeviceOptions
@@ -149,14 +150,18 @@ class SamplingOptions(Options):
     time_shift: Positive = option(1.0, "above 1 spends more steps near the noise", "S")
     seed: Integer = option(0, "of all samples", "N")
 
-
-def check_guidance(negative_prompt: str, scales: Sequence[float]) -> None:
-    """Raises ValueError for a negative prompt that would do nothing, or a scale given twice."""
-    if negative_prompt and set(scales) == {1.0}:
-        raise ValueError("--negative_prompt acts through guidance: give a --guidance_scale above 1")
-    names = [f"{scale:g}" for scale in scales]  # as files and tables call them
-    if repeated := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"--guidance_scale {' '.join(names)}: give {repeated[0]} once")
+    @model_validator(mode="after")
+    def _check_guidance(self) -> Self:
+        given = self.guidance_scale
+        scales = given if isinstance(given, list) else [given]
+        if self.negative_prompt and set(scales) == {1.0}:
+            raise ValueError(
+                "--negative_prompt acts through guidance: give a --guidance_scale above 1"
+            )
+        names = [f"{scale:g}" for scale in scales]  # as files and tables call them
+        if repeated := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"--guidance_scale {' '.join(names)}: give {repeated[0]} once")
+        return self
 
 
 class CacheOptions(ComputeOptions):
