@@ -3,21 +3,19 @@
 By open_clip's names, or from files; Radford et al. 2021, arXiv:2103.00020.
 """
 
-import contextlib
 import difflib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import constants
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from wfimagevae.files import read_torch_file
 from wfimagevae.model.losses.lpips_network import MissingWeights
-from wfimagevae.model.text import TextEncoder, load_frozen
+from wfimagevae.model.text import TextEncoder, load_frozen, quietly
 from wfimagevae.model.weight_files import hub_answers
 
 _KIND = "clip:"  # before the folder or hub name of a model of transformers, as of text encoders
@@ -97,9 +95,10 @@ class OpenClip(Clip):
             read_torch_file(Path(weights))  # which says what is wrong with it
         # OpenAI's networks, and some that follow them, have an activation of their own.
         tag = open_clip.get_pretrained_cfg(architecture, weights or "")
+        hub_name = "/".join((tag.get("hf_hub") or "").split("/")[:2])  # in front of a file's name
         how = {"precision": "fp32", "force_quick_gelu": bool(tag.get("quick_gelu"))}
         try:
-            with _quietly(tag.get("hf_hub")):
+            with quietly(is_cut_off=bool(hub_name) and not hub_answers(hub_name)):
                 network, self._prepare = open_clip.create_model_from_pretrained(
                     architecture, weights, **how
                 )
@@ -195,20 +194,3 @@ def load_clip(spec: str) -> Clip:
             f"{architecture}; there is {', '.join(near)}"
         )
     return OpenClip(architecture, weights if weights in tags else str(file))
-
-
-@contextlib.contextmanager
-def _quietly(hub_file: str | None) -> Iterator[None]:
-    """While it lasts, nothing is logged, and a hub that does not answer is not asked again.
-
-    open_clip tells each of its steps, and asks for each file for a quarter of a minute.
-    """
-    before = logging.root.manager.disable, constants.HF_HUB_OFFLINE
-    logging.disable(logging.ERROR)
-    if hub_file and not hub_answers("/".join(hub_file.split("/")[:2])):
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        logging.disable(before[0])
-        constants.HF_HUB_OFFLINE = before[1]

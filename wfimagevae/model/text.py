@@ -7,11 +7,12 @@ transformer inside, and reads the ids of tokens.
 import contextlib
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub import constants
 from torch import Tensor, nn
 
 from wfimagevae.files import is_hub_name
@@ -38,10 +39,12 @@ class TextEncoder:
     long are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`:
     ``kind``, ``source``, ``length`` and ``fingerprint`` of the weights or the vocabulary, the
     latter None of bytes; ``config_keys`` are those of a network that reads what this gives.
-    ``length`` counts in ``unit``.
+    ``length`` counts in ``unit``, and so does ``lengths``: what each prompt would take whole, of
+    which more than ``length`` is cut.
     """
 
     unit = "tokens"
+    lengths: Callable[[Sequence[str]], list[int]]
 
     def __init__(self, facts: dict, **config_keys):
         self.facts, self.length, self._has_warned = facts, facts["length"], False
@@ -49,10 +52,6 @@ class TextEncoder:
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """The prompts, each as a row, on the encoder's device."""
-        raise NotImplementedError
-
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """What each prompt would take whole, in our unit; more than ``length`` is cut."""
         raise NotImplementedError
 
     def _warn_of_cut(self, prompts: Sequence[str]) -> None:
@@ -89,10 +88,9 @@ def open_text_encoder(
         raise ValueError(f"--text_length must be at least 1, got {facts['length']}")
     kind, source = facts["kind"], facts["source"]
     device = torch.device(device)
-    if kind == "bytes" and source is None:
-        return ByteEncoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
-    if kind == "gpt2":
-        return TokenEncoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
+    if kind == "gpt2" or (kind == "bytes" and source is None):
+        encoder = TokenEncoder if kind == "gpt2" else ByteEncoder
+        return encoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
     if kind not in _FAMILIES or source is None:
         name = spec if isinstance(spec, str) else f"{kind}:{source}"
         kinds = ", ".join(f"{family}:PATH" for family in _FAMILIES)
@@ -250,20 +248,20 @@ def load_frozen(
         import transformers
     except ImportError:
         raise ValueError(f"{title} needs a package: pip install transformers") from None
+    transformers.utils.logging.disable_progress_bar()
     # A folder, or a name on the hub; the oldest, such as bert-base-uncased, have no user in front.
     local, where, is_cut_off = Path(source).expanduser(), "", True
     if not local.is_dir():
         if not (is_hub_name(source) or re.fullmatch(r"\w[\w.-]*", source)):
             raise ValueError(f"{title}: no such folder (and no hub name, user/model)")
-        # Only what is cached, then: the hub would be asked for each file for half a minute.
         is_cut_off = not hub_answers(source)
         where = " (the Hugging Face hub is out of reach)" if is_cut_off else ""
     name = str(local) if local.is_dir() else source
 
     def read(cls: type, **options):
         try:
-            with _quiet():  # what it would say of missing weights is checked below
-                return cls.from_pretrained(name, local_files_only=is_cut_off, **options)
+            with quietly(is_cut_off):  # what it would say of missing weights is checked below
+                return cls.from_pretrained(name, **options)
         except (OSError, RuntimeError, ImportError, ValueError) as error:
             raise ValueError(
                 f"{title}: transformers reads no model from there{where}; "
@@ -289,15 +287,16 @@ def load_frozen(
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    from transformers.utils import logging as messages
+def quietly(is_cut_off: bool) -> Iterator[None]:
+    """While a library reads a model, it logs nothing; if so, it looks into the hub's cache alone.
 
-    level, has_bars = messages.get_verbosity(), messages.is_progress_bar_enabled()
-    messages.set_verbosity_error()
-    messages.disable_progress_bar()
+    Else it would ask for each file, again and again for up to a minute.
+    """
+    before = logging.root.manager.disable, constants.HF_HUB_OFFLINE
+    logging.disable(logging.ERROR)
+    constants.HF_HUB_OFFLINE = before[1] or is_cut_off
     try:
         yield
     finally:
-        messages.set_verbosity(level)
-        if has_bars:
-            messages.enable_progress_bar()
+        logging.disable(before[0])
+        constants.HF_HUB_OFFLINE = before[1]
