@@ -159,22 +159,18 @@ def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str
 {type(model).__name__}, {count_parameters(model):,} parameters, \
 {model.num_classes or "no"} classes. {time}.
 {prompts}"""
-    # What it draws, and how strongly.
-    subject = (
-        '"a prompt", ' if model.takes_text else "class_labels=[0], " if model.num_classes else ""
-    )
-    guided = subject and facts.get("cfg_dropout_prob") != 0
-    scale = "guidance_scale=2, " if guided and not model.has_average_velocity else ""
     if model.needs:
-        code = f"""from diffusers import AutoModel
+        parts = ", ".join(f'"{name}": ...' for name in ("ids", "mask", *model.needs))
+        kind, name, use = "AutoModel", "model", f"# noise = model(x, t, {{{parts}}})"
+    else:
+        words = ['"a prompt"'] * model.takes_text or ["class_labels=[0]"] * bool(model.num_classes)
+        if words and facts.get("cfg_dropout_prob") != 0 and not model.has_average_velocity:
+            words.append("guidance_scale=2")
+        words = ", ".join([*words, "num_images_per_prompt=4", "seed=0"])
+        kind, name, use = "DiffusionPipeline", "pipeline", f"images = pipeline({words}).images"
+    code = f"""from diffusers import {kind}
 
-model = AutoModel.from_pretrained("{place}", trust_remote_code=True)
-# noise = model(x, t, {{"ids": ..., "mask": ..., {", ".join(f'"{n}": ...' for n in model.needs)}}})
-"""
-        return task, tags, about, code
-    code = f"""from diffusers import DiffusionPipeline
-
-pipeline = DiffusionPipeline.from_pretrained("{place}", trust_remote_code=True)
-images = pipeline({subject}num_images_per_prompt=4, {scale}seed=0).images
+{name} = {kind}.from_pretrained("{place}", trust_remote_code=True)
+{use}
 """
     return task, tags, about, code

@@ -36,9 +36,9 @@ def condition_for(model, batch_size=3, size=None):
     if model.config.clip_width:
         condition["clip"] = torch.randn(batch_size, model.config.clip_width)
     height, width = size or own
-    if model.upsamples:
+    if model.config.upsamples:
         condition["low_res"] = torch.randn(batch_size, channels, height // 4, width // 4)
-    if model.inpaints:
+    if model.config.inpaints:
         condition["inpaint_image"] = torch.randn(batch_size, channels, height, width)
         condition["inpaint_mask"] = torch.randint(0, 2, (batch_size, 1, height, width)).float()
     return condition

@@ -34,10 +34,10 @@ def transcribed(model, x, t, condition):
         more = net.linear("clip_to_xf", condition["clip"]).reshape(len(x), 4, -1)
         tokens = torch.cat([tokens, more], dim=1)
     # The U-Net.
-    if model.inpaints:
+    if model.config.inpaints:
         mask = condition["inpaint_mask"]
         x = torch.cat([x, condition["inpaint_image"] * mask, mask], dim=1)
-    if model.upsamples:
+    if model.config.upsamples:
         enlarged = F.interpolate(condition["low_res"], x.shape[2:], mode="bilinear")
         x = torch.cat([x, enlarged], dim=1)
     h = net.conv("input_blocks.0.0", x)

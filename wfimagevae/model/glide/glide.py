@@ -101,7 +101,6 @@ class Glide(VelocityModel):
         _check_config(self.config)
         self.sample_shape = (in_channels, input_size, input_size)
         self.size_multiple = 2 ** (len(channel_mult) - 1)
-        self.upsamples, self.inpaints = upsamples, inpaints
         widths = [base_channels * mult for mult in channel_mult]
         cond_width = 4 * base_channels
         block = partial(ResBlock, cond_width=cond_width, dropout=dropout)
@@ -154,8 +153,8 @@ class Glide(VelocityModel):
     @property
     def needs(self) -> tuple[str, ...]:
         """Parts of the condition that stand beside the text and have no null."""
-        parts = ("inpaint_image", "inpaint_mask") if self.inpaints else ()
-        return (*parts, "low_res") if self.upsamples else parts
+        parts = ("inpaint_image", "inpaint_mask") if self.config.inpaints else ()
+        return (*parts, "low_res") if self.config.upsamples else parts
 
     def null_condition(self, batch_size: int, device: torch.device | str) -> Condition:
         """No text, which is padding alone, and no CLIP embedding; the other parts have no null."""
@@ -215,10 +214,10 @@ class Glide(VelocityModel):
             tokens = torch.cat([tokens, more.to(tokens.dtype)], dim=1)
         # What the U-Net reads beside the state, in the order of the public weights.
         parts = [x]
-        if self.inpaints:
+        if self.config.inpaints:
             mask = condition["inpaint_mask"].to(x.dtype)
             parts += [condition["inpaint_image"].to(x.dtype) * mask, mask]
-        if self.upsamples:
+        if self.config.upsamples:
             low_res = condition["low_res"].to(x.dtype)
             parts.append(F.interpolate(low_res, x.shape[2:], mode="bilinear", align_corners=False))
         return self.predict(torch.cat(parts, dim=1), t, c, tokens.to(dtype))
@@ -248,9 +247,9 @@ class Glide(VelocityModel):
             parts["tokens"] = ((length, config.text_width), number)
         else:
             parts = {"ids": ((length,), torch.int64), "mask": ((length,), torch.bool)}
-        if self.upsamples:
+        if self.config.upsamples:
             parts["low_res"] = ((channels, None, None), number)
-        if self.inpaints:
+        if self.config.inpaints:
             parts["inpaint_image"] = ((channels, *size), number)
             parts["inpaint_mask"] = ((1, *size), number)
         if config.clip_width:
@@ -339,7 +338,7 @@ def start_from_pixels(latent: Glide, pixels: Glide) -> list[str]:
     What the pixels' model has not keeps its fresh weights. ValueError for a model of pixels that
     upsamples or inpaints, whose input means something else.
     """
-    if pixels.upsamples or pixels.inpaints or pixels.config.clip_width:
+    if pixels.needs or pixels.config.clip_width:
         raise ValueError("a latent GLIDE starts from GLIDE-base, not from one that reads more")
     own, given = latent.state_dict(), pixels.state_dict()
     channels, inner = latent.sample_shape[0], pixels.sample_shape[0]

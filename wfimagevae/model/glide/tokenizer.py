@@ -61,9 +61,12 @@ def _read(source: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
         )
     paths = [folder / name for name in found[0]]
     try:
-        words, pairs = (_text(path) for path in paths)
+        texts = (path.read_bytes() for path in paths)
+        words, pairs = (gzip.decompress(t) if paths[0].suffix == ".gz" else t for t in texts)
         vocabulary = {str(token): int(number) for token, number in json.loads(words).items()}
-        lines = [line for line in pairs.splitlines() if line and not line.startswith("#version")]
+        lines = [
+            line for line in pairs.decode().splitlines() if line and not line.startswith("#version")
+        ]
         merges = [(one, two) for one, two in (line.split() for line in lines)]
     except (OSError, EOFError, ValueError, TypeError, AttributeError) as error:
         names = " and ".join(path.name for path in paths)
@@ -71,8 +74,3 @@ def _read(source: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
             f"--text_encoder gpt2:{source}: {names} are no vocabulary: {error}"
         ) from error
     return vocabulary, merges
-
-
-def _text(path: Path) -> str:
-    content = path.read_bytes()
-    return (gzip.decompress(content) if path.suffix == ".gz" else content).decode()
