@@ -16,14 +16,13 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 from shlex import join, quote, split
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
 from wfimagevae.files import write_text
-from wfimagevae.options import Count, ListOf, Positive, Several, option
+from wfimagevae.options import Count, ListOf, Positive, option
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 20  # seconds in which a training may save after SIGTERM
@@ -33,8 +32,7 @@ FULL |= {"often": "--max_steps 1000000 --eval_steps 500 --save_ckpt_step 500 --l
 TINY = {"config": "small", "near": 48, "far": 64, "dit": "DiT-S/8", "tokens": "16 64"}
 TINY |= {"steps": "--warmup 1 --steps 1", "few": 1, "net": "SmallCNN --batch_size 4"}
 TINY |= {"often": "--max_steps 2 --eval_steps 2 --eval_num_samples 8 --log_steps 1"}
-COLUMNS = {"img/s": "img_per_s", "ms": "ms", "TFLOP/s": "tflop_per_s", "MFU": "mfu"}
-COLUMNS |= {"device": "device"}
+COLUMNS = ("img_per_s", "ms", "tflop_per_s", "mfu", "device")
 MORE = ("alternate_over_joint", "mean_flow_over_flow_matching", "saved_memory_ratio", "busy")
 MORE += ("loop_overhead", "checkpoint_bytes", "s_save", "s_resume", "peak_mib", "said")
 
@@ -55,9 +53,6 @@ class GpuBenchOptions(DeviceOptions, defaults={"device": "cuda"}):
     )
     only: ListOf[str] | None = option(None, "only these parts, by their names in the table", "PART")
     tiny: bool = option(False, "tiny networks, few steps, nothing compiled: tries the command")
-    attention: Several[Count] | None = option(
-        None, "time attention at so many positions in this process, print JSON, and do no more", "N"
-    )
 
 
 def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
@@ -81,34 +76,33 @@ def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
     tests = [path for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text()]
     lines = f"""
         vae_256 35 - {vae} {near}
-        yardstick_256 20 - {other} {near}
-        vae_256_plain 20 yardstick_256 {plain} {near}
-        vae_256_profile 20 - {vae} {near} --profile 15
-        vae_256_compiled 70 vae_256 {vae} {near} --compile
-        dit 25 - {flow}
-        dit_compiled 40 dit {flow} --compile
-        attention 40 - {ours} benchmark_gpu {device} --attention {given["tokens"]}
-        vae_1024 30 - {vae} {far}
-        yardstick_1024 20 - {other} {far}
-        vae_1024_plain 20 yardstick_1024 {plain} {far}
-        vae_256_no_lpips 20 vae_256 {vae} {near} --perceptual_weight 0
-        checkpoint 40 - {flow} --checkpoint --ckpt_dir {folder}/runs
-        schedules 25 - {vae} {near} --compare_schedules --steps {given["few"]}
-        loop 25 - {vae} {near} --compare_with_bare_loop --steps {given["few"]}
-        mean_flow 30 dit {flow} --objective mean_flow --compare_objectives
-        mean_flow_compiled 40 mean_flow {flow} --objective mean_flow --compile
-        vae_256_compiled_profile 30 - {vae} {near} --compile --profile 15
-        dit_compiled_profile 25 - {flow} --compile --profile 15
-        vae_1024_compiled 60 vae_1024 {vae} {far} --compile
-        cifar10 70 - {train} --model_name {given["net"]} {given["often"]}
+        yardstick_256 25 - {other} {near}
+        vae_256_plain 25 yardstick_256 {plain} {near}
+        dit 30 - {flow}
+        vae_256_profile 30 - {vae} {near} --profile 15
+        vae_256_compiled 110 vae_256 {vae} {near} --compile
+        dit_compiled 60 dit {flow} --compile
+        attention 45 - {plain} {near} --compare_attention {given["tokens"]}
+        vae_1024 35 - {vae} {far}
+        yardstick_1024 25 - {other} {far}
+        vae_1024_plain 25 yardstick_1024 {plain} {far}
+        checkpoint 45 - {flow} --checkpoint --ckpt_dir {folder}/runs
+        vae_256_no_lpips 25 vae_256 {vae} {near} --perceptual_weight 0
+        schedules 30 - {vae} {near} --compare_schedules --steps {given["few"]}
+        loop 30 - {vae} {near} --compare_with_bare_loop --steps {given["few"]}
+        mean_flow 35 dit {flow} --objective mean_flow --compare_objectives
+        mean_flow_compiled 60 mean_flow {flow} --objective mean_flow --compile
+        vae_256_compiled_profile 40 - {vae} {near} --compile --profile 15
+        dit_compiled_profile 40 - {flow} --compile --profile 15
+        vae_1024_compiled 80 vae_1024 {vae} {far} --compile
+        run_on_{data.split()[0]} 80 - {train} --model_name {given["net"]} {given["often"]}
         gpu_tests 90 - {python} -m pytest -q -m gpu -p no:cacheprovider {join(map(str, tests))}"""
     parts = [line.split(maxsplit=3) for line in lines.strip().splitlines()]
     parts = [part for part in parts if options.yardstick or not part[0].startswith("yardstick")]
     names = [part[0] for part in parts]
-    for name in options.only or ():
-        if name not in names:
-            raise ValueError(f"--only {name}: there are {', '.join(names)}")
     chosen = options.only or names
+    if unknown := {*chosen} - {*names}:
+        raise ValueError(f"--only {unknown.pop()}: there are {', '.join(names)}")
     return [(name, float(s), base, split(text)) for name, s, base, text in parts if name in chosen]
 
 
@@ -154,60 +148,20 @@ def report(rows: list[dict]) -> str:
     for row in rows:
         result, speed, base = row["result"], speeds[row["part"]], speeds.get(row["over"])
         line = {"part": row["part"], "ended": row["ended"], "s": round(row["seconds"])}
-        line |= {name: result.get(key) for name, key in COLUMNS.items()}
+        line |= {name: result.get(name) for name in COLUMNS}
         line["GiB"] = result.get("peak_memory", 0) / 2**30 or None
-        more = {f"img/s over {row['over']}": speed / base} if speed and base else {}
+        more = {f"img_per_s over {row['over']}": speed / base} if speed and base else {}
         more |= {name: result[name] for name in MORE if result.get(name)}
         more = [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in more.items()]
         lines.append(line | {"more": ", ".join(more)})
-        if "kernels" in result:
-            details += ["", f"## {row['part']}", "", *table(result["kernels"])]
+        if found := result.get("kernels") or result.get("attention"):
+            details += ["", f"## {row['part']}", "", *table(found)]
     return "\n".join([*table(lines), *details, ""])
-
-
-def time_attention(device: str, lengths: Sequence[int]) -> list[dict]:
-    """Attention by one head of 512 channels, forward and backward in bfloat16, by each kernel."""
-    import torch
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.nn.attention.flex_attention import flex_attention
-    from torch.nn.functional import scaled_dot_product_attention as sdpa
-
-    from wfimagevae.engine.cost import count_macs, seconds_per_call
-
-    def products(q, k, v):
-        return ((q * q.shape[-1] ** -0.5) @ k.mT).softmax(-1) @ v
-
-    def backpropagate(call, x):
-        return torch.autograd.grad(call(*x).sum(), x)
-
-    calls = {"PyTorch's choice": sdpa, "products": products}
-    calls |= {"products, compiled": torch.compile(products, dynamic=False)}
-    calls |= {"FlexAttention, compiled": torch.compile(flex_attention, dynamic=False)}
-    for name in ("FLASH_ATTENTION", "EFFICIENT_ATTENTION", "CUDNN_ATTENTION"):
-        calls[name] = sdpa_kernel(getattr(SDPBackend, name))(sdpa)
-    rows = []
-    for length in lengths:
-        # As many images as one step of training has at this size.
-        shape = 3, max(1, 2 * max(lengths) // length), 1, length, 512
-        x = torch.randn(shape, device=device, dtype=torch.bfloat16).requires_grad_()
-        flops = 6 * count_macs(lambda x=x: products(*x))  # backward takes twice as many again
-        for name, call in calls.items():
-            row = {"kernel": name, "batch": shape[1], "positions": length, "ms": None}
-            try:
-                seconds = seconds_per_call(partial(backpropagate, call, x), x.device, 0.3)
-                row |= {"ms": 1000 * seconds, "TFLOP/s": flops / seconds / 1e12}
-            except RuntimeError as error:  # it cannot, which is a finding
-                row["why not"] = str(error).strip().split("\n")[0]
-            rows.append(row)
-    return rows
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measures all parts; 1 where one did not end well."""
     options = parse(GpuBenchOptions, argv, __doc__)
-    if options.attention:
-        print(json.dumps({"kernels": time_attention(options.device, options.attention)}))
-        return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part, too
     parts, rows, folder = plan(options), [], Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if options.list_flags:
         raise ValueError("--list_flags belongs to train_ddp.py; here --help lists the flags")
 
-    from wfimagevae.task import bench
+    from wfimagevae.task import bench, bench_attention
 
     is_vae = task == "vae"
     benchmark = bench.vae_benchmark(options) if is_vae else bench.flow_benchmark(options)
@@ -36,6 +36,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         result["loop_overhead"] = benchmark.loop_overhead(options.steps)
     if is_vae and options.compare_schedules:
         result |= bench.compare_schedules(options)
+    if is_vae and options.compare_attention:
+        lengths = options.compare_attention
+        result["attention"] = bench_attention.compare_attention(benchmark, lengths)
     if not is_vae and options.compare_objectives:
         result |= bench.compare_objectives(options)
     if options.checkpoint:

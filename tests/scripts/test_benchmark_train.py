@@ -70,6 +70,22 @@ def test_a_profile_and_a_checkpoint_are_measured(vae, tmp_path):
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_kernels_of_attention_are_compared_by_their_arithmetic(vae):
+    with torch.compiler.set_stance("force_eager"):
+        rows = vae("--mix_precision", "bf16", "--compare_attention", 4, 16)["attention"]
+    cases = {(row["kernel"], row["positions"]): row for row in rows}
+    assert len(cases) == len(rows) == 14
+    measured = [row for row in rows if "why_not" not in row]
+    for row in measured:
+        # Two products of N x N x 16 an image, and each again twice in backward.
+        flops = 3 * 2 * 2 * row["batch"] * row["positions"] ** 2 * 16
+        assert row["tflop_per_s"] == pytest.approx(flops / row["ms"] / 1e9)
+    # A batch of two images of 32 px has 16 positions in each.
+    assert cases["products", 4]["batch"] == 8 and cases["products", 16]["batch"] == 2
+    assert {row["kernel"] for row in measured} >= {"PyTorch's choice", "products"}
+    assert cases["CUDNN_ATTENTION", 16]["why_not"]
+
+
 def test_flow_benchmark_needs_no_data(flow):
     for flags, shape in (
         (["--dataset", "latents", "--model_name", "DiT-S/2"], [4, 32, 32]),

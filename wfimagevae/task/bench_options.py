@@ -1,6 +1,6 @@
 """Options of the training benchmark: a training's own, and what is timed. No torch here."""
 
-from wfimagevae.options import Count, Natural, Options, option
+from wfimagevae.options import Count, Natural, Options, Several, option
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.vae_options import VaeOptions
 
@@ -38,6 +38,13 @@ class VaeBenchOptions(
         False,
         "also time --gan_schedule alternate in turns with joint, one update of each player, and "
         "print the ratio",
+        basic=True,
+    )
+    compare_attention: Several[Count] = option(
+        [],
+        "also time kernels for the autoencoder's attention, at so many positions of as many images "
+        "as a batch has room for",
+        "N",
         basic=True,
     )
     random_vgg: bool = option(
