@@ -34,7 +34,7 @@ TINY |= {"steps": "--warmup 1 --steps 1", "few": 1, "net": "SmallCNN --batch_siz
 TINY |= {"often": "--max_steps 2 --eval_steps 2 --eval_num_samples 8 --log_steps 1"}
 COLUMNS = ("img_per_s", "ms", "tflop_per_s", "mfu", "device")
 MORE = ("alternate_over_joint", "mean_flow_over_flow_matching", "saved_memory_ratio", "busy")
-MORE += ("loop_overhead", "checkpoint_bytes", "s_save", "s_resume", "peak_mib", "said")
+MORE += ("loop_overhead", "checkpoint_bytes", "s_pause", "s_write", "s_resume", "peak_mib", "said")
 
 
 class GpuBenchOptions(DeviceOptions, defaults={"device": "cuda"}):

@@ -195,20 +195,24 @@ class TrainBenchmark:
         return {"kernels": rows, "busy": total / seconds / 1000}
 
     def checkpoint(self) -> dict[str, float]:
-        """Bytes of a checkpoint, below ``ckpt_dir``; seconds to save it, and to go on from it."""
+        """Bytes of a checkpoint below ``ckpt_dir``, and what it takes.
+
+        That is the seconds of training's pause to save it, of writing it besides, and of going on.
+        """
         self.step_seconds()  # before the first one optimizers have no state
         folder, process = Path(self.options.ckpt_dir), World(0, 1, self.device)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as name:
             run = Run(self.options, process, Path(name), self.task, Tracker("none"))
             run.parts.pop("sampler_state", None)  # random batches have none
-            saving = self._seconds(run.save)
+            pause, writing = self._seconds(run.save), self._seconds(run.finish_writing)
             path = checkpoint_path(run.folder, run.step)
             size, parts = path.stat().st_size, run.parts
             resuming = self._seconds(
                 lambda: restore(parts, read_checkpoint(whole_checkpoint(path)))
             )
-        return {"checkpoint_bytes": size, "s_save": saving, "s_resume": resuming}
+        seconds = {"s_pause": pause, "s_write": writing, "s_resume": resuming}
+        return {"checkpoint_bytes": size} | seconds
 
     def _bare_steps(self, steps: int) -> None:
         for step in range(steps):

@@ -22,7 +22,7 @@ class BenchOptions(Options):
     checkpoint: bool = option(
         False,
         "also save a checkpoint below --ckpt_dir, go on from it and remove it; print its size and "
-        "the seconds",
+        "the seconds of training's pause, of writing and of going on",
         basic=True,
     )
 
