@@ -24,14 +24,9 @@ root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 if [[ -n "${LATENTS:-}" ]]; then
-  # shellcheck disable=SC2034  # launch.sh reads it
+  # shellcheck disable=SC2034  # launch.sh reads them
   DATASET=latents DATA="$LATENTS" EVAL_DATA="${EVAL_LATENTS:-}"
 fi
-DATA_PATH="${DATA:-${DATA_PATH:-}}"
-EVAL_DATA_PATH="${EVAL_DATA:-${EVAL_DATA_PATH:-}}"
-CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
-RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
-PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
 
 # shellcheck source=scripts/launch.sh
 source "$root/scripts/launch.sh"

@@ -25,12 +25,6 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
-DATA_PATH="${DATA:-${DATA_PATH:-}}"
-EVAL_DATA_PATH="${EVAL_DATA:-${EVAL_DATA_PATH:-}}"
-CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
-RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
-PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
-
 # shellcheck source=scripts/launch.sh
 source "$root/scripts/launch.sh"
 launch "$root/train_ddp.py" --task glide -- "$@"

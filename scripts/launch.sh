@@ -16,6 +16,11 @@ launch() {
   shift
   local python="${PYTHON:-python}" nodes="${NNODES:-1}" processes
   local DEVICE="${DEVICE:-${GPU:+cuda}}"  # GPUs asked for by number: never the CPU instead
+  # Short names of flags, which win over the flags' own.
+  local DATA_PATH="${DATA:-${DATA_PATH:-}}" EVAL_DATA_PATH="${EVAL_DATA:-${EVAL_DATA_PATH:-}}"
+  local CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
+  local RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
+  local PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
   listed="$("$python" "$script" ${fixed[@]+"${fixed[@]}"} --list_flags)"
   while read -r variable flag kind; do
     value="${!variable:-}"
