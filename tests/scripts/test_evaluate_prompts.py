@@ -211,7 +211,7 @@ def test_bad_input_is_told_before_anything_is_drawn(
     (tmp_path / "empty.txt").write_text("\n \n")
     for flow, network, arguments, message in (
         (text_flow, "ViT-L-15", "--prompts a", "did you mean ViT-L-1"),
-        (text_flow, "ViT-L-14/laion", "--prompts a", "it has openai, laion400m"),
+        (text_flow, "ViT-L-14/laion", "--prompts a", "there is openai, laion400m"),
         (text_flow, clip, "", "either --prompts or --prompts_path"),
         (text_flow, clip, "--prompts a --prompts_path x", "either --prompts or --prompts_path"),
         (

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -175,20 +175,8 @@ def load_vae(options: AutoencoderOptions) -> nn.Module:
     for flag, file in (("ckpt_path", options.ckpt_path), ("model_config", config)):
         if file and not Path(file).is_file():
             raise ValueError(f"--{flag} {file}: no such file")
-    with raw_weights(options.use_raw_weights):
-        others = ("diffusers:PATH (to encode and decode)",)
-        return autoencoder_class(options.model_name, others).from_pretrained(path, config)
-
-
-@contextlib.contextmanager
-def raw_weights(enabled: bool) -> Iterator[None]:
-    """While it lasts, and if enabled, `from_pretrained` leaves a checkpoint's EMA aside."""
-    before = os.environ.get("NOT_USE_EMA_MODEL", "0")
-    os.environ["NOT_USE_EMA_MODEL"] = "1" if enabled else before
-    try:
-        yield
-    finally:
-        os.environ["NOT_USE_EMA_MODEL"] = before
+    kind = autoencoder_class(options.model_name, ("diffusers:PATH (to encode and decode)",))
+    return kind.from_pretrained(path, config, use_ema=False if options.use_raw_weights else None)
 
 
 def load_diffusers(path: str, device: torch.device | str) -> Autoencoder:

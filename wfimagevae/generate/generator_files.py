@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from wfimagevae.files import read_json
-from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, raw_weights, read_spec
+from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, read_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
 from wfimagevae.generate.two_stages import TwoStageGenerator
@@ -32,8 +32,8 @@ def load_generator(
     path, vae, text_encoder = options.from_pretrained, options.vae, options.text_encoder
     # Once: a name on the hub is asked for over the network.
     source = find_weights(path, fits=VelocityModel.describes)
-    with raw_weights(options.use_raw_weights):
-        model = VelocityModel.from_pretrained(source, model_name=options.model_name)
+    how = {"model_name": options.model_name, "use_ema": False if options.use_raw_weights else None}
+    model = VelocityModel.from_pretrained(source, **how)
 
     # What training recorded, but for parts that stand elsewhere now.
     facts = find_generator_facts(source)

@@ -114,6 +114,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         model_name: str | None = None,
         overrides: dict | None = None,
         *,
+        use_ema: bool | None = None,
         dtype: torch.dtype | None = None,
         variant: str | None = None,
         device_map: str | int | torch.device | dict | None = None,
@@ -125,9 +126,10 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         Args:
             path: A training checkpoint (.ckpt); a folder of them, of which the one with the highest
                 step is taken; a Hugging Face folder; a pipeline's output folder; or a hub name,
-                ``user/model``. Checkpoints give their EMA weights, unless the environment has
-                NOT_USE_EMA_MODEL=1. Of velocity networks also a public SiT or DiT file: a state
-                dict, or one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
+                ``user/model``. Of velocity networks also a public SiT or DiT file: a state dict, or
+                one as ``ema`` or ``model``, in .pt, .pth or .safetensors.
+            use_ema: Of a checkpoint, take the EMA weights; None means yes, unless the environment
+                has NOT_USE_EMA_MODEL=1.
             model_config: A checkpoint's config, or its JSON file; wins over one in it or beside it.
             ignore_mismatched_sizes: Keep fresh weights where shapes differ, also where either side
                 alone has classes, and warn.
@@ -155,7 +157,8 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             raise ValueError(f"dtype must be a torch.dtype such as torch.float16, got {dtype!r}")
         # Where the weights are, and what describes them.
         source = find_weights(path, subfolder, _hub_options(others), cls.describes)
-        weights, embedded, config, place = cls._read(source, variant, model_config, model_name)
+        words = variant, model_config, model_name, use_ema
+        weights, embedded, config, place = cls._read(source, *words)
         overrides = overrides or {}
         with naming(place):
             model = cls.from_config(config, **overrides)
@@ -181,6 +184,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         variant: str | None,
         model_config: dict | str | None,
         model_name: str | None,
+        use_ema: bool | None,
     ) -> tuple[StateDict, dict, dict, Path]:
         """Weights, the config that came with them if any, the one that counts, and its file."""
         if source.is_dir():
@@ -189,7 +193,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             raise ValueError(f"variant {variant!r} of {source}: only folders have variants")
         else:
             is_public = cls._config_of_public_file is not None
-            weights, config = read_checkpoint_weights(source, or_public=is_public)
+            weights, config = read_checkpoint_weights(source, use_ema, is_public)
             place = source
         embedded = config or {}
         if model_config and source.is_dir():
