@@ -159,6 +159,27 @@ def test_autocast_stays_near_float32(name):
     assert error < 0.03
 
 
+@pytest.mark.parametrize("name", ["DiT-S/2", "FlowDiT-S/2", "DiT-S/2 joint", "DiT-S/2 cross"])
+def test_tokens_stay_bfloat16_from_block_to_block_under_autocast(name):
+    model, streams = small_model(name), []
+    for block in [*model.blocks, model.final_layer]:
+        block.register_forward_pre_hook(lambda _, inputs: streams.append(inputs[0].dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        model(*inputs_for(model))
+    assert streams == [torch.bfloat16] * 3
+    model(*inputs_for(model))
+    assert streams[3:] == [torch.float32] * 3
+
+
+@pytest.mark.parametrize("norm", [layer_norm, rms_norm])
+def test_norms_of_bfloat16_tokens_compute_in_float32(norm):
+    x = (20 + torch.randn(4, 16, 384)).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        y = norm(x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), norm(x.double()), rtol=2**-8, atol=1e-5)
+
+
 def test_predicted_data_become_the_velocity_that_leads_there():
     """A fresh network predicts zeros: from x at t, (0 - x) / (1 - t) arrives there at t = 1."""
     options = {"input_size": 8, "in_channels": 3, "hidden_size": 32, "depth": 1, "num_heads": 2}

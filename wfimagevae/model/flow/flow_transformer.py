@@ -157,7 +157,7 @@ class FlowTransformer(VelocityModel):
         h = self.x_embedder(x.to(self.x_embedder.proj.weight.dtype))  # (B, N, D)
         rotation = None
         if self.config.position == "absolute":
-            h = h + self.pos_embed
+            h = (h + self.pos_embed).to(h.dtype)  # or the table's float32 would stay to the end
         elif height == width == self.config.input_size // self.config.patch_size:
             rotation = self.rotation
         else:  # a sample of another size than the model's
