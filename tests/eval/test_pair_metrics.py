@@ -2,13 +2,14 @@ import lpips
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from tests.refusals import refused
 from wfimagevae.eval.evaluator import Evaluator
 from wfimagevae.eval.options import MetricOptions
 from wfimagevae.eval.psnr import psnr
-from wfimagevae.eval.ssim import ssim
+from wfimagevae.eval.ssim import _blur, ssim
 
 
 def noisy_pair(height=37, width=52, noise=0.1, seed=0):
@@ -27,6 +28,12 @@ def test_ssim_of_each_image_agrees_with_scikit_image(noise):
     pairs = zip(x.double().numpy(), y.double().numpy(), strict=True)
     expected = [structural_similarity(*pair, **how) for pair in pairs]
     np.testing.assert_allclose(ssim(x, y).numpy(), expected, atol=1e-9)
+
+
+def test_means_of_the_window_are_those_of_scipy_to_the_last_digits():
+    x = torch.rand(2, 3, 37, 52, dtype=torch.float64) - 0.5
+    expected = gaussian_filter(x.numpy(), 1.5, radius=5, axes=(2, 3))[..., 5:-5, 5:-5]
+    np.testing.assert_allclose(_blur(x).numpy(), expected, rtol=0, atol=1e-15)
 
 
 def test_psnr_of_each_image_agrees_with_scikit_image():
