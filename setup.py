@@ -12,7 +12,6 @@ REQUIREMENTS = [
 ]
 EXTRAS = {
     "eval": ["torch-fidelity>=0.4"],
-    "flow": ["torchdiffeq>=0.2"],
     "optim": ["pytorch-optimizer>=3.5"],
     "text": ["transformers[sentencepiece]>=5.0", "tokenizers>=0.22"],
     "nvml": ["nvidia-ml-py>=12.535"],
@@ -27,7 +26,6 @@ EXTRAS = {
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 EXTRAS["dev"] = [
     *EXTRAS["eval"],
-    *EXTRAS["flow"],
     *EXTRAS["optim"],
     *EXTRAS["text"],
     *EXTRAS["nvml"],
@@ -35,6 +33,7 @@ EXTRAS["dev"] = [
     *EXTRAS["app"],
     *EXTRAS["clip"],
     *EXTRAS["legacy"],
+    "torchdiffeq>=0.2",
     "pre-commit>=3.7",
     "pytest>=8.0",
     "pytest-timeout>=2.3",

@@ -104,6 +104,13 @@ def test_rows_are_the_velocity_of_those_samples():
     torch.testing.assert_close(velocity.rows(slice(1, 3))(x[1:], t), velocity(x, t)[1:])
 
 
+def test_samples_at_times_of_their_own_are_guided_each_by_its_time():
+    x, times = state(), torch.tensor([0.1, 0.5, 0.9])
+    velocity = GuidedVelocity(Model(), LABELS, NULL, 3.0, interval=(0.3, 0.9))
+    alone = [velocity.rows(slice(i, i + 1))(x[i : i + 1], times[i]) for i in range(3)]
+    torch.testing.assert_close(velocity(x, times), torch.cat(alone), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_follows_a_guided_model_whatever_the_batch(name):
     # Each class is a Gaussian: at scale 1 samples of a class end where its flow ends.

@@ -37,7 +37,7 @@ class GuidedVelocity:
     rescale: float = 0.0
     channels: int | None = None
 
-    def rows(self, rows: slice) -> "GuidedVelocity":
+    def rows(self, rows: slice | Tensor) -> "GuidedVelocity":
         """The velocity of some of the samples."""
         conditions = (self.condition, self.null_condition)
         some = [map_tensors(lambda leaf: leaf[rows], condition) for condition in conditions]
@@ -46,15 +46,22 @@ class GuidedVelocity:
     def __call__(self, x: Tensor, t: Tensor, t_end: Tensor | None = None) -> Tensor:
         """The guided velocity, (B, ...), of the type of the state ``x``, (B, ...).
 
-        Times in [0, 1] are scalars, on any device; ``t_end`` is the end of an average velocity,
-        None asks for the velocity at t.
+        Times in [0, 1] are scalars or (B,), on any device; ``t_end`` is the end of an average
+        velocity, None asks for the velocity at t.
         """
         if self.channels is not None and (x.dim() < 2 or self.channels > x.shape[1]):
             raise ValueError(f"cannot guide {self.channels} channels of x, {tuple(x.shape)}")
         # Whether a time is guided is asked on the CPU, where samplers keep their times.
         low, high = self.interval
-        if self.scale == 1 or not low <= t <= high:
+        inside = (low <= t) & (t <= high)
+        if self.scale == 1 or not inside.any():
             return self._evaluate(x, t, t_end, self.condition)
+        if not inside.all():  # samples at different times, of which some are guided
+            v, ends = torch.empty_like(x), t_end if t_end is None else t_end.expand_as(t)
+            for rows in (inside, ~inside):
+                end = None if ends is None else ends[rows]
+                v[rows] = self.rows(rows)(x[rows], t[rows], end)
+            return v
         # One call for both halves, the conditional one first.
         both = map_tensors(lambda *leaves: torch.cat(leaves), self.condition, self.null_condition)
         v, null = self._evaluate(torch.cat([x, x]), t, t_end, both).chunk(2)
@@ -70,7 +77,7 @@ class GuidedVelocity:
     def _evaluate(self, x, t, t_end, condition) -> Tensor:
         # Conversion comes before the move: not every device has float64.
         t, t_end = (
-            None if time is None else time.to(x.dtype).to(x.device).expand(len(x))
+            None if time is None else time.to(x.dtype).to(x.device).repeat(len(x) // time.numel())
             for time in (t, t_end)
         )
         return self.model(x, t, condition, t_end).to(x.dtype)

@@ -12,7 +12,6 @@ from wfimagevae.diffusion.gaussian import GaussianDiffusion
 from wfimagevae.diffusion.guidance import Condition, GuidedVelocity
 from wfimagevae.diffusion.path import time_grid
 from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS, SAMPLERS
-from wfimagevae.diffusion.sampler.dopri5 import load_odeint
 from wfimagevae.diffusion.sampler.grid import Velocity
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.seeding import sample_noise, stable_hash
@@ -159,8 +158,6 @@ class FlowGenerator:
             raise ValueError(
                 f"negative prompt {options.negative_prompt!r} asked of a model without text"
             )
-        if sampler == "dopri5":
-            load_odeint()
         return options.changed(sampler=sampler, steps=steps)
 
     def describe(self, options: SamplingOptions, size: Size | None = None) -> dict[str, Any]:

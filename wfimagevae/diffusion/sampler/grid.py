@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 # velocity(x, t, t_end=None): dx/dt of x (B, ...) at t, or the average velocity from t to t_end;
-# t and t_end are float64 scalars on the CPU. A velocity that belongs to the samples of one batch,
-# by their labels for instance, has rows(slice): the velocity of those samples alone.
+# t and t_end are float64 on the CPU, scalars or, of samples at different times, (B,). A velocity
+# that belongs to the samples of one batch, by their labels for instance, has rows(which): the
+# velocity of those samples alone.
 Velocity = Callable[..., Tensor]
 # draw(step): standard normal noise like x, drawn for each sample from its own seed.
 Draw = Callable[[int], Tensor] | None
@@ -15,10 +16,12 @@ Draw = Callable[[int], Tensor] | None
 Steps = Sequence[tuple[float, float]]
 
 
-def evaluate(velocity: Velocity, x: Tensor, t: float, t_end: float | None = None) -> Tensor:
+def evaluate(
+    velocity: Velocity, x: Tensor, t: float | Tensor, t_end: float | None = None
+) -> Tensor:
     """The velocity at a time, or the average velocity to ``t_end``, in the type of the state."""
     # On the CPU, so that asking whether a time lies in an interval need not wait for a GPU.
-    times = [torch.tensor(time, dtype=torch.float64) for time in (t, t_end) if time is not None]
+    times = [torch.as_tensor(time, dtype=torch.float64) for time in (t, t_end) if time is not None]
     v = velocity(x, *times)
     if v.shape != x.shape:
         raise ValueError(f"the velocity of {tuple(x.shape)} has shape {tuple(v.shape)}")
