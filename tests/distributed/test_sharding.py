@@ -1,6 +1,7 @@
 """FSDP2 on two gloo processes against one process: same updates, interchangeable checkpoints."""
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.distributed.worker import on_ranks
 from tests.task.training import largest_difference
 from wfimagevae.engine.checkpoint import collect, read_checkpoint, restore, write_checkpoint
+from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World, barrier, world
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.optim import OptimizerState
@@ -70,6 +72,8 @@ class Plan:
     micro: int = 1  # micro-batches of an update, on each rank
     precision: str = "fp32"
     clip_grad_norm: float = 0.1
+    gathers: str = ""  # precision in which shards are gathered, if another
+    nodes: bool = False
     dtype: torch.dtype = torch.float64
     load: Path | None = None  # checkpoint to go on from
     bad_step: int = -1  # update at which the last rank sees an infinity
@@ -97,10 +101,15 @@ def train(plans: list[tuple[Plan, Path]], sharded: bool) -> None:
                 write_checkpoint(result, content)
 
 
+def train_on_nodes(plans: list[tuple[Plan, Path]]) -> None:
+    os.environ["LOCAL_WORLD_SIZE"] = "2"
+    train(plans, sharded=True)
+
+
 def carry_out(plan: Plan, here: World, sharded: bool) -> dict:
     network = Network().to(here.device, plan.dtype)
     if sharded:
-        shard(network, network.blocks, here.device)
+        shard(network, network.blocks, here.device, plan.gathers or plan.precision, plan.nodes)
     rule = {"mix_precision": plan.precision, "clip_grad_norm": plan.clip_grad_norm}
     rate = {"lr": 0.02, "lr_schedule": "linear", "warmup_steps": 1}
     options = TrainingOptions(optimizer=plan.optimizer, **rule, **rate)
@@ -120,7 +129,7 @@ def carry_out(plan: Plan, here: World, sharded: bool) -> dict:
         player.update(samples(plan, step, here), step)["grad_norm/toy"].item()
         for step in range(*plan.steps)
     ]
-    with averages.applied(), torch.no_grad():
+    with averages.applied(), torch.no_grad(), autocast(here.device, plan.precision):
         averaged = network(torch.ones(1, 3, dtype=plan.dtype, device=here.device))
     return collect(parts, here.is_main, norms=norms, averaged=averaged)
 
@@ -138,7 +147,7 @@ PLANS = {
 if hasattr(torch.optim, "Muon"):
     PLANS["muon"] = Plan("muon")
 EQUAL = [("adamw", "micro-two"), ("adamw", "from one-two"), ("adamw", "from two-two")]
-EQUAL += [("adamw", "from two-one")]
+EQUAL += [("adamw", "from two-one"), ("adamw", "nodes-four")]
 for kind in ("adamw", "sgd", "rmsprop", "adamw, infinity", "sgd, infinity"):
     EQUAL.append((kind, f"{kind}-two"))
 
@@ -154,8 +163,11 @@ def folder(tmp_path_factory):
     train([(plan, folder / f"{name}-one.ckpt") for name, plan in PLANS.items()], False)
     plans = [(plan, folder / f"{name}-two.ckpt") for name, plan in PLANS.items()]
     plans += [(Plan(micro=2), folder / "micro-two.ckpt")]
+    exact = replace(PLANS["bf16"], gathers="fp32")
+    plans += [(exact, folder / "bf16, gathered in fp32-two.ckpt")]
     plans += [(second_half(s), folder / f"from {s}-two.ckpt") for s in ("one", "two")]
     on_ranks(2, train, plans, True)
+    on_ranks(4, train_on_nodes, [(Plan(nodes=True), folder / "nodes-four.ckpt")])
     train([(second_half("two"), folder / "from two-one.ckpt")], False)
     return folder
 
@@ -207,6 +219,11 @@ def test_bf16_shards_stay_close_to_one_process(folder):
     one, two = (content["state_dict"]["gen_model"] for content in (alone, sharded))
     assert {value.dtype for value in two.values()} == {torch.float32}
     assert largest_difference(one, two) < 1e-3  # they move by 1e-2
+
+
+def test_gathering_in_bf16_what_autocast_rounds_changes_no_bit(folder):
+    rounded, exact = (read(folder, f"bf16{how}-two") for how in ("", ", gathered in fp32"))
+    assert largest_difference(tensors(rounded), tensors(exact)) == 0
 
 
 def test_sharded_fp16_finds_its_scale_and_trains(folder):

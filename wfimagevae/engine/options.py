@@ -219,6 +219,9 @@ class ShardingOptions(Options):
         "shard weights, gradients and optimizer over all processes (FSDP2), for models beyond one "
         "GPU's memory; checkpoints stay whole",
     )
+    fsdp_hybrid: bool = option(
+        False, "--fsdp within each machine, copies of that on all: less to send between machines"
+    )
 
 
 class TrainingOptions(

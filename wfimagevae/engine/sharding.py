@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import inspect
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,15 +11,30 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from wfimagevae.engine.distributed import is_distributed
 
 
-def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device) -> None:
+def shard(
+    network: nn.Module,
+    blocks: Sequence[nn.Module],
+    device: torch.device,
+    precision: str = "fp32",
+    within_node: bool = False,
+) -> None:
     """Shards a network's parameters over all processes, in place (FSDP2).
+
+    Under bf16, blocks of layers that autocast rounds anyway are gathered rounded, half the bytes;
+    gradients are summed in float32. ``within_node``, each machine holds all shards, and machines
+    share gradients only.
 
     Call it before optimizers and averages are made, to hold shards too. From there on calls of the
     network are collective. It may come on the CPU, alike on every process; ``blocks``, its repeated
@@ -27,18 +43,30 @@ def shard(network: nn.Module, blocks: Sequence[nn.Module], device: torch.device)
     if not dist.is_initialized():
         raise ValueError("--fsdp needs several processes: torchrun --nproc_per_node N ...")
     # One shard of each parameter on every process, block by block and then the rest.
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    sizes, size = (dist.get_world_size(),), int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if within_node:
+        if sizes[0] % size:
+            raise ValueError(f"--fsdp_hybrid: {sizes[0]} processes are not machines of {size} each")
+        sizes = sizes[0] // size, size
+    mesh = init_device_mesh(device.type, sizes, mesh_dim_names=("nodes", "shards")[-len(sizes) :])
     for parameter in network.parameters():
         parameter.data = parameter.data.contiguous()  # fully_shard takes no channels_last
-    # No precision of FSDP's own: autocast chooses it as elsewhere, and figures stay comparable.
     for part in (*blocks, network):
-        fully_shard(part, mesh=mesh)
+        policy = MixedPrecisionPolicy() if part is network else _gathering(part, precision)
+        fully_shard(part, mesh=mesh, mp_policy=policy)
         if device.type == "cpu":  # Gloo sums where it is asked for a mean (PyTorch 2.8)
             part.set_force_sum_reduction_for_comms(True)
     if hasattr(network, "encode_text"):  # a call of the network, too
         register_fsdp_forward_method(network, "encode_text")
     for module in network.modules():
         module.register_load_state_dict_pre_hook(_shard_loaded)
+
+
+def _gathering(part: nn.Module, precision: str) -> MixedPrecisionPolicy:
+    own = [m for m in part.modules() if next(m.parameters(recurse=False), None) is not None]
+    if precision != "bf16" or not all(isinstance(m, nn.Linear | nn.Conv2d) for m in own):
+        return MixedPrecisionPolicy()  # autocast keeps norms and embeddings in float32
+    return MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
 
 
 def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:

@@ -61,7 +61,8 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     macs = sample_macs(network)
     num_parameters = count_parameters(network)
     if options.fsdp:
-        shard(network, network.blocks_to_shard(), device)
+        how = options.mix_precision, options.fsdp_hybrid
+        shard(network, network.blocks_to_shard(), device, *how)
     # The one player, what it learns from, and who judges it.
     player = build_flow_player(options, objective)
     player.flops_per_sample = 2.0 * objective.passes * macs

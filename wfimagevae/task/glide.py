@@ -89,7 +89,8 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     inputs, num_parameters = network.example_inputs(device), count_parameters(network)
     macs = count_macs(lambda: network(*inputs))
     if options.fsdp:
-        shard(network, network.blocks_to_shard(), device)
+        how = options.mix_precision, options.fsdp_hybrid
+        shard(network, network.blocks_to_shard(), device, *how)
     # The one player, what it learns from, and who judges it.
     player = Player("glide", objective, options, blocks=network.blocks_to_shard())
     player.ema = Averages(network, options.ema_decay, options.ema_warmup) if options.ema else None
