@@ -157,15 +157,26 @@ def test_code_of_every_model_stands_alone_and_says_what_cannot(tmp_path, monkeyp
             assert not re.search(r"^\s*(from|import) (wfimagevae|pydantic)", code, re.MULTILINE)
             assert code == standalone_source(model)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "bare").mkdir()
+    for name in ("__init__", "part"):
+        (tmp_path / "bare" / f"{name}.py").touch()
     for module, line, use, words in (
         ("whole", "import wfimagevae.model as models", "models", "write from ... import NAME"),
+        (
+            "bare/an",
+            "from bare import part",
+            "part",
+            "bare has a module part: import from it",
+        ),
         ("twice", "DEFAULT_SCALE = 3", "DEFAULT_SCALE", "two parts are called DEFAULT_SCALE"),
     ):
         code = OWN.replace("WIDTH =", f"{line}\nWIDTH =").replace(
             "super()", f"{use}\n        super()"
         )
         (tmp_path / f"{module}_vae.py").write_text(code)
-        refused(words, standalone_source, ModelRegistry.get_model(f"{module}_vae:OwnVae"))
+        name = f"{module.replace('/', '.')}_vae:OwnVae"
+        refused(words, standalone_source, ModelRegistry.get_model(name))
 
 
 def test_a_card_has_all_that_a_stranger_asks(tiny_vae, tmp_path):  # noqa: F811

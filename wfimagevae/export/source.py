@@ -7,11 +7,11 @@ import ast
 import builtins
 import copy
 import importlib
-import inspect
 import re
 from collections import defaultdict
 from functools import lru_cache
 from importlib.util import resolve_name
+from pathlib import Path
 
 from wfimagevae.export import stand_ins
 from wfimagevae.options import Options
@@ -86,7 +86,7 @@ def standalone_source(cls: type) -> str:
 def _statements(place: str) -> dict[str, list[ast.stmt]]:
     """The statements of a module by the names that they bind; imports are of one name each."""
     module, bound = importlib.import_module(place), defaultdict(list)
-    tree = ast.parse(inspect.getsource(module))
+    tree = ast.parse(Path(module.__file__).read_bytes())
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             path = "." * node.level + (node.module or "")
@@ -98,7 +98,7 @@ def _statements(place: str) -> dict[str, list[ast.stmt]]:
                 one = copy.copy(node)
                 one.names = [alias]
                 bound[alias.asname or alias.name.partition(".")[0]].append(one)
-        elif inspect.isclass(value) and issubclass(value, Options):  # its defaults are enough
+        elif isinstance(value, type) and issubclass(value, Options):  # its defaults are enough
             fields = [f"{name} = {field.default!r}" for name, field in value.model_fields.items()]
             text = "\n    ".join([f"class {node.name}(Options):", *fields])
             bound[node.name] = ast.parse(text).body
