@@ -176,7 +176,7 @@ def test_a_request_to_look_while_it_validates_is_met_once(tmp_path):
 def test_a_run_asked_to_stop_draws_no_plots(tmp_path, monkeypatch):
     """goodfire-ai/spd #741: on a busy machine all pages take longer than is left."""
     drawn, update, place = [], Player.update, PipelinePlace(tmp_path)
-    for module in ("engine.report.plots", "pipeline.watch"):
+    for module in ("pipeline.watch", "engine.report.plots"):  # which the first imports
         monkeypatch.setattr(f"wfimagevae.{module}.draw_page", lambda *page: drawn.append(page[3]))
 
     def asked(*args):

@@ -212,7 +212,7 @@ def test_captions_are_counted_and_errors_stand_by_time(place):
 def test_what_goes_wrong_is_said_before_the_first_step(place):
     for words, options in (
         ("invalid choice: 'moons'", {"dataset": "moons"}),
-        ("no such folder", {"text_encoder": "gpt2:nowhere"}),
+        ("gpt2:nowhere does not exist", {"text_encoder": "gpt2:nowhere"}),
         ("GLIDE reads the tokens of gpt2", {"text_encoder": "bytes"}),
         ("learns samples of .* --resolution", {"resolution": 24}),
         ("this is a FlowTransformer", {"model_name": "FlowDiT-S/4", "model_config": None}),
