@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from wfimagevae.engine.device import enable_fast_kernels, resolve_device
+from wfimagevae.engine.options import DDP_TIMEOUT
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class World:
 
 
 @contextmanager
-def world(device: str = "auto", timeout_minutes: float = 30) -> Iterator[World]:
+def world(device: str = "auto", timeout_minutes: float = DDP_TIMEOUT) -> Iterator[World]:
     """Joins the process group that torchrun announced, if any, and leaves it at the end.
 
     The device is that of `resolve_device`, with `enable_fast_kernels`.

@@ -4,13 +4,14 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
 from wfimagevae.engine.distributed import is_distributed
-from wfimagevae.engine.options import StopOptions
+from wfimagevae.engine.options import DDP_TIMEOUT, StopOptions
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK = signal.SIGUSR1
@@ -38,17 +39,20 @@ class Interrupt:
 
     Each step reduces the ranks' wishes over a CPU group while the device computes, and the outcome
     is read before the next step: no rank stops alone. A save is wished for every
-    ``save_every_minutes`` by rank 0's clock; 0 is never. SIGHUP means nothing where it meant
+    ``save_every_minutes`` by rank 0's clock; 0 is never. A rank waits ``timeout_minutes`` for the
+    others. SIGHUP means nothing where it meant
     nothing before, under nohup.
     """
 
-    def __init__(self, save_every_minutes: float = 0):
+    def __init__(self, save_every_minutes: float = 0, timeout_minutes: float = DDP_TIMEOUT):
         self.interval = save_every_minutes * 60
         self.last_save = time.monotonic()
         self.signal: int | None = None
         self.look = False
         self._signalled = 0.0
-        self.group = dist.new_group(backend="gloo") if is_distributed() else None
+        # A group does not take over the timeout of the first one.
+        group = {"backend": "gloo", "timeout": timedelta(minutes=timeout_minutes)}
+        self.group = dist.new_group(**group) if is_distributed() else None
         self._pending: list[tuple] = []
         self._handlers = {}
 

@@ -21,6 +21,7 @@ from wfimagevae.options import (
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lion", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "step", "exponential", "plateau")
+DDP_TIMEOUT = 30.0  # minutes
 
 
 class DeviceOptions(Options):
@@ -71,6 +72,9 @@ class RunOptions(Options):
     )
     find_unused_parameters: bool = option(
         False, "DDP searches for parameters without gradients; slower, rarely needed"
+    )
+    ddp_timeout: Positive = option(
+        DDP_TIMEOUT, "processes wait for each other this long before they end as broken", "MINUTES"
     )
 
 

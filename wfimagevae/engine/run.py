@@ -73,7 +73,7 @@ class Run:
         self.max_steps, self.epoch_steps = run_length(options, num_samples, world.size)
         for player, updates in zip(task.players, task.updates(self.max_steps), strict=True):
             player.plan_rest(updates)
-        self.interrupt = Interrupt(options.save_every_minutes)
+        self.interrupt = Interrupt(options.save_every_minutes, options.ddp_timeout)
         seen = task.headline, watcher, task.samples
         self.reporter = Reporter(options, folder, world, tracker, *seen)
         self.early_stop = EarlyStop(options)

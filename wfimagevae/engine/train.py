@@ -59,7 +59,7 @@ def run_training(
         path = Path(options.csv_log_path).expanduser().absolute()
         options = options.changed(csv_log_path=str(path))
     how = " with --resume_from_checkpoint auto" if folder is None else ""
-    with world(options.device) as process, contextlib.ExitStack() as stack:
+    with world(options.device, options.ddp_timeout) as process, contextlib.ExitStack() as stack:
         log.setLevel(logging.INFO if process.is_main else logging.WARNING)
         seed_everything(options.seed)
         # The main process alone looks for the run: the others could see half of what it makes.

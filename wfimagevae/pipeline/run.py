@@ -12,7 +12,7 @@ from tqdm import tqdm
 from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.open import only_source
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import DDP_TIMEOUT, TrainingOptions
 from wfimagevae.export.folder import write_model
 from wfimagevae.files import DIFFUSERS, read_json, sole_writer, write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
@@ -43,7 +43,11 @@ def run_pipeline(pipeline: Pipeline) -> None:
         ValueError: options that cannot be met, or training that diverged.
     """
     device = pipeline.content.training.device or "auto"
-    with world(device) as here, sole_writer(pipeline.output, here.is_main):
+    flags = [step_flags(pipeline, step)[0] for step in pipeline.steps]
+    timeout = max(
+        float(each.get("ddp_timeout", DDP_TIMEOUT)) for each in flags
+    )  # one group for all
+    with world(device, timeout) as here, sole_writer(pipeline.output, here.is_main):
         error, started = None, time.perf_counter()
         if here.is_main:
             try:
