@@ -11,7 +11,7 @@ _MODULES = {
     "loader": ("TrainLoader", "batch_loader", "valid_loader"),
     "mixture": ("Mixture",),
     "order": ("ShardOrder", "ShuffledOrder"),
-    "protocol": ("DataError", "FlowData", "TrainData"),
+    "protocol": ("DataError", "TrainData"),
     "shards.read": ("ShardImages", "open_shards"),
     "text.captions": ("Captions",),
     "toy.cifar10": ("Cifar10Dataset",),

@@ -87,6 +87,3 @@ class TrainData:
         if "pixels" in inputs:
             inputs["image"] = to_signed_unit(inputs.pop("pixels"))
         return inputs
-
-
-FlowData = TrainData  # the name that data sets of flows were written against

@@ -11,6 +11,7 @@ from torch import nn
 
 from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.loader import train_loader
+from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs, count_parameters
 from wfimagevae.engine.distributed import World
@@ -52,45 +53,66 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     # Data and the space in which it is learned; the network, checked against both.
     device = process.device
     options.check_guidance(draws=options.eval_steps > 0)
-    dataset, held_out = build_datasets(options)
-    space = open_space(options, dataset, device, held_out)
+    data = build_datasets(options)
+    space = open_space(options, data[0], device, data[1])
     # A network to be sharded may be too large for one device.
     network = build_network(options, space, CPU if options.fsdp else device)
-    check_bucket_sizes(dataset, space, network)
+    check_bucket_sizes(data[0], space, network)
     objective = build_objective(options, network, space)
     macs = sample_macs(network)
+    return assemble(FlowTask, options, space, objective, macs, data, process, folder)
+
+
+def assemble(
+    kind: type["FlowTask"],
+    options: FlowOptions,
+    space: FlowSpace,
+    objective: nn.Module,
+    macs: int,
+    data: tuple[TrainData, TrainData | None],
+    process: World,
+    folder: Path,
+) -> "FlowTask":
+    """A task of one player: who it is, what it learns from, and who judges it.
+
+    ``macs`` are multiply-accumulates of a sample's forward pass; ``data`` are the training data,
+    and data held out where there is validation.
+    """
+    network, (dataset, held_out), device = objective.network, data, process.device
     num_parameters = count_parameters(network)
     if options.fsdp:
         how = options.mix_precision, options.fsdp_hybrid
         shard(network, network.blocks_to_shard(), device, *how)
-    # The one player, what it learns from, and who judges it.
-    player = build_flow_player(options, objective)
+    player = build_flow_player(options, objective, kind.player_name)
     player.flops_per_sample = 2.0 * objective.passes * macs
     loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
     validator = None
     if held_out is not None and options.eval_steps:
         generator = build_generator(options, objective, space)
-        validator = FlowValidator(options, objective, generator, held_out, process, folder)
+        validator = kind.judge(options, objective, generator, held_out, process, folder)
     # What the training is about to do, in a few lines.
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
     if not network.is_conditional:
         classes += ", no text: --cfg_dropout_prob has no effect"
     if space.text is not None:
-        kind, source, length = (space.text.facts[name] for name in ("kind", "source", "length"))
-        classes += f"; text by {kind}" + (f":{source}" if source else "") + f", length {length}"
+        name, source, length = (space.text.facts[name] for name in ("kind", "source", "length"))
+        classes += f"; text by {name}" + (f":{source}" if source else "") + f", length {length}"
+    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
     log.info(
-        "%s: %s parameters, %.3g GMAC a sample of %s; %s",
-        *(options.model_name, f"{num_parameters:,}", macs / 1e9),
+        "%s: %s parameters, %s of them learn, %.3g GMAC a sample of %s; %s",
+        *(options.model_name, f"{num_parameters:,}", f"{learning:,}", macs / 1e9),
         *(" x ".join(map(str, space.shape)), classes),
     )
     averaged = f", average of the weights {options.ema_decay}" if options.ema else ""
-    log.info("%s on %s%s", options.objective, options.dataset, averaged)
-    return FlowTask(options, space, player, loader, validator)
+    log.info("%s on %s%s", type(objective).__name__, options.dataset, averaged)
+    return kind(options, space, player, loader, validator)
 
 
 class FlowTask(Task):
     """One player, who trains a flow in a space."""
 
+    player_name = "flow"
+    judge = FlowValidator
     best_name = "best-energy-distance.ckpt"
     headline = ("train/loss", "train/error", "train/direction_loss")
     weights: ClassVar = {"flow": "state_dict.gen_model"}
@@ -138,7 +160,7 @@ def check_same_data(now: dict, before: dict) -> None:
         )
 
 
-def build_flow_player(options: FlowOptions, objective: nn.Module) -> Player:
+def build_flow_player(options: FlowOptions, objective: nn.Module, name: str = "flow") -> Player:
     """The player of an objective, with its average of the weights.
 
     Raises:
@@ -146,12 +168,12 @@ def build_flow_player(options: FlowOptions, objective: nn.Module) -> Player:
     """
     # Freeze the network's own text encoder, or all but that.
     network, changes = objective.network, options.text_encoder_options
-    inside = [p for name, p in network.named_parameters() if name.startswith(TEXT_ENCODER)]
-    asked = [name for name in ("freeze_flow", "freeze_text_encoder") if getattr(options, name)]
+    inside = [p for key, p in network.named_parameters() if key.startswith(TEXT_ENCODER)]
+    asked = [flag for flag in ("freeze_flow", "freeze_text_encoder") if getattr(options, flag)]
     if asked and not inside:
         raise ValueError(f"--{asked[0]}: this network has no text encoder inside")
-    for name, parameter in network.named_parameters():
-        is_inside = name.startswith(TEXT_ENCODER)
+    for key, parameter in network.named_parameters():
+        is_inside = key.startswith(TEXT_ENCODER)
         if options.freeze_text_encoder if is_inside else options.freeze_flow:
             parameter.requires_grad_(False)
     # It may have an optimizer and a schedule of its own.
@@ -160,7 +182,7 @@ def build_flow_player(options: FlowOptions, objective: nn.Module) -> Player:
         raise ValueError("--text_encoder_options: no text encoder is trained here, as bytes would")
     parts = [PlayerPart("text_encoder", inside, changes)] if changes else []
     blocks = network.blocks_to_shard()
-    player = Player("flow", objective, options, blocks=blocks, parts=parts)
+    player = Player(name, objective, options, blocks=blocks, parts=parts)
     if options.ema:
         player.ema = Averages(network, options.ema_decay, options.ema_warmup)
     return player

@@ -99,6 +99,23 @@ class FlowValidationOptions(Options):
     )
 
 
+# What suits a VAE of photographs does not suit a flow.
+GENERATOR_DEFAULTS = {
+    "exp_name": "flow",
+    "batch_size": 64,
+    "grad_accum_steps": 1,
+    "lr": 1e-4,
+    "weight_decay": 0.0,
+    "clip_grad_norm": 1.0,
+    "ema": True,
+    "ema_decay": [0.9999],
+    "log_steps": 100,
+    "csv_log_steps": 100,
+    "live_plot_every_steps": 1000,
+    "dataset_num_worker": 4,
+}
+
+
 class FlowOptions(
     TrainingOptions,
     FlowDataOptions,
@@ -111,21 +128,7 @@ class FlowOptions(
     MeanFlowOptions,
     FlowValidationOptions,
     ShardingOptions,
-    # What suits a VAE of photographs does not suit a flow.
-    defaults={
-        "exp_name": "flow",
-        "batch_size": 64,
-        "grad_accum_steps": 1,
-        "lr": 1e-4,
-        "weight_decay": 0.0,
-        "clip_grad_norm": 1.0,
-        "ema": True,
-        "ema_decay": [0.9999],
-        "log_steps": 100,
-        "csv_log_steps": 100,
-        "live_plot_every_steps": 1000,
-        "dataset_num_worker": 4,
-    },
+    defaults=GENERATOR_DEFAULTS,
 ):
     """task: all options of flow training"""
 

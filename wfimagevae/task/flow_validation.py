@@ -1,6 +1,7 @@
 """Validation of a flow in training: held-out loss, distance of its samples, pictures of them."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -193,18 +194,18 @@ class FlowValidator:
         if not self.options.eval_num_images:
             return
         # Every process takes part: the weights may be spread over all of them.
-        picture = self.picture(sampling, self._steps(sampling, "sample picture, step"))
+        save = self.picture(sampling, self._steps(sampling, "sample picture, step"))
         if not self.world.is_main:
             return
         path = self.folder / "val_samples" / f"step-{step:08d}-{name}.png"
         with log_write_errors(f"sample picture {path.name}"):
-            picture.save(path)
+            save(path)
             self.pictures[f"samples/{name}"] = path
 
-    def picture(self, sampling: SamplingOptions, progress: Progress | None) -> SamplePicture:
-        """Draws the samples of a picture. Collective."""
+    def picture(self, sampling: SamplingOptions, progress: Progress | None) -> Callable:
+        """Draws the samples of a picture, and gives what writes it to a path. Collective."""
         sizes = self.options.eval_num_images, self.options.eval_batch_size
-        return SamplePicture(self.shown, sampling, *sizes, self.subjects, progress)
+        return SamplePicture(self.shown, sampling, *sizes, self.subjects, progress).save
 
 
 def sampling_options(options: FlowOptions) -> SamplingOptions:

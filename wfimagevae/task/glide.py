@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -10,16 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from wfimagevae.dataset.loader import train_loader
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.checkpoint import Part
-from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.cost import count_macs
 from wfimagevae.engine.distributed import World
-from wfimagevae.engine.ema import Averages
-from wfimagevae.engine.player import Player
 from wfimagevae.engine.run import Watcher
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms, stable_hash
-from wfimagevae.engine.sharding import shard
 from wfimagevae.engine.train import run_training
 from wfimagevae.files import read_config
 from wfimagevae.generate.generator import FlowGenerator, Progress
@@ -34,7 +30,7 @@ from wfimagevae.model.weight_files import config_of, find_weights
 from wfimagevae.objective.noise_prediction import NoisePrediction
 from wfimagevae.pictures.grid import sample_grid, save_png
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
-from wfimagevae.task.flow import FlowTask, build_generator
+from wfimagevae.task.flow import FlowTask, assemble
 from wfimagevae.task.flow_space import FlowSpace, build_datasets, open_space
 from wfimagevae.task.flow_validation import FlowValidator
 from wfimagevae.task.glide_options import GlideOptions
@@ -59,8 +55,8 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     device = process.device
     network = build_network(options, CPU if options.fsdp else device)
     # Data and the space in which it is learned; what the network is told beside the text.
-    dataset, held_out = build_datasets(options)
-    space = open_space(options, dataset, device, held_out)
+    data = build_datasets(options)
+    space = open_space(options, data[0], device, data[1])
     if space.shape != network.sample_shape:
         raise ValueError(
             f"{options.model_name} learns samples of {network.sample_shape}, here are "
@@ -86,30 +82,9 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     objective = NoisePrediction(network, *parts)
     if options.compile:
         objective.compile(options.compile_mode)
-    inputs, num_parameters = network.example_inputs(device), count_parameters(network)
+    inputs = network.example_inputs(device)
     macs = count_macs(lambda: network(*inputs))
-    if options.fsdp:
-        how = options.mix_precision, options.fsdp_hybrid
-        shard(network, network.blocks_to_shard(), device, *how)
-    # The one player, what it learns from, and who judges it.
-    player = Player("glide", objective, options, blocks=network.blocks_to_shard())
-    player.ema = Averages(network, options.ema_decay, options.ema_warmup) if options.ema else None
-    player.flops_per_sample = 2.0 * objective.passes * macs
-    loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
-    validator = None
-    if held_out is not None and options.eval_steps:
-        generator = build_generator(options, objective, space)
-        stages = two_stages(options, generator, device)
-        parts = options, objective, generator, held_out, process, folder, stages
-        validator = GlideValidator(*parts)
-    # What the training is about to do, in a few lines.
-    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    log.info(
-        "%s: %s parameters, %s of them learn, %.3g GMAC a sample of %s",
-        *(options.model_name, f"{num_parameters:,}", f"{learning:,}", macs / 1e9),
-        " x ".join(map(str, space.shape)),
-    )
-    return GlideTask(options, space, player, loader, validator)
+    return assemble(GlideTask, options, space, objective, macs, data, process, folder)
 
 
 def two_stages(
@@ -134,9 +109,16 @@ def two_stages(
 
 
 class GlideValidator(FlowValidator):
-    """Judges a GLIDE model; pictures of one that needs images show held-out ones."""
+    """Judges a GLIDE model, with the other stage that the options name.
 
-    def picture(self, sampling: SamplingOptions, progress: Progress | None):
+    Pictures of a model that needs images show held-out ones.
+    """
+
+    def __init__(self, options: GlideOptions, objective: NoisePrediction, generator, *others):
+        stages = two_stages(options, generator, generator.device)
+        super().__init__(options, objective, generator, *others, stages)
+
+    def picture(self, sampling: SamplingOptions, progress: Progress | None) -> Callable:
         """Draws what prompts say, or beside each other what was given, drawn and held out."""
         if not self.shown.model.needs:
             return super().picture(sampling, progress)
@@ -151,27 +133,17 @@ class GlideValidator(FlowValidator):
         given = condition.get("inpaint_image", condition.get("low_res"))
         given = given * condition.get("inpaint_mask", 1)
         given = F.interpolate(given, drawn.shape[2:], mode="nearest")
-        return HeldOutPicture(batch["caption"], given, drawn, batch["image"])
-
-
-@dataclass(frozen=True)
-class HeldOutPicture:
-    """A row for each held-out image: what the model was given, what it drew, the image itself."""
-
-    titles: list[str]
-    given: Tensor
-    drawn: Tensor
-    images: Tensor
-
-    def save(self, path: Path) -> None:
-        """Writes the picture as a PNG."""
-        columns = torch.stack([self.given, self.drawn, self.images], 1).flatten(0, 1).cpu()
-        save_png(path, sample_grid(columns, 3, self.titles, ["given", "drawn", "held out"]))
+        # A row for each image: what the model was given, what it drew, the image itself.
+        columns = torch.stack([given, drawn, batch["image"]], 1).flatten(0, 1).cpu()
+        heads = ["given", "drawn", "held out"]
+        return lambda path: save_png(path, sample_grid(columns, 3, batch["caption"], heads))
 
 
 class GlideTask(FlowTask):
     """One player, who trains a GLIDE model."""
 
+    player_name = "glide"
+    judge = GlideValidator
     headline = ("train/loss", "train/error", "train/spikes_skipped")
     weights: ClassVar = {"glide": "state_dict.gen_model"}
 

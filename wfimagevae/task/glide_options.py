@@ -15,7 +15,11 @@ from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
 from wfimagevae.objective.options import NoisePredictionOptions
 from wfimagevae.options import Count, NonNegative, option
 from wfimagevae.task import TASKS
-from wfimagevae.task.flow_options import FlowModelOptions, FlowValidationOptions
+from wfimagevae.task.flow_options import (
+    GENERATOR_DEFAULTS,
+    FlowModelOptions,
+    FlowValidationOptions,
+)
 
 
 class GlideDataOptions(FlowDataOptions):
@@ -76,6 +80,10 @@ class GlideTextOptions(PrefixOptions):
 
     text_length: ClassVar[int | None] = None  # the network's
     text_attention: ClassVar[str | None] = None
+    # The text transformer learns as --train says.
+    text_encoder_options: ClassVar[dict] = {}
+    freeze_text_encoder: ClassVar[bool] = False
+    freeze_flow: ClassVar[bool] = False
 
     text_encoder: Vocabulary = option(
         "gpt2",
@@ -123,20 +131,11 @@ class GlideOptions(
     GlideValidationOptions,
     UpsamplerOptions,
     ShardingOptions,
-    defaults={
+    defaults=GENERATOR_DEFAULTS
+    | {
         "exp_name": "glide",
         "batch_size": 1,
-        "grad_accum_steps": 1,
-        "lr": 1e-4,
-        "weight_decay": 0.0,
-        "clip_grad_norm": 1.0,
-        "ema": True,
-        "ema_decay": [0.9999],
         "epochs": 20,
-        "log_steps": 100,
-        "csv_log_steps": 100,
-        "live_plot_every_steps": 1000,
-        "dataset_num_worker": 4,
         "train_crop": "resized",
         "resize_ratio": 0.8,
         "random_hflip": False,

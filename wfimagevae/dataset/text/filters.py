@@ -50,10 +50,25 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
     (``NSFW``, ``LIKELY``, true, above 0.5); a field of `LANGUAGE_FIELDS` that is another one, or
     missing; a word or phrase in a caption, whole and in any case; no caption.
     """
-    filters = _field_filters(options)
+    # Fields of a record, of which the first there counts, and what of them stays.
+    filters: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {}
+    if (least := options.min_similarity) is not None:
+        filters["min_similarity"] = SIMILARITY_FIELDS, lambda value: _number(value) >= least
+    if options.skip_nsfw:
+        is_safe = lambda v: _word(v) not in _NSFW_WORDS and not _number(v) > 0.5  # noqa: E731
+        filters["skip_nsfw"] = NSFW_FIELDS, is_safe
+    if languages := [_word(language) for language in options.languages]:
+        filters["languages"] = LANGUAGE_FIELDS, lambda value: _word(value) in languages
     wanted = {name: fields for name, (fields, _) in filters.items()}
     wanted |= {name: (name.lower(),) for name in options.size_fields or ()}
-    columns = _columns(samples, wanted)
+    columns: dict[str, list[Any]] = {name: [] for name in wanted}
+    # One pass over the records, which are parsed anew each time they are asked for.
+    for i in range(len(samples) if wanted else 0):
+        record = samples.record(i) if samples.record else {}
+        record = {str(key).lower(): value for key, value in record.items()}
+        for name, fields in wanted.items():
+            values = (record.get(field) for field in fields)
+            columns[name].append(next((v for v in values if v is not None), None))
     # What each filter would keep, in the order of the reasons.
     checks: dict[str, np.ndarray] = {}
     if options.min_image_size or options.max_aspect_ratio:
@@ -94,32 +109,6 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
         raise ValueError(f"the filters leave none of {len(samples)} images of {source}: {counts}")
     _log.info("%s: left out %d of %d images: %s", source, (~kept).sum(), len(samples), counts)
     return samples.select(np.flatnonzero(kept))
-
-
-def _field_filters(options: StreamOptions) -> dict[str, tuple[tuple[str, ...], Callable]]:
-    """Those asked for: fields of a record, of which the first there counts, and what stays."""
-    filters: dict[str, tuple[tuple[str, ...], Callable[[Any], bool]]] = {}
-    if (least := options.min_similarity) is not None:
-        filters["min_similarity"] = SIMILARITY_FIELDS, lambda value: _number(value) >= least
-    if options.skip_nsfw:
-        is_safe = lambda v: _word(v) not in _NSFW_WORDS and not _number(v) > 0.5  # noqa: E731
-        filters["skip_nsfw"] = NSFW_FIELDS, is_safe
-    if languages := [_word(language) for language in options.languages]:
-        filters["languages"] = LANGUAGE_FIELDS, lambda value: _word(value) in languages
-    return filters
-
-
-def _columns(samples: ImageSet, wanted: dict[str, tuple[str, ...]]) -> dict[str, list[Any]]:
-    """By name, of each image the first of some fields that it has, or None."""
-    columns: dict[str, list[Any]] = {name: [] for name in wanted}
-    # One pass over the records, which are parsed anew each time they are asked for.
-    for i in range(len(samples) if wanted else 0):
-        record = samples.record(i) if samples.record else {}
-        record = {str(key).lower(): value for key, value in record.items()}
-        for name, fields in wanted.items():
-            values = (record.get(field) for field in fields)
-            columns[name].append(next((v for v in values if v is not None), None))
-    return columns
 
 
 def _word(value: Any) -> str | None:
