@@ -26,15 +26,6 @@ log = logging.getLogger("wfimagevae")
 Sources = str | Path | Sequence[str | Path]
 
 
-def build_image_sets(
-    options: StreamOptions, sources: Sources, held_out: Sources | None
-) -> tuple[TrainData, TrainData | None]:
-    """Images to train on, and held-out ones where there are sources of them."""
-    better = _better_captions(options)
-    train = build_image_data(options, sources, better=better)
-    return train, build_image_data(options, held_out, train, better) if held_out else None
-
-
 def build_image_data(
     options: StreamOptions,
     sources: Sources,
@@ -59,7 +50,7 @@ def build_image_data(
             "folders, and shards have their own (--wds_caption_key); to replace those, give JSON "
             "lines by --better_captions"
         )
-    better = better or _better_captions(options)
+    better = better or better_captions(options)
     ratio, usual = options.resize_ratio, type(options).model_fields["resize_ratio"].default
     if ratio != usual and options.train_crop != "resized":
         raise ValueError(f"--resize_ratio {ratio} is for --train_crop resized")
@@ -75,7 +66,8 @@ def build_image_data(
     return Mixture(parts, weights, parts[0].order_facts.get("batch_size", 1))
 
 
-def _better_captions(options: StreamOptions) -> BetterCaptions | None:
+def better_captions(options: StreamOptions) -> BetterCaptions | None:
+    """The better captions that the flags name; None where there are none, or nobody reads them."""
     required = options.require_caption
     if not options.better_captions:
         if required == "better":

@@ -3,13 +3,20 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from wfimagevae.dataset import Cifar10Dataset, LatentDataset, PointDataset, ShapesDataset
 from wfimagevae.dataset.latents.record import read_record
-from wfimagevae.dataset.open import Sources, build_image_sets, check_only_images, only_source
+from wfimagevae.dataset.open import (
+    Sources,
+    better_captions,
+    build_image_data,
+    check_only_images,
+    only_source,
+)
 from wfimagevae.dataset.options import DRAWN, POINT_SETS
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
@@ -66,11 +73,11 @@ def build_datasets(options: FlowOptions) -> tuple[TrainData, TrainData | None]:
     # Files.
     if options.eval_steps and not options.eval_data_path:
         raise ValueError(f"--dataset {kind} needs --eval_data_path (or --eval_steps 0)")
-    sources, held_out = options.data_path, options.eval_data_path if options.eval_steps else None
+    read = _latents
     if kind == "images":
-        return build_image_sets(options, sources, held_out)
-    train = _latents(options, sources, None)
-    return train, _latents(options, held_out, train) if held_out else None
+        read = partial(build_image_data, better=better_captions(options))
+    train = read(options, options.data_path)
+    return train, read(options, options.eval_data_path, train) if options.eval_steps else None
 
 
 def with_resolution(options: FlowOptions) -> FlowOptions:
@@ -94,7 +101,7 @@ def with_resolution(options: FlowOptions) -> FlowOptions:
     return options.changed(resolution=own or asked or DEFAULT_RESOLUTION)
 
 
-def _latents(options: FlowOptions, sources: Sources, train: TrainData | None) -> TrainData:
+def _latents(options: FlowOptions, sources: Sources, train: TrainData | None = None) -> TrainData:
     source, text = only_source(sources, "latents"), "none"
     if options.text_encoder:
         is_cached = options.text_encoder != "bytes" and read_record(source).get("text")

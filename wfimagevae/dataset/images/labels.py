@@ -54,19 +54,14 @@ def read_labels(
             )
         with os.scandir(source) as entries:
             folders = {e.name for e in entries if e.is_dir() and not e.name.startswith(".")}
-        if empty := sorted(folders - set(values)):
-            raise ValueError(
-                f"{source}: no image in class folder {_some(empty)}; fill or remove what is empty"
-            )
         order = set(values if labels.class_names is None else labels.class_names)
-        missing, extra = sorted(order - set(values)), sorted(set(values) - order)
-        if missing or extra:
-            faults = [f"lacks {_some(missing)}"] if missing else []
-            faults += [f"has besides {_some(extra)}"] if extra else []
+        if empty := sorted((folders | order) - set(values)):
             raise ValueError(
-                f"{source} must have the {len(order)} class folders of the training data: it "
-                + " and ".join(faults)
+                f"{source}: no image in class folder {_some(empty)}; fill it, or remove it if "
+                "training has no such class"
             )
+        if extra := sorted(set(values) - order):
+            raise ValueError(f"{source} has classes that training has not: {_some(extra)}")
     else:
         lines = in_index_order(source, lambda record, where: (where, record.get("label")))
         assert len(lines) == len(images)

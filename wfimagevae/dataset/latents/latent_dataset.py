@@ -161,8 +161,6 @@ class LatentDataset(TrainData):
         name = self._tensor + (FLIPPED if use_flipped else "")
         number, row = self._place(index)
         values = self._stored(number, name, row).float().numpy()
-        if not np.isfinite(values).all():
-            raise self._not_finite(number, name, row)
         if self._is_sampled:
             mean, logvar = np.split(values, 2)
             std = np.exp(0.5 * logvar.clip(*LOGVAR_RANGE))
@@ -174,8 +172,14 @@ class LatentDataset(TrainData):
         return number, index - int(self._ends[number]) + self.record["samples"][number]
 
     def _stored(self, number: int, name: str, row: int | None = None) -> Tensor:
-        """A tensor of a shard, or a row of it."""
-        return self._shards[number].read(self._files, name, row)
+        """A tensor of a shard, or a row of it; a DataError for a latent that is not finite."""
+        values = self._shards[number].read(self._files, name, row)
+        if name.startswith(self._tensor) and not values.isfinite().all():
+            raise DataError(
+                f"{self._shards[number].path}: sample {row} of {name} is not finite (NaN or "
+                "infinity); delete the shard and run cache_latents.py again"
+            )
+        return values
 
     def _check_shard(self, number: int) -> None:
         shard, count = self._shards[number], self.record["samples"][number]
@@ -190,14 +194,7 @@ class LatentDataset(TrainData):
             size = math.prod(shape) * kind.itemsize
             stride = -(-size * len(self._shards) // _CHECKED_BYTES)
             for row in range(0, count, max(stride, 1)):
-                if not self._stored(number, name, row).isfinite().all():
-                    raise self._not_finite(number, name, row)
-
-    def _not_finite(self, number: int, name: str, row: int) -> DataError:
-        return DataError(
-            f"{self._shards[number].path}: sample {row} of {name} is not finite (NaN or "
-            "infinity); delete the shard and run cache_latents.py again"
-        )
+                self._stored(number, name, row)
 
     def _read_captions(self, prefix: str) -> CaptionTable | None:
         def lines() -> Iterator[list[str]]:

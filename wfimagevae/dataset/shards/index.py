@@ -47,21 +47,11 @@ def index_shards(
     cache = IndexCache(cache_dir, "shard indices", named)
     indexes: dict[str, TarIndex | None] = {}
 
-    def key(shard: ShardFile) -> str:
-        return repr((shard.source, extra))
+    records: dict[str, dict[str, dict]] = {}  # by folder
 
     def keep(shard: ShardFile, index: TarIndex) -> None:
-        cache.save(key(shard), [_VERSION, shard.stamp], index.arrays())
+        cache.save(repr((shard.source, extra)), [_VERSION, shard.stamp], index.arrays())
         indexes[shard.source] = index
-
-    @functools.cache
-    def records(folder: str) -> dict[str, dict]:
-        return _shard_records(store.read(f"{folder}/{RECORD_NAME}"), folder)
-
-    def record(shard: ShardFile) -> dict | None:
-        """What is published about a remote shard; there are no members of other types in it."""
-        folder, _, name = shard.source.rpartition("/")
-        return records(folder).get(name) if name.endswith(".tar") else None
 
     # Ask for the version of every shard, and look for its index in the cache.
     with ThreadPoolExecutor(_ASKING) as pool:
@@ -69,12 +59,16 @@ def index_shards(
     read = functools.partial(TarIndex.from_arrays, with_texts=with_texts)
     with cache.locked():  # the processes of a machine do the work once
         for shard in shards:
-            index = cache.load(key(shard), [_VERSION, shard.stamp], read)
+            index = cache.load(repr((shard.source, extra)), [_VERSION, shard.stamp], read)
             indexes[shard.source] = index
             if index is not None and not index.sha256:  # made from the shard itself
                 continue
-            # An index that was taken from a record must still be what the record says.
-            published = record(shard) or {}
+            # What is published about a remote shard; there are no members of other types in it. An
+            # index that was taken from a record must still be what the record says.
+            folder, _, name = shard.source.rpartition("/")
+            if folder not in records and name.endswith(".tar"):
+                records[folder] = _shard_records(store.read(f"{folder}/{RECORD_NAME}"), folder)
+            published = records.get(folder, {}).get(name, {})
             if index is None or index.sha256 != published.get("sha256"):
                 indexes[shard.source] = None
                 index = _published_index(shard, published, store) if published else None

@@ -25,8 +25,7 @@ from wfimagevae.dataset.shards.tar import APART, DOTS, ExtraTypes, TarIndex
 from wfimagevae.dataset.text.captions import (
     TOO_LONG,
     CaptionTable,
-    caption_lines,
-    field_texts,
+    field_captions,
     readable,
     text_captions,
 )
@@ -116,16 +115,17 @@ def open_shards(
     wanted, options = wanted or ImageParts(), options or StreamOptions()
     image_types = [t.strip().lower() for t in options.wds_image_key.split(";") if t.strip()]
     keys = (options.wds_caption_key, options.wds_label_key, options.wds_json_key)
-    extra = ExtraTypes.besides_the_usual(image_types, [key.partition(":")[0] for key in keys])
+    kinds, usual = [key.partition(":")[0] for key in keys], ExtraTypes()
+    extra = ExtraTypes(
+        tuple(kind for kind in dict.fromkeys(image_types) if not usual.is_image(kind)),
+        tuple(kind for kind in sorted(set(kinds)) if not usual.is_text(kind)),
+    )
     with_captions, with_labels = wanted.captions.kind != "none", wanted.labels.kind != "none"
     with_texts = with_captions or with_labels or wanted.records
     max_bytes = int(options.wds_cache_gb * 1e9)
     store = ShardStore(options.wds_cache_dir, max_bytes, 2 * options.wds_shuffle_shards)
-    sources = list(
-        dict.fromkeys(
-            source for spec in specs for source in expand_shards(spec, options.allow_pipe)
-        )
-    )
+    expanded = (expand_shards(spec, options.allow_pipe) for spec in specs)
+    sources = list(dict.fromkeys(itertools.chain.from_iterable(expanded)))
     indexed = index_shards(sources, wanted.index_cache_dir, store, extra, with_texts)
     damaged = [shown_url(shard.source) for shard, index in indexed if index.damage]
     if damaged and options.wds_refuse_damaged:
@@ -144,7 +144,6 @@ def open_shards(
             f"no sample of {sources[0]} has an image of type {options.wds_image_key}: its "
             + _members_are({kind for index in indexes for kind in index.types}, image_types)
         )
-    kinds = (key.partition(":")[0] for key in keys)
     read = list(itertools.compress(kinds, (with_captions, with_labels, wanted.records)))
     for source, (index, part) in zip(sources, pairs, strict=True):
         _check_together(source, index, part["row"], read)
@@ -290,7 +289,4 @@ def _captions(field: str, member: tuple[bytes, int]) -> list[str]:
         raise ValueError(f"expected a JSON object, got {content[:80]!r}")
     values = map(value.get, field.split(";"))  # the first field that has something
     found = next((value for value in values if value not in (None, "", [])), None)
-    texts = field_texts(found)
-    if isinstance(found, list):
-        return [" ".join(text.split()) for text in texts if text.strip()]
-    return caption_lines("".join(texts))
+    return field_captions(found, by_line=True)

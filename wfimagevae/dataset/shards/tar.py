@@ -4,7 +4,7 @@ import os
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
@@ -84,14 +84,6 @@ class ExtraTypes:
 
     images: tuple[str, ...] = ()
     texts: tuple[str, ...] = ()
-
-    @classmethod
-    def besides_the_usual(cls, images: Iterable[str], texts: Iterable[str]) -> "ExtraTypes":
-        images, texts = (dict.fromkeys(kinds) for kinds in (images, sorted(texts)))
-        return cls(
-            tuple(kind for kind in images if not cls().is_image(kind)),
-            tuple(kind for kind in texts if not cls().is_text(kind)),
-        )
 
     def is_image(self, kind: str) -> bool:
         return kind in self.images or kind.rpartition(".")[2] in IMAGE_TYPES

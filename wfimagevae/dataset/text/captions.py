@@ -143,7 +143,7 @@ def read_captions(source: str | Path, images: ImageIndex, captions: Captions) ->
                 "or a file of name<TAB>caption"
             )
         found = in_index_order(source, lambda record, where: (record.get("caption"), where))
-        lines = readable(lambda entry: _texts(entry[0]), found, lambda i: found[i][1])
+        lines = readable(lambda entry: field_captions(entry[0]), found, lambda i: found[i][1])
         place = f"{source}: looked for a field 'caption'"
     else:
         lines = _listed(images, captions.file)
@@ -189,18 +189,19 @@ def _sidecar(path: str) -> list[str]:
         return []
 
 
-def field_texts(value: Any) -> list[str]:
-    """The texts in a field of a JSON object, one or a list of them; ValueError for others."""
+def field_captions(value: Any, by_line: bool = False) -> list[str]:
+    """The captions in a field of a JSON object: a text or a list of them; ValueError for others.
+
+    ``by_line`` each line of a text that is in no list is one.
+    """
     texts = value if isinstance(value, list) else [] if value is None else [value]
     for text in texts:
         if not isinstance(text, str):
             raise ValueError(f"a caption is text or a list of texts, got {value!r:.80}")
         plain_text(text.encode("utf-8", "surrogatepass"))
-    return texts
-
-
-def _texts(value: Any) -> list[str]:
-    return [" ".join(text.split()) for text in field_texts(value) if text.strip()]
+    if by_line and texts is not value:
+        return caption_lines("".join(texts))
+    return [" ".join(text.split()) for text in texts if text.strip()]
 
 
 def _listed(images: ImageIndex, path: str) -> Iterator[list[str]]:
