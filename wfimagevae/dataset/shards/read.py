@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -139,15 +139,10 @@ def open_shards(
     chosen = [_with_image(index, image_types) for index in indexes]
     pairs = list(zip(indexes, chosen, strict=True))
     shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), list(map(len, chosen)))
-    if not len(shard):
-        raise ValueError(
-            f"no sample of {sources[0]} has an image of type {options.wds_image_key}: its "
-            + _members_are({kind for index in indexes for kind in index.types}, image_types)
-        )
+    _tell_left_out(pairs, sources[0], options.wds_image_key, image_types)
     read = list(itertools.compress(kinds, (with_captions, with_labels, wanted.records)))
     for source, (index, part) in zip(sources, pairs, strict=True):
         _check_together(source, index, part["row"], read)
-    _warn_of_left_out(pairs, options.wds_image_key, image_types)
     chosen = np.concatenate(chosen)
     places = np.stack([chosen["offset"], chosen["length"]], axis=1)
     keys = PackedTexts.concatenate([index.keys.select(part["row"]) for index, part in pairs])
@@ -215,30 +210,27 @@ def _check_together(source: str, index: TarIndex, with_image: np.ndarray, kinds:
             )
 
 
-def _members_are(kinds: Iterable[str], image_types: list[str]) -> str:
-    """Says of which types the members of a shard are, and what may be wrong with them."""
-    kinds = sorted(kinds)
-    dotted = [kind for kind in kinds if kind.rpartition(".")[2] in image_types and "." in kind]
-    some = ", ".join(kinds[:6]) + (f" and {len(kinds) - 6} more" if len(kinds) > 6 else "")
-    advice = [f"{DOTS}: rename them"] if dotted else []
-    advice += ["set --wds_image_key"] if len(dotted) < 2 else []  # which one type can be given by
-    return f"members are of type {some or 'no known one'}; {', or '.join(advice)}"
-
-
-def _warn_of_left_out(
-    pairs: list[tuple[TarIndex, np.ndarray]], image_key: str, image_types: list[str]
+def _tell_left_out(
+    pairs: list[tuple[TarIndex, np.ndarray]], source: str, image_key: str, image_types: list[str]
 ) -> None:
+    """Warns of samples without an image: of what types they are; ValueError if none has one."""
     total, count, kinds = 0, 0, set()
     for index, part in pairs:
         without = np.setdiff1d(np.arange(len(index)), part["row"])
         total, count = total + len(index), count + len(without)
         kinds |= {k for k in index.types if (index.columns[f"offset.{k}"][without] >= 0).any()}
-    if count:
-        about = _members_are(kinds, image_types)
-        _log.warning(
-            "left out %d of %d samples, which have no image of type %s; their %s",
-            *(count, total, image_key, about),
-        )
+    if not count:
+        return
+    kinds = sorted(kinds)
+    dotted = [kind for kind in kinds if kind.rpartition(".")[2] in image_types and "." in kind]
+    some = ", ".join(kinds[:6]) + (f" and {len(kinds) - 6} more" if len(kinds) > 6 else "")
+    advice = [f"{DOTS}: rename them"] if dotted else []
+    advice += ["set --wds_image_key"] if len(dotted) < 2 else []  # which one type can be given by
+    about = f"members are of type {some or 'no known one'}; {', or '.join(advice)}"
+    if count == total:
+        raise ValueError(f"no sample of {source} has an image of type {image_key}: its {about}")
+    message = "left out %d of %d samples, which have no image of type %s; their %s"
+    _log.warning(message, count, total, image_key, about)
 
 
 def _record(text: bytes) -> dict[str, Any]:

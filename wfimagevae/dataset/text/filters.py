@@ -31,8 +31,6 @@ _log = logging.getLogger("wfimagevae")
 
 def read_words(words: str) -> tuple[str, ...]:
     """Words to skip: those of a file, one a line, or those of a comma-separated list."""
-    if not words:
-        return ()
     path = os.path.expanduser(words)
     parts = read_text(path).splitlines() if os.path.isfile(path) else words.split(",")
     plain = tuple(dict.fromkeys(_plain(part) for part in parts if part.strip()))
@@ -90,8 +88,8 @@ def filtered(samples: ImageSet, options: StreamOptions, source: str) -> ImageSet
                 f"{' (--no_skip_nsfw)' * (name == 'skip_nsfw')}"
             )
         checks[name] = np.array(list(map(keeps, columns[name])), bool)
-    if words := read_words(options.skip_words):
-        checks["skip_words"] = _has_none_of(samples, words)
+    if options.skip_words:
+        checks["skip_words"] = _has_none_of(samples, read_words(options.skip_words))
     if options.require_caption != "no":
         checks["require_caption"] = np.ones(len(samples), bool)
         checks["require_caption"][samples.captions.without()] = False
