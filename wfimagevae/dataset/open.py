@@ -171,7 +171,8 @@ def _build_part(
     if is_shards and captions != "none":
         place = f"looked under {options.wds_caption_key}; --wds_caption_key"
         check_captions(samples.captions, samples.images.name, place)
-    samples = filtered(samples, options, name)
+    if filters_sizes or filters_records or options.skip_words or options.require_caption != "no":
+        samples = filtered(samples, options, name)
     # Held-out images, and those of a folder, are shuffled all together.
     order = None
     if is_train and is_bucketed:

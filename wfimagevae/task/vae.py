@@ -289,22 +289,9 @@ def check_sizes(
     Raises:
         ValueError: a size, and what would do.
     """
-
-    def require(place: str, size: int, whom: str, least: int, otherwise: str) -> None:
-        if size < least:
-            raise ValueError(
-                f"{place} {size} is too small for {whom}, which needs {least} px: raise it, or "
-                f"{otherwise}"
-            )
-
-    def require_for_discriminator(place: str, size: int, without: str) -> None:
-        least = getattr(loss.discriminator, "min_size", 1)  # --disc_cls may have one of its own
-        layers = (size // 3).bit_length() - 1
-        fewer = f"--disc_num_layers {layers} or " if layers > 0 else ""
-        require(place, size, "the discriminator", least, f"train with {fewer}{without}")
-
-    # Crops of training.
     factor, lpips_size = vae.spatial_factor, MIN_SIZES["vgg"]
+    # --disc_cls may have a discriminator of its own, or none.
+    critic_size = getattr(getattr(loss, "discriminator", None), "min_size", 1)
     for height, width in sizes:
         if height % factor or width % factor:
             raise ValueError(
@@ -316,24 +303,33 @@ def check_sizes(
     if options.reduced_min_sizes:
         smallest["--reduced_min_sizes"] = min(options.reduced_min_sizes)
     smallest[f"--resolution {options.resolution} with a bucket of {long} x"] = short
+    # What has to suffice for whom, and how to do without.
+    needs: list[tuple[str, int, str, int, str]] = []
     for place, size in smallest.items():
         if options.disc_weight > 0:
-            require_for_discriminator(place, size, "--disc_weight 0")
+            needs.append((place, size, "the discriminator", critic_size, "--disc_weight 0"))
         if options.perceptual_weight > 0:
-            require(place, size, "LPIPS", lpips_size, "train with --perceptual_weight 0")
-    # Crops of held-out images.
+            needs.append((place, size, "LPIPS", lpips_size, "--perceptual_weight 0"))
     place, size = "--eval_crop_size", options.eval_crop_size
     if options.eval_image_path and size > options.eval_resolution:
         raise ValueError(
             f"{place} must be at most --eval_resolution, got {size} and {options.eval_resolution}"
         )
     if options.eval_image_path and options.eval_steps:
-        never = "validate never (--eval_steps 0)"
-        require(place, size, "SSIM", TAPS, never)
+        needs.append((place, size, "SSIM", TAPS, "--eval_steps 0"))
         if options.perceptual_weight > 0:
-            require(place, size, "LPIPS", lpips_size, never)
+            needs.append((place, size, "LPIPS", lpips_size, "--eval_steps 0"))
         if options.trains_discriminator and all(options.num_pictures):
-            require_for_discriminator(place, size, "--disable_patch_score_vis")
+            without = "--disable_patch_score_vis"
+            needs.append((place, size, "the discriminator", critic_size, without))
+    for place, size, whom, least, without in needs:
+        if size < least:
+            layers = (size // 3).bit_length() - 1 if whom == "the discriminator" else 0
+            fewer = f"--disc_num_layers {layers} or " if layers > 0 else ""
+            raise ValueError(
+                f"{place} {size} is too small for {whom}, which needs {least} px: raise it, or "
+                f"train with {fewer}{without}"
+            )
 
 
 def count_arithmetic(
