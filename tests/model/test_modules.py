@@ -7,11 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from wfimagevae.engine.cost import HeldBytes
 from wfimagevae.model.modules.blocks import (
     AttnBlock2D,
+    ChunkedAttention,
     Downsample,
     ResnetBlock2D,
     Upsample,
+    attend,
     build_norm,
     norm_activation_conv,
 )
@@ -152,6 +155,63 @@ def test_attention_holds_no_matrix_of_positions():
     count, y = saved_numbers(lambda: block(x))
     assert count < 1024 * 1024 / 4
     assert y.is_contiguous(memory_format=LAST)
+
+
+@pytest.mark.parametrize("num_scores", [1, 500, 10**6])  # queries at a time: 1, 6, all
+def test_attention_by_chunks_is_that_of_torch(num_scores):
+    inputs = torch.randn(3, 2, 37, 24, dtype=torch.float64).requires_grad_().unbind(0)
+    expected = F.scaled_dot_product_attention(*inputs)
+    compare(ChunkedAttention.apply(*inputs, num_scores), expected, inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_attention_by_chunks_errs_no_more_than_its_type(dtype):
+    """Values and gradients of sharp attention, beside those of torch in the same type."""
+    exact = [x.to(dtype).double() for x in torch.randn(3, 2, 64, 384) * 3**0.5]
+    upstream = torch.randn(2, 64, 384).to(dtype)
+
+    def results(function, inputs):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        output = function(*inputs)
+        return output, *torch.autograd.grad(output, inputs, upstream.to(output.dtype))
+
+    def errors(function):
+        found, truth = results(function, [x.to(dtype) for x in exact]), results(torch_s, exact)
+        assert all(x.dtype == dtype for x in found)
+        return [(a - b).norm() / b.norm() for a, b in zip(found, truth, strict=True)]
+
+    torch_s = F.scaled_dot_product_attention
+    own = errors(lambda *inputs: ChunkedAttention.apply(*inputs, 2 * 64 * 10))
+    assert all(
+        a < max(1.5 * b, torch.finfo(dtype).eps) for a, b in zip(own, errors(torch_s), strict=True)
+    )
+
+
+def test_attention_by_chunks_holds_memory_that_grows_with_the_tokens_alone():
+    peaks = []
+    for count in (256, 512, 1024):
+        inputs = [torch.randn(1, count, 16, requires_grad=True) for _ in range(3)]
+        with HeldBytes() as held:
+            output = ChunkedAttention.apply(*inputs, 2048)
+            output.sum().backward()
+        peaks.append(held.most)
+    assert peaks[2] < 1024 * 1024 * 4 / 4  # a quarter of all scores
+    assert peaks[2] - peaks[1] <= 2.2 * (peaks[1] - peaks[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_wide_attention_on_a_gpu_agrees_with_float64(dtype):
+    exact = torch.randn(3, 2, 1, 1000, 512, device="cuda").to(dtype).double()
+    upstream = torch.randn(2, 1, 1000, 512, device="cuda").to(dtype)
+
+    def results(inputs):
+        inputs = [x.detach().requires_grad_() for x in inputs]
+        output = attend(*inputs)
+        return output, *torch.autograd.grad(output, inputs, upstream.to(output.dtype))
+
+    for actual, expected in zip(results(exact.to(dtype)), results(exact), strict=True):
+        assert (actual - expected).norm() < 4 * torch.finfo(dtype).eps * expected.norm()
 
 
 def test_downsample_pads_right_and_bottom_by_zeros():

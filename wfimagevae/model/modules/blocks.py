@@ -15,6 +15,8 @@ EPS = 1e-6
 NUM_GROUPS = 32
 NUM_VALUES = 5  # of a Bezier curve: t and the four control points
 HIDDEN_CHANNELS = 64  # between a modulation's two convolutions
+FLASH_WIDTH = 256  # the widest head of flash attention
+NUM_SCORES = 2**25  # of attention, held at a time: 128 MiB
 
 
 class ChannelLayerNorm(nn.Module):
@@ -213,6 +215,67 @@ class Spade(nn.Module):
         return torch.addcmul(shift.to(x.dtype), x, 1 + scale.to(x.dtype))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`scaled_dot_product_attention` of one head, (B, 1, N, C), by products where those are faster.
+
+    Flash attention ends at heads of 256; what CUDA has for wider ones is several times as slow.
+    """
+    if q.is_cuda and q.shape[-1] > FLASH_WIDTH and q.dtype in (torch.bfloat16, torch.float16):
+        q, k, v = (x.squeeze(1) for x in (q, k, v))
+        return ChunkedAttention.apply(q, k, v, NUM_SCORES).unsqueeze(1)
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+class ChunkedAttention(torch.autograd.Function):
+    """One head of attention, (B, N, C), by products of some queries with all keys at a time.
+
+    Scores are float32, at most ``num_scores`` of them, but no less than those of one query, and are
+    computed again in backward: memory grows with N, not with its square.
+
+    Source: Dao et al. 2022 (FlashAttention), arXiv:2205.14135, appendix B.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, num_scores):
+        ctx.scale = q.shape[-1] ** -0.5
+        ctx.size = max(1, num_scores // (k.shape[0] * k.shape[1]))
+        outputs, sums = [], []
+        with torch.autocast(q.device.type, enabled=False):
+            for rows in q.split(ctx.size, dim=1):
+                scores = _float32_product(rows, k.mT).mul_(ctx.scale)  # (B, n, N)
+                sums.append(scores.logsumexp(-1, keepdim=True))
+                outputs.append(scores.sub_(sums[-1]).exp_().to(v.dtype) @ v)
+        output, log_sum = torch.cat(outputs, 1), torch.cat(sums, 1)
+        ctx.save_for_backward(q, k, v, output, log_sum)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        q, k, v, output, log_sum = ctx.saved_tensors
+        grad_q, grad_k, grad_v = [], 0, 0
+        with torch.autocast(q.device.type, enabled=False):
+            # Softmax' backward takes from each weight's gradient their mean: output times grad.
+            mean = (output.to(log_sum.dtype) * grad).sum(-1, keepdim=True)
+            chunks = (x.split(ctx.size, dim=1) for x in (q, grad, log_sum, mean))
+            for rows, grad_rows, sums, means in zip(*chunks, strict=True):
+                weights = _float32_product(rows, k.mT).mul_(ctx.scale).sub_(sums).exp_()
+                grad_v = grad_v + _float32_product(weights.to(v.dtype).mT, grad_rows)
+                grad_scores = _float32_product(grad_rows, v.mT).sub_(means).mul_(weights)
+                grad_scores = grad_scores.mul_(ctx.scale).to(q.dtype)  # (B, n, N)
+                grad_q.append(grad_scores @ k)
+                grad_k = grad_k + _float32_product(grad_scores.mT, rows)
+        return torch.cat(grad_q, 1), grad_k.to(k.dtype), grad_v.to(v.dtype), None
+
+
+def _float32_product(a: Tensor, b: Tensor) -> Tensor:
+    """Product of matrices whose sums are also given in float32, or more."""
+    if a.is_cuda and a.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return a.to(dtype) @ b.to(dtype)
+
+
 class AttnBlock2D(nn.Module):
     """One head of self-attention over all H W positions, plus the input.
 
@@ -238,7 +301,7 @@ class AttnBlock2D(nn.Module):
             project(h).permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(1).contiguous()
             for project in (self.q, self.k, self.v)
         )
-        h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H W, C)
+        h = attend(q, k, v)  # (B, 1, H W, C)
         h = h.reshape(len(x), *x.shape[2:], -1).permute(0, 3, 1, 2)  # (B, C, H, W)
         return self.proj_out(h).add_(x)
 
