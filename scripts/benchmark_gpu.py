@@ -65,12 +65,12 @@ def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
     near = f"--resolution {given['near']} --batch_size {size}"
     far = f"--resolution {given['far']} --batch_size {max(1, size // 16)}"
     config = f"examples/wfvae2-image-{given['config']}.json {given['steps']} {device}"
-    vae = f"{ours} benchmark_train --model_config {config} --mix_precision bf16 --wavelet_loss"
-    plain = f"{vae} --perceptual_weight 0 --disc_weight 0"
-    vae += " --random_vgg --ema"
+    vae = f"{ours} benchmark_train --model_config {config} --mix_precision bf16 --no_compile "
+    plain = f"{vae} --wavelet_loss --perceptual_weight 0 --disc_weight 0"
+    vae += "--wavelet_loss --random_vgg --ema"
     other = f"{python} {yardstick} --time --config {config} --precision bf16"
     flow = f"{ours} benchmark_train --task flow --dataset latents --model_name {given['dit']}"
-    flow += f" {given['steps']} {device} --mix_precision bf16 --batch_size {2 * size}"
+    flow += f" {given['steps']} {device} --mix_precision bf16 --no_compile --batch_size {2 * size}"
     data = f"cifar10 --data_path {cifar10}" if options.cifar10 else "shapes --resolution 32"
     train = f"{ours} train --task flow {device} --ckpt_dir {folder}/runs --dataset {data}"
     tests = [path for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text()]
@@ -122,7 +122,8 @@ def measure(command: list[str], limit: float) -> tuple[dict, str]:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # it, and its workers
-    result = {"said": ([""] + [line for line in text.splitlines() if line])[-1]}
+    said = [line for line in text.splitlines() if line] or [""]
+    result = {"said": [*said[-1:], *(line for line in said if "rror: " in line)][-1]}
     if process.returncode == 0:
         ended = "ok"
         if found := re.search(r"^\{", text, re.MULTILINE):
