@@ -246,6 +246,7 @@ def run_recipe(script: str, output: Path, name: str, plan: Plan, settings: dict)
         "LR_SCHEDULE": "cosine",
         "WARMUP_STEPS": min(50, plan.steps // 10),
         "SAVE_CKPT_STEP": 0,
+        "COMPILE": 0,  # it would take longer than it saves
     }
     run_command(["bash", script], common | settings)
     (run_dir,) = (output / "runs").glob(f"{name}-*")

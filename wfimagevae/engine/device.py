@@ -5,8 +5,12 @@ import logging
 from collections.abc import Iterator, Sequence
 
 import torch
+from torch.utils._triton import has_triton
+
+from wfimagevae.engine.options import TrainingOptions
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 _log = logging.getLogger("wfimagevae")
 
 
@@ -71,6 +75,23 @@ def autocast(device: torch.device, precision: str):
     # PyTorch 2.11 without gradients of their own; since then by a cast outside of the block that
     # FSDP2 watches, so that it reduces gradients before they arrive. Casting anew costs nothing.
     return torch.autocast(device.type, dtype=PRECISIONS[precision], cache_enabled=False)
+
+
+def compiles(options: TrainingOptions, device: torch.device) -> bool:
+    """Whether networks are compiled: as the options say, by themselves on CUDA with Triton.
+
+    Raises:
+        ValueError: CUDA graphs where gradients are accumulated.
+    """
+    on_cuda, mode = device.type == "cuda", options.compile_mode
+    on = on_cuda and has_triton() if options.compile is None else options.compile
+    if on and on_cuda and mode in _CUDA_GRAPHS and options.grad_accum_steps > 1:
+        raise ValueError(
+            f"--compile_mode {mode} runs CUDA graphs, whose next run overwrites the gradients that "
+            f"--grad_accum_steps {options.grad_accum_steps} adds up: use default or "
+            "max-autotune-no-cudagraphs, or --grad_accum_steps 1"
+        )
+    return on
 
 
 def to_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:

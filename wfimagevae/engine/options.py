@@ -61,8 +61,10 @@ class RunOptions(Options):
     mix_precision: Literal["bf16", "fp16", "fp32"] = option(
         "bf16", "arithmetic of the networks; losses and norms stay in float32", basic=True
     )
-    compile: Switch = option(
-        False, "compile the networks block by block (torch.compile)", basic=True
+    compile: Switch | None = option(
+        None,
+        "compile the networks block by block (torch.compile); not given: on CUDA, with Triton",
+        basic=True,
     )
     compile_mode: Literal[
         "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"

@@ -22,7 +22,7 @@ from wfimagevae.engine.checkpoint import (
     step_of,
     whole_checkpoint,
 )
-from wfimagevae.engine.device import library_versions
+from wfimagevae.engine.device import compiles, library_versions
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.optim import run_length
@@ -100,7 +100,7 @@ def run_training(
                 *(process.size, run.max_steps),
             )
             where = f"device {process.device}, precision {options.mix_precision}"
-            log.info("%s%s", where, ", compiled" * options.compile)
+            log.info("%s%s", where, ", compiled" * compiles(options, process.device))
             size, pid = run.checkpoint_size(), os.getpid()
             log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
             log.info("%s", library_versions())

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from wfimagevae.model.modeling_base import RegisteredModel
+from wfimagevae.model.modeling_base import RegisteredModel, compile_each
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.vae.tiling import Tiling
@@ -152,8 +152,7 @@ class ImageBaseAE(RegisteredModel):
 
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles both halves in place, as `torch.compile` does; names in the state dict stay."""
-        self.encoder.compile(mode=mode, dynamic=False)
-        self.decoder.compile(mode=mode, dynamic=False)
+        compile_each([self.encoder, self.decoder], mode)
 
     def enable_group_offload(self, *args, **options) -> None:
         """As diffusers'; weights that may go to files must be dense, which channels_last is not."""

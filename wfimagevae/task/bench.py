@@ -25,7 +25,13 @@ from wfimagevae.engine.checkpoint import (
     whole_checkpoint,
 )
 from wfimagevae.engine.cost import HeldBytes
-from wfimagevae.engine.device import autocast, enable_fast_kernels, resolve_device, synchronize
+from wfimagevae.engine.device import (
+    autocast,
+    compiles,
+    enable_fast_kernels,
+    resolve_device,
+    synchronize,
+)
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.options import TrainingOptions
@@ -72,8 +78,9 @@ class TrainBenchmark:
     """
 
     def __init__(self, task: Task, options: TrainingOptions, facts: dict):
-        self.task, self.batches, self.options, self.facts = task, task.loader, options, facts
+        self.task, self.batches, self.options = task, task.loader, options
         self.device = task.players[0].device
+        self.facts = facts | {"compile": compiles(options, self.device)}
         is_cuda = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if is_cuda else str(self.device)
         self.peak = peak_flops(self.device_name, options.mix_precision)
@@ -323,6 +330,8 @@ def flow_benchmark(options: FlowBenchOptions, parts: tuple | None = None) -> Tra
             raise ValueError("--compare_objectives: MeanFlow has no --direction_weight")
     network, space, batches = parts or _flow_parts(options)
     objective = build_objective(options, network, space)
+    if compiles(options, next(network.parameters()).device):
+        objective.compile(options.compile_mode)
     player = build_flow_player(options, objective)
     player.flops_per_sample = 2.0 * objective.passes * sample_macs(network)
     facts = {name: getattr(options, name) for name in _FLOW_FACTS}

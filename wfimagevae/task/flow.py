@@ -14,6 +14,7 @@ from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.device import compiles
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
@@ -80,6 +81,11 @@ def assemble(
     """
     network, (dataset, held_out), device = objective.network, data, process.device
     num_parameters = count_parameters(network)
+    if compiles(options, device):
+        if options.fsdp and objective.average_velocity and options.compile is None:
+            log.info("a sharded MeanFlow is not compiled unless --compile says so")
+        else:
+            objective.compile(options.compile_mode)
     if options.fsdp:
         how = options.mix_precision, options.fsdp_hybrid
         shard(network, network.blocks_to_shard(), device, *how)
@@ -250,10 +256,7 @@ def build_objective(options: FlowOptions, network: nn.Module, space: FlowSpace) 
             f"--fsdp --compile with --objective {options.objective} needs torch 2.15, this is "
             f"{torch.__version__}: leave out --compile"
         )
-    objective = kind(network, space.encode, options, options.seed, space.condition)
-    if options.compile:
-        objective.compile(options.compile_mode)
-    return objective
+    return kind(network, space.encode, options, options.seed, space.condition)
 
 
 def build_generator(

@@ -80,8 +80,6 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     space = replace(space, condition=_conditions(options, network, space))
     parts = space.encode, options, options.seed, space.condition, space.text
     objective = NoisePrediction(network, *parts)
-    if options.compile:
-        objective.compile(options.compile_mode)
     inputs = network.example_inputs(device)
     macs = count_macs(lambda: network(*inputs))
     return assemble(GlideTask, options, space, objective, macs, data, process, folder)

@@ -15,6 +15,7 @@ from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.device import compiles
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
@@ -250,7 +251,7 @@ def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
     if options.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     vae.to(device, memory_format=torch.channels_last).train()
-    if options.compile:
+    if compiles(options, device):
         vae.compile_blocks(options.compile_mode)
     return vae
 
@@ -274,7 +275,7 @@ def build_loss(options: VaeOptions, device: torch.device) -> nn.Module:
             "discriminator_loss, such as wfimagevae.model.losses.LPIPSWithDiscriminator2D"
         )
     loss = loss_class(options).to(device, memory_format=torch.channels_last)
-    if options.compile:
+    if compiles(options, device):
         loss.compile_networks(options.compile_mode)
     return loss
 

@@ -15,6 +15,7 @@ from wfimagevae.model.config_values import Depth, Natural, Share, Size
 from wfimagevae.model.flow.normalize import GroupNorm
 from wfimagevae.model.flow.transformer_blocks import attend, split_heads
 from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
+from wfimagevae.model.modeling_base import compile_each
 from wfimagevae.model.registry import ModelRegistry
 
 
@@ -180,8 +181,8 @@ class UNet(VelocityModel):
         return [block for block in blocks if isinstance(block, Stage)]
 
     def compile_blocks(self, mode: str | None = None) -> None:
-        """Compiles the network as a whole: its blocks have more shapes than Dynamo compiles."""
-        self.compile(mode=mode, dynamic=False)
+        """Compiles the network as a whole."""
+        compile_each([self], mode)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
-from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel, naming
+from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel, compile_each, naming
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict
 
@@ -157,8 +157,7 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
 
         Under `torch.func.jvp` they run eagerly, unless that is compiled around them.
         """
-        for block in self.blocks_to_shard():
-            block.compile(mode=mode, dynamic=False)
+        compile_each(self.blocks_to_shard(), mode)
 
     @classmethod
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:

@@ -292,13 +292,6 @@ class Glide(VelocityModel):
         unet = (*self.input_blocks[1:], self.middle_block, *self.output_blocks)
         return [*self.transformer.resblocks, *unet]
 
-    def compile_blocks(self, mode: str | None = None) -> None:
-        """As `VelocityModel.compile_blocks`; Dynamo is allowed as many shapes as there are."""
-        config = torch._dynamo.config
-        # In training, in evaluation, and without gradients.
-        config.recompile_limit = max(config.recompile_limit, 3 * len(self.blocks_to_shard()))
-        super().compile_blocks(mode)
-
     @classmethod
     def options_of_weights(cls, state_dict: StateDict, config: dict) -> dict:
         """Nothing, as a public model has one size; ValueError for the weights of another model."""

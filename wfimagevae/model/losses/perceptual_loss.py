@@ -15,6 +15,7 @@ from wfimagevae.model.losses.image_statistics import (
 from wfimagevae.model.losses.lpips_network import LPIPS
 from wfimagevae.model.losses.mmd import latent_mmd
 from wfimagevae.model.losses.options import LossConfig
+from wfimagevae.model.modeling_base import compile_each
 
 __all__ = ["LPIPSWithDiscriminator2D", "LossConfig"]
 
@@ -151,10 +152,9 @@ class LPIPSWithDiscriminator2D(nn.Module):
         return loss, {f"train/{name}": value.detach() for name, value in logs.items()}
 
     def compile_networks(self, mode: str = "default") -> None:
-        """Compiles the discriminator and LPIPS' backbone in place; state-dict names stay."""
-        self.discriminator.main.compile(mode=mode)
-        if self.perceptual_loss is not None:
-            self.perceptual_loss.net.compile(mode=mode)
+        """Compiles the discriminator and LPIPS in place; state-dict names stay."""
+        lpips = () if self.perceptual_loss is None else (self.perceptual_loss,)
+        compile_each((self.discriminator.main, *lpips), mode)
 
     def _reconstruction(self, target: Tensor, image: Tensor) -> tuple[Tensor, Logs]:
         """Negative log-likelihood, summed over pixels and averaged over the batch."""

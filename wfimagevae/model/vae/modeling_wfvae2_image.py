@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from wfimagevae.model.config_values import Share, Size
 from wfimagevae.model.modeling_aebase import DecoderOutput, EncoderOutput, ImageBaseAE
-from wfimagevae.model.modeling_base import CheckpointedBlocks
+from wfimagevae.model.modeling_base import CheckpointedBlocks, compile_each
 from wfimagevae.model.modules.blocks import (
     AttnBlock2D,
     Downsample,
@@ -337,11 +337,9 @@ class WFVAE2ImageModel(ImageBaseAE):
     def compile_blocks(self, mode: str | None = None) -> None:
         """Compiles block by block, in place; names in the state dict stay as they are.
 
-        The decoder's tail stays eager, so that the last layer's gradient, which the adaptive
-        adversarial weight needs, runs no other layer's backward pass. Each new image or batch size
-        compiles anew.
+        The last norms are compiled without the convolutions behind them, so that the last layer's
+        gradient, which the adaptive adversarial weight needs, runs no other layer's backward pass.
         """
         encoder, decoder = self.encoder, self.decoder
-        for block in (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks):
-            # Two blocks of one class differ in size: no reason to compile for any size.
-            block.compile(mode=mode, dynamic=False)
+        blocks = (*encoder.down_blocks, *encoder.mid, *decoder.mid, *decoder.up_blocks)
+        compile_each((*blocks, encoder.norm_out, decoder.norm_out), mode)

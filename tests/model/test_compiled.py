@@ -1,0 +1,69 @@
+"""How often Dynamo compiles what is compiled in place; traced as ever, but not made into C++."""
+
+import functools
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from tests.model.flow.models import inputs_for, small_model
+from tests.model.test_wfvae2_image import tiny_model
+from wfimagevae.model.losses import LPIPSWithDiscriminator2D
+from wfimagevae.model.losses.lpips_network import LPIPS
+from wfimagevae.model.losses.options import LossConfig
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    torch._dynamo.reset()
+    counters.clear()
+    limits = {"recompile_limit": 8, "accumulated_recompile_limit": 256}
+    # Where a limit is met, compiling fails and does not give up in silence.
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, **limits):
+        yield
+    torch._dynamo.reset()
+
+
+def graphs():
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+def test_each_size_of_aspect_buckets_is_compiled():
+    model = tiny_model()
+    model.compile_blocks()
+    counts = []
+    for width in range(16, 16 + 8 * 11, 8):
+        model(torch.randn(1, 3, 16, width)).sample.sum().backward()
+        counts.append(graphs())
+    # Two blocks down, two up, a residual and an attention block, and the last norm of each half.
+    assert counts == [8 * (i + 1) for i in range(11)]
+    model(torch.randn(1, 3, 16, 16))
+    assert graphs() == counts[-1]
+
+
+def test_each_size_of_a_transformer_is_compiled():
+    model = small_model("FlowDiT-S/2")
+    _, t, *_ = inputs_for(model)
+    model.compile_blocks()
+    for count, width in enumerate(range(4, 4 + 2 * 10, 2), 1):
+        model(torch.randn(3, 4, 8, width), t)
+        assert graphs() == count  # the blocks are alike
+
+
+def test_lpips_is_compiled_as_a_whole(monkeypatch):
+    monkeypatch.setattr(LPIPS, "__init__", functools.partialmethod(LPIPS.__init__, weights=False))
+    monkeypatch.setattr(
+        "wfimagevae.model.losses.perceptual_loss.LPIPS", lambda net, weights: LPIPS(net)
+    )
+    loss = LPIPSWithDiscriminator2D(LossConfig())
+    a, b = torch.rand(2, 1, 3, 32, 32) * 2 - 1
+    b.requires_grad_()
+    expected = loss.perceptual_loss(a, b)
+    gradient = torch.autograd.grad(expected.sum(), b)[0]
+    loss.compile_networks()
+    distance = loss.perceptual_loss(a, b)
+    assert graphs() == 1
+    torch.testing.assert_close(distance, expected)
+    torch.testing.assert_close(torch.autograd.grad(distance.sum(), b)[0], gradient)
