@@ -89,7 +89,7 @@ def run_training(
         tracker = open_tracker(kind, folder, options.exp_name, options.values())
         barrier()
         run = Run(options, process, folder, task, tracker, watcher)
-        if process.is_main:  # what ends without a step leaves nothing
+        if process.is_main and not resume:  # what ends without a step leaves nothing
             stack.callback(lambda: run.step or (folder / "options.json").unlink(missing_ok=True))
         with run.interrupt:
             seed_everything(options.seed, process.rank)
