@@ -176,7 +176,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps(rows[-1]), file=results, flush=True)
             print(f"\n== {join(command)}\n{text}", file=log, flush=True)
             write_text(folder / "table.md", report(rows))
-            print(f"{name}: {row['ended']}, {row['seconds']:.0f} s", flush=True)
+            said = row["result"].get("said", "")
+            print(f"{name}: {row['ended']}, {row['seconds']:.0f} s {said}", flush=True)
     print(report(rows))
     return int(any(row["ended"] != "ok" for row in rows))
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -57,7 +58,8 @@ def test_parts_go_on_after_failures_and_late_ones(tmp_path, monkeypatch, capsys)
     assert rows["training"]["result"]["img_per_s"] == 4.25
     assert rows["slow"]["result"]["mfu"] == 0.25
     text = (tmp_path / "new" / "table.md").read_text()
-    assert text in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert text in printed and re.search(r"broken: failed \(1\), .* out of luck\n", printed)
     assert "| 5 |" in text and "img_per_s over slow 2.5" in text and "| a/b | 1.5 |" in text
     assert "loading" in (tmp_path / "new" / "log.txt").read_text()
 
