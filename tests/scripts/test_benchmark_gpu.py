@@ -113,7 +113,7 @@ def test_the_whole_command_is_rehearsed_on_a_cpu(tmp_path):
     results = {name: row["result"] for name, row in rows.items()}
     assert results.keys() == {part[0] for part in plan(GpuBenchOptions())}
     assert "skipped" in results.pop("gpu_tests")["said"]
-    assert len(results["attention"]["attention"]) == 14
+    assert len(results["attention"]["attention"]) == 16
     assert all(result["img_per_s"] > 0 for result in results.values())
     assert len(results["dit_compiled_profile"]["kernels"]) == 15
     assert results["checkpoint"]["checkpoint_bytes"] > 10**8

@@ -9,6 +9,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from wfimagevae.engine.cost import count_macs, seconds_per_call
 from wfimagevae.engine.device import PRECISIONS
+from wfimagevae.model.modules.blocks import attend
 from wfimagevae.task.bench import TrainBenchmark
 
 _FUSED = SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.CUDNN_ATTENTION
@@ -28,7 +29,8 @@ def compare_attention(benchmark: TrainBenchmark, lengths: list[int]) -> list[dic
     options, device = benchmark.options, benchmark.device
     network, dtype = benchmark.task.network, PRECISIONS[options.mix_precision]
     total = options.batch_size * (options.resolution // network.spatial_factor) ** 2
-    calls = {"PyTorch's choice": scaled_dot_product_attention, "products": _products}
+    calls = {"ours": attend, "PyTorch's choice": scaled_dot_product_attention}
+    calls["products"] = _products
     calls |= {"products, compiled": torch.compile(_products, dynamic=False)}
     calls |= {"FlexAttention, compiled": torch.compile(flex_attention, dynamic=False)}
     calls |= {kind.name: sdpa_kernel(kind)(scaled_dot_product_attention) for kind in _FUSED}
