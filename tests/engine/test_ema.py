@@ -61,3 +61,26 @@ def test_averages_come_back_by_decay_and_new_ones_start_from_the_weights(tmp_pat
     assert (restarted.average["weight"].item(), restarted.num_updates) == (7.0, 0)
     assert other.num_updates == 1
     assert set(Averages(network, [0.9]).parts()) == {"ema_state_dict"}
+
+
+def test_a_replaced_parameter_or_buffer_is_the_one_that_is_averaged():
+    network = nn.Sequential(nn.BatchNorm1d(1), nn.Linear(1, 1))
+    ema = EMA(network, decay=0.75, warmup=False)
+    network[1].weight = nn.Parameter(torch.full((1, 1), 8.0))
+    network[0].running_mean = torch.full((1,), 4.0)
+    old = {name: value.clone() for name, value in ema.average.items()}
+    ema.update()
+    for name, replaced in (("1.weight", 8.0), ("0.running_mean", 4.0)):
+        torch.testing.assert_close(ema.average[name], 0.75 * old[name] + 0.25 * replaced)
+    assert ema.average["0.num_batches_tracked"].dtype == torch.float32
+
+
+def test_an_update_walks_no_module(monkeypatch):
+    network = nn.Sequential(nn.Linear(1, 1))
+    ema = EMA(network, decay=0.5, warmup=False)
+    monkeypatch.setattr(nn.Module, "state_dict", None)
+    monkeypatch.setattr(nn.Module, "named_modules", None)
+    network[0].bias.data.fill_(3.0)
+    before = ema.average["0.bias"].item()
+    ema.update()
+    assert ema.average["0.bias"].item() == pytest.approx(0.5 * before + 1.5)

@@ -29,6 +29,9 @@ class EMA:
             name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
             for name, value in network.state_dict(keep_vars=True).items()
         }
+        # Where the modules keep these tensors: a state dict of each update would take longer than
+        # the arithmetic, and a parameter that is replaced is found.
+        self._places = [_place(network, name) for name in self.average]
 
     @torch.no_grad()
     def update(self) -> None:
@@ -38,8 +41,9 @@ class EMA:
         self.num_updates += 1
         # All weights in one call: one kernel a dtype instead of one a tensor.
         averages = [local(value) for value in self.average.values()]
-        weights = zip(self.network.state_dict(keep_vars=True).values(), averages, strict=True)
-        live = [local(value).to(average.dtype) for value, average in weights]
+        live = [local(tensors[name]) for tensors, name in self._places]
+        pairs = zip(live, averages, strict=True)
+        live = [value if value.dtype == own.dtype else value.to(own.dtype) for value, own in pairs]
         torch._foreach_lerp_(averages, live, 1 - decay)
 
     @contextmanager
@@ -74,6 +78,13 @@ class EMA:
             raise ValueError(f"the checkpoint's EMA lacks {len(missing)} weights, as {missing[0]}")
         for name, value in self.average.items():
             value.copy_(placed_like(state[name], value))
+
+
+def _place(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
+    """The parameters or buffers of the module that holds a tensor, and its name among them."""
+    path, _, leaf = name.rpartition(".")
+    module = network.get_submodule(path)
+    return (module._parameters if leaf in module._parameters else module._buffers), leaf
 
 
 class Averages(EMA):
