@@ -13,6 +13,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "eval": ["torch-fidelity>=0.4"],
     "optim": ["pytorch-optimizer>=3.5"],
+    "fp8": ["torchao>=0.13"],
     "text": ["transformers[sentencepiece]>=5.0", "tokenizers>=0.22"],
     "nvml": ["nvidia-ml-py>=12.535"],
     "tensorboard": ["tensorboard>=2.16"],
@@ -27,6 +28,7 @@ EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extr
 EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["optim"],
+    *EXTRAS["fp8"],
     *EXTRAS["text"],
     *EXTRAS["nvml"],
     *EXTRAS["tensorboard"],

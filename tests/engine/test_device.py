@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from wfimagevae.engine.device import compiles, library_versions
+from wfimagevae.engine.device import compiles, library_versions, multiply_in_fp8
 from wfimagevae.engine.options import TrainingOptions
 
 
@@ -32,3 +33,46 @@ def test_gpu_libraries_are_named_beside_torch(monkeypatch):
     assert library_versions() == "torch 2.14.1, CPU only"
     monkeypatch.setattr("torch.version.hip", "6.4")
     assert library_versions() == "torch 2.14.1, HIP 6.4"
+
+
+def test_fp8_multiplies_exactly_what_its_numbers_are():
+    """Signs, that is; others are rounded to 3 bits of mantissa (e4m3), gradients to 2 (e5m2)."""
+    pytest.importorskip("torchao")
+    torch.manual_seed(0)
+
+    def outputs(x, weight):
+        layer = nn.Linear(64, 32, bias=False)
+        block = nn.Sequential(layer, nn.Linear(32, 7))  # which 16 does not divide
+        layer.weight.data.copy_(weight)
+        before = dict(block.named_parameters())
+        found = []
+        for count in (0, 1):
+            if count:
+                device = torch.device("cpu")
+                assert multiply_in_fp8([block], device, "bf16", emulate=True) == count
+                assert all(p is before[name] for name, p in block.named_parameters())
+            block.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                y = block[0](x)
+            y.sum().backward()
+            found += [y.float(), block[0].weight.grad.clone()]
+        return found
+
+    signs = (torch.randint(0, 2, size).float() * 2 - 1 for size in ((48, 64), (32, 64)))
+    y, grad, y_8, grad_8 = outputs(*signs)
+    torch.testing.assert_close(y_8, y, rtol=0.01, atol=0.1)
+    torch.testing.assert_close(grad_8, grad, rtol=0.01, atol=0.1)
+    y, grad, y_8, grad_8 = outputs(torch.randn(48, 64), torch.randn(32, 64))
+    for exact, rounded in ((y, y_8), (grad, grad_8)):
+        assert 0.002 < (rounded - exact).norm() / exact.norm() < 0.06
+
+
+def test_fp8_is_refused_where_there_is_none(monkeypatch):
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "old")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (8, 0))
+    for device, name in (("cpu", "cpu"), ("cuda", "old")):
+        with pytest.raises(ValueError, match=f"needs a GPU that has it, .*; this is {name}"):
+            multiply_in_fp8([], torch.device(device), "bf16")
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: (9, 0))
+    with pytest.raises(ValueError, match="--mix_precision bf16, not fp32"):
+        multiply_in_fp8([], torch.device("cuda"), "fp32")

@@ -230,6 +230,16 @@ class ShardingOptions(Options):
     )
 
 
+class Fp8Options(Options):
+    """FP8: arithmetic of 8 bits, on GPUs that have it"""
+
+    fp8: bool = option(
+        False,
+        "linear layers of the network's blocks multiply in FP8 (pip install torchao); weights, "
+        "averages and checkpoints stay as they are; with --mix_precision bf16 and --compile",
+    )
+
+
 class TrainingOptions(
     RunOptions,
     DeviceOptions,

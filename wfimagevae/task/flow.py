@@ -14,7 +14,7 @@ from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs, count_parameters
-from wfimagevae.engine.device import compiles
+from wfimagevae.engine.device import compiles, multiply_in_fp8
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
@@ -81,6 +81,14 @@ def assemble(
     """
     network, (dataset, held_out), device = objective.network, data, process.device
     num_parameters = count_parameters(network)
+    if options.fp8:
+        if objective.average_velocity:
+            raise ValueError(
+                f"--objective {options.objective} takes a forward derivative, and --fp8 has none: "
+                "leave it out"
+            )
+        count = multiply_in_fp8(network.blocks_to_shard(), device, options.mix_precision)
+        log.info("%d linear layers multiply in FP8", count)
     if compiles(options, device):
         if options.fsdp and objective.average_velocity and options.compile is None:
             log.info("a sharded MeanFlow is not compiled unless --compile says so")

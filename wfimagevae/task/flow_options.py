@@ -9,6 +9,7 @@ from wfimagevae.dataset.options import (
     TextDataOptions,
 )
 from wfimagevae.engine.options import (
+    Fp8Options,
     MismatchOptions,
     OptimizerOptions,
     ShardingOptions,
@@ -128,6 +129,7 @@ class FlowOptions(
     MeanFlowOptions,
     FlowValidationOptions,
     ShardingOptions,
+    Fp8Options,
     defaults=GENERATOR_DEFAULTS,
 ):
     """task: all options of flow training"""

@@ -10,7 +10,12 @@ from wfimagevae.dataset.options import (
     PrefixOptions,
     StreamOptions,
 )
-from wfimagevae.engine.options import MismatchOptions, ShardingOptions, TrainingOptions
+from wfimagevae.engine.options import (
+    Fp8Options,
+    MismatchOptions,
+    ShardingOptions,
+    TrainingOptions,
+)
 from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
 from wfimagevae.objective.options import NoisePredictionOptions
 from wfimagevae.options import Count, NonNegative, option
@@ -131,6 +136,7 @@ class GlideOptions(
     GlideValidationOptions,
     UpsamplerOptions,
     ShardingOptions,
+    Fp8Options,
     defaults=GENERATOR_DEFAULTS
     | {
         "exp_name": "glide",
