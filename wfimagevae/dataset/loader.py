@@ -279,10 +279,13 @@ class TrainLoader(Batches):
                 f"the run to resume shuffled its images with seed {state['seed']}, this one with "
                 f"{self.dataset.seed}; pass --seed {state['seed']}"
             )
-        old, new = state.get("order", {}), self.state_dict().get("order", {})
+        old = state.get("order", {})
+        self.dataset.resume_order(old)
+        new = self.dataset.order_facts
         changes = [
             f"{key} was {old.get(key)}, is {new.get(key)}"
-            for key in sorted(old.keys() | new.keys())
+            # How many are permuted one by one follows from the number of images.
+            for key in sorted((old.keys() | new.keys()) - {"permutation"})
             if old.get(key) != new.get(key)
         ]
         if changes:

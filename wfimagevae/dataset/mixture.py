@@ -1,7 +1,7 @@
 """Several data sets in one run, dealt by their weights."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -50,14 +50,21 @@ class Mixture(TrainData):
         # The first set against all others, the second against the rest, and so on.
         left = [sum(shares[i:]) for i in range(len(shares))]
         self._ratios = [share / rest for share, rest in zip(shares, left, strict=True)]
-        # Facts are told apart where sets differ; the weights are those of all.
+        self._weights = None if weights is None else [float(weight) for weight in weights]
+
+    @property
+    def order_facts(self) -> dict[str, Any]:
+        """Those of the sets, told apart where they differ, and the weights."""
         facts: dict[str, Any] = {}
         for number, part in enumerate(self.parts, 1):
             for key, value in part.order_facts.items():
                 if facts.setdefault(key, value) != value:
                     facts[f"{key} of set {number}"] = value
-        facts["data_weights"] = None if weights is None else [float(weight) for weight in weights]
-        self.order_facts = facts
+        return facts | {"data_weights": self._weights}
+
+    def resume_order(self, facts: Mapping[str, Any]) -> None:
+        for part in self.parts:
+            part.resume_order(facts)
 
     def __len__(self) -> int:
         return sum(len(part) for part in self.parts)

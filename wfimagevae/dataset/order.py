@@ -2,10 +2,12 @@
 
 import hashlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+LARGEST_ARRAY = 2**23  # items that are shuffled in memory
 
 
 def stable_seed(*parts: int | str) -> int:
@@ -19,6 +21,36 @@ def shuffled(num_items: int, *seed: int | str) -> np.ndarray:
     # NumPy guarantees a bit generator's raw stream between versions, but not `permutation`.
     keys = np.random.Philox(key=stable_seed(*seed)).random_raw(num_items)
     return np.argsort(keys, kind="stable").astype(np.uint32 if num_items < 2**32 else np.uint64)
+
+
+def permuted(i: int, num_items: int, keys: Sequence[int]) -> int:
+    """Where a random permutation of 0 to num_items - 1 takes ``i``, without the memory of an array.
+
+    A Feistel network with a round for each of an even number of keys, of 64 bits, permutes the
+    numbers below the next power of two, until it comes to one below ``num_items``: twice at most on
+    average. A round is the finalizer of SplitMix64.
+
+    Sources: Luby and Rackoff 1988, doi:10.1137/0217022; Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains" (cycle walking); Steele, Lea and Flood 2014,
+    doi:10.1145/2660193.2660195.
+    """
+    bits = (num_items - 1).bit_length()
+    low = bits // 2
+    high_mask, low_mask = (1 << bits - low) - 1, (1 << low) - 1
+    while True:
+        left, right = i >> low, i & low_mask
+        for first, second in zip(keys[::2], keys[1::2], strict=True):
+            left ^= _mixed(right ^ first) & high_mask
+            right ^= _mixed(left ^ second) & low_mask
+        i = left << low | right
+        if i < num_items:
+            return i
+
+
+def _mixed(z: int) -> int:
+    z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
+    z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
+    return z ^ z >> 31
 
 
 def recent(cache: dict, key: Any, make: Callable[[], Any]) -> Any:
@@ -45,6 +77,11 @@ class Order:
     def index(self, position: int) -> int:
         raise NotImplementedError
 
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """Takes up the order of a run with these facts: older ones had arrays of every size."""
+        if "permutation" not in facts:
+            self.facts.pop("permutation", None)
+
     def candidates(self, position: int) -> Iterator[int]:
         """The image at ``position``, then those that stand in for it if it cannot be read."""
         return map(self.index, itertools.count(position))
@@ -54,19 +91,28 @@ class ShuffledOrder(Order):
     """An endless order of ``num_items`` things, in which every epoch is a fresh shuffle.
 
     Position k is item i of epoch e with ``e, i = divmod(k, num_items)``: whoever knows one
-    integer knows where the data stands, whatever the number of ranks and workers.
+    integer knows where the data stands, whatever the number of ranks and workers. More than
+    `LARGEST_ARRAY` items are `permuted` one by one, and the ``facts`` say so.
     """
 
     def __init__(self, num_items: int, seed: int):
         if num_items < 1:
             raise ValueError(f"an order needs at least one item, got {num_items}")
         self.num_items, self.seed = num_items, seed
+        self.facts = {"permutation": "feistel"} if num_items > LARGEST_ARRAY else {}
         self._epochs: dict[int, np.ndarray] = {}
+        self._keys: dict[int, list[int]] = {}
 
     def index(self, position: int) -> int:
         epoch, i = divmod(position, self.num_items)
+        if "permutation" in self.facts:
+            return permuted(i, self.num_items, recent(self._keys, epoch, lambda: self._draw(epoch)))
         items = lambda: shuffled(self.num_items, self.seed, "epoch", epoch)  # noqa: E731
         return int(recent(self._epochs, epoch, items)[i])
+
+    def _draw(self, epoch: int) -> list[int]:
+        key = stable_seed(self.seed, "permutation", epoch)
+        return np.random.Philox(key=key).random_raw(6).tolist()
 
 
 class ShardOrder(Order):

@@ -1,7 +1,6 @@
 """What training asks of its data, and of images wherever they are kept."""
 
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
 from typing import Any, BinaryIO, Protocol
 
 import torch
@@ -45,13 +44,20 @@ class TrainData:
     on besides the seed: a run is resumed with the same ones only.
     """
 
-    _order: Order
+    _order: Order = Order()  # without facts, where samples are drawn afresh
     seed: int
     sample_shape: tuple[int, ...]
     class_names: list[str]
     has_captions: bool = False
     data_key: str = "image"
-    order_facts: Mapping[str, Any] = MappingProxyType({})
+
+    @property
+    def order_facts(self) -> Mapping[str, Any]:
+        return self._order.facts
+
+    def resume_order(self, facts: Mapping[str, Any]) -> None:
+        """Takes up the order of a run with these facts; see `Order.resume`."""
+        self._order.resume(facts)
 
     @property
     def num_classes(self) -> int:

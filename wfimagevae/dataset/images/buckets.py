@@ -3,7 +3,8 @@
 import itertools
 import logging
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -139,9 +140,16 @@ class BucketOrder(Order):
         self._counts = [len(members) for members in self._members]
         self.batch_size, self.seed = batch_size, seed
         self.num_items = sum(self._counts)
-        self.facts = {"batch_size": batch_size} | self._orders[0].facts
+        self.facts = {"batch_size": batch_size}
+        for order in self._orders:  # a large bucket has one more
+            self.facts |= order.facts
         self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._last = (-1, 0, 0)
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        super().resume(facts)
+        for order in self._orders:
+            order.resume(facts)
 
     def size(self, position: int) -> tuple[int, int]:
         return self.sizes[self._place(position)[0]]

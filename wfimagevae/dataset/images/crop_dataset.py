@@ -106,7 +106,6 @@ class CropDataset(TrainData, Dataset):
         self.sample_shape = (3, rules.resolution, rules.resolution)
         self._order = order or ShuffledOrder(len(images), seed)
         self.sizes = list(self._order.sizes) or [self.sample_shape[1:]]
-        self.order_facts = self._order.facts
         self._failed: dict[tuple[int, tuple[int, int]], str] = {}
 
     def __getitem__(self, position: int) -> dict:
