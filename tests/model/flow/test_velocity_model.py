@@ -14,6 +14,7 @@ from tests.model.flow.models import (
     inputs_for,
     small_model,
 )
+from wfimagevae.model.flow.unet import ResidualBlock
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 
@@ -192,3 +193,20 @@ def test_blocks_to_shard_hold_most_parameters_of_models_of_the_advertised_sizes(
     # As advertised.
     assert counts["UNet"] == pytest.approx(52.6e6, rel=0.001)
     assert counts["SmallCNN"] == pytest.approx(0.1e6, rel=0.1)
+
+
+@pytest.mark.parametrize("dilation", [1, 2, 4])
+def test_a_residual_block_has_the_gradients_of_float32_in_bf16(dilation):
+    """pytorch/pytorch #169688, and its like: convolutions of the CPU in bfloat16."""
+    torch.manual_seed(0)
+    block = ResidualBlock(36, 36, 8, dilation=dilation).to(memory_format=torch.channels_last)
+    torch.nn.init.normal_(block.conv2.weight, std=0.05)
+    x, c = torch.randn(2, 36, 32, 32).to(memory_format=torch.channels_last), torch.randn(2, 8)
+    found = []
+    for enabled in (False, True):
+        block.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            block(x, c).square().mean().backward()
+        found.append({name: p.grad.clone() for name, p in block.named_parameters()})
+    for name, exact in found[0].items():
+        assert (found[1][name] - exact).norm() < 0.03 * exact.norm(), name

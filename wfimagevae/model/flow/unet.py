@@ -45,7 +45,15 @@ class ResidualBlock(nn.Module):
         self.skip = nn.Identity() if is_same else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = F.silu(self.norm1(x))
+        if x.is_cpu and self.conv1.dilation != (1, 1):
+            # In bfloat16 and channels_last the CPU's gradients of dilated weights are noise, or
+            # it crashes (PyTorch 2.14, AVX-512).
+            with torch.autocast("cpu", enabled=False):
+                h = self.conv1(h.to(self.conv1.weight.dtype))
+        else:
+            h = self.conv1(h)
+        h = self.norm2(h)
         scale, shift = self.modulation(F.silu(c))[..., None, None].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, h, 1 + scale))
         return self.skip(x) + self.conv2(self.dropout(h))
