@@ -28,7 +28,6 @@ EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extr
 EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["optim"],
-    *EXTRAS["fp8"],
     *EXTRAS["text"],
     *EXTRAS["nvml"],
     *EXTRAS["tensorboard"],
