@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         export_vae,
         push_to_hub,
     )
-    from wfimagevae.files import read_json
+    from wfimagevae.files import is_folder, read_json
     from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.generate.generator_files import find_generator_facts, load_generator
     from wfimagevae.generate.options import GeneratorOptions
@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_card(options)
     check_hub(options.push_to_hub)
     run = find_weights(source) if source else folder
-    run = run if run.is_dir() else run.parent
+    run = run if is_folder(run) else run.parent
     path = run / "options.json"  # of the training, beside its checkpoints
     training = read_json(path) if path.is_file() else None
     card, parts = (

@@ -27,7 +27,7 @@ PACKAGE = ROOT / "wfimagevae"
 
 # Imports point to earlier lines only; packages of one line never import each other.
 ORDER = [
-    "files options torchrun",
+    "files options torchrun sharded_files",
     "yaml_files",
     "command_line",
     "model diffusion dataset engine",

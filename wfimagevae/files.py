@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import functools
 import glob
+import io
 import json
 import logging
 import os
@@ -41,6 +42,7 @@ _living: set[str] = set()  # this process's own temporary files
 # Of URLs that shards are read from: in this process, and by the webdataset library.
 _SCHEMES = ("http", "https", "hf", "file", "ais", "sftp", "ftps", "scp", "gs", "htgs")
 DIFFUSERS = "diffusers:"  # before the path or hub name of one of its autoencoders
+FACTS = "facts.pt"  # in a checkpoint that is a folder of shards
 _WEIGHTS = (".ckpt", ".safetensors", ".json", ".pt", ".pth", ".tar")
 
 
@@ -261,15 +263,21 @@ def read_json_lines(path: str | os.PathLike) -> list[dict]:
 def read_torch_file(path: Path) -> dict[str, Any]:
     """The dict in a file of `torch.save`, on the CPU, its bytes verified; no code in it is run.
 
-    Tensors are mapped: read when they are used, from a file that stays as it is until then.
+    Tensors are mapped: read when they are used, from a file that stays as it is until then. A
+    checkpoint in shards is a folder.
     """
     import torch
+
+    if (path / FACTS).is_file():
+        from wfimagevae.sharded_files import read_sharded
+
+        return read_sharded(path)
 
     is_zip = zipfile.is_zipfile(path)
     mmap = is_zip and os.fspath(path).isprintable()  # torch maps no name that is no text
     # One process of a machine verifies for all.
     if is_zip and os.environ.get("LOCAL_RANK", "0") == "0":
-        damage = _zip_damage(os.path.abspath(path), file_version(path))
+        damage = zip_damage(os.path.abspath(path), file_version(path))
         if damage:
             raise ValueError(f"{path} is damaged: {damage}")
     try:
@@ -292,16 +300,25 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _zip_damage(path: str, version: tuple[int, int]) -> str:
-    """What of a zip file, in one version, its checksums say is damaged."""
+def zip_damage(path: str, version: tuple[int, int], offset: int = 0, length: int = 0) -> str:
+    """What of a zip file, or of one inside a file, in one version, its checksums say is damaged."""
     try:
-        with zipfile.ZipFile(path) as file:
-            # Torch can be told to write no checksums.
-            file.filelist = [entry for entry in file.filelist if entry.CRC]
-            entry = file.testzip()
+        with open(path, "rb") as outer:
+            outer.seek(offset)
+            with zipfile.ZipFile(io.BytesIO(outer.read(length)) if length else outer) as file:
+                # Torch can be told to write no checksums.
+                file.filelist = [entry for entry in file.filelist if entry.CRC]
+                entry = file.testzip()
+    except FileNotFoundError:
+        raise
     except DAMAGED_ARRAYS as error:
         return str(error)
     return f"{entry} in it does not have its checksum" if entry else ""
+
+
+def is_folder(path: str | os.PathLike) -> bool:
+    """Whether a path is a folder, but no checkpoint in shards, which is read as a file is."""
+    return os.path.isdir(path) and not os.path.isfile(os.path.join(path, FACTS))
 
 
 def check_scheme(path: str) -> None:

@@ -1,6 +1,8 @@
 """FSDP2 on two gloo processes against one process: same updates, interchangeable checkpoints."""
 
 import os
+import shutil
+import signal
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -8,18 +10,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from tests.distributed.worker import on_ranks
-from tests.task.training import largest_difference
-from wfimagevae.engine.checkpoint import collect, read_checkpoint, restore, write_checkpoint
+from tests.task.training import differences, largest_difference
+from wfimagevae.engine.checkpoint import (
+    collect,
+    list_checkpoints,
+    read_checkpoint,
+    restore,
+    whole_checkpoint,
+    write_checkpoint,
+)
 from wfimagevae.engine.device import autocast
-from wfimagevae.engine.distributed import World, barrier, world
+from wfimagevae.engine.distributed import World, barrier, cpu_group, gather_objects, world
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.optim import OptimizerState
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.sharding import shard
+from wfimagevae.engine.sharding import local, shard
 
 
 class Network(nn.Module):
@@ -76,6 +86,7 @@ class Plan:
     nodes: bool = False
     dtype: torch.dtype = torch.float64
     load: Path | None = None  # checkpoint to go on from
+    shards: Path | None = None  # folder to save to beside the file
     bad_step: int = -1  # update at which the last rank sees an infinity
 
 
@@ -131,6 +142,11 @@ def carry_out(plan: Plan, here: World, sharded: bool) -> dict:
     ]
     with averages.applied(), torch.no_grad(), autocast(here.device, plan.precision):
         averaged = network(torch.ones(1, 3, dtype=plan.dtype, device=here.device))
+    if plan.shards:
+        content = collect(parts, shards=True, norms=norms, averaged=averaged)
+        found = [local(x) for x in tree_leaves(content) if isinstance(x, Tensor)]
+        content["copied"] = gather_objects(sum(x.nbytes for x in found))
+        write_checkpoint(plan.shards, content, cpu_group(1))
     return collect(parts, here.is_main, norms=norms, averaged=averaged)
 
 
@@ -142,12 +158,13 @@ PLANS = {
     "sgd, infinity": Plan("sgd", bad_step=2),
     "bf16": Plan("sgd", precision="bf16", clip_grad_norm=1e9, dtype=torch.float32),
     "fp16": Plan("sgd", precision="fp16", clip_grad_norm=1e9, dtype=torch.float32),
-    "first half": Plan(steps=(0, 2)),
 }
 if hasattr(torch.optim, "Muon"):
     PLANS["muon"] = Plan("muon")
 EQUAL = [("adamw", "micro-two"), ("adamw", "from one-two"), ("adamw", "from two-two")]
 EQUAL += [("adamw", "from two-one"), ("adamw", "nodes-four")]
+EQUAL += [("adamw", f"from {way}") for way in ("shards-one", "shards-two", "shards-four")]
+EQUAL += [("adamw", "from four's shards-two")]
 for kind in ("adamw", "sgd", "rmsprop", "adamw, infinity", "sgd, infinity"):
     EQUAL.append((kind, f"{kind}-two"))
 
@@ -161,14 +178,24 @@ def folder(tmp_path_factory):
         return Plan(steps=(2, 4), load=folder / f"first half-{source}.ckpt")
 
     train([(plan, folder / f"{name}-one.ckpt") for name, plan in PLANS.items()], False)
+    half = folder / "first half-two.ckpt", folder / "first half-shards.ckpt"
+    train([(Plan(steps=(0, 2)), folder / "first half-one.ckpt")], False)
     plans = [(plan, folder / f"{name}-two.ckpt") for name, plan in PLANS.items()]
     plans += [(Plan(micro=2), folder / "micro-two.ckpt")]
     exact = replace(PLANS["bf16"], gathers="fp32")
     plans += [(exact, folder / "bf16, gathered in fp32-two.ckpt")]
-    plans += [(second_half(s), folder / f"from {s}-two.ckpt") for s in ("one", "two")]
+    plans += [(Plan(steps=(0, 2), shards=half[1]), half[0])]
+    plans += [(second_half(s), folder / f"from {s}-two.ckpt") for s in ("one", "two", "shards")]
     on_ranks(2, train, plans, True)
-    on_ranks(4, train_on_nodes, [(Plan(nodes=True), folder / "nodes-four.ckpt")])
-    train([(second_half("two"), folder / "from two-one.ckpt")], False)
+    plans = [(Plan(nodes=True), folder / "nodes-four.ckpt")]
+    plans += [(replace(second_half("shards"), nodes=True), folder / "from shards-four.ckpt")]
+    file, shards = folder / "first half-four.ckpt", folder / "first half-four's shards.ckpt"
+    plans += [(Plan(steps=(0, 2), nodes=True, shards=shards), file)]
+    on_ranks(4, train_on_nodes, plans)
+    plans = [(second_half("four's shards"), folder / "from four's shards-two.ckpt")]
+    on_ranks(2, train, plans, True)
+    for source in ("two", "shards"):
+        train([(second_half(source), folder / f"from {source}-one.ckpt")], False)
     return folder
 
 
@@ -195,6 +222,21 @@ def test_sharded_ranks_equal_one_process_and_go_on_from_each_other(folder, name,
     alone, sharded = read(folder, f"{name}-one"), read(folder, other)
     assert alone["norms"][0] > 0.2  # clipping has something to do
     assert largest_difference(tensors(alone), tensors(sharded)) < 1e-8
+
+
+@pytest.mark.parametrize(("ranks", "shards"), [("two", "shards"), ("four", "four's shards")])
+def test_shards_hold_the_bits_of_the_whole_and_no_rank_copies_it(folder, ranks, shards):
+    content = read_checkpoint(folder / f"first half-{shards}.ckpt")
+    copied, whole = content.pop("copied"), read(folder, f"first half-{ranks}")
+    assert not differences(content, whole)
+    size = sum(x.nbytes for x in tree_leaves(whole) if isinstance(x, Tensor))
+    assert max(copied) < 0.65 * size  # 4 of 7 rows
+
+
+def test_going_on_from_shards_is_going_on_from_the_file(folder):
+    for ranks in ("one", "two"):
+        one, other = (read(folder, f"from {way}-{ranks}") for way in ("two", "shards"))
+        assert not differences(one, other)
 
 
 @pytest.mark.parametrize("name", ["adamw, infinity", "sgd, infinity"])
@@ -231,6 +273,63 @@ def test_sharded_fp16_finds_its_scale_and_trains(folder):
     state = content["player_state"]["toy"]
     assert state["scaler"]["scale"] == 2.0 ** (16 - state["skipped"][0].item())
     assert largest_difference(content["state_dict"]["gen_model"], Network().state_dict()) > 1e-2
+
+
+def remove(path, values):
+    path.unlink()
+
+
+def cut(path, values):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def flip(path, values):
+    data = bytearray(path.read_bytes())
+    data[data.index(values.numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [remove, cut, flip])
+@pytest.mark.parametrize("name", ["__1_0.distcp", "facts.pt"])
+def test_damaged_shards_are_named_and_passed_over(folder, tmp_path, caplog, name, damage):
+    for step in (1, 2):
+        shutil.copytree(folder / "first half-shards.ckpt", tmp_path / f"checkpoint-{step}.ckpt")
+    before, last = list_checkpoints(tmp_path)
+    content = read(folder, "first half-two")
+    weight = content["state_dict"]["gen_model"]["embed.weight"]
+    damage(last / name, content["averaged"] if name == "facts.pt" else weight[4:])
+    assert whole_checkpoint(last) == before
+    without_facts = name == "facts.pt" and damage is remove  # then it is a folder like any
+    assert str(last if without_facts else last / name) in caplog.text
+
+
+def killed(path: Path) -> None:
+    """Saves shards of ones, and those of twos until a process is killed that had written half."""
+    with world("cpu") as here:
+        network, group = nn.Linear(64, 64), cpu_group(1)
+        shard(network, (), here.device)
+        for value in (1.0, 2.0):
+            nn.init.constant_(network.weight, value)
+            if value == 2:
+                torch.distributed.checkpoint.FileSystemWriter._write_data = half_written
+            content = collect({"state_dict.x": network}, shards=True, value=value)
+            write_checkpoint(path, content, group)
+
+
+def half_written(writer, planner, files):
+    path, _, items = files.get_nowait()
+    torch.save(planner.resolve_data(items[0]), path)
+    if path.name.startswith("__1"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError("the other process was faster")
+
+
+def test_kill_9_during_a_save_of_shards_leaves_those_before(tmp_path):
+    path = tmp_path / "checkpoint-1.ckpt"
+    with pytest.raises(torch.multiprocessing.ProcessExitedException, match="SIGKILL"):
+        on_ranks(2, killed, path)
+    content = read_checkpoint(path)
+    assert content["value"] == 1 and (content["state_dict"]["x"]["weight"] == 1).all()
 
 
 @pytest.mark.gpu

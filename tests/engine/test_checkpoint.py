@@ -12,7 +12,13 @@ import torch
 from torch import nn
 
 from wfimagevae.engine import checkpoint as module
-from wfimagevae.engine.checkpoint import collect, read_checkpoint, restore, write_checkpoint
+from wfimagevae.engine.checkpoint import (
+    collect,
+    link_or_copy,
+    read_checkpoint,
+    restore,
+    write_checkpoint,
+)
 from wfimagevae.files import write_atomically
 
 
@@ -84,6 +90,19 @@ def test_torch_save_failing_on_a_full_device_is_an_os_error(tmp_path):
     with pytest.raises(OSError, match="No space left"):
         write_atomically(tmp_path / "x.ckpt", write)
     assert not os.listdir(tmp_path)
+
+
+def test_the_best_checkpoint_becomes_a_folder_and_a_file_again(tmp_path):
+    file, folder, best = (tmp_path / f"{name}.ckpt" for name in ("file", "folder", "best"))
+    folder.mkdir()
+    for path in (file, folder / "shard", best):
+        path.write_text(path.name)
+    link_or_copy(folder, best)
+    link_or_copy(folder, best)
+    assert (best / "shard").samefile(folder / "shard")
+    link_or_copy(file, best)
+    assert best.samefile(file)
+    assert sorted(os.listdir(tmp_path)) == ["best.ckpt", "file.ckpt", "folder.ckpt"]
 
 
 SAVER = """

@@ -135,6 +135,7 @@ def test_a_pretrained_flow_starts_average_velocities_unchanged(place):
         ({"fsdp": True}, "--fsdp needs several processes: torchrun"),
         ({"fp8": True, "mix_precision": "bf16"}, "--fp8 needs a GPU that has it.*this is cpu"),
         ({"fp8": True, "objective": "mean_flow"}, "takes a forward derivative, and --fp8 has none"),
+        ({"fsdp_checkpoints": True}, "say how to shard: add --fsdp"),
         ({"pretrained_model_name_or_path": "missing.ckpt"}, "missing.ckpt"),
     ],
 )

@@ -1,6 +1,8 @@
-"""Checkpoints: all state in one file that is either whole or not there."""
+"""Checkpoints: all state in one file, or a folder of shards, that is whole or not there."""
 
 import contextlib
+import dataclasses
+import functools
 import itertools
 import logging
 import os
@@ -11,9 +13,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.distributed import ProcessGroup
+from torch.distributed import checkpoint as dcp
+from torch.distributed.tensor import DTensor
 
 from wfimagevae.engine.sharding import whole_state
-from wfimagevae.files import read_torch_file, write_atomically
+from wfimagevae.files import FACTS, read_torch_file, write_atomically
+from wfimagevae.sharded_files import mapped
 
 log = logging.getLogger("wfimagevae")
 
@@ -27,12 +33,13 @@ class Part(NamedTuple):
     load_state_dict: Callable[[dict], Any]
 
 
-def collect(parts: Mapping[str, Part], keep: bool = True, **facts) -> dict[str, Any]:
+def collect(parts: Mapping[str, Part], keep: bool = True, shards: bool = False, **facts) -> dict:
     """The content of a checkpoint: all parts, and plain ``facts``, as they are now. Collective.
 
     ``parts`` maps dotted paths inside the file to what has the state, such as
     ``{"state_dict.gen_model": vae, "optimizer_state.gen_optimizer": ...}``. What training goes on
-    changing is copied, whole, to the CPU, but where no process that writes it would ``keep`` it.
+    changing is copied, whole or, with ``shards``, each process's own part, to the CPU, but where no
+    process that writes it would ``keep`` it.
     """
     content: dict[str, Any] = whole_state(facts, keep)
     # A dotted path becomes dictionaries within dictionaries.
@@ -41,7 +48,7 @@ def collect(parts: Mapping[str, Part], keep: bool = True, **facts) -> dict[str, 
         *parents, leaf = name.split(".")
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = whole_state(part.state_dict(), keep)
+        node[leaf] = whole_state(part.state_dict(), keep, shards)
     if keep and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return content
@@ -85,9 +92,10 @@ def check_types(found: Any, own: Any, name: str) -> None:
 
 
 def read_checkpoint(path: Path) -> dict:
-    """The content of a checkpoint file, on the CPU; ValueError if it is not a whole one.
+    """The content of a checkpoint, on the CPU; ValueError if it is not a whole one.
 
-    It is mapped to memory: a process reads what it uses, and the file stays until then.
+    It is mapped to memory: a process reads what it uses, and the file stays until then. Shards are
+    read when they are copied, by any number of processes.
     """
     content = read_torch_file(path)
     if not isinstance(content.get("state_dict"), dict):
@@ -123,9 +131,60 @@ def whole_checkpoint(path: Path, may_go_back: bool = True) -> Path:
     return whole[0]
 
 
-def write_checkpoint(path: Path, content: dict) -> None:
-    """Writes what `collect` gave; if that fails, an earlier file stays as it was."""
-    write_atomically(path, lambda file: torch.save(content, file))
+def write_checkpoint(path: Path, content: dict, group: ProcessGroup | None = None) -> None:
+    """Writes what `collect` gave; if that fails, an OSError, an earlier one stays as it was.
+
+    With the ``group`` of all processes, ``path`` is a folder of everybody's shards, which the first
+    process gives its name when all are done.
+    """
+    made = path.with_name(f".{path.name}.new.tmp") if group or path.is_dir() else path
+    if group is None:
+        write_atomically(made, lambda file: torch.save(content, file))
+        _put(made, path)
+        return
+    shards = {}
+
+    def apart(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, DTensor):
+            return tensor
+        shards[name] = tensor
+        return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+
+    writer = _Writer(made)
+    writer.final, writer.facts = path, mapped(content, apart)
+    try:
+        dcp.save(shards, storage_writer=writer, process_group=group)
+    except (dcp.CheckpointException, RuntimeError, OSError) as error:
+        shutil.rmtree(made, ignore_errors=True)  # no process writes any more, or one has died
+        reasons = [reason for reason, _ in getattr(error, "failures", {}).values()]
+        raise OSError(f"could not write {path}: {(reasons or [error])[0]}") from error
+
+
+class _Writer(dcp.FileSystemWriter):
+    def finish(self, metadata: dcp.Metadata, results: list) -> None:
+        """The end, when all have written, in the first process: the facts, and the real name."""
+        super().finish(metadata, results)
+        index = dataclasses.replace(metadata, storage_meta=None)  # all plain
+        content = {"facts": self.facts, "index": index}
+        write_atomically(self.path / FACTS, lambda file: torch.save(content, file))
+        _put(self.path, self.final)
+
+
+def _put(made: Path, path: Path) -> None:
+    """Renames to ``path``; a folder there, or a file that becomes one, is set aside till then."""
+    in_the_way = made != path and path.exists() and (path.is_dir() or made.is_dir())
+    aside = set_aside(path) if in_the_way else None
+    os.replace(made, path)
+    if aside:
+        remove(aside)
+
+
+def remove(path: Path) -> None:
+    """Removes a checkpoint; a kill leaves no half of one under its name."""
+    if path.is_dir():
+        shutil.rmtree(path.rename(path.with_name(f".{path.name}.old.tmp")))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -142,19 +201,24 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def set_aside(path: Path, keep: bool = False) -> Path:
-    """Renames (or copies) a file to the first free ``<name>.superseded-<n>``, and returns that."""
+    """Renames (or copies) to the first free ``<name>.superseded-<n>``, and returns that."""
     names = (path.with_name(f"{path.name}.superseded-{n}") for n in itertools.count(1))
     target = next(name for name in names if not name.exists())
     return shutil.copyfile(path, target) if keep else path.rename(target)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Makes ``target`` the same file as ``source``, or a copy where links cannot be had."""
-    # The link has another name first, so that the target is never missing.
+    """Makes ``target`` the same checkpoint as ``source``, or a copy where links cannot be had."""
+    # The link has another name first, so that a file is never missing.
     temporary = target.with_name(f".{target.name}.link.tmp")
-    temporary.unlink(missing_ok=True)
+    remove(temporary)
+    copy = functools.partial(shutil.copytree, copy_function=_link) if source.is_dir() else _link
+    copy(source, temporary)
+    _put(temporary, target)
+
+
+def _link(source: Path, target: Path) -> None:
     try:
-        os.link(source, temporary)
+        os.link(source, target)
     except OSError:
-        shutil.copyfile(source, temporary)
-    os.replace(temporary, target)
+        shutil.copyfile(source, target)

@@ -49,6 +49,13 @@ def world(device: str = "auto", timeout_minutes: float = DDP_TIMEOUT) -> Iterato
             dist.destroy_process_group()
 
 
+def cpu_group(timeout_minutes: float) -> dist.ProcessGroup | None:
+    """A group of all processes that talks beside the first one's work; None of one. Collective."""
+    # It does not take over the timeout of the first one.
+    timeout = timedelta(minutes=timeout_minutes)
+    return dist.new_group(backend="gloo", timeout=timeout) if is_distributed() else None
+
+
 def is_distributed() -> bool:
     """True inside a process group of more than one process."""
     return dist.is_initialized() and dist.get_world_size() > 1

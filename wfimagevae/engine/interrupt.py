@@ -4,13 +4,12 @@ import math
 import signal
 import time
 from collections.abc import Callable, Mapping
-from datetime import timedelta
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
 
-from wfimagevae.engine.distributed import is_distributed
+from wfimagevae.engine.distributed import cpu_group
 from wfimagevae.engine.options import DDP_TIMEOUT, StopOptions
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -50,9 +49,7 @@ class Interrupt:
         self.signal: int | None = None
         self.look = False
         self._signalled = 0.0
-        # A group does not take over the timeout of the first one.
-        group = {"backend": "gloo", "timeout": timedelta(minutes=timeout_minutes)}
-        self.group = dist.new_group(**group) if is_distributed() else None
+        self.group = cpu_group(timeout_minutes)
         self._pending: list[tuple] = []
         self._handlers = {}
 

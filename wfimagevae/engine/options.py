@@ -223,11 +223,22 @@ class ShardingOptions(Options):
     fsdp: bool = option(
         False,
         "shard weights, gradients and optimizer over all processes (FSDP2), for models beyond one "
-        "GPU's memory; checkpoints stay whole",
+        "GPU's memory; checkpoints stay whole without --fsdp_checkpoints",
     )
     fsdp_hybrid: bool = option(
         False, "--fsdp within each machine, copies of that on all: less to send between machines"
     )
+    fsdp_checkpoints: bool = option(
+        False,
+        "each process of --fsdp saves its own shards, to a folder checkpoint-N.ckpt/ that is read "
+        "like a file, by any number of processes: none holds the whole state",
+    )
+
+    @model_validator(mode="after")
+    def _check_sharding(self) -> Self:
+        if not self.fsdp and (self.fsdp_hybrid or self.fsdp_checkpoints):
+            raise ValueError("--fsdp_hybrid and --fsdp_checkpoints say how to shard: add --fsdp")
+        return self
 
 
 class Fp8Options(Options):

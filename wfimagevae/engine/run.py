@@ -17,12 +17,13 @@ from wfimagevae.engine.checkpoint import (
     collect,
     link_or_copy,
     list_checkpoints,
+    remove,
     write_checkpoint,
 )
-from wfimagevae.engine.distributed import World, broadcast_object, gather_objects
+from wfimagevae.engine.distributed import World, broadcast_object, cpu_group, gather_objects
 from wfimagevae.engine.interrupt import EarlyStop, Interrupt, LeftOff
 from wfimagevae.engine.optim import run_length
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import ShardingOptions, TrainingOptions
 from wfimagevae.engine.report.progress import Means, Reporter
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.seeding import random_state, set_random_state
@@ -91,6 +92,9 @@ class Run:
         # Step and file of the last checkpoint that no bad update preceded.
         self.last_good: tuple[int, Path] | None = None
         self.writer, self._written = ThreadPoolExecutor(1, "checkpoint"), None
+        # Of the processes' writers, which write shards while training talks in its own groups.
+        shards = isinstance(options, ShardingOptions) and options.fsdp_checkpoints
+        self.writers = cpu_group(options.ddp_timeout) if shards else None
         self.means = Means()
 
     @property
@@ -299,7 +303,8 @@ class Run:
         last_good = (self.step, target) if is_good else self.last_good
         facts = self.task.facts() | self.facts() | {"last_good": last_good and last_good[0]}
         facts |= {"samples_owed": True} if self.samples_owed else {}
-        content = collect(self.parts, keep=self.world.is_main, **facts)
+        is_main, shards = self.world.is_main, self.writers is not None
+        content = collect(self.parts, is_main or shards, shards, **facts)
         sampler = content.get("sampler_state")
         if sampler and sampler["position"] != self.unit * self.step:  # updates of two sizes
             content["schedule_unit"] = self.unit
@@ -307,28 +312,28 @@ class Run:
         if not only_best:
             self.interrupt.last_save = time.monotonic()
             self.saved_step = self.step
-        if not self.world.is_main:
+        if not (is_main or shards):
             return
 
         def write(step: int = self.step) -> None:
             try:
-                write_checkpoint(target, content)
-                if best and not only_best:
+                write_checkpoint(target, content, self.writers)
+                if is_main and best and not only_best:
                     link_or_copy(path, best_path)
             except OSError as error:
                 log.error("the checkpoint of step %d was not saved: %s", step, error)
                 raise
             if is_first or only_best:
                 log.info("saved %s", target)
-            if not only_best and is_good:
+            if is_main and not only_best and is_good:
                 self.last_good = last_good
                 for old in list_checkpoints(self.folder)[: -self.options.keep_last]:  # none of [:0]
-                    old.unlink()
+                    remove(old)
 
         self._written = self.writer.submit(write)
         if self.ended:
             self.finish_writing()
-        if is_first and not only_best and self.watcher:
+        if is_main and is_first and not only_best and self.watcher:
             self.watcher.saved(self.step)
 
     def checkpoint_size(self) -> float:

@@ -1,7 +1,6 @@
 """Several processes, one network: replicated (DDP) or sharded (FSDP2), and its whole state."""
 
 import contextlib
-import copy
 import inspect
 import os
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from wfimagevae.engine.distributed import is_distributed
+from wfimagevae.sharded_files import Stored, mapped
 
 
 def shard(
@@ -116,27 +116,25 @@ def placed_like(tensor: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, sharded as ``like`` is, if it is; no process talks to another."""
     if not isinstance(like, DTensor) or isinstance(tensor, DTensor):
         return tensor
+    if isinstance(tensor, Stored):
+        return tensor.read(into=torch.empty_like(like, dtype=tensor.dtype))
     return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)
 
 
-def whole_state(state: Any, keep: bool = True) -> Any:
+def whole_state(state: Any, keep: bool = True, shards: bool = False) -> Any:
     """A copy in the CPU's memory of nested dicts and lists, without shards. Collective if sharded.
 
     Copies from a GPU are only begun: `synchronize` ends them. On a process that does not ``keep``
-    them, tensors become None.
+    them, tensors become None. With ``shards``, each copies its own part of what is sharded.
     """
-    if isinstance(state, Tensor):
-        gathered = whole(state.detach())
+
+    def copied(name: str, tensor: Tensor) -> Tensor | None:
+        tensor = tensor.detach() if shards else whole(tensor.detach())
         if not keep:
             return None
         # Pinned memory is copied to at full speed; torch keeps it for the next checkpoint.
-        kept = torch.empty_like(gathered, device="cpu", pin_memory=gathered.is_cuda)
-        return kept.copy_(gathered, non_blocking=gathered.is_cuda)
-    if isinstance(state, dict):
-        result = copy.copy(state)  # with the versions that a module's state dict carries along
-        for key, value in state.items():
-            result[key] = whole_state(value, keep)
-        return result
-    if isinstance(state, list):
-        return [whole_state(value, keep) for value in state]
-    return state
+        kept = torch.empty_like(tensor, device="cpu", pin_memory=tensor.is_cuda)
+        local(kept).copy_(local(tensor), non_blocking=tensor.is_cuda)
+        return kept
+
+    return mapped(state, copied)

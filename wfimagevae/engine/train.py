@@ -31,7 +31,7 @@ from wfimagevae.engine.report.progress import csv_log_path
 from wfimagevae.engine.report.tracker import open_tracker
 from wfimagevae.engine.run import Run, Watcher
 from wfimagevae.engine.seeding import seed_everything
-from wfimagevae.files import read_json, read_torch_file, sole_writer, write_text
+from wfimagevae.files import is_folder, read_json, read_torch_file, sole_writer, write_text
 
 log = logging.getLogger("wfimagevae")
 
@@ -71,7 +71,8 @@ def run_training(
         folder, resume = broadcast_object(place)
         stack.enter_context(sole_writer(folder, process.is_main))
         if process.is_main:
-            is_exact = how and Path(options.resume_from_checkpoint or "").is_file()
+            named = Path(options.resume_from_checkpoint or "")
+            is_exact = how and named.exists() and not is_folder(named)
             resume = resume and whole_checkpoint(resume, may_go_back=not is_exact)
             csv_log_path(options, folder)  # what is no log is refused before all the work
         resume = broadcast_object(resume)
@@ -137,12 +138,12 @@ def find_run(options: TrainingOptions) -> tuple[Path, Path | None]:
         return (found[0], list_checkpoints(found[0])[-1]) if found else (folder, None)
     if resume:
         path = Path(resume)
-        if path.is_dir():
+        if is_folder(path):
             checkpoints = list_checkpoints(path)
             if not checkpoints:
                 raise ValueError(f"--resume_from_checkpoint {path}: no checkpoint in it")
             path = checkpoints[-1]
-        elif not path.is_file():
+        elif not path.exists():
             raise ValueError(f"--resume_from_checkpoint {path} does not exist")
         if runs.fullmatch(path.parent.name):
             return path.parent, path

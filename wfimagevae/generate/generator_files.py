@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from wfimagevae.files import read_json
+from wfimagevae.files import is_folder, read_json
 from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, read_spec
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
@@ -52,8 +52,8 @@ def load_generator(
             where = read_spec(recorded)
             place = Path(where.from_pretrained)
             # Where an export has it, unless the place is absolute; or moved with a pipeline's step.
-            inside = source / place if source.is_dir() else source.parent / place.name
-            is_inside = inside.is_dir() and (source.is_dir() or not place.exists())
+            inside = source / place if is_folder(source) else source.parent / place.name
+            is_inside = inside.is_dir() and (is_folder(source) or not place.exists())
             vae = f"{where.model_name}:{inside}" if is_inside else recorded
         facts = facts | {"vae": facts["vae"] | {"source": vae}}
     text = facts.get("text")
@@ -89,7 +89,7 @@ def load_generator(
     is_local = Path(path).expanduser().exists()
     generator.source = {
         "path": str(source.expanduser().absolute()) if is_local else path,
-        "step": None if source.is_dir() else read_facts(source, "current_step"),
+        "step": None if is_folder(source) else read_facts(source, "current_step"),
         "raw_weights": options.use_raw_weights,
         "model_name": options.model_name,
         "vae": facts.get("vae", {}).get("source"),
@@ -116,7 +116,7 @@ def _with_upsampler(generator: FlowGenerator, options: GeneratorOptions) -> TwoS
 def find_generator_facts(path: str | Path) -> dict | None:
     """What training recorded for generating; None of a public file or another kind of model."""
     source = find_weights(path)
-    if not source.is_dir():
+    if not is_folder(source):
         return read_facts(source, "generator")
     return read_json(source / FACTS_NAME) if (source / FACTS_NAME).is_file() else None
 

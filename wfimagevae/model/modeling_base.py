@@ -15,7 +15,7 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
-from wfimagevae.files import read_config, read_json
+from wfimagevae.files import is_folder, read_config, read_json
 from wfimagevae.model.config_values import check_config_values
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import (
@@ -205,7 +205,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         use_ema: bool | None,
     ) -> tuple[StateDict, dict, dict, Path]:
         """Weights, the config that came with them if any, the one that counts, and its file."""
-        if source.is_dir():
+        if is_folder(source):
             weights, config, place = *read_folder(source, variant), source / "config.json"
         elif variant:
             raise ValueError(f"variant {variant!r} of {source}: only folders have variants")
@@ -214,7 +214,7 @@ class RegisteredModel(ModelMixin, ConfigMixin):
             weights, config = read_checkpoint_weights(source, use_ema, is_public)
             place = source
         embedded = config or {}
-        if model_config and source.is_dir():
+        if model_config and is_folder(source):
             raise ValueError(
                 f"model_config {model_config} is of no use to {source}: a Hugging Face folder's "
                 "own config.json counts; leave model_config out"

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from wfimagevae.files import DIFFUSERS, is_hub_name, read_json, read_torch_file
+from wfimagevae.files import DIFFUSERS, is_folder, is_hub_name, read_json, read_torch_file
 
 StateDict = dict[str, Tensor]
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def find_weights(
     if not source.exists():
         source = download(str(path), ("*.json", "*.safetensors"), **hub_options or {})
     source = source / subfolder if subfolder else source
-    if not source.is_dir():
+    if not is_folder(source):
         return source
     # The export of a flow is a pipeline of diffusers, with the network in a folder of its own.
     if (source / PIPELINE_INDEX).is_file() and (source / FLOW_FOLDER).is_dir():
@@ -223,9 +223,9 @@ def hub_answers(name: str) -> bool:
 
 def config_of(source: Path) -> dict | None:
     """What describes weights, as `find_weights` gives them: in their file or beside it, or None."""
-    is_folder = source.is_dir()
-    config = None if is_folder else read_facts(source, "config")
-    beside = (source if is_folder else source.parent) / "config.json"
+    folder = source if is_folder(source) else source.parent
+    config = None if folder == source else read_facts(source, "config")
+    beside = folder / "config.json"
     return read_json(beside) if config is None and beside.is_file() else config
 
 
