@@ -7,6 +7,7 @@ python train_ddp.py --task glide --data_path captioned/ --eval_data_path held_ou
 python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 """
 
+import os
 import signal
 
 if __name__ == "__main__":  # nothing is there to save or draw, while all else is imported
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if flags & {f"--{name}" for name in PipelineOptions.model_fields}:
         from wfimagevae.pipeline.command import run_file
 
-        return run_file(argv)
+        return end(run_file(argv))
 
     task = find_flag("task", argv, in_config=True)
     task_options = resolve_name(TASKS.get(str(task), TASKS["vae"]))
@@ -49,8 +50,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         from wfimagevae.task.flow import train
     else:
         from wfimagevae.task.glide import train
-    train(options.part(task_options))
-    return 0
+    return end(train(options.part(task_options)))
+
+
+def end(is_finished: bool) -> int:
+    """The exit status: under torchrun, 143 of what a signal stopped, whichever process got it.
+
+    Machines that were not told themselves start again, or wait for the one that was replaced.
+    """
+    return 0 if is_finished or "TORCHELASTIC_RUN_ID" not in os.environ else 128 + signal.SIGTERM
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@
 #   PRETRAINED_MODEL   start from these weights
 #   DISABLE_WANDB=1    no tracker, whatever TRACKER says
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each
+#   MAX_RESTARTS       start again so often when a process fails, and go on (RESUME_CKPT=auto)
 #   PYTHON             interpreter (python)
 # The recipe's own defaults: WAVELET_LOSS=1 EMA=1. With a YAML file of flags, CONFIG=run.yaml or
 # --config run.yaml, there are none, and the folders may stand in the file.

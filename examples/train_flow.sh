@@ -17,6 +17,7 @@
 #   RESUME_CKPT        a checkpoint, a run's folder, or auto
 #   PRETRAINED_MODEL   start from these weights, a public SiT file among others
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each
+#   MAX_RESTARTS       start again so often when a process fails, and go on (RESUME_CKPT=auto)
 #   PYTHON             interpreter (python)
 set -euo pipefail
 

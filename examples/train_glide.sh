@@ -19,6 +19,7 @@
 #   RESUME_CKPT        a checkpoint, a run's folder, or auto
 #   PRETRAINED_MODEL   where to start: pretrained, scratch, a file, a run, pixel-transfer:FILE
 #   NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT   several machines: the same command on each
+#   MAX_RESTARTS       start again so often when a process fails, and go on (RESUME_CKPT=auto)
 #   PYTHON             interpreter (python)
 set -euo pipefail
 

@@ -4,7 +4,8 @@
 #
 #   launch SCRIPT FIXED_FLAGS... -- USER_FLAGS...
 #
-# Reads GPU, NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT and PYTHON; see train_wfimagevae.sh.
+# Reads GPU, NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, MAX_RESTARTS and PYTHON; see
+# train_wfimagevae.sh.
 
 launch() {
   local script="$1" fixed=() flags=() listed variable flag kind value
@@ -14,8 +15,11 @@ launch() {
     shift
   done
   shift
-  local python="${PYTHON:-python}" nodes="${NNODES:-1}" processes
+  local python="${PYTHON:-python}" nodes="${NNODES:-1}" restarts="${MAX_RESTARTS:-0}" processes
   local DEVICE="${DEVICE:-${GPU:+cuda}}"  # GPUs asked for by number: never the CPU instead
+  if [[ "$restarts" != 0 ]]; then  # what starts again goes on where it was
+    local RESUME_FROM_CHECKPOINT="${RESUME_FROM_CHECKPOINT:-auto}"
+  fi
   # Short names of flags, which win over the flags' own.
   local DATA_PATH="${DATA:-${DATA_PATH:-}}" EVAL_DATA_PATH="${EVAL_DATA:-${EVAL_DATA_PATH:-}}"
   local CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
@@ -63,14 +67,22 @@ for name in set(os.environ) - {*flags, "LANGUAGE", *re.findall("[A-Z0-9_]+", sys
   fi
 
   local trainer=("$script" ${fixed[@]+"${fixed[@]}"} ${flags[@]+"${flags[@]}"} "$@")
-  if [[ "$nodes" == 1 && "$processes" == 1 ]]; then
+  local torchrun=("$python" -m wfimagevae.torchrun) port="${MASTER_PORT:-29500}"
+  if [[ "$nodes$processes$restarts" == 110 ]]; then
     exec "$python" "${trainer[@]}"
   elif [[ "$nodes" == 1 && -z "${MASTER_PORT:-}" ]]; then
-    exec "$python" -m wfimagevae.torchrun --standalone --nproc_per_node "$processes" \
-      "${trainer[@]}"
-  else
-    exec "$python" -m wfimagevae.torchrun --nnodes "$nodes" --node_rank "${NODE_RANK:-0}" \
-      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "${MASTER_PORT:-29500}" \
-      --nproc_per_node "$processes" "${trainer[@]}"
+    torchrun+=(--standalone)
+  elif [[ "$restarts" == 0 ]]; then
+    torchrun+=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}"
+      --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$port")
+  else  # machines meet again after each restart, one that was replaced too, for which they wait
+    local host=false
+    [[ "${NODE_RANK:-0}" == 0 ]] && host=true
+    torchrun+=(--nnodes "$nodes" --rdzv_backend c10d --rdzv_id "wfimagevae"
+      --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:$port"
+      --rdzv_conf "is_host=$host,join_timeout=3600")
   fi
+  torchrun+=(--nproc_per_node "$processes")
+  [[ "$restarts" == 0 ]] || torchrun+=(--max_restarts "$restarts")
+  exec "${torchrun[@]}" "${trainer[@]}"
 }

@@ -16,7 +16,7 @@ from wfimagevae.__main__ import COMMANDS as COMMANDS_BY_NAME
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = sorted([*ROOT.glob("train_*.py"), *ROOT.glob("scripts/*.py")])
-SHELL_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("examples/*.sh"), ROOT / ".ci" / "run"])
+SHELL_SCRIPTS = sorted([*ROOT.glob("*.sh"), *ROOT.glob("examples/**/*.sh"), ROOT / ".ci" / "run"])
 HEAVY = {"torch", "torchvision", "diffusers", "numpy", "matplotlib", "skimage", "lpips", "wandb"}
 HALF_A_SECOND = 0.5
 

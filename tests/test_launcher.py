@@ -82,6 +82,19 @@ def test_gpus_and_machines_become_torchrun(tmp_path):
     assert "--nproc_per_node 2" in command
 
 
+def test_restarts_go_through_torchrun_and_resume(tmp_path):
+    """On one machine, and on several, which meet again and wait for one that is replaced."""
+    command = " ".join(trainer_words(tmp_path, MAX_RESTARTS="3"))
+    assert command.startswith("-m wfimagevae.torchrun --standalone --nproc_per_node 1 ")
+    assert "--max_restarts 3" in command and "--resume_from_checkpoint=auto" in command
+    host = {"NNODES": "2", "MASTER_ADDR": "host", "MAX_RESTARTS": "1", "RESUME_CKPT": "a.ckpt"}
+    for rank, is_host in (("0", "true"), ("1", "false")):
+        command = " ".join(trainer_words(tmp_path, GPU="0,1", NODE_RANK=rank, **host))
+        assert "--nnodes 2 --rdzv_backend c10d" in command
+        assert f"--rdzv_endpoint host:29500 --rdzv_conf is_host={is_host}," in command
+        assert "--max_restarts 1" in command and "--resume_from_checkpoint=a.ckpt" in command
+
+
 def test_the_flow_recipe_takes_latents_and_lists_of_values(tmp_path):
     given = trainer_words(
         tmp_path, "--max_steps=5", script="examples/train_flow.sh", LATENTS="lat",
@@ -103,26 +116,6 @@ def test_a_file_of_flags_meets_no_defaults_of_the_recipe_but_variables_win(tmp_p
     assert bare[1:] == words
     given = trainer_words(tmp_path, *flags, EMA="1", **config)
     assert {*words, "--ema", "--image_path=a b"} <= {*given} and "--wavelet_loss" not in given
-
-
-def test_slurm_leaves_to_a_file_of_flags_what_it_names(tmp_path):
-    (tmp_path / "scontrol").write_text("#!/bin/sh\necho host")
-    (tmp_path / "srun").write_text("#!/bin/sh\nenv")
-    for name in ("scontrol", "srun"):
-        (tmp_path / name).chmod(0o755)
-    slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "host[1-2]"}
-    own = {"TRAIN_IMAGE_DIR=data/train", "EVAL_IMAGE_DIR=data/val", "EXP_NAME=wfvae2-image"}
-    for variables, expected in (({}, own), ({"CONFIG": "run.yaml"}, set())):
-        done = subprocess.run(
-            ["bash", str(ROOT / "examples" / "train_slurm.sh")],
-            env={"PATH": f"{tmp_path}:{os.environ['PATH']}"} | slurm | variables,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        lines = {*done.stdout.splitlines()}
-        assert own & lines == expected
-        assert {"RESUME_CKPT=auto", "NNODES=2", "MASTER_ADDR=host"} <= lines
 
 
 def test_every_machine_splits_the_manifest_for_itself(tmp_path):

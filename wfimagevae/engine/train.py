@@ -146,7 +146,9 @@ def find_run(options: TrainingOptions) -> tuple[Path, Path | None]:
         elif not path.exists():
             raise ValueError(f"--resume_from_checkpoint {path} does not exist")
         if runs.fullmatch(path.parent.name):
-            return path.parent, path
+            # What torchrun starts again goes on from where it got, not from where it began.
+            is_restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+            return path.parent, list_checkpoints(path.parent)[-1] if is_restart else path
     if list_checkpoints(folder):
         raise ValueError(
             f"{folder} already holds checkpoints; continue with --resume_from_checkpoint "

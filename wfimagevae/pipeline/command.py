@@ -24,12 +24,15 @@ Words = create_model(
 )
 
 
-def run_file(argv: Sequence[str]) -> int:
-    """Checks a pipeline's file and trains its steps, or prints what it would train."""
+def run_file(argv: Sequence[str]) -> bool:
+    """Checks a pipeline's file and trains its steps, or prints what it would train.
+
+    False if a signal stopped it.
+    """
     words, flags = _read_words(argv)
     if words.print_schema:
         print(json.dumps(schema(), indent=2))
-        return 0
+        return True
     if not words.pipeline:
         raise ValueError("--validate_pipeline goes with --pipeline FILE")
     pipeline = load_pipeline(words.pipeline, flags)
@@ -39,9 +42,8 @@ def run_file(argv: Sequence[str]) -> int:
     if words.validate_pipeline:
         plan = importlib.import_module("wfimagevae.pipeline.plan")
         print("\n".join(plan.describe_plan(pipeline)))
-        return 0
-    importlib.import_module("wfimagevae.pipeline.run").run_pipeline(pipeline)
-    return 0
+        return True
+    return importlib.import_module("wfimagevae.pipeline.run").run_pipeline(pipeline)
 
 
 def _read_words(argv: Sequence[str]) -> tuple[PipelineOptions, dict[str, Any]]:

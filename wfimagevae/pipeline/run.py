@@ -34,8 +34,8 @@ MEASURED_IMAGES = 4096
 _RECORD = "measured.json"
 
 
-def run_pipeline(pipeline: Pipeline) -> None:
-    """Trains all steps that are not finished, until a signal stops one.
+def run_pipeline(pipeline: Pipeline) -> bool:
+    """Trains all steps that are not finished, until a signal stops one: then returns False.
 
     Raises:
         PipelineError: finished steps were trained as another file says, or what is left cannot
@@ -63,6 +63,7 @@ def run_pipeline(pipeline: Pipeline) -> None:
             raise ValueError(in_words_of_file(str(error))) from error
         if done:
             log.info("the pipeline is finished: %s", pipeline.output)
+        return done
 
 
 def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bool:
