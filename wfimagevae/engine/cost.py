@@ -41,6 +41,7 @@ class HeldBytes(TorchDispatchMode):
         now: Bytes of those that are still alive, behind the context too: after a forward pass, what
             its graph keeps.
         most: The most that they were, at once.
+        before: Bytes of tensors that were there before and were used.
 
     Tensors that were there before do not count, nor views of them. On shapes alone
     (`FakeTensorMode`) nothing is allocated.
@@ -48,7 +49,7 @@ class HeldBytes(TorchDispatchMode):
 
     def __init__(self):
         super().__init__()
-        self.now = self.most = 0
+        self.now = self.most = self.before = 0
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None) -> Any:
@@ -65,6 +66,7 @@ class HeldBytes(TorchDispatchMode):
             if key not in self._known:
                 self._known.add(key)
                 self.now += size
+                self.before += 0 if is_new else storage.nbytes()
                 weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:

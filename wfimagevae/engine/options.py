@@ -22,6 +22,9 @@ from wfimagevae.options import (
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lion", "muon")
 SCHEDULES = ("constant", "linear", "cosine", "step", "exponential", "plateau")
 DDP_TIMEOUT = 30.0  # minutes
+# Name -> GiB of GPUs whose peak rate `report.gpu` knows.
+GPU_MEMORY = {"rtx3090": 24, "rtx4090": 24, "rtx5090": 32, "l4": 24, "l40s": 48}
+GPU_MEMORY |= {"a100": 80, "h100": 80, "h200": 141, "b200": 180}
 
 
 class DeviceOptions(Options):
@@ -251,8 +254,22 @@ class Fp8Options(Options):
     )
 
 
+class DryRunOptions(Options):
+    """dry run: what a training would take, before it begins"""
+
+    dry_run: bool = option(
+        False,
+        "print parameters, arithmetic, memory by part, checkpoint size and estimated time, and end",
+        basic=True,
+    )
+    gpus: ListOf[Literal[tuple(GPU_MEMORY)]] = option(
+        [], "the time on these GPUs; all that are known if not given", flag="for"
+    )
+
+
 class TrainingOptions(
     RunOptions,
+    DryRunOptions,
     DeviceOptions,
     UpdateOptions,
     OptimizerOptions,

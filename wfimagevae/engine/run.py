@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from wfimagevae.engine.checkpoint import (
     checkpoint_path,
@@ -335,16 +333,6 @@ class Run:
             self.finish_writing()
         if is_main and is_first and not only_best and self.watcher:
             self.watcher.saved(self.step)
-
-    def checkpoint_size(self) -> float:
-        """What a checkpoint will weigh, in GB, to a percent."""
-        parts = self.parts.items()
-        kept = [part.state_dict() for name, part in parts if not name.startswith("optimizer")]
-        # Moments, of which a fresh optimizer has none yet.
-        moments = {"adam": 2, "adamw": 2}.get(self.options.optimizer, 1)
-        trained = [player.parameters for player in self.task.players] * moments
-        tensors = [leaf for leaf in tree_leaves([kept, trained]) if isinstance(leaf, Tensor)]
-        return sum(tensor.numel() * tensor.itemsize for tensor in tensors) / 1e9
 
     def finish_writing(self) -> None:
         """Waits until a checkpoint is written; an OSError of that only when training is to end."""

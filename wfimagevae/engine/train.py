@@ -24,6 +24,7 @@ from wfimagevae.engine.checkpoint import (
 )
 from wfimagevae.engine.device import compiles, library_versions
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
+from wfimagevae.engine.dry_run import checkpoint_size, dry_run
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import LoggingOptions, TrainingOptions
@@ -53,8 +54,11 @@ def run_training(
 
     ``assemble`` builds the training from the options, this process and the run's folder. A run in a
     ``folder`` goes on where it stands; None finds the folder as the options say. Returns True if
-    training is finished, False if a signal stopped it.
+    training is finished, or was a dry run, False if a signal stopped it.
     """
+    if options.dry_run:
+        dry_run(options, assemble)
+        return True
     if options.csv_log_path:  # whoever reads options.json may stand elsewhere
         path = Path(options.csv_log_path).expanduser().absolute()
         options = options.changed(csv_log_path=str(path))
@@ -102,7 +106,7 @@ def run_training(
             )
             where = f"device {process.device}, precision {options.mix_precision}"
             log.info("%s%s", where, ", compiled" * compiles(options, process.device))
-            size, pid = run.checkpoint_size(), os.getpid()
+            size, pid = checkpoint_size(task, options), os.getpid()
             log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
             log.info("%s", library_versions())
             with logging_redirect_tqdm():

@@ -32,6 +32,7 @@ _PLACES = {
     "freeze: [text_encoder]": "freeze_text_encoder",
     "use_lpips": "perceptual_weight",
     "--allow_pipe on the command line": "allow_pipe",
+    "nothing: --validate_pipeline prints the plan": "dry_run for",
 }
 # Flags that only a step itself may have: elsewhere they would meet steps whose keys decide them.
 OF_ONE_STEP = {

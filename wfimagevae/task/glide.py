@@ -48,6 +48,8 @@ def train(
     """Trains a GLIDE model; arguments, result and errors as `run_training`."""
     with torch.device("meta"):
         options = with_usual(options, _sketch(options))
+    if options.dry_run and options.pretrained_model_name_or_path in (None, "pretrained"):
+        options = options.changed(pretrained_model_name_or_path="scratch")  # without a download
     return run_training(options, _assemble, folder, watcher)
 
 

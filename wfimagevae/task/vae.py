@@ -274,6 +274,8 @@ def build_loss(options: VaeOptions, device: torch.device) -> nn.Module:
             f"--disc_cls {path} is no class of losses: name a torch module with generator_loss and "
             "discriminator_loss, such as wfimagevae.model.losses.LPIPSWithDiscriminator2D"
         )
+    if options.dry_run:  # no figure depends on what LPIPS has learned
+        options = options.changed(lpips_weights=False)
     loss = loss_class(options).to(device, memory_format=torch.channels_last)
     if compiles(options, device):
         loss.compile_networks(options.compile_mode)
