@@ -24,7 +24,7 @@ FLAGS |= {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCH_ELASTIC_SH
 SLURM = {
     "scontrol": 'echo "scontrol $*" >> calls; echo host',
     "srun": "env > environment; touch begun; trap 'echo saved >> calls; exit 143' TERM; "
-    '[ -n "$QUICK" ] && exit "$QUICK"; echo $$ > step; while :; do sleep 0.1; done',
+    '[ -n "$QUICK" ] && exit "$QUICK"; echo $$ > s; mv s step; while :; do sleep 0.1; done',
     "scancel": 'echo "scancel $*" >> calls; kill -TERM "$(cat step)"',
 }
 

@@ -50,7 +50,7 @@ def test_a_dry_run_says_what_training_takes_and_leaves_nothing(kind, tmp_path, d
     playing = {"disc_start": 0} if kind == "vae" else {}
     folder = place.train("real", 2, **OPTIONS | playing)
     size = (folder / "checkpoint-2.ckpt").stat().st_size / 1e9
-    assert number(told, r"checkpoint: ([\d.]+) GB") == pytest.approx(size, rel=0.05, abs=1e-4)
+    assert number(told, r"checkpoint: ([\d.]+) GB") == pytest.approx(size, rel=0.05, abs=4e-4)
     weights = load(folder, 2)["state_dict"]["gen_model"]
     num_weights = sum(value.numel() for value in weights.values())
     assert f": {num_weights:,} parameters" in told
