@@ -1,10 +1,11 @@
 """Options that every kind of training shares. No torch here."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import model_validator
 
 from wfimagevae.options import (
+    BOTH_WAYS,
     Count,
     Integer,
     ListOf,
@@ -64,7 +65,7 @@ class RunOptions(Options):
     mix_precision: Literal["bf16", "fp16", "fp32"] = option(
         "bf16", "arithmetic of the networks; losses and norms stay in float32", basic=True
     )
-    compile: Switch | None = option(
+    compile: Annotated[bool | None, BOTH_WAYS] = option(
         None,
         "compile the networks block by block (torch.compile); not given: on CUDA, with Triton",
         basic=True,
