@@ -23,6 +23,7 @@ EXTRAS = {
     "app": ["gradio>=6.30"],
     "clip": ["open-clip-torch>=3.3"],
     "legacy": ["av>=14.2"],
+    "modal": ["modal>=1.0"],
 }
 EXTRAS["all"] = sorted({package for extra in EXTRAS.values() for package in extra})
 EXTRAS["dev"] = [

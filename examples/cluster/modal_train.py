@@ -1,5 +1,6 @@
 """Trains on Modal, on one machine of 8 GPUs, for as long as it takes.
 
+    pip install modal
     modal volume put wfvae2-image photos train && modal volume put wfvae2-image held_out val
     modal run --detach examples/cluster/modal_train.py
 
