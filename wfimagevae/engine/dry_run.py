@@ -1,4 +1,4 @@
-"""--dry_run: what a training would take, from one step on shapes alone; nothing is written."""
+"""A dry run: what a training would take, from one step on shapes alone; nothing is written."""
 
 import os
 from collections.abc import Callable
