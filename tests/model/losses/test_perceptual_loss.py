@@ -156,3 +156,20 @@ def test_non_finite_reconstruction_shows_in_the_loss():
 def test_an_adaptive_weight_without_a_reconstruction_term_is_refused():
     with pytest.raises(ValueError, match="--no_adaptive_weight"):
         small_loss(rec_weight=0)
+
+
+def test_both_gradients_of_the_adaptive_weight_are_averaged_by_one_call():
+    images, tensors, last_layer = random_case()
+    loss, seen = small_loss(), []
+
+    def other_ranks(gradients):
+        seen.append(gradients.shape)
+        return gradients * torch.tensor([6.0, 2.0]).view(2, 1, 1, 1, 1)
+
+    weights = []
+    for average in (lambda gradients: gradients, other_ranks):
+        output = vae_output(tensors, last_layer)
+        logs = loss.generator_loss(images, output, last_layer, 0, average)[1]
+        weights.append(logs["train/d_weight"].item())
+    assert seen == [(2, *last_layer.shape)]
+    assert weights[1] == pytest.approx(3 * weights[0], rel=1e-4)

@@ -78,7 +78,7 @@ class LPIPSWithDiscriminator2D(nn.Module):
                 ``.latent``.
             last_layer: Weight of the decoder's last convolution, for the adaptive weight.
             step: Iteration of the training loop.
-            average: Averages a gradient over processes, so that all agree on the weight.
+            average: Averages gradients over processes, so that all agree on the weight.
             gather: Joins rows over processes, for what latents have in common.
             noise: Added to the reconstruction before the discriminator sees it, (B, 3, H, W).
         """
@@ -97,9 +97,10 @@ class LPIPSWithDiscriminator2D(nn.Module):
             g_gradient, g_loss = _image_gradient(g_loss, image, _MEAN_SCALE), g_loss.detach()
             weight = g_loss.new_full((), self.config.disc_weight)
             if self.config.adaptive_weight:
-                nll_norm = _last_layer_norm(reconstruction, last_layer, gradient, average)
-                g_norm = _last_layer_norm(reconstruction, last_layer, g_gradient, average)
-                weight = weight * (nll_norm / (g_norm + 1e-6)).clamp(0.0, 1e6)
+                causes = gradient, g_gradient
+                inner = [_last_layer_gradient(reconstruction, last_layer, g) for g in causes]
+                nll_inner, g_inner = average(torch.stack(inner))  # one call, for both
+                weight = weight * (nll_inner.norm() / (g_inner.norm() + 1e-6)).clamp(0.0, 1e6)
             total = total + weight * factor * g_loss
             gradient = gradient + weight * factor * g_gradient
             logs |= {"train/d_weight": weight, "train/g_loss": g_loss}
@@ -219,12 +220,12 @@ def _image_gradient(loss: Tensor, image: Tensor, scale: float) -> Tensor:
     return torch.autograd.grad(loss * scale, image)[0] / scale
 
 
-def _last_layer_norm(output: Tensor, last_layer: Tensor, gradient: Tensor, average) -> Tensor:
-    """Norm of the gradient at ``last_layer`` that ``gradient`` at the output causes."""
+def _last_layer_gradient(output: Tensor, last_layer: Tensor, gradient: Tensor) -> Tensor:
+    """The gradient at ``last_layer`` that ``gradient`` at the output causes."""
     size = gradient.norm() + torch.finfo(torch.float32).tiny  # a unit vector survives float16
     unit = (gradient / size).to(output.dtype)
     inner = torch.autograd.grad(output, last_layer, unit, retain_graph=True)[0]
-    return average(_full(inner) * size).norm()
+    return _full(inner) * size
 
 
 def _drop_lpips(module, state_dict, prefix, *args) -> None:
