@@ -118,8 +118,14 @@ class Player:
             self.ema.update()
         self.num_updates += 1
         self.clock += self.pace
-        means = {key: torch.stack([e[key].float() for e in logs]).mean(0) for key in logs[0]}
-        return means | {f"grad_norm/{self.name}": norm}
+        # Numbers of one shape in one tensor: a kernel or two for all of them.
+        means = {}
+        for shape in dict.fromkeys(value.shape for value in logs[0].values()):
+            names = [name for name, value in logs[0].items() if value.shape == shape]
+            values = torch.stack([entry[name].float() for name in names for entry in logs])
+            values = values.unflatten(0, (len(names), len(logs))).mean(1)
+            means |= dict(zip(names, values.unbind(), strict=True))
+        return {name: means[name] for name in logs[0]} | {f"grad_norm/{self.name}": norm}
 
     def _count_skip(self, bad: Tensor) -> None:
         self.skipped[0] += bad

@@ -178,7 +178,7 @@ class Run:
         in_a_row = {f"skipped_in_a_row/{p.name}": p.skipped[1] for p in task.players}
         # A mean over processes, as all are: times their number it is the sum.
         unreadable = float(task.loader.num_unreadable * self.world.size)
-        files = {"data/unreadable": torch.tensor(unreadable, device=self.world.device)}
+        files = {"data/unreadable": torch.full((), unreadable, device=self.world.device)}
         self.means.add(skipped | in_a_row | files)
         values = self.means.fetch()
         for player in task.players:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.task.training import rows
 from wfimagevae.engine.report.progress import CsvLog, JsonLines, Means
@@ -76,3 +77,24 @@ def test_means_go_on_where_they_were_saved():
     resumed.load_state_dict(cut.state_dict(), torch.device("cpu"))
     resumed.add(parts[3])
     assert resumed.fetch() == whole.fetch()
+
+
+def test_many_names_cost_few_operations():
+    class Counter(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            self.count += 1
+            return function(*args, **(kwargs or {}))
+
+    means = Means()
+    values = {str(i): torch.tensor(float(i)) for i in range(30)} | {"bin": torch.tensor([6.0, 3.0])}
+    means.add(values)
+    with Counter() as adding:
+        means.add(values)
+    assert adding.count == 1
+    with Counter() as fetching:
+        fetched = means.fetch()
+    assert fetching.count < 40  # flat views of all, which are no kernels, and three that are
+    assert fetched == {str(i): float(i) for i in range(30)} | {"bin": 2.0}
+    assert values["7"] == 7 and values["bin"].tolist() == [6.0, 3.0]

@@ -1,6 +1,8 @@
 """Speed, wait for data, time left and the bill, by a clock that tests set."""
 
 import logging
+import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,3 +111,54 @@ def test_samples_are_called_what_they_are(train, caplog):
         assert all(f"| {rate} |" in line for line in progress[-3:])
         assert bill.startswith(f"done: 20 {samples} in ") and f" {rate[4:]})" in bill
         assert f"| val/energy_distance of {samples} 0.0000" in caplog.text
+
+
+def cuda_reporter(tmp_path):
+    reporter = report.Reporter(
+        FlowOptions(disable_csv_log=True), tmp_path, World(1, 2, torch.device("cpu")), None
+    )
+    reporter.world = World(1, 2, torch.device("cuda"))
+    return reporter
+
+
+def test_on_cuda_a_wait_counts_as_far_as_the_device_had_nothing_to_do(tmp_path, monkeypatch):
+    clock, device = Clock(), SimpleNamespace(busy_until=0.0)
+
+    class Event:
+        """Passed when the device is done with all it was asked for before."""
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.passed = max(clock.now, device.busy_until)
+
+        def elapsed_time(self, end):
+            return 1000 * (end.passed - self.passed)  # milliseconds, as CUDA's
+
+    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    reporter = cuda_reporter(tmp_path)
+    # Seconds of work that the device has left, of the host's wait, and so of its own.
+    for work, wait, idle in ((6, 4, 0), (3, 4, 1), (0, 2, 2)):
+        device.busy_until, before = clock.now + work, reporter.total_wait
+        with reporter.waiting():
+            clock.now += wait
+        clock.now += 10
+        reporter.report(1, 2, {}, to_log=True, to_csv=False)
+        assert reporter.total_wait - before == idle
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("is_busy", [True, False])
+def test_a_wait_hides_behind_kernels(tmp_path, is_busy):
+    reporter = cuda_reporter(tmp_path)
+    torch.cuda._sleep(1)
+    torch.cuda.synchronize()
+    if is_busy:
+        torch.cuda._sleep(4_000_000_000)  # cycles: a second or more
+    with reporter.waiting():
+        time.sleep(0.3)
+    torch.cuda.synchronize()
+    reporter.report(1, 2, {}, to_log=True, to_csv=False)
+    assert reporter.total_wait < 0.05 if is_busy else 0.25 < reporter.total_wait < 0.4

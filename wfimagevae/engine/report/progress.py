@@ -56,17 +56,23 @@ class Means:
 
     def add(self, values: dict[str, Tensor]) -> None:
         """Adds detached scalars or pairs; nothing waits for the device."""
-        for key, value in values.items():
-            self._sums[key] = self._sums[key] + value if key in self._sums else value
+        # All sums in one call, of one kernel, and none in place: the values are the caller's.
+        known = [key for key in values if key in self._sums]
+        before, more = [self._sums[key] for key in known], [values[key] for key in known]
+        sums = torch._foreach_add(before, more) if known else ()
+        self._sums |= values | dict(zip(known, sums, strict=True))
+        for key in values:
             self._counts[key] = self._counts.get(key, 0) + 1
 
     def fetch(self) -> dict[str, float]:
         """Means since the last call over steps and ranks; waits for the device. Collective."""
         if not self._sums:
             return {}
-        means = [self._sums[key].float() / count for key, count in self._counts.items()]
-        means = [torch.stack([m, torch.ones_like(m)]) if m.dim() == 0 else m for m in means]
-        pairs = all_reduce_mean(torch.stack(means)).tolist()
+        means = [self._sums[key].float() for key in self._counts]
+        means = torch._foreach_div(means, list(self._counts.values()))
+        # One vector for all ranks and the host, with as many numbers a name as that has.
+        numbers = iter(all_reduce_mean(torch.cat([mean.flatten() for mean in means])).tolist())
+        pairs = [(next(numbers), next(numbers) if m.dim() else 1.0) for m in means]
         names = list(self._counts)
         self.__init__()
         return {n: sum_ / w for n, (sum_, w) in zip(names, pairs, strict=True) if w}
@@ -196,7 +202,7 @@ class Reporter:
             self.peak = peak_flops(name, options.mix_precision)
         self.csv = self.metrics = self.validations = None
         self.steps, self.samples, self.flops = 0, 0.0, 0.0
-        self.wait = self.total_wait = self.plot_time = 0.0
+        self.waits, self.total_wait, self.plot_time = [], 0.0, 0.0
         self.started = self.since = time.perf_counter()
         self.reported_samples = self.reported_flops = 0.0
         self.last_plot_step, self.epoch_steps, self.last_progress = 0, 1.0, self.started
@@ -220,9 +226,18 @@ class Reporter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        start = time.perf_counter()
+        """Counts the wait for data: on CUDA what the device was idle, with the data's own copy."""
+        start = self._mark()
         yield
-        self.wait += time.perf_counter() - start
+        self.waits.append((start, self._mark()))
+
+    def _mark(self) -> "float | torch.cuda.Event":
+        """Now; on CUDA an event behind all that the device was asked for, which need not wait."""
+        if self.world.device.type != "cuda":
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -251,18 +266,21 @@ class Reporter:
         self, step: int, max_steps: int, values: dict[str, float], to_log: bool, to_csv: bool
     ) -> None:
         """Writes the means since the last report, with what is measured here."""
-        # Speed, wait and share of the peak since the last report.
+        # Speed, wait and share of the peak since the last report; its events are over, as the
+        # means that were fetched came behind them.
         now = time.perf_counter()
         elapsed = max(now - self.since, 1e-9)
+        is_cuda = self.world.device.type == "cuda"
+        wait = sum(a.elapsed_time(b) / 1000 if is_cuda else b - a for a, b in self.waits)
         values = values | {
             "img_per_s": (self.samples - self.reported_samples) / elapsed,
-            "data_wait_share": self.wait / elapsed,
+            "data_wait_share": wait / elapsed,
         }
         if self.peak and self.flops > self.reported_flops:
             rate = (self.flops - self.reported_flops) / elapsed / self.world.size
             values["mfu"] = rate / self.peak
         self.since, self.reported_samples, self.reported_flops = now, self.samples, self.flops
-        self.total_wait, self.wait = self.total_wait + self.wait, 0.0
+        self.total_wait, self.waits = self.total_wait + wait, []
         if not self.world.is_main:
             return
         values |= gpu_figures(self.world.device)
