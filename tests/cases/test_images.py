@@ -182,7 +182,8 @@ def test_start_line_counts_images_and_what_is_left_out_by_extension(tmp_path, ca
         caplog.clear()
 
 
-WRONG = [[], {"a/": 3}, {"": [None, [3], [], {}]}, {"": [["x"], [], [], {}]}, {"": [None, 1, 2]}]
+WRONG = [[], {"a/": 3}, {"": [None, [3], [], {}]}, {"": [["x"], 0, [], {}]}, {"": [None, 1, 2]}]
+WRONG += [{"": [None, 1, [], {}]}, {"": [None, 2, [], {}]}]
 
 
 @pytest.mark.parametrize("content", WRONG)
@@ -192,7 +193,9 @@ def test_cache_of_another_structure_is_made_anew(tmp_path, caplog, content):
     (tmp_path / "images" / "a.png").write_bytes(PNG)
     root, place = str(tmp_path / "images"), tmp_path / "cache"
     lists, sizes = (IndexCache(place, what) for what in ("image lists", "image sizes"))
-    lists.save(root, index._CACHE_VERSION, {"folders": json_array(content)})
+    names = np.frombuffer(b"x", np.uint8)
+    arrays = {"folders": json_array(content), "names": names}
+    lists.save(root, index._CACHE_VERSION, arrays)
     images = index_images(root, place)
     one = np.zeros(1, np.uint64)
     for kept in ({}, {"ids": one}, {"ids": one, "sizes": one}):

@@ -2,6 +2,8 @@ import json
 import os
 import pickle
 import time
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -215,3 +217,43 @@ def test_image_folder_is_never_written(touch, monkeypatch, later, caplog):
     index_images(root)
     assert snapshot() == before
     assert caplog.text.count("cache of image lists off") == 2
+
+
+def test_several_processes_of_a_machine_list_a_folder_once(touch, tmp_path, later, monkeypatch):
+    root, cache = touch(*(f"{folder}/1.png" for folder in "abc")), tmp_path / "cache"
+    list_folder, made = sources._list, []
+
+    def slow(path, stamp):
+        made.append(path)
+        time.sleep(0.05)
+        return list_folder(path, stamp)
+
+    monkeypatch.setattr(sources, "_list", slow)
+    with ThreadPoolExecutor(4) as pool:  # file locks hold between threads, too
+        found = list(pool.map(lambda _: names(index_images(root, cache)), range(4)))
+    assert found == [["a/1.png", "b/1.png", "c/1.png"]] * 4
+    assert len(made) == 4  # the folder and three below
+
+
+def test_listing_that_takes_long_tells_where_it_is(touch, monkeypatch, caplog):
+    monkeypatch.setattr(sources, "_TELL_EVERY", 0.0)
+    root = touch("a/1.png", "a/2.png", "b/3.png")
+    index_images(root)
+    assert f"{root}: listed 3 images in 3 folders" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["folder", "manifest"])
+def test_listing_takes_at_most_100_bytes_an_image_besides_its_name(touch, tmp_path, kind):
+    paths = [f"{i % 7}/{i * 7919 % 30011:014d}.png" for i in range(20_000)]
+    source = manifest(tmp_path, *({"path": path} for path in paths))
+    if kind == "folder":
+        source = touch(*paths)
+    index_images(source, tmp_path / "cache" / "warm")  # what is loaded on first use
+    for cache in ("cache", "cache"):
+        tracemalloc.start()
+        index = index_images(source, tmp_path / cache)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert names(index) == sorted(paths)
+        own = sum(map(len, paths))
+        assert peak < 100 * len(paths) + own

@@ -88,7 +88,7 @@ def open_folder(source: str | Path, wanted: ImageParts | None = None) -> ImageSe
         image_folder = path if os.path.isdir(path) else None
         samples.sizes = measured_sizes(images, wanted.index_cache_dir, image_folder)
     if wanted.records and os.path.isfile(path):
-        samples.record = in_index_order(path, lambda record, _: record).__getitem__
+        samples.record = in_index_order(path, lambda record: record)[0].__getitem__
     return samples
 
 
@@ -102,12 +102,12 @@ def measured_sizes(
     Nothing is kept in ``image_folder``, the user's folder of these images, if they are of one.
     """
     cache = IndexCache(cache_dir, "image sizes", [image_folder] if image_folder else [])
-    paths = [images.path(i) for i in range(len(images))]
     # A file in one version has one number.
-    versions = (f"{file_version(path)}".encode() for path in paths)
+    versions = (f"{file_version(images.path(i))}".encode() for i in range(len(images)))
     texts = (entry + b"\0" + text for entry, text in zip(images.entries, versions, strict=True))
     digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    ids = np.array([int.from_bytes(digest, "little") for digest in digests], np.uint64)
+    numbers = (int.from_bytes(digest, "little") for digest in digests)
+    ids = np.fromiter(numbers, np.uint64, len(images))
 
     def unchanged(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sizes of files that are as they were, 0 of the others."""
@@ -124,7 +124,7 @@ def measured_sizes(
         unknown = np.flatnonzero(sizes.min(axis=1) <= 0)
         if len(unknown):
             parts = np.array_split(unknown, -(-len(unknown) // _CHUNK))
-            chunks = [[paths[i] for i in part] for part in parts]
+            chunks = list(map(images.select, parts))
             bar = {"unit": "image", "unit_scale": _CHUNK}
             measured = in_processes(_measured, chunks, "measure images", **bar)
             sizes[unknown] = np.concatenate(list(measured))
@@ -132,5 +132,5 @@ def measured_sizes(
     return sizes
 
 
-def _measured(paths: list[str]) -> np.ndarray:
-    return np.array([image_size(path) for path in paths], np.int32)
+def _measured(images: ImageIndex) -> np.ndarray:
+    return np.array([image_size(images.path(i)) for i in range(len(images))], np.int32)

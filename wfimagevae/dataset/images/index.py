@@ -5,10 +5,13 @@ import os
 import re
 import stat
 import time
+from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+
+import numpy as np
 
 from wfimagevae.dataset.images.decode import HAS_HEIC, HEIC_INSTALL
 from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
@@ -28,23 +31,24 @@ _IMAGE_LIKE = re.compile(
 )
 MANIFEST_KEYS = ("image_path", "path", "target")
 
-_CACHE_VERSION = [3, *EXTENSIONS]
+_CACHE_VERSION = [4, *EXTENSIONS]
 _TOLD = 12  # extensions that the log lists
 _SETTLED_NS = 2 * 10**9
+_TELL_EVERY = 60.0  # seconds of listing
 _Picked = TypeVar("_Picked")
 _log = logging.getLogger("wfimagevae")
 
 
 class ImageIndex(Images):
-    """Paths of images, sorted by their bytes, in two arrays.
+    """Paths of images, which come sorted by their bytes, in two arrays.
 
     Millions of Python strings would end up once in every forked worker, because counting references
     writes to their memory pages. Arrays stay shared. The entries are encoded as the file system
     does, and relative to ``root``, an absolute folder; absolute ones stay so.
     """
 
-    def __init__(self, root: str, entries: list[bytes]):
-        self.root, self.entries = root, PackedTexts.pack(sorted(entries))
+    def __init__(self, root: str, entries: PackedTexts):
+        self.root, self.entries = root, entries
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -59,7 +63,7 @@ class ImageIndex(Images):
         return [name, os.path.splitext(name)[0]]
 
     def select(self, indices: Sequence[int]) -> "ImageIndex":
-        return ImageIndex(self.root, [self.entries[i] for i in indices])
+        return ImageIndex(self.root, self.entries.select(indices))
 
     def relative(self, i: int) -> str:
         """Path of image ``i`` below the root, with forward slashes.
@@ -89,14 +93,16 @@ def index_images(source: str | Path, cache_dir: str | Path | None = None) -> Ima
     """
     root, others = os.path.abspath(os.path.expanduser(source)), ""
     if os.path.isdir(root):
-        entries, left_out = _scan(root, cache_dir)
+        folders = _scan(root, cache_dir)
+        left_out = sum((Counter(kinds) for *_, kinds in folders.values()), Counter())
+        entries = PackedTexts.pack(_paths(folders))
         counts = [
             f"{count} {kind}{f' ({HEIC_INSTALL})' if kind in _HEIC else ''}"
             for kind, count in left_out.most_common(_TOLD)
         ]
         others = f"; left out by their extension: {', '.join(counts)}" if counts else ""
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
-        if not entries and (shard := next(Path(root).rglob("*.tar"), None)):
+        if not len(entries) and (shard := next(Path(root).rglob("*.tar"), None)):
             hint += f"; training reads shards such as {shard} if you name the folder they are in"
     elif root.lower().endswith(".tar"):
         raise ValueError(
@@ -104,11 +110,12 @@ def index_images(source: str | Path, cache_dir: str | Path | None = None) -> Ima
             "JSON-lines manifest (shards cannot be cached)"
         )
     elif os.path.isfile(root):
-        entries = [os.fsencode(path) for _, path, _ in manifest_records(root)]
+        entries = PackedTexts.pack(os.fsencode(path) for _, path, _ in manifest_records(root))
+        entries = entries.select(entries.argsort())
         folder, hint = os.path.dirname(root), "expected a JSON-lines manifest, and it has no lines"
     else:
         raise ValueError(f"image path {root} is neither a folder nor a manifest file")
-    if not entries:
+    if not len(entries):
         raise ValueError(f"no images in {root}: {hint}{others}")
     _log.info("%s: %d images%s", root, len(entries), others)
     return ImageIndex(folder, entries)
@@ -138,14 +145,24 @@ def _is_path(value: Any) -> bool:
         return False
 
 
-def in_index_order(manifest: str, pick: Callable[[dict, str], _Picked]) -> list[_Picked]:
-    """What ``pick(record, where)`` takes of each line of a manifest, in the order of its index."""
-    picked = [
-        (os.fsencode(path), pick(record, where))
-        for where, path, record in manifest_records(manifest)
-    ]
-    picked.sort(key=lambda line: line[0])  # stable, as the index is sorted
-    return [value for _, value in picked]
+def in_index_order(
+    manifest: str, pick: Callable[[dict], _Picked]
+) -> tuple[list[_Picked], Callable[[int], str]]:
+    """What ``pick(record)`` takes of each line of a manifest, in the order of its index.
+
+    Also gives the function that tells where the line of an image is (file:line).
+    """
+    picked: list[_Picked] = []
+    numbers = array("q")
+
+    def paths() -> Iterator[bytes]:
+        for where, path, record in manifest_records(manifest):
+            picked.append(pick(record))
+            numbers.append(int(where.rpartition(":")[2]))
+            yield os.fsencode(path)
+
+    order = PackedTexts.pack(paths()).argsort()  # stable, as that of the index
+    return [picked[i] for i in order], lambda i: f"{manifest}:{numbers[order[i]]}"
 
 
 def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
@@ -162,53 +179,85 @@ def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
         yield where, value, text
 
 
-def _scan(root: str, cache_dir: str | Path | None) -> tuple[list[bytes], Counter[str]]:
-    """The images below a folder, as entries of an index, and how many are left out, by extension.
+def _scan(root: str, cache_dir: str | Path | None) -> dict[str, list]:
+    """The folders below one, itself too, by relative path ("" or "a/b/").
 
-    What changed since the last time is listed anew.
+    Of each: a stamp, which is None where it changed too recently for the stamp to tell; the names
+    of its images, each ended by a zero byte; its folders; and what it has of other extensions. What
+    changed since the last time is listed anew.
     """
     cache = IndexCache(cache_dir, "image lists", [root])
-    # By relative path ("" or "a/b/"): a folder's stamp, which is null where it changed too recently
-    # for the stamp to tell, its images, its folders and what it has of other extensions.
-    before = cache.load(root, _CACHE_VERSION, _listed_before) or {}
     folders: dict[str, list] = {}
     pending: list[tuple[str, frozenset]] = [("", frozenset())]
-    while pending:
-        place, above = pending.pop()
-        path = os.path.join(root, place)
-        try:
-            status = os.stat(path)
-            if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in above:
-                continue  # a link to a file, or back to a folder that contains it
-            stamp = [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-            is_same = place in before and before[place][0] == stamp
-            folders[place] = before[place] if is_same else _list(path, stamp)
-        except OSError as error:
-            if not place:
-                raise
-            _log.warning("left out folder %s: %s", path, error.strerror)
-            continue
-        inside = above | {(status.st_dev, status.st_ino)}
-        pending += [(f"{place}{name}/", inside) for name in folders[place][2]]
-    if folders != before:
-        cache.save(root, _CACHE_VERSION, {"folders": json_array(folders)})
-    left_out = sum((Counter(kinds) for *_, kinds in folders.values()), Counter())
-    found = [(place, name) for place, (_, names, *_) in folders.items() for name in names]
-    return [os.fsencode(place + name) for place, name in found], left_out
-
-
-def _listed_before(arrays: Mapping[str, Any]) -> dict[str, list]:
-    folders = from_json_array(arrays["folders"])
-    for stamp, names, inside, kinds in folders.values():
-        "".join([*names, *inside, *kinds])  # all is text
-        sum(kinds.values(), *([] if stamp is None else [sum(stamp)]))
+    told = time.monotonic()
+    with cache.locked(root):  # the processes of a machine do the work once
+        before = cache.load(root, _CACHE_VERSION, _listed_before) or {}
+        while pending:
+            place, above = pending.pop()
+            path = os.path.join(root, place)
+            try:
+                status = os.stat(path)
+                if not stat.S_ISDIR(status.st_mode) or (status.st_dev, status.st_ino) in above:
+                    continue  # a link to a file, or back to a folder that contains it
+                stamp = [status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
+                is_same = place in before and before[place][0] == stamp
+                folders[place] = before[place] if is_same else _list(path, stamp)
+            except OSError as error:
+                if not place:
+                    raise
+                _log.warning("left out folder %s: %s", path, error.strerror)
+                continue
+            inside = above | {(status.st_dev, status.st_ino)}
+            pending += [(f"{place}{name}/", inside) for name in folders[place][2]]
+            if time.monotonic() > told + _TELL_EVERY:  # whichever process it is that lists
+                told = time.monotonic()
+                count = sum(names.count(b"\0") for _, names, *_ in folders.values())
+                _log.warning("%s: listed %d images in %d folders", root, count, len(folders))
+        if folders != before:
+            facts = {p: [stamp, len(names), *rest] for p, (stamp, names, *rest) in folders.items()}
+            names = b"".join(names for _, names, *_ in folders.values())
+            arrays = {"folders": json_array(facts), "names": np.frombuffer(names, np.uint8)}
+            cache.save(root, _CACHE_VERSION, arrays)
     return folders
+
+
+def _listed_before(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
+    folders, names, end = from_json_array(arrays["folders"]), arrays["names"], 0
+    for folder in folders.values():
+        stamp, size, inside, kinds = folder
+        folder[1] = names[end : end + size].tobytes()
+        end += size
+        "".join([*inside, *kinds])  # all is text
+        sum(kinds.values(), *([] if stamp is None else [sum(stamp)]))
+        if len(folder[1]) != size or not folder[1].endswith(b"\0" * (size > 0)):
+            raise ValueError("not as many names as there were")
+    return folders
+
+
+def _paths(folders: dict[str, list]) -> Iterator[bytes]:
+    """The paths of the images in some folders, sorted by their bytes; the folders are used up."""
+    stack = [(b"", _children(folders.pop("")))]
+    while stack:
+        place, children = stack[-1]
+        if not children:
+            stack.pop()
+            continue
+        path = place + children.pop()
+        if not path.endswith(b"/"):
+            yield path
+        elif folder := folders.pop(os.fsdecode(path), None):  # one that could be read
+            stack.append((path, _children(folder)))
+
+
+def _children(folder: list) -> list[bytes]:
+    _, names, inside, _ = folder
+    children = names.split(b"\0")[:-1] + [os.fsencode(f"{name}/") for name in inside]
+    return sorted(children, reverse=True)
 
 
 def _list(path: str, stamp: list[int]) -> list:
     is_settled = time.time_ns() - max(stamp[1:]) > _SETTLED_NS
-    images: list[str] = []
-    folders: list[str] = []
+    images, folders = bytearray(), []
     left_out: Counter[str] = Counter()
     with os.scandir(path) as entries:
         for entry in entries:
@@ -221,7 +270,7 @@ def _list(path: str, stamp: list[int]) -> list:
             if is_folder or (is_link and not is_image):
                 folders.append(entry.name)
             elif is_image:
-                images.append(entry.name)
+                images += os.fsencode(entry.name) + b"\0"
             if not (is_folder or is_image) and _IMAGE_LIKE.fullmatch(name):
                 left_out[os.path.splitext(name)[1]] += 1
-    return [stamp if is_settled else None, images, folders, left_out]
+    return [stamp if is_settled else None, bytes(images), folders, left_out]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -45,9 +46,9 @@ def read_labels(
     if is_folder:
         # Every image lies in a class folder, every class folder has one, and the classes are those
         # of the training data.
-        firsts = [entry.partition(b"/") for entry in images.entries]
-        values, where = [os.fsdecode(first) for first, _, _ in firsts], images.path
-        if outside := [first for first, slash, _ in firsts if not slash]:
+        firsts = (entry.partition(b"/")[0] for entry in images.entries)
+        values, where = [sys.intern(os.fsdecode(first)) for first in firsts], images.path
+        if outside := [entry for entry in images.entries if b"/" not in entry]:
             raise ValueError(
                 f"{source}: {len(outside)} images lie outside any class folder, for example "
                 f"{os.fsdecode(outside[0])}; labels need one sub-folder a class"
@@ -63,10 +64,14 @@ def read_labels(
         if extra := sorted(set(values) - order):
             raise ValueError(f"{source} has classes that training has not: {_some(extra)}")
     else:
-        lines = in_index_order(source, lambda record, where: (where, record.get("label")))
-        assert len(lines) == len(images)
-        values, where = [label for _, label in lines], lambda i: lines[i][0]
+        values, where = in_index_order(source, _label)
+        assert len(values) == len(images)
     return number_labels(values, where, source, labels.class_names)
+
+
+def _label(record: dict[str, Any]) -> Any:
+    label = record.get("label")
+    return sys.intern(label) if isinstance(label, str) else label  # one object a class
 
 
 def number_labels(

@@ -142,8 +142,9 @@ def read_captions(source: str | Path, images: ImageIndex, captions: Captions) ->
                 f"captions 'manifest' cannot come from {source}: it is a folder; use 'sidecar' "
                 "or a file of name<TAB>caption"
             )
-        found = in_index_order(source, lambda record, where: (record.get("caption"), where))
-        lines = readable(lambda entry: field_captions(entry[0]), found, lambda i: found[i][1])
+        lines = readable(
+            field_captions, *in_index_order(source, lambda record: record.get("caption"))
+        )
         place = f"{source}: looked for a field 'caption'"
     else:
         lines = _listed(images, captions.file)
