@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import join, quote, split
+from tempfile import TemporaryDirectory
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
@@ -55,11 +56,11 @@ class GpuBenchOptions(DeviceOptions, defaults={"device": "cuda"}):
     tiny: bool = option(False, "tiny networks, few steps, nothing compiled: tries the command")
 
 
-def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
+def plan(options: GpuBenchOptions, runs: str) -> list[tuple[str, float, str, list[str]]]:
     """Name, seconds of ten minutes, part to compare with, and command; the most telling first."""
     given, size = (TINY, 2) if options.tiny else (FULL, options.batch_size)
-    paths = options.output_dir, options.yardstick, options.cifar10
-    folder, yardstick, cifar10 = (quote(os.path.abspath(path or "")) for path in paths)
+    paths = runs, options.yardstick, options.cifar10
+    runs, yardstick, cifar10 = (quote(os.path.abspath(path or "")) for path in paths)
     python = "env TORCH_COMPILE_DISABLE=1 " * options.tiny + quote(sys.executable)
     ours, device = f"{python} -m wfimagevae", f"--device {options.device}"
     near = f"--resolution {given['near']} --batch_size {size}"
@@ -72,7 +73,7 @@ def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
     flow = f"{ours} benchmark_train --task flow --dataset latents --model_name {given['dit']}"
     flow += f" {given['steps']} {device} --mix_precision bf16 --no_compile --batch_size {2 * size}"
     data = f"cifar10 --data_path {cifar10}" if options.cifar10 else "shapes --resolution 32"
-    train = f"{ours} train --task flow {device} --ckpt_dir {folder}/runs --dataset {data}"
+    train = f"{ours} train --task flow {device} --ckpt_dir {runs} --dataset {data}"
     tests = [path for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text()]
     lines = f"""
         vae_256 35 - {vae} {near}
@@ -86,7 +87,7 @@ def plan(options: GpuBenchOptions) -> list[tuple[str, float, str, list[str]]]:
         vae_1024 35 - {vae} {far}
         yardstick_1024 25 - {other} {far}
         vae_1024_plain 25 yardstick_1024 {plain} {far}
-        checkpoint 45 - {flow} --checkpoint --ckpt_dir {folder}/runs
+        checkpoint 45 - {flow} --checkpoint --ckpt_dir {runs}
         vae_256_no_lpips 25 vae_256 {vae} {near} --perceptual_weight 0
         schedules 30 - {vae} {near} --compare_schedules --steps {given["few"]}
         loop 30 - {vae} {near} --compare_with_bare_loop --steps {given["few"]}
@@ -164,10 +165,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measures all parts; 1 where one did not end well."""
     options = parse(GpuBenchOptions, argv, __doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part, too
-    parts, rows, folder = plan(options), [], Path(options.output_dir)
+    rows, folder = [], Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
-    with (folder / "results.jsonl").open("w") as results, (folder / "log.txt").open("w") as log:
+    with (
+        TemporaryDirectory(dir=folder, prefix="runs-") as runs,
+        (folder / "results.jsonl").open("w") as results,
+        (folder / "log.txt").open("w") as log,
+    ):
+        parts = plan(options, runs)
         for i, (name, seconds, base, command) in enumerate(parts):
             # What a part leaves of its time is shared by those behind it.
             left = (end - time.monotonic()) * seconds / sum(part[1] for part in parts[i:])

@@ -86,7 +86,7 @@ def test_every_command_of_the_plan_has_flags_that_there_are():
     options = GpuBenchOptions(yardstick="x.py", cifar10="some where", batch_size=8)
     kinds = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}
     parts = {}
-    for name, _, _, words in plan(options):
+    for name, _, _, words in plan(options, "runs"):
         if "benchmark_train" in words:
             flags = words[words.index("benchmark_train") + 1 :]
             parts[name] = parse(kinds["flow" if "--task" in flags else "vae"], flags)
@@ -96,7 +96,7 @@ def test_every_command_of_the_plan_has_flags_that_there_are():
     assert parts["vae_256"].batch_size == 8 and parts["vae_256"].random_vgg
     assert parts["dit"].model_name == "DiT-XL/2" and parts["vae_1024"].resolution == 1024
     assert parts["run_on_cifar10"].data_path == [str(ROOT / "some where")]
-    names = [part[0] for part in plan(GpuBenchOptions(only=["vae_1024", "dit"]))]
+    names = [part[0] for part in plan(GpuBenchOptions(only=["vae_1024", "dit"]), "runs")]
     assert names == ["dit", "vae_1024"]
     refused("--only nothing: there are vae_256", plan, GpuBenchOptions(only=["nothing"]))
     refused("--only yardstick_256", plan, GpuBenchOptions(only=["yardstick_256"]))
@@ -111,7 +111,7 @@ def test_the_whole_command_is_rehearsed_on_a_cpu(tmp_path):
     rows = {row["part"]: row for row in read_json_lines(tmp_path / "results.jsonl")}
     assert done.returncode == 0, (tmp_path / "log.txt").read_text()
     results = {name: row["result"] for name, row in rows.items()}
-    assert results.keys() == {part[0] for part in plan(GpuBenchOptions())}
+    assert results.keys() == {part[0] for part in plan(GpuBenchOptions(), "runs")}
     assert "skipped" in results.pop("gpu_tests")["said"]
     assert len(results["attention"]["attention"]) == 16
     assert all(result["img_per_s"] > 0 for result in results.values())
