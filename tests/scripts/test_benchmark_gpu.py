@@ -45,7 +45,7 @@ def test_parts_go_on_after_failures_and_late_ones(tmp_path, monkeypatch, capsys)
         part("training", SAVES, seconds=2.0),
         prints("fast", over="slow", img_per_s=5.0),
     ]
-    monkeypatch.setattr(benchmark_gpu, "plan", lambda options: parts)
+    monkeypatch.setattr(benchmark_gpu, "plan", lambda *_: parts)
     monkeypatch.setattr(benchmark_gpu, "GRACE", 2)
     begun = time.monotonic()
     assert main(["--output_dir", str(tmp_path / "new"), "--minutes", "1"]) == 1
@@ -67,7 +67,7 @@ def test_parts_go_on_after_failures_and_late_ones(tmp_path, monkeypatch, capsys)
 def test_a_kill_leaves_what_was_measured_and_no_process(tmp_path):
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
     parts = [prints("first", img_per_s=3.5), part("second", f"{code}; time.sleep(600)")]
-    code = f"from scripts import benchmark_gpu as b; b.plan = lambda _: {parts!r}; b.main()"
+    code = f"from scripts import benchmark_gpu as b; b.plan = lambda *_: {parts!r}; b.main()"
     words = [sys.executable, "-c", code, "--output_dir", tmp_path / "out"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
@@ -98,8 +98,8 @@ def test_every_command_of_the_plan_has_flags_that_there_are():
     assert parts["run_on_cifar10"].data_path == [str(ROOT / "some where")]
     names = [part[0] for part in plan(GpuBenchOptions(only=["vae_1024", "dit"]), "runs")]
     assert names == ["dit", "vae_1024"]
-    refused("--only nothing: there are vae_256", plan, GpuBenchOptions(only=["nothing"]))
-    refused("--only yardstick_256", plan, GpuBenchOptions(only=["yardstick_256"]))
+    refused("--only nothing: there are vae_256", plan, GpuBenchOptions(only=["nothing"]), "runs")
+    refused("--only yardstick_256", plan, GpuBenchOptions(only=["yardstick_256"]), "runs")
 
 
 @pytest.mark.slow
