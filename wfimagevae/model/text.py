@@ -140,7 +140,7 @@ class ByteEncoder(TextEncoder):
             if len(data) > self.length:
                 data = data[: self.length].decode(errors="ignore").encode()
             row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
-        return {"ids": ids.to(self.device)}
+        return {"ids": _sent(ids, self.device)}
 
 
 class TokenEncoder(TextEncoder):
@@ -165,7 +165,7 @@ class TokenEncoder(TextEncoder):
             count = min(len(own), self.length)
             ids[i, :count] = torch.tensor(own[:count], dtype=torch.int64)
             mask[i, :count] = True
-        return {"ids": ids.to(self.device), "mask": mask.to(self.device)}
+        return {"ids": _sent(ids, self.device), "mask": _sent(mask, self.device)}
 
     def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
         texts = [prompt.lower() if prompt.strip() else "" for prompt in prompts]
@@ -199,13 +199,13 @@ class FrozenEncoder(TextEncoder):
         device = self.network.device
         inputs = self.tokenizer(
             prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
-        ).to(device)
-        attended = inputs["attention_mask"]
+        )
+        ids, attended = (_sent(inputs[name], device) for name in ("input_ids", "attention_mask"))
         # Conditions are as precise as their training knew them, whatever precision is around.
         with torch.autocast(device.type, enabled=False):
-            output = self.network(input_ids=inputs["input_ids"], attention_mask=attended)
+            output = self.network(input_ids=ids, attention_mask=attended)
         # Of an empty prompt even the tokens that start and end it are masked.
-        is_text = torch.tensor([bool(prompt) for prompt in prompts], device=device)
+        is_text = _sent(torch.tensor([bool(prompt) for prompt in prompts]), device)
         mask = attended.bool() & is_text[:, None]
         tokens, pooled = masked_mean(output.last_hidden_state, mask)
         if self.facts["kind"] == "clip":
@@ -213,6 +213,13 @@ class FrozenEncoder(TextEncoder):
         rest = self.length - mask.shape[1]
         tokens, mask = F.pad(tokens, (0, 0, 0, rest)), F.pad(mask, (0, rest))
         return {"tokens": tokens, "mask": mask, "pooled": pooled}
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device; a copy from plain memory would wait for all that CUDA has to do."""
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
 
 
 def _check_fingerprint(facts: Mapping, name: str, fingerprint: str, what: str) -> None:

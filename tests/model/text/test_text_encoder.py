@@ -219,3 +219,14 @@ def test_transformers_missing_names_the_command(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ValueError, match="pip install transformers"):
         opened(folder, "clip")
+
+
+@pytest.mark.gpu
+def test_prompts_are_sent_to_a_gpu_that_is_busy_without_waiting_for_it():
+    encoder = open_text_encoder("bytes", "cuda", 8)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        ids = encoder(["a red circle", ""])["ids"]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(ids.cpu(), open_text_encoder("bytes", "cpu", 8)(["a red circle", ""])["ids"])
