@@ -1,7 +1,9 @@
 import gzip
 import os
 import tarfile
+import tracemalloc
 
+import numpy as np
 import pytest
 import webdataset
 
@@ -10,6 +12,7 @@ from tests.refusals import refused
 from wfimagevae.dataset import DataError, index_cache
 from wfimagevae.dataset.shards import index as shard_index
 from wfimagevae.dataset.shards.specs import expand_shards, is_shard_spec
+from wfimagevae.dataset.shards.tar import TarIndex
 
 
 def keys(found):
@@ -154,3 +157,30 @@ def test_folders_of_images_are_not_taken_for_shards(tmp_path):
     assert is_shard_spec(tmp_path / "shards") and not is_shard_spec(tmp_path / "photos")
     assert is_shard_spec("https://a.b/x.tar") and is_shard_spec("pipe:cat x")
     assert is_shard_spec("data/{000..009}.tar") and not is_shard_spec("photos.jsonl")
+
+
+def test_a_sample_takes_at_most_100_bytes_besides_its_name(tmp_path):
+    names = [f"{i:08d}" for i in range(2000)]
+    path, picture = tmp_path / "shards" / "0.tar", png(3)
+    path.parent.mkdir()
+    members = ((name, kind) for name in names for kind in ("png", "txt"))
+    write_tar(path, {f"{n}.{kind}": picture if kind == "png" else b"red" for n, kind in members})
+    ((_, index),) = shard_index.index_shards([str(path)], tmp_path / "cache", with_texts=False)
+    assert not [name for name in index.columns if name.startswith("text.")]
+    for number in range(1, 8):
+        os.link(path, path.with_name(f"{number}.tar"))
+    open_set(path.parent, index_cache_dir=tmp_path / "cache")  # what is loaded on first use
+    tracemalloc.start()
+    found = open_set(path.parent, index_cache_dir=tmp_path / "cache")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert keys(found) == 8 * names
+    assert peak < (100 + 8) * len(found)
+
+
+def test_places_beyond_2_gigabytes_are_kept():
+    columns = {"offset.png": np.array([512, 2**31]), "size.png": np.array([3, 2**31 - 1])}
+    columns["keys.ends"] = np.array([1, 2])
+    index = TarIndex(columns, [], 0, ["png"])
+    assert index.columns["offset.png"].tolist() == [512, 2**31]
+    assert index.sizes("png").tolist() == [3, 2**31 - 1]

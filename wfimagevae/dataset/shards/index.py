@@ -51,7 +51,7 @@ def index_shards(
 
     def keep(shard: ShardFile, index: TarIndex) -> None:
         cache.save(repr((shard.source, extra)), [_VERSION, shard.stamp], index.arrays())
-        indexes[shard.source] = index
+        indexes[shard.source] = read(index.arrays())
 
     # Ask for the version of every shard, and look for its index in the cache.
     with ThreadPoolExecutor(_ASKING) as pool:

@@ -135,26 +135,30 @@ def open_shards(
         )
     shards, indexes = zip(*indexed, strict=True)
 
-    # Take the samples that have an image, and say how many have none.
+    # Take the samples that have an image, and say how many have none. Of each array there is one at
+    # a time besides its parts: a hundred million samples shall take 100 bytes each.
     chosen = [_with_image(index, image_types) for index in indexes]
-    pairs = list(zip(indexes, chosen, strict=True))
+    pairs = [(index, part["row"].copy()) for index, part in zip(indexes, chosen, strict=True)]
     shard = np.repeat(np.arange(len(chosen), dtype=np.uint32), list(map(len, chosen)))
     _tell_left_out(pairs, sources[0], options.wds_image_key, image_types)
     read = list(itertools.compress(kinds, (with_captions, with_labels, wanted.records)))
     for source, (index, part) in zip(sources, pairs, strict=True):
-        _check_together(source, index, part["row"], read)
-    chosen = np.concatenate(chosen)
-    places = np.stack([chosen["offset"], chosen["length"]], axis=1)
-    keys = PackedTexts.concatenate([index.keys.select(part["row"]) for index, part in pairs])
+        _check_together(source, index, part, read)
+    places = np.empty((len(shard), 2), np.int64)
+    for column, name in zip(places.T, ("offset", "length"), strict=True):
+        np.concatenate([part[name] for part in chosen], out=column)
+    sides = np.concatenate([part["sides"] for part in chosen])
+    del chosen
+    keys = PackedTexts.concatenate([index.keys.select(part) for index, part in pairs])
     images = ShardImages(shards, store, shard, places, keys)
 
     def texts(key: str) -> PackedTexts:
         kind = key.partition(":")[0]
-        parts = [index.texts(kind).select(part["row"]) for index, part in pairs]
+        parts = [index.texts(kind).select(part) for index, part in pairs]
         return PackedTexts.concatenate(parts)
 
     # Read what goes with them.
-    samples = ImageSet(images, chosen["sides"], shard=shard)
+    samples = ImageSet(images, sides, shard=shard)
     if with_labels:
         class_names = wanted.labels.class_names
         values = _label_values(texts, options, class_names)
@@ -166,7 +170,7 @@ def open_shards(
         samples.labels = number_labels(values, images.name, sources[0], class_names)
     if with_captions:
         kind, _, field = options.wds_caption_key.partition(":")
-        sizes = np.concatenate([index.sizes(kind)[part["row"]] for index, part in pairs])
+        sizes = np.concatenate([index.sizes(kind)[part] for index, part in pairs])
         found = texts(kind)
         contents = zip(found, sizes.tolist(), strict=True)
         lines = readable(functools.partial(_captions, field), contents, images.name)
@@ -177,7 +181,7 @@ def open_shards(
     return samples
 
 
-_PLACE = [("row", np.int64), ("offset", np.int64), ("length", np.int64), ("sides", np.int32, 2)]
+_PLACE = [("row", np.int32), ("offset", np.int64), ("length", np.int64), ("sides", np.int32, 2)]
 
 
 def _with_image(index: TarIndex, kinds: list[str]) -> np.ndarray:
@@ -216,7 +220,7 @@ def _tell_left_out(
     """Warns of samples without an image: of what types they are; ValueError if none has one."""
     total, count, kinds = 0, 0, set()
     for index, part in pairs:
-        without = np.setdiff1d(np.arange(len(index)), part["row"])
+        without = np.setdiff1d(np.arange(len(index)), part)
         total, count = total + len(index), count + len(without)
         kinds |= {k for k in index.types if (index.columns[f"offset.{k}"][without] >= 0).any()}
     if not count:

@@ -33,7 +33,7 @@ class TarIndex:
 
     Attributes:
         columns: Arrays by name. Of each type of members, which is what follows the first dot of
-            their file names, in lower case: ``offset.TYPE`` and ``size.TYPE``, int64 (N,), where
+            their file names, in lower case: ``offset.TYPE`` and ``size.TYPE``, integers (N,), where
             those of the samples begin (-1 where there is none) and their lengths, in bytes. Of
             images also ``width.TYPE`` and ``height.TYPE``, int32 (N,), upright, 0 where the header
             is damaged; of texts their contents, ``text.TYPE`` and ``ends.TYPE``. The samples'
@@ -49,6 +49,12 @@ class TarIndex:
     lost: int
     types: list[str]
     sha256: str = ""
+
+    def __post_init__(self):
+        # Half the memory, as long as shards are below 2 GiB.
+        for name, column in self.columns.items():
+            if column.dtype == np.int64 and column.max(initial=0) < 2**31:
+                self.columns[name] = column.astype(np.int32)
 
     def __len__(self) -> int:
         return len(self.columns["keys.ends"])

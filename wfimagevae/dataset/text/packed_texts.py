@@ -24,9 +24,12 @@ class PackedTexts:
 
     @classmethod
     def concatenate(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
-        starts = np.cumsum([0, *(len(part.text) for part in parts)])
-        ends = [part.ends + start for part, start in zip(parts, starts, strict=False)]
-        return cls(np.concatenate([part.text for part in parts]), np.concatenate(ends))
+        ends, first, start = np.empty(sum(map(len, parts)), np.int64), 0, 0
+        for part in parts:
+            ends[first : first + len(part)] = part.ends
+            ends[first : first + len(part)] += start
+            first, start = first + len(part), start + len(part.text)
+        return cls(np.concatenate([part.text for part in parts]), ends)
 
     def __len__(self) -> int:
         return len(self.ends)
