@@ -309,8 +309,6 @@ def zip_damage(path: str, version: tuple[int, int], offset: int = 0, length: int
                 # Torch can be told to write no checksums.
                 file.filelist = [entry for entry in file.filelist if entry.CRC]
                 entry = file.testzip()
-    except FileNotFoundError:
-        raise
     except DAMAGED_ARRAYS as error:
         return str(error)
     return f"{entry} in it does not have its checksum" if entry else ""

@@ -1,7 +1,6 @@
 """Checkpoints in shards: folders of torch.distributed.checkpoint, whose tensors are read when used.
 
-Beside the shards lie the plain facts and small tensors, in one file, in which tensors without
-values (on the device ``meta``) stand for what is in shards.
+One file beside the shards holds all else, and tensors without values (on ``meta``) in their place.
 """
 
 import copy
@@ -76,7 +75,7 @@ def read_sharded(path: Path) -> dict[str, Any]:
         file = os.path.abspath(path / place.relative_path)
         damage = zip_damage(file, file_version(file), place.offset, place.length)
         if damage:
-            raise ValueError(f"{file} is damaged: {damage}")
+            raise ValueError(f"{file} is damaged or missing: {damage}")
     reader = FileSystemReader(path)
     reader.set_up_storage_reader(index, is_coordinator=True)
 

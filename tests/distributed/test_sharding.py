@@ -1,5 +1,6 @@
 """FSDP2 on two gloo processes against one process: same updates, interchangeable checkpoints."""
 
+import errno
 import os
 import shutil
 import signal
@@ -10,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.distributed import checkpoint as dcp
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
@@ -311,7 +313,7 @@ def killed(path: Path) -> None:
         for value in (1.0, 2.0):
             nn.init.constant_(network.weight, value)
             if value == 2:
-                torch.distributed.checkpoint.FileSystemWriter._write_data = half_written
+                dcp.FileSystemWriter._write_data = half_written
             content = collect({"state_dict.x": network}, shards=True, value=value)
             write_checkpoint(path, content, group)
 
@@ -330,6 +332,42 @@ def test_kill_9_during_a_save_of_shards_leaves_those_before(tmp_path):
         on_ranks(2, killed, path)
     content = read_checkpoint(path)
     assert content["value"] == 1 and (content["state_dict"]["x"]["weight"] == 1).all()
+
+
+def full(folder: Path) -> None:
+    """The second process's disk is full once; each process tells what it heard."""
+    with world("cpu") as here:
+        network, group = nn.Linear(64, 64), cpu_group(1)
+        shard(network, (), here.device)
+        path, write = folder / "checkpoint-1.ckpt", dcp.FileSystemWriter.write_data
+
+        def refuse(*_):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        for is_full in (False, True, False):
+            nn.init.constant_(network.weight, 2.0 + is_full)
+            content = collect({"state_dict.x": network}, shards=True)
+            dcp.FileSystemWriter.write_data = refuse if is_full and here.rank == 1 else write
+            try:
+                write_checkpoint(path, content, group)
+            except OSError as error:
+                (folder / f"heard-{here.rank}").write_text(str(error))
+            barrier()  # as between two saves of a run
+            assert os.listdir(folder).count(path.name) == len([*folder.glob("*checkpoint*")])
+            found = read_checkpoint(path)["state_dict"]["x"]["weight"]
+            assert (found == 2).all()
+            barrier()
+
+
+def test_a_full_disk_of_one_process_is_told_to_all_and_the_next_save_works(tmp_path):
+    on_ranks(2, full, tmp_path)
+    assert (
+        read_checkpoint(tmp_path / "checkpoint-1.ckpt")["state_dict"]["x"]["weight"].sum() == 8192
+    )
+    for rank in range(2):
+        heard = (tmp_path / f"heard-{rank}").read_text()
+        assert "could not write" in heard and "checkpoint-1.ckpt: " in heard
+        assert "No space left" in heard
 
 
 @pytest.mark.gpu

@@ -39,8 +39,7 @@ class Interrupt:
     Each step reduces the ranks' wishes over a CPU group while the device computes, and the outcome
     is read before the next step: no rank stops alone. A save is wished for every
     ``save_every_minutes`` by rank 0's clock; 0 is never. A rank waits ``timeout_minutes`` for the
-    others. SIGHUP means nothing where it meant
-    nothing before, under nohup.
+    others. SIGHUP means nothing where it meant nothing before, under nohup.
     """
 
     def __init__(self, save_every_minutes: float = 0, timeout_minutes: float = DDP_TIMEOUT):

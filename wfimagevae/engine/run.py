@@ -319,7 +319,8 @@ class Run:
                 if is_main and best and not only_best:
                     link_or_copy(path, best_path)
             except OSError as error:
-                log.error("the checkpoint of step %d was not saved: %s", step, error)
+                if is_main:  # all processes heard of it
+                    log.error("the checkpoint of step %d was not saved: %s", step, error)
                 raise
             if is_first or only_best:
                 log.info("saved %s", target)
