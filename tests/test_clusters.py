@@ -39,7 +39,8 @@ def slurm_job(tmp_path):
             (tmp_path / name).chmod(0o755)
         slurm = {"SLURM_NNODES": "2", "SLURM_JOB_NODELIST": "host[1-2]", "SLURM_JOB_ID": "7"}
         path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-        command = ["bash", str(CLUSTER / "slurm.sh")]
+        # A training in this process may have left USR1 ignored, which no shell can trap then.
+        command = ["env", "--default-signal=USR1", "bash", str(CLUSTER / "slurm.sh")]
         return subprocess.Popen(command, env=path | slurm | variables, cwd=tmp_path)
 
     return start
