@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -140,3 +141,14 @@ def test_one_command_starts_every_script(tmp_path):
 def test_shell_scripts_parse(script):
     done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("size", "status"), [("2", 0), ("1", -signal.SIGABRT)])
+def test_a_process_of_several_ends_as_its_work_did(size, status):
+    """Python's end may abort one whose gloo threads still run, when all is done."""
+    code = (
+        "import atexit, os; from wfimagevae.command_line import run_cli; "
+        "atexit.register(os.abort); raise SystemExit(run_cli(lambda _: print('all is done')))"
+    )
+    done = run("-c", code, WORLD_SIZE=size)
+    assert (done.returncode, done.stdout) == (status, "all is done\n")

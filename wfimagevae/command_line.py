@@ -277,7 +277,14 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], dated: bool = Fa
     write = sys.stdout.write  # names are in what is printed, too
     sys.stdout.write = lambda text: write("\n".join(map(printable, text.split("\n"))))
     try:
-        return main(None) or 0
+        status = main(None) or 0
+        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+            # All is written and closed. Gloo's threads, which Python's end may leave running, now
+            # and then abort the process there.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(status)
+        return status
     except (ValueError, OSError) as error:
         _tell(error)
         return 2
