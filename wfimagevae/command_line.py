@@ -278,7 +278,7 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], dated: bool = Fa
     sys.stdout.write = lambda text: write("\n".join(map(printable, text.split("\n"))))
     try:
         status = main(None) or 0
-        if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
             # All is written and closed. Gloo's threads, which Python's end may leave running, now
             # and then abort the process there.
             sys.stdout.flush()
