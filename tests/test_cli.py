@@ -152,3 +152,5 @@ def test_a_process_of_several_ends_as_its_work_did(size, status):
     )
     done = run("-c", code, WORLD_SIZE=size)
     assert (done.returncode, done.stdout) == (status, "all is done\n")
+    failed = run("-c", code.replace("print", "open"), WORLD_SIZE="2")
+    assert (failed.returncode, failed.stderr[:10]) == (2, "error: [Er")

@@ -278,17 +278,17 @@ def run_cli(main: Callable[[Sequence[str] | None], int | None], dated: bool = Fa
     sys.stdout.write = lambda text: write("\n".join(map(printable, text.split("\n"))))
     try:
         status = main(None) or 0
-        if int(os.environ.get("WORLD_SIZE") or 1) > 1:
-            # All is written and closed. Gloo's threads, which Python's end may leave running, now
-            # and then abort the process there.
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(status)
-        return status
     except (ValueError, OSError) as error:
         _tell(error)
-        return 2
+        status = 2
     except KeyboardInterrupt:
-        return 130
+        status = 130
     finally:
         gc.freeze()  # or Python's end looks for garbage in all of torch, for seconds
+    if int(os.environ.get("WORLD_SIZE") or 1) > 1:
+        # All is written and closed. Gloo's threads, which Python's end may leave running, now
+        # and then abort the process there.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
