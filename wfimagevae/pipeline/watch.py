@@ -5,7 +5,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import product
 from pathlib import Path
@@ -235,8 +235,8 @@ class StepWatcher:
             text = "\n".join(_summary(*step) for step in steps)
             write_text(self.graph / "training_summary.txt", text)
 
-    def plot(self) -> None:
-        """Draws losses, KL, learning rates and batch times, and all at once; until a signal."""
+    def plots(self) -> list[tuple[Callable, tuple]]:
+        """What draws losses, KL, learning rates and batch times, and all at once."""
         series = _series(read_json_lines(self._records(self.step)))
         rates = tuple(key for key in series if key.startswith("lr/"))
         learning = (Panel("learning rate", rates, log=False),)
@@ -247,10 +247,12 @@ class StepWatcher:
             "batch_times": _TIMES,
             "training_overview": (*_LOSSES, *_KL, *learning, *_TIMES),
         }
+        calls = []
         for page, panels in pages.items():
+            path = self.graph / f"{self.step.name}_{page}.png"
             title = f"{self.step.name}: {page.replace('_', ' ')}"
-            if self.run.interrupt.signal is None:
-                draw_page(title, panels, series, self.graph / f"{self.step.name}_{page}.png")
+            calls.append((draw_page, (title, panels, series, path)))
+        return calls
 
 
 def _summary(name: str, rows: list[dict]) -> str:

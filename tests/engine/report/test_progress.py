@@ -1,6 +1,9 @@
 """Speed, wait for data, time left and the bill, by a clock that tests set."""
 
 import logging
+import os
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -111,6 +114,33 @@ def test_samples_are_called_what_they_are(train, caplog):
         assert all(f"| {rate} |" in line for line in progress[-3:])
         assert bill.startswith(f"done: 20 {samples} in ") and f" {rate[4:]})" in bill
         assert f"| val/energy_distance of {samples} 0.0000" in caplog.text
+
+
+def test_plots_hold_up_no_step_whether_they_hang_or_fail(tmp_path, monkeypatch, caplog):
+    clock, drawings = Clock(), []
+    hung, release = os.pipe()
+
+    def draw_beside(calls):
+        pipes = {"stdin": hung, "stderr": subprocess.PIPE, "text": True}
+        drawings.append(subprocess.Popen([sys.executable, "-c", "input()"], **pipes))
+        return drawings[-1]
+
+    monkeypatch.setattr(report, "time", clock)
+    monkeypatch.setattr(report, "draw_beside", draw_beside)
+    here, options = World(0, 1, torch.device("cpu")), FlowOptions(live_plot_every_steps=1)
+    reporter = report.Reporter(options, tmp_path, here, Tracker("none"))
+    reporter.begin(0, 9, 1.0)
+    for step in range(1, 7):
+        clock.now += 0.6 * reporter.PLOT_EVERY
+        reporter.report(step, 9, {"loss": 1.0}, to_log=True, to_csv=True)
+        assert len(drawings) == (1 if step < 5 else 2)  # not before the first one is done
+        if step == 3:
+            os.close(release)
+            drawings[0].wait()
+    reporter.summary(plots=False)
+    assert [r.getMessage() for r in caplog.records if "plots" in r.getMessage()] == [
+        "loss plots not written: EOFError: EOF when reading a line"
+    ]
 
 
 def cuda_reporter(tmp_path):

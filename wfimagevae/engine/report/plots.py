@@ -1,7 +1,11 @@
 """Live plots of training_losses.csv: two pages of curves, drawn without pyplot's global state."""
 
 import csv
-from collections.abc import Mapping, Sequence
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,6 +64,19 @@ ADVERSARIAL = (
 )
 # Another column says the same.
 _REDUNDANT = ("train/rec_loss", *(f"skipped_in_a_row/{name}" for name in _PLAYERS))
+
+
+def draw_beside(calls: Sequence[tuple[Callable, tuple]]) -> subprocess.Popen:
+    """Begins to call functions that draw, with their arguments, in a process of its own.
+
+    What went wrong there stands on its ``stderr``, as text. The functions are those of modules.
+    """
+    code = "import pickle, sys; sys.path = %r; [f(*a) for f, a in pickle.load(sys.stdin.buffer)]"
+    with tempfile.TemporaryFile() as file:
+        pickle.dump(calls, file)
+        file.seek(0)
+        words, pipe = [sys.executable, "-c", code % sys.path], subprocess.PIPE
+        return subprocess.Popen(words, stdin=file, stderr=pipe, text=True, errors="replace")
 
 
 def plot_losses(csv_path: str | Path, output_prefix: str | Path) -> list[Path]:

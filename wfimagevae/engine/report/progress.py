@@ -5,6 +5,7 @@ import io
 import json
 import logging
 import math
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from wfimagevae.engine.checkpoint import set_aside
 from wfimagevae.engine.distributed import World, all_reduce_mean
 from wfimagevae.engine.options import LoggingOptions, TrainingOptions
 from wfimagevae.engine.report.gpu import gpu_figures, peak_flops
-from wfimagevae.engine.report.plots import plot_losses
+from wfimagevae.engine.report.plots import draw_beside, plot_losses
 from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.files import read_json_lines, write_text
 
@@ -176,8 +177,8 @@ class Reporter:
     ``samples`` is what is counted. MFU refers to the peak rate of the options' precision.
     """
 
-    # Drawing takes half a second; on fast steps, every ten of them would be most of the time.
-    PLOT_TIME_SHARE = 0.02
+    # Drawing takes a second of another process; on fast steps, every ten of them would be always.
+    PLOT_EVERY = 50.0
     # In a log file a long validation says how far it is this often, in seconds.
     PROGRESS_EVERY = 30.0
 
@@ -202,10 +203,12 @@ class Reporter:
             self.peak = peak_flops(name, options.mix_precision)
         self.csv = self.metrics = self.validations = None
         self.steps, self.samples, self.flops = 0, 0.0, 0.0
-        self.waits, self.total_wait, self.plot_time = [], 0.0, 0.0
+        self.waits, self.total_wait = [], 0.0
+        self.drawing: subprocess.Popen | None = None
         self.started = self.since = time.perf_counter()
         self.reported_samples = self.reported_flops = 0.0
-        self.last_plot_step, self.epoch_steps, self.last_progress = 0, 1.0, self.started
+        self.last_plot_step, self.last_plot, self.epoch_steps = 0, -math.inf, 1.0
+        self.last_progress = self.started
         # On a terminal, a bar; in a log file (disable=None), lines.
         self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
 
@@ -294,8 +297,8 @@ class Reporter:
             if self.csv and to_csv:
                 self.csv.write(row)
                 is_due = self.plot_every and step - self.last_plot_step >= self.plot_every
-                if is_due and self.plot_time <= self.PLOT_TIME_SHARE * (now - self.started):
-                    self.last_plot_step = step
+                if is_due and now - self.last_plot >= self.PLOT_EVERY:
+                    self.last_plot_step, self.last_plot = step, now
                     self._plot()
         self.tracker.log(step, values)
 
@@ -317,11 +320,18 @@ class Reporter:
         log.info("step %d/%d | %s", step, max_steps, " | ".join(parts))
 
     def _plot(self) -> None:
-        start = time.perf_counter()
-        plot_losses(self.csv_path, self.folder / "training_losses_live")
-        if self.watcher:
-            self.watcher.plot()
-        self.plot_time += time.perf_counter() - start
+        """Begins to redraw the plots, unless those of last time are still being drawn."""
+        if self.drawing is None or self.drawing.poll() is not None:
+            self._finish_plots()
+            calls = [(plot_losses, (self.csv_path, self.folder / "training_losses_live"))]
+            self.drawing = draw_beside(calls + (self.watcher.plots() if self.watcher else []))
+
+    def _finish_plots(self) -> None:
+        """Waits until the plots are drawn, and logs what they failed by."""
+        drawing, self.drawing = self.drawing, None
+        with log_write_errors("loss plots"):
+            if drawing and (errors := drawing.communicate(timeout=60)[1]) and drawing.returncode:
+                raise OSError(errors.strip().splitlines()[-1])
 
     def validation(self, step: int, values: dict[str, float], pictures: dict[str, Path]) -> None:
         if self.world.is_main:
@@ -340,8 +350,10 @@ class Reporter:
         if not self.world.is_main:
             return
         if plots and self.plot_every and self.csv and self.csv.path.exists():
+            self._finish_plots()
             with log_write_errors("loss plots"):
                 self._plot()
+            self._finish_plots()
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         hours = elapsed * self.world.size / 3600
         line = f"{self.samples:.0f} {self.noun} in {timedelta(seconds=round(elapsed))}"
