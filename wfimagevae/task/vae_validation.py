@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 from wfimagevae.dataset import ValidImageDataset, valid_loader
@@ -21,7 +21,7 @@ from wfimagevae.eval.options import MetricOptions
 from wfimagevae.model.vae.tiling import pad_to_multiple
 from wfimagevae.pictures.patch_maps import append_summary, save_patch_scores
 from wfimagevae.pictures.pixels import to_uint8
-from wfimagevae.pictures.writer import save_image
+from wfimagevae.pictures.writer import ImageWriter
 from wfimagevae.task.vae_options import VaeOptions
 
 log = logging.getLogger("wfimagevae")
@@ -69,6 +69,7 @@ class VaeValidator:
         vae.eval()  # the run puts it back
         self.evaluator.reset()
         index, scores, pictures = self.world.rank, [], {}
+        writer = ImageWriter(self.folder / "val_images")  # beside what follows
         batches = self.read()
         ready = partial(batches.ready, 1)
         for number in range(self.num_batches):
@@ -97,9 +98,12 @@ class VaeValidator:
                     stem = Path(path).stem
                     short = len(os.fsencode(stem)) < 200  # names have 255 bytes at most
                     name = f"{index:04d}-{stem if short else stem[:50]}.png"
-                    with log_write_errors(f"validation picture {name}"):
-                        place = self._save_pair(name, real, fake, step)
-                        pictures[f"reconstruction/{name}"] = place
+                    original, drawn = f"original/{name}", f"reconstructed/step-{step:08d}/{name}"
+                    if not (writer.folder / original).exists():
+                        writer.write(original, to_uint8(real))
+                    writer.write(drawn, to_uint8(fake))
+                    pictures[f"reconstruction/{name}"] = writer.folder / drawn
+                    with log_write_errors(f"patch scores of {name}"):
                         if self.discriminator is not None and index < self.num_patch_scores:
                             place = self.folder / "val_patch_scores" / f"step-{step:08d}" / name
                             row = save_patch_scores(place, self.discriminator, real, fake)
@@ -107,20 +111,15 @@ class VaeValidator:
                 index += self.world.size
         pulse()
         values = self.evaluator.compute()
+        with log_write_errors("validation pictures"), writer:
+            pass  # waits for them
+        pictures = {name: path for name, path in pictures.items() if path.exists()}
         scores = [row for part in gather_objects(scores) for row in part]
         if scores and self.world.is_main:
             scores.sort(key=lambda row: row[1])
             with log_write_errors("the summary of patch scores"):
                 append_summary(self.folder / "val_patch_scores" / "summary.csv", scores)
         return {f"{prefix}/{name}": value for name, value in values.items()}, pictures
-
-    def _save_pair(self, name: str, real: Tensor, fake: Tensor, step: int) -> Path:
-        original = self.folder / "val_images" / "original" / name
-        if not original.exists():
-            save_image(original, to_uint8(real))
-        path = self.folder / "val_images" / "reconstructed" / f"step-{step:08d}" / name
-        save_image(path, to_uint8(fake))
-        return path
 
 
 def open_held_out(options: VaeOptions) -> Dataset | None:
