@@ -12,12 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from wfimagevae.engine.distributed import (
-    World,
-    barrier,
-    gather_objects,
-    is_distributed,
-)
+from wfimagevae.engine.distributed import World, barrier, gather_objects, is_distributed
 from wfimagevae.eval.clip_score import clip_scores
 from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
 from wfimagevae.eval.options import (
@@ -266,7 +261,6 @@ class SetEvaluator:
         Unreadable images are left out and printed.
         """
         count, world = len(samples), self.world
-        _check_count(title, count)
         captions = getattr(samples, "captions", None)
         clip = self._clip if self._real else None
         if clip and not captions:
@@ -310,21 +304,18 @@ class SetEvaluator:
         unreadable = [entry for part in gather_objects(left_out) for entry in part.values()]
         list_unreadable(list(left_out.values()), world)
         self.unreadable += sorted(unreadable)
-        _check_count(title, count - len(unreadable))
+        count -= len(unreadable)
+        if count <= NEIGHBOURS:
+            raise ValueError(
+                f"{title}: {count} samples are too few to compare distributions; use thousands"
+            )
         return _Collected(
-            count - len(unreadable),
+            count,
             len(unreadable),
             shapes.pop(),
             _pool(features, read) if self._extract else None,
             _pool(raw, [n for n in read if kept[n]]) if kept.any() else None,
             _pool(scores, read) if clip else None,
-        )
-
-
-def _check_count(title: str, count: int) -> None:
-    if count <= NEIGHBOURS:
-        raise ValueError(
-            f"{title}: {count} samples are too few to compare distributions; use thousands"
         )
 
 

@@ -36,22 +36,14 @@ def load_features(options: SetMetricOptions, device: torch.device) -> Extractor:
     return load_dinov2(device, options.dinov2_repo, options.dinov2_weights)
 
 
-def describe_features(options: SetMetricOptions, width: int) -> dict[str, str]:
+def describe_features(options: SetMetricOptions, width: int = NUM_FEATURES) -> dict[str, str]:
     """Network, weights and preprocessing, for a protocol; ``width`` is that of the features."""
     if options.features == "inception":
-        return describe_inception(options.inception_weights, width)
-    path = options.dinov2_weights
-    weights = weights_digest(path) if path else Path(DINOV2_URL).name
-    return _describe(f"{DINOV2_MODEL}, class token", weights, 224)
-
-
-def describe_inception(weights: str | None, width: int = NUM_FEATURES) -> dict[str, str]:
-    """As `describe_features`, of Inception."""
-    digest = weights_digest(weights, INCEPTION_URL)
-    return _describe(f"torch-fidelity InceptionV3, {width}", digest, 299)
-
-
-def _describe(features: str, weights: str, side: int) -> dict[str, str]:
+        features, side = f"torch-fidelity InceptionV3, {width}", 299
+        weights = weights_digest(options.inception_weights, INCEPTION_URL)
+    else:
+        features, side, path = f"{DINOV2_MODEL}, class token", 224, options.dinov2_weights
+        weights = weights_digest(path) if path else Path(DINOV2_URL).name
     resize = f"TensorFlow 1 bilinear to {side}x{side}, no antialiasing"
     return {"features": features, "weights": weights, "resize": resize}
 

@@ -19,8 +19,8 @@ from wfimagevae.engine.cost import HeldBytes, count_macs, count_parameters, seco
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
-from wfimagevae.eval.features import describe_inception, weights_digest
-from wfimagevae.eval.options import BenchmarkOptions, PairOptions
+from wfimagevae.eval.features import describe_features, weights_digest
+from wfimagevae.eval.options import BenchmarkOptions, PairOptions, SetMetricOptions
 from wfimagevae.eval.ssim import SIGMA, TAPS
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.image_folder import Unreadable, read_batches
@@ -66,8 +66,8 @@ def describe_protocol(
         }
         packages += ["torchvision", "lpips"]
     if "rfid" in metrics:
-        features = describe_inception(options.inception_weights)
-        protocol["rfid"] = features | {"statistics": "float64"}
+        inception = SetMetricOptions(inception_weights=options.inception_weights)
+        protocol["rfid"] = describe_features(inception) | {"statistics": "float64"}
         packages += ["torch-fidelity"]
     return protocol | {"versions": {name: version(name) for name in packages}}
 
