@@ -174,9 +174,10 @@ def _draw(options: GenerateOptions, world) -> str:
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.generate.inpainting import fill_in
     from wfimagevae.generate.subjects import (
-        named_prompts,
+        Prompt,
         prompt_subjects,
         read_prompts,
+        slug,
         subjects_in_turn,
     )
 
@@ -191,7 +192,7 @@ def _draw(options: GenerateOptions, world) -> str:
         generator.resolve(options.changed(guidance_scale=scale)) for scale in options.guidance_scale
     ]
 
-    prompts = named_prompts(options.prompt or ())
+    prompts = [Prompt(text, slug(text)) for text in options.prompt or ()]
     prompts += read_prompts(options.prompts_path) if options.prompts_path else []
     takes_text, count = generator.model.takes_text, options.num_images
     if not prompts and takes_text and not generator.model.num_classes:

@@ -1,5 +1,5 @@
 from tests.refusals import refused
-from wfimagevae.generate.subjects import Prompt, free_names, named_prompts, read_prompts, slug
+from wfimagevae.generate.subjects import Prompt, free_names, read_prompts, slug
 
 
 def test_a_slug_is_a_short_safe_name():
@@ -16,7 +16,10 @@ def test_a_folder_gives_its_files_names_and_a_file_its_lines(tmp_path):
     sunset = Prompt("a sunset over the sea", "sunset")
     assert read_prompts(tmp_path) == [Prompt("a dawn", "dawn"), sunset]
     (tmp_path / "all.list").write_text("a cat\n\na dog \n")
-    assert read_prompts(tmp_path / "all.list") == named_prompts(["a cat", "a dog"])
+    assert read_prompts(tmp_path / "all.list") == [
+        Prompt("a cat", "a-cat"),
+        Prompt("a dog", "a-dog"),
+    ]
 
 
 def test_paths_without_prompts_are_explained(tmp_path):

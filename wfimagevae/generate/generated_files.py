@@ -75,6 +75,29 @@ class Sheet:
             **({} if None in prompts else {"prompts": list(dict.fromkeys(prompts))}),
         }
 
+    def record(
+        self, generator: FlowGenerator, model: dict, row: int, column: int, batch: tuple[int, int]
+    ) -> dict[str, Any]:
+        """All that is needed to draw a picture again, with what `describe_model` says.
+
+        ``batch`` is how many samples were drawn at once, and which of them it is: arithmetic rounds
+        differently in batches of another size.
+        """
+        subject, (height, width) = self.subjects[row], generator.pixel_size(self.size)
+        # Another version of one of these may round differently.
+        versions = {n: sys.modules[n].__version__ for n in _PACKAGES if n in sys.modules}
+        return {
+            **asdict(subject),
+            "class_name": None if subject.label is None else generator.class_name(subject.label),
+            "height": height,
+            "width": width,
+            **generator.describe(self.columns[column], self.size),
+            "batch": {"size": batch[0], "row": batch[1]},
+            "device": generator.device.type,
+            "model": model,
+            "versions": versions,
+        }
+
     def draw(
         self, generator: FlowGenerator, batch_size: int, world: World
     ) -> Iterator[tuple[int, int, tuple[int, int], Tensor]]:
@@ -123,8 +146,7 @@ def write_folder(
         for row, column, batch, pixels in sheet.draw(generator, batch_size, world):
             name = stems[column * len(sheet.subjects) + row]
             writer.write(f"{name}.png", pixels)
-            subject, options = sheet.subjects[row], sheet.columns[column]
-            record = picture_record(generator, model, subject, options, sheet.size, batch)
+            record = sheet.record(generator, model, row, column, batch)
             writer.write(records / f"{name}.json", json_text(record))
             if (row, column) in places:
                 drawn[row, column] = pixels
@@ -214,35 +236,6 @@ def _lay_out(
 def describe_model(generator: FlowGenerator) -> dict[str, Any]:
     """Where the model was read from, and the fingerprint of its weights."""
     return generator.source | {"fingerprint": generator.fingerprint()}
-
-
-def picture_record(
-    generator: FlowGenerator,
-    model: Mapping[str, Any],
-    subject: Subject,
-    options: SamplingOptions,
-    size: Size | None,
-    batch: tuple[int, int],
-) -> dict[str, Any]:
-    """All that is needed to draw a picture again, with what `describe_model` says.
-
-    ``batch`` is how many samples were drawn at once, and which of them it is: arithmetic rounds
-    differently in batches of another size.
-    """
-    # Another version of one of these may round differently.
-    versions = {n: sys.modules[n].__version__ for n in _PACKAGES if n in sys.modules}
-    height, width = generator.pixel_size(size)
-    return {
-        **asdict(subject),
-        "class_name": None if subject.label is None else generator.class_name(subject.label),
-        "height": height,
-        "width": width,
-        **generator.describe(options, size),
-        "batch": {"size": batch[0], "row": batch[1]},
-        "device": generator.device.type,
-        "model": dict(model),
-        "versions": versions,
-    }
 
 
 def read_picture_record(path: str | Path) -> dict[str, Any]:

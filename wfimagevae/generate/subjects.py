@@ -1,7 +1,7 @@
 """What samples show, classes and prompts, and how the files of their pictures are called."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -48,11 +48,6 @@ class Prompt(NamedTuple):
     stem: str
 
 
-def named_prompts(texts: Iterable[str]) -> list[Prompt]:
-    """Prompts named by their own words."""
-    return [Prompt(text, slug(text)) for text in texts]
-
-
 def read_prompts(path: str | Path, flag: str = "--prompts_path") -> list[Prompt]:
     """The prompts of a folder, one in each of its .txt files; or of a file, one a line.
 
@@ -70,7 +65,7 @@ def read_prompts(path: str | Path, flag: str = "--prompts_path") -> list[Prompt]
             )
     elif path.is_file():
         lines = [line.strip() for line in read_text(path).splitlines()]
-        prompts = named_prompts(line for line in lines if line)
+        prompts = [Prompt(line, slug(line)) for line in lines if line]
     else:
         raise ValueError(f"{flag} {path}: no such folder or file")
     if not prompts:
