@@ -160,9 +160,9 @@ def changed(content: dict, values: dict) -> dict:
     return content
 
 
-def options_of(pipeline, step: int = 0, units=None):
+def options_of(pipeline, step: int = 0, latents=None):
     """The options of the training that a step means."""
-    flags, _ = step_flags(pipeline, pipeline.steps[step], units)
+    flags, _ = step_flags(pipeline, pipeline.steps[step], latents)
     return OPTIONS[pipeline.steps[step].task](**flags)
 
 

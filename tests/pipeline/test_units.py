@@ -8,10 +8,8 @@ from tests.pipeline.files import TINY_VAE, changed, options_of
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.pipeline.checks import load_pipeline
-from wfimagevae.pipeline.flags import Units
 
 SIZE, CHANNELS = 32, 4
-UNITS = Units(3 * SIZE**2, CHANNELS * (SIZE // 8) ** 2)
 GIVEN = {"kl_beta": 3e-2, "lambda_adv": 0.7, "mse_weight": 0.2, "kl_free_bits": 0.01}
 GIVEN |= {"r1_gamma": 5.0, "r1_interval": 4, "initial_clipping_norm": 1.5}
 
@@ -22,7 +20,7 @@ def options(place):
     step = {"name": "vae", "steps": 1, "train_vae": True, "gan_training": True} | GIVEN
     step["options"] = {"disc_start": 0, "wavelet_loss": False}
     content = changed(place.content("units"), {"training.pipeline.steps": [step]})
-    return options_of(load_pipeline(place.write(content)), units=UNITS)
+    return options_of(load_pipeline(place.write(content)), latents=CHANNELS * (SIZE // 8) ** 2)
 
 
 def test_the_gradient_is_that_of_the_means(options):

@@ -128,7 +128,7 @@ def _check_data(pipeline: Pipeline) -> Problems:
     """Sections of data have no keys that no step, or their kind of data, does not read."""
     content = pipeline.content
     sections = [(("data",), content.data), *_data_sets(pipeline)]
-    default = content.training.pipeline.default_dataset
+    read, default = sections, content.training.pipeline.default_dataset
     if all(step.settings.dataset or default for step in pipeline.steps):
         for key in _OF_DATA_ALONE:
             if getattr(content.data, key):
@@ -136,8 +136,6 @@ def _check_data(pipeline: Pipeline) -> Problems:
                 text += "training.pipeline.datasets; make it one of them, or leave it out"
                 yield ("data", key), text
         read = sections[1:]
-    else:
-        read = sections
     for place, section in read:
         advice = f"without {section.switch}: leave out, or write that"
         if section.is_webdataset:
@@ -189,10 +187,8 @@ def _check_options(pipeline: Pipeline) -> Problems:
     """Options are flags of their training, and ones that no key and no single step decides."""
     training = pipeline.content.training
     above = [(SHARED, training), (DEFAULTS, training.pipeline.defaults), *_data_sets(pipeline)]
-    steps = [(step.place, training.pipeline.steps[step.index], step) for step in pipeline.steps]
+    steps = [(s.place, training.pipeline.steps[s.index], s) for s in pipeline.steps if s.task]
     for place, section, step in [(*each, None) for each in above] + steps:
-        if step and not step.task:
-            continue
         known = OPTIONS[step.task].by_flag() if step else FLAGS
         for written, value in section.options.items():
             where = (*place, "options", written)
@@ -223,8 +219,8 @@ def _check_modes(pipeline: Pipeline, step: Step) -> Problems:
 
     def is_unclear(*keys: str) -> bool:
         """Whether one is written with a value that was refused, and what it says is unknown."""
-        places = [step.origin(document, key) for key in keys]
-        return any(place in document.lines and document.is_wrong(place) for place in places)
+        wrong = {line for line, _ in document.problems}
+        return any(document.lines.get(step.origin(document, key)) in wrong for key in keys)
 
     flow = settings.train_diff or settings.train_diff_full
     if flow and (settings.train_vae or settings.gan_training):
@@ -310,10 +306,10 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
     for name in sorted(networks - step.trained - learned):
         has_weights = name != "discriminator"
         if not (pretrained and has_weights):
-            text = (
-                f"leaves the {name} as it was made, at random: train it, or put a step that does "
+            text = f"leaves the {name} as it was made, at random: train it, or put a step that "
+            text += "does before it" + (
+                f", or give model.{step.task}.pretrained" if has_weights else ""
             )
-            text += "before it" + (f", or give model.{step.task}.pretrained" if has_weights else "")
             yield ("freeze",) if name in step.frozen else (), f"step {step.name!r} {text}"
 
 

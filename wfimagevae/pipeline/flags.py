@@ -1,6 +1,6 @@
 """A step as the options of its task's training, and what that logs. No torch here."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 from wfimagevae.pipeline.fluxflow import (
     DEFAULT_LAMBDA_ADV,
@@ -40,13 +40,6 @@ METRICS = {
 }
 
 
-class Units(NamedTuple):
-    """How many values an image has: pixel values, 3 H W, and latent values, C h w."""
-
-    pixels: int
-    latents: int
-
-
 def idleness(step: Step, key: str) -> str | None:
     """Why a step's training reads no such key; None if it does, or what it trains is unknown."""
     use = StepSection.keys().get(key)
@@ -59,15 +52,15 @@ def idleness(step: Step, key: str) -> str | None:
 
 
 def step_flags(
-    pipeline: Pipeline, step: Step, units: Units | None = None
+    pipeline: Pipeline, step: Step, latents: int | None = None
 ) -> tuple[Flags, list[str]]:
     """The flags that a step means, and in words the loss weights that were converted for them.
 
-    Without ``units`` loss weights are as the file gives them. Weights that earlier steps leave it
-    are not among the flags.
+    Without ``latents``, how many values an image's latent has, loss weights are as the file gives
+    them. Weights that earlier steps leave it are not among the flags.
     """
     content, settings, network = pipeline.content, step.settings, step.task
-    weights, conversions = _weights(step, units)
+    weights, conversions = _weights(step, latents)
     flags: Flags = {
         "seed": content.training.seed,
         "device": content.training.device,
@@ -92,8 +85,8 @@ def step_flags(
         flags["epochs"] = transition.max_epochs
         if transition.metric is not None and transition.threshold is not None:
             # Ours of the KL term is the sum over latent values.
-            is_sum = transition.metric == "kl_loss" and units
-            flags["stop_below"] = transition.threshold * (units.latents if is_sum else 1)
+            is_sum = transition.metric == "kl_loss" and latents
+            flags["stop_below"] = transition.threshold * (latents if is_sum else 1)
             flags["stop_metric"], _ = METRICS.get(transition.metric, (transition.metric, ""))
             flags["stop_window"] = transition.window
     if step.task == "vae":
@@ -114,7 +107,7 @@ def step_flags(
     return flags | options | over, conversions
 
 
-def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
+def _weights(step: Step, latents: int | None) -> tuple[Flags, list[str]]:
     """Flags of the keys that the step's training reads, loss weights in our units.
 
     Ours are for sums over an image, of 3 H W pixel values or C h w latent values. With the
@@ -125,7 +118,7 @@ def _weights(step: Step, units: Units | None) -> tuple[Flags, list[str]]:
     the mean-based loss times 3 H W. LPIPS already counts once per pixel value; our KL is the sum
     of all latents' divergences, C h w times their mean; the adversarial term is one number.
     """
-    pixels, latents = units or Units(1, 1)
+    pixels, latents = (3 * step.size**2, latents) if latents else (1, 1)
     interval = step.settings.r1_interval or OPTIONS["vae"].by_flag()["r1_interval"].default
     factors = {
         PIXELS: (pixels, f"times 3 H W = {pixels}"),

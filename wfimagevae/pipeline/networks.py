@@ -24,7 +24,7 @@ from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.modeling_aebase import autoencoder_class
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import config_of, find_weights
-from wfimagevae.pipeline.flags import Units, step_flags
+from wfimagevae.pipeline.flags import step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow import build_generator, build_network, build_objective
@@ -52,12 +52,12 @@ class VaeFacts:
         own = dict(self.network.config) if is_foreign else self.network.own_config()
         return own | ({"spade": True} if has_spade else {})
 
-    def units(self, step: Step) -> Units | None:
-        """Values of an image, and of its latent, of a step that trains it; None of others."""
+    def latents(self, step: Step) -> int | None:
+        """How many values an image's latent has in a step that trains it; None of others."""
         if step.task != "vae":
             return None
         side = step.size // self.network.spatial_factor
-        return Units(3 * step.size**2, self.network.config.latent_channels * side**2)
+        return self.network.config.latent_channels * side**2
 
 
 def vae_facts(model: ModelSection) -> VaeFacts:
@@ -92,7 +92,7 @@ def network_config(pipeline: Pipeline, vae: VaeFacts, step: Step) -> dict:
 
 def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> TrainingOptions:
     """The options of a step's training, with the weights that earlier steps leave it."""
-    flags, _ = step_flags(pipeline, step, vae.units(step))
+    flags, _ = step_flags(pipeline, step, vae.latents(step))
     same = [str(_last(pipeline, other)) for other in pipeline.before(step, step.task)][::-1]
     if same:
         flags |= {"pretrained_model_name_or_path": same[0], "weights_from": same}

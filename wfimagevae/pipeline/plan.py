@@ -222,7 +222,7 @@ def _describe_step(
             that its training would refuse.
     """
     settings, title = step.settings, f"{step.index + 1}. {step.name}"
-    flags, conversions = step_flags(pipeline, step, vae.units(step))
+    flags, conversions = step_flags(pipeline, step, vae.latents(step))
     options = OPTIONS[step.task](**flags)
     # Its networks, which go on with what earlier steps trained.
     components, logged, memory = rehearse(pipeline, step, options, vae)
@@ -339,11 +339,9 @@ def _count(step: Step, options: TrainingOptions) -> int | None:
         if _is_away(options.image_path, options):
             return None
         return len(build_image_data(options, options.image_path))
-    if options.dataset != "images":
-        return len(build_datasets(options)[0])
     if _is_away(options.eval_data_path, options):
         options = options.changed(eval_steps=0)
-    if not _is_away(options.data_path, options):
+    if options.dataset != "images" or not _is_away(options.data_path, options):
         return len(build_datasets(options)[0])
     held_out = options.eval_data_path if options.eval_steps else None
     if held_out and not options.better_captions:  # which may be of training images alone

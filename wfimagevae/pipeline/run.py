@@ -44,9 +44,8 @@ def run_pipeline(pipeline: Pipeline) -> bool:
     """
     device = pipeline.content.training.device or "auto"
     flags = [step_flags(pipeline, step)[0] for step in pipeline.steps]
-    timeout = max(
-        float(each.get("ddp_timeout", DDP_TIMEOUT)) for each in flags
-    )  # one group for all
+    # One group for all.
+    timeout = max(float(each.get("ddp_timeout", DDP_TIMEOUT)) for each in flags)
     with world(device, timeout) as here, sole_writer(pipeline.output, here.is_main):
         error, started = None, time.perf_counter()
         if here.is_main:
@@ -79,9 +78,17 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     log.info("%s", f"{title}: {step.settings.description}".removesuffix(": "))
     if here.is_main:  # beside its checkpoints, the configuration of what it trains
         write_json(folder / NETWORK_FILE, network_config(pipeline, vae, step))
-    if step.task == "flow":
-        _prepare_latents(pipeline, step, vae.name, here)
-    watcher = StepWatcher(pipeline, step, options, vae.units(step), started)
+    if step.task == "flow" and (source := vae_source(pipeline, step)):
+        # Latents, by the options of training on the images themselves.
+        on_images = OPTIONS["flow"](**step_flags(pipeline, step)[0])
+        if not source.startswith(DIFFUSERS):
+            prepare_autoencoder(folder, vae.name, source, on_images, here)
+        if step.settings.cache_latents:
+            held_out = on_images.eval_data_path if on_images.eval_steps else None
+            for kind, paths in (("latents", on_images.data_path), ("held_out_latents", held_out)):
+                if paths:
+                    cache_latents(folder / kind, options.vae, paths, on_images, here)
+    watcher = StepWatcher(pipeline, step, options, vae.latents(step), started)
     task = importlib.import_module(f"wfimagevae.task.{step.task}")
     done = task.train(options, folder, watcher)
     if done:
@@ -89,28 +96,10 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
     return done
 
 
-def _prepare_latents(pipeline: Pipeline, step: Step, name: str, here: World) -> None:
-    """Measures, and caches if asked to, the latents that a flow step learns. Collective."""
-    source = vae_source(pipeline, step)
-    if source is None:
-        return
-    # The options of training on the images themselves.
-    options = OPTIONS["flow"](**step_flags(pipeline, step)[0])
-    folder = pipeline.folder(step)
-    spec = source
-    if not source.startswith(DIFFUSERS):
-        spec = f"{name}:{prepare_autoencoder(folder, name, source, options, here)}"
-    if step.settings.cache_latents:
-        held_out = options.eval_data_path if options.eval_steps else None
-        for kind, paths in (("latents", options.data_path), ("held_out_latents", held_out)):
-            if paths:
-                cache_latents(folder / kind, spec, paths, options, here)
-
-
 def prepare_autoencoder(
     folder: Path, name: str, source: str, options: TrainingOptions, here: World
-) -> Path:
-    """A Hugging Face folder of the VAE whose shift and scale were measured on a flow's data.
+) -> None:
+    """Writes a Hugging Face folder of the VAE with shift and scale measured on a flow's data.
 
     Made once: a folder of the same source and data is taken as it is. Collective.
 
@@ -125,7 +114,7 @@ def prepare_autoencoder(
     record = {"source": relative} | {n: values.get(n) for n in names}
     path = target / _RECORD
     if path.exists() and read_json(path) == record:
-        return target
+        return
     vae = load_vae(AutoencoderOptions(model_name=name, from_pretrained=source))
     # At one size: channels' statistics are those of the images, however they are cut.
     plain = options.changed(eval_steps=0, aspect_buckets=0, reduced_min_sizes=[])
@@ -146,7 +135,6 @@ def prepare_autoencoder(
         write_normalization(target / "config.json", mean, std)
         write_json(path, record)  # last: with it, the folder is whole
     barrier()
-    return target
 
 
 def cache_latents(

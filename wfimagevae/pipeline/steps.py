@@ -57,10 +57,6 @@ class Document:
         if problem not in self.problems:
             self.problems.append(problem)
 
-    def is_wrong(self, place: Place) -> bool:
-        """Whether a problem was found in the line of what stands at a place."""
-        return self.line(place) in {line for line, _ in self.problems}
-
     def check(self) -> None:
         """Raises PipelineError with all problems, by line, if there are any."""
         if not self.problems:

@@ -30,7 +30,7 @@ from wfimagevae.generate.generator_files import open_latent_space
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.pictures.writer import save_image
-from wfimagevae.pipeline.flags import METRICS, Units
+from wfimagevae.pipeline.flags import METRICS
 from wfimagevae.pipeline.fluxflow import listed
 from wfimagevae.pipeline.steps import Pipeline, Step
 from wfimagevae.task.flow_validation import sampling_options
@@ -88,7 +88,7 @@ class StepWatcher:
 
     Args:
         pipeline: The file, of which ``step`` is one and ``options`` those of its training.
-        units: Values of an image and of its latent, for a VAE step.
+        latents: How many values the latent of an image has, for a VAE step.
         started: When the command began, by `time.perf_counter`.
     """
 
@@ -97,13 +97,13 @@ class StepWatcher:
         pipeline: Pipeline,
         step: Step,
         options: TrainingOptions,
-        units: Units | None,
+        latents: int | None,
         started: float,
     ):
         output, is_vae = pipeline.content.output, step.task == "vae"
         self.pipeline, self.step, self.options = pipeline, step, options
         self.graph, self.samples = pipeline.output / "graph", pipeline.output / "samples"
-        self.units, self.started = units, started
+        self.latents, self.started = latents, started
         self.num_epochs = None if options.max_steps else options.epochs
         # Reported even where the training logs no such value, as it does not change.
         self.constants = {"kl_weight": options.kl_weight} if is_vae else {}
@@ -166,8 +166,8 @@ class StepWatcher:
     ) -> tuple[Position, dict[str, float], float]:
         """The place of an iteration, values under FluxFlow's names, seconds of a batch."""
         metrics = {n: values[logged] for n, (logged, _) in METRICS.items() if logged in values}
-        if "kl_loss" in metrics and self.units:
-            metrics["kl_loss"] /= self.units.latents  # the mean over latent values
+        if "kl_loss" in metrics and self.latents:
+            metrics["kl_loss"] /= self.latents  # the mean over latent values
         if "train/kl_weight" in values:
             metrics["kl_weight"] = values["train/kl_weight"]
         speed = values.get("img_per_s", 0.0)
