@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wfimagevae.dataset.images.decode import image_size
-from wfimagevae.dataset.images.index import ImageIndex, in_index_order, index_images
+from wfimagevae.dataset.images.index import ImageIndex, index_images, manifest_values
 from wfimagevae.dataset.images.labels import Labels, read_labels
 from wfimagevae.dataset.index_cache import IndexCache, in_processes
 from wfimagevae.dataset.protocol import Images
@@ -88,7 +88,7 @@ def open_folder(source: str | Path, wanted: ImageParts | None = None) -> ImageSe
         image_folder = path if os.path.isdir(path) else None
         samples.sizes = measured_sizes(images, wanted.index_cache_dir, image_folder)
     if wanted.records and os.path.isfile(path):
-        samples.record = in_index_order(path, lambda record: record)[0].__getitem__
+        samples.record = manifest_values(path, images, lambda record: record)[0]
     return samples
 
 

@@ -1,15 +1,16 @@
 """Which images there are: a folder scanned recursively, or a JSON-lines manifest."""
 
+import itertools
+import json
 import logging
 import os
 import re
 import stat
 import time
-from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,6 @@ _CACHE_VERSION = [4, *EXTENSIONS]
 _TOLD = 12  # extensions that the log lists
 _SETTLED_NS = 2 * 10**9
 _TELL_EVERY = 60.0  # seconds of listing
-_Picked = TypeVar("_Picked")
 _log = logging.getLogger("wfimagevae")
 
 
@@ -44,11 +44,12 @@ class ImageIndex(Images):
 
     Millions of Python strings would end up once in every forked worker, because counting references
     writes to their memory pages. Arrays stay shared. The entries are encoded as the file system
-    does, and relative to ``root``, an absolute folder; absolute ones stay so.
+    does, and relative to ``root``, an absolute folder; absolute ones stay so. ``lines`` are the
+    numbers, from 0 on, of their lines in a manifest, blank ones left out.
     """
 
-    def __init__(self, root: str, entries: PackedTexts):
-        self.root, self.entries = root, entries
+    def __init__(self, root: str, entries: PackedTexts, lines: np.ndarray | None = None):
+        self.root, self.entries, self.lines = root, entries, lines
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -91,7 +92,7 @@ def index_images(source: str | Path, cache_dir: str | Path | None = None) -> Ima
     A manifest has JSON lines with a path under one of `MANIFEST_KEYS`, absolute or relative to the
     manifest's folder; a bad line is named as file:line.
     """
-    root, others = os.path.abspath(os.path.expanduser(source)), ""
+    root, lines, others = os.path.abspath(os.path.expanduser(source)), None, ""
     if os.path.isdir(root):
         folders = _scan(root, cache_dir)
         left_out = sum((Counter(kinds) for *_, kinds in folders.values()), Counter())
@@ -111,14 +112,15 @@ def index_images(source: str | Path, cache_dir: str | Path | None = None) -> Ima
         )
     elif os.path.isfile(root):
         entries = PackedTexts.pack(os.fsencode(path) for _, path, _ in manifest_records(root))
-        entries = entries.select(entries.argsort())
+        lines = entries.argsort()
+        entries = entries.select(lines)
         folder, hint = os.path.dirname(root), "expected a JSON-lines manifest, and it has no lines"
     else:
         raise ValueError(f"image path {root} is neither a folder nor a manifest file")
     if not len(entries):
         raise ValueError(f"no images in {root}: {hint}{others}")
     _log.info("%s: %d images%s", root, len(entries), others)
-    return ImageIndex(folder, entries)
+    return ImageIndex(folder, entries, lines)
 
 
 def manifest_records(manifest: str) -> Iterator[tuple[str, str, dict]]:
@@ -145,24 +147,20 @@ def _is_path(value: Any) -> bool:
         return False
 
 
-def in_index_order(
-    manifest: str, pick: Callable[[dict], _Picked]
-) -> tuple[list[_Picked], Callable[[int], str]]:
-    """What ``pick(record)`` takes of each line of a manifest, in the order of its index.
+def manifest_values(
+    manifest: str, images: ImageIndex, pick: Callable[[dict], Any]
+) -> tuple[Callable[[int], Any], Callable[[int], str]]:
+    """What ``pick(record)`` takes of the line of each image of a manifest, by the image's number.
 
     Also gives the function that tells where the line of an image is (file:line).
     """
-    picked: list[_Picked] = []
-    numbers = array("q")
+    values = (json.dumps(pick(record)).encode() for *_, record in manifest_records(manifest))
+    texts = PackedTexts.pack(values).select(images.lines)
 
-    def paths() -> Iterator[bytes]:
-        for where, path, record in manifest_records(manifest):
-            picked.append(pick(record))
-            numbers.append(int(where.rpartition(":")[2]))
-            yield os.fsencode(path)
+    def where(i: int) -> str:
+        return next(itertools.islice(manifest_records(manifest), int(images.lines[i]), None))[0]
 
-    order = PackedTexts.pack(paths()).argsort()  # stable, as that of the index
-    return [picked[i] for i in order], lambda i: f"{manifest}:{numbers[order[i]]}"
+    return lambda i: json.loads(texts[i]), where
 
 
 def json_lines(path: str) -> Iterator[tuple[str, Any, str]]:
@@ -236,23 +234,15 @@ def _listed_before(arrays: Mapping[str, np.ndarray]) -> dict[str, list]:
 
 def _paths(folders: dict[str, list]) -> Iterator[bytes]:
     """The paths of the images in some folders, sorted by their bytes; the folders are used up."""
-    stack = [(b"", _children(folders.pop("")))]
-    while stack:
-        place, children = stack[-1]
-        if not children:
-            stack.pop()
-            continue
-        path = place + children.pop()
-        if not path.endswith(b"/"):
+    pending = [b""]  # images, and folders, which end with a slash; the next one last
+    while pending:
+        path = pending.pop()
+        if path and not path.endswith(b"/"):
             yield path
         elif folder := folders.pop(os.fsdecode(path), None):  # one that could be read
-            stack.append((path, _children(folder)))
-
-
-def _children(folder: list) -> list[bytes]:
-    _, names, inside, _ = folder
-    children = names.split(b"\0")[:-1] + [os.fsencode(f"{name}/") for name in inside]
-    return sorted(children, reverse=True)
+            _, names, inside, _ = folder
+            children = names.split(b"\0")[:-1] + [os.fsencode(f"{name}/") for name in inside]
+            pending += [path + child for child in sorted(children, reverse=True)]
 
 
 def _list(path: str, stamp: list[int]) -> list:

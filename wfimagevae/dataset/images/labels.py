@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic.dataclasses import dataclass
 
-from wfimagevae.dataset.images.index import ImageIndex, in_index_order
+from wfimagevae.dataset.images.index import ImageIndex, manifest_values
 
 _HIGHEST_LABEL = 10**6 - 1  # of numbers without names: what is above is a mistake
 _log = logging.getLogger("wfimagevae")
@@ -64,14 +64,10 @@ def read_labels(
         if extra := sorted(set(values) - order):
             raise ValueError(f"{source} has classes that training has not: {_some(extra)}")
     else:
-        values, where = in_index_order(source, _label)
-        assert len(values) == len(images)
+        label, where = manifest_values(source, images, lambda line: line.get("label"))
+        found = map(label, range(len(images)))
+        values = [sys.intern(v) if isinstance(v, str) else v for v in found]  # one object a class
     return number_labels(values, where, source, labels.class_names)
-
-
-def _label(record: dict[str, Any]) -> Any:
-    label = record.get("label")
-    return sys.intern(label) if isinstance(label, str) else label  # one object a class
 
 
 def number_labels(

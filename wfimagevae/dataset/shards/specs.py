@@ -28,9 +28,8 @@ def is_shard_spec(source: str | Path) -> bool:
         return True
     path = os.path.expanduser(text)
     if os.path.isdir(path):
-        names = [name.lower() for name in os.listdir(path)]
-        has_images = any(name.endswith(EXTENSIONS) for name in names)
-        return any(name.endswith(".tar") for name in names) and not has_images
+        kinds = {os.path.splitext(name.lower())[1] for name in os.listdir(path)}
+        return ".tar" in kinds and kinds.isdisjoint(EXTENSIONS)
     return bool(re.search(r"\.tar(\.\w+)?$|\.tgz$", text.lower()))
 
 

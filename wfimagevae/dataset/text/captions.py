@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from wfimagevae.dataset.images.decode import open_now
-from wfimagevae.dataset.images.index import ImageIndex, in_index_order
+from wfimagevae.dataset.images.index import ImageIndex, manifest_values
 from wfimagevae.dataset.order import stable_seed
 from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import plain_text, text_lines
@@ -142,9 +142,8 @@ def read_captions(source: str | Path, images: ImageIndex, captions: Captions) ->
                 f"captions 'manifest' cannot come from {source}: it is a folder; use 'sidecar' "
                 "or a file of name<TAB>caption"
             )
-        lines = readable(
-            field_captions, *in_index_order(source, lambda record: record.get("caption"))
-        )
+        caption, where = manifest_values(source, images, lambda line: line.get("caption"))
+        lines = readable(field_captions, map(caption, range(len(images))), where)
         place = f"{source}: looked for a field 'caption'"
     else:
         lines = _listed(images, captions.file)
