@@ -58,8 +58,6 @@ def test_weights_that_cannot_be_downloaded_say_how_to_get_them(no_downloads):
 
 
 def test_wrong_weights_images_and_features_are_refused(tmp_path, inception_weights):
-    words = r"/weights-inception-2015-12-05-6726825d\.pth"
-    refused(words, load_inception, CPU, str(tmp_path / "none.pth"), error=MissingWeights)
     torch.save({"conv.weight": torch.zeros(1)}, tmp_path / "other.pth")
     for name, text in (("a", "not weights"), ("b", "hello" * 100), ("c", "")):
         (tmp_path / f"{name}.pth").write_text(text)  # each fails in its own way

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from wfimagevae.eval.options import SetMetricOptions
 from wfimagevae.files import read_torch_file
-from wfimagevae.model.losses.lpips_network import MissingWeights, missing_download
+from wfimagevae.model.losses.lpips_network import missing_download
 
 NUM_FEATURES = 2048
 INCEPTION_URL = (
@@ -69,8 +69,6 @@ def load_inception(
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
     # A file that is no plain state dict is refused before torch-fidelity unpickles it.
-    if weights and not Path(weights).is_file():
-        raise MissingWeights(f"Inception weights {weights} do not exist; get {INCEPTION_URL}")
     if weights:
         wrong = f"{weights} does not hold torch-fidelity's Inception weights; get {INCEPTION_URL}"
         try:

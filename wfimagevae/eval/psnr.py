@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from wfimagevae.pictures.pixels import check_unit_pair, measuring_dtype
+from wfimagevae.pictures.pixels import unit_pair
 
 
 def psnr(x: Tensor, y: Tensor) -> Tensor:
@@ -11,7 +11,6 @@ def psnr(x: Tensor, y: Tensor) -> Tensor:
     Both are images in [0, 1], (B, C, H, W), or it is a ValueError; the result is float64, (B,), and
     infinite for identical images.
     """
-    check_unit_pair(x, y)
-    dtype = measuring_dtype(x.device)
-    error = (x.to(dtype) - y.to(dtype)).square().flatten(1).mean(1)  # (B,)
+    x, y = unit_pair(x, y)
+    error = (x - y).square().flatten(1).mean(1)  # (B,)
     return -10 * error.log10()

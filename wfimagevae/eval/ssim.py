@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from wfimagevae.pictures.pixels import check_unit_pair, measuring_dtype
+from wfimagevae.pictures.pixels import unit_pair
 
 TAPS = 11
 SIGMA = 1.5
@@ -20,12 +20,11 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
 
     Source: Wang et al. 2004, equation 13, K1 = 0.01, K2 = 0.03, data range 1.
     """
-    check_unit_pair(x, y)
+    x, y = unit_pair(x, y)
     if min(x.shape[-2:]) < TAPS:
         raise ValueError(f"SSIM needs images of at least {TAPS} x {TAPS}, got {tuple(x.shape)}")
-    dtype = measuring_dtype(x.device)
     # Moments about 0.5 instead of 0: variances do not change, and cancel less.
-    u, v = x.to(dtype) - 0.5, y.to(dtype) - 0.5
+    u, v = x - 0.5, y - 0.5
     mu_u, mu_v, uu, vv, uv = map(_blur, (u, v, u * u, v * v, u * v))
     var_u, var_v, cov = uu - mu_u * mu_u, vv - mu_v * mu_v, uv - mu_u * mu_v
     mu_x, mu_y = mu_u + 0.5, mu_v + 0.5

@@ -81,10 +81,7 @@ def option_table(training: Mapping | None) -> str:
 
 
 def write_card(
-    folder: Path,
-    options: CardOptions,
-    training: Mapping | None,
-    network: nn.Module | FlowGenerator,
+    folder: Path, options: CardOptions, training: Mapping | None, network: nn.Module | FlowGenerator
 ) -> None:
     """Writes README.md, with the front matter that the Hugging Face hub reads, and its picture."""
     if options.picture:

@@ -172,16 +172,12 @@ def check_reload(network: nn.Module, folder: Path) -> None:
 
 
 def merge(encoder_from: nn.Module, decoder_from: nn.Module) -> nn.Module:
-    """A model with one's encoder, latent statistics included, and the other's decoder.
+    """A model's encoder, latent statistics included, with the decoder of another of its class.
 
     Their latents must mean the same, which no configuration tells: usually the second one was
-    trained further with the first one's encoder frozen. Other classes, or settings that both halves
-    share and that differ, are a ValueError.
+    trained further with the first one's encoder frozen. Settings that both halves share and that
+    differ are a ValueError.
     """
-    if type(encoder_from) is not type(decoder_from):
-        raise ValueError(
-            f"cannot merge a {type(encoder_from).__name__} with a {type(decoder_from).__name__}"
-        )
     models = encoder_from, decoder_from
     first, second = (json.loads(json.dumps(m.own_config())) for m in models)  # lists for tuples
     # The halves agree in all that both read.

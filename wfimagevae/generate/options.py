@@ -97,9 +97,7 @@ class UpsamplerOptions(Options):
     """upsampler: the second stage of GLIDE"""
 
     upsampler: str | None = option(
-        None,
-        "enlarge what the model draws by this upsampler: a checkpoint or public file",
-        "PATH",
+        None, "enlarge what the model draws by this upsampler: a checkpoint or public file", "PATH"
     )
     upsampler_sampler: DiscreteSampler = option("ddim", "how it draws, without guidance")
     upsampler_steps: str = option("fast27", "and in which steps, as --timestep_respacing", "SPEC")

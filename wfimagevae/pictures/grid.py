@@ -27,13 +27,9 @@ def sample_grid(
     """Lays images out row by row; tiny ones are enlarged by a whole factor, pixel by pixel.
 
     Images, (B, 3, H, W), are clamped to [-1, 1]; the last row may be shorter. Labels stand at the
-    left of each row and above each column, on several lines if they are long. No RGB image, values
-    that are not finite, or a wrong number of labels are a ValueError.
+    left of each row and above each column, on several lines if they are long. A wrong number of
+    labels is a ValueError.
     """
-    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-        raise ValueError(f"a grid is made of RGB images (B, 3, H, W), got {tuple(images.shape)}")
-    if not images.isfinite().all():
-        raise ValueError("images for a grid hold values that are not finite")
     rows = math.ceil(len(images) / columns)
 
     # Tiny images become legible: each pixel a square.

@@ -4,8 +4,12 @@ import torch
 from torch import Tensor
 
 
-def check_unit_pair(x: Tensor, y: Tensor) -> None:
-    """Raises ValueError unless both are (B, C, H, W), of one shape, with values in [0, 1]."""
+def unit_pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Two batches, (B, C, H, W), in double precision where the device has it.
+
+    It is free of cancellation, and never run in TF32. Other shapes, or values outside [0, 1], are a
+    ValueError.
+    """
     if x.ndim != 4 or x.shape != y.shape:
         raise ValueError(
             f"expected two batches (B, C, H, W) of one shape, got {tuple(x.shape)} and "
@@ -13,6 +17,8 @@ def check_unit_pair(x: Tensor, y: Tensor) -> None:
         )
     for images in (x, y):
         _check_range(images, 0.0)
+    dtype = torch.float32 if x.device.type == "mps" else torch.float64
+    return x.to(dtype), y.to(dtype)
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -38,8 +44,3 @@ def _check_range(images: Tensor, low: float) -> None:
             f"image values must lie in [{low:g}, 1], got [{smallest:.4g}, {largest:.4g}]; "
             "clamp or rescale them first"
         )
-
-
-def measuring_dtype(device: torch.device) -> torch.dtype:
-    """Double precision where the device has it: free of cancellation, and never run in TF32."""
-    return torch.float32 if device.type == "mps" else torch.float64

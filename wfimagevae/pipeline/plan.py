@@ -215,12 +215,7 @@ def _command_line(pipeline: Pipeline) -> list[str]:
 def _describe_step(
     pipeline: Pipeline, vae: VaeFacts, step: Step, state: StepState | None, weights: dict
 ) -> list[str]:
-    """A step's lines of the plan.
-
-    Raises:
-        ValueError: networks that do not take its images or the weights of earlier steps, or data
-            that its training would refuse.
-    """
+    """A step's lines of the plan; ValueError for what its training would refuse."""
     settings, title = step.settings, f"{step.index + 1}. {step.name}"
     flags, conversions = step_flags(pipeline, step, vae.latents(step))
     options = OPTIONS[step.task](**flags)
@@ -300,11 +295,7 @@ def _starts(pipeline: Pipeline, step: Step, state: StepState | None) -> list[str
 
 
 def _data_and_length(step: Step, options: TrainingOptions) -> list[str]:
-    """What a step trains on and is validated on, and how many updates it makes.
-
-    Raises:
-        ValueError: data that its training would refuse, or that ends before its transition.
-    """
+    """What a step trains on and is validated on; how many updates it makes, if they suffice."""
     count, world = _count(step, options), int(os.environ.get("WORLD_SIZE", 1))
     name = step.source.place[-1] if step.source else options.dataset
     held_out = ", ".join(step.source.section.held_out) if step.source else ""

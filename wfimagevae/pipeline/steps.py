@@ -255,11 +255,7 @@ def _check_form(document: Document) -> None:
 
 
 def _read(document: Document) -> PipelineFile:
-    """What a file says, without what is wrong in it, which is reported.
-
-    Raises:
-        PipelineError: it has no steps.
-    """
+    """What a file says, without what is wrong in it, which is reported; it needs steps."""
     data = document.data
     while True:
         try:
@@ -334,8 +330,8 @@ def _merge_steps(content: PipelineFile, flags: Mapping[str, Any]) -> list[Step]:
     """All steps, each with what it inherits: shared values < defaults < data set < step < flags."""
     training, pipeline = content.training, content.training.pipeline
     shared = {key: value for key, value in said(training).items() if key in Settings.model_fields}
-    keys = {key.flag: name for name, key in StepSection.keys().items() if key.flag in flags}
-    over = {keys[flag]: flags[flag] for flag in keys}
+    keys = StepSection.keys().items()
+    over = {name: flags[key.flag] for name, key in keys if key.flag in flags}
     over["options"] = {flag: value for flag, value in flags.items() if flag not in INSTEAD}
     if "epochs" in flags and "max_steps" not in flags:
         over["steps"] = None  # which would win
