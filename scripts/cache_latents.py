@@ -66,6 +66,9 @@ class TextOptions(Options):
     text_length: Count | None = option(
         None, "tokens of a caption (default: 128, or what the encoder takes if that is less)", "N"
     )
+    text_encoder_precision: Literal["fp32", "bf16"] = option(
+        "fp32", "of that encoder; bf16 takes half the memory and, on GPUs, half the time"
+    )
 
 
 class CacheLatentsOptions(ModelOptions, ImageOptions, TextOptions, CacheOptions):
@@ -103,7 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         name = options.vae or autoencoder_spec(options)
         folder, text = Path(options.output_dir).expanduser(), None
         if options.text_encoder:
-            text = open_text_encoder(options.text_encoder, device, options.text_length)
+            how = options.text_length, options.text_encoder_precision
+            text = open_text_encoder(options.text_encoder, device, *how)
         cache = LatentCache(autoencoder, name, images, folder, options, text)
         record, unreadable = cache.run(processes)
         list_unreadable(unreadable, processes)

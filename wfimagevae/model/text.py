@@ -37,10 +37,10 @@ class TextEncoder:
 
     An empty or blank prompt gives the null condition: zeros, but for GLIDE. Prompts that are too
     long are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`:
-    ``kind``, ``source``, ``length`` and ``fingerprint`` of the weights or the vocabulary, the
-    latter None of bytes; ``config_keys`` are those of a network that reads what this gives.
-    ``length`` counts in ``unit``, and so does ``lengths``: what each prompt would take whole, of
-    which more than ``length`` is cut.
+    ``kind``, ``source``, ``length``, ``fingerprint`` of the weights or the vocabulary, None of
+    bytes, and ``precision`` where it is not fp32; ``config_keys`` are those of a
+    network that reads what this gives. ``length`` counts in ``unit``, and so does ``lengths``: what
+    each prompt would take whole, of which more than ``length`` is cut.
     """
 
     unit = "tokens"
@@ -54,9 +54,11 @@ class TextEncoder:
         """The prompts, each as a row, on the encoder's device."""
         raise NotImplementedError
 
-    def _warn_of_cut(self, prompts: Sequence[str]) -> None:
-        """Tells of the first prompt that is too long, once."""
-        pairs = [] if self._has_warned else zip(prompts, self.lengths(prompts), strict=True)
+    def _warn_of_cut(self, prompts: Sequence[str], lengths: Sequence[int] | None = None) -> None:
+        """Tells of the first prompt that is too long, once; their ``lengths`` may be known."""
+        if self._has_warned:
+            return
+        pairs = zip(prompts, lengths or self.lengths(prompts), strict=True)
         if long := next((prompt for prompt, length in pairs if length > self.length), None):
             message = "a prompt is cut to --text_length %d %s; others may be as well: %r ..."
             logger.warning(message, self.length, self.unit, long.strip()[:_QUOTED])
@@ -64,19 +66,24 @@ class TextEncoder:
 
 
 def open_text_encoder(
-    spec: str | Mapping, device: torch.device | str, length: int | None = None
+    spec: str | Mapping,
+    device: torch.device | str,
+    length: int | None = None,
+    precision: str = "fp32",
 ) -> TextEncoder:
     """The text encoder that a flag names or that a checkpoint recorded, on a device.
 
     ``spec`` is ``bytes``; ``gpt2``, or ``gpt2:`` and a folder or hub name with the vocabulary;
     ``clip:``, ``t5:`` or ``bert:`` and a folder or hub name, user/model, of a model of that family;
     or an encoder's ``facts``. ``length`` is in tokens, or bytes; None takes
-    the recorded one, otherwise 128, or what the model can take if that is less.
+    the recorded one, otherwise 128, or what the model can take if that is less. ``precision``, fp32
+    or bf16, is that of a frozen encoder that a flag names.
     """
     # A flag's words, or what a checkpoint recorded.
     if isinstance(spec, str):
         kind, _, source = spec.partition(":")
         facts = {"kind": kind, "source": source or None, "length": length, "fingerprint": None}
+        facts |= {"precision": precision} if precision != "fp32" else {}
     else:
         facts = dict(spec)
         if length not in (None, facts["length"]):
@@ -89,6 +96,8 @@ def open_text_encoder(
     kind, source = facts["kind"], facts["source"]
     device = torch.device(device)
     if kind == "gpt2" or (kind == "bytes" and source is None):
+        if "precision" in facts:
+            raise ValueError(f"--text_encoder_precision is of frozen encoders, not of {kind}")
         encoder = TokenEncoder if kind == "gpt2" else ByteEncoder
         return encoder(facts | {"length": facts["length"] or DEFAULT_LENGTH}, device)
     if kind not in _FAMILIES or source is None:
@@ -111,8 +120,9 @@ def open_text_encoder(
     length = facts["length"] or min(DEFAULT_LENGTH, limit)
     if length > limit:
         raise ValueError(f"--text_length {length}: {kind}:{source} takes at most {limit} tokens")
-    facts = {"kind": kind, "source": _absolute(source)}
-    facts |= {"length": length, "fingerprint": fingerprint}
+    facts |= {"source": _absolute(source), "length": length, "fingerprint": fingerprint}
+    if "precision" in facts:
+        network.bfloat16()
     return FrozenEncoder(tokenizer, network.to(device), facts)
 
 
@@ -158,10 +168,11 @@ class TokenEncoder(TextEncoder):
 
     def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """``ids``, int64 (B, length), and ``mask``, bool (B, length): see `Glide`."""
-        self._warn_of_cut(prompts)
+        texts = self._ids(prompts)
+        self._warn_of_cut(prompts, list(map(len, texts)))
         ids = torch.full((len(prompts), self.length), self.tokenizer.get_vocab_size() - 1)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
-        for i, own in enumerate(self._ids(prompts)):
+        for i, own in enumerate(texts):
             count = min(len(own), self.length)
             ids[i, :count] = torch.tensor(own[:count], dtype=torch.int64)
             mask[i, :count] = True
@@ -204,12 +215,13 @@ class FrozenEncoder(TextEncoder):
         # Conditions are as precise as their training knew them, whatever precision is around.
         with torch.autocast(device.type, enabled=False):
             output = self.network(input_ids=ids, attention_mask=attended)
+        values = output.last_hidden_state.float()
         # Of an empty prompt even the tokens that start and end it are masked.
         is_text = _sent(torch.tensor([bool(prompt) for prompt in prompts]), device)
         mask = attended.bool() & is_text[:, None]
-        tokens, pooled = masked_mean(output.last_hidden_state, mask)
+        tokens, pooled = masked_mean(values, mask)
         if self.facts["kind"] == "clip":
-            pooled = output.pooler_output.masked_fill(~is_text[:, None], 0)
+            pooled = output.pooler_output.float().masked_fill(~is_text[:, None], 0)
         rest = self.length - mask.shape[1]
         tokens, mask = F.pad(tokens, (0, 0, 0, rest)), F.pad(mask, (0, rest))
         return {"tokens": tokens, "mask": mask, "pooled": pooled}

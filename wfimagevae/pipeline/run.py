@@ -152,7 +152,8 @@ def cache_latents(
     autoencoder = load_autoencoder(vae, here.device)
     encoder, text = options.text_encoder, None
     if encoder and encoder != "bytes":
-        text = open_text_encoder(encoder, here.device, options.text_length)
+        how = options.text_length, options.text_encoder_precision
+        text = open_text_encoder(encoder, here.device, *how)
     cached = CacheOptions(
         mixed_precision=options.mix_precision,
         batch_size=options.batch_size,

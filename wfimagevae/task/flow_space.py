@@ -250,9 +250,11 @@ def _open_encoder(
                 "--captions for images; latents must have been cached with them"
             )
     lengths = [options.text_length, *(facts["length"] for facts in cached.values())]
-    encoder = open_text_encoder(spec, device, next(filter(None, lengths), None))
+    length = next(filter(None, lengths), None)
+    encoder = open_text_encoder(spec, device, length, options.text_encoder_precision)
     for name, facts in cached.items():
-        if wrong := [k for k in ("kind", "length", "fingerprint") if encoder.facts[k] != facts[k]]:
+        keys = "kind", "length", "fingerprint", "precision"
+        if wrong := [key for key in keys if encoder.facts.get(key) != facts.get(key)]:
             was = f"{facts['kind']}:{facts['source']}, length {facts['length']}"
             raise ValueError(
                 f"--text_encoder {spec}: another {' and '.join(wrong)} than that of the encoder "

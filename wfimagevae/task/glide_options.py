@@ -84,6 +84,7 @@ class GlideTextOptions(PrefixOptions):
     """text: captions, and the vocabulary that reads them"""
 
     text_length: ClassVar[int | None] = None  # the network's
+    text_encoder_precision: ClassVar[str] = "fp32"
     text_attention: ClassVar[str | None] = None
     # The text transformer learns as --train says.
     text_encoder_options: ClassVar[dict] = {}

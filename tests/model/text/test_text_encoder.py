@@ -56,6 +56,26 @@ def test_results_are_those_of_transformers_for_each_prompt_alone(folder, name):
     assert not torch.allclose(encoded["pooled"][0], encoded["pooled"][2], atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["clip", "t5", "bert"])
+def test_bf16_halves_an_encoder_and_is_remembered(folder, name):
+    exact, half = (
+        open_text_encoder(spec_of(folder, name), "cpu", precision=p) for p in ("fp32", "bf16")
+    )
+    assert {p.dtype for p in half.network.parameters()} == {torch.bfloat16}
+    again = open_text_encoder(half.facts, "cpu")
+    assert again.facts == half.facts == exact.facts | {"precision": "bf16"}
+    one, two, three = (encoder(PROMPTS) for encoder in (exact, half, again))
+    for key in ("tokens", "pooled"):
+        assert two[key].dtype == torch.float32 and torch.equal(two[key], three[key])
+        error = (two[key] - one[key]).norm() / one[key].norm()
+        assert 0 < error < 0.03
+
+
+def test_only_frozen_encoders_have_a_precision():
+    with pytest.raises(ValueError, match="of frozen encoders, not of bytes"):
+        open_text_encoder("bytes", "cpu", precision="bf16")
+
+
 @pytest.mark.parametrize("name", ["clip", "t5", "bert", "roberta", "distilbert", "bytes"])
 def test_longer_padding_and_other_prompts_beside_it_change_nothing(folder, name):
     short, long = (opened(folder, name, length) for length in (18, 20))
