@@ -14,7 +14,6 @@ if __name__ == "__main__":  # nothing is there to save or draw, while all else i
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 import sys
-from collections.abc import Sequence
 from pkgutil import resolve_name
 
 from wfimagevae.command_line import find_flag, list_flags, parse, run_cli
@@ -22,9 +21,9 @@ from wfimagevae.pipeline.options import PipelineOptions
 from wfimagevae.task import TASKS
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else argv
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # called from elsewhere
     flags = {word.split("=")[0] for word in argv}
     if flags & {f"--{name}" for name in PipelineOptions.model_fields}:

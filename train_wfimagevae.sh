@@ -50,4 +50,4 @@ fi
 
 # shellcheck source=scripts/launch.sh
 source "$here/scripts/launch.sh"
-launch "$here/train_image_ddp.py" -- "$@"
+launch "$here/train_image_ddp.py" "" "$@"

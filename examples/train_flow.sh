@@ -31,4 +31,4 @@ fi
 
 # shellcheck source=scripts/launch.sh
 source "$root/scripts/launch.sh"
-launch "$root/train_ddp.py" --task flow -- "$@"
+launch "$root/train_ddp.py" flow "$@"

@@ -28,4 +28,4 @@ export PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
 
 # shellcheck source=scripts/launch.sh
 source "$root/scripts/launch.sh"
-launch "$root/train_ddp.py" --task glide -- "$@"
+launch "$root/train_ddp.py" glide "$@"

@@ -166,7 +166,7 @@ def run(part: str, place: Path, count: int) -> list[dict]:
     return PARTS[part](place, count)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     options = parse(DataBenchOptions, argv, __doc__)
     for part in options.only:
         context = multiprocessing.get_context("spawn")

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from shlex import join, quote, split
@@ -161,7 +160,7 @@ def report(rows: list[dict]) -> str:
     return "\n".join([*table(lines), *details, ""])
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Measures all parts; 1 where one did not end well."""
     options = parse(GpuBenchOptions, argv, __doc__)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part, too

@@ -8,16 +8,15 @@ python scripts/benchmark_train.py --task flow --dataset shapes --compare_objecti
 
 import json
 import sys
-from collections.abc import Sequence
 
 from wfimagevae.command_line import find_flag, parse, run_cli
 from wfimagevae.task import TASKS
 from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Measures and prints."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else argv
     task = find_flag("task", argv, in_config=True)
     kinds = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}
     if task in TASKS.keys() - kinds.keys():

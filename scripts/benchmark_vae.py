@@ -8,19 +8,17 @@ Exit status: 0 all measured; 3 all but metrics whose weights are missing (n/a in
 error.
 """
 
-from collections.abc import Sequence
-
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.eval.options import METRIC_UNAVAILABLE, BenchmarkOptions
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(BenchmarkOptions, argv, __doc__)
 
     import torch
 
-    from wfimagevae.engine.device import enable_fast_kernels, resolve_device
+    from wfimagevae.engine.device import use_device
     from wfimagevae.eval.evaluator import Evaluator
     from wfimagevae.eval.report import benchmark, benchmark_table, describe_protocol, remarks
     from wfimagevae.files import write_text
@@ -30,13 +28,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     for spec in options.model:
         if options.model.count(spec) > 1:
             raise ValueError(f"--model {spec} is given twice; each is measured once")
-    device = resolve_device(options.device)
+    device = use_device(options.device)
     dataset = open_folder(options)
     # All are loaded first, so that a wrong path costs no results; the device holds one at a time.
     models = spread_config(options.config_file, list(map(read_spec, options.model)))
     autoencoders = dict(zip(options.model, map(load_autoencoder, models), strict=True))
     evaluator = Evaluator(options.metric, device, options)
-    enable_fast_kernels(device)
     rows, notes = [], []
     for spec, autoencoder in autoencoders.items():
         autoencoder.network.to(device)

@@ -8,7 +8,6 @@ torchrun --nproc_per_node 8 scripts/cache_latents.py --from_pretrained exported/
 Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an error.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -77,7 +76,7 @@ class CacheLatentsOptions(ModelOptions, ImageOptions, TextOptions, CacheOptions)
     output_dir: str = option(..., "where the cache goes", "DIR")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(CacheLatentsOptions, argv, __doc__)
     source = options.from_pretrained or options.ckpt_path

@@ -8,7 +8,7 @@ python scripts/eval_generation.py --from_pretrained results/toy --dataset five_g
 torchrun --nproc_per_node 8 scripts/eval_generation.py ...
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -51,7 +51,7 @@ class EvaluationOptions(
     output_json: OutputFile | None = option(None, "where to write figures and protocol", "FILE")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(EvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
     if bool(options.generated_image_dir) == bool(options.from_pretrained):
@@ -72,33 +72,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     with world(options.device) as here:
         # All are opened and checked before any is drawn.
         candidates = list(_candidates(options, here.device))
-        if "clip_score" in (options.metric or ()) and not candidates[0][1].captions:
+        if "clip_score" in (options.metric or ()) and not candidates[0].captions:
             raise ValueError(
                 "--metric clip_score compares images with texts: give a flow that takes text, or "
                 "--generated_image_dir, a folder or manifest, with --captions"
             )
-        reference = open_reference(options, len(candidates[0][1]), options.num_workers)
+        reference = open_reference(options, len(candidates[0]), options.num_workers)
         evaluator = SetEvaluator(options, here, reference, options.batch_size)
         results = []
-        for sampling, samples in candidates:
+        for samples in candidates:
             values, notes, protocol = evaluator.measure(samples)
-            sampling = samples.description | sampling
             if options.from_pretrained:
-                sampling["nfe"] = samples.nfe
+                samples.description["nfe"] = samples.nfe
             protocol = {"reference": reference.description} | protocol
-            results.append(
-                {
-                    **values,
-                    "sampling": sampling,
-                    "notes": notes,
-                    "protocol": protocol,
-                    "protocol_hash": protocol_hash(protocol),
-                }
-            )
+            how = {"sampling": samples.description, "notes": notes, "protocol": protocol}
+            results.append({**values, **how, "protocol_hash": protocol_hash(protocol)})
             if here.is_main and options.output_json:
-                names = ("unavailable", "unreadable")
-                content = {name: getattr(evaluator, name) for name in names}
-                write_json(options.output_json, {"results": results} | content)
+                missing = {name: getattr(evaluator, name) for name in ("unavailable", "unreadable")}
+                write_json(options.output_json, {"results": results} | missing)
         if here.is_main:
             print(sets_table(results, evaluator.unavailable))
             if options.output_json:
@@ -107,8 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return METRIC_UNAVAILABLE if evaluator.unavailable else int(bool(evaluator.unreadable))
 
 
-def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, object]]:
-    """(how they were sampled, samples) of every set to measure; checked, not yet drawn."""
+def _candidates(options: EvaluationOptions, device) -> Iterator:
+    """The `SampleSet`s to measure, which say how they are sampled; checked, not yet drawn."""
     from wfimagevae.dataset import Captions
     from wfimagevae.eval.sample_sets import GeneratedSamples, open_images
 
@@ -125,7 +116,7 @@ def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, obje
             samples.captions = samples.prompts(captions)
             if "" in samples.captions:
                 raise ValueError(f"--captions {options.captions}: some images have none")
-        yield {}, samples
+        yield samples
         return
 
     from wfimagevae.generate.generator_files import load_generator
@@ -135,7 +126,7 @@ def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, obje
     if (space == "point") != (options.dataset in POINT_SETS):
         fitting = f"one of {', '.join(POINT_SETS)}" if space == "point" else "a set of images"
         raise ValueError(f"this flow generates {space}s: the reference must be {fitting}")
-    subjects = _subjects(options, generator)
+    wanted = options.num_images, options.label_sampling, _subjects(options, generator)
     source = {"checkpoint": options.from_pretrained, "raw_weights": options.use_raw_weights}
     if generator.model.takes_text:
         source["captions"] = {
@@ -143,11 +134,9 @@ def _candidates(options: EvaluationOptions, device) -> Iterator[tuple[dict, obje
             "prefix": options.fixed_prompt_prefix,
         }
     for row in options.combinations():
-        sampling = generator.resolve(row)
-        samples = GeneratedSamples(
-            generator, sampling, options.num_images, options.label_sampling, subjects
-        )
-        yield source | generator.describe(sampling), samples
+        samples = GeneratedSamples(generator, row, *wanted)
+        samples.description |= source | generator.describe(samples.options)
+        yield samples
 
 
 def _check_no_captions(options: CaptionOptions, reason: str) -> None:

@@ -5,7 +5,6 @@ python scripts/eval_image.py --real_image_dir photos --generated_image_dir recon
 torchrun --nproc_per_node 8 scripts/eval_image.py ...
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -26,7 +25,7 @@ class EvaluationOptions(PairOptions, DeviceOptions, defaults={"batch_size": 8}):
     output_json: OutputFile | None = option(None, "where to write figures and protocol", "FILE")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(EvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
 

@@ -8,7 +8,6 @@ torchrun --nproc_per_node 8 scripts/evaluate_prompts.py ... --resume
 """
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -85,7 +84,7 @@ class PromptEvaluationOptions(
     """All flags of this command."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(PromptEvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
     has_reference = _check(options)

@@ -15,7 +15,6 @@ torchrun --nproc_per_node 8 scripts/generate.py ... --num_images 50000 --npz sam
 """
 
 import contextlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, Self
 
@@ -135,7 +134,7 @@ class GenerateOptions(
     """All flags of this command."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(GenerateOptions, argv, __doc__)
     if options.from_json:
@@ -165,12 +164,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _draw(options: GenerateOptions, world) -> str:
     """Draws what the flags say; a line about it."""
-    from wfimagevae.generate.generated_files import (
-        Sheet,
-        class_stems,
-        write_folder,
-        write_npz,
-    )
+    from wfimagevae.generate.generated_files import Sheet, class_stems, write_folder, write_npz
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.generate.inpainting import fill_in
     from wfimagevae.generate.subjects import (
@@ -209,10 +203,8 @@ def _draw(options: GenerateOptions, world) -> str:
         subjects = subjects_in_turn(count or _DEFAULT_COUNT, classes)
         stems = class_stems(generator, subjects)
     sheet = Sheet(subjects, stems, columns, size)
-    write, target = (
-        write_folder if options.output_dir else write_npz,
-        options.output_dir or options.npz,
-    )
+    target = options.output_dir or options.npz
+    write = write_folder if options.output_dir else write_npz
     write(Path(target), generator, sheet, options.batch_size, world)
     return f"{target}: {sheet.count} images, {columns[0].sampler}, {columns[0].steps} steps"
 

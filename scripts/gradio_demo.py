@@ -52,7 +52,7 @@ class DemoOptions(GeneratorOptions, UpsamplerOptions, FlowComputeOptions):
     queue_size: Count = option(16, "clicks that may wait for their turn; one more is refused", "N")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(DemoOptions, argv, __doc__)
     if not options.from_pretrained and not options.autoencoder:
@@ -70,13 +70,12 @@ def serve(options: DemoOptions) -> None:
     except ModuleNotFoundError:
         raise ValueError("the page needs a package: pip install gradio") from None
 
-    from wfimagevae.engine.device import enable_fast_kernels, resolve_device
+    from wfimagevae.engine.device import use_device
     from wfimagevae.generate.autoencoders import load_autoencoder
     from wfimagevae.generate.generator_files import load_generator
 
     logging.getLogger("httpx").setLevel(logging.WARNING)  # Gradio asks itself whether it is there
-    device, generators = resolve_device(options.device), {}
-    enable_fast_kernels(device)
+    device, generators = use_device(options.device), {}
     for path in options.from_pretrained or ():
         source = options.changed(from_pretrained=path)
         generators[path] = load_generator(source, device, options.mixed_precision)

@@ -6,7 +6,6 @@ python scripts/latent_stats.py --from_pretrained exported/my-vae --real_image_di
 Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an error.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -23,7 +22,7 @@ class LatentStatsOptions(AutoencoderOptions, ImageFolderOptions, ComputeOptions)
     output_json: OutputFile | None = option(None, "write the statistics to this file", "FILE")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(LatentStatsOptions, argv, __doc__)
     source = options.from_pretrained

@@ -2,19 +2,14 @@
 # Sourced by the training scripts: variables in upper case become flags of a trainer, which then
 # starts on the GPUs and machines that the environment names.
 #
-#   launch SCRIPT FIXED_FLAGS... -- USER_FLAGS...
+#   launch SCRIPT TASK USER_FLAGS...    (no TASK, "": the script has none to choose)
 #
 # Reads GPU, NPROC, NNODES, NODE_RANK, MASTER_ADDR, MASTER_PORT, MAX_RESTARTS and PYTHON; see
 # train_wfimagevae.sh.
 
 launch() {
-  local script="$1" fixed=() flags=() listed variable flag kind value
-  shift
-  while [[ "$1" != "--" ]]; do
-    fixed+=("$1")
-    shift
-  done
-  shift
+  local trainer=("$1" ${2:+--task "$2"}) flags=() listed variable flag kind value
+  shift 2
   local python="${PYTHON:-python}" nodes="${NNODES:-1}" restarts="${MAX_RESTARTS:-0}" processes
   local DEVICE="${DEVICE:-${GPU:+cuda}}"  # GPUs asked for by number: never the CPU instead
   if [[ "$restarts" != 0 ]]; then  # what starts again goes on where it was
@@ -25,7 +20,7 @@ launch() {
   local CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"
   local RESUME_FROM_CHECKPOINT="${RESUME_CKPT:-${RESUME_FROM_CHECKPOINT:-}}"
   local PRETRAINED_MODEL_NAME_OR_PATH="${PRETRAINED_MODEL:-${PRETRAINED_MODEL_NAME_OR_PATH:-}}"
-  listed="$("$python" "$script" ${fixed[@]+"${fixed[@]}"} --list_flags)"
+  listed="$("$python" "${trainer[@]}" --list_flags)"
   while read -r variable flag kind; do
     value="${!variable:-}"
     [[ -n "$value" && "$flag" != task ]] || continue  # the recipe says what to train
@@ -59,14 +54,10 @@ for name in set(os.environ) - {*flags, "LANGUAGE", *re.findall("[A-Z0-9_]+", sys
   else
     processes="${NPROC:-$("$python" -c 'import torch; print(max(torch.cuda.device_count(), 1))')}"
   fi
-  if [[ -z "${OMP_NUM_THREADS:-}" ]]; then
-    local cores
-    cores="$("$python" -c 'import os; print(os.cpu_count() or 1)')"
-    OMP_NUM_THREADS=$((cores / processes > 0 ? cores / processes : 1))
-    export OMP_NUM_THREADS
-  fi
+  local share="import os; print(max((os.cpu_count() or 1) // $processes, 1))"
+  export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$("$python" -c "$share")}"
 
-  local trainer=("$script" ${fixed[@]+"${fixed[@]}"} ${flags[@]+"${flags[@]}"} "$@")
+  trainer+=(${flags[@]+"${flags[@]}"} "$@")
   local torchrun=("$python" -m wfimagevae.torchrun) port="${MASTER_PORT:-29500}"
   if [[ "$nodes$processes$restarts" == 110 ]]; then
     exec "$python" "${trainer[@]}"

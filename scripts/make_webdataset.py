@@ -13,7 +13,6 @@ Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an er
 
 import contextlib
 import sys
-from collections.abc import Sequence
 from typing import Literal
 
 from wfimagevae.command_line import parse, printable, run_cli
@@ -50,7 +49,7 @@ class WebdatasetOptions(SourceOptions, WriteOptions):
     """All flags."""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(WebdatasetOptions, argv, __doc__)
     from tqdm import tqdm

@@ -4,7 +4,6 @@ python scripts/merge_encoder_and_decoder.py --encoder_from exported/first \
     --decoder_from results/finetuned-decoder --save_dir exported/merged
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -32,7 +31,7 @@ class MergeOptions(Options):
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(MergeOptions, argv, __doc__)
 

@@ -4,7 +4,6 @@ python scripts/plot_training.py results/wfvae2-image-lr1.00e-05-bs2-ga8-rs1024
 """
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -25,7 +24,7 @@ class ReportOptions(Options):
     max_pictures: Count = option(8, "validation pictures of each kind to put into the report", "N")
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Writes the report and prints where it is."""
     options = parse(ReportOptions, argv, __doc__)
 

@@ -62,7 +62,7 @@ class QuickstartOptions(DeviceOptions):
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
     args = parse(QuickstartOptions, argv, __doc__)
     started = time.perf_counter()

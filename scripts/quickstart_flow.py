@@ -7,7 +7,7 @@ python scripts/quickstart_flow.py --steps 20  the same path in short, for a chec
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from quickstart import QuickstartOptions, make_folder, plan_training, run_recipe, run_script, say
@@ -46,7 +46,7 @@ class FlowQuickstartOptions(QuickstartOptions, defaults={"minutes": 6.5}):
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
     args = parse(FlowQuickstartOptions, argv, __doc__)
     started = time.perf_counter()

@@ -7,7 +7,6 @@ torchrun --nproc_per_node 8 scripts/recon_image.py ...
 Exit status: 0 all reconstructed; 1 all but unreadable images, which are listed; 2 an error.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +25,7 @@ class ReconstructionOptions(AutoencoderOptions, ImageFolderOptions, TileOptions)
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(ReconstructionOptions, argv, __doc__)
 

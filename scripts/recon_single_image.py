@@ -4,7 +4,6 @@ python scripts/recon_single_image.py --from_pretrained results/my-vae \
     --image_path photo.jpg --rec_path reconstruction.png
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -24,7 +23,7 @@ class SingleImageOptions(AutoencoderOptions, TileOptions):
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(SingleImageOptions, argv, __doc__)
 
@@ -32,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
     from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
-    from wfimagevae.engine.device import enable_fast_kernels, resolve_device
+    from wfimagevae.engine.device import use_device
     from wfimagevae.eval.psnr import psnr
     from wfimagevae.generate.autoencoders import load_autoencoder
     from wfimagevae.pictures.pixels import from_uint8, to_uint8, to_unit
@@ -42,8 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_extension(target)
     if Path(target).resolve() == Path(options.image_path).resolve():
         raise ValueError(f"--rec_path {target} is the original; choose another file")
-    device = resolve_device(options.device)
-    enable_fast_kernels(device)
+    device = use_device(options.device)
     try:
         image = open_rgb(options.image_path, short_side=options.resolution)
     except UnreadableImage as error:

@@ -6,7 +6,6 @@ python scripts/save_hf_model.py --from_pretrained results/my-flow --save_dir exp
     --license cc-by-4.0 --push_to_hub me/my-flow
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -31,7 +30,7 @@ class ExportOptions(AutoencoderOptions, CardOptions):
     )
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(ExportOptions, argv, __doc__)
 
@@ -60,10 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     run = run if is_folder(run) else run.parent
     path = run / "options.json"  # of the training, beside its checkpoints
     training = read_json(path) if path.is_file() else None
-    card, parts = (
-        options.part(CardOptions),
-        {"vae": options.vae, "text_encoder": options.text_encoder},
-    )
+    card = options.part(CardOptions)
+    parts = {"vae": options.vae, "text_encoder": options.text_encoder}
     if is_flow:
         raw = options.use_raw_weights
         flow = GeneratorOptions(from_pretrained=source, use_raw_weights=raw, **parts)

@@ -7,7 +7,7 @@ python scripts/split_manifest.py --manifest photos/ --output_dir splits/
 import json
 import os
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -28,7 +28,7 @@ class SplitOptions(Options):
     output_dir: str = option(..., "where to write both", "DIR")
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Writes the two manifests; each image is on one side only, with all its lines."""
     options = parse(SplitOptions, argv, __doc__)
     from wfimagevae.files import write_text

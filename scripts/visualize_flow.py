@@ -5,7 +5,7 @@ python scripts/visualize_flow.py --from_pretrained results/flow --output_dir pic
     --class_labels circle star --num_rows 4 --guidance_scale 2
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -49,21 +49,20 @@ class VisualizeOptions(GeneratorOptions, SamplingOptions, PictureOptions, FlowCo
     """All flags of this command."""
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(VisualizeOptions, argv, __doc__)
     if options.num_columns < 2:
         raise ValueError(f"--num_columns {options.num_columns}: give at least 2")
 
-    from wfimagevae.engine.device import enable_fast_kernels, resolve_device
+    from wfimagevae.engine.device import use_device
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.generate.subjects import subjects_in_turn
     from wfimagevae.pictures.animation import find_ffmpeg
 
     if options.format == "mp4":
         find_ffmpeg()
-    device = resolve_device(options.device)
-    enable_fast_kernels(device)
+    device = use_device(options.device)
     generator = load_generator(options, device, options.mixed_precision)
     space = generator.facts["space"]
     possible = _OF_POINTS if space == "point" else _OF_IMAGES

@@ -259,7 +259,7 @@ def _tell(error: Any) -> None:
             json.dump({"message": {"message": text, "extraInfo": more}}, file)
 
 
-def run_cli(main: Callable[[Sequence[str] | None], int | None], dated: bool = False) -> int:
+def run_cli(main: Callable[[list[str] | None], int | None], dated: bool = False) -> int:
     """Runs ``main`` on the command line and returns the exit status; log lines may be ``dated``.
 
     A ValueError or OSError is the user's to mend: its message goes to stderr as

@@ -44,15 +44,16 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
     return device
 
 
-def enable_fast_kernels(device: torch.device) -> None:
-    """On CUDA, makes a device the current one, with TF32 and cudnn.benchmark; the log says so."""
-    if device.type != "cuda":
-        return
-    torch.cuda.set_device(device)
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
-    _log.info("TF32 and cudnn.benchmark are on")
+def use_device(name: str, local_rank: int = 0) -> torch.device:
+    """As `resolve_device`; one of CUDA becomes the current one, with TF32 and cudnn.benchmark."""
+    device = resolve_device(name, local_rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.benchmark = True
+        _log.info("TF32 and cudnn.benchmark are on")
+    return device
 
 
 def multiply_in_fp8(

@@ -9,7 +9,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from wfimagevae.engine.device import enable_fast_kernels, resolve_device
+from wfimagevae.engine.device import use_device
 from wfimagevae.engine.options import DDP_TIMEOUT
 
 
@@ -30,14 +30,13 @@ class World:
 def world(device: str = "auto", timeout_minutes: float = DDP_TIMEOUT) -> Iterator[World]:
     """Joins the process group that torchrun announced, if any, and leaves it at the end.
 
-    The device is that of `resolve_device`, with `enable_fast_kernels`.
+    The device is that of `use_device`.
     Inside another ``world`` the group is the outer one's, and is left by that one. A collective
     waits ``timeout_minutes`` for the other processes.
     """
     # torchrun's variables; without it this is the only process.
     rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    resolved = resolve_device(device, int(os.environ.get("LOCAL_RANK", 0)))
-    enable_fast_kernels(resolved)
+    resolved = use_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     joins = size > 1 and not dist.is_initialized()
     if joins:
         backend = "nccl" if resolved.type == "cuda" else "gloo"

@@ -25,13 +25,7 @@ from wfimagevae.engine.checkpoint import (
     whole_checkpoint,
 )
 from wfimagevae.engine.cost import HeldBytes
-from wfimagevae.engine.device import (
-    autocast,
-    compiles,
-    enable_fast_kernels,
-    resolve_device,
-    synchronize,
-)
+from wfimagevae.engine.device import autocast, compiles, synchronize, use_device
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.options import TrainingOptions
@@ -279,8 +273,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
 
     Without ``image_path``, one random batch is used again and again.
     """
-    device = resolve_device(options.device)
-    enable_fast_kernels(device)
+    device = use_device(options.device)
     seed_everything(options.seed)
     options = options.changed(lpips_weights=False) if options.random_vgg else options
     vae, loss = build_vae(options, device), build_loss(options, device)
@@ -362,8 +355,7 @@ def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterat
     """The network, the flow's space and batches, from ``data_path`` or random, on the device."""
     if options.fsdp:
         raise ValueError("--fsdp shards over several processes; this times one: leave it out")
-    device = resolve_device(options.device)
-    enable_fast_kernels(device)
+    device = use_device(options.device)
     seed_everything(options.seed)
     options = options.changed(eval_steps=0)  # no held-out data, no pictures
     if options.data_path:

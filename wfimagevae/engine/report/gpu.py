@@ -49,7 +49,7 @@ _COLUMNS = ("bf16", "fp16", "fp32")
 def peak_flops(device_name: str, precision: str) -> float | None:
     """Dense tensor-core peak in FLOP/s of a known GPU, the denominator of MFU.
 
-    Without sparsity, accumulating in float32; fp32 means TF32, which `enable_fast_kernels` turns
+    Without sparsity, accumulating in float32; fp32 means TF32, which `use_device` turns
     on. None for a GPU that is not in the table (laptop chips and MIG slices are slower than their
     namesakes, so not either), or one without tensor cores for this precision.
 
