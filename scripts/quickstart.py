@@ -9,20 +9,18 @@ import json
 import os
 import shlex
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
 from wfimagevae.options import Count, Positive, option
+from wfimagevae.task.bench_options import BenchOptions, VaeBenchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_CONFIG = ROOT / "examples" / "wfvae2-image-small.json"
 
 # Photographs in colour that scikit-image's wheel carries; the stereo pair is one scene.
 TRAINING = (
@@ -36,12 +34,23 @@ TRAINING = (
 )
 HELD_OUT = ("chelsea.png", "coffee.png")
 
-RESOLUTION, BATCH_SIZE, LEARNING_RATE = 64, 8, 1.5e-3
+# Flags of the training, whose steps are timed before.
+FLAGS = {
+    "model_config": ROOT / "examples" / "wfvae2-image-small.json",
+    "resolution": 64,
+    "batch_size": 8,
+    "grad_accum_steps": 1,
+    "lr": 1.5e-3,
+    "disc_lr_ratio": 0.5,
+    "disc_num_layers": 3,
+    "perceptual_weight": 0,
+    "ema_decay": 0.995,
+}
 LARGEST_SIDE = 768
 MARKER = ".made-by-quickstart"
 MOST_STEPS, FEWEST_STEPS = 4000, 1000
-# Optimizer, average, reading, validation and the discriminator's turns, measured on two cores.
-OVERHEAD = 1.4
+# Reading, validation and the discriminator's turns, over the steps alone; measured on two cores.
+OVERHEAD = 1.25
 # The discriminator joins at the very end: enough to see it play, too short to change figures.
 DISCRIMINATOR_SHARE = 0.05
 
@@ -71,9 +80,13 @@ def main(argv: list[str] | None = None) -> int:
     make_folder(output)
     say("Photographs from scikit-image become manifests")
     copy_photographs(output)
-    plan = plan_training(args, build_loss, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
+    from wfimagevae.task.bench import vae_benchmark
 
-    say(f"Training a small WFVAE2Image for {plan.steps} steps in {plan.precision}")
+    timed = VaeBenchOptions(**FLAGS, wavelet_loss=True, ema=True, disc_start=MOST_STEPS)
+    plan = plan_training(args, vae_benchmark, timed, (FEWEST_STEPS, MOST_STEPS))
+
+    steps, precision = plan["MAX_STEPS"], plan["MIX_PRECISION"]
+    say(f"Training a small WFVAE2Image for {steps} steps in {precision}")
     print("without the perceptual loss: LPIPS needs VGG weights, which would be a download")
     run_dir = train(output, plan, args.device)
 
@@ -177,99 +190,59 @@ def copy_photographs(output: Path) -> None:
     print(f"{output / 'val.jsonl'}: {', '.join(HELD_OUT)}")
 
 
-class Plan(NamedTuple):
-    """How to train on this machine."""
+def plan_training(
+    args: QuickstartOptions, benchmark: Callable, timed: BenchOptions, bounds: tuple[int, int]
+) -> dict[str, object]:
+    """Variables of a recipe: the fastest precision and number of threads, and how many steps.
 
-    precision: str
-    threads: int
-    steps: int
-
-
-def plan_training(args, build_loss: Callable, overhead: float, bounds: tuple[int, int]) -> Plan:
-    """The fastest precision and number of threads, and the steps that fit into the minutes.
-
-    ``build_loss(device)`` makes a network and gives a function that computes its loss on one batch;
-    ``overhead`` is the time of a whole training step over that of a forward and backward pass;
-    ``bounds`` are the fewest and most steps.
+    Those are as many as fit into the minutes, between ``bounds``, by the ``benchmark`` of options.
     """
     import torch
 
-    from wfimagevae.engine.device import autocast, resolve_device, synchronize
+    from wfimagevae.engine.cost import seconds_per_call
+    from wfimagevae.engine.device import resolve_device
 
-    device = resolve_device(args.device)
-    torch.manual_seed(0)
-    loss = build_loss(device)
     # Threads wait for each other hundreds of times a step: on a busy machine one is faster.
-    cores = torch.get_num_threads()
-    seconds = {}
+    device, cores, seconds = resolve_device(args.device), torch.get_num_threads(), {}
     for threads in sorted({1, min(8, cores), cores}) if device.type == "cpu" else [cores]:
         torch.set_num_threads(threads)
         for precision in ("fp32", "bf16"):
-            times = []
-            for _ in range(5):
-                start = time.perf_counter()
-                with autocast(device, precision):
-                    value = loss()
-                value.backward()
-                synchronize(device)
-                times.append(time.perf_counter() - start)
-            seconds[precision, threads] = statistics.median(times[2:])
+            how = {"device": args.device, "mix_precision": precision, "compile": False}
+            step = benchmark(timed.changed(**how)).step_seconds
+            seconds[precision, threads] = seconds_per_call(step, device, min_seconds=0)
     torch.set_num_threads(cores)
     precision, threads = min(seconds, key=seconds.get)
     listed = [f"{1000 * s:.0f} ms ({name}, threads: {n})" for (name, n), s in seconds.items()]
     print(f"device {device}; a training step takes {', '.join(listed)}")
-    fitting = int(60 * args.minutes / (seconds[precision, threads] * overhead)) // 50 * 50
-    return Plan(precision, threads, args.steps or min(max(fitting, bounds[0]), bounds[1]))
+    fitting = int(60 * args.minutes / (seconds[precision, threads] * OVERHEAD)) // 50 * 50
+    steps = args.steps or min(max(fitting, bounds[0]), bounds[1])
+    return {"OMP_NUM_THREADS": threads, "MIX_PRECISION": precision, "MAX_STEPS": steps}
 
 
-def build_loss(device) -> Callable:
-    """The reconstruction error of the small model on one batch."""
-    import torch
-
-    from wfimagevae.model.registry import ModelRegistry
-
-    config = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
-    model = ModelRegistry.get_model("WFVAE2Image").from_config(config).to(device)
-    images = torch.rand(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device) * 2 - 1
-    images = images.to(memory_format=torch.channels_last)
-    return lambda: (model(images).sample - images).abs().mean()
-
-
-def run_recipe(script: str, output: Path, name: str, plan: Plan, settings: dict) -> Path:
+def run_recipe(script: str, output: Path, name: str, plan: dict, settings: dict) -> Path:
     """Trains by a shell recipe, with these variables besides the plan's; the run's folder."""
     common = {
-        "OMP_NUM_THREADS": plan.threads,
         "OUTPUT_DIR": output / "runs",
         "EXP_NAME": name,
-        "MIX_PRECISION": plan.precision,
-        "MAX_STEPS": plan.steps,
         "LR_SCHEDULE": "cosine",
-        "WARMUP_STEPS": min(50, plan.steps // 10),
+        "WARMUP_STEPS": min(50, plan["MAX_STEPS"] // 10),
         "SAVE_CKPT_STEP": 0,
         "COMPILE": 0,  # it would take longer than it saves
     }
-    run_command(["bash", script], common | settings)
+    run_command(["bash", script], common | plan | settings)
     (run_dir,) = (output / "runs").glob(f"{name}-*")
     return run_dir
 
 
-def train(output: Path, plan: Plan, device: str) -> Path:
+def train(output: Path, plan: dict, device: str) -> Path:
     """Trains by train_wfimagevae.sh and returns the run's folder."""
-    steps = plan.steps
-    settings = {
+    steps = plan["MAX_STEPS"]
+    settings = {name.upper(): value for name, value in FLAGS.items()}
+    settings |= {
         "TRAIN_IMAGE_DIR": output / "train.jsonl",
         "EVAL_IMAGE_DIR": output / "val.jsonl",
-        "MODEL_CONFIG": MODEL_CONFIG,
         "DEVICE": device,
-        "RESOLUTION": RESOLUTION,
-        "BATCH_SIZE": BATCH_SIZE,
-        "GRAD_ACCUM_STEPS": 1,
-        "LR": LEARNING_RATE,
-        "DISC_LR_RATIO": 0.5,
-        "DISC_NUM_LAYERS": 3,
         "DISC_START": round((1 - DISCRIMINATOR_SHARE) * steps),
-        "PERCEPTUAL_WEIGHT": 0,
-        "EMA_DECAY": 0.995,
         "LOG_STEPS": max(1, min(50, steps // 4)),
         "CSV_LOG_STEPS": max(1, min(10, steps // 4)),
         "EVAL_STEPS": max(1, steps // 4),
@@ -324,9 +297,8 @@ def export(run_dir: Path, output: Path, device: str) -> None:
         "scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder, *figures
     )
     reconstruct(folder, again, output, device)
-    for first, second in zip(
-        held_out(output, "reconstructed"), held_out(output, again.name), strict=True
-    ):
+    pairs = zip(held_out(output, "reconstructed"), held_out(output, again.name), strict=True)
+    for first, second in pairs:
         if first.read_bytes() != second.read_bytes():
             raise ValueError(f"{first} and {second} differ: the export changed the model")
     print("the exported model reconstructs the same pixels")

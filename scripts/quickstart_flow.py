@@ -4,21 +4,32 @@ make quickstart                               after the autoencoder, about 7 min
 python scripts/quickstart_flow.py --steps 20  the same path in short, for a check
 """
 
-import json
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from quickstart import QuickstartOptions, make_folder, plan_training, run_recipe, run_script, say
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.options import option
+from wfimagevae.task.bench_options import FlowBenchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL_NAME, MODEL_CONFIG = "FlowDiT-S/8", ROOT / "examples" / "flow-shapes-text-small.json"
-RESOLUTION, BATCH_SIZE, LEARNING_RATE = 32, 128, 6e-3
-TEXT_LENGTH = 20  # bytes: "an orange triangle" has 18
+# Flags of the training, whose steps are timed before.
+FLAGS = {
+    "dataset": "shapes",
+    "resolution": 32,
+    "model_name": "FlowDiT-S/8",
+    "model_config": ROOT / "examples" / "flow-shapes-text-small.json",
+    "text_encoder": "bytes",
+    "text_length": 20,  # bytes: "an orange triangle" has 18
+    "class_conditional": 0,
+    "batch_size": 128,
+    "lr": 6e-3,
+    "time_mean": -0.8,  # nearer to the noise: there the shape is decided
+    "time_std": 0.8,
+    "ema_decay": 0.99,
+}
 PROMPTS = (
     "a red circle",
     "an orange square",
@@ -30,8 +41,6 @@ PROMPTS = (
     "a pink moon",
 )
 MOST_STEPS, FEWEST_STEPS = 8000, 1000
-# Optimizer, average and drawing the shapes, measured on two cores.
-OVERHEAD = 1.4
 GUIDANCE = 3
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
@@ -89,24 +98,16 @@ def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
     """Trains by examples/train_flow.sh; returns the number of steps and the run's folder."""
     import torch
 
+    from wfimagevae.task.bench import flow_benchmark
+
     say("A flow learns captioned shapes, drawn as they are needed")
-    plan = plan_training(args, build_loss, OVERHEAD, (FEWEST_STEPS, MOST_STEPS))
-    steps = plan.steps
-    settings = {
-        "DATASET": "shapes",
-        "RESOLUTION": RESOLUTION,
-        "MODEL_NAME": MODEL_NAME,
-        "MODEL_CONFIG": MODEL_CONFIG,
-        "TEXT_ENCODER": "bytes",
-        "TEXT_LENGTH": TEXT_LENGTH,
-        "CLASS_CONDITIONAL": 0,
+    flags = FLAGS | {"optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw"}
+    timed = FlowBenchOptions(**flags)
+    plan = plan_training(args, flow_benchmark, timed, (FEWEST_STEPS, MOST_STEPS))
+    steps = plan["MAX_STEPS"]
+    settings = {name.upper(): value for name, value in flags.items()}
+    settings |= {
         "DEVICE": args.device,
-        "BATCH_SIZE": BATCH_SIZE,
-        "LR": LEARNING_RATE,
-        "OPTIMIZER": "muon" if hasattr(torch.optim, "Muon") else "adamw",
-        "TIME_MEAN": -0.8,  # nearer to the noise: there the shape is decided
-        "TIME_STD": 0.8,
-        "EMA_DECAY": 0.99,
         "LOG_STEPS": max(1, min(100, steps // 4)),
         "CSV_LOG_STEPS": max(1, min(20, steps // 4)),
         "EVAL_STEPS": steps,
@@ -117,23 +118,6 @@ def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
         "DATASET_NUM_WORKER": 0,  # drawing takes little, and two cores have none to spare
     }
     return steps, run_recipe("examples/train_flow.sh", output, "shapes", plan, settings)
-
-
-def build_loss(device) -> Callable:
-    """A loss of the small network on one batch."""
-    import torch
-
-    from wfimagevae.model.registry import ModelRegistry
-    from wfimagevae.model.text import open_text_encoder
-
-    keys = json.loads(MODEL_CONFIG.read_text(encoding="utf-8"))
-    text = open_text_encoder("bytes", device, TEXT_LENGTH)
-    build = ModelRegistry.get_model(MODEL_NAME)
-    model = build(input_size=RESOLUTION, in_channels=3, **keys, **text.config_keys).to(device)
-    x = torch.randn(BATCH_SIZE, 3, RESOLUTION, RESOLUTION, device=device)
-    t = torch.rand(BATCH_SIZE, device=device)
-    condition = text(PROMPTS * (BATCH_SIZE // len(PROMPTS)))
-    return lambda: model(x, t, condition).float().square().mean()
 
 
 def export(run_dir: Path, output: Path, samples: Path, device: tuple[str, str]) -> None:

@@ -383,5 +383,6 @@ def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterat
     if classes:
         inputs["label"] = torch.randint(classes, (size,), device=device)
     if space.text is not None:
-        inputs["caption"] = ["a caption of some forty characters, as many are"] * size
+        caption = "a caption of some forty characters, as many are"
+        inputs["caption"] = [caption[: space.text.length]] * size
     return build_network(options, space, device), space, RandomBatches(inputs)
