@@ -16,10 +16,11 @@ import random
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.options import Count, Options, option
@@ -27,15 +28,14 @@ from wfimagevae.options import Count, Options, option
 ORDER_SAMPLES = 100_000_000
 A_FOLDER, A_SHARD = 1000, 10_000  # samples
 READS = 100_000
+Part = Literal["folder", "manifest", "shards", "order"]
 
 
 class DataBenchOptions(Options):
     """what is measured"""
 
     num_samples: Count = option(2_000_000, "files, lines and samples in shards", "N")
-    only: list[Literal["folder", "manifest", "shards", "order"]] = option(
-        ["folder", "manifest", "shards", "order"], "these parts", "PART"
-    )
+    only: list[Part] = option([*get_args(Part)], "these parts", "PART")
 
 
 def name(i: int) -> str:
@@ -55,30 +55,37 @@ def resident(what: str) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
 
 
-def microseconds(work: Callable[[int], object], positions: Sequence[int]) -> float:
-    """CPU time of ``work(position)``, mean."""
+def timed(part: str, work: Callable[[int], object]) -> dict:
+    """A row with the CPU time of ``work(position)``, mean, in microseconds."""
     start = time.process_time()
-    for position in positions:
+    for position in range(READS):
         work(position)
-    return 1e6 * (time.process_time() - start) / len(positions)
+    return {"part": part, "us": round(1e6 * (time.process_time() - start) / READS, 2)}
+
+
+def parts(place: Path, labels: str = "none", captions: str = "none") -> Any:
+    """What to read of images; their list is kept beside them."""
+    from wfimagevae.dataset.images.image_sets import ImageParts
+    from wfimagevae.dataset.images.labels import Labels
+    from wfimagevae.dataset.text.captions import Captions
+
+    cache = place.parent / "cache"
+    return ImageParts(Labels(labels), Captions(captions), index_cache_dir=cache)
 
 
 def folder(place: Path, count: int) -> list[dict]:
-    from wfimagevae.dataset.images.image_sets import ImageParts
-    from wfimagevae.dataset.images.labels import Labels
+    from wfimagevae.dataset.images.image_sets import open_folder
 
     for i in range(count):
         if i % A_FOLDER == 0:
             (place / name(i)).parent.mkdir(parents=True)
         os.close(os.open(place / name(i), os.O_CREAT))
-    wanted = ImageParts(labels=Labels("folder"), index_cache_dir=place.parent / "cache")
-    return [listed(f"folder, {how}", place, wanted) for how in ("first time", "again")]
+    work = partial(open_folder, place, parts(place, "folder"))
+    return [listed(f"folder, {how}", work)[0] for how in ("first time", "again")]
 
 
 def manifest(place: Path, count: int) -> list[dict]:
-    from wfimagevae.dataset.images.image_sets import ImageParts
-    from wfimagevae.dataset.images.labels import Labels
-    from wfimagevae.dataset.text.captions import Captions
+    from wfimagevae.dataset.images.image_sets import open_folder
 
     numbers = random.Random(0).sample(range(count), count)
     with open(place / "list.jsonl", "w") as file:
@@ -86,28 +93,24 @@ def manifest(place: Path, count: int) -> list[dict]:
             line = {"path": name(i), "label": f"class {i % A_FOLDER}", "caption": f"picture {i}"}
             file.write(json.dumps(line) + "\n")
     del numbers
-    everything = ImageParts(Labels("manifest"), Captions("manifest"))
-    paths = listed("manifest, paths", place / "list.jsonl", ImageParts())
-    return [paths, listed("manifest, classes, captions", place / "list.jsonl", everything)]
+    work = partial(open_folder, place / "list.jsonl")
+    kinds = {"paths": parts(place), "classes, captions": parts(place, "manifest", "manifest")}
+    return [listed(f"manifest, {kind}", partial(work, kinds[kind]))[0] for kind in kinds]
 
 
-def listed(part: str, source: Path, wanted: Any) -> dict:
-    from wfimagevae.dataset.images.image_sets import open_folder
-
-    found, peak, seconds = measured(lambda: open_folder(source, wanted))
-    own = found.images.entries.text.nbytes
+def listed(part: str, work: Callable[[], Any], names: str = "entries") -> tuple[dict, Any]:
+    """A row about the samples that ``work()`` lists, and these, whose images hold ``names``."""
+    found, peak, seconds = measured(work)
+    own = getattr(found.images, names).text.nbytes
     own += 0 if found.captions is None else found.captions._lines.text.nbytes
-    return row(part, len(found), peak, own, seconds)
+    return row(part, len(found), peak, own, seconds), found
 
 
 def shards(place: Path, count: int) -> list[dict]:
     from PIL import Image
 
-    from wfimagevae.dataset.images.image_sets import ImageParts
-    from wfimagevae.dataset.images.labels import Labels
     from wfimagevae.dataset.order import ShardOrder
     from wfimagevae.dataset.shards.read import open_shards
-    from wfimagevae.dataset.text.captions import Captions
 
     content = io.BytesIO()
     Image.new("RGB", (1, 1)).save(content, "png")
@@ -119,21 +122,14 @@ def shards(place: Path, count: int) -> list[dict]:
                 tar.addfile(member, io.BytesIO(text))
     for i in range(1, count // A_SHARD):
         os.link(place / "0000.tar", place / f"{i:04d}.tar")
-    plain = ImageParts(index_cache_dir=place.parent / "cache")
-    both = ImageParts(
-        Labels("manifest"), Captions("manifest"), index_cache_dir=place.parent / "cache"
-    )
-    rows = []
+    plain, both, rows = parts(place), parts(place, "manifest", "manifest"), []
     for how, wanted in (("first time", plain), ("again", plain), ("classes, captions", both)):
-        found, peak, seconds = measured(lambda wanted=wanted: open_shards([place], wanted))
-        own = found.images._keys.text.nbytes
-        own += 0 if found.captions is None else found.captions._lines.text.nbytes
-        rows.append(row(f"shards, {how}", len(found), peak, own, seconds))
+        line, found = listed(f"shards, {how}", partial(open_shards, [place], wanted), "_keys")
+        rows.append(line)
     order = ShardOrder(found.shard, 1, 16)
     read = lambda position: found.images.file(order.index(position))  # noqa: E731
-    microseconds(read, range(READS))  # warm
-    rows.append({"part": "shards, a sample read", "us": round(microseconds(read, range(READS)), 2)})
-    return rows
+    timed("warm", read)
+    return [*rows, timed("shards, a sample read", read)]
 
 
 def order(place: Path, count: int) -> list[dict]:
@@ -148,9 +144,8 @@ def order(place: Path, count: int) -> list[dict]:
 
     (shuffle, texts), peak, seconds = measured(build)
     rows = [row("order and paths", ORDER_SAMPLES, peak, texts.text.nbytes, seconds)]
-    for what, work in (("index", shuffle.index), ("path", lambda p: texts[shuffle.index(p)])):
-        rows.append({"part": f"order, {what}", "us": round(microseconds(work, range(READS)), 2)})
-    return rows
+    path = lambda position: texts[shuffle.index(position)]  # noqa: E731
+    return [*rows, timed("order, index", shuffle.index), timed("order, path", path)]
 
 
 def row(part: str, count: int, peak: int, own: int, seconds: float) -> dict:
@@ -158,21 +153,15 @@ def row(part: str, count: int, peak: int, own: int, seconds: float) -> dict:
     return {"part": part, "samples": count, **figures, "seconds": round(seconds, 1)}
 
 
-PARTS = {part.__name__: part for part in (folder, manifest, shards, order)}
-
-
-def run(part: str, place: Path, count: int) -> list[dict]:
-    place.mkdir()
-    return PARTS[part](place, count)
-
-
 def main(argv: list[str] | None = None) -> None:
     options = parse(DataBenchOptions, argv, __doc__)
+    works = {work.__name__: work for work in (folder, manifest, shards, order)}
     for part in options.only:
         context = multiprocessing.get_context("spawn")
         with tempfile.TemporaryDirectory() as place, ProcessPoolExecutor(1, context) as pool:
-            work = pool.submit(run, part, Path(place) / part, options.num_samples)
-            for figures in work.result():
+            samples = Path(place) / part
+            samples.mkdir()
+            for figures in pool.submit(works[part], samples, options.num_samples).result():
                 print(json.dumps(figures), flush=True)
 
 

@@ -46,10 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         if here.is_main:
             print(evaluation_table(evaluator, values))
             if options.output_json:
-                left_out = pairs.unreadable
-                counts = evaluator.count, len(left_out)
+                counts = evaluator.count, len(pairs.unreadable)
                 protocol = describe_protocol(list(values), options, *counts)
-                content = evaluation_json(evaluator, values, protocol, left_out)
+                content = evaluation_json(evaluator, values, protocol, pairs.unreadable)
                 write_json(options.output_json, content)
                 print(f"written: {Path(options.output_json)}")
         barrier()  # a process that leaves with a status makes torchrun stop the others

@@ -7,7 +7,6 @@ python scripts/evaluate_prompts.py --from_pretrained results/text --output_dir e
 torchrun --nproc_per_node 8 scripts/evaluate_prompts.py ... --resume
 """
 
-import contextlib
 from pathlib import Path
 from typing import Literal
 
@@ -95,12 +94,14 @@ def main(argv: list[str] | None = None) -> int:
     from wfimagevae.eval.report import sets_table
     from wfimagevae.eval.sample_sets import FolderImages, open_reference
     from wfimagevae.files import sole_writer, write_json
+    from wfimagevae.generate.generated_files import describe_model
     from wfimagevae.generate.generator_files import load_generator
     from wfimagevae.model.clip import load_clip
+    from wfimagevae.model.weight_files import weights_fingerprint
 
     # All is opened and checked before anything is drawn.
     prompts, folder = _prompts(options), Path(options.output_dir)
-    with world(options.device) as here, contextlib.ExitStack() as stack:
+    with world(options.device) as here, sole_writer(folder, here.is_main):
         clip = None if options.clip_model == "none" else load_clip(options.clip_model)
         generator = load_generator(options, here.device, options.mixed_precision)
         if not generator.model.takes_text:
@@ -113,8 +114,17 @@ def main(argv: list[str] | None = None) -> int:
         if has_reference:
             reference = open_reference(options, len(prompts) * runs[0].kept)
             evaluator = SetEvaluator(options, here, reference, options.batch_size)
-        stack.enter_context(sole_writer(folder, here.is_main))
-        plan = _plan(options, generator, clip, runs)
+        plan = {  # all that decides the images and their scores
+            "model": describe_model(generator),
+            "sampling": [generator.describe(run.sampling) for run in runs],
+            "prompts": prompts,
+            "images_per_prompt": runs[0].per_prompt,
+            "kept": runs[0].kept,
+            "batch_size": options.batch_size,
+            "output_format": options.output_format,
+            "device": generator.device.type,
+            "clip": clip and {"model": clip.name, "weights": weights_fingerprint(clip.network)},
+        }
         if here.is_main:
             begin(folder, plan, options.resume)
         barrier()
@@ -193,24 +203,6 @@ def _runs(options: PromptEvaluationOptions, generator, prompts: list[str]) -> li
         PromptImages(folder if is_alone else folder / name, name, prompts, sampling, *numbers)
         for name, sampling in zip(names, samplings, strict=True)
     ]
-
-
-def _plan(options: PromptEvaluationOptions, generator, clip, runs: list) -> dict:
-    """All that decides the images and their scores."""
-    from wfimagevae.generate.generated_files import describe_model
-    from wfimagevae.model.weight_files import weights_fingerprint
-
-    return {
-        "model": describe_model(generator),
-        "sampling": [generator.describe(run.sampling) for run in runs],
-        "prompts": runs[0].prompts,
-        "images_per_prompt": runs[0].per_prompt,
-        "kept": runs[0].kept,
-        "batch_size": options.batch_size,
-        "output_format": options.output_format,
-        "device": generator.device.type,
-        "clip": clip and {"model": clip.name, "weights": weights_fingerprint(clip.network)},
-    }
 
 
 if __name__ == "__main__":

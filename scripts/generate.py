@@ -138,9 +138,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(GenerateOptions, argv, __doc__)
     if options.from_json:
-        if extra := [
-            n for n in GenerateOptions.model_fields if n in options.model_fields_set - _WITH_JSON
-        ]:
+        if extra := sorted(options.model_fields_set - _WITH_JSON):
             raise ValueError(
                 f"--from_json brings all that decides the picture: leave out --{', --'.join(extra)}"
             )

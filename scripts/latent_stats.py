@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         batches = read_batches(dataset, options, processes, "encode", unreadable)
         images = (batch["image"] for batch in batches)
         mean, std = measure_latents(vae, images, processes, options.mixed_precision)
-        num_unreadable = list_unreadable(unreadable, processes)
+        num_unreadable = len(list_unreadable(unreadable, processes))
         if processes.is_main:
             pairs = zip(mean, std, strict=True)
             rows = [[str(i), f"{m:.5f}", f"{s:.5f}"] for i, (m, s) in enumerate(pairs)]

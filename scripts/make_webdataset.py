@@ -12,10 +12,10 @@ Exit status: 0 done; 1 done but for unreadable images, which are listed; 2 an er
 """
 
 import contextlib
-import sys
 from typing import Literal
 
-from wfimagevae.command_line import parse, printable, run_cli
+from wfimagevae.command_line import parse, run_cli
+from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.dataset.shards.options import WriteOptions
 from wfimagevae.options import Options, option
 
@@ -37,12 +37,7 @@ class SourceOptions(Options):
         "of lines name<TAB>caption",
         "SOURCE",
     )
-    index_cache_dir: str | None = option(
-        None,
-        "where lists of images are kept between runs "
-        "(default: wfimagevae/index under $XDG_CACHE_HOME or ~/.cache)",
-        "DIR",
-    )
+    index_cache_dir: str | None = LoaderOptions.model_fields["index_cache_dir"]
 
 
 class WebdatasetOptions(SourceOptions, WriteOptions):
@@ -60,6 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     from wfimagevae.dataset.text.captions import Captions
     from wfimagevae.engine.distributed import barrier, world
     from wfimagevae.files import sole_writer
+    from wfimagevae.generate.image_folder import list_unreadable
 
     parts = ImageParts(
         Labels(options.labels),
@@ -82,8 +78,7 @@ def main(argv: list[str] | None = None) -> int:
         record = writer.write_record() if process.is_main else None
     if record is None:
         return 0
-    for name, reason in record["unreadable"]:
-        print(f"unreadable: {printable(name)}: {reason}", file=sys.stderr)
+    list_unreadable(record["unreadable"], process)
     size = sum(shard["bytes"] for shard in record["shards"])
     print(
         f"{record['num_samples']} samples in {len(record['shards'])} shards, {size / 1e6:.1f} MB, "

@@ -26,9 +26,7 @@ class MergeOptions(Options):
         flag="model_config",
     )
     save_dir: str = option(..., "Hugging Face folder to write", "DIR")
-    use_raw_weights: bool = option(
-        False, "take a .ckpt's raw weights, not their moving average (EMA)"
-    )
+    use_raw_weights: bool = AutoencoderOptions.model_fields["use_raw_weights"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> int:
                 if options.output_origin:
                     for path, pixels in zip(batch["path"], to_uint8(batch["image"]), strict=True):
                         writer.write(f"{ORIGIN_FOLDER}/{names[path]}", pixels)
-        num_unreadable = list_unreadable(unreadable, here)
+        num_unreadable = len(list_unreadable(unreadable, here))
         if here.is_main:
             counts = f"{len(dataset) - num_unreadable} of {len(dataset)}"
             print(f"reconstructed {counts} images into {options.generated_image_dir}")

@@ -5,7 +5,6 @@ python scripts/visualize_flow.py --from_pretrained results/flow --output_dir pic
     --class_labels circle star --num_rows 4 --guidance_scale 2
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -78,17 +77,13 @@ def main(argv: list[str] | None = None) -> None:
     classes = generator.class_numbers(options.class_labels) if has_classes else []
     for name in names:
         if space == "point":
-            pictures = _point_picture(options, generator, classes, name)
+            _point_picture(options, generator, classes, name)
         else:
             subjects = subjects_in_turn(options.num_rows, classes, options.prompt or ())
-            pictures = _image_pictures(options, generator, subjects, name)
-        for path in pictures:
-            print(path)
+            _image_pictures(options, generator, subjects, name)
 
 
-def _point_picture(
-    options: VisualizeOptions, generator, classes: list[int], name: str
-) -> Iterator[Path]:
+def _point_picture(options: VisualizeOptions, generator, classes: list[int], name: str) -> None:
     """The velocity field over time, of one class or of none; or particles from noise to data."""
     import torch
 
@@ -116,12 +111,10 @@ def _point_picture(
         frames = field_frames(velocity, times, background(dataset))
     path = Path(options.output_dir) / f"{name}.{options.format}"
     save_animation(path, list(frames))
-    yield path
+    print(path)
 
 
-def _image_pictures(
-    options: VisualizeOptions, generator, subjects: list, name: str
-) -> Iterator[Path]:
+def _image_pictures(options: VisualizeOptions, generator, subjects: list, name: str) -> None:
     """A row a sample, or a pair of noises that show the same: a grid and an animation."""
     import torch
 
@@ -146,7 +139,7 @@ def _image_pictures(
     rows = [generator.title(subject) for subject in subjects]
     cells = torch.stack([images[i] for i in chosen], dim=1).flatten(0, 1)  # (rows * columns, ...)
     save_png(path, sample_grid(cells, len(chosen), rows if any(rows) else None, titles))
-    yield path
+    print(path)
 
     path = path.with_suffix(f".{options.format}")
     width = max(1, round(options.num_rows**0.5))
@@ -155,7 +148,7 @@ def _image_pictures(
     else:  # there and back again
         frames = [sample_grid(frame, width) for frame in [*images, *images[-2:0:-1]]]
         save_animation(path, frames, fps=6, hold_seconds=0)
-    yield path
+    print(path)
 
 
 if __name__ == "__main__":

@@ -301,9 +301,8 @@ class SetEvaluator:
                 f"{title} samples differ in size, {sizes}{others}; give --resolution, or "
                 "remove what is no sample"
             )
-        unreadable = [entry for part in gather_objects(left_out) for entry in part.values()]
-        list_unreadable(list(left_out.values()), world)
-        self.unreadable += sorted(unreadable)
+        unreadable = list_unreadable(list(left_out.values()), world)
+        self.unreadable += unreadable
         count -= len(unreadable)
         if count <= NEIGHBOURS:
             raise ValueError(

@@ -37,9 +37,9 @@ def read_batches(
                 yield batch
 
 
-def list_unreadable(unreadable: Unreadable, world: World) -> int:
-    """Prints the unreadable images of all processes to standard error; gives their number."""
-    entries = [entry for part in gather_objects(unreadable) for entry in part]
-    for path, reason in sorted(entries) if world.is_main else ():
+def list_unreadable(unreadable: Unreadable, world: World) -> Unreadable:
+    """Prints the unreadable images of all processes to standard error, and gives them, sorted."""
+    entries = sorted(entry for part in gather_objects(unreadable) for entry in part)
+    for path, reason in entries if world.is_main else ():
         print(f"unreadable: {printable(path)}: {reason}", file=sys.stderr)
-    return len(entries)
+    return entries
