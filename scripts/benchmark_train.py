@@ -21,14 +21,13 @@ def main(argv: list[str] | None = None) -> None:
     kinds = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}
     if task in TASKS.keys() - kinds.keys():
         raise ValueError(f"--task {task} is not timed here; give one of {', '.join(kinds)}")
-    task = task if str(task) in kinds else "vae"
-    options = parse(kinds[task], argv, __doc__)
+    options = parse(kinds.get(str(task), VaeBenchOptions), argv, __doc__)
     if options.list_flags:
         raise ValueError("--list_flags belongs to train_ddp.py; here --help lists the flags")
 
     from wfimagevae.task import bench, bench_attention
 
-    is_vae = task == "vae"
+    is_vae = isinstance(options, VaeBenchOptions)
     benchmark = bench.vae_benchmark(options) if is_vae else bench.flow_benchmark(options)
     result = benchmark.time_steps(options.warmup, options.steps)
     if options.compare_with_bare_loop:

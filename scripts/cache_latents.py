@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from wfimagevae.command_line import parse, run_cli
+from wfimagevae.dataset.options import PrefixOptions
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.options import Count, Options, option
 
@@ -53,9 +54,7 @@ class TextOptions(Options):
         "a string or a list), or a file of lines name<TAB>caption; all of an image's are kept",
         "SOURCE",
     )
-    fixed_prompt_prefix: str = option(
-        "", "set before every caption, with '. ' between them", "TEXT"
-    )
+    fixed_prompt_prefix: str = PrefixOptions.model_fields["fixed_prompt_prefix"]
     text_encoder: str | None = option(
         None,
         "store the embeddings of all captions, too: clip:, t5: or bert: and a folder or hub "
@@ -100,13 +99,12 @@ def main(argv: list[str] | None = None) -> int:
     images = IndexedImages(options.image_path, options.resolution, labels, captions)
     # A process may have one shard more to encode than another, which takes what it takes.
     with world(options.device, timeout_minutes=24 * 60) as processes:
-        device = processes.device
-        autoencoder = load_autoencoder(options.vae or options, device)
+        autoencoder = load_autoencoder(options.vae or options, processes.device)
         name = options.vae or autoencoder_spec(options)
         folder, text = Path(options.output_dir).expanduser(), None
         if options.text_encoder:
             how = options.text_length, options.text_encoder_precision
-            text = open_text_encoder(options.text_encoder, device, *how)
+            text = open_text_encoder(options.text_encoder, processes.device, *how)
         cache = LatentCache(autoencoder, name, images, folder, options, text)
         record, unreadable = cache.run(processes)
         list_unreadable(unreadable, processes)

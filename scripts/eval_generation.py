@@ -102,6 +102,7 @@ def _candidates(options: EvaluationOptions, device) -> Iterator:
     """The `SampleSet`s to measure, which say how they are sampled; checked, not yet drawn."""
     from wfimagevae.dataset import Captions
     from wfimagevae.eval.sample_sets import GeneratedSamples, open_images
+    from wfimagevae.generate.generator_files import load_generator
 
     if options.generated_image_dir:
         path, sizes = options.generated_image_dir, (options.resolution, options.crop_size)
@@ -118,9 +119,6 @@ def _candidates(options: EvaluationOptions, device) -> Iterator:
                 raise ValueError(f"--captions {options.captions}: some images have none")
         yield samples
         return
-
-    from wfimagevae.generate.generator_files import load_generator
-
     generator = load_generator(options, device, options.mixed_precision)
     space = generator.facts["space"]
     if (space == "point") != (options.dataset in POINT_SETS):

@@ -25,6 +25,7 @@ from wfimagevae.generate.options import (
     GeneratorOptions,
     UpsamplerOptions,
 )
+from wfimagevae.generate.subjects import read_prompts
 from wfimagevae.options import Count, Options, Prompt, option
 
 
@@ -176,8 +177,6 @@ def _check(options: PromptEvaluationOptions) -> bool:
 
 
 def _prompts(options: PromptEvaluationOptions) -> list[str]:
-    from wfimagevae.generate.subjects import read_prompts
-
     if options.prompts is None:
         return [prompt.text for prompt in read_prompts(options.prompts_path)]
     prompts = [text.strip() for text in options.prompts.split("|")]

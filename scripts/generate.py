@@ -180,9 +180,8 @@ def _draw(options: GenerateOptions, world) -> str:
         raise ValueError("this flow makes points: see them with scripts/visualize_flow.py")
     size = generator.sample_size(options.height, options.width)
     # All guidance scales are checked before the first is drawn.
-    columns = [
-        generator.resolve(options.changed(guidance_scale=scale)) for scale in options.guidance_scale
-    ]
+    scales = options.guidance_scale
+    columns = [generator.resolve(options.changed(guidance_scale=scale)) for scale in scales]
 
     prompts = [Prompt(text, slug(text)) for text in options.prompt or ()]
     prompts += read_prompts(options.prompts_path) if options.prompts_path else []

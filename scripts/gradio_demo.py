@@ -112,8 +112,6 @@ def draw(generators: Models, values: Mapping[str, Any], progress: Callable) -> l
     Gives pictures with captions, and files to download: what generate.py writes, in an archive and
     one by one. Values that do not fit the model are a ValueError.
     """
-    from gradio.utils import get_upload_folder
-
     from wfimagevae.engine.distributed import World
     from wfimagevae.files import read_json
     from wfimagevae.generate.generated_files import Sheet, class_stems, write_folder
@@ -135,7 +133,7 @@ def draw(generators: Models, values: Mapping[str, Any], progress: Callable) -> l
     tell = lambda step, num_steps, x: progress((step, num_steps), unit="steps")  # noqa: E731
     watched = copy.copy(generator)
     watched.draw = partial(generator.draw, progress=tell)
-    root = Path(tempfile.mkdtemp(dir=get_upload_folder()))
+    root = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
     folder, sheet = root / "all" / "samples", Sheet(subjects, stems, [options], size)
     write_folder(folder, watched, sheet, len(subjects), World(0, 1, generator.device))
     archive = shutil.make_archive(str(root / "samples"), "zip", root / "all")
@@ -153,7 +151,6 @@ def reconstruct(autoencoder: Any, path: str | None) -> tuple[Any, Any, Any, str,
     file that was not uploaded, or is no image, is a ValueError.
     """
     import torch
-    from gradio.utils import get_upload_folder
     from PIL import Image
 
     from wfimagevae.dataset.images.decode import UnreadableImage, image_size, open_rgb
@@ -164,7 +161,8 @@ def reconstruct(autoencoder: Any, path: str | None) -> tuple[Any, Any, Any, str,
     from wfimagevae.pictures.pixels import from_uint8, to_uint8, to_unit
 
     # Gradio lets through any path that is not marked as a file's.
-    if not path or not Path(path).resolve().is_relative_to(Path(get_upload_folder()).resolve()):
+    uploads = Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    if not path or not Path(path).resolve().is_relative_to(uploads):
         raise ValueError("drop a photograph first")
     try:
         sides = image_size(path)

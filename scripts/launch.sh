@@ -12,9 +12,8 @@ launch() {
   shift 2
   local python="${PYTHON:-python}" nodes="${NNODES:-1}" restarts="${MAX_RESTARTS:-0}" processes
   local DEVICE="${DEVICE:-${GPU:+cuda}}"  # GPUs asked for by number: never the CPU instead
-  if [[ "$restarts" != 0 ]]; then  # what starts again goes on where it was
-    local RESUME_FROM_CHECKPOINT="${RESUME_FROM_CHECKPOINT:-auto}"
-  fi
+  # What starts again goes on where it was.
+  [[ "$restarts" == 0 ]] || local RESUME_FROM_CHECKPOINT="${RESUME_FROM_CHECKPOINT:-auto}"
   # Short names of flags, which win over the flags' own.
   local DATA_PATH="${DATA:-${DATA_PATH:-}}" EVAL_DATA_PATH="${EVAL_DATA:-${EVAL_DATA_PATH:-}}"
   local CKPT_DIR="${OUTPUT_DIR:-${CKPT_DIR:-}}"

@@ -75,10 +75,10 @@ def main(argv: list[str] | None = None) -> int:
             for number in todo:
                 writer.write(number, bar.update)
         barrier()
-        record = writer.write_record() if process.is_main else None
-    if record is None:
+        record = writer.write_record() if process.is_main else {"unreadable": []}
+        list_unreadable(record["unreadable"], process)
+    if not process.is_main:
         return 0
-    list_unreadable(record["unreadable"], process)
     size = sum(shard["bytes"] for shard in record["shards"])
     print(
         f"{record['num_samples']} samples in {len(record['shards'])} shards, {size / 1e6:.1f} MB, "

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
@@ -75,20 +76,21 @@ def main(argv: list[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
     args = parse(QuickstartOptions, argv, __doc__)
     started = time.perf_counter()
+    from wfimagevae.eval.report import format_value, markdown_table
+    from wfimagevae.pictures.grid import save_contact_sheet
+    from wfimagevae.task.bench import vae_benchmark
+
     output = Path(os.path.relpath(args.output, ROOT))
     os.chdir(ROOT)  # the commands below are those of a user in the repository's folder
     make_folder(output)
     say("Photographs from scikit-image become manifests")
     copy_photographs(output)
-    from wfimagevae.task.bench import vae_benchmark
-
     timed = VaeBenchOptions(**FLAGS, wavelet_loss=True, ema=True, disc_start=MOST_STEPS)
     plan = plan_training(args, vae_benchmark, timed, (FEWEST_STEPS, MOST_STEPS))
 
-    steps, precision = plan["MAX_STEPS"], plan["MIX_PRECISION"]
-    say(f"Training a small WFVAE2Image for {steps} steps in {precision}")
+    say("Training a small WFVAE2Image for {max_steps} steps in {mix_precision}".format_map(plan))
     print("without the perceptual loss: LPIPS needs VGG weights, which would be a download")
-    run_dir = train(output, plan, args.device)
+    run_dir = train(output, plan)
 
     say("Reconstructing the held-out photographs")
     reconstruct(run_dir, output / "reconstructed", output, args.device)
@@ -100,9 +102,6 @@ def main(argv: list[str] | None = None) -> int:
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, args.device)
     say("Report")
-    from wfimagevae.eval.report import format_value, markdown_table
-    from wfimagevae.pictures.grid import save_contact_sheet
-
     sheet = output / "contact_sheet.png"
     names = {"bicubic 8x": "bicubic", "reconstruction": "reconstructed"}
     columns = [(title, held_out(output, name)) for title, name in names.items()]
@@ -192,8 +191,8 @@ def copy_photographs(output: Path) -> None:
 
 def plan_training(
     args: QuickstartOptions, benchmark: Callable, timed: BenchOptions, bounds: tuple[int, int]
-) -> dict[str, object]:
-    """Variables of a recipe: the fastest precision and number of threads, and how many steps.
+) -> dict[str, Any]:
+    """Flags of a recipe: the fastest precision and number of threads, and how many steps.
 
     Those are as many as fit into the minutes, between ``bounds``, by the ``benchmark`` of options.
     """
@@ -202,13 +201,13 @@ def plan_training(
     from wfimagevae.engine.cost import seconds_per_call
     from wfimagevae.engine.device import resolve_device
 
+    how = {"device": args.device, "compile": 0}  # compiling would take longer than it saves
     # Threads wait for each other hundreds of times a step: on a busy machine one is faster.
     device, cores, seconds = resolve_device(args.device), torch.get_num_threads(), {}
     for threads in sorted({1, min(8, cores), cores}) if device.type == "cpu" else [cores]:
         torch.set_num_threads(threads)
         for precision in ("fp32", "bf16"):
-            how = {"device": args.device, "mix_precision": precision, "compile": False}
-            step = benchmark(timed.changed(**how)).step_seconds
+            step = benchmark(timed.changed(**how, mix_precision=precision)).step_seconds
             seconds[precision, threads] = seconds_per_call(step, device, min_seconds=0)
     torch.set_num_threads(cores)
     precision, threads = min(seconds, key=seconds.get)
@@ -216,42 +215,40 @@ def plan_training(
     print(f"device {device}; a training step takes {', '.join(listed)}")
     fitting = int(60 * args.minutes / (seconds[precision, threads] * OVERHEAD)) // 50 * 50
     steps = args.steps or min(max(fitting, bounds[0]), bounds[1])
-    return {"OMP_NUM_THREADS": threads, "MIX_PRECISION": precision, "MAX_STEPS": steps}
+    return how | {"omp_num_threads": threads, "mix_precision": precision, "max_steps": steps}
 
 
-def run_recipe(script: str, output: Path, name: str, plan: dict, settings: dict) -> Path:
-    """Trains by a shell recipe, with these variables besides the plan's; the run's folder."""
+def run_recipe(script: str, output: Path, name: str, flags: dict) -> Path:
+    """Trains by a shell recipe, with variables for these flags and some more; the run's folder."""
     common = {
-        "OUTPUT_DIR": output / "runs",
-        "EXP_NAME": name,
-        "LR_SCHEDULE": "cosine",
-        "WARMUP_STEPS": min(50, plan["MAX_STEPS"] // 10),
-        "SAVE_CKPT_STEP": 0,
-        "COMPILE": 0,  # it would take longer than it saves
+        "output_dir": output / "runs",
+        "exp_name": name,
+        "lr_schedule": "cosine",
+        "warmup_steps": min(50, flags["max_steps"] // 10),
+        "save_ckpt_step": 0,
     }
-    run_command(["bash", script], common | plan | settings)
+    settings = {flag.upper(): value for flag, value in (common | flags).items()}
+    run_command(["bash", script], settings)
     (run_dir,) = (output / "runs").glob(f"{name}-*")
     return run_dir
 
 
-def train(output: Path, plan: dict, device: str) -> Path:
+def train(output: Path, plan: dict) -> Path:
     """Trains by train_wfimagevae.sh and returns the run's folder."""
-    steps = plan["MAX_STEPS"]
-    settings = {name.upper(): value for name, value in FLAGS.items()}
-    settings |= {
-        "TRAIN_IMAGE_DIR": output / "train.jsonl",
-        "EVAL_IMAGE_DIR": output / "val.jsonl",
-        "DEVICE": device,
-        "DISC_START": round((1 - DISCRIMINATOR_SHARE) * steps),
-        "LOG_STEPS": max(1, min(50, steps // 4)),
-        "CSV_LOG_STEPS": max(1, min(10, steps // 4)),
-        "EVAL_STEPS": max(1, steps // 4),
-        "EVAL_RESOLUTION": 256,
-        "EVAL_CROP_SIZE": 256,
-        "DATASET_NUM_WORKER": 1,
-        "INDEX_CACHE_DIR": output / "index",
+    steps = plan["max_steps"]
+    flags = FLAGS | {
+        "train_image_dir": output / "train.jsonl",
+        "eval_image_dir": output / "val.jsonl",
+        "disc_start": round((1 - DISCRIMINATOR_SHARE) * steps),
+        "log_steps": max(1, min(50, steps // 4)),
+        "csv_log_steps": max(1, min(10, steps // 4)),
+        "eval_steps": max(1, steps // 4),
+        "eval_resolution": 256,
+        "eval_crop_size": 256,
+        "dataset_num_worker": 1,
+        "index_cache_dir": output / "index",
     }
-    return run_recipe("train_wfimagevae.sh", output, "quickstart", plan, settings)
+    return run_recipe("train_wfimagevae.sh", output, "quickstart", plan | flags)
 
 
 def reconstruct(model: Path, folder: Path, output: Path, device: str) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from quickstart import QuickstartOptions, make_folder, plan_training, run_recipe, run_script, say
 
 from wfimagevae.command_line import parse, run_cli
+from wfimagevae.generate.subjects import records_folder
 from wfimagevae.options import option
 from wfimagevae.task.bench_options import FlowBenchOptions
 
@@ -55,8 +56,8 @@ class FlowQuickstartOptions(QuickstartOptions, defaults={"minutes": 6.5}):
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs every step as a user would type it; returns the exit status."""
+def main(argv: list[str] | None = None) -> None:
+    """Runs every step as a user would type it."""
     args = parse(FlowQuickstartOptions, argv, __doc__)
     started = time.perf_counter()
     quickstart = Path(os.path.relpath(args.output, ROOT))
@@ -83,15 +84,12 @@ def main(argv: list[str] | None = None) -> int:
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, samples, device)
     minutes = (time.perf_counter() - started) / 60
-    from wfimagevae.generate.subjects import records_folder
-
     say(f"Generated shapes, after {steps} steps and {minutes:.1f} minutes")
     print(f"samples         {records_folder(samples) / 'grid.png'}")
     print(f"from noise      {output / 'pictures' / 'denoising.png'}")
     sheet = quickstart / "contact_sheet.png"
     if sheet.exists():
         print(f"reconstruction  {sheet}")
-    return 0
 
 
 def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
@@ -104,20 +102,18 @@ def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
     flags = FLAGS | {"optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw"}
     timed = FlowBenchOptions(**flags)
     plan = plan_training(args, flow_benchmark, timed, (FEWEST_STEPS, MOST_STEPS))
-    steps = plan["MAX_STEPS"]
-    settings = {name.upper(): value for name, value in flags.items()}
-    settings |= {
-        "DEVICE": args.device,
-        "LOG_STEPS": max(1, min(100, steps // 4)),
-        "CSV_LOG_STEPS": max(1, min(20, steps // 4)),
-        "EVAL_STEPS": steps,
-        "EVAL_NUM_SAMPLES": 32 if args.steps else 128,
-        "SAMPLER": "euler",
-        "SAMPLING_STEPS": 20,
-        "GUIDANCE_SCALE": GUIDANCE,
-        "DATASET_NUM_WORKER": 0,  # drawing takes little, and two cores have none to spare
+    steps = plan["max_steps"]
+    flags |= {
+        "log_steps": max(1, min(100, steps // 4)),
+        "csv_log_steps": max(1, min(20, steps // 4)),
+        "eval_steps": steps,
+        "eval_num_samples": 32 if args.steps else 128,
+        "sampler": "euler",
+        "sampling_steps": 20,
+        "guidance_scale": GUIDANCE,
+        "dataset_num_worker": 0,  # drawing takes little, and two cores have none to spare
     }
-    return steps, run_recipe("examples/train_flow.sh", output, "shapes", plan, settings)
+    return steps, run_recipe("examples/train_flow.sh", output, "shapes", plan | flags)
 
 
 def export(run_dir: Path, output: Path, samples: Path, device: tuple[str, str]) -> None:

@@ -67,15 +67,14 @@ def check_output_folder(images, source: str, folder: str) -> None:
     root, target = Path(source).resolve(), Path(folder).resolve()
     if target.exists() and not target.is_dir():
         raise ValueError(f"--generated_image_dir {folder} is a file; name a folder")
-    if root.is_dir() and root in (target, *target.parents):
+    if root.is_dir() and target.is_relative_to(root):
         raise ValueError(
             f"--generated_image_dir {folder} lies inside --real_image_dir {source}; "
             "choose a folder outside"
         )
     homes = {Path(images.images.path(i)).parent for i in range(len(images.images))}
     for home in sorted(homes):
-        place = home.resolve()
-        if target in (place, *place.parents):
+        if home.resolve().is_relative_to(target):
             raise ValueError(
                 f"--generated_image_dir {folder} holds originals, in {home}: they could be "
                 "overwritten; choose another folder"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.export.options import CardOptions
-from wfimagevae.generate.options import AutoencoderOptions
+from wfimagevae.generate.options import AutoencoderOptions, GeneratorOptions
 from wfimagevae.options import option
 
 
@@ -47,7 +47,6 @@ def main(argv: list[str] | None = None) -> None:
     from wfimagevae.files import is_folder, read_json
     from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.generate.generator_files import find_generator_facts, load_generator
-    from wfimagevae.generate.options import GeneratorOptions
     from wfimagevae.model.weight_files import find_weights
 
     folder, source = Path(options.save_dir), options.from_pretrained or options.ckpt_path or ""

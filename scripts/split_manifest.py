@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
+from wfimagevae.files import write_text
 from wfimagevae.options import Integer, Options, Share, option
 
 
@@ -31,8 +32,6 @@ class SplitOptions(Options):
 def main(argv: list[str] | None = None) -> None:
     """Writes the two manifests; each image is on one side only, with all its lines."""
     options = parse(SplitOptions, argv, __doc__)
-    from wfimagevae.files import write_text
-
     images: dict[str, list[dict]] = {}
     for record in read_records(options.manifest):
         images.setdefault(os.path.realpath(record["image_path"]), []).append(record)

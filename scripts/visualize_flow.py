@@ -16,6 +16,7 @@ from wfimagevae.generate.options import (
     PointSet,
     SamplingOptions,
 )
+from wfimagevae.generate.subjects import Subject, subjects_in_turn
 from wfimagevae.options import Count, Options, Prompt, option
 
 _OF_POINTS, _OF_IMAGES = ("field", "paths"), ("denoising", "interpolation")
@@ -56,7 +57,6 @@ def main(argv: list[str] | None = None) -> None:
 
     from wfimagevae.engine.device import use_device
     from wfimagevae.generate.generator_files import load_generator
-    from wfimagevae.generate.subjects import subjects_in_turn
     from wfimagevae.pictures.animation import find_ffmpeg
 
     if options.format == "mp4":
@@ -88,7 +88,6 @@ def _point_picture(options: VisualizeOptions, generator, classes: list[int], nam
     import torch
 
     from wfimagevae.generate.generator import draw_states, sampling_velocity
-    from wfimagevae.generate.subjects import Subject, subjects_in_turn
     from wfimagevae.pictures.animation import save_animation
     from wfimagevae.pictures.flow_frames import background, field_frames, path_frames
 
