@@ -1,13 +1,17 @@
 """The model against golden values of the reference and the promises of its docstrings."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
+from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from wfimagevae.model.modules.blocks import build_norm
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.model.vae.tiling import pad_to_multiple
 
@@ -232,6 +236,20 @@ def test_compiled_blocks_give_the_same_gradients(options):
     sample.sum().backward()
     with torch.no_grad():
         model(x, noise=noise)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm_type", ["layernorm", "groupnorm"])
+def test_the_compiler_makes_one_kernel_of_a_norm_and_its_activation(norm_type):
+    norm = build_norm(norm_type, 64)
+    x = torch.randn(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
+    with torch.no_grad():
+        compiled = torch.compile(lambda x: F.silu(norm(x)), fullgraph=True)
+        result, code = run_and_get_code(compiled, x)
+        torch.testing.assert_close(result, F.silu(norm(x)))
+    assert result.is_contiguous(memory_format=torch.channels_last)
+    (kernel,) = re.findall(r"^ +(cpp_fused\w+)\(", code[0], re.MULTILINE)
+    assert "norm" in kernel and "silu" in kernel and "extern_kernels." not in code[0]
 
 
 def test_latents_are_normalized_per_channel():
