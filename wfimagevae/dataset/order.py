@@ -28,7 +28,7 @@ def permuted(i: int, num_items: int, keys: Sequence[int]) -> int:
 
     A Feistel network with a round for each of an even number of keys, of 64 bits, permutes the
     numbers below the next power of two, until it comes to one below ``num_items``: twice at most on
-    average. A round is the finalizer of SplitMix64.
+    average. A round is `mixed`.
 
     Sources: Luby and Rackoff 1988, doi:10.1137/0217022; Black and Rogaway 2002, "Ciphers with
     arbitrary finite domains" (cycle walking); Steele, Lea and Flood 2014,
@@ -40,14 +40,15 @@ def permuted(i: int, num_items: int, keys: Sequence[int]) -> int:
     while True:
         left, right = i >> low, i & low_mask
         for first, second in zip(keys[::2], keys[1::2], strict=True):
-            left ^= _mixed(right ^ first) & high_mask
-            right ^= _mixed(left ^ second) & low_mask
+            left ^= mixed(right ^ first) & high_mask
+            right ^= mixed(left ^ second) & low_mask
         i = left << low | right
         if i < num_items:
             return i
 
 
-def _mixed(z: int) -> int:
+def mixed(z: Any) -> Any:
+    """The finalizer of SplitMix64, of 64 bits: of an int, or of each number in a uint64 array."""
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & 0xFFFFFFFFFFFFFFFF
     z = (z ^ z >> 27) * 0x94D049BB133111EB & 0xFFFFFFFFFFFFFFFF
     return z ^ z >> 31

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from wfimagevae.dataset.order import stable_seed
+from wfimagevae.dataset.order import mixed, stable_seed
 from wfimagevae.dataset.protocol import TrainData
 
 # At this radius of the five modes, raw N(0, 1) noise scores an energy distance of 0.320.
@@ -101,10 +101,7 @@ def _uniform(key: int, positions: list[int]) -> np.ndarray:
     """
     counter = np.asarray(positions, np.uint64)[:, None] * np.uint64(_DRAWS)
     z = (counter + np.arange(1, _DRAWS + 1, dtype=np.uint64)) * np.uint64(_GOLDEN) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z ^= z >> np.uint64(31)
-    return ((z >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
+    return ((mixed(z) >> np.uint64(11)).astype(np.float64) + 0.5) / 2**53
 
 
 def _normal(u: np.ndarray) -> np.ndarray:

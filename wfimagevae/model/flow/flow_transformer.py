@@ -186,7 +186,8 @@ class FlowTransformer(VelocityModel):
     ) -> None:
         """As `VelocityModel.check_inputs`, also of the parts of a condition with a text."""
         if self.takes_text:
-            check_text(condition, len(x), self.config)
+            labels = ["label"] if self.num_classes else []
+            check_parts(condition, len(x), text_parts(self.config), labels)
             condition = condition.get("label")
         super().check_inputs(x, t, condition, t_end)
 
@@ -252,13 +253,6 @@ def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]
         "mask": ((length,), torch.bool),
         "pooled": ((config["pooled_width"],), torch.float32),
     }
-
-
-def check_text(condition: object, batch_size: int, config: Mapping) -> None:
-    """Raises ValueError for a condition that is not what a model of this config takes."""
-    check_parts(
-        condition, batch_size, text_parts(config), ["label"] if config["num_classes"] else []
-    )
 
 
 def check_parts(

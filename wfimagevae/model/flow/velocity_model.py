@@ -1,6 +1,7 @@
 """Base class of the networks that predict velocities."""
 
 import logging
+import re
 from collections.abc import Callable
 from operator import methodcaller
 from pathlib import Path
@@ -185,13 +186,9 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
         if overrides.get("text_encoder"):
             is_joint = self.config.get("text_attention") == "joint"
             effect = "a fresh one changes every result until it is trained" if is_joint else nothing
-            parts.append((is_text_weight, f"no reader of texts in the weights; {effect}"))
+            is_part = re.compile(r"(^|\.)text_").search
+            parts.append((is_part, f"no reader of texts in the weights; {effect}"))
         return parts
-
-
-def is_text_weight(name: str) -> bool:
-    """Whether a parameter of the flow transformer is there for texts alone."""
-    return any(part.startswith("text_") for part in name.split("."))
 
 
 def build_velocity_model(name: str, **config) -> VelocityModel:

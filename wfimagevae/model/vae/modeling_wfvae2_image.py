@@ -34,11 +34,6 @@ from wfimagevae.model.registry import ModelRegistry
 NUM_BANDS = 12  # LL, LH, HL, HH of three colours
 
 
-def packed(x: Tensor) -> Tensor:
-    """``x`` with dense channels_last strides; itself if it has them."""
-    return x.contiguous(memory_format=torch.channels_last)
-
-
 def widened(x: Tensor, weight: Tensor) -> Tensor:
     """``x`` in the type of ``weight``, unless that is only stored so, in fewer bits."""
     return x.to(weight.dtype) if weight.itemsize > x.itemsize else x
@@ -60,7 +55,7 @@ class WFDownBlockImage(nn.Module):
     ):
         super().__init__()
         self.res_block = nn.Sequential(
-            *(ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 1))
+            *[ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 1)]
         )
         self.down = Downsample(in_channels)
         self.wavelet_transform = HaarWaveletTransform2D()
@@ -99,7 +94,7 @@ class WFUpBlockImage(nn.Module):
         )
         self.inverse_wavelet_transform = InverseHaarWaveletTransform2D()
         self.res_block = nn.Sequential(
-            *(ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 2))
+            *[ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 2)]
         )
         self.up = Upsample(in_channels)
         self.out_res_block = ResnetBlock2D(in_channels, out_channels, **options)
@@ -108,16 +103,15 @@ class WFUpBlockImage(nn.Module):
         self, x: Tensor, low: Tensor | None = None, latent: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Split the bands off, and complete them with those of the coarser level.
-        x = self.branch_conv(x, latent)
-        x, flow = x.split(self.widths, dim=1)  # (B, C, H, W), (B, E, H, W)
+        parts = self.branch_conv(x, latent).split(self.widths, dim=1)
+        x, flow = (part.contiguous(memory_format=torch.channels_last) for part in parts)
         flow_block, flow_conv = self.out_flow_conv
-        flow = flow_conv(flow_block(packed(flow), latent))  # (B, 12, H, W)
+        flow = flow_conv(flow_block(flow, latent))  # (B, E, H, W) to (B, 12, H, W)
         coeffs = widened(flow, self.up.conv.weight)
         if low is not None:
             coeffs[:, :3] += low
         low = self.inverse_wavelet_transform(coeffs)  # (B, 3, 2 H, 2 W)
         # Go on with the rest, at twice the size.
-        x = packed(x)
         for block in self.res_block:
             x = block(x, latent)
         return self.out_res_block(self.up(x), latent), low, coeffs  # (B, C_out, 2 H, 2 W)
@@ -221,7 +215,7 @@ def _build_mid(
         "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, **options),
         "AttnBlock2D": lambda: AttnBlock2D(channels, norm_type, latent_dim),
     }
-    return nn.Sequential(*(builders[name]() for name in layer_types))
+    return nn.Sequential(*[builders[name]() for name in layer_types])
 
 
 @ModelRegistry.register("WFVAE2Image")
@@ -327,8 +321,8 @@ class WFVAE2ImageModel(ImageBaseAE):
 
     def _taken(self, x: Tensor) -> Tensor:
         """An input in the model's type, which `ModelMixin.dtype` takes milliseconds to find."""
-        weight = self.last_layer
-        return packed(x.to(self.dtype if is_hooked(self.decoder.conv_out) else weight.dtype))
+        dtype = self.dtype if is_hooked(self.decoder.conv_out) else self.last_layer.dtype
+        return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def _optional_parts(self, embedded: dict, overrides: dict) -> list:
         message = "no SPADE modulation in the weights; a fresh one changes nothing"
