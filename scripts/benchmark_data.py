@@ -135,8 +135,8 @@ def shards(place: Path, count: int) -> list[dict]:
 def order(place: Path, count: int) -> list[dict]:
     import numpy as np
 
+    from wfimagevae.dataset.arrays import PackedTexts
     from wfimagevae.dataset.order import ShuffledOrder
-    from wfimagevae.dataset.text.packed_texts import PackedTexts
 
     def build() -> tuple[ShuffledOrder, PackedTexts]:
         ends = np.arange(24, 24 * (ORDER_SAMPLES + 1), 24)

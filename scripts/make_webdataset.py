@@ -15,8 +15,7 @@ import contextlib
 from typing import Literal
 
 from wfimagevae.command_line import parse, run_cli
-from wfimagevae.dataset.options import LoaderOptions
-from wfimagevae.dataset.shards.options import WriteOptions
+from wfimagevae.dataset.options import LoaderOptions, WriteOptions
 from wfimagevae.options import Options, option
 
 

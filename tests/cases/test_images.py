@@ -15,13 +15,13 @@ from PIL import Image
 
 from scripts import eval_generation, eval_image
 from tests.refusals import refused
+from wfimagevae.dataset.arrays import IndexCache, json_array
 from wfimagevae.dataset.images import decode, image_sets, index
 from wfimagevae.dataset.images.crop_dataset import CropRules, TrainImageDataset
 from wfimagevae.dataset.images.decode import UnreadableImage, image_size, open_rgb
 from wfimagevae.dataset.images.image_sets import measured_sizes
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.transforms import center_crop
-from wfimagevae.dataset.index_cache import IndexCache, json_array
 
 
 def saved(kind, image=None, **options):

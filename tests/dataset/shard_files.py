@@ -10,8 +10,7 @@ from PIL import Image
 from wfimagevae.dataset import CropDataset, CropRules, ShardOrder, open_shards
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
-from wfimagevae.dataset.options import StreamOptions
-from wfimagevae.dataset.shards.options import WriteOptions
+from wfimagevae.dataset.options import StreamOptions, WriteOptions
 from wfimagevae.dataset.shards.write import ShardWriter
 from wfimagevae.dataset.text.captions import Captions
 

@@ -33,6 +33,7 @@ def build(options):
     """Maker of training data."""
 
     def make(sources, task="flow", **flags):
+        sources = [sources] if isinstance(sources, str) else sources
         return build_image_data(options(task, **flags), sources)
 
     return make

@@ -37,7 +37,7 @@ def shown(tmp_path):
         write_shards(tmp_path / "shards", [len(samples)], samples.__getitem__)
         values = {"resolution": 8, "train_crop": "native", "text_encoder": "bytes"}
         values |= {"index_cache_dir": str(tmp_path / "cache"), "dataset_preset": preset}
-        data = build_image_data(FlowOptions(**values | flags), str(tmp_path / "shards"))
+        data = build_image_data(FlowOptions(**values | flags), [tmp_path / "shards"])
         texts = data.read_batch(list(range(len(data))))["caption"]
         numbers = [int(data.images.key(data._order.index(i))) for i in range(len(data))]
         return dict(sorted(zip(numbers, texts, strict=True)))

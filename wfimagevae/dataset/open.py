@@ -23,7 +23,7 @@ from wfimagevae.dataset.text.filters import BetterCaptions, filtered
 
 log = logging.getLogger("wfimagevae")
 
-Sources = str | Path | Sequence[str | Path]
+Sources = Sequence[str | Path]
 
 
 def build_image_data(
@@ -101,13 +101,9 @@ def check_only_images(options: StreamOptions) -> None:
             )
 
 
-def as_list(sources: Sources) -> list[str | Path]:
-    return [sources] if isinstance(sources, str | Path) else list(sources)
-
-
 def only_source(sources: Sources, kind: str) -> str | Path:
     """The one source of a kind of data that takes no more; ValueError for several."""
-    first, *others = as_list(sources)
+    first, *others = sources
     if others:
         raise ValueError(f"--dataset {kind} takes one path, got {1 + len(others)}")
     return first
@@ -120,7 +116,6 @@ def _grouped(
 
     A set is one source, or all shards together where nothing weighs them.
     """
-    sources = as_list(sources)
     if weights is not None and len(weights) != len(sources):
         raise ValueError(
             f"--data_weights needs one number a data path: {len(sources)} paths, "

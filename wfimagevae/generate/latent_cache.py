@@ -18,13 +18,14 @@ from tqdm import tqdm
 
 from wfimagevae.dataset import DataError, IndexedImages, batch_loader
 from wfimagevae.dataset.images.transforms import to_signed_unit
-from wfimagevae.dataset.latents.cached_text import compact, text_tensors
 from wfimagevae.dataset.latents.latent_dataset import FLIPPED
 from wfimagevae.dataset.latents.record import (
     RECORD_NAME,
     RECORD_VERSION,
     LatentShard,
+    compact,
     shard_path,
+    text_tensors,
     texts_path,
 )
 from wfimagevae.engine.device import PRECISIONS, autocast

@@ -10,7 +10,7 @@ from tests.dataset.conftest import draw
 from tests.dataset.latent_files import numbered, write_cache
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
-from wfimagevae.dataset.latents.cached_text import compact, text_tensors
+from wfimagevae.dataset.latents.record import compact, text_tensors
 
 LENGTH, WIDTH = 6, 4
 ENCODER = {"kind": "t5", "source": "here", "length": LENGTH, "fingerprint": "a" * 64}

@@ -9,7 +9,7 @@ import webdataset
 
 from tests.dataset.shard_files import as_json, open_set, png, write_shards, write_tar
 from tests.refusals import refused
-from wfimagevae.dataset import DataError, index_cache
+from wfimagevae.dataset import DataError, arrays
 from wfimagevae.dataset.shards import index as shard_index
 from wfimagevae.dataset.shards.specs import expand_shards, is_shard_spec
 from wfimagevae.dataset.shards.tar import TarIndex
@@ -65,9 +65,9 @@ def test_damage_can_be_an_error_before_the_first_step(tmp_path, caplog):
 def test_shards_are_checked_by_as_many_processes_as_this_one_may_use(tmp_path, monkeypatch):
     """As ``taskset --cpu-list 0-2`` has it; nothing is kept where the cache is a new folder."""
     write_shards(tmp_path / "shards", [1] * 4)
-    pools, real = [], index_cache.ProcessPoolExecutor
+    pools, real = [], arrays.ProcessPoolExecutor
     pool = lambda count: pools.append(count) or real(count)  # noqa: E731
-    monkeypatch.setattr(index_cache, "ProcessPoolExecutor", pool)
+    monkeypatch.setattr(arrays, "ProcessPoolExecutor", pool)
     for cores in (3, 1):
         monkeypatch.setattr(os, "sched_getaffinity", lambda _, cores=cores: set(range(cores)))
         for _ in range(2):

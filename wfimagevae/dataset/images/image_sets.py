@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from wfimagevae.dataset.arrays import IndexCache, in_processes
 from wfimagevae.dataset.images.decode import image_size
 from wfimagevae.dataset.images.index import ImageIndex, index_images, manifest_values
 from wfimagevae.dataset.images.labels import Labels, read_labels
-from wfimagevae.dataset.index_cache import IndexCache, in_processes
 from wfimagevae.dataset.protocol import Images
 from wfimagevae.dataset.text.captions import Captions, CaptionTable, read_captions
 from wfimagevae.files import file_version

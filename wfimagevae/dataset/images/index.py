@@ -14,10 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from wfimagevae.dataset.arrays import IndexCache, PackedTexts, from_json_array, json_array
 from wfimagevae.dataset.images.decode import HAS_HEIC, HEIC_INSTALL
-from wfimagevae.dataset.index_cache import IndexCache, from_json_array, json_array
 from wfimagevae.dataset.protocol import Images
-from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import parse_json, plain_text, text_lines
 
 _HEIC = (".heic", ".heif")

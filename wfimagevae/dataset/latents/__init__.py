@@ -1,1 +1,1 @@
-"""Cached latents and text embeddings, read by memory map."""
+"""Cached latents and text embeddings: on disk, and as data to train on."""

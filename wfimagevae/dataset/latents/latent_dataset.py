@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from wfimagevae.dataset.images.index import json_lines
-from wfimagevae.dataset.latents.cached_text import ENDS, PARTS, read_embeddings
 from wfimagevae.dataset.latents.record import (
+    ENDS,
+    PARTS,
     RECORD_NAME,
     LatentShard,
+    read_embeddings,
     read_record,
     shard_path,
     texts_path,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from wfimagevae.dataset.index_cache import IndexCache, in_processes
+from wfimagevae.dataset.arrays import IndexCache, in_processes
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.shards.specs import is_remote
 from wfimagevae.dataset.shards.store import ShardFile, ShardStore, shown_url

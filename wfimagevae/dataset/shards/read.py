@@ -12,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from wfimagevae.dataset.arrays import PackedTexts
 from wfimagevae.dataset.images.decode import UnreadableImage
 from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet
 from wfimagevae.dataset.images.labels import number_labels
@@ -29,7 +30,6 @@ from wfimagevae.dataset.text.captions import (
     readable,
     text_captions,
 )
-from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import codec_of, parse_json, plain_text
 
 _NUMBER = re.compile(r"[+-]?[0-9]{1,18}")

@@ -10,11 +10,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from wfimagevae.dataset.arrays import PackedTexts, from_json_array, json_array
 from wfimagevae.dataset.images.decode import image_size
-from wfimagevae.dataset.index_cache import from_json_array, json_array
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.text.captions import MOST_TEXT_BYTES
-from wfimagevae.dataset.text.packed_texts import PackedTexts
 
 IMAGE_TYPES = ("png", "jpg", "jpeg", "webp", "bmp", "gif")
 TEXT_TYPES = ("txt", "json", "cls")

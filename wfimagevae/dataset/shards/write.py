@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from wfimagevae.dataset.arrays import from_json_array, json_array
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb, opened
 from wfimagevae.dataset.images.image_sets import ImageSet
 from wfimagevae.dataset.images.index import MANIFEST_KEYS
-from wfimagevae.dataset.index_cache import from_json_array, json_array
+from wfimagevae.dataset.options import WriteOptions
 from wfimagevae.dataset.order import shuffled
 from wfimagevae.dataset.protocol import DataError
 from wfimagevae.dataset.shards.index import RECORD_NAME
-from wfimagevae.dataset.shards.options import WriteOptions
 from wfimagevae.dataset.shards.tar import index_tar
 from wfimagevae.files import DAMAGED_ARRAYS, file_version, replacing
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from wfimagevae.dataset.arrays import PackedTexts
 from wfimagevae.dataset.images.decode import open_now
 from wfimagevae.dataset.images.index import ImageIndex, manifest_values
 from wfimagevae.dataset.order import stable_seed
-from wfimagevae.dataset.text.packed_texts import PackedTexts
 from wfimagevae.files import plain_text, text_lines
 
 CAPTION_KINDS = ("none", "sidecar", "manifest")

@@ -1,10 +1,11 @@
-"""What was found out about images and shards: by all cores at once, and kept on this machine."""
+"""Arrays that many samples are kept in: texts in two of them, and files of them between runs."""
 
 import contextlib
 import hashlib
 import json
 import logging
 import os
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -19,6 +20,66 @@ from wfimagevae.files import cache_folder, remove_leftovers, replacing
 _BAR_FROM = 8  # fewer things need no progress bar
 _Item, _Result = TypeVar("_Item"), TypeVar("_Result")
 _log = logging.getLogger("wfimagevae")
+
+
+class PackedTexts:
+    """Byte strings by number: all of them one after another, uint8, and where each ends, int64.
+
+    Forked workers share them without copying.
+    """
+
+    def __init__(self, text: np.ndarray, ends: np.ndarray):
+        self.text, self.ends = text, ends
+
+    @classmethod
+    def pack(cls, texts: Iterable[bytes]) -> "PackedTexts":
+        packed, ends = bytearray(), array("q")
+        for text in texts:
+            packed += text
+            ends.append(len(packed))
+        return cls(np.frombuffer(packed, np.uint8), np.frombuffer(ends, np.int64))
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["PackedTexts"]) -> "PackedTexts":
+        ends, first, start = np.empty(sum(map(len, parts)), np.int64), 0, 0
+        for part in parts:
+            ends[first : first + len(part)] = part.ends
+            ends[first : first + len(part)] += start
+            first, start = first + len(part), start + len(part.text)
+        return cls(np.concatenate([part.text for part in parts]), ends)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, i: int) -> bytes:
+        start = self.ends[i - 1] if i else 0
+        return self.text[start : self.ends[i]].tobytes()
+
+    def _starts(self, rows: np.ndarray) -> np.ndarray:
+        return np.where(rows > 0, self.ends[rows - 1], 0)
+
+    def select(self, indices: Sequence[int]) -> "PackedTexts":
+        """Some of them, in any order; the same pack if it is all."""
+        is_all = len(indices) == len(self) and np.array_equal(indices, np.arange(len(self)))
+        return self if is_all else PackedTexts.pack(map(self.__getitem__, indices))
+
+    def argsort(self) -> np.ndarray:
+        """The numbers in the order of the texts' bytes, those of equal ones increasing, int64 (N,).
+
+        No text may hold a zero byte.
+        """
+        rows = np.arange(len(self))
+        lengths = self.ends - self._starts(rows)
+        padded = np.append(self.text, np.zeros(8, np.uint8))
+        words = np.ndarray(len(self.text) + 1, ">u8", padded, strides=(1,))
+        # A radix sort: by the last 8 bytes first. Texts that end before them stay in front.
+        for first in range((int(lengths.max(initial=1)) - 1) // 8 * 8, -1, -8):
+            is_longer = lengths[rows] > first
+            longer = rows[is_longer]
+            beyond = 8 * (first + 8 - lengths[longer]).clip(min=0).astype(np.uint64)
+            keys = words[self._starts(longer) + first] >> beyond << beyond
+            rows = np.concatenate([rows[~is_longer], longer[np.argsort(keys, kind="stable")]])
+        return rows
 
 
 class IndexCache:
