@@ -37,6 +37,14 @@ MORE = ("alternate_over_joint", "mean_flow_over_flow_matching", "saved_memory_ra
 MORE += ("loop_overhead", "checkpoint_bytes", "s_pause", "s_write", "s_resume", "peak_mib", "said")
 
 
+# Convolutions to and from the 12 channels of the Haar bands, or as many as tensor cores like.
+CONVS = """'import torch; to = {{"device": "{0}", "dtype": torch.bfloat16}};
+    to["memory_format"] = torch.channels_last; x = torch.rand({1}, {2}, 128, 128).to(**to);
+    net = torch.nn.Conv2d({2}, 64, 3, padding=1), torch.nn.Conv2d(64, {2}, 3, padding=1);
+    net = torch.nn.Sequential(*net).to(**to)'
+    'net(x).sum().backward(); net[0].bias.grad[0].item()'"""
+
+
 class GpuBenchOptions(DeviceOptions, defaults={"device": "cuda"}):
     """benchmark: what is measured"""
 
@@ -73,6 +81,7 @@ def plan(options: GpuBenchOptions, runs: str) -> list[tuple[str, float, str, lis
     flow += f" {given['steps']} {device} --mix_precision bf16 --no_compile --batch_size {2 * size}"
     data = f"cifar10 --data_path {cifar10}" if options.cifar10 else "shapes --resolution 32"
     train = f"{ours} train --task flow {device} --ckpt_dir {runs} --dataset {data}"
+    bands = f"{python} -m timeit -s {' '.join(CONVS.split())}"
     tests = [path for path in ROOT.glob("tests/**/test_*.py") if "mark.gpu" in path.read_text()]
     lines = f"""
         vae_256 35 - {vae} {near}
@@ -83,6 +92,8 @@ def plan(options: GpuBenchOptions, runs: str) -> list[tuple[str, float, str, lis
         vae_256_compiled 110 vae_256 {vae} {near} --compile
         dit_compiled 60 dit {flow} --compile
         attention 45 - {plain} {near} --compare_attention {given["tokens"]}
+        convs_12 15 - {bands.format(options.device, size, 12)}
+        convs_16 15 - {bands.format(options.device, size, 16)}
         vae_1024 35 - {vae} {far}
         yardstick_1024 25 - {other} {far}
         vae_1024_plain 25 yardstick_1024 {plain} {far}
