@@ -13,12 +13,19 @@ from wfimagevae.command_line import parse, run_cli
 from wfimagevae.dataset import LatentDataset
 from wfimagevae.engine.report import tracker
 from wfimagevae.engine.report.html import write_report
+from wfimagevae.export.folder import check_target
 from wfimagevae.files import read_json, write_json
 from wfimagevae.model import WFVAE2ImageModel
 from wfimagevae.options import ListOf, Options, option
 from wfimagevae.pictures.patch_maps import SUMMARY, append_summary
 
 CAFE = os.fsdecode(b"caf\xe9")
+
+
+def test_an_export_goes_where_diffusers_can_read_it(tmp_path):
+    with pytest.raises(ValueError, match="is not UTF-8, which diffusers needs"):
+        check_target(tmp_path / CAFE)
+    check_target(tmp_path / "café 写真")
 
 
 class WordOptions(Options):

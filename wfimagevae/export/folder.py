@@ -6,6 +6,7 @@ Also an autoencoder from the halves of two.
 import contextlib
 import json
 import logging
+import os
 import runpy
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ _OF_DECODER = ("decoder_", "spade")
 
 def check_target(folder: Path, *sources: str, is_flow: bool = False) -> None:
     """Raises ValueError if an export would overwrite its source, or never be read again."""
+    if os.fsencode(folder) != str(folder).encode(errors="replace"):
+        raise ValueError(f"--save_dir {folder} is not UTF-8, which diffusers needs; name another")
     if any(Path(source).resolve() == folder.resolve() for source in sources):
         raise ValueError(f"--save_dir {folder} is where the model comes from; choose another")
     if folder.exists() and not folder.is_dir():
