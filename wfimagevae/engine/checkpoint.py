@@ -8,7 +8,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed import checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
+from wfimagevae.engine.cost import size_of
 from wfimagevae.engine.sharding import whole_state
 from wfimagevae.files import FACTS, read_torch_file, write_atomically
 from wfimagevae.sharded_files import mapped
@@ -52,6 +53,15 @@ def collect(parts: Mapping[str, Part], keep: bool = True, shards: bool = False, 
     if keep and torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return content
+
+
+def checkpoint_size(parts: Mapping[str, Part], trained: Sequence, num_moments: int) -> float:
+    """What a checkpoint will weigh, in GB, to a percent: weights, averages, optimizers' moments.
+
+    The moments are counted by the parameters, as a fresh optimizer has none yet.
+    """
+    weights = [part.state_dict() for name, part in parts.items() if "state_dict" in name]
+    return (size_of(weights) + num_moments * size_of(trained)) / 1e9
 
 
 def restore(parts: Mapping[str, Part], content: dict) -> None:

@@ -34,6 +34,11 @@ def count_parameters(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
 
 
+def size_of(tree: Any) -> int:
+    """Bytes of all tensors in nested dicts and lists."""
+    return sum(leaf.nbytes for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
 class HeldBytes(TorchDispatchMode):
     """Counts the memory of tensors that appear in its context, until they are freed.
 

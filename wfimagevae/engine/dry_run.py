@@ -3,19 +3,19 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import tree_map_only
 
-from wfimagevae.engine.cost import HeldBytes, count_parameters
+from wfimagevae.engine.checkpoint import checkpoint_size
+from wfimagevae.engine.cost import HeldBytes, count_parameters, size_of
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.optim import run_length
-from wfimagevae.engine.options import GPU_MEMORY, TrainingOptions
+from wfimagevae.engine.options import GPU_MEMORY, OPTIMIZERS, TrainingOptions
 from wfimagevae.engine.report.gpu import peak_flops
 
 ASSUMED_MFU = 0.25
@@ -57,13 +57,15 @@ def _describe(options: TrainingOptions, process: World, task: Task, num_shards: 
     )
     memory = _memory(options, task, num_shards)
     total = sum(memory.values())
+    trained, moments = [p.parameters for p in task.players], OPTIMIZERS[options.optimizer]
+    size = checkpoint_size(task.parts(), trained, moments)
     noun, per_step = task.samples, samples * process.size
     lines = [
         f"{options.model_name}: {count_parameters(task.network):,} parameters; learning: {learn}",
         f"arithmetic: {flops / 1e9:.4g} GFLOP for each of the {noun} that an update learns from",
         f"memory of a GPU: {total / 2**30:.2f} GiB, of which",
         *(f"  {name:<12} {size / 2**30:8.2f}" for name, size in memory.items()),
-        f"checkpoint: {checkpoint_size(task, options):.3g} GB",
+        f"checkpoint: {size:.3g} GB",
         f"length: {steps:,} steps of {per_step} {noun} ({options.batch_size} x "
         f"{options.grad_accum_steps} micro-batches x {process.size} GPUs)",
         f"estimated, not measured: at {ASSUMED_MFU:.0%} of the peak in {options.mix_precision}",
@@ -98,27 +100,8 @@ def _memory(options: TrainingOptions, task: Task, num_shards: int) -> dict[str, 
     return {
         "weights": (traces[0].before - inputs) / num_shards,
         "gradients": trained / num_shards,
-        "optimizer": trained * _moments(options) / num_shards,
+        "optimizer": trained * OPTIMIZERS[options.optimizer] / num_shards,
         "averages": size_of(averages) / num_shards,
         "activations": traces[1].most,
         "samples": inputs * options.grad_accum_steps,
     }
-
-
-def checkpoint_size(task: Task, options: TrainingOptions) -> float:
-    """What a checkpoint will weigh, in GB, to a percent."""
-    parts = task.parts().items()
-    kept = [part.state_dict() for name, part in parts if not name.startswith("optimizer")]
-    # Moments, of which a fresh optimizer has none yet.
-    trained = [player.parameters for player in task.players] * _moments(options)
-    return size_of([kept, trained]) / 1e9
-
-
-def size_of(tree: Any) -> int:
-    """Bytes of all tensors in nested dicts and lists."""
-    tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
-
-
-def _moments(options: TrainingOptions) -> int:
-    return 2 if options.optimizer in ("adam", "adamw") else 1

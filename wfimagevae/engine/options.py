@@ -20,7 +20,8 @@ from wfimagevae.options import (
     option,
 )
 
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "lion", "muon")
+# Name -> numbers that it keeps of each parameter.
+OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 1, "lion": 1, "muon": 1}
 SCHEDULES = ("constant", "linear", "cosine", "step", "exponential", "plateau")
 DDP_TIMEOUT = 30.0  # minutes
 # Name -> GiB of GPUs whose peak rate `report.gpu` knows.
@@ -105,7 +106,7 @@ class StopOptions(Options):
 class OptimizerOptions(Options):
     """optimization: the optimizer and its schedule"""
 
-    optimizer: Literal[OPTIMIZERS] = option(
+    optimizer: Literal[tuple(OPTIMIZERS)] = option(
         "adamw",
         "lion: pip install pytorch-optimizer, and a third to a tenth of AdamW's --lr; muon: for "
         "the matrices of hidden layers, AdamW for the rest, at AdamW's --lr",

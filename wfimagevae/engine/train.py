@@ -14,6 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from wfimagevae.engine.checkpoint import (
     check_types,
+    checkpoint_size,
     fitting,
     list_checkpoints,
     read_checkpoint,
@@ -23,12 +24,11 @@ from wfimagevae.engine.checkpoint import (
     whole_checkpoint,
 )
 from wfimagevae.engine.device import compiles, library_versions
-from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
-from wfimagevae.engine.dry_run import checkpoint_size, dry_run
+from wfimagevae.engine.distributed import World, broadcast_object, world
+from wfimagevae.engine.dry_run import dry_run
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.optim import run_length
-from wfimagevae.engine.options import LoggingOptions, TrainingOptions
-from wfimagevae.engine.report.progress import csv_log_path
+from wfimagevae.engine.options import OPTIMIZERS, LoggingOptions, TrainingOptions
 from wfimagevae.engine.report.tracker import open_tracker
 from wfimagevae.engine.run import Run, Watcher
 from wfimagevae.engine.seeding import seed_everything
@@ -64,37 +64,36 @@ def run_training(
         options = options.changed(csv_log_path=str(path))
     how = " with --resume_from_checkpoint auto" if folder is None else ""
     with world(options.device, options.ddp_timeout) as process, contextlib.ExitStack() as stack:
-        log.setLevel(logging.INFO if process.is_main else logging.WARNING)
+        is_main, is_compiled = process.is_main, compiles(options, process.device)
+        log.setLevel(logging.INFO if is_main else logging.WARNING)
         seed_everything(options.seed)
         # The main process alone looks for the run: the others could see half of what it makes.
         place = None
-        if process.is_main and folder is None:
-            place = find_run(options)
-        elif process.is_main:
-            place = folder, next(reversed(list_checkpoints(folder)), None)
+        if is_main:
+            if folder is None:
+                folder, resume = find_run(options)
+            else:
+                resume = next(reversed(list_checkpoints(folder)), None)
+            stack.enter_context(sole_writer(folder))
+            if resume:
+                named = Path(options.resume_from_checkpoint or "")
+                is_exact = how and named.exists() and not is_folder(named)
+                resume = whole_checkpoint(resume, may_go_back=not is_exact)
+            place = folder, resume
         folder, resume = broadcast_object(place)
-        stack.enter_context(sole_writer(folder, process.is_main))
-        if process.is_main:
-            named = Path(options.resume_from_checkpoint or "")
-            is_exact = how and named.exists() and not is_folder(named)
-            resume = resume and whole_checkpoint(resume, may_go_back=not is_exact)
-            csv_log_path(options, folder)  # what is no log is refused before all the work
-        resume = broadcast_object(resume)
         # Networks, data and players; the tracker comes last, as it may start processes.
-        task = assemble(options, process, folder)
+        task = assemble(options.changed(compile=is_compiled), process, folder)
         stack.callback(task.loader.close)
-        schedules = (schedule for player in task.players for schedule in player.schedules)
-        follows = any(schedule.options.lr_schedule == "plateau" for schedule in schedules)
-        if follows and not (options.eval_steps and task.validator):
+        schedules = {s.options.lr_schedule for player in task.players for s in player.schedules}
+        if "plateau" in schedules and not task.validator:
             raise ValueError(
                 "--lr_schedule plateau follows validations, and this run makes none: give "
                 "--eval_steps above 0 and held-out data, or another schedule"
             )
-        kind = options.tracker if process.is_main else "none"
+        kind = options.tracker if is_main else "none"
         tracker = open_tracker(kind, folder, options.exp_name, options.values())
-        barrier()
         run = Run(options, process, folder, task, tracker, watcher)
-        if process.is_main and not resume:  # what ends without a step leaves nothing
+        if is_main and not resume:  # what ends without a step leaves nothing
             stack.callback(lambda: run.step or (folder / "options.json").unlink(missing_ok=True))
         with run.interrupt:
             seed_everything(options.seed, process.rank)
@@ -105,10 +104,11 @@ def run_training(
                 *(process.size, run.max_steps),
             )
             where = f"device {process.device}, precision {options.mix_precision}"
-            log.info("%s%s", where, ", compiled" * compiles(options, process.device))
-            size, pid = checkpoint_size(task, options), os.getpid()
-            log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
+            log.info("%s%s", where, ", compiled" * is_compiled)
             log.info("%s", library_versions())
+            trained, moments = [p.parameters for p in task.players], OPTIMIZERS[options.optimizer]
+            size, pid = checkpoint_size(run.parts, trained, moments), os.getpid()
+            log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
             with logging_redirect_tqdm():
                 fit(run)
             run.reporter.summary(plots=not run.stopping)  # which take seconds

@@ -17,7 +17,7 @@ from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.checkpoint import list_checkpoints
 from wfimagevae.engine.cost import HeldBytes, count_parameters
 from wfimagevae.engine.device import autocast
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import OPTIMIZERS, TrainingOptions
 from wfimagevae.files import DIFFUSERS, read_config, read_json
 from wfimagevae.generate.autoencoders import load_diffusers
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
@@ -166,7 +166,7 @@ def rehearse(
                 parts.draw(count, height, width)
     # Weights, gradients, optimizer's moments and averages.
     values = sum(map(count_parameters, [parts.averaged, *parts.others]))
-    values += (3 if options.optimizer in ("adam", "adamw") else 2) * sum(p.numel() for p in trained)
+    values += (1 + OPTIMIZERS[options.optimizer]) * sum(p.numel() for p in trained)
     values += len(options.ema_decay) * count_parameters(parts.averaged) if options.ema else 0
     states, kept, drawn = (n / _GIB for n in (_BYTES * values, training.most, drawing.most))
     memory = f"{states + max(kept, drawn):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "

@@ -74,7 +74,7 @@ class TrainBenchmark:
     def __init__(self, task: Task, options: TrainingOptions, facts: dict):
         self.task, self.batches, self.options = task, task.loader, options
         self.device = task.players[0].device
-        self.facts = facts | {"compile": compiles(options, self.device)}
+        self.facts = facts
         is_cuda = self.device.type == "cuda"
         self.device_name = torch.cuda.get_device_name(self.device) if is_cuda else str(self.device)
         self.peak = peak_flops(self.device_name, options.mix_precision)
@@ -275,6 +275,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     """
     device = use_device(options.device)
     seed_everything(options.seed)
+    options = options.changed(compile=compiles(options, device))
     options = options.changed(lpips_weights=False) if options.random_vgg else options
     vae, loss = build_vae(options, device), build_loss(options, device)
     check_sizes(options, [(options.resolution, options.resolution)], vae, loss)
@@ -322,8 +323,9 @@ def flow_benchmark(options: FlowBenchOptions, parts: tuple | None = None) -> Tra
         if options.direction_weight:
             raise ValueError("--compare_objectives: MeanFlow has no --direction_weight")
     network, space, batches = parts or _flow_parts(options)
+    options = options.changed(compile=compiles(options, next(network.parameters()).device))
     objective = build_objective(options, network, space)
-    if compiles(options, next(network.parameters()).device):
+    if options.compile:
         objective.compile(options.compile_mode)
     player = build_flow_player(options, objective)
     player.flops_per_sample = 2.0 * objective.passes * sample_macs(network)

@@ -14,7 +14,7 @@ from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs, count_parameters
-from wfimagevae.engine.device import compiles, multiply_in_fp8
+from wfimagevae.engine.device import multiply_in_fp8
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
@@ -47,7 +47,11 @@ SAMPLES = {"pixel": "images", "latent": "latents", "point": "points"}
 
 def train(options: FlowOptions, folder: Path | None = None, watcher: Watcher | None = None) -> bool:
     """Trains a flow; arguments, result and errors as `run_training`."""
-    return run_training(with_resolution(options), _assemble, folder, watcher)
+    options = with_resolution(options)
+    if options.fsdp and options.objective == "mean_flow" and options.compile is None:
+        log.info("a sharded MeanFlow is not compiled unless --compile says so")
+        options = options.changed(compile=False)
+    return run_training(options, _assemble, folder, watcher)
 
 
 def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
@@ -89,11 +93,8 @@ def assemble(
             )
         count = multiply_in_fp8(network.blocks_to_shard(), device, options.mix_precision)
         log.info("%d linear layers multiply in FP8", count)
-    if compiles(options, device):
-        if options.fsdp and objective.average_velocity and options.compile is None:
-            log.info("a sharded MeanFlow is not compiled unless --compile says so")
-        else:
-            objective.compile(options.compile_mode)
+    if options.compile:
+        objective.compile(options.compile_mode)
     if options.fsdp:
         how = options.mix_precision, options.fsdp_hybrid
         shard(network, network.blocks_to_shard(), device, *how)

@@ -15,7 +15,6 @@ from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs, count_parameters
-from wfimagevae.engine.device import compiles
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
@@ -251,7 +250,7 @@ def build_vae(options: VaeOptions, device: torch.device) -> nn.Module:
     if options.gradient_checkpointing:
         vae.enable_gradient_checkpointing()
     vae.to(device, memory_format=torch.channels_last).train()
-    if compiles(options, device):
+    if options.compile:
         vae.compile_blocks(options.compile_mode)
     return vae
 
@@ -277,7 +276,7 @@ def build_loss(options: VaeOptions, device: torch.device) -> nn.Module:
     if options.dry_run:  # no figure depends on what LPIPS has learned
         options = options.changed(lpips_weights=False)
     loss = loss_class(options).to(device, memory_format=torch.channels_last)
-    if compiles(options, device):
+    if options.compile:
         loss.compile_networks(options.compile_mode)
     return loss
 
