@@ -188,8 +188,9 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, about: str = "")
     """
     parser = Parser(cls, about)
     given = parser.read_words(sys.argv[1:] if argv is None else argv)
-    path = given.get("config")
-    in_file = by_own_names(read_config(path, parser) if path else {}, cls.by_flag())
+    path, in_file = given.get("config"), {}
+    if path:
+        in_file = by_own_names(read_config(path, parser), cls.by_flag())
     if "allow_pipe" in in_file:
         parser.error(f"--config {path}: allow_pipe: stands on the command line, never in a file")
     try:

@@ -236,9 +236,8 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def read_json(path: str | os.PathLike) -> dict:
     """The object in a JSON file; ValueError, naming the file, if it holds none."""
-    text = read_text(path)
     try:
-        content = parse_json(text)
+        content = parse_json(plain_text(Path(path).read_bytes()))
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(content, dict):

@@ -10,7 +10,6 @@ import torch
 from scripts import benchmark_vae, eval_image, recon_image
 from tests.refusals import refused
 from tests.scripts.flow_exports import command
-from wfimagevae.engine.cost import count_parameters
 from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder
 
 
@@ -42,7 +41,7 @@ def test_two_models_in_one_table_whose_figures_are_those_of_recon_image_and_eval
         assert float(row["encode img/s"]) > 0 and float(row["decode img/s"]) > 0
         assert float(row["GMAC"]) > 0
         assert float(row["peak memory (MiB)"]) > 4 * float(row["parameters (M)"]) * 1e6 / 2**20
-    parameters = count_parameters(load_autoencoder(f"diffusers:{diffusers_vae}").network)
+    parameters = load_autoencoder(f"diffusers:{diffusers_vae}").network.num_parameters()
     assert other["parameters (M)"] == f"{parameters / 1e6:.2f}"
     assert "5 images of 48x48, protocol " in output.read_text()
     images = ("--real_image_dir", photos, "--generated_image_dir", tmp_path / "out", *CPU)

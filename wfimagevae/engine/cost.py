@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -28,10 +28,6 @@ def count_macs(function: Callable[[], object]) -> int:
     with fake, torch.no_grad(), eager, products, counter:
         function()
     return counter.get_total_flops() // 2
-
-
-def count_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def size_of(tree: Any) -> int:

@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
 from wfimagevae.engine.checkpoint import checkpoint_size
-from wfimagevae.engine.cost import HeldBytes, count_parameters, size_of
+from wfimagevae.engine.cost import HeldBytes, size_of
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task
@@ -61,7 +61,7 @@ def _describe(options: TrainingOptions, process: World, task: Task, num_shards: 
     size = checkpoint_size(task.parts(), trained, moments)
     noun, per_step = task.samples, samples * process.size
     lines = [
-        f"{options.model_name}: {count_parameters(task.network):,} parameters; learning: {learn}",
+        f"{options.model_name}: {task.network.num_parameters():,} parameters; learning: {learn}",
         f"arithmetic: {flops / 1e9:.4g} GFLOP for each of the {noun} that an update learns from",
         f"memory of a GPU: {total / 2**30:.2f} GiB, of which",
         *(f"  {name:<12} {size / 2**30:8.2f}" for name, size in memory.items()),

@@ -29,9 +29,14 @@ class EMA:
             name: value.detach().to(torch.promote_types(value.dtype, torch.float32), copy=True)
             for name, value in network.state_dict(keep_vars=True).items()
         }
-        # Where the modules keep these tensors: a state dict of each update would take longer than
-        # the arithmetic, and a parameter that is replaced is found.
-        self._places = [_place(network, name) for name in self.average]
+        # The dictionaries in which modules keep these tensors, and their names there: a state dict
+        # of each update would take longer than the arithmetic, and what is replaced is found.
+        self._places = []
+        for name in self.average:
+            path, _, leaf = name.rpartition(".")
+            module = network.get_submodule(path)
+            kept = module._parameters if leaf in module._parameters else module._buffers
+            self._places.append((kept, leaf))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -78,13 +83,6 @@ class EMA:
             raise ValueError(f"the checkpoint's EMA lacks {len(missing)} weights, as {missing[0]}")
         for name, value in self.average.items():
             value.copy_(placed_like(state[name], value))
-
-
-def _place(network: nn.Module, name: str) -> tuple[dict[str, Tensor], str]:
-    """The parameters or buffers of the module that holds a tensor, and its name among them."""
-    path, _, leaf = name.rpartition(".")
-    module = network.get_submodule(path)
-    return (module._parameters if leaf in module._parameters else module._buffers), leaf
 
 
 class Averages(EMA):

@@ -73,9 +73,9 @@ class Run:
         for player, updates in zip(task.players, task.updates(self.max_steps), strict=True):
             player.plan_rest(updates)
         self.interrupt = Interrupt(options.save_every_minutes, options.ddp_timeout)
-        seen = task.headline, watcher, task.samples
-        self.reporter = Reporter(options, folder, world, tracker, *seen)
         self.early_stop = EarlyStop(options)
+        seen = task.headline, watcher, task.samples
+        self.reporter, self.means = Reporter(options, folder, world, tracker, *seen), Means()
         self.step = 0
         # Samples of an update as schedules count them, and what steps of another size were worth
         # besides their number.
@@ -93,7 +93,6 @@ class Run:
         # Of the processes' writers, which write shards while training talks in its own groups.
         shards = isinstance(options, ShardingOptions) and options.fsdp_checkpoints
         self.writers = cpu_group(options.ddp_timeout) if shards else None
-        self.means = Means()
 
     @property
     def finished(self) -> bool:

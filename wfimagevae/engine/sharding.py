@@ -78,8 +78,7 @@ def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:
 
 def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
     """The objective, sharded already or not, as one that averages gradients over all processes."""
-    is_sharded = any(isinstance(part, FSDPModule) for part in objective.modules())
-    if not is_distributed() or is_sharded:
+    if not is_distributed() or any(isinstance(part, FSDPModule) for part in objective.modules()):
         return objective
     # PyTorch 2.15 renamed it, and warns of the old name.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters

@@ -15,7 +15,7 @@ from torch import Tensor
 from wfimagevae.command_line import printable
 from wfimagevae.dataset import ValidImageDataset
 from wfimagevae.dataset.images.decode import INTERPOLATION
-from wfimagevae.engine.cost import HeldBytes, count_macs, count_parameters, seconds_per_call
+from wfimagevae.engine.cost import HeldBytes, count_macs, seconds_per_call
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.distributed import World
 from wfimagevae.eval.evaluator import Evaluator
@@ -209,7 +209,7 @@ def _cost(
     cost = {
         "encode img/s": f"{len(images) / seconds[0]:.3g}",
         "decode img/s": f"{len(images) / seconds[1]:.3g}",
-        "parameters (M)": f"{count_parameters(autoencoder.network) / 1e6:.2f}",
+        "parameters (M)": f"{autoencoder.network.num_parameters() / 1e6:.2f}",
         "GMAC": f"{macs / 1e9:.4g}",
         "peak memory (MiB)": f"{(held.most + weights) / 2**20:.1f}",
     }

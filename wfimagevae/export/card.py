@@ -7,7 +7,6 @@ from pathlib import Path
 from PIL import Image
 from torch import nn
 
-from wfimagevae.engine.cost import count_parameters
 from wfimagevae.export.options import CardOptions
 from wfimagevae.files import read_json, write_text
 from wfimagevae.generate.generator import FlowGenerator
@@ -113,7 +112,7 @@ def _vae(vae: nn.Module, place: str) -> tuple[str, Iterable[str], str, str]:
     """Task and tags of the hub; what the model is; how it is used."""
     factor = vae.spatial_factor
     about = f"""A wavelet image autoencoder: {factor}x downsampling, {vae.config.latent_dim} \
-latent channels, {count_parameters(vae):,} parameters.
+latent channels, {vae.num_parameters():,} parameters.
 """
     code = f"""import torch
 from diffusers import AutoModel
@@ -153,7 +152,7 @@ def _flow(generator: FlowGenerator, place: str) -> tuple[str, Iterable[str], str
             f"the fingerprint {encoder['fingerprint'][:12]}.\n"
         )
     about = f"""{what} that generates {facts["space"]}s of {shape}{average}: \
-{type(model).__name__}, {count_parameters(model):,} parameters, \
+{type(model).__name__}, {model.num_parameters():,} parameters, \
 {model.num_classes or "no"} classes. {time}.
 {prompts}"""
     if model.needs:

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.checkpoint import list_checkpoints
-from wfimagevae.engine.cost import HeldBytes, count_parameters
+from wfimagevae.engine.cost import HeldBytes
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.options import OPTIMIZERS, TrainingOptions
 from wfimagevae.files import DIFFUSERS, read_config, read_json
@@ -165,9 +165,9 @@ def rehearse(
             with torch.no_grad(), drawing:
                 parts.draw(count, height, width)
     # Weights, gradients, optimizer's moments and averages.
-    values = sum(map(count_parameters, [parts.averaged, *parts.others]))
+    values = sum(p.numel() for part in (parts.averaged, *parts.others) for p in part.parameters())
     values += (1 + OPTIMIZERS[options.optimizer]) * sum(p.numel() for p in trained)
-    values += len(options.ema_decay) * count_parameters(parts.averaged) if options.ema else 0
+    values += len(options.ema_decay) * parts.averaged.num_parameters() if options.ema else 0
     states, kept, drawn = (n / _GIB for n in (_BYTES * values, training.most, drawing.most))
     memory = f"{states + max(kept, drawn):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
     memory += "of activations"

@@ -14,7 +14,6 @@ from wfimagevae.dataset.open import build_image_data, open_images
 from wfimagevae.dataset.options import LoaderOptions
 from wfimagevae.dataset.shards.specs import expand_shards, is_remote
 from wfimagevae.engine.checkpoint import list_checkpoints, whole_checkpoint
-from wfimagevae.engine.cost import count_parameters
 from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import (
     CheckpointOptions,
@@ -240,7 +239,7 @@ def _describe_step(
     if state and state.finished:
         return [f"{title}: finished, {state.checkpoint}"]
     # What is trained and frozen, and where its weights come from.
-    counts = {name: count_parameters(part) for name, part in components.items()}
+    counts = {n: sum(p.numel() for p in part.parameters()) for n, part in components.items()}
     if "text_encoder" in counts:
         counts["flow"] -= counts["text_encoder"]
     learns = {name: count for name, count in counts.items() if name in step.trained}

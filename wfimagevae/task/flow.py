@@ -13,7 +13,7 @@ from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Part
-from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.cost import count_macs
 from wfimagevae.engine.device import multiply_in_fp8
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
@@ -84,7 +84,6 @@ def assemble(
     and data held out where there is validation.
     """
     network, (dataset, held_out), device = objective.network, data, process.device
-    num_parameters = count_parameters(network)
     if options.fp8:
         if objective.average_velocity:
             raise ValueError(
@@ -112,10 +111,10 @@ def assemble(
     if space.text is not None:
         name, source, length = (space.text.facts[name] for name in ("kind", "source", "length"))
         classes += f"; text by {name}" + (f":{source}" if source else "") + f", length {length}"
-    learning = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    numbers = network.num_parameters(), network.num_parameters(only_trainable=True)
     log.info(
         "%s: %s parameters, %s of them learn, %.3g GMAC a sample of %s; %s",
-        *(options.model_name, f"{num_parameters:,}", f"{learning:,}", macs / 1e9),
+        *(options.model_name, *(f"{number:,}" for number in numbers), macs / 1e9),
         *(" x ".join(map(str, space.shape)), classes),
     )
     averaged = f", average of the weights {options.ema_decay}" if options.ema else ""

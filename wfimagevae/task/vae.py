@@ -14,7 +14,7 @@ from wfimagevae.dataset import TrainLoader
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.checkpoint import Part
-from wfimagevae.engine.cost import count_macs, count_parameters
+from wfimagevae.engine.cost import count_macs
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.ema import Averages
 from wfimagevae.engine.loop import Task
@@ -61,10 +61,10 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
         discriminator = loss.discriminator if len(players) > 1 else None
         validator = VaeValidator(options, held_out, process, folder, vae, discriminator)
     # What the training is about to do, in a few lines.
-    trained = sum(p.numel() for p in vae.parameters() if p.requires_grad)
+    numbers = vae.num_parameters(), vae.num_parameters(only_trainable=True)
     log.info(
         "%s: %s parameters (%s trained), %.1f GMAC an image of %d px; players: %s",
-        *(options.model_name, f"{count_parameters(vae):,}", f"{trained:,}"),
+        *(options.model_name, *(f"{number:,}" for number in numbers)),
         *(macs / 1e9, options.resolution, " + ".join(player.name for player in players)),
     )
     if options.perceptual_weight == 0:
