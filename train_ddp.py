@@ -9,13 +9,10 @@ python train_ddp.py --pipeline examples/pipeline_vae_gan_flow.yaml
 
 import os
 import signal
-
-if __name__ == "__main__":  # nothing is there to save or draw, while all else is imported
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
 import sys
 from pkgutil import resolve_name
 
+import wfimagevae.early  # noqa: F401
 from wfimagevae.command_line import find_flag, list_flags, parse, run_cli
 from wfimagevae.pipeline.options import PipelineOptions
 from wfimagevae.task import TASKS
@@ -24,7 +21,6 @@ from wfimagevae.task import TASKS
 def main(argv: list[str] | None = None) -> int:
     """Trains what flags, or the file of a pipeline, say; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # called from elsewhere
     flags = {word.split("=")[0] for word in argv}
     if flags & {f"--{name}" for name in PipelineOptions.model_fields}:
         from wfimagevae.pipeline.command import run_file

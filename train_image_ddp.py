@@ -3,11 +3,6 @@
 torchrun --nproc_per_node 4 train_image_ddp.py --image_path photos/ --eval_image_path held_out/
 """
 
-import signal
-
-if __name__ == "__main__":  # as in train_ddp.py
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-
 import sys
 
 from train_ddp import main

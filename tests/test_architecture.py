@@ -27,6 +27,7 @@ PACKAGE = ROOT / "wfimagevae"
 
 # Imports point to earlier lines only; packages of one line never import each other.
 ORDER = [
+    "early",
     "files options torchrun sharded_files",
     "yaml_files",
     "command_line",

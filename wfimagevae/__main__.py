@@ -7,6 +7,7 @@ import importlib
 import sys
 from pathlib import Path
 
+import wfimagevae.early  # noqa: F401
 from wfimagevae.command_line import run_cli
 from wfimagevae.options import nearest
 

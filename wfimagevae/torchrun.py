@@ -3,10 +3,7 @@
 Where a process fails, torchrun shows its own traceback behind that process's message.
 """
 
-import signal
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it means the trainings
+import wfimagevae.early  # noqa: F401, I001 - it means the trainings
 
 import gc
 import logging

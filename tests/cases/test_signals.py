@@ -150,7 +150,9 @@ def test_nohup_stays_and_a_request_to_look_changes_nothing(tmp_path):
     assert one == other
 
 
-@pytest.mark.parametrize("entry", ["train_ddp", "train_image_ddp", "wfimagevae/torchrun"])
+@pytest.mark.parametrize(
+    "entry", ["train_ddp", "train_image_ddp", "wfimagevae/torchrun", "wfimagevae/__main__"]
+)
 def test_a_request_to_look_before_a_training_begins_does_not_end_it(entry):
     """Nerogar/OneTrainer #218: a scheduler may ask in the first second, while imports run."""
     code = (
