@@ -56,6 +56,7 @@ Number = _number(float, "a number")
 NonNegative = _number(float, "a number of at least 0", ge=0)
 Positive = _number(float, "a number above 0", gt=0)
 Share = _number(float, "a number between 0 and 1", ge=0, le=1)
+Factor = _number(float, "a number above 0, of at most 1", gt=0, le=1)
 
 BOTH_WAYS = object()
 Switch = Annotated[bool, BOTH_WAYS]  # --name and --no_name

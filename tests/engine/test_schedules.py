@@ -70,5 +70,5 @@ def test_other_schedules_ignore_scores_and_old_checkpoints_have_no_state():
 
 
 def test_a_factor_that_ends_all_learning_is_refused():
-    with pytest.raises(ValueError, match="--lr_gamma must be above 0"):
+    with pytest.raises(ValueError, match=r"lr_gamma: 0\.0 is not a number above 0"):
         OptimizerOptions(lr_gamma=0.0)

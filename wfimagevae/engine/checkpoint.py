@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch.distributed import ProcessGroup
@@ -18,9 +18,13 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.tensor import DTensor
 
 from wfimagevae.engine.cost import size_of
+from wfimagevae.engine.options import OPTIMIZERS, OptimizerOptions
 from wfimagevae.engine.sharding import whole_state
 from wfimagevae.files import FACTS, read_torch_file, write_atomically
 from wfimagevae.sharded_files import mapped
+
+if TYPE_CHECKING:
+    from wfimagevae.engine.player import Player
 
 log = logging.getLogger("wfimagevae")
 
@@ -55,13 +59,14 @@ def collect(parts: Mapping[str, Part], keep: bool = True, shards: bool = False, 
     return content
 
 
-def checkpoint_size(parts: Mapping[str, Part], trained: Sequence, num_moments: int) -> float:
-    """What a checkpoint will weigh, in GB, to a percent: weights, averages, optimizers' moments.
-
-    The moments are counted by the parameters, as a fresh optimizer has none yet.
-    """
+def checkpoint_size(
+    parts: Mapping[str, Part], players: Sequence["Player"], options: OptimizerOptions
+) -> float:
+    """What a checkpoint will weigh, in GB, to a percent: weights, averages, optimizers' moments."""
     weights = [part.state_dict() for name, part in parts.items() if "state_dict" in name]
-    return (size_of(weights) + num_moments * size_of(trained)) / 1e9
+    # A fresh optimizer has no moments yet.
+    trained = [player.parameters for player in players]
+    return (size_of(weights) + OPTIMIZERS[options.optimizer] * size_of(trained)) / 1e9
 
 
 def restore(parts: Mapping[str, Part], content: dict) -> None:

@@ -57,15 +57,14 @@ def _describe(options: TrainingOptions, process: World, task: Task, num_shards: 
     )
     memory = _memory(options, task, num_shards)
     total = sum(memory.values())
-    trained, moments = [p.parameters for p in task.players], OPTIMIZERS[options.optimizer]
-    size = checkpoint_size(task.parts(), trained, moments)
+    saved = checkpoint_size(task.parts(), task.players, options)
     noun, per_step = task.samples, samples * process.size
     lines = [
         f"{options.model_name}: {task.network.num_parameters():,} parameters; learning: {learn}",
         f"arithmetic: {flops / 1e9:.4g} GFLOP for each of the {noun} that an update learns from",
         f"memory of a GPU: {total / 2**30:.2f} GiB, of which",
         *(f"  {name:<12} {size / 2**30:8.2f}" for name, size in memory.items()),
-        f"checkpoint: {size:.3g} GB",
+        f"checkpoint: {saved:.3g} GB",
         f"length: {steps:,} steps of {per_step} {noun} ({options.batch_size} x "
         f"{options.grad_accum_steps} micro-batches x {process.size} GPUs)",
         f"estimated, not measured: at {ASSUMED_MFU:.0%} of the peak in {options.mix_precision}",

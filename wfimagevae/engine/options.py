@@ -7,6 +7,7 @@ from pydantic import model_validator
 from wfimagevae.options import (
     BOTH_WAYS,
     Count,
+    Factor,
     Integer,
     ListOf,
     Natural,
@@ -123,7 +124,7 @@ class OptimizerOptions(Options):
     lr_schedule: Literal[SCHEDULES] = option(
         "constant", "after the warm-up, down to --min_lr_ratio"
     )
-    lr_gamma: Share = option(
+    lr_gamma: Factor = option(
         0.5, "factor of every --lr_step_updates (step; exponential: smoothly) or plateau", "P"
     )
     lr_step_updates: Count = option(10_000, "updates between factors of step and exponential", "N")
@@ -132,12 +133,6 @@ class OptimizerOptions(Options):
     )
     warmup_steps: Natural = option(0, "updates of linear warm-up", "N")
     min_lr_ratio: Share = option(0.0, "share of the peak that the schedule does not go below", "P")
-
-    @model_validator(mode="after")
-    def _check_gamma(self) -> Self:
-        if self.lr_gamma == 0:
-            raise ValueError("--lr_gamma must be above 0: the learning rate would vanish")
-        return self
 
 
 class UpdateOptions(Options):

@@ -72,10 +72,10 @@ class Run:
         self.max_steps, self.epoch_steps = run_length(options, num_samples, world.size)
         for player, updates in zip(task.players, task.updates(self.max_steps), strict=True):
             player.plan_rest(updates)
-        self.interrupt = Interrupt(options.save_every_minutes, options.ddp_timeout)
         self.early_stop = EarlyStop(options)
+        self.interrupt = Interrupt(options.save_every_minutes, options.ddp_timeout)
         seen = task.headline, watcher, task.samples
-        self.reporter, self.means = Reporter(options, folder, world, tracker, *seen), Means()
+        self.means, self.reporter = Means(), Reporter(options, folder, world, tracker, *seen)
         self.step = 0
         # Samples of an update as schedules count them, and what steps of another size were worth
         # besides their number.

@@ -28,7 +28,7 @@ from wfimagevae.engine.distributed import World, broadcast_object, world
 from wfimagevae.engine.dry_run import dry_run
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.optim import run_length
-from wfimagevae.engine.options import OPTIMIZERS, LoggingOptions, TrainingOptions
+from wfimagevae.engine.options import LoggingOptions, TrainingOptions
 from wfimagevae.engine.report.tracker import open_tracker
 from wfimagevae.engine.run import Run, Watcher
 from wfimagevae.engine.seeding import seed_everything
@@ -64,7 +64,7 @@ def run_training(
         options = options.changed(csv_log_path=str(path))
     how = " with --resume_from_checkpoint auto" if folder is None else ""
     with world(options.device, options.ddp_timeout) as process, contextlib.ExitStack() as stack:
-        is_main, is_compiled = process.is_main, compiles(options, process.device)
+        is_compiled, is_main = compiles(options, process.device), process.is_main
         log.setLevel(logging.INFO if is_main else logging.WARNING)
         seed_everything(options.seed)
         # The main process alone looks for the run: the others could see half of what it makes.
@@ -106,8 +106,7 @@ def run_training(
             where = f"device {process.device}, precision {options.mix_precision}"
             log.info("%s%s", where, ", compiled" * is_compiled)
             log.info("%s", library_versions())
-            trained, moments = [p.parameters for p in task.players], OPTIMIZERS[options.optimizer]
-            size, pid = checkpoint_size(run.parts, trained, moments), os.getpid()
+            size, pid = checkpoint_size(run.parts, task.players, options), os.getpid()
             log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
             with logging_redirect_tqdm():
                 fit(run)

@@ -69,10 +69,9 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
     )
     if options.perceptual_weight == 0:
         log.info("training without LPIPS (--perceptual_weight 0)")
-    values = options.values()
     for switch, names in _IDLE_WITHOUT.items():
-        idle = [f"--{name}" for name in names if values[name]]
-        if idle and not values[switch]:
+        idle = [f"--{name}" for name in names if getattr(options, name)]
+        if idle and not getattr(options, switch):
             log.info("%s: without effect at --%s 0", ", ".join(idle), switch)
     return VaeTask(options, players, vae, loss, loader, validator)
 
@@ -115,7 +114,8 @@ class VaeTask(Task):
                 *("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator"),
             )
         self.alternates = options.gan_schedule == "alternate" and options.trains_discriminator
-        self.disc_learns_from = options.disc_learns_from
+        start = options.disc_train_start
+        self.disc_learns_from = options.disc_start if start is None else start
         self._smooth_rec = self._rec_at_start = None
         self._warned: set[str] = set()
 
@@ -194,23 +194,38 @@ def build_players(options: VaeOptions, vae: nn.Module, loss: nn.Module) -> tuple
 
     Also multiply-accumulates of an image's round trip.
     """
-    is_joint = options.gan_schedule == "joint"
+    is_joint, has_two = options.gan_schedule == "joint", options.trains_discriminator
     # In a joint step the discriminator takes the generator's reconstructions from this queue.
-    queue = deque() if is_joint and options.trains_discriminator else None
+    queue = deque() if is_joint and has_two else None
     objective = GeneratorObjective(vae, loss, options.seed, queue)
     # The generator's loss is backpropagated per pixel value: limits in its units follow.
     players = [Player("generator", objective, options, 3 * options.resolution**2)]
     if options.ema:
         players[0].ema = Averages(vae, options.ema_decay, options.ema_warmup)
-    if options.trains_discriminator:
+    if has_two:
         take = (lambda _: queue.popleft()) if is_joint else fresh_reconstruction(vae, options.seed)
         objective = DiscriminatorObjective(loss, take, options.seed, 1 if is_joint else 2)
         own_lr = {"lr": options.lr * options.disc_lr_ratio}
         changed = options.changed(**own_lr | options.discriminator_options)
         players.append(Player("discriminator", objective, changed))
-    macs, flops = count_arithmetic(options, vae, loss)
-    for player in players:
-        player.flops_per_sample = flops[player.name]
+    # Arithmetic of an image, counted on shapes alone: a forward pass once, a backward pass twice
+    # (once to the input alone). Recomputation by gradient checkpointing is no progress.
+    size, weight = options.resolution, vae.last_layer
+    image = torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
+    macs = count_macs(lambda: vae(image, sample_posterior=False))
+    critic, features, forward_backward = 0, 0, 3 * macs
+    if options.freeze_encoder or options.freeze_decoder:
+        encoder = count_macs(lambda: vae.encode(image))
+        forward_backward -= 2 * encoder if options.freeze_encoder else macs - encoder
+    if options.disc_weight:
+        critic = count_macs(lambda: loss.discriminator(image))
+    if loss.perceptual_loss:
+        features = count_macs(lambda: loss.perceptual_loss.features(image))
+    players[0].flops_per_sample = 2.0 * (forward_backward + 3 * features + 2 * critic)
+    if has_two:
+        regularised = 6 * critic / options.r1_interval if options.r1_weight else 0
+        again = 0 if is_joint else macs
+        players[1].flops_per_sample = 2.0 * (6 * critic + again + regularised)
     return players, macs
 
 
@@ -332,29 +347,3 @@ def check_sizes(
                 f"{place} {size} is too small for {whom}, which needs {least} px: raise it, or "
                 f"train with {fewer}{without}"
             )
-
-
-def count_arithmetic(
-    options: VaeOptions, vae: nn.Module, loss: nn.Module
-) -> tuple[int, dict[str, float]]:
-    """Multiply-accumulates of an image's round trip, and FLOP of an update of each player for it.
-
-    Counted on shapes alone: a forward pass once, a backward pass twice (once to the input
-    alone). Recomputation by gradient checkpointing does not count: it is no progress.
-    """
-    size, weight = options.resolution, vae.last_layer
-    image = torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
-    macs = count_macs(lambda: vae(image, sample_posterior=False))
-    critic, features, forward_backward = 0, 0, 3 * macs
-    if options.freeze_encoder or options.freeze_decoder:
-        encoder = count_macs(lambda: vae.encode(image))
-        forward_backward -= 2 * encoder if options.freeze_encoder else macs - encoder
-    if options.disc_weight:
-        critic = count_macs(lambda: loss.discriminator(image))
-    if loss.perceptual_loss:
-        features = count_macs(lambda: loss.perceptual_loss.features(image))
-    generator = forward_backward + 3 * features + 2 * critic
-    discriminator = 6 * critic + (macs if options.gan_schedule == "alternate" else 0)
-    if options.r1_weight:
-        discriminator += 6 * critic / options.r1_interval
-    return macs, {"generator": 2.0 * generator, "discriminator": 2.0 * discriminator}

@@ -105,11 +105,6 @@ class VaeOptions(
         return self.disc_weight > 0 and not self.freeze_discriminator
 
     @property
-    def disc_learns_from(self) -> int:
-        """Step from which the discriminator learns."""
-        return self.disc_start if self.disc_train_start is None else self.disc_train_start
-
-    @property
     def num_pictures(self) -> tuple[int, int]:
         """Reconstructions that a validation writes, and of these, with maps of patch scores."""
         return (
