@@ -39,12 +39,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(Command, argv, __doc__)
     if any(getattr(options, name) for name in PipelineOptions.model_fields):
         raise ValueError("--pipeline stands on the command line, not in a file of flags")
-    if options.task == "vae":
-        from wfimagevae.task.vae import train
-    elif options.task == "flow":
-        from wfimagevae.task.flow import train
-    else:
-        from wfimagevae.task.glide import train
+    train = resolve_name(f"wfimagevae.task.{options.task}:train")
     return end(train(options.part(task_options)))
 
 

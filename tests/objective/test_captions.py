@@ -8,7 +8,7 @@ from tests.model.text.tiny_encoders import write_encoder
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
 from wfimagevae.engine.report.progress import Means
 from wfimagevae.model.text import open_text_encoder
-from wfimagevae.objective.captions import caption_statistics
+from wfimagevae.objective.noise_prediction import caption_statistics
 
 CPU = torch.device("cpu")
 CAPTIONS = ["four", "a longer one", " \n", "", "ninechars", "über"]

@@ -23,7 +23,6 @@ from wfimagevae.options import (
 
 # Name -> numbers that it keeps of each parameter.
 OPTIMIZERS = {"adamw": 2, "adam": 2, "sgd": 1, "rmsprop": 1, "lion": 1, "muon": 1}
-SCHEDULES = ("constant", "linear", "cosine", "step", "exponential", "plateau")
 DDP_TIMEOUT = 30.0  # minutes
 # Name -> GiB of GPUs whose peak rate `report.gpu` knows.
 GPU_MEMORY = {"rtx3090": 24, "rtx4090": 24, "rtx5090": 32, "l4": 24, "l40s": 48}
@@ -121,7 +120,7 @@ class OptimizerOptions(Options):
         None, "decay of the second moment; 0.999 if not given, lion: 0.99", "P"
     )
     momentum: Share | None = option(None, "if not given: sgd 0.9, rmsprop 0, muon 0.95", "P")
-    lr_schedule: Literal[SCHEDULES] = option(
+    lr_schedule: Literal["constant", "linear", "cosine", "step", "exponential", "plateau"] = option(
         "constant", "after the warm-up, down to --min_lr_ratio"
     )
     lr_gamma: Factor = option(

@@ -164,7 +164,8 @@ class Run:
         """Counts a step, and begins to hear what signals and the clock ask for."""
         self.step += 1
         self.reporter.count(self.samples_a_step, flops_per_sample)
-        self.interrupt.wish(self._is_late(0.0))
+        late = self._is_late(0.0)
+        self.interrupt.wish(late, failed=self.failure is not None)
 
     def report(self) -> None:
         """Fetches the means since the last report, checks and writes them, if due. Collective."""

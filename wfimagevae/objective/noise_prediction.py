@@ -1,6 +1,6 @@
 """Gaussian diffusion: a network learns the noise in data, and the variances of the way back."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
@@ -13,7 +13,6 @@ from wfimagevae.engine.device import to_device
 from wfimagevae.engine.distributed import all_reduce_sum
 from wfimagevae.engine.seeding import sample_uniforms
 from wfimagevae.model.text import TextEncoder
-from wfimagevae.objective.captions import caption_statistics
 from wfimagevae.objective.flow_matching import (
     Batch,
     ConditionalObjective,
@@ -111,3 +110,22 @@ class NoisePrediction(ConditionalObjective):
         mean = share * mean + (1 - share) * total / count.clamp_min(1)
         self.usual.copy_(torch.stack([seen + count, mean], 1))
         return ~(error > limit)  # what is no number is the engine's to refuse
+
+
+def caption_statistics(
+    captions: Sequence[str], encoder: TextEncoder, device: torch.device
+) -> dict[str, Tensor]:
+    """Figures of a batch's captions as pooled (sum, weight), float32 (2,), on a device.
+
+    ``train/caption_length`` is the mean length of those that are not empty, in the unit of the
+    encoder's; ``train/captions_cut`` and ``train/captions_empty`` are shares of all: of captions
+    longer than the encoder reads, and of those without text.
+    """
+    written = [caption for caption in captions if caption.strip()]
+    lengths = encoder.lengths(written) if written else []
+    pairs = {
+        "caption_length": (sum(lengths), len(written)),
+        "captions_cut": (sum(n > encoder.length for n in lengths), len(captions)),
+        "captions_empty": (len(captions) - len(written), len(captions)),
+    }
+    return {f"train/{n}": to_device(torch.tensor(p).float(), device) for n, p in pairs.items()}
