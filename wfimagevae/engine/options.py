@@ -49,10 +49,7 @@ class RunOptions(Options):
     exp_name: str = option("wfvae2-image", "name of the run", "NAME", basic=True)
     seed: Integer = option(1234, "of all randomness", "N", basic=True)
     epochs: Count = option(
-        10,
-        "passes over the data, where --max_steps is not given",
-        "N",
-        basic=True,
+        10, "passes over the data, where --max_steps is not given", "N", basic=True
     )
     max_steps: Count | None = option(
         None, "iterations of the training loop; wins over --epochs", "N", basic=True

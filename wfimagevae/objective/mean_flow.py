@@ -10,13 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from wfimagevae.diffusion.guidance import Condition, map_tensors
 from wfimagevae.diffusion.path import expand_times
 from wfimagevae.engine.device import to_device
-from wfimagevae.objective.flow_matching import (
-    Batch,
-    FlowMatching,
-    Logs,
-    PathPoint,
-    error_by_time,
-)
+from wfimagevae.objective.flow_matching import Batch, FlowMatching, Logs, PathPoint, error_by_time
 from wfimagevae.objective.options import MeanFlowOptions
 
 

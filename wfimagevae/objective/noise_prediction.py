@@ -13,12 +13,7 @@ from wfimagevae.engine.device import to_device
 from wfimagevae.engine.distributed import all_reduce_sum
 from wfimagevae.engine.seeding import sample_uniforms
 from wfimagevae.model.text import TextEncoder
-from wfimagevae.objective.flow_matching import (
-    Batch,
-    ConditionalObjective,
-    Logs,
-    error_by_time,
-)
+from wfimagevae.objective.flow_matching import Batch, ConditionalObjective, Logs, error_by_time
 from wfimagevae.objective.options import NoisePredictionOptions
 
 _TIME_BINS = 4

@@ -18,12 +18,7 @@ from torch import Tensor, nn
 from wfimagevae.dataset.loader import train_loader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
-from wfimagevae.engine.checkpoint import (
-    checkpoint_path,
-    read_checkpoint,
-    restore,
-    whole_checkpoint,
-)
+from wfimagevae.engine.checkpoint import checkpoint_path, read_checkpoint, restore, whole_checkpoint
 from wfimagevae.engine.cost import HeldBytes
 from wfimagevae.engine.device import autocast, compiles, synchronize, use_device
 from wfimagevae.engine.distributed import World
@@ -41,19 +36,8 @@ from wfimagevae.task.flow import (
     build_objective,
     sample_macs,
 )
-from wfimagevae.task.flow_space import (
-    DEFAULT_RESOLUTION,
-    FlowSpace,
-    build_datasets,
-    open_space,
-)
-from wfimagevae.task.vae import (
-    VaeTask,
-    build_loss,
-    build_players,
-    build_vae,
-    check_sizes,
-)
+from wfimagevae.task.flow_space import DEFAULT_RESOLUTION, FlowSpace, build_datasets, open_space
+from wfimagevae.task.vae import VaeTask, build_loss, build_players, build_vae, check_sizes
 
 _VAE_FACTS = (
     *("resolution", "batch_size", "grad_accum_steps", "mix_precision", "compile"),

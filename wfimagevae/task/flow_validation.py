@@ -14,11 +14,7 @@ from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS, SAMPLERS
 from wfimagevae.engine.device import autocast, placed
-from wfimagevae.engine.distributed import (
-    World,
-    all_reduce_sum,
-    broadcast_object,
-)
+from wfimagevae.engine.distributed import World, all_reduce_sum, broadcast_object
 from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.clip_score import clip_scores

@@ -4,27 +4,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator
 
-from wfimagevae.dataset.options import (
-    FlowDataOptions,
-    LoaderOptions,
-    PrefixOptions,
-    StreamOptions,
-)
-from wfimagevae.engine.options import (
-    Fp8Options,
-    MismatchOptions,
-    ShardingOptions,
-    TrainingOptions,
-)
+from wfimagevae.dataset.options import FlowDataOptions, LoaderOptions, PrefixOptions, StreamOptions
+from wfimagevae.engine.options import Fp8Options, MismatchOptions, ShardingOptions, TrainingOptions
 from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
 from wfimagevae.objective.options import NoisePredictionOptions
 from wfimagevae.options import Count, NonNegative, option
 from wfimagevae.task import TASKS
-from wfimagevae.task.flow_options import (
-    GENERATOR_DEFAULTS,
-    FlowModelOptions,
-    FlowValidationOptions,
-)
+from wfimagevae.task.flow_options import GENERATOR_DEFAULTS, FlowModelOptions, FlowValidationOptions
 
 
 class GlideDataOptions(FlowDataOptions):
