@@ -88,10 +88,8 @@ class ConditionalObjective(nn.Module):
         null, such as a low resolution, are never dropped.
         """
         # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
-        draws, prob = (
-            sample_uniforms(self.seed, "drop", batch["position"]),
-            self.options.cfg_dropout_prob,
-        )
+        draws = sample_uniforms(self.seed, "drop", batch["position"])
+        prob = self.options.cfg_dropout_prob
         whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
         if not self.network.is_conditional:
             return None, whole

@@ -134,10 +134,8 @@ class MeanFlow(FlowMatching):
     def _total_derivative(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor):
         # Not by torch.func, into whose tensors FSDP2 cannot gather weights before PyTorch 2.15.
         with forward_ad.dual_level():
-            x_t, t = (
-                forward_ad.make_dual(x_t, velocity),
-                forward_ad.make_dual(t, torch.ones_like(t)),
-            )
+            x_t = forward_ad.make_dual(x_t, velocity)
+            t = forward_ad.make_dual(t, torch.ones_like(t))
             return forward_ad.unpack_dual(self.network(x_t, t, condition, s)).tangent
 
     def _traceable_derivative(self, x_t: Tensor, t: Tensor, s: Tensor, condition, velocity: Tensor):

@@ -109,10 +109,8 @@ class VaeTask(Task):
         self.weights = {"generator": "state_dict.gen_model"}
         if options.disc_weight > 0:
             self.weights["discriminator"] = "state_dict.disc_model"
-        if options.not_resume_discriminator:
-            self.fresh_parts = (
-                *("state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator"),
-            )
+        fresh = "state_dict.disc_model", "optimizer_state.disc_", "player_state.discriminator"
+        self.fresh_parts = fresh if options.not_resume_discriminator else ()
         self.alternates = options.gan_schedule == "alternate" and options.trains_discriminator
         start = options.disc_train_start
         self.disc_learns_from = options.disc_start if start is None else start
