@@ -7,7 +7,6 @@ python scripts/benchmark_train.py --task flow --dataset shapes --compare_objecti
 """
 
 import json
-import sys
 
 from wfimagevae.command_line import find_flag, parse, run_cli
 from wfimagevae.task import TASKS
@@ -16,7 +15,6 @@ from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
 
 def main(argv: list[str] | None = None) -> None:
     """Measures and prints."""
-    argv = sys.argv[1:] if argv is None else argv
     task = find_flag("task", argv, in_config=True)
     kinds = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}
     if task in TASKS.keys() - kinds.keys():
@@ -47,4 +45,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    raise SystemExit(run_cli(main))

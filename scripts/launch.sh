@@ -73,7 +73,6 @@ for name in set(os.environ) - {*flags, "LANGUAGE", *re.findall("[A-Z0-9_]+", sys
       --rdzv_endpoint "${MASTER_ADDR:-127.0.0.1}:$port"
       --rdzv_conf "is_host=$host,join_timeout=3600")
   fi
-  torchrun+=(--nproc_per_node "$processes")
-  [[ "$restarts" == 0 ]] || torchrun+=(--max_restarts "$restarts")
+  torchrun+=(--nproc_per_node "$processes" --max_restarts "$restarts")
   exec "${torchrun[@]}" "${trainer[@]}"
 }

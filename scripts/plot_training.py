@@ -3,7 +3,6 @@
 python scripts/plot_training.py results/wfvae2-image-lr1.00e-05-bs2-ga8-rs1024
 """
 
-import sys
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -37,4 +36,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_cli(main))
+    raise SystemExit(run_cli(main))

@@ -52,8 +52,6 @@ MARKER = ".made-by-quickstart"
 MOST_STEPS, FEWEST_STEPS = 4000, 1000
 # Reading, validation and the discriminator's turns, over the steps alone; measured on two cores.
 OVERHEAD = 1.25
-# The discriminator joins at the very end: enough to see it play, too short to change figures.
-DISCRIMINATOR_SHARE = 0.05
 
 
 class QuickstartOptions(DeviceOptions):
@@ -239,7 +237,8 @@ def train(output: Path, plan: dict) -> Path:
     flags = FLAGS | {
         "train_image_dir": output / "train.jsonl",
         "eval_image_dir": output / "val.jsonl",
-        "disc_start": round((1 - DISCRIMINATOR_SHARE) * steps),
+        # It joins at the very end: enough to see it play, too short to change figures.
+        "disc_start": round(0.95 * steps),
         "log_steps": max(1, min(50, steps // 4)),
         "csv_log_steps": max(1, min(10, steps // 4)),
         "eval_steps": max(1, steps // 4),
@@ -289,10 +288,8 @@ def evaluate(output: Path, folder: str, device: str) -> dict[str, float]:
 def export(run_dir: Path, output: Path, device: str) -> None:
     """Saves the model in Hugging Face format; read back, it must reconstruct the same pixels."""
     folder, again = output / "hf_model", output / "reconstructed_by_hf_model"
-    figures = ("--metrics_json", output / "reconstructed.json")
-    run_script(
-        "scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder, *figures
-    )
+    model = ("--from_pretrained", run_dir, "--save_dir", folder)
+    run_script("scripts/save_hf_model.py", *model, "--metrics_json", output / "reconstructed.json")
     reconstruct(folder, again, output, device)
     pairs = zip(held_out(output, "reconstructed"), held_out(output, again.name), strict=True)
     for first, second in pairs:

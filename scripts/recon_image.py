@@ -39,8 +39,7 @@ def main(argv: list[str] | None = None) -> int:
 
     dataset = open_folder(options)
     check_output_folder(dataset, options.real_image_dir, options.generated_image_dir)
-    names = output_names(dataset.paths, options.format)
-    unreadable: list[tuple[str, str]] = []
+    names, unreadable = output_names(dataset.paths, options.format), []
     folder = Path(options.generated_image_dir)
     with world(options.device) as here, sole_writer(folder, here.is_main):
         autoencoder = load_autoencoder(options, here.device, options.tile_size)

@@ -41,13 +41,12 @@ def main(argv: list[str] | None = None) -> None:
     check_extension(target)
     if Path(target).resolve() == Path(options.image_path).resolve():
         raise ValueError(f"--rec_path {target} is the original; choose another file")
-    device = use_device(options.device)
     try:
         image = open_rgb(options.image_path, short_side=options.resolution)
     except UnreadableImage as error:
         raise ValueError(f"--image_path {options.image_path}: {error}") from None
     real = to_signed_unit(torch.from_numpy(center_crop(image, options.resolution)))[None]
-    autoencoder = load_autoencoder(options, device, options.tile_size)
+    autoencoder = load_autoencoder(options, use_device(options.device), options.tile_size)
     pixels = to_uint8(autoencoder.reconstruct(real, options.mixed_precision)).cpu()
     save_image(target, pixels[0])
     decibels = psnr(to_unit(real), to_unit(from_uint8(pixels))).item()

@@ -61,8 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
     if options.format == "mp4":
         find_ffmpeg()
-    device = use_device(options.device)
-    generator = load_generator(options, device, options.mixed_precision)
+    generator = load_generator(options, use_device(options.device), options.mixed_precision)
     space = generator.facts["space"]
     possible = _OF_POINTS if space == "point" else _OF_IMAGES
     names = options.pictures or possible

@@ -205,12 +205,12 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, about: str = "")
         raise
 
 
-def find_flag(name: str, argv: Sequence[str], in_config: bool = False) -> Any:
+def find_flag(name: str, argv: Sequence[str] | None, in_config: bool = False) -> Any:
     """The value of one flag, before it is known which others there are; None if not given.
 
     Args:
         name: The flag; one without a value is True.
-        argv: Words of the command line.
+        argv: Words of the command line; None takes this process's.
         in_config: Look into the file of ``--config``, too.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
