@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.dataset.conftest import draw
+from tests.dataset.reading import read_by
 from tests.distributed.worker import on_ranks
 from tests.engine.toy import batches, player
 from tests.pipeline.files import PipelinePlace
@@ -265,8 +266,8 @@ class Numbers(TrainData):
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_worker_that_hangs_or_dies_is_replaced_and_the_order_stays(number, caplog):
     """pytorch/pytorch #96629."""
-    whole = draw(TrainLoader(Numbers(), 2, num_workers=0), 12)
-    loader = TrainLoader(Numbers(), 2, num_workers=2, timeout=1)
+    whole = draw(TrainLoader(Numbers(), 2, read_by(0)), 12)
+    loader = TrainLoader(Numbers(), 2, read_by(2, data_timeout=1))
     parts = [next(loader) for _ in range(3)]
     pid = loader._workers[1].pid
     os.kill(pid, number)
@@ -284,7 +285,7 @@ class Stalled(Numbers):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_whoever_waits_for_stalled_storage_can_look_about(num_workers):
     """pytorch/pytorch #33296: a pipe or a share that answers no more, without workers too."""
-    loader, start = TrainLoader(Stalled(), 2, num_workers=num_workers), time.monotonic()
+    loader, start = TrainLoader(Stalled(), 2, read_by(num_workers)), time.monotonic()
     assert not loader.ready(1, 0.2) and not loader.ready(1, 0.2)
     loader.close()
     assert time.monotonic() - start < 30
@@ -301,7 +302,7 @@ class Piped(Numbers):
 def test_a_stuck_command_ends_with_the_worker_that_runs_it(tmp_path):
     """webdataset/webdataset: a pipe's command is a shell's, which has children."""
     os.mkfifo(tmp_path / "fifo")
-    loader = TrainLoader(Piped(tmp_path / "fifo"), 2, num_workers=1)
+    loader = TrainLoader(Piped(tmp_path / "fifo"), 2, read_by(1))
     loader.ready()
     with (tmp_path / "fifo").open("rb") as file:  # once the command has it, too
         loader.close()
@@ -316,7 +317,7 @@ class Killing(Numbers):
 def test_data_that_kills_every_worker_is_an_error():
     """pytorch/pytorch #1355: a file on which the decoder of every worker ends."""
     with pytest.raises(DataError, match=r"died \(exit code -9\), after 3 others at the same batch"):
-        next(TrainLoader(Killing(), 2, num_workers=1))
+        next(TrainLoader(Killing(), 2, read_by(1)))
 
 
 def test_names_and_pictures_that_cannot_be_written(tmp_path, monkeypatch, caplog):

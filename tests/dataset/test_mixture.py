@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from tests.dataset.conftest import draw
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import (
     CropDataset,
@@ -76,19 +77,20 @@ def test_batches_mix_the_sets_in_the_order_of_positions(sets):
 
 def test_two_ranks_with_workers_read_what_one_process_reads(sets):
     mixture = Mixture(sets(5, 3), (2, 1))
-    whole = draw(TrainLoader(mixture, 4, num_workers=0), 6)
-    shares = [draw(TrainLoader(mixture, 2, rank, 2, num_workers=2), 6) for rank in range(2)]
+    whole = draw(TrainLoader(mixture, 4, read_by(0)), 6)
+    ranks = [TrainLoader(mixture, 2, read_by(2), rank=r, world_size=2) for r in range(2)]
+    shares = [draw(loader, 6) for loader in ranks]
     for batch, *parts in zip(whole, *shares, strict=True):
         assert torch.equal(torch.cat([part["image"] for part in parts]), batch["image"])
 
 
 def test_other_weights_are_refused_on_resume(sets):
     parts = sets(5, 3)
-    state = TrainLoader(Mixture(parts, (2, 1)), 2, num_workers=0).state_dict()
-    even = TrainLoader(Mixture(parts, (1, 1)), 2, num_workers=0)
+    state = TrainLoader(Mixture(parts, (2, 1)), 2, read_by(0)).state_dict()
+    even = TrainLoader(Mixture(parts, (1, 1)), 2, read_by(0))
     message = r"data_weights was \[2.0, 1.0\], is \[1.0, 1.0\]"
     refused(message, even.load_state_dict, state)
-    again = TrainLoader(Mixture(parts, (2, 1)), 2, num_workers=0)
+    again = TrainLoader(Mixture(parts, (2, 1)), 2, read_by(0))
     again.load_state_dict(state | {"position": 6})
     assert next(again)["position"] == [6, 7]
 

@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 import torch
 
+from tests.dataset.reading import read_by
 from tests.dataset.shard_files import as_json, png, write_shards, written_shards
 from tests.refusals import refused
 from wfimagevae.dataset import Mixture, TrainImageDataset, TrainLoader
@@ -92,7 +93,7 @@ def test_plain_folder_gives_the_samples_that_it_always_gave(build, folder):
     for position in (0, 3, 11):
         ours, theirs = built.read_batch([position]), plain.read_batch([position])
         assert torch.equal(ours["pixels"], theirs["pixels"])
-    assert "order" not in TrainLoader(built, 2).state_dict()
+    assert "order" not in TrainLoader(built, 2, read_by(0)).state_dict()
 
 
 def test_shards_without_weights_are_one_set_shuffled_together(build, tmp_path):
@@ -156,12 +157,12 @@ def test_held_out_data_have_the_classes_of_training_and_one_size(options, shards
 def test_mixed_buckets_deal_whole_batches_of_one_set(build, folder):
     sources = [folder("wide", 5, size=(24, 12)), folder("square", 4, first=30)]
     flags = {"aspect_buckets": 4, "data_weights": [1.0, 2.0]}
-    loader = TrainLoader(build(sources, **flags), 2, num_workers=2)
+    loader = TrainLoader(build(sources, **flags), 2, read_by(2))
     sizes = Counter(tuple(next(loader)["image"].shape[2:]) for _ in range(30))
     state = loader.state_dict()
     loader.close()
     assert sizes == {(4, 12): 10, (8, 8): 20}
-    other = TrainLoader(build(sources, batch_size=4, **flags), 4)
+    other = TrainLoader(build(sources, batch_size=4, **flags), 4, read_by(0))
     refused("batch_size was 2, is 4", other.load_state_dict, state)
 
 

@@ -3,6 +3,7 @@ import pytest
 from scipy import stats
 
 from tests.dataset.latent_files import numbered, write_cache
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import LatentDataset, Mixture, ShapesDataset, TrainLoader
 from wfimagevae.dataset import order as orders
@@ -95,12 +96,12 @@ def test_runs_keep_the_order_of_positions_that_they_began_with(monkeypatch, tmp_
             return [(part, data.parts[part]._order.index(place)) for part, place in places]
         return list(map(data._order.index, range(27)))
 
-    old, before = TrainLoader(build(tmp_path), 3), positions(build(tmp_path))
+    old, before = TrainLoader(build(tmp_path), 3, read_by(0)), positions(build(tmp_path))
     monkeypatch.setattr(orders, "LARGEST_ARRAY", 5)  # of the sets of 2, 3, 6, 7 and 9 items
-    new = TrainLoader(build(tmp_path), 3)
+    new = TrainLoader(build(tmp_path), 3, read_by(0))
     now = positions(new.dataset)
     assert now != before and new.state_dict()["order"]["permutation"] == "feistel"
-    again, old_again = TrainLoader(build(tmp_path), 3), TrainLoader(build(tmp_path), 3)
+    again, old_again = (TrainLoader(build(tmp_path), 3, read_by(0)) for _ in range(2))
     again.load_state_dict(new.state_dict())
     assert positions(again.dataset) == now
     old_again.load_state_dict(old.state_dict())
@@ -110,6 +111,6 @@ def test_runs_keep_the_order_of_positions_that_they_began_with(monkeypatch, tmp_
 
 def test_a_data_set_that_grew_smaller_is_warned_of(monkeypatch, caplog):
     monkeypatch.setattr(orders, "LARGEST_ARRAY", 5)
-    state = TrainLoader(ShapesDataset(8, num_items=9), 3).state_dict()
-    TrainLoader(ShapesDataset(8, num_items=4), 3).load_state_dict(state)
+    state = TrainLoader(ShapesDataset(8, num_items=9), 3, read_by(0)).state_dict()
+    TrainLoader(ShapesDataset(8, num_items=4), 3, read_by(0)).load_state_dict(state)
     assert "had 9 images, now there are 4" in caplog.text

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tests.dataset.reading import read_by
 from tests.distributed.worker import on_ranks
 from tests.images import TINY_MODEL
 from tests.task.training import Workplace, differences, largest_difference, load, rec_losses
@@ -45,7 +46,7 @@ def play(flags, steps, result):
         loss = build_loss(options, here.device).double()
         players, _ = build_players(options, vae, loss)
         dataset = build_image_data(options, options.image_path)
-        loader = TrainLoader(dataset, options.batch_size, here.rank, here.size, num_workers=0)
+        loader = TrainLoader(dataset, options.batch_size, read_by(0), "cpu", here.rank, here.size)
         task = VaeTask(options, players, vae, loss, loader)
         for step in range(steps):
             micro = [next(loader) for _ in range(options.grad_accum_steps)]

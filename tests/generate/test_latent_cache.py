@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import Captions, IndexedImages, Labels, LatentDataset, TrainLoader
 from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
@@ -112,7 +113,7 @@ def test_statistics_are_those_of_posterior_samples_and_normalise(folder, tmp_pat
     torch.testing.assert_close(std, variance.sqrt())
     assert record["normalization"] == "statistics" and record["shift"] == record["mean"]
     dataset = LatentDataset(tmp_path / "out")
-    loader = TrainLoader(dataset, batch_size=1400, num_workers=0)  # 200 draws of each image
+    loader = TrainLoader(dataset, batch_size=1400, options=read_by(0))  # 200 draws of each image
     latents = next(loader)["latent"]
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(3), atol=0.03, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(3), atol=0.03, rtol=0)

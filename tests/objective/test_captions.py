@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.dataset.reading import read_by
 from tests.model.text.tiny_encoders import write_encoder
 from wfimagevae.dataset import TrainImageDataset, TrainLoader
 from wfimagevae.engine.report.progress import Means
@@ -45,7 +46,7 @@ def test_every_number_of_workers_logs_the_same(tmp_path, num_workers):
         Image.new("RGB", (10, 10)).save(tmp_path / f"{i}.png")
         (tmp_path / f"{i}.txt").write_text(caption, encoding="utf-8")
     dataset = TrainImageDataset(tmp_path, 8, captions="sidecar")
-    loader = TrainLoader(dataset, 4, num_workers=num_workers)
+    loader = TrainLoader(dataset, 4, read_by(num_workers))
     encoder, means = open_text_encoder("bytes", CPU, 8), Means()
     for _ in range(3):  # two epochs
         means.add(caption_statistics(next(loader)["caption"], encoder, CPU))

@@ -214,19 +214,17 @@ class TrainLoader(Batches):
 
     From position p on, rank r of W takes ``p + r B ... p + (r + 1) B``, then p grows by ``W B``: at
     every step the ranks together read the next ``W B`` positions, whatever W is. ``batch_size`` B
-    counts samples per rank; each of ``num_workers`` prepares ``prefetch_factor`` batches ahead.
+    counts samples per rank; ``options`` are the flags of reading.
     """
 
     def __init__(
         self,
         dataset: TrainData,
         batch_size: int,
+        options: LoaderOptions,
+        device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
-        num_workers: int = 8,
-        prefetch_factor: int = 2,
-        device: torch.device | str = "cpu",
-        timeout: float = DATA_TIMEOUT,
     ):
         assert batch_size > 0 and 0 <= rank < world_size
         self.dataset, self.device = dataset, torch.device(device)
@@ -237,10 +235,11 @@ class TrainLoader(Batches):
             for first in itertools.count(start + number * self._step, self._step):
                 yield list(range(first, first + batch_size))
 
-        ahead = {"prefetch_factor": prefetch_factor if num_workers else None}
+        num_workers = options.dataset_num_worker
+        ahead = {"prefetch_factor": options.dataloader_prefetch_factor if num_workers else None}
         # Without workers pinning would be a thread's, which has another current device.
         ahead |= {"pin_memory": self.device.type == "cuda" and num_workers > 0}
-        super().__init__(dataset.read_batch, order, num_workers, timeout, **ahead)
+        super().__init__(dataset.read_batch, order, num_workers, options.data_timeout, **ahead)
         self._unreadable: set[str] = set()
 
     def __next__(self) -> dict[str, Any]:
@@ -303,20 +302,6 @@ class TrainLoader(Batches):
         self.close()
         self._here.clear()
         self._begin, self._taken = state["position"], 0
-
-
-def train_loader(
-    dataset: TrainData,
-    batch_size: int,
-    options: LoaderOptions,
-    device: torch.device | str,
-    rank: int = 0,
-    world_size: int = 1,
-) -> TrainLoader:
-    """A `TrainLoader` that reads as the flags of reading say."""
-    names = ("dataset_num_worker", "dataloader_prefetch_factor", "data_timeout")
-    workers, ahead, timeout = (getattr(options, name) for name in names)
-    return TrainLoader(dataset, batch_size, rank, world_size, workers, ahead, device, timeout)
 
 
 def batch_loader(dataset: Any, batches: Iterable[list[int]], num_workers: int = 0) -> Batches:

@@ -15,7 +15,7 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.dataset.loader import train_loader
+from wfimagevae.dataset.loader import TrainLoader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
 from wfimagevae.engine.checkpoint import checkpoint_path, read_checkpoint, restore, whole_checkpoint
@@ -266,7 +266,7 @@ def vae_benchmark(options: VaeBenchOptions) -> TrainBenchmark:
     players, _ = build_players(options, vae, loss)
     if options.image_path:
         dataset = build_image_data(options, options.image_path)
-        batches = train_loader(dataset, options.batch_size, options, device)
+        batches = TrainLoader(dataset, options.batch_size, options, device)
     else:
         shape = (options.batch_size, 3, options.resolution, options.resolution)
         image = torch.rand(shape, device=device) * 2 - 1
@@ -347,7 +347,7 @@ def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterat
     if options.data_path:
         dataset, _ = build_datasets(options)
         space = open_space(options, dataset, device)
-        loader = train_loader(dataset, options.batch_size, options, device)
+        loader = TrainLoader(dataset, options.batch_size, options, device)
         return build_network(options, space, device), space, loader
     # What `open_space` asks of a data set, and a batch of one.
     size, side = options.batch_size, options.resolution or DEFAULT_RESOLUTION

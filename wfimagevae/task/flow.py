@@ -9,8 +9,7 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from wfimagevae.dataset import TrainLoader
-from wfimagevae.dataset.loader import train_loader
+from wfimagevae.dataset.loader import TrainLoader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs
@@ -99,7 +98,7 @@ def assemble(
         shard(network, network.blocks_to_shard(), device, *how)
     player = build_flow_player(options, objective, kind.player_name)
     player.flops_per_sample = 2.0 * objective.passes * macs
-    loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
+    loader = TrainLoader(dataset, options.batch_size, options, device, process.rank, process.size)
     validator = None
     if held_out is not None and options.eval_steps:
         generator = build_generator(options, objective, space)

@@ -10,8 +10,7 @@ from pkgutil import resolve_name
 import torch
 from torch import nn
 
-from wfimagevae.dataset import TrainLoader
-from wfimagevae.dataset.loader import train_loader
+from wfimagevae.dataset.loader import TrainLoader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.engine.checkpoint import Part
 from wfimagevae.engine.cost import count_macs
@@ -54,7 +53,7 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
     check_sizes(options, dataset.sizes, vae, loss)
     # The players, one or two, and what they learn from.
     players, macs = build_players(options, vae, loss)
-    loader = train_loader(dataset, options.batch_size, options, device, process.rank, process.size)
+    loader = TrainLoader(dataset, options.batch_size, options, device, process.rank, process.size)
     held_out = open_held_out(options)
     validator = None
     if held_out is not None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.dataset.reading import read_by
 from tests.dataset.shard_files import open_set, png, write_shards
 from tests.refusals import refused
 from wfimagevae.dataset import BucketOrder, CropDataset, CropRules, ShardOrder, TrainLoader
@@ -106,7 +107,7 @@ def test_sizes_are_multiples_at_about_the_area_of_the_square():
 
 def test_batches_have_one_size_and_show_whole_images(folder):
     data = bucketed(folder)
-    loader = TrainLoader(data, 2, num_workers=2)
+    loader = TrainLoader(data, 2, read_by(2))
     shown = Counter()
     for _ in range(17):  # two epochs of 17 images
         batch = next(loader)
@@ -125,7 +126,7 @@ def test_batches_have_one_size_and_show_whole_images(folder):
 
 
 def test_what_does_not_go_together_is_refused(folder):
-    loader = TrainLoader(bucketed(folder, 2), 3, num_workers=0)
+    loader = TrainLoader(bucketed(folder, 2), 3, read_by(0))
     refused("several sizes", list, zip(loader, range(20), strict=False))
     sizes = np.array([[32, 32]])
     for bad in ((64, ()), (8, (12,)), (8, (4,)), (0, (40,))):
@@ -166,7 +167,7 @@ def test_long_images_are_cropped_into_buckets_of_four_to_one(tmp_path):
 
 
 def test_last_image_of_a_bucket_that_cannot_be_read_is_replaced_from_another(folder):
-    loader = TrainLoader(bucketed(folder), 2, num_workers=0)
+    loader = TrainLoader(bucketed(folder), 2, read_by(0))
     (folder / "16.png").write_bytes(b"gone bad")  # alone in its bucket
     sizes = {tuple(next(loader)["image"].shape[2:]) for _ in range(40)}
     assert len(sizes) == 3 and loader.num_unreadable == 1

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.dataset.conftest import draw
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import IndexedImages, Labels, TrainImageDataset, TrainLoader
 
@@ -67,7 +68,7 @@ def test_folders_that_are_no_classes_are_named(classes, noise):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_labels_follow_their_images_into_the_batch(classes, num_workers):
     dataset = TrainImageDataset(classes, 10, labels="folder", augment=False)
-    (batch,) = draw(TrainLoader(dataset, batch_size=5, num_workers=num_workers))
+    (batch,) = draw(TrainLoader(dataset, batch_size=5, options=read_by(num_workers)))
     assert set(batch) == {"image", "label", "position", "unreadable"}
     assert batch["label"].dtype == torch.int64
     assert sorted(batch["label"].tolist()) == [0, 0, 1, 1, 1]

@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 from tests.dataset.conftest import draw
 from tests.dataset.latent_files import numbered, write_cache
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
 from wfimagevae.dataset.latents.record import compact, text_tensors
@@ -70,7 +71,7 @@ def test_a_shard_is_as_wide_as_its_longest_caption(cache):
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_embeddings_reach_the_objective_as_float32(cache, num_workers):
     dataset = LatentDataset(cache, text="embeddings")
-    (batch,) = draw(TrainLoader(dataset, 5, num_workers=num_workers))
+    (batch,) = draw(TrainLoader(dataset, 5, read_by(num_workers)))
     assert batch["tokens"].dtype == batch["pooled"].dtype == torch.float32
     assert batch["mask"].dtype == torch.bool and len(batch["caption"]) == 5
     digits = torch.tensor([len(caption) for caption in batch["caption"]])

@@ -9,6 +9,7 @@ from scipy import stats
 
 from tests.dataset.conftest import draw
 from tests.dataset.latent_files import numbered, write_cache
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, LatentDataset, TrainLoader
 from wfimagevae.engine.seeding import sample_noise
@@ -90,7 +91,7 @@ def test_labels_follow_their_latents_and_an_empty_shard_is_passed_over(tmp_path,
         for first, count in ((0, 4), (0, 0), (4, 3))
     ]
     dataset = LatentDataset(write_cache(tmp_path, shards, class_names=["even", "odd"]))
-    (batch,) = draw(TrainLoader(dataset, batch_size=10, num_workers=num_workers))
+    (batch,) = draw(TrainLoader(dataset, batch_size=10, options=read_by(num_workers)))
     assert batch["label"].tolist() == [number % 2 for number in numbers(batch)]
     assert set(numbers(batch)) == set(range(7))
     assert dataset.num_classes == 2 and batch["position"] == list(range(10))
@@ -173,4 +174,4 @@ def test_nan_is_named_in_one_line_before_the_first_batch_or_where_it_comes_later
     write_cache(cache, [{"moments": numbered(0, 4)}, {"moments": bad}])
     message = r"^.*00001\.safetensors: sample 2 of moments is not finite.*\Z"  # one line
     refused(message, LatentDataset, cache, error=DataError)
-    refused(message, next, TrainLoader(dataset, 7, num_workers=num_workers), error=DataError)
+    refused(message, next, TrainLoader(dataset, 7, read_by(num_workers)), error=DataError)

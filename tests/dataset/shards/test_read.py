@@ -13,6 +13,7 @@ import webdataset
 from PIL import Image
 
 from tests.dataset.conftest import draw
+from tests.dataset.reading import read_by
 from tests.dataset.shard_files import (
     as_json,
     dataset,
@@ -66,7 +67,9 @@ def test_ranks_and_workers_together_read_every_sample_once_an_epoch(tmp_path, ra
     write_shards(tmp_path, [5, 1, 0, 7, 4, 3, 4])  # 24, and an empty shard
     data = dataset(open_set(str(tmp_path)))
     half = 24 // ranks  # an epoch is a whole number of steps of all ranks
-    loaders = [TrainLoader(data, 2, r, ranks, num_workers=workers) for r in range(ranks)]
+    loaders = [
+        TrainLoader(data, 2, read_by(workers), rank=r, world_size=ranks) for r in range(ranks)
+    ]
     shares = [seen(draw(loader, half)) for loader in loaders]  # two epochs, two samples a step
     epochs = [[number for share in shares for number in share[i : i + half]] for i in (0, half)]
     assert [sorted(epoch) for epoch in epochs] == [list(range(24))] * 2
@@ -92,7 +95,7 @@ def test_resuming_anywhere_equals_never_stopping(tmp_path, before, workers):
     write_shards(tmp_path, [5, 6, 2])
 
     def loader(num_workers, **options):
-        return TrainLoader(dataset(open_set(str(tmp_path)), **options), 3, num_workers=num_workers)
+        return TrainLoader(dataset(open_set(str(tmp_path)), **options), 3, read_by(num_workers))
 
     whole, first, second = draw(loader(0), 10), loader(workers), loader(workers)
     head = list(islice(first, before))
@@ -109,7 +112,7 @@ def test_resuming_anywhere_equals_never_stopping(tmp_path, before, workers):
 def test_corrupt_samples_are_replaced_and_counted_and_end_no_worker(tmp_path, workers):
     broken = {2: b"", 5: b"no image", 9: png(1)[:40]}
     write_shards(tmp_path, [6, 6], lambda i: {"png": broken[i]} if i in broken else {})
-    loader = TrainLoader(dataset(open_set(str(tmp_path))), 4, num_workers=workers)
+    loader = TrainLoader(dataset(open_set(str(tmp_path))), 4, read_by(workers))
     batches = draw(loader, 9)
     shown = Counter(seen(batches))
     assert not shown.keys() & broken.keys() and sum(shown.values()) == 36

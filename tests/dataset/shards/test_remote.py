@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.dataset.conftest import draw
+from tests.dataset.reading import read_by
 from tests.dataset.shard_files import dataset, open_set, png, write_shards, written_shards
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, TrainLoader
@@ -131,7 +132,7 @@ def test_failing_server_is_tried_again_and_each_shard_fetched_once(
     local = open_set(str(tmp_path / "served"))
     for i in range(7):
         assert found.images.content(i) == local.images.content(i)
-    draw(TrainLoader(dataset(found), 2, num_workers=1), 7)
+    draw(TrainLoader(dataset(found), 2, read_by(1)), 7)
     assert server.count("GET") == {"/s-000.tar": 3, "/s-001.tar": 2, "/shards.json": 1}
     assert len(copies(tmp_path)) == 2
     fetch(f"{server.url}/s-{{000..001}}.tar").images.content(6)
@@ -274,7 +275,7 @@ def test_shard_removed_as_soon_as_it_is_fetched_is_read_all_the_same(
 
 def test_folder_that_cannot_be_written_ends_training_and_counts_as_no_damage(tmp_path, server):
     found = open_set(f"{server.url}/s-000.tar", cache_dir=str(tmp_path / "fetched"))
-    loader = TrainLoader(dataset(found), 2, num_workers=0)
+    loader = TrainLoader(dataset(found), 2, read_by(0))
     shutil.rmtree(tmp_path / "fetched")
     (tmp_path / "fetched").write_text("")
     refused(r"cannot keep shards in .*fetched: .*--wds_cache_dir", next, loader, error=DataError)

@@ -5,6 +5,7 @@ import pickle
 import pytest
 
 from tests.dataset.conftest import draw
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import (
     Captions,
@@ -113,10 +114,10 @@ def test_captions_follow_their_images_into_the_batch(photos, num_workers):
     plain = TrainImageDataset(photos, 10)
     assert not plain.has_captions and "caption" not in plain.read_batch([0])
     assert dataset.has_captions and sorted(truth.values()) == ["", "a", "deep/b", "deep/c"]
-    (batch,) = draw(TrainLoader(dataset, batch_size=8, num_workers=num_workers))
+    (batch,) = draw(TrainLoader(dataset, batch_size=8, options=read_by(num_workers)))
     (photos / "deep" / "c.png").write_bytes(b"")  # a stand-in brings its own caption
     broken = TrainImageDataset(photos, 10, captions="sidecar", augment=False)
-    stood_in = next(TrainLoader(broken, batch_size=12, num_workers=0))
+    stood_in = next(TrainLoader(broken, batch_size=12, options=read_by(0)))
     assert "deep/c" in batch["caption"] and "deep/c" not in stood_in["caption"]
     for some in (batch, stood_in):
         for image, caption in zip(some["image"], some["caption"], strict=True):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torchvision.datasets import CIFAR10, cifar
 
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import Cifar10Dataset, TrainLoader
 
@@ -31,7 +32,7 @@ def root(tmp_path, monkeypatch):
 def test_images_of_both_splits_come_with_their_labels(root):
     dataset = Cifar10Dataset(root)
     assert len(dataset) == 20 and dataset.class_names == NAMES and dataset.num_classes == 10
-    batch = next(TrainLoader(dataset, batch_size=20, num_workers=0))
+    batch = next(TrainLoader(dataset, batch_size=20, options=read_by(0)))
     assert batch["image"].shape == (20, *dataset.sample_shape) == (20, 3, 32, 32)
     darkest = ((batch["image"].amin((1, 2, 3)) + 1) * 127.5).round()
     assert torch.equal(darkest.long(), 20 * batch["label"])

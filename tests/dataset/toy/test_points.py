@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy import stats
 
+from tests.dataset.reading import read_by
 from wfimagevae.dataset import PointDataset, TrainLoader
 from wfimagevae.dataset.toy.points import DISTRIBUTIONS
 
@@ -30,10 +31,10 @@ def test_point_depends_on_seed_and_position_alone(name):
 
 def test_batch_has_the_public_form():
     dataset = PointDataset("rings")
-    batch = next(TrainLoader(dataset, batch_size=6, num_workers=0))
+    batch = next(TrainLoader(dataset, batch_size=6, options=read_by(0)))
     assert batch["point"].shape == (6, *dataset.sample_shape)
     assert batch["point"].dtype == torch.float32 and batch["label"].dtype == torch.int64
-    without_modes = next(TrainLoader(PointDataset("checkerboard"), 6, num_workers=0))
+    without_modes = next(TrainLoader(PointDataset("checkerboard"), 6, read_by(0)))
     assert set(without_modes) == {"point", "position", "unreadable"}
     assert dataset.num_classes == len(dataset.class_names) == 3
 

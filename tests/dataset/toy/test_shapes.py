@@ -3,6 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import ShapesDataset, TrainLoader
 from wfimagevae.dataset.toy.shapes import COLOURS, SHAPES
@@ -19,7 +20,7 @@ def silhouette(pixels):
 
 def test_batch_has_the_public_form():
     dataset = ShapesDataset(24, num_items=50)
-    batch = next(TrainLoader(dataset, batch_size=5, num_workers=0))
+    batch = next(TrainLoader(dataset, batch_size=5, options=read_by(0)))
     assert batch["image"].shape == (5, *dataset.sample_shape)
     assert batch["image"].dtype == torch.float32 and batch["image"].abs().max() <= 1
     assert batch["label"].dtype == torch.int64
