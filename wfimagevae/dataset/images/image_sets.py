@@ -102,12 +102,13 @@ def measured_sizes(
     Nothing is kept in ``image_folder``, the user's folder of these images, if they are of one.
     """
     cache = IndexCache(cache_dir, "image sizes", [image_folder] if image_folder else [])
-    # A file in one version has one number.
-    versions = (f"{file_version(images.path(i))}".encode() for i in range(len(images)))
-    texts = (entry + b"\0" + text for entry, text in zip(images.entries, versions, strict=True))
-    digests = (hashlib.blake2b(text, digest_size=8).digest() for text in texts)
-    numbers = (int.from_bytes(digest, "little") for digest in digests)
-    ids = np.fromiter(numbers, np.uint64, len(images))
+
+    def version_id(i: int) -> int:
+        """A number for a file in one version."""
+        text = images.entries[i] + f"\0{file_version(images.path(i))}".encode()
+        return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+    ids = np.fromiter(map(version_id, range(len(images))), np.uint64, len(images))
 
     def unchanged(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         """The sizes of files that are as they were, 0 of the others."""

@@ -72,7 +72,8 @@ class ShardImages(Images):
     def relative(self, i: int) -> str:
         """Shard's name and sample's key, as a path that stays below a folder."""
         parts = [part for part in self.key(i).split("/") if part not in ("", ".", "..")]
-        return "/".join([self._shards[self._shard[i]].stem, *parts]) + ".png"
+        shard = Path(self._shards[self._shard[i]].source.partition("?")[0])
+        return "/".join([shard.name.removesuffix(".tar"), *parts]) + ".png"
 
     def file(self, i: int) -> BinaryIO:
         return io.BytesIO(self.content(i))

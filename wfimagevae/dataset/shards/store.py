@@ -47,10 +47,6 @@ class ShardFile:
     stamp: list[Any]
     sha256: str = ""
 
-    @property
-    def stem(self) -> str:
-        return Path(self.source.partition("?")[0]).name.removesuffix(".tar")
-
 
 class ShardStore:
     """Opens shards, remote ones as local copies.

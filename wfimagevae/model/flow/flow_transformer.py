@@ -87,7 +87,18 @@ class FlowTransformer(VelocityModel):
         byte_depth: Depth = 4,
     ):
         super().__init__()
-        _check_config(self.config)
+        config = self.config
+        for large, small in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
+            if config[large] % config[small]:
+                raise ValueError(
+                    f"{large} must be a multiple of {small}, got {config[large]} and "
+                    f"{config[small]}"
+                )
+        for key in _TEXT_SIZES[text_encoder]:
+            if config[key] < 1:
+                raise ValueError(
+                    f"text_encoder {text_encoder!r} needs {key} above 0, got {config[key]}"
+                )
         self.sample_shape = (in_channels, input_size, input_size)
         self.takes_text = text_encoder != "none"
         self.size_multiple = patch_size if position == "rope" else None
@@ -228,19 +239,6 @@ class FlowTransformer(VelocityModel):
             if "adaLN_modulation" in name or name.endswith("text_attn.proj.weight"):
                 nn.init.zeros_(parameter)
         nn.init.zeros_(self.final_layer.linear.weight)
-
-
-def _check_config(config: dict) -> None:
-    """Raises ValueError for sizes that do not fit."""
-    for large, small in (("input_size", "patch_size"), ("hidden_size", "num_heads")):
-        if config[large] % config[small]:
-            raise ValueError(
-                f"{large} must be a multiple of {small}, got {config[large]} and {config[small]}"
-            )
-    encoder = config["text_encoder"]
-    for key in _TEXT_SIZES[encoder]:
-        if config[key] < 1:
-            raise ValueError(f"text_encoder {encoder!r} needs {key} above 0, got {config[key]}")
 
 
 def text_parts(config: Mapping) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
