@@ -36,14 +36,8 @@ def main(argv: list[str] | None = None) -> None:
 
     import torch
 
+    from wfimagevae.export import folder as hf_folder
     from wfimagevae.export.card import check_card
-    from wfimagevae.export.folder import (
-        check_hub,
-        check_target,
-        export_flow,
-        export_vae,
-        push_to_hub,
-    )
     from wfimagevae.files import is_folder, read_json
     from wfimagevae.generate.autoencoders import load_vae
     from wfimagevae.generate.generator_files import find_generator_facts, load_generator
@@ -51,9 +45,9 @@ def main(argv: list[str] | None = None) -> None:
 
     folder, source = Path(options.save_dir), options.from_pretrained or options.ckpt_path or ""
     is_flow = bool(source) and find_generator_facts(source) is not None
-    check_target(folder, source, is_flow=is_flow)
+    hf_folder.check_target(folder, source, is_flow=is_flow)
     check_card(options)
-    check_hub(options.push_to_hub)
+    hf_folder.check_hub(options.push_to_hub)
     run = find_weights(source) if source else folder
     run = run if is_folder(run) else run.parent
     path = run / "options.json"  # of the training, beside its checkpoints
@@ -66,15 +60,15 @@ def main(argv: list[str] | None = None) -> None:
         drawn = sorted(run.glob("val_samples/step-*.png"))
         if drawn and not options.picture:
             card = card.changed(picture=str(drawn[-1]))
-        export_flow(load_generator(flow, torch.device("cpu")), folder, card, training)
+        hf_folder.export_flow(load_generator(flow, torch.device("cpu")), folder, card, training)
     else:
         for name, value in parts.items():
             if value:
                 raise ValueError(f"--{name} {value} belongs to a flow, and {source} is none")
-        export_vae(load_vae(options), folder, card, training)
+        hf_folder.export_vae(load_vae(options), folder, card, training)
     print(f"{folder}: exported, and identical when read back")
     if options.push_to_hub:
-        print(f"uploaded to {push_to_hub(folder, options.push_to_hub)}")
+        print(f"uploaded to {hf_folder.push_to_hub(folder, options.push_to_hub)}")
 
 
 if __name__ == "__main__":
