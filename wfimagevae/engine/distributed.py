@@ -35,7 +35,7 @@ def world(device: str = "auto", timeout_minutes: float = DDP_TIMEOUT) -> Iterato
     waits ``timeout_minutes`` for the other processes.
     """
     # torchrun's variables; without it this is the only process.
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, size = int(os.environ.get("RANK") or 0), int(os.environ.get("WORLD_SIZE") or 1)
     resolved = use_device(device, int(os.environ.get("LOCAL_RANK", 0)))
     joins = size > 1 and not dist.is_initialized()
     if joins:

@@ -33,9 +33,9 @@ def dry_run(
     Networks and data are opened as for training, on the CPU; under torchrun the figures are those
     of as many GPUs, without a word between the processes.
     """
-    if int(os.environ.get("RANK", 0)):
+    if int(os.environ.get("RANK") or 0):
         return
-    process = World(0, int(os.environ.get("WORLD_SIZE", 1)), torch.device("cpu"))
+    process = World(0, int(os.environ.get("WORLD_SIZE") or 1), torch.device("cpu"))
     # Nothing that needs the GPUs; what they would share is divided below.
     values, alone = options.values(), {"device": "cpu", "eval_steps": 0, "dataset_num_worker": 0}
     alone |= {n: False for n in ("compile", "fsdp", "fsdp_hybrid", "fp8") if n in values}

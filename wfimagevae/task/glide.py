@@ -82,7 +82,7 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     space = replace(space, condition=_conditions(options, network, space))
     parts = space.encode, options, options.seed, space.condition, space.text
     objective = NoisePrediction(network, *parts)
-    inputs = network.example_inputs(device)
+    inputs = network.example_inputs(next(network.parameters()).device)
     macs = count_macs(lambda: network(*inputs))
     return assemble(GlideTask, options, space, objective, macs, data, process, folder)
 
