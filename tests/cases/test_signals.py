@@ -40,7 +40,7 @@ class Training(Task):
         self.act, self.batches, self.events = act, iter(batches(100, 2)), []
 
     def ready(self, count, seconds):
-        return seconds > 0 and self.act(self, "wait") is not False
+        return self.act(self, "wait" if seconds else "glance") is not False and seconds > 0
 
     def __next__(self):
         return next(self.batches)
@@ -217,16 +217,19 @@ def test_no_validation_ends_a_training(tmp_path, caplog):
     assert run.task.network.training
 
 
-def test_data_that_fails_ends_a_training_after_a_save(tmp_path):
+@pytest.mark.parametrize("moment", ["wait", "glance"])
+def test_data_that_fails_ends_a_training_after_a_save(tmp_path, moment):
     """pytorch/pytorch #96629: hours of steps are no price for a storage that fails."""
 
     def act(task, place):
-        if place == "wait" and len(task.events) == 2:
+        if place == "update 4":
+            task.events.append("fifth")
+        if place == moment and "fifth" in task.events:
             raise DataError("none of 3 images is readable")
 
     with pytest.raises(DataError, match="none of 3"):
         train(tmp_path, act, eval_steps=0)
-    assert list_checkpoints(tmp_path)[-1].stem == "checkpoint-4"
+    assert list_checkpoints(tmp_path)[-1].stem == "checkpoint-5"
 
 
 def _rank(folder):

@@ -198,5 +198,13 @@ def test_sharded_compiled_mean_flow_says_which_torch_it_needs(place, monkeypatch
         build_objective(parse(FlowOptions, flags), None, None)
 
 
+def test_a_sharded_mean_flow_is_compiled_if_asked_for_alone(place, monkeypatch):
+    decided = []
+    monkeypatch.setattr(flow, "run_training", lambda options, *_: decided.append(options.compile))
+    for flags in ({"fsdp": True}, {"fsdp": True, "compile": True}, {}):
+        flow.train(parse(FlowOptions, place.flags("x", 1, objective="mean_flow", **flags)))
+    assert decided == [False, True, None]
+
+
 def test_flag_names_of_samplers_are_those_that_exist():
     assert set(SAMPLERS) == set(BUILT_SAMPLERS)
