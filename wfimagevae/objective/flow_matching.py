@@ -62,8 +62,7 @@ class ConditionalObjective(nn.Module):
         self.network, self.encode, self.options, self.seed = network, encode, options, seed
         self.condition = condition or (lambda batch: batch["label"])
         # What generating needs to know; and an update's arithmetic, in forward passes.
-        names = ("objective", "cfg_dropout_prob")
-        self.facts = {name: getattr(options, name) for name in names}
+        self.facts = {"objective": options.objective, "cfg_dropout_prob": options.cfg_dropout_prob}
         self.passes = 3.0  # once forward, twice back
 
     def begin_update(self) -> None:
