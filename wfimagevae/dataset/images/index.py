@@ -157,7 +157,8 @@ def manifest_values(
     texts = PackedTexts.pack(values).select(images.lines)
 
     def where(i: int) -> str:
-        return next(itertools.islice(manifest_records(manifest), int(images.lines[i]), None))[0]
+        numbers = (n for n, line in enumerate(text_lines(manifest), 1) if line.strip())
+        return f"{manifest}:{next(itertools.islice(numbers, int(images.lines[i]), None))}"
 
     return lambda i: json.loads(texts[i]), where
 
