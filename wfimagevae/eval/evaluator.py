@@ -200,11 +200,8 @@ class SetEvaluator:
         real, generated = self._real, self._collect("generated", samples)
         count = min(real.count, generated.count)
         values, notes = {}, {}
-        protocol = {
-            "real_count": real.count,
-            "generated_count": generated.count,
-            "size": _size(real.shape),
-        }
+        protocol = {"real_count": real.count, "generated_count": generated.count}
+        protocol["size"] = _size(real.shape)
         for name, collected in (("real", real), ("generated", generated)):
             protocol |= {f"{name}_left_out": collected.left_out} if collected.left_out else {}
         names, options = [name for name in self.names if name not in self.unavailable], self.options

@@ -68,12 +68,11 @@ def standalone_source(cls: type) -> str:
                 need(place, part.id)
             for alias in part.names if isinstance(part, _IMPORT) else ():
                 source = getattr(part, "module", alias.name)
-                if source.partition(".")[0] in own:
-                    if alias.asname or isinstance(part, ast.Import):
-                        raise ValueError(
-                            f"{place} imports {alias.name}: write from ... import NAME"
-                        )
-                    need(source, alias.name)
+                if source.partition(".")[0] not in own:
+                    continue
+                if alias.asname or isinstance(part, ast.Import):
+                    raise ValueError(f"{place} imports {alias.name}: write from ... import NAME")
+                need(source, alias.name)
 
     need(cls.__module__, cls.__name__)
     imports = sorted(text for text, node in texts.items() if isinstance(node, _IMPORT))

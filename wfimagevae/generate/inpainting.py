@@ -1,7 +1,6 @@
 """An image and a mask as parts of what a network that fills in is told."""
 
 import torch
-from torch import Tensor
 
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
@@ -12,10 +11,8 @@ from wfimagevae.generate.two_stages import TwoStageGenerator
 def fill_in(generator: FlowGenerator, image: str, mask: str) -> None:
     """Lets a generator draw what is missing of an image, the middle square of it.
 
-    The mask, an image of the same size, is white where something is to be drawn.
-
-    Raises:
-        ValueError: a model that does not fill in, unreadable files, or a mask of another size.
+    The mask, an image of the same size, is white where something is to be drawn. A model that does
+    not fill in, unreadable files, or a mask of another size are a ValueError.
     """
     sizes = []
     for flag, path in (("inpaint_image", image), ("inpaint_mask", mask)):
@@ -37,14 +34,9 @@ def fill_in(generator: FlowGenerator, image: str, mask: str) -> None:
             path = stage.source.get("path")
             raise ValueError(f"{path} does not fill in images: give GLIDE's inpainting models")
         side = stage.model.sample_shape[-1]
-        pixels = [_square(path, side) for path in (image, mask)]
+        opened = (open_rgb(path, short_side=side) for path in (image, mask))
+        pixels = [to_signed_unit(torch.from_numpy(center_crop(x, side)))[None] for x in opened]
         known = (pixels[1].mean(1, keepdim=True) < 0).float()
         stage.given = {"inpaint_image": pixels[0], "inpaint_mask": known}
         stage.given = {name: part.to(stage.device) for name, part in stage.given.items()}
     generator.source |= {"inpaint_image": image, "inpaint_mask": mask}
-
-
-def _square(path: str, side: int) -> Tensor:
-    """The middle square of an image, (1, 3, side, side) in [-1, 1]."""
-    pixels = center_crop(open_rgb(path, short_side=side), side)
-    return to_signed_unit(torch.from_numpy(pixels))[None]

@@ -39,8 +39,7 @@ _OF_DATA_ALONE = ("data_path", "eval_data_path", "data_weights", "captions_file"
 def load_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
     """Reads and checks a pipeline file, without importing torch; flags win over it.
 
-    Raises:
-        PipelineError: with everything that is wrong, by line.
+    A PipelineError has everything that is wrong, by line.
     """
     pipeline = read_pipeline(path, flags)
     document = pipeline.document

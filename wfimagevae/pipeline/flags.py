@@ -120,13 +120,11 @@ def _weights(step: Step, latents: int | None) -> tuple[Flags, list[str]]:
     """
     pixels, latents = (3 * step.size**2, latents) if latents else (1, 1)
     interval = step.settings.r1_interval or OPTIONS["vae"].by_flag()["r1_interval"].default
+    rarer = f"divided by r1_interval {interval}: the rarer the term, the more it counts here"
     factors = {
         PIXELS: (pixels, f"times 3 H W = {pixels}"),
         RATIO: (pixels / latents, f"times 3 H W / C h w = {pixels} / {latents}"),
-        INTERVAL: (
-            1 / interval,
-            f"divided by r1_interval {interval}: the rarer the term, the more it counts here",
-        ),
+        INTERVAL: (1 / interval, rarer),
     }
     flags, conversions = {}, []
     for name, key in StepSection.keys().items():

@@ -216,15 +216,16 @@ class Transition(Section):
     window: Count = 20
 
 
+_Halves = worded(bool | Literal["encoder", "decoder"], "true, false, encoder or decoder")
+
+
 class Settings(Section):
     """How a step trains: for one step, under ``defaults`` for all, or shared under ``training``."""
 
     n_epochs: _flag("epochs") = None
     max_steps: _flag("max_steps_per_epoch") = None
     dataset: str | None = None
-    train_vae: (
-        worded(bool | Literal["encoder", "decoder"], "true, false, encoder or decoder") | None
-    ) = None
+    train_vae: _Halves | None = None
     gan_training: bool | None = None
     use_lpips: Annotated[bool | None, Key(None, "vae", ("train_vae",))] = None
     train_spade: _flag("train_spade", "vae") = None

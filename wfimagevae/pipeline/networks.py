@@ -61,11 +61,7 @@ class VaeFacts:
 
 
 def vae_facts(model: ModelSection) -> VaeFacts:
-    """A file's autoencoder.
-
-    Raises:
-        ValueError: no such model, or a configuration that it refuses.
-    """
+    """A file's autoencoder; ValueError for no such model, or a configuration that it refuses."""
     section = model.vae
     name = section.name or OPTIONS["vae"].by_flag()["model_name"].default
     if (section.pretrained or "").startswith(DIFFUSERS):
@@ -141,11 +137,9 @@ def rehearse(
 ) -> tuple[dict[str, nn.Module], set[str], str]:
     """A step's networks by component, of shapes alone, what it logs, and its memory in words.
 
-    They are built and called as in its training, on tensors without content.
-
-    Raises:
-        ValueError: networks that do not fit, or images of sizes that they do not take.
-        RuntimeError: shapes that do not meet.
+    They are built and called as in its training, on tensors without content. Networks that do not
+    fit, or images of sizes that they do not take, are a ValueError, shapes that do not meet a
+    RuntimeError.
     """
     build = _vae_parts if step.task == "vae" else _flow_parts
     with FakeTensorMode(allow_non_fake_inputs=True), autocast(_CPU, options.mix_precision):
@@ -160,7 +154,14 @@ def rehearse(
                 loss, logs = update()
                 loss.backward()
             logged |= logs.keys()
-        count, width, height = _drawn_batch(pipeline, step, options)
+        # The largest batch of samples that validation or the pipeline draws.
+        output, count = pipeline.content.output, options.eval_batch_size
+        if step.task == "flow":
+            count = min(count, max(options.eval_num_samples, options.eval_num_images))
+        batches = [(count if options.eval_steps else 0, step.size, step.size)]
+        if not output.no_samples and (output.test_image_address or step.task == "flow"):
+            batches += [(1, *sides) for sides in output.sample_sizes or [(step.size, step.size)]]
+        count, width, height = max(batches, key=math.prod)
         if count:
             with torch.no_grad(), drawing:
                 parts.draw(count, height, width)
@@ -174,17 +175,6 @@ def rehearse(
     if count:
         memory += f", or {drawn:.2f} while {count} of {width}x{height} px are drawn"
     return parts.components, logged, memory + (f"; {parts.note}" if parts.note else "")
-
-
-def _drawn_batch(pipeline: Pipeline, step: Step, options: TrainingOptions) -> tuple[int, int, int]:
-    """The largest batch of samples that validation or the pipeline draws: count, width, height."""
-    output, count = pipeline.content.output, options.eval_batch_size
-    if step.task == "flow":
-        count = min(count, max(options.eval_num_samples, options.eval_num_images))
-    batches = [(count if options.eval_steps else 0, step.size, step.size)]
-    if not output.no_samples and (output.test_image_address or step.task == "flow"):
-        batches += [(1, *sides) for sides in output.sample_sizes or [(step.size, step.size)]]
-    return max(batches, key=math.prod)
 
 
 def _vae_parts(pipeline: Pipeline, step: Step, options: VaeOptions, vae: VaeFacts) -> Parts:

@@ -65,11 +65,7 @@ class StepState:
 
 
 def read_state(folder: Path) -> StepState:
-    """Where the step of a folder stands.
-
-    Raises:
-        ValueError: none of its checkpoints can be read.
-    """
+    """Where the step of a folder stands; ValueError if none of its checkpoints can be read."""
     saved = list_checkpoints(folder)
     if not saved:
         return StepState(folder)
@@ -82,12 +78,10 @@ def read_state(folder: Path) -> StepState:
 
 
 def read_states(pipeline: Pipeline, vae: VaeFacts) -> list[StepState]:
-    """Where each step stands.
+    """Where each step stands; ValueError for a checkpoint that cannot be read.
 
-    Raises:
-        PipelineError: the output holds steps that do not follow from this file, or that it says
-            otherwise than they were trained.
-        ValueError: a checkpoint cannot be read.
+    Steps in the output that do not follow from this file, or that it says otherwise than they were
+    trained, are a PipelineError.
     """
     output, states = pipeline.output, [read_state(pipeline.folder(s)) for s in pipeline.steps]
     expected = {state.folder.name for state in states}
@@ -163,8 +157,7 @@ def _moved(values: dict) -> dict:
 def describe_plan(pipeline: Pipeline) -> list[str]:
     """A checked file's plan, in lines; only shapes are built, and nothing is written.
 
-    Raises:
-        PipelineError: everything that only data, networks and the output show to be wrong.
+    A PipelineError has everything that only data, networks and the output show to be wrong.
     """
     document = pipeline.document
     states: list[StepState] = []
@@ -175,13 +168,20 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
         vae = vae_facts(ModelSection())  # the flow's problems are told all the same
     if not document.problems:
         states = read_states(pipeline, vae)
-    lines = [
-        f"{document.path}: {len(pipeline.steps)} steps, into {pipeline.output}",
-        *_command_line(pipeline),
+    lines = [f"{document.path}: {len(pipeline.steps)} steps, into {pipeline.output}"]
+    # Flags that were given over the file, and the steps that have them.
+    shown = []
+    for flag, value in pipeline.flags.items():
+        names = [s.name for s in pipeline.steps if flag in OPTIONS[s.task].by_flag()]
+        whom = "all steps" if len(names) == len(pipeline.steps) else ", ".join(names)
+        words = value if isinstance(value, list | tuple) else [value]
+        shown.append(f"--{flag} {' '.join(map(str, words))} ({whom})")
+    lines += [f"over the file, from the command line: {'; '.join(shown)}"] if shown else []
+    lines.append(
         "memory: weights, gradients, optimizer states and averages by count, and the most that "
         "forward and backward hold of one micro-batch, or samples while they are drawn if that is "
-        "more, by a dry run on shapes; without caches and kernels' workspace",
-    ]
+        "more, by a dry run on shapes; without caches and kernels' workspace"
+    )
     # Component -> step that trained it last, and the shapes of its weights.
     weights: dict[str, tuple[str, dict]] = {}
     for step, state in zip_longest(pipeline.steps, states):
@@ -198,17 +198,6 @@ def describe_plan(pipeline: Pipeline) -> list[str]:
             document.report(step.place, f"step {step.name!r}: {text}model.*.config")
     document.check()
     return lines
-
-
-def _command_line(pipeline: Pipeline) -> list[str]:
-    """Flags that were given over the file, and the steps that have them."""
-    shown = []
-    for flag, value in pipeline.flags.items():
-        names = [s.name for s in pipeline.steps if flag in OPTIONS[s.task].by_flag()]
-        whom = "all steps" if len(names) == len(pipeline.steps) else ", ".join(names)
-        words = value if isinstance(value, list | tuple) else [value]
-        shown.append(f"--{flag} {' '.join(map(str, words))} ({whom})")
-    return [f"over the file, from the command line: {'; '.join(shown)}"] if shown else []
 
 
 def _describe_step(

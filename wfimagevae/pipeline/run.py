@@ -37,10 +37,8 @@ _RECORD = "measured.json"
 def run_pipeline(pipeline: Pipeline) -> bool:
     """Trains all steps that are not finished, until a signal stops one: then returns False.
 
-    Raises:
-        PipelineError: finished steps were trained as another file says, or what is left cannot
-            be trained.
-        ValueError: options that cannot be met, or training that diverged.
+    Steps that were trained as another file says, or what cannot be trained, are a PipelineError,
+    options that cannot be met, or training that diverged, a ValueError.
     """
     device = pipeline.content.training.device or "auto"
     flags = [step_flags(pipeline, step)[0] for step in pipeline.steps]
@@ -101,10 +99,8 @@ def prepare_autoencoder(
 ) -> None:
     """Writes a Hugging Face folder of the VAE with shift and scale measured on a flow's data.
 
-    Made once: a folder of the same source and data is taken as it is. Collective.
-
-    Raises:
-        ValueError: no image could be encoded, or a latent channel does not vary.
+    Made once: a folder of the same source and data is taken as it is. If no image can be encoded,
+    or a latent channel does not vary, it is a ValueError. Collective.
     """
     target, values = folder / "autoencoder", options.values()
     names = ("dataset", "data_path", "resolution", "train_crop", "seed", "num_shapes")
@@ -142,8 +138,7 @@ def cache_latents(
 ) -> None:
     """Encodes a folder or manifest of images once; goes on where it was stopped. Collective.
 
-    Raises:
-        ValueError: sources that cannot be cached, or latents that are not finite.
+    Sources that cannot be cached, or latents that are not finite, are a ValueError.
     """
     source, size = only_source(source, "images"), options.resolution
     captions = Captions(options.captions, options.fixed_prompt_prefix)

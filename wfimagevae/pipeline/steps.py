@@ -67,11 +67,7 @@ class Document:
 
 
 def read_document(path: str | Path) -> Document:
-    """Reads a YAML file; keys given twice are problems of the document.
-
-    Raises:
-        PipelineError: no such file, or not YAML.
-    """
+    """Reads a YAML file, or a PipelineError; keys given twice are problems of the document."""
     try:
         data, node, repeated = read_nodes(path)
     except OSError as error:
@@ -217,8 +213,7 @@ class Pipeline:
 def read_pipeline(path: str | Path, flags: Mapping[str, Any] | None = None) -> Pipeline:
     """A file's steps, as far as its keys and types go; the document has the problems so far.
 
-    Raises:
-        PipelineError: the file cannot be read, is not YAML, or holds no pipeline at all.
+    A file that cannot be read, is not YAML, or holds no pipeline at all is a PipelineError.
     """
     document, flags = read_document(path), flags or {}
     if not isinstance(document.data, dict):
@@ -338,7 +333,11 @@ def _merge_steps(content: PipelineFile, flags: Mapping[str, Any]) -> list[Step]:
     steps = []
     for index, section in enumerate(pipeline.steps):
         own, above = said(section), _merge(shared, said(pipeline.defaults))
-        source = _source(content, own.get("dataset", above.get("dataset")))
+        source = Source(("data",), content.data) if content.data.paths else None
+        name = own.get("dataset", above.get("dataset")) or pipeline.default_dataset
+        if name is not None:
+            data_set = pipeline.datasets.get(name)
+            source = data_set and Source(("training", "pipeline", "datasets", name), data_set)
         if source and isinstance(source.section, DatasetSection):
             kept = {"batch_size", "workers", "options"}
             of_data = {key: value for key, value in said(source.section).items() if key in kept}
@@ -364,12 +363,3 @@ def _merge(under: dict, over: Mapping) -> dict:
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
         merged[key] = _merge(merged[key], value) if both else value
     return merged
-
-
-def _source(content: PipelineFile, name: str | None) -> Source | None:
-    pipeline, data = content.training.pipeline, content.data
-    name = name or pipeline.default_dataset
-    if name is None:
-        return Source(("data",), data) if data.paths else None
-    section = pipeline.datasets.get(name)
-    return section and Source(("training", "pipeline", "datasets", name), section)

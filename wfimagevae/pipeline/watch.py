@@ -63,13 +63,10 @@ class Position(NamedTuple):
 def position(
     step: int, epoch_steps: float, max_steps: int, num_epochs: int | None = None
 ) -> Position:
-    """The place of an iteration among epochs.
+    """The place of an iteration, ``step`` of ``max_steps``, among epochs.
 
-    Args:
-        step: Iterations done.
-        epoch_steps: Iterations that make an epoch, not always whole.
-        max_steps: Iterations in all.
-        num_epochs: Epochs that they were counted from, if they were: the last one ends with them.
+    ``epoch_steps`` make an epoch, and are not always whole; if iterations were counted from a
+    number of epochs, the last one ends with them.
     """
     epochs = num_epochs or max(1, math.ceil(max_steps / epoch_steps - _ROUNDING))
     epoch = min(max(1, math.ceil(step / epoch_steps - _ROUNDING)), epochs)
@@ -86,10 +83,8 @@ class StepWatcher:
     posterior's mean; ``ns``, from a sample of it. A flow step's are one picture of each prompt, or
     one where it takes no text. All of them at each size.
 
-    Args:
-        pipeline: The file, of which ``step`` is one and ``options`` those of its training.
-        latents: How many values the latent of an image has, for a VAE step.
-        started: When the command began, by `time.perf_counter`.
+    ``options`` are those of the step's training; ``latents`` is how many values the latent of an
+    image has, for a VAE step; ``started`` is when the command began, by `time.perf_counter`.
     """
 
     def __init__(
@@ -132,15 +127,14 @@ class StepWatcher:
         minutes, second = divmod(int(time.perf_counter() - self.started), 60)
         title = f"{self.step.name} ({self.step.index + 1}/{len(self.pipeline.steps)})"
         where, values, seconds = self._measured(step, values)
-        return " | ".join(
-            [
-                f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
-                f"Epoch {where.epoch}/{where.epochs}",
-                f"Batch {where.batch}/{where.batches}",
-                *(f"{word} {values[n]:.4g}" for n, (_, word) in METRICS.items() if n in values),
-                f"{seconds:.3g}s/batch",
-            ]
-        )
+        parts = [
+            f"[{minutes // 60}:{minutes % 60:02d}:{second:02d}] Step {title}",
+            f"Epoch {where.epoch}/{where.epochs}",
+            f"Batch {where.batch}/{where.batches}",
+            *(f"{word} {values[n]:.4g}" for n, (_, word) in METRICS.items() if n in values),
+            f"{seconds:.3g}s/batch",
+        ]
+        return " | ".join(parts)
 
     def logged(self, step: int, values: dict[str, float]) -> None:
         """Writes a row of ``training_metrics_<step>.jsonl``."""
