@@ -90,8 +90,6 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
         raise ValueError(
             f"samples of one shape are compared, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}"
         )
-    if x.device.type == "mps":  # has no float64
-        x = x.cpu()
     x, y = x.flatten(1), y.to(x.device).flatten(1)
     # Distances do not change, but far from the origin they would lose digits.
     centre = x[0].double()  # (D,)

@@ -115,14 +115,13 @@ class FlowGenerator:
     def resolve(self, options: SamplingOptions) -> SamplingOptions:
         """The options with what suits the model for None; ValueError if it cannot meet them."""
         sampler, steps, model = options.sampler, options.steps, self.model
-        usual = ("ddim", 30) if self.diffusion else ("heun", 25)
+        usual, known, others = ("heun", 25), SAMPLERS, "heun, euler or dpmpp"
+        if self.diffusion:
+            usual, known, others = ("ddim", 30), GAUSSIAN_SAMPLERS, "ddim, plms or dpmpp_2m"
         if sampler is None:
             sampler = "mean_flow" if self.facts["objective"] == "mean_flow" else usual[0]
         if steps is None:
             steps = 1 if sampler == "mean_flow" else usual[1]
-        known, others = SAMPLERS, "heun, euler or dpmpp"
-        if self.diffusion:
-            known, others = GAUSSIAN_SAMPLERS, "ddim, plms or dpmpp_2m"
         if sampler not in known:
             kind = "noise at discrete times" if self.diffusion else "velocities"
             raise ValueError(f"sampler {sampler!r}: this model predicts {kind}; use {others}")

@@ -91,10 +91,8 @@ def _lines(node: yaml.Node | None, place: Place) -> Iterator[tuple[Place, int]]:
 
 def dotted(place: Place) -> str:
     """A place as people write it: training.pipeline.steps[1].lr."""
-    text = ""
-    for part in place:
-        text += f"[{part + 1}]" if isinstance(part, int) else f".{part}"
-    return text.removeprefix(".")
+    parts = (f"[{part + 1}]" if isinstance(part, int) else f".{part}" for part in place)
+    return "".join(parts).removeprefix(".")
 
 
 SHARED: Place = ("training",)
@@ -161,10 +159,8 @@ class Step:
     @property
     def frozen(self) -> set[str]:
         """Components that the file freezes."""
-        kept, freed = (
-            {component for name in names for component in COMPONENTS[name]}
-            for names in (self.settings.freeze, self.settings.unfreeze)
-        )
+        both = self.settings.freeze, self.settings.unfreeze
+        kept, freed = (set().union(*(COMPONENTS[name] for name in names)) for names in both)
         return kept - freed
 
     @property

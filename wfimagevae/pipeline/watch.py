@@ -277,11 +277,10 @@ def _summary(name: str, rows: list[dict]) -> str:
 
 def _series(rows: list[dict]) -> Series:
     """Columns of the metrics' rows."""
-    return series_of(
-        [
-            {"step": row["step"], "batch_time": row["extras"]["batch_time"]}
-            | row["metrics"]
-            | {f"lr/{name}": rate for name, rate in row["learning_rates"].items()}
-            for row in rows
-        ]
-    )
+    flat = [
+        {"step": row["step"], "batch_time": row["extras"]["batch_time"]}
+        | row["metrics"]
+        | {f"lr/{name}": rate for name, rate in row["learning_rates"].items()}
+        for row in rows
+    ]
+    return series_of(flat)
