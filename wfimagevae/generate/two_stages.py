@@ -1,15 +1,13 @@
 """A small image of a text, and then the large one: GLIDE's two models, one behind the other."""
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.generate.generator import FlowGenerator, Progress, Size
+from wfimagevae.generate.generator import FlowGenerator, Size
 from wfimagevae.generate.options import SamplingOptions, UpsamplerOptions
-from wfimagevae.generate.subjects import Subject
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 
 
@@ -42,14 +40,7 @@ class TwoStageGenerator(FlowGenerator):
         return self.upsampler.resolve(options)
 
     @torch.no_grad()
-    def draw(
-        self,
-        subjects: Sequence[Subject],
-        options: SamplingOptions,
-        size: Size | None = None,
-        progress: Progress | None = None,
-        noise: Tensor | None = None,
-    ) -> Tensor:
+    def draw(self, subjects, options, size=None, progress=None, noise=None) -> Tensor:
         """Large samples of some subjects; ``size``, ``progress`` and ``noise`` are the base's."""
         upsampler = self.upsampler
         self._move(self, upsampler)

@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,11 +33,9 @@ from wfimagevae.task.vae import build_vae, check_sizes
 from wfimagevae.task.vae_options import VaeOptions
 
 _CPU, _META = torch.device("cpu"), torch.device("meta")
-_BYTES, _GIB = 4, 2**30
 
 
-@dataclass(frozen=True)
-class VaeFacts:
+class VaeFacts(NamedTuple):
     """What a plan needs to know of the autoencoder: it, on the meta device, and its name."""
 
     network: nn.Module
@@ -117,8 +114,7 @@ def vae_source(pipeline: Pipeline, step: Step) -> str | None:
 def _last(pipeline: Pipeline, step: Step) -> Path:
     """A step's last checkpoint; before it has one, where its checkpoints go."""
     folder = pipeline.folder(step)
-    saved = list_checkpoints(folder)
-    return saved[-1] if saved else folder
+    return next(reversed(list_checkpoints(folder)), folder)
 
 
 class Parts(NamedTuple):
@@ -169,7 +165,7 @@ def rehearse(
     values = sum(p.numel() for part in (parts.averaged, *parts.others) for p in part.parameters())
     values += (1 + OPTIMIZERS[options.optimizer]) * sum(p.numel() for p in trained)
     values += len(options.ema_decay) * parts.averaged.num_parameters() if options.ema else 0
-    states, kept, drawn = (n / _GIB for n in (_BYTES * values, training.most, drawing.most))
+    states, kept, drawn = (n / 2**30 for n in (4 * values, training.most, drawing.most))
     memory = f"{states + max(kept, drawn):.2f} GiB a process: {states:.2f} of states, {kept:.2f} "
     memory += "of activations"
     if count:

@@ -4,9 +4,9 @@ import json
 import os
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from itertools import takewhile, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -49,12 +49,9 @@ _HARMLESS |= {"model_config"}  # its content is compared
 NETWORK_FILE = "network.json"
 _CONVERTED = {k.flag: f"{name}, as {k.flag}" for name, k in StepSection.keys().items() if k.unit}
 _LENGTH = ("steps:", "n_epochs:", "max_steps:")  # keys of a step's length
-# What only training data has, as it is where there is none of it.
-_OF_TRAINING = {"data_weights": None, "aspect_buckets": 0, "reduced_min_sizes": []}
 
 
-@dataclass(frozen=True)
-class StepState:
+class StepState(NamedTuple):
     """Where a step stands."""
 
     folder: Path
@@ -324,7 +321,8 @@ def _count(step: Step, options: TrainingOptions) -> int | None:
         return len(build_datasets(options)[0])
     held_out = options.eval_data_path if options.eval_steps else None
     if held_out and not options.better_captions:  # which may be of training images alone
-        build_image_data(options.changed(**_OF_TRAINING), held_out)
+        plain = options.changed(data_weights=None, aspect_buckets=0, reduced_min_sizes=[])
+        build_image_data(plain, held_out)
     return None
 
 
