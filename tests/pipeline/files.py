@@ -162,7 +162,7 @@ def changed(content: dict, values: dict) -> dict:
 
 def options_of(pipeline, step: int = 0, latents=None):
     """The options of the training that a step means."""
-    flags, _ = step_flags(pipeline, pipeline.steps[step], latents)
+    flags = step_flags(pipeline, pipeline.steps[step], latents)
     return OPTIONS[pipeline.steps[step].task](**flags)
 
 

@@ -265,7 +265,7 @@ def _check_sources(pipeline: Pipeline, step: Step) -> Problems:
         pipeline.document.report(source.place, f"dataset {source.place[-1]!r} needs {key}")
     if step.task != "flow":
         return
-    flags = step_flags(pipeline, step)[0] if settings.cache_latents else {}
+    flags = step_flags(pipeline, step) if settings.cache_latents else {}
     for name in (*StreamOptions.by_flag(), "train_crop"):
         default = OPTIONS["flow"].by_flag()[name].default
         is_idle = name.startswith("wds_") or name == "allow_pipe"
@@ -314,7 +314,7 @@ def _check_start(pipeline: Pipeline, step: Step) -> Problems:
 
 def _check_values(pipeline: Pipeline, step: Step) -> Problems:
     """The options of a step's training are right one by one, and then together."""
-    flags, _ = step_flags(pipeline, step)
+    flags = step_flags(pipeline, step)
     if step.task == "vae":
         flags.setdefault("image_path", [])  # what is missing is told as such
     keys = {key.flag: name for name, key in StepSection.keys().items()}

@@ -51,16 +51,13 @@ def idleness(step: Step, key: str) -> str | None:
     return f"has no effect without {' and '.join(missing)}: true" if missing else None
 
 
-def step_flags(
-    pipeline: Pipeline, step: Step, latents: int | None = None
-) -> tuple[Flags, list[str]]:
-    """The flags that a step means, and in words the loss weights that were converted for them.
+def step_flags(pipeline: Pipeline, step: Step, latents: int | None = None) -> Flags:
+    """The flags that a step means, but for weights that earlier steps leave it.
 
     Without ``latents``, how many values an image's latent has, loss weights are as the file gives
-    them. Weights that earlier steps leave it are not among the flags.
+    them.
     """
     content, settings, network = pipeline.content, step.settings, step.task
-    weights, conversions = _weights(step, latents)
     flags: Flags = {
         "seed": content.training.seed,
         "device": content.training.device,
@@ -73,7 +70,7 @@ def step_flags(
         "csv_log_steps": content.output.log_interval,
         "disable_live_plot": not content.output.generate_diagrams,
         **_data_flags(step, content),
-        **weights,
+        **read_flags(step, latents)[0],
         "grad_accum_steps": settings.gradient_accumulation_steps or 1,
     }
     if settings.use_fp16 is not None:
@@ -104,11 +101,11 @@ def step_flags(
     flags = {flag: value for flag, value in flags.items() if flag in known and value is not None}
     options = {flag: v for flag, v in settings.options.items() if flag in known - INSTEAD.keys()}
     over = {flag: value for flag, value in pipeline.flags.items() if flag in known}
-    return flags | options | over, conversions
+    return flags | options | over
 
 
-def _weights(step: Step, latents: int | None) -> tuple[Flags, list[str]]:
-    """Flags of the keys that the step's training reads, loss weights in our units.
+def read_flags(step: Step, latents: int | None) -> tuple[Flags, list[str]]:
+    """Flags of the keys that the step's training reads, loss weights in our units; these in words.
 
     Ours are for sums over an image, of 3 H W pixel values or C h w latent values. With the
     reconstruction's weight at 1 per pixel value, all others follow from

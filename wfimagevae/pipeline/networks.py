@@ -85,7 +85,7 @@ def network_config(pipeline: Pipeline, vae: VaeFacts, step: Step) -> dict:
 
 def step_options(pipeline: Pipeline, vae: VaeFacts, step: Step) -> TrainingOptions:
     """The options of a step's training, with the weights that earlier steps leave it."""
-    flags, _ = step_flags(pipeline, step, vae.latents(step))
+    flags = step_flags(pipeline, step, vae.latents(step))
     same = [str(_last(pipeline, other)) for other in pipeline.before(step, step.task)][::-1]
     if same:
         flags |= {"pretrained_model_name_or_path": same[0], "weights_from": same}

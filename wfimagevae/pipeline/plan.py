@@ -24,7 +24,7 @@ from wfimagevae.engine.options import (
 from wfimagevae.files import read_json, read_torch_file
 from wfimagevae.model.losses.lpips_network import BACKBONES
 from wfimagevae.model.losses.options import LossConfig
-from wfimagevae.pipeline.flags import METRICS, step_flags
+from wfimagevae.pipeline.flags import METRICS, read_flags, step_flags
 from wfimagevae.pipeline.fluxflow import OPTIONS, ModelSection, StepSection
 from wfimagevae.pipeline.instead import in_words_of_file, key_of
 from wfimagevae.pipeline.networks import VaeFacts, network_config, rehearse, step_options, vae_facts
@@ -202,8 +202,7 @@ def _describe_step(
 ) -> list[str]:
     """A step's lines of the plan; ValueError for what its training would refuse."""
     settings, title = step.settings, f"{step.index + 1}. {step.name}"
-    flags, conversions = step_flags(pipeline, step, vae.latents(step))
-    options = OPTIONS[step.task](**flags)
+    options = OPTIONS[step.task](**step_flags(pipeline, step, vae.latents(step)))
     # Its networks, which go on with what earlier steps trained.
     components, logged, memory = rehearse(pipeline, step, options, vae)
     for component in components.keys() & _SAME.keys():
@@ -250,7 +249,7 @@ def _describe_step(
     if step.task == "flow" and options.text_encoder_options:
         own = options.changed(**options.text_encoder_options)
         lines.append(f"   its text encoder: {_rate(own)}")
-    lines += [f"   {conversion}" for conversion in conversions]
+    lines += [f"   {text}" for text in read_flags(step, vae.latents(step))[1]]
     lines += _weights(options) if step.task == "vae" else []
     return [*lines, f"   memory about {memory}"]
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from wfimagevae.dataset import Captions, IndexedImages, Labels
 from wfimagevae.dataset.open import only_source
 from wfimagevae.engine.distributed import World, barrier, broadcast_object, world
-from wfimagevae.engine.options import DDP_TIMEOUT, TrainingOptions
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.export.folder import write_model
 from wfimagevae.files import DIFFUSERS, read_json, sole_writer, write_json
 from wfimagevae.generate.autoencoders import load_autoencoder, load_vae
@@ -41,9 +41,8 @@ def run_pipeline(pipeline: Pipeline) -> bool:
     options that cannot be met, or training that diverged, a ValueError.
     """
     device = pipeline.content.training.device or "auto"
-    flags = [step_flags(pipeline, step)[0] for step in pipeline.steps]
     # One group for all.
-    timeout = max(float(each.get("ddp_timeout", DDP_TIMEOUT)) for each in flags)
+    timeout = max(OPTIONS[s.task](**step_flags(pipeline, s)).ddp_timeout for s in pipeline.steps)
     with world(device, timeout) as here, sole_writer(pipeline.output, here.is_main):
         error, started = None, time.perf_counter()
         if here.is_main:
@@ -78,7 +77,7 @@ def _run_step(pipeline: Pipeline, step: Step, here: World, started: float) -> bo
         write_json(folder / NETWORK_FILE, network_config(pipeline, vae, step))
     if step.task == "flow" and (source := vae_source(pipeline, step)):
         # Latents, by the options of training on the images themselves.
-        on_images = OPTIONS["flow"](**step_flags(pipeline, step)[0])
+        on_images = OPTIONS["flow"](**step_flags(pipeline, step))
         if not source.startswith(DIFFUSERS):
             prepare_autoencoder(folder, vae.name, source, on_images, here)
         if step.settings.cache_latents:
