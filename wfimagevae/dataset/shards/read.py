@@ -6,7 +6,8 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -153,10 +154,10 @@ def open_shards(
     keys = PackedTexts.concatenate([index.keys.select(part) for index, part in pairs])
     images = ShardImages(shards, store, shard, places, keys)
 
-    def texts(key: str) -> PackedTexts:
+    def texts(key: str) -> Iterator[bytes]:
         kind = key.partition(":")[0]
-        parts = [index.texts(kind).select(part) for index, part in pairs]
-        return PackedTexts.concatenate(parts)
+        for index, part in pairs:
+            yield from map(index.texts(kind).__getitem__, part)
 
     # Read what goes with them.
     samples = ImageSet(images, sides, shard=shard)
@@ -172,12 +173,11 @@ def open_shards(
     if with_captions:
         kind, _, field = options.wds_caption_key.partition(":")
         sizes = np.concatenate([index.sizes(kind)[part] for index, part in pairs])
-        found = texts(kind)
-        contents = zip(found, sizes.tolist(), strict=True)
+        contents = zip(texts(kind), map(int, sizes), strict=True)
         lines = readable(functools.partial(_captions, field), contents, images.name)
         samples.captions = CaptionTable(lines, wanted.captions.prefix)
     if wanted.records:
-        records = texts(options.wds_json_key)
+        records = PackedTexts.pack(texts(options.wds_json_key))
         samples.record = lambda i: _record(records[i])
     return samples
 
@@ -247,31 +247,36 @@ def _record(text: bytes) -> dict[str, Any]:
 
 
 def _label_values(
-    texts: Callable[[str], PackedTexts], options: StreamOptions, class_names: Sequence[str] | None
+    texts: Callable[[str], Iterable[bytes]],
+    options: StreamOptions,
+    class_names: Sequence[str] | None,
 ) -> list[Any]:
     """The label of each sample, None where it has none; texts are numbers if all of them are."""
     _, colon, field = options.wds_label_key.partition(":")
     found = texts(options.wds_label_key)
     if colon:
-        return [_record(text).get(field) for text in found]
-    values = [text.decode(codec_of(text), "replace") for text in found]
-    values = [value.removeprefix("\ufeff").strip() or None for value in values]
+        values = (_record(text).get(field) for text in found)
+        return [sys.intern(v) if isinstance(v, str) else v for v in values]
+    words = (text.decode(codec_of(text), "replace") for text in found)
+    # One object a class: a hundred million would take as many times 50 bytes.
+    values = [sys.intern(word.removeprefix("\ufeff").strip()) or None for word in words]
     if not any(values) or not all(_NUMBER.fullmatch(value) for value in values if value):
         return values
     # The names of numbered classes where `ShardWriter` wrote them; numbers without names stay.
-    values = [int(value) if value else None for value in values]
-    names = map(_written_class, texts(options.wds_json_key))
-    pairs = list(zip(values, names, strict=True))
+    numbers = {value: int(value) if value else None for value in set(values)}
+    values = [numbers[value] for value in values]
+    names = [_written_class(text) for text in texts(options.wds_json_key)]
+    pairs = zip(values, names, strict=True)
     if class_names is None and all(name in (None, str(value)) for value, name in pairs):
         return values
-    return [value if name is None else name for value, name in pairs]
+    return [v if name is None else name for v, name in zip(values, names, strict=True)]
 
 
 def _written_class(text: bytes) -> str | None:
     record = _record(text) if b'"class"' in text else {}
     name = record.get("class")
     is_ours = isinstance(name, str) and record.keys() >= {"name", "width", "height"}
-    return name if is_ours else None
+    return sys.intern(name) if is_ours else None
 
 
 def _captions(field: str, member: tuple[bytes, int]) -> list[str]:
