@@ -114,6 +114,7 @@ def test_the_whole_command_is_rehearsed_on_a_cpu(tmp_path):
     assert results.keys() == {part[0] for part in plan(GpuBenchOptions(), "runs")}
     assert "skipped" in results.pop("gpu_tests")["said"]
     assert len(results["attention"]["attention"]) == 16
+    assert all("per loop" in results.pop(f"convs_{n}")["said"] for n in (12, 16))
     assert all(result["img_per_s"] > 0 for result in results.values())
     assert len(results["dit_compiled_profile"]["kernels"]) == 15
     assert results["checkpoint"]["checkpoint_bytes"] > 10**8
