@@ -112,8 +112,9 @@ def test_respacing_says_how_often_the_network_is_asked():
     generator = generator_of(NoiseModel())
     for spacing, count in (("7", 7), ("10,10,3,2,2", 27), ("fast27", 27), ("ddim25", 25)):
         generator.model.calls = 0
-        generator.draw([Subject(0, None, "a")], TEN.changed(timestep_respacing=spacing))
-        assert generator.model.calls == count
+        options = generator.resolve(TEN.changed(timestep_respacing=spacing))
+        generator.draw([Subject(0, None, "a")], options)
+        assert generator.model.calls == options.steps == count  # and records and tables say so
 
 
 def test_what_the_model_cannot_do_is_explained():

@@ -129,7 +129,7 @@ class FlowGenerator:
             raise ValueError(f"eta {options.eta:g} is ddim's, not for sampler {sampler!r}")
         # Numbers out of range say so themselves.
         if self.diffusion:
-            self.diffusion.grid(options.timestep_respacing or steps)
+            steps = len(self.diffusion.grid(options.timestep_respacing or steps)) - 1
         elif options.timestep_respacing or options.eta or options.clip:
             raise ValueError(
                 "timestep_respacing, eta and clip are of models at discrete times, such as GLIDE; "
