@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from clip_folder import read_share, tell_left_out
     from clip_pairs import ClipPairs, describe
 
-    from wfimagevae.engine.distributed import barrier, gather_objects, world
+    from wfimagevae.engine.distributed import gather_objects, world
     from wfimagevae.eval.evaluator import Evaluator
     from wfimagevae.eval.report import evaluation_json, format_value, markdown_table, remarks
     from wfimagevae.files import write_json
@@ -62,7 +62,6 @@ def main(argv: Sequence[str] | None = None) -> int:
                 content = evaluation_json(evaluator, values, protocol, missing)
                 write_json(options.output_json, content)
                 print(f"written: {options.output_json}")
-        barrier()  # a process that leaves with a status makes torchrun stop the others
     return METRIC_UNAVAILABLE if evaluator.unavailable else int(bool(missing))
 
 

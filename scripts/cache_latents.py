@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from wfimagevae.command_line import parse, run_cli
-from wfimagevae.dataset.options import PrefixOptions
+from wfimagevae.dataset.options import TextDataOptions
 from wfimagevae.generate.options import AutoencoderOptions, CacheOptions
 from wfimagevae.options import Count, Options, option
 
@@ -54,7 +54,7 @@ class TextOptions(Options):
         "a string or a list), or a file of lines name<TAB>caption; all of an image's are kept",
         "SOURCE",
     )
-    fixed_prompt_prefix: str = PrefixOptions.model_fields["fixed_prompt_prefix"]
+    fixed_prompt_prefix: str = TextDataOptions.model_fields["fixed_prompt_prefix"]
     text_encoder: str | None = option(
         None,
         "store the embeddings of all captions, too: clip:, t5: or bert: and a folder or hub "
@@ -64,9 +64,9 @@ class TextOptions(Options):
     text_length: Count | None = option(
         None, "tokens of a caption (default: 128, or what the encoder takes if that is less)", "N"
     )
-    text_encoder_precision: Literal["fp32", "bf16"] = option(
-        "fp32", "of that encoder; bf16 takes half the memory and, on GPUs, half the time"
-    )
+    text_encoder_precision: Literal["fp32", "bf16"] = TextDataOptions.model_fields[
+        "text_encoder_precision"
+    ]
 
 
 class CacheLatentsOptions(ModelOptions, ImageOptions, TextOptions, CacheOptions):

@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             raise ValueError("points have no image features: --metric energy_distance only")
         options = options.changed(metric=["energy_distance"])
 
-    from wfimagevae.engine.distributed import barrier, world
+    from wfimagevae.engine.distributed import world
     from wfimagevae.eval.evaluator import SetEvaluator
     from wfimagevae.eval.report import protocol_hash, sets_table
     from wfimagevae.eval.sample_sets import open_reference
@@ -94,7 +94,6 @@ def main(argv: list[str] | None = None) -> int:
             print(sets_table(results, evaluator.unavailable))
             if options.output_json:
                 print(f"written: {Path(options.output_json)}")
-        barrier()  # a process that leaves with a status makes torchrun stop the others
     return METRIC_UNAVAILABLE if evaluator.unavailable else int(bool(evaluator.unreadable))
 
 

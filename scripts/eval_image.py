@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(EvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
 
     from wfimagevae.dataset import ValidImageDataset
-    from wfimagevae.engine.distributed import barrier, world
+    from wfimagevae.engine.distributed import world
     from wfimagevae.eval.evaluator import Evaluator
     from wfimagevae.eval.pairs import PairDataset, evaluate_pairs
     from wfimagevae.eval.report import describe_protocol, evaluation_json, evaluation_table
@@ -51,7 +51,6 @@ def main(argv: list[str] | None = None) -> int:
                 content = evaluation_json(evaluator, values, protocol, pairs.unreadable)
                 write_json(options.output_json, content)
                 print(f"written: {Path(options.output_json)}")
-        barrier()  # a process that leaves with a status makes torchrun stop the others
     return METRIC_UNAVAILABLE if evaluator.unavailable else int(bool(pairs.unreadable))
 
 

@@ -148,7 +148,6 @@ def main(argv: list[str] | None = None) -> int:
             write_json(folder / METADATA, content)
             print(sets_table(results, unavailable))
             print(f"{folder}: {len(prompts) * len(runs)} prompts, {drawn} of them drawn now")
-        barrier()  # a process that leaves with a status makes torchrun stop the others
     return METRIC_UNAVAILABLE if unavailable else 0
 
 

@@ -152,8 +152,10 @@ def test_a_process_of_several_ends_as_its_work_did(size, status):
     )
     done = run("-c", code, WORLD_SIZE=size)
     assert (done.returncode, done.stdout) == (status, "all is done\n")
-    partly = code.replace("print('all is done')", "1")
-    for rank in ("0", "1"):  # torchrun ends all processes when one fails
-        assert run("-c", partly, WORLD_SIZE="2", RANK=rank).returncode == 1 - int(rank)
+    for status, ranks in ((1, (1, 0)), (3, (3, 0)), (143, (143, 143))):
+        partly = code.replace("print('all is done')", str(status))
+        for rank in (0, 1):  # torchrun ends all processes when one fails
+            ended = run("-c", partly, WORLD_SIZE="2", RANK=str(rank))
+            assert ended.returncode == ranks[rank]
     failed = run("-c", code.replace("print", "open"), WORLD_SIZE="2")
     assert (failed.returncode, failed.stderr[:10]) == (2, "error: [Er")

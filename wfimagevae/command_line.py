@@ -280,8 +280,8 @@ def run_cli(main: Callable[[list[str] | None], int | None], dated: bool = False)
     try:
         status = main(None) or 0
         # Done but for something, which the main process says when it has written all: torchrun
-        # ends it as soon as another one fails.
-        status = 0 if status == 1 and not is_main else status
+        # ends it as soon as another one fails. Signals are told by whichever process got them.
+        status = 0 if status < 128 and not is_main else status
     except (ValueError, OSError) as error:
         _tell(error)
         status = 2
