@@ -8,18 +8,17 @@ files, JSON lines, and shards of one-pixel images that are linked under many nam
 measured at 100 M samples, whatever --num_samples is.
 """
 
-import io
 import json
 import multiprocessing
 import os
 import random
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 from typing import Any, Literal, get_args
 
 from wfimagevae.command_line import parse, run_cli
@@ -42,115 +41,98 @@ def name(i: int) -> str:
     return f"{i // A_FOLDER:06d}/{i * 0x9E3779B1 % 2**32:08x}.jpg"
 
 
-def measured(work: Callable[[], object]) -> tuple[object, int, float]:
-    """What ``work()`` gives, the peak of memory that it took, in bytes, and seconds."""
+def show_list(part: str, count: int, own: int, work: Callable[[], Any]) -> Any:
+    """Prints what ``work()``, which lists samples, takes; their names have ``own`` bytes each."""
     Path("/proc/self/clear_refs").write_text("5")  # forgets the peak up to here
-    before, start = resident("VmRSS"), time.perf_counter()
-    result = work()
-    return result, resident("VmHWM") - before, time.perf_counter() - start
+    before, start = getrusage(RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    samples = work()
+    peak = 1024 * (getrusage(RUSAGE_SELF).ru_maxrss - before)
+    row = {"part": part, "samples": count, "bytes": round(peak / count - own, 1), "names": own}
+    print(json.dumps(row | {"seconds": round(time.perf_counter() - start, 1)}), flush=True)
+    return samples
 
 
-def resident(what: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith(what))
+def show_time(part: str, work: Callable[[int], object], passes: int = 1) -> None:
+    """Prints the CPU time of ``work(position)`` in the last pass, mean, in microseconds."""
+    for _ in range(passes):
+        start = time.process_time()
+        for position in range(READS):
+            work(position)
+    micros = 1e6 * (time.process_time() - start) / READS
+    print(json.dumps({"part": part, "us": round(micros, 2)}), flush=True)
 
 
-def timed(part: str, work: Callable[[int], object]) -> dict:
-    """A row with the CPU time of ``work(position)``, mean, in microseconds."""
-    start = time.process_time()
-    for position in range(READS):
-        work(position)
-    return {"part": part, "us": round(1e6 * (time.process_time() - start) / READS, 2)}
-
-
-def parts(place: Path, labels: str = "none", captions: str = "none") -> Any:
-    """What to read of images; their list is kept beside them."""
-    from wfimagevae.dataset.images.image_sets import ImageParts
+def show_images(part: str, source: Path, count: int, own: int, *kinds: str) -> Any:
+    """Lists images, with these kinds of classes and captions; their list is kept beside them."""
+    from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
     from wfimagevae.dataset.images.labels import Labels
+    from wfimagevae.dataset.shards.read import open_shards
     from wfimagevae.dataset.text.captions import Captions
 
-    cache = place.parent / "cache"
-    return ImageParts(Labels(labels), Captions(captions), index_cache_dir=cache)
+    labels, captions = kinds or ("none", "none")
+    cache = source.parent / "cache"
+    wanted = ImageParts(Labels(labels), Captions(captions), index_cache_dir=cache)
+    is_shards = source.name == "shards"
+    work = partial(open_shards, [source]) if is_shards else partial(open_folder, source)
+    return show_list(part, count, own, partial(work, wanted))
 
 
-def folder(place: Path, count: int) -> list[dict]:
-    from wfimagevae.dataset.images.image_sets import open_folder
-
+def folder(place: Path, count: int) -> None:
     for i in range(count):
         if i % A_FOLDER == 0:
-            (place / name(i)).parent.mkdir(parents=True)
-        os.close(os.open(place / name(i), os.O_CREAT))
-    work = partial(open_folder, place, parts(place, "folder"))
-    return [listed(f"folder, {how}", work)[0] for how in ("first time", "again")]
+            (place / "folder" / name(i)).parent.mkdir(parents=True)
+        os.close(os.open(place / "folder" / name(i), os.O_CREAT))
+    for how in ("first time", "again"):
+        show_images(f"folder, {how}", place / "folder", count, 19, "folder", "none")
 
 
-def manifest(place: Path, count: int) -> list[dict]:
-    from wfimagevae.dataset.images.image_sets import open_folder
-
-    numbers = random.Random(0).sample(range(count), count)
-    with open(place / "list.jsonl", "w") as file:
-        for i in numbers:
-            line = {"path": name(i), "label": f"class {i % A_FOLDER}", "caption": f"picture {i}"}
+def manifest(place: Path, count: int) -> None:
+    source = place / "list.jsonl"
+    with source.open("w") as file:
+        for i in random.Random(0).sample(range(count), count):
+            line = {"path": name(i), "label": f"class {i % A_FOLDER}", "caption": f"image {i:08d}"}
             file.write(json.dumps(line) + "\n")
-    del numbers
-    work = partial(open_folder, place / "list.jsonl")
-    kinds = {"paths": parts(place), "classes, captions": parts(place, "manifest", "manifest")}
-    return [listed(f"manifest, {kind}", partial(work, kinds[kind]))[0] for kind in kinds]
+    show_images("manifest, paths", source, count, 19)
+    show_images("manifest, classes, captions", source, count, 19 + 14, "manifest", "manifest")
 
 
-def listed(part: str, work: Callable[[], Any], names: str = "entries") -> tuple[dict, Any]:
-    """A row about the samples that ``work()`` lists, and these, whose images hold ``names``."""
-    found, peak, seconds = measured(work)
-    own = getattr(found.images, names).text.nbytes
-    own += 0 if found.captions is None else found.captions._lines.text.nbytes
-    return row(part, len(found), peak, own, seconds), found
-
-
-def shards(place: Path, count: int) -> list[dict]:
+def shards(place: Path, count: int) -> None:
     from PIL import Image
+    from webdataset import TarWriter
 
     from wfimagevae.dataset.order import ShardOrder
-    from wfimagevae.dataset.shards.read import open_shards
 
-    content = io.BytesIO()
-    Image.new("RGB", (1, 1)).save(content, "png")
-    with tarfile.open(place / "0000.tar", "w") as tar:
+    source, more = place / "shards", {"png": Image.new("RGB", (1, 1)), "cls": 3, "txt": "a picture"}
+    source.mkdir()
+    with TarWriter(str(source / "0000.tar")) as tar:
         for i in range(A_SHARD):
-            for kind, text in (("png", content.getvalue()), ("cls", b"3"), ("txt", b"a picture")):
-                member = tarfile.TarInfo(f"{i:012d}.{kind}")
-                member.size = len(text)
-                tar.addfile(member, io.BytesIO(text))
-    for i in range(1, count // A_SHARD):
-        os.link(place / "0000.tar", place / f"{i:04d}.tar")
-    plain, both, rows = parts(place), parts(place, "manifest", "manifest"), []
-    for how, wanted in (("first time", plain), ("again", plain), ("classes, captions", both)):
-        line, found = listed(f"shards, {how}", partial(open_shards, [place], wanted), "_keys")
-        rows.append(line)
-    order = ShardOrder(found.shard, 1, 16)
-    read = lambda position: found.images.file(order.index(position))  # noqa: E731
-    timed("warm", read)
-    return [*rows, timed("shards, a sample read", read)]
+            tar.write({"__key__": f"{i:012d}"} | more)
+    copies = range(1, count // A_SHARD)
+    for i in copies:
+        os.link(source / "0000.tar", source / f"{i:04d}.tar")
+    count = A_SHARD * (1 + len(copies))
+    for how in ("first time", "again"):
+        show_images(f"shards, {how}", source, count, 12)
+    kinds = "manifest", "manifest"
+    found = show_images("shards, classes, captions", source, count, 12 + 9, *kinds)
+    index = ShardOrder(found.shard, 1, 16).index
+    # The first pass warms it up.
+    show_time("shards, a sample read", lambda i: found.images.file(index(i)), passes=2)
 
 
-def order(place: Path, count: int) -> list[dict]:
+def order(place: Path, count: int) -> None:
     import numpy as np
 
     from wfimagevae.dataset.arrays import PackedTexts
     from wfimagevae.dataset.order import ShuffledOrder
 
-    def build() -> tuple[ShuffledOrder, PackedTexts]:
+    def work() -> tuple[ShuffledOrder, PackedTexts]:
         ends = np.arange(24, 24 * (ORDER_SAMPLES + 1), 24)
         return ShuffledOrder(ORDER_SAMPLES, 1), PackedTexts(np.ones(ends[-1], np.uint8), ends)
 
-    (shuffle, texts), peak, seconds = measured(build)
-    rows = [row("order and paths", ORDER_SAMPLES, peak, texts.text.nbytes, seconds)]
-    path = lambda position: texts[shuffle.index(position)]  # noqa: E731
-    return [*rows, timed("order, index", shuffle.index), timed("order, path", path)]
-
-
-def row(part: str, count: int, peak: int, own: int, seconds: float) -> dict:
-    figures = {"bytes": round((peak - own) / count, 1), "names": round(own / count, 1)}
-    return {"part": part, "samples": count, **figures, "seconds": round(seconds, 1)}
+    shuffled, paths = show_list("order and paths", ORDER_SAMPLES, 24, work)
+    show_time("order, index", shuffled.index)
+    show_time("order, path", lambda position: paths[shuffled.index(position)])
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -159,10 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     for part in options.only:
         context = multiprocessing.get_context("spawn")
         with tempfile.TemporaryDirectory() as place, ProcessPoolExecutor(1, context) as pool:
-            samples = Path(place) / part
-            samples.mkdir()
-            for figures in pool.submit(works[part], samples, options.num_samples).result():
-                print(json.dumps(figures), flush=True)
+            pool.submit(works[part], Path(place), options.num_samples).result()
 
 
 if __name__ == "__main__":
