@@ -3,8 +3,8 @@
 python scripts/benchmark_gpu.py --yardstick plain_wfvae.py --cifar10 DIR
 python scripts/benchmark_gpu.py --device cpu --tiny    # a rehearsal
 
-Each part is a process with a time limit of its own. results.jsonl, table.md and log.txt grow as
-parts end, so that a kill leaves what was measured.
+Each part is a process with a time limit of its own. results.jsonl and table.md grow as parts end,
+log.txt as they print, so that a kill leaves what was measured.
 """
 
 import json
@@ -18,6 +18,7 @@ from contextlib import suppress
 from pathlib import Path
 from shlex import join, quote, split
 from tempfile import TemporaryDirectory
+from typing import TextIO
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
@@ -38,10 +39,10 @@ MORE += ("loop_overhead", "checkpoint_bytes", "s_pause", "s_write", "s_resume", 
 
 
 # Convolutions to and from the 12 channels of the Haar bands, or as many as tensor cores like.
-CONVS = """'import torch; to = {{"device": "{0}", "dtype": torch.bfloat16}};
-    to["memory_format"] = torch.channels_last; x = torch.rand({1}, {2}, 128, 128).to(**to);
+CONVS = """'import torch; x = torch.rand({1}, {2}, 128, 128, device="{0}", dtype=torch.bfloat16);
+    last = {{"memory_format": torch.channels_last}}; x = x.to(**last);
     net = torch.nn.Conv2d({2}, 64, 3, padding=1), torch.nn.Conv2d(64, {2}, 3, padding=1);
-    net = torch.nn.Sequential(*net).to(**to)'
+    net = torch.nn.Sequential(*net).to(x, **last)'
     'net(x).sum().backward(); net[0].bias.grad[0].item()'"""
 
 
@@ -117,22 +118,23 @@ def plan(options: GpuBenchOptions, runs: str) -> list[tuple[str, float, str, lis
     return [(name, float(s), base, split(text)) for name, s, base, text in parts if name in chosen]
 
 
-def measure(command: list[str], limit: float) -> tuple[dict, str]:
-    """How a command of at most ``limit`` seconds ended, with the JSON that it printed; its text."""
-    how = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "start_new_session": True}
-    how |= {"text": True, "errors": "replace", "cwd": ROOT}
-    begun, text, ended = time.monotonic(), "", "out of time"
+def measure(command: list[str], limit: float, log: TextIO) -> dict:
+    """How a command of at most ``limit`` seconds ended, with the JSON that it printed."""
+    print(f"\n== {join(command)}", file=log, flush=True)
+    begun, start, ended = time.monotonic(), log.tell(), "out of time"
+    how = {"stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True, "cwd": ROOT}
     with subprocess.Popen(command, **how) as process:
         try:
-            text = process.communicate(timeout=limit)[0]
-            ended = f"failed ({process.returncode})"
+            ended = f"failed ({process.wait(limit)})"
         except subprocess.TimeoutExpired:
             process.terminate()  # a training saves, and says what it did
             with suppress(subprocess.TimeoutExpired):
-                text = process.communicate(timeout=GRACE)[0]
+                process.wait(GRACE)
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)  # it, and its workers
+    log.seek(start)
+    text = log.read()
     said = [line for line in text.splitlines() if line] or [""]
     result = {"said": [*said[-1:], *(line for line in said if "rror: " in line)][-1]}
     if process.returncode == 0:
@@ -141,7 +143,7 @@ def measure(command: list[str], limit: float) -> tuple[dict, str]:
             result = json.JSONDecoder().raw_decode(text, found.start())[0]
         elif bill := re.search(r"done: (.* \((.*) img/s\).*)", text):
             result = {"said": bill[1], "img_per_s": float(bill[2])}
-    return {"ended": ended, "seconds": time.monotonic() - begun, "result": result}, text
+    return {"ended": ended, "seconds": time.monotonic() - begun, "result": result}
 
 
 def table(rows: list[dict]) -> list[str]:
@@ -181,16 +183,15 @@ def main(argv: list[str] | None = None) -> int:
     with (
         TemporaryDirectory(dir=folder, prefix="runs-") as runs,
         (folder / "results.jsonl").open("w") as results,
-        (folder / "log.txt").open("w") as log,
+        (folder / "log.txt").open("w+", errors="replace") as log,
     ):
         parts = plan(options, runs)
         for i, (name, seconds, base, command) in enumerate(parts):
             # What a part leaves of its time is shared by those behind it.
             left = (end - time.monotonic()) * seconds / sum(part[1] for part in parts[i:])
-            row, text = measure(command, max(left, 1))
+            row = measure(command, max(left, 1), log)
             rows.append({"part": name, "over": base, "command": join(command)} | row)
             print(json.dumps(rows[-1]), file=results, flush=True)
-            print(f"\n== {join(command)}\n{text}", file=log, flush=True)
             write_text(folder / "table.md", report(rows))
             said = row["result"].get("said", "")
             print(f"{name}: {row['ended']}, {row['seconds']:.0f} s {said}", flush=True)
