@@ -101,7 +101,12 @@ def main(argv: list[str] | None = None) -> int:
     from wfimagevae.model.weight_files import weights_fingerprint
 
     # All is opened and checked before anything is drawn.
-    prompts, folder = _prompts(options), Path(options.output_dir)
+    folder, prompts = Path(options.output_dir), (options.prompts or "").split("|")
+    prompts = [prompt.strip() for prompt in prompts]
+    if options.prompts_path:
+        prompts = [prompt.text for prompt in read_prompts(options.prompts_path)]
+    elif "" in prompts:
+        raise ValueError(f"--prompts {options.prompts!r}: a prompt is empty")
     with world(options.device) as here, sole_writer(folder, here.is_main):
         clip = None if options.clip_model == "none" else load_clip(options.clip_model)
         generator = load_generator(options, here.device, options.mixed_precision)
@@ -173,15 +178,6 @@ def _check(options: PromptEvaluationOptions) -> bool:
     if options.metric and not has_reference:
         raise ValueError("--metric compares with a reference: give --real_image_dir or --dataset")
     return has_reference
-
-
-def _prompts(options: PromptEvaluationOptions) -> list[str]:
-    if options.prompts is None:
-        return [prompt.text for prompt in read_prompts(options.prompts_path)]
-    prompts = [text.strip() for text in options.prompts.split("|")]
-    if "" in prompts:
-        raise ValueError(f"--prompts {options.prompts!r}: a prompt is empty")
-    return prompts
 
 
 def _runs(options: PromptEvaluationOptions, generator, prompts: list[str]) -> list:

@@ -146,8 +146,6 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError("give --from_pretrained, or --from_json")
     if bool(options.output_dir) == bool(options.npz):
         raise ValueError("give either --output_dir or --npz")
-    if options.from_json and options.npz:
-        raise ValueError("--from_json makes one picture: give --output_dir")
 
     from wfimagevae.engine.distributed import world
     from wfimagevae.files import sole_writer

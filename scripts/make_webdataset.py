@@ -76,13 +76,12 @@ def main(argv: list[str] | None = None) -> int:
         barrier()
         record = writer.write_record() if process.is_main else {"unreadable": []}
         list_unreadable(record["unreadable"], process)
-    if not process.is_main:
-        return 0
-    size = sum(shard["bytes"] for shard in record["shards"])
-    print(
-        f"{record['num_samples']} samples in {len(record['shards'])} shards, {size / 1e6:.1f} MB, "
-        f"in {writer.folder}; {len(record['unreadable'])} images left out"
-    )
+    if process.is_main:
+        size = sum(shard["bytes"] for shard in record["shards"]) / 1e6
+        print(
+            f"{record['num_samples']} samples in {len(record['shards'])} shards, {size:.1f} MB, "
+            f"in {writer.folder}; {len(record['unreadable'])} images left out"
+        )
     return 1 if record["unreadable"] else 0
 
 

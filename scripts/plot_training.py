@@ -23,7 +23,7 @@ class ReportOptions(Options):
     max_pictures: Count = option(8, "validation pictures of each kind to put into the report", "N")
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     """Writes the report and prints where it is."""
     options = parse(ReportOptions, argv, __doc__)
 
@@ -32,7 +32,6 @@ def main(argv: list[str] | None = None) -> int:
     output = Path(options.output or Path(options.run_dir) / "report.html")
     defaults = {t: resolve_name(n).model_construct().values() for t, n in TASKS.items()}
     print(write_report(options.run_dir, output, options.max_pictures, defaults))
-    return 0
 
 
 if __name__ == "__main__":

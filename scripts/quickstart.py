@@ -18,6 +18,7 @@ from typing import Any
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
+from wfimagevae.files import read_json
 from wfimagevae.options import Count, Positive, option
 from wfimagevae.task.bench_options import BenchOptions, VaeBenchOptions
 
@@ -74,6 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs every step as a user would type it; returns the exit status."""
     args = parse(QuickstartOptions, argv, __doc__)
     started = time.perf_counter()
+    from PIL import Image
+
     from wfimagevae.eval.report import format_value, markdown_table
     from wfimagevae.pictures.grid import save_contact_sheet
     from wfimagevae.task.bench import vae_benchmark
@@ -88,14 +91,42 @@ def main(argv: list[str] | None = None) -> int:
 
     say("Training a small WFVAE2Image for {max_steps} steps in {mix_precision}".format_map(plan))
     print("without the perceptual loss: LPIPS needs VGG weights, which would be a download")
-    run_dir = train(output, plan)
+    steps = plan["max_steps"]
+    flags = FLAGS | {
+        "train_image_dir": output / "train.jsonl",
+        "eval_image_dir": output / "val.jsonl",
+        # It joins at the very end: enough to see it play, too short to change figures.
+        "disc_start": round(0.95 * steps),
+        "log_steps": max(1, min(50, steps // 4)),
+        "csv_log_steps": max(1, min(10, steps // 4)),
+        "eval_steps": max(1, steps // 4),
+        "eval_resolution": 256,
+        "eval_crop_size": 256,
+        "dataset_num_worker": 1,
+        "index_cache_dir": output / "index",
+    }
+    run_dir = run_recipe("train_wfimagevae.sh", output, "quickstart", plan | flags)
 
     say("Reconstructing the held-out photographs")
     reconstruct(run_dir, output / "reconstructed", output, args.device)
     say("Baseline: bicubic, 8x down and up")
-    write_baseline(output)
+    # What as few positions say without a network.
+    for original in held_out(output, "."):
+        with Image.open(original) as image:
+            image = image.convert("RGB")
+        small = image.resize((-(-image.width // 8), -(-image.height // 8)), Image.BICUBIC)
+        path = output / "bicubic" / original.relative_to(output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        small.resize(image.size, Image.BICUBIC).save(path)
+    print(f"written: {output / 'bicubic'}")
     say("Evaluating both")
-    scores = {name: evaluate(output, name, args.device) for name in ("reconstructed", "bicubic")}
+    scores = {}
+    for name in ("reconstructed", "bicubic"):
+        result = output / f"{name}.json"
+        images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", output / name)
+        options = ("--metric", "psnr", "ssim", "--num_workers", 0, "--output_json", result)
+        run_script("scripts/eval_image.py", *images, *options, "--device", args.device)
+        scores[name] = read_json(result)
 
     say("Exporting to Hugging Face format and reading it back")
     export(run_dir, output, args.device)
@@ -231,25 +262,6 @@ def run_recipe(script: str, output: Path, name: str, flags: dict) -> Path:
     return run_dir
 
 
-def train(output: Path, plan: dict) -> Path:
-    """Trains by train_wfimagevae.sh and returns the run's folder."""
-    steps = plan["max_steps"]
-    flags = FLAGS | {
-        "train_image_dir": output / "train.jsonl",
-        "eval_image_dir": output / "val.jsonl",
-        # It joins at the very end: enough to see it play, too short to change figures.
-        "disc_start": round(0.95 * steps),
-        "log_steps": max(1, min(50, steps // 4)),
-        "csv_log_steps": max(1, min(10, steps // 4)),
-        "eval_steps": max(1, steps // 4),
-        "eval_resolution": 256,
-        "eval_crop_size": 256,
-        "dataset_num_worker": 1,
-        "index_cache_dir": output / "index",
-    }
-    return run_recipe("train_wfimagevae.sh", output, "quickstart", plan | flags)
-
-
 def reconstruct(model: Path, folder: Path, output: Path, device: str) -> None:
     """Reconstructs the held-out photographs at their own sizes."""
     images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", folder)
@@ -257,32 +269,9 @@ def reconstruct(model: Path, folder: Path, output: Path, device: str) -> None:
     run_script("scripts/recon_image.py", "--from_pretrained", model, *images, *options)
 
 
-def write_baseline(output: Path) -> None:
-    """Held-out photographs, 8x smaller and back: what as few positions say without a network."""
-    from PIL import Image
-
-    for original in held_out(output, "."):
-        with Image.open(original) as image:
-            image = image.convert("RGB")
-        small = image.resize((-(-image.width // 8), -(-image.height // 8)), Image.BICUBIC)
-        path = output / "bicubic" / original.relative_to(output)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        small.resize(image.size, Image.BICUBIC).save(path)
-    print(f"written: {output / 'bicubic'}")
-
-
 def held_out(output: Path, folder: str) -> list[Path]:
     """The held-out photographs, or their counterparts in a folder of results."""
     return [output / folder / "photographs" / name for name in HELD_OUT]
-
-
-def evaluate(output: Path, folder: str, device: str) -> dict[str, float]:
-    """PSNR and SSIM of a folder of results."""
-    result = output / f"{folder}.json"
-    images = ("--real_image_dir", output / "val.jsonl", "--generated_image_dir", output / folder)
-    options = ("--metric", "psnr", "ssim", "--num_workers", 0, "--output_json", result)
-    run_script("scripts/eval_image.py", *images, *options, "--device", device)
-    return json.loads(result.read_text(encoding="utf-8"))
 
 
 def export(run_dir: Path, output: Path, device: str) -> None:

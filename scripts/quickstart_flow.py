@@ -60,11 +60,32 @@ def main(argv: list[str] | None = None) -> None:
     """Runs every step as a user would type it."""
     args = parse(FlowQuickstartOptions, argv, __doc__)
     started = time.perf_counter()
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from wfimagevae.task.bench import flow_benchmark
+
     quickstart = Path(os.path.relpath(args.output, ROOT))
     os.chdir(ROOT)  # the commands below are those of a user in the repository's folder
     output = quickstart / "flow"
     make_folder(output)
-    steps, run_dir = train(output, args)
+    say("A flow learns captioned shapes, drawn as they are needed")
+    flags = FLAGS | {"optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw"}
+    timed = FlowBenchOptions(**flags)
+    plan = plan_training(args, flow_benchmark, timed, (FEWEST_STEPS, MOST_STEPS))
+    steps = plan["max_steps"]
+    flags |= {
+        "log_steps": max(1, min(100, steps // 4)),
+        "csv_log_steps": max(1, min(20, steps // 4)),
+        "eval_steps": steps,
+        "eval_num_samples": 32 if args.steps else 128,
+        "sampler": "euler",
+        "sampling_steps": 20,
+        "guidance_scale": GUIDANCE,
+        "dataset_num_worker": 0,  # drawing takes little, and two cores have none to spare
+    }
+    run_dir = run_recipe("examples/train_flow.sh", output, "shapes", plan | flags)
 
     say("Generating: a row a prompt")
     model, device = ("--from_pretrained", run_dir), ("--device", args.device)
@@ -82,7 +103,16 @@ def main(argv: list[str] | None = None) -> None:
     run_script("scripts/eval_generation.py", *model, *measure, *SAMPLING, *result, *device)
 
     say("Exporting to Hugging Face format and reading it back")
-    export(run_dir, output, samples, device)
+    folder, again = output / "hf_flow", output / "samples_by_hf_flow"
+    run_script("scripts/save_hf_model.py", *model, "--save_dir", folder)
+    model = ("--from_pretrained", folder, "--output_dir", again)
+    few = ("--prompts_path", prompts, "--num_images", 2, "--batch_size", 16)
+    run_script("scripts/generate.py", *model, *few, *SAMPLING, *device)
+    for second in again.glob("a*.png"):
+        pixels = [np.asarray(Image.open(f / second.name), np.int16) for f in (samples, again)]
+        if abs(pixels[0] - pixels[1]).max() > 1:  # batches of another size round otherwise
+            raise ValueError(f"{second} differs from its like in {samples}: the export is wrong")
+    print("the exported flow draws the same pictures")
     minutes = (time.perf_counter() - started) / 60
     say(f"Generated shapes, after {steps} steps and {minutes:.1f} minutes")
     print(f"samples         {records_folder(samples) / 'grid.png'}")
@@ -90,47 +120,6 @@ def main(argv: list[str] | None = None) -> None:
     sheet = quickstart / "contact_sheet.png"
     if sheet.exists():
         print(f"reconstruction  {sheet}")
-
-
-def train(output: Path, args: FlowQuickstartOptions) -> tuple[int, Path]:
-    """Trains by examples/train_flow.sh; returns the number of steps and the run's folder."""
-    import torch
-
-    from wfimagevae.task.bench import flow_benchmark
-
-    say("A flow learns captioned shapes, drawn as they are needed")
-    flags = FLAGS | {"optimizer": "muon" if hasattr(torch.optim, "Muon") else "adamw"}
-    timed = FlowBenchOptions(**flags)
-    plan = plan_training(args, flow_benchmark, timed, (FEWEST_STEPS, MOST_STEPS))
-    steps = plan["max_steps"]
-    flags |= {
-        "log_steps": max(1, min(100, steps // 4)),
-        "csv_log_steps": max(1, min(20, steps // 4)),
-        "eval_steps": steps,
-        "eval_num_samples": 32 if args.steps else 128,
-        "sampler": "euler",
-        "sampling_steps": 20,
-        "guidance_scale": GUIDANCE,
-        "dataset_num_worker": 0,  # drawing takes little, and two cores have none to spare
-    }
-    return steps, run_recipe("examples/train_flow.sh", output, "shapes", plan | flags)
-
-
-def export(run_dir: Path, output: Path, samples: Path, device: tuple[str, str]) -> None:
-    """Saves the flow in Hugging Face format; read back, it must draw the same pictures."""
-    import numpy as np
-    from PIL import Image
-
-    folder, again = output / "hf_flow", output / "samples_by_hf_flow"
-    run_script("scripts/save_hf_model.py", "--from_pretrained", run_dir, "--save_dir", folder)
-    model = ("--from_pretrained", folder, "--output_dir", again)
-    few = ("--prompts_path", output / "prompts.txt", "--num_images", 2, "--batch_size", 16)
-    run_script("scripts/generate.py", *model, *few, *SAMPLING, *device)
-    for second in again.glob("a*.png"):
-        pixels = [np.asarray(Image.open(f / second.name), np.int16) for f in (samples, again)]
-        if abs(pixels[0] - pixels[1]).max() > 1:  # batches of another size round otherwise
-            raise ValueError(f"{second} differs from its like in {samples}: the export is wrong")
-    print("the exported flow draws the same pictures")
 
 
 if __name__ == "__main__":

@@ -37,10 +37,24 @@ def main(argv: list[str] | None = None) -> int:
     from wfimagevae.pictures.pixels import to_uint8
     from wfimagevae.pictures.writer import ImageWriter
 
-    dataset = open_folder(options)
-    check_output_folder(dataset, options.real_image_dir, options.generated_image_dir)
+    # Reconstructions never mix with originals.
+    dataset, folder = open_folder(options), Path(options.generated_image_dir)
+    source, target = Path(options.real_image_dir).resolve(), folder.resolve()
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--generated_image_dir {folder} is a file; name a folder")
+    if source.is_dir() and target.is_relative_to(source):
+        raise ValueError(
+            f"--generated_image_dir {folder} lies inside --real_image_dir "
+            f"{options.real_image_dir}; choose a folder outside"
+        )
+    homes = {Path(dataset.images.path(i)).parent for i in range(len(dataset.images))}
+    for home in sorted(homes):
+        if home.resolve().is_relative_to(target):
+            raise ValueError(
+                f"--generated_image_dir {folder} holds originals, in {home}: they could be "
+                "overwritten; choose another folder"
+            )
     names, unreadable = output_names(dataset.paths, options.format), []
-    folder = Path(options.generated_image_dir)
     with world(options.device) as here, sole_writer(folder, here.is_main):
         autoencoder = load_autoencoder(options, here.device, options.tile_size)
         with ImageWriter(folder) as writer:
@@ -56,28 +70,6 @@ def main(argv: list[str] | None = None) -> int:
             counts = f"{len(dataset) - num_unreadable} of {len(dataset)}"
             print(f"reconstructed {counts} images into {options.generated_image_dir}")
     return 1 if num_unreadable else 0
-
-
-def check_output_folder(images, source: str, folder: str) -> None:
-    """Raises ValueError for a folder where reconstructions would mix with originals.
-
-    It is a file, lies inside the folder of the originals, ``source``, or holds one of ``images``.
-    """
-    root, target = Path(source).resolve(), Path(folder).resolve()
-    if target.exists() and not target.is_dir():
-        raise ValueError(f"--generated_image_dir {folder} is a file; name a folder")
-    if root.is_dir() and target.is_relative_to(root):
-        raise ValueError(
-            f"--generated_image_dir {folder} lies inside --real_image_dir {source}; "
-            "choose a folder outside"
-        )
-    homes = {Path(images.images.path(i)).parent for i in range(len(images.images))}
-    for home in sorted(homes):
-        if home.resolve().is_relative_to(target):
-            raise ValueError(
-                f"--generated_image_dir {folder} holds originals, in {home}: they could be "
-                "overwritten; choose another folder"
-            )
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ python scripts/split_manifest.py --manifest photos/ --output_dir splits/
 import json
 import os
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 from wfimagevae.command_line import parse, run_cli
@@ -32,8 +31,21 @@ class SplitOptions(Options):
 def main(argv: list[str] | None = None) -> None:
     """Writes the two manifests; each image is on one side only, with all its lines."""
     options = parse(SplitOptions, argv, __doc__)
+    from wfimagevae.dataset.images.index import MANIFEST_KEYS, index_images, manifest_records
+
+    # The lines of a manifest, or one for each image of a folder, with absolute paths.
+    root = os.path.abspath(os.path.expanduser(options.manifest))
+    if os.path.isdir(root):
+        index = index_images(root)
+        lines = ({"image_path": index.path(i)} for i in range(len(index)))
+    else:
+        lines = (
+            {"image_path": os.path.join(os.path.dirname(root), path)}
+            | {key: value for key, value in record.items() if key not in MANIFEST_KEYS}
+            for _, path, record in manifest_records(root)
+        )
     images: dict[str, list[dict]] = {}
-    for record in read_records(options.manifest):
+    for record in lines:
         images.setdefault(os.path.realpath(record["image_path"]), []).append(record)
     names = sorted(images)
     random.Random(options.seed).shuffle(names)
@@ -48,20 +60,6 @@ def main(argv: list[str] | None = None) -> None:
         records = (record for name in sorted(part) for record in images[name])
         write_text(target, "".join(json.dumps(record) + "\n" for record in records))
         print(f"{len(part)} images in {target}")
-
-
-def read_records(source: str) -> Iterator[dict]:
-    """The lines of a manifest, or one for each image of a folder, with absolute paths."""
-    from wfimagevae.dataset.images.index import MANIFEST_KEYS, index_images, manifest_records
-
-    root = os.path.abspath(os.path.expanduser(source))
-    if os.path.isdir(root):
-        index = index_images(root)
-        yield from ({"image_path": index.path(i)} for i in range(len(index)))
-        return
-    for _, path, record in manifest_records(root):
-        others = {key: value for key, value in record.items() if key not in MANIFEST_KEYS}
-        yield {"image_path": os.path.join(os.path.dirname(root), path)} | others
 
 
 if __name__ == "__main__":
