@@ -3,9 +3,11 @@
 import random
 
 import numpy as np
+import pytest
 import torch
 
 from wfimagevae.engine.seeding import (
+    batched_noise,
     random_state,
     sample_noise,
     sample_uniforms,
@@ -17,36 +19,58 @@ from wfimagevae.engine.seeding import (
 CPU = torch.device("cpu")
 
 
-def test_noise_follows_the_sample_not_the_batch():
-    whole = sample_noise(1, [5, 6, 7], (4, 3, 3), CPU)
-    parts = [sample_noise(1, positions, (4, 3, 3), CPU) for positions in ([5], [6, 7])]
+def one_call(seed, positions, shape, device):
+    """As CUDA draws."""
+    return batched_noise(seed, positions, torch.empty(len(positions), *shape, device=device))
+
+
+has_philox = hasattr(torch.ops.aten, "_philox_normal_")
+in_both_ways = pytest.mark.parametrize(
+    "draw",
+    [
+        sample_noise,
+        pytest.param(one_call, marks=pytest.mark.skipif(not has_philox, reason="older PyTorch")),
+    ],
+)
+
+
+@in_both_ways
+def test_noise_follows_the_sample_not_the_batch(draw):
+    whole = draw(1, [5, 6, 7], (4, 3, 3), CPU)
+    parts = [draw(1, positions, (4, 3, 3), CPU) for positions in ([5], [6, 7])]
     assert torch.equal(whole, torch.cat(parts))
-    assert not torch.equal(whole[0], sample_noise(2, [5], (4, 3, 3), CPU)[0])
+    assert not torch.equal(whole[0], draw(2, [5], (4, 3, 3), CPU)[0])
 
 
-def test_no_two_samples_share_noise():
+@in_both_ways
+def test_no_two_samples_share_noise(draw):
     """Plain hashes of these pairs agree in the 32 bits that the CPU's generator reads."""
     for pair in ([41538, 54211], [40520, 121377], [53198, 149067]):
-        first, second = sample_noise(1234, pair, (4,), CPU)
+        first, second = draw(1234, pair, (4,), CPU)
         assert not torch.equal(first, second)
-    noise = sample_noise(1234, list(range(100_000)), (2,), CPU)
+    noise = draw(1234, list(range(100_000)), (2,), CPU)
     assert len(noise.unique(dim=0)) == 100_000
+    far = [0, 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40]
+    assert len(draw(1234, far, (2,), CPU).unique(dim=0)) == len(far)
 
 
-def test_noise_is_standard_normal_and_independent():
-    noise = sample_noise(0, list(range(64)), (8, 16, 16), CPU)
+@in_both_ways
+def test_noise_is_standard_normal_and_independent(draw):
+    noise = draw(0, list(range(64)), (8, 16, 16), CPU)
     assert abs(noise.mean()) < 0.01
     assert abs(noise.std() - 1) < 0.01
+    assert abs((noise**4).mean() - 3) < 0.1
     rows = noise.flatten(1)
     correlation = (rows @ rows.T / rows.shape[1]).fill_diagonal_(0)
     assert correlation.abs().max() < 0.15
 
 
-def test_noise_leaves_the_global_generator_alone():
+@in_both_ways
+def test_noise_leaves_the_global_generator_alone(draw):
     seed_everything(3)
     want = torch.rand(2)
     seed_everything(3)
-    sample_noise(0, [1], (2,), CPU)
+    draw(0, [1], (2,), CPU)
     assert torch.equal(torch.rand(2), want)
 
 

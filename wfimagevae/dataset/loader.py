@@ -210,7 +210,8 @@ class TrainLoader(Batches):
     ``image`` float32 (B, 3, R, R) in [-1, 1], channels last in memory, on ``device`` (a CUDA device
     gets it through pinned memory); ``position``, the B data positions; ``unreadable``, a list of
     (path, reason) of the files met for the first time, each of which is also logged once, by each
-    rank that meets it. The dataset's `DataError` comes out of ``next``.
+    rank that meets it; ``text``, what ``tokenise``, where it is given, makes in a worker of the
+    batch's captions. The dataset's `DataError` comes out of ``next``.
 
     From position p on, rank r of W takes ``p + r B ... p + (r + 1) B``, then p grows by ``W B``: at
     every step the ranks together read the next ``W B`` positions, whatever W is. ``batch_size`` B
@@ -225,6 +226,7 @@ class TrainLoader(Batches):
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
+        tokenise: Callable[[Sequence[str]], dict[str, Any]] | None = None,
     ):
         assert batch_size > 0 and 0 <= rank < world_size
         self.dataset, self.device = dataset, torch.device(device)
@@ -239,7 +241,8 @@ class TrainLoader(Batches):
         ahead = {"prefetch_factor": options.dataloader_prefetch_factor if num_workers else None}
         # Without workers pinning would be a thread's, which has another current device.
         ahead |= {"pin_memory": self.device.type == "cuda" and num_workers > 0}
-        super().__init__(dataset.read_batch, order, num_workers, options.data_timeout, **ahead)
+        read = functools.partial(_read_told, dataset, tokenise) if tokenise else dataset.read_batch
+        super().__init__(read, order, num_workers, options.data_timeout, **ahead)
         self._unreadable: set[str] = set()
 
     def __next__(self) -> dict[str, Any]:
@@ -251,7 +254,8 @@ class TrainLoader(Batches):
                 self._unreadable.add(path)
                 unreadable.append((path, reason))
                 _log.warning("unreadable image, the next one stands in: %s: %s", path, reason)
-        inputs = self.dataset.to_inputs(batch, self.device)
+        text = self.dataset.to_inputs(batch.pop("text", {}), self.device)
+        inputs = self.dataset.to_inputs(batch, self.device) | ({"text": text} if text else {})
         return inputs | {"position": position, "unreadable": unreadable}
 
     @property
@@ -302,6 +306,15 @@ class TrainLoader(Batches):
         self.close()
         self._here.clear()
         self._begin, self._taken = state["position"], 0
+
+
+def _read_told(
+    dataset: TrainData, tokenise: Callable[[Sequence[str]], dict[str, Any]], numbers: list[int]
+) -> dict[str, Any]:
+    batch = dataset.read_batch(numbers)
+    if "caption" in batch and "tokens" not in batch:  # which are embedded already
+        batch["text"] = tokenise(batch["caption"])
+    return batch
 
 
 def batch_loader(dataset: Any, batches: Iterable[list[int]], num_workers: int = 0) -> Batches:

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wfimagevae.engine.device import to_device
+
 
 def seed_everything(seed: int, rank: int = 0) -> None:
     """Seeds the global generators of Python, NumPy and torch, differently on each rank."""
@@ -28,9 +30,11 @@ def sample_noise(
     """Standard normal noise that follows each sample, whatever its rank, batch or worker.
 
     Gives (len(positions), *shape), float32. No two data positions below 2**32 have the same noise;
-    CUDA and CPU draw different numbers.
+    CUDA and CPU draw different numbers, and CUDA others where PyTorch lacks its Philox operator.
     """
     noise = torch.empty(len(positions), *shape, device=device)
+    if device.type == "cuda" and hasattr(torch.ops.aten, "_philox_normal_"):
+        return batched_noise(seed, positions, noise)
     generator = torch.Generator(device)
     for row, position in zip(noise, positions, strict=True):
         # The CPU's generator reads 32 bits of its seed; of plain hashes some would be equal among
@@ -41,6 +45,17 @@ def sample_noise(
             left, right = right, left ^ stable_hash("noise", seed, block, turn, right) % 2**16
         row.normal_(generator=generator.manual_seed(left * 2**16 + right))
     return noise
+
+
+def batched_noise(seed: int, positions: list[int], noise: Tensor) -> Tensor:
+    """Fills the rows of ``noise`` in one call, each from its own place in a stream of numbers.
+
+    The generator is Philox (Salmon et al. 2011), which counts: a position has 2**32 numbers.
+    """
+    words = [(stable_hash("noise", seed, i >> 32), i % 2**32 << 32) for i in positions]
+    keys = to_device(torch.tensor(words, dtype=torch.uint64), noise.device)
+    keys = keys.view(-1, *[1] * (noise.ndim - 1), 2)
+    return torch.ops.aten._philox_normal_(noise, keys)
 
 
 def sample_uniforms(seed: int, purpose: str, positions: list[int]) -> Tensor:

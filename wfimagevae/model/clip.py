@@ -7,6 +7,7 @@ import difflib
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -129,15 +130,14 @@ class TokensAndClip(TextEncoder):
 
     def __init__(self, tokens: TextEncoder, spec: str, device: torch.device):
         super().__init__(tokens.facts | {"clip": spec}, **tokens.config_keys)
-        self.tokens, self.clip = tokens, load_clip(spec)
+        self.tokens, self.clip, self.tokenise = tokens, load_clip(spec), tokens.tokenise
         self.clip.network.to(device)
 
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        return self.tokens.lengths(prompts)
-
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        parts = self.tokens(prompts)
+    def __call__(
+        self, prompts: Sequence[str], tokens: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        parts = self.tokens(prompts, tokens)
         is_text = parts["mask"].any(1, keepdim=True)
         with torch.autocast(is_text.device.type, enabled=False):
             embedded = self.clip.embed_texts(prompts).float()

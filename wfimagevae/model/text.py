@@ -6,9 +6,12 @@ transformer inside, and reads the ids of tokens.
 
 import contextlib
 import logging
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -39,30 +42,40 @@ class TextEncoder:
     long are cut; a warning says so once. ``facts`` open it again with `open_text_encoder`:
     ``kind``, ``source``, ``length``, ``fingerprint`` of the weights or the vocabulary, None of
     bytes, and ``precision`` where it is not fp32; ``config_keys`` are those of a
-    network that reads what this gives. ``length`` counts in ``unit``, and so does ``lengths``: what
-    each prompt would take whole, of which more than ``length`` is cut.
+    network that reads what this gives. ``length`` counts in ``unit``.
+
+    ``tokenise(prompts)``, which a worker may do, gives CPU tensors for `embed`, a row a prompt, and
+    ``lengths``, a list of what each prompt takes whole, of which more than ``length`` is cut.
     """
 
     unit = "tokens"
-    lengths: Callable[[Sequence[str]], list[int]]
+    device: torch.device
+    tokenise: Callable[[Sequence[str]], dict[str, Any]]
 
     def __init__(self, facts: dict, **config_keys):
         self.facts, self.length, self._has_warned = facts, facts["length"], False
         self.config_keys = {**config_keys, "text_length": self.length}
 
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """The prompts, each as a row, on the encoder's device."""
-        raise NotImplementedError
+    def __call__(
+        self, prompts: Sequence[str], tokens: dict[str, Any] | None = None
+    ) -> dict[str, Tensor]:
+        """The prompts, each as a row, on the encoder's device.
 
-    def _warn_of_cut(self, prompts: Sequence[str], lengths: Sequence[int] | None = None) -> None:
-        """Tells of the first prompt that is too long, once; their ``lengths`` may be known."""
-        if self._has_warned:
-            return
-        pairs = zip(prompts, lengths or self.lengths(prompts), strict=True)
-        if long := next((prompt for prompt, length in pairs if length > self.length), None):
+        ``tokens`` is what `tokenise` gave for them, if it was asked before. Of the first prompt
+        that is too long a warning tells.
+        """
+        tokens = dict(tokens or self.tokenise(prompts))
+        pairs = zip(prompts, tokens.pop("lengths"), strict=True)
+        long = next((prompt for prompt, length in pairs if length > self.length), None)
+        if long and not self._has_warned:
             message = "a prompt is cut to --text_length %d %s; others may be as well: %r ..."
             logger.warning(message, self.length, self.unit, long.strip()[:_QUOTED])
             self._has_warned = True
+        return self.embed(**{name: _sent(part, self.device) for name, part in tokens.items()})
+
+    def embed(self, **tokens: Tensor) -> dict[str, Tensor]:
+        """What the network reads, of tokens on the encoder's device."""
+        return tokens
 
 
 def open_text_encoder(
@@ -79,6 +92,8 @@ def open_text_encoder(
     the recorded one, otherwise 128, or what the model can take if that is less. ``precision``, fp32
     or bf16, is that of a frozen encoder that a flag names.
     """
+    # Tokenizers start threads, unless told not to, and warn of each fork of a loader's worker.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # A flag's words, or what a checkpoint recorded.
     if isinstance(spec, str):
         kind, _, source = spec.partition(":")
@@ -127,9 +142,9 @@ def open_text_encoder(
 
 
 class ByteEncoder(TextEncoder):
-    """UTF-8 bytes plus one, and 0 behind the end; the network learns to read them.
+    """``ids``, int64 (B, length): UTF-8 bytes plus one, and 0 behind the end.
 
-    Texts of more than ``length`` bytes are cut between characters.
+    The network learns to read them. Texts of more than ``length`` bytes are cut between characters.
     """
 
     unit = "bytes"
@@ -138,23 +153,21 @@ class ByteEncoder(TextEncoder):
         super().__init__(facts, text_encoder="bytes")
         self.device = device
 
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        return [len(prompt.strip().encode()) for prompt in prompts]
-
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """``ids``, int64 (B, length)."""
-        self._warn_of_cut(prompts)
-        ids = torch.zeros(len(prompts), self.length, dtype=torch.int64)
-        for row, prompt in zip(ids, prompts, strict=True):
-            data = prompt.strip().encode()
+    def tokenise(self, prompts: Sequence[str]) -> dict[str, Any]:
+        texts = [prompt.strip().encode() for prompt in prompts]
+        ids = torch.zeros(len(texts), self.length, dtype=torch.int64)
+        for row, data in zip(ids, texts, strict=True):
             if len(data) > self.length:
                 data = data[: self.length].decode(errors="ignore").encode()
             row[: len(data)] = torch.tensor(list(data), dtype=torch.int64) + 1
-        return {"ids": _sent(ids, self.device)}
+        return {"ids": ids, "lengths": list(map(len, texts))}
 
 
 class TokenEncoder(TextEncoder):
-    """Ids of GPT-2's tokens and the mask of a text, for a network that reads them itself: GLIDE."""
+    """Ids of GPT-2's tokens, for a network that reads them itself: GLIDE.
+
+    ``ids``, int64 (B, length), and ``mask``, bool (B, length), which says where they are text.
+    """
 
     def __init__(self, facts: dict, device: torch.device):
         source, self.device = facts["source"] or HUB_NAME, device
@@ -163,24 +176,16 @@ class TokenEncoder(TextEncoder):
         facts = facts | {"source": _absolute(source), "fingerprint": fingerprint}
         super().__init__(facts, vocab_size=self.tokenizer.get_vocab_size())
 
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        return list(map(len, self._ids(prompts)))
-
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
-        """``ids``, int64 (B, length), and ``mask``, bool (B, length): see `Glide`."""
-        texts = self._ids(prompts)
-        self._warn_of_cut(prompts, list(map(len, texts)))
+    def tokenise(self, prompts: Sequence[str]) -> dict[str, Any]:
+        lower = [prompt.lower() if prompt.strip() else "" for prompt in prompts]
+        texts = [encoding.ids for encoding in self.tokenizer.encode_batch(lower)]
         ids = torch.full((len(prompts), self.length), self.tokenizer.get_vocab_size() - 1)
         mask = torch.zeros(ids.shape, dtype=torch.bool)
         for i, own in enumerate(texts):
             count = min(len(own), self.length)
             ids[i, :count] = torch.tensor(own[:count], dtype=torch.int64)
             mask[i, :count] = True
-        return {"ids": _sent(ids, self.device), "mask": _sent(mask, self.device)}
-
-    def _ids(self, prompts: Sequence[str]) -> list[list[int]]:
-        texts = [prompt.lower() if prompt.strip() else "" for prompt in prompts]
-        return [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        return {"ids": ids, "mask": mask, "lengths": list(map(len, texts))}
 
 
 class FrozenEncoder(TextEncoder):
@@ -195,29 +200,18 @@ class FrozenEncoder(TextEncoder):
         width = network.config.hidden_size
         super().__init__(facts, text_encoder="external", text_width=width, pooled_width=width)
         tokenizer.padding_side = "right"
-        self.tokenizer, self.network = tokenizer, network
-
-    def lengths(self, prompts: Sequence[str]) -> list[int]:
-        """Those of tokens that begin or end the text count, too."""
-        whole = self.tokenizer([prompt.strip() for prompt in prompts], verbose=False)
-        return list(map(len, whole["input_ids"]))
+        self.network, self.device = network, network.device
+        # Without the network, which is not sent to workers.
+        self.tokenise = partial(_tokenise, tokenizer, self.length)
 
     @torch.no_grad()
-    def __call__(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def embed(self, ids: Tensor, attended: Tensor, is_text: Tensor) -> dict[str, Tensor]:
         """``tokens`` (B, L, D), ``mask``, bool (B, L), and ``pooled`` (B, D)."""
-        prompts = [prompt.strip() for prompt in prompts]
-        self._warn_of_cut(prompts)
-        device = self.network.device
-        inputs = self.tokenizer(
-            prompts, padding=True, truncation=True, max_length=self.length, return_tensors="pt"
-        )
-        ids, attended = (_sent(inputs[name], device) for name in ("input_ids", "attention_mask"))
         # Conditions are as precise as their training knew them, whatever precision is around.
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(self.device.type, enabled=False):
             output = self.network(input_ids=ids, attention_mask=attended)
         values = output.last_hidden_state.float()
         # Of an empty prompt even the tokens that start and end it are masked.
-        is_text = _sent(torch.tensor([bool(prompt) for prompt in prompts]), device)
         mask = attended.bool() & is_text[:, None]
         tokens, pooled = masked_mean(values, mask)
         if self.facts["kind"] == "clip":
@@ -227,9 +221,22 @@ class FrozenEncoder(TextEncoder):
         return {"tokens": tokens, "mask": mask, "pooled": pooled}
 
 
+def _tokenise(tokenizer, length: int, prompts: Sequence[str]) -> dict[str, Any]:
+    """What transformers reads of prompts; tokens that begin or end a text count as its own."""
+    prompts = [prompt.strip() for prompt in prompts]
+    how = {"padding": True, "truncation": True, "max_length": length, "return_tensors": "pt"}
+    inputs = tokenizer(prompts, **how)
+    ids, attended = inputs["input_ids"], inputs["attention_mask"]
+    lengths = attended.sum(1).tolist()
+    if max(lengths) == length:  # some may have been longer
+        lengths = list(map(len, tokenizer(prompts, verbose=False)["input_ids"]))
+    is_text = torch.tensor(list(map(bool, prompts)))
+    return {"ids": ids, "attended": attended, "is_text": is_text, "lengths": lengths}
+
+
 def _sent(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on a device; a copy from plain memory would wait for all that CUDA has to do."""
-    if device.type != "cuda":
+    if device.type != "cuda" or tensor.is_cuda:
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 

@@ -1,6 +1,6 @@
 """Gaussian diffusion: a network learns the noise in data, and the variances of the way back."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -78,7 +78,7 @@ class NoisePrediction(ConditionalObjective):
             loss = loss + self.options.vlb_weight * bound
             logs["train/variational_bound"] = bound.detach().mean()
         if self.text and self.network.training:
-            logs |= caption_statistics(batch["caption"], self.text, data.device)
+            logs |= caption_statistics(batch, self.text, data.device)
         is_usual = self._is_usual(error.detach(), t)
         logs["train/spikes_skipped"] = 1 - is_usual.float().mean()
         loss = torch.where(is_usual, loss, 0.0).mean()
@@ -108,7 +108,7 @@ class NoisePrediction(ConditionalObjective):
 
 
 def caption_statistics(
-    captions: Sequence[str], encoder: TextEncoder, device: torch.device
+    batch: Batch, encoder: TextEncoder, device: torch.device
 ) -> dict[str, Tensor]:
     """Figures of a batch's captions as pooled (sum, weight), float32 (2,), on a device.
 
@@ -116,11 +116,12 @@ def caption_statistics(
     encoder's; ``train/captions_cut`` and ``train/captions_empty`` are shares of all: of captions
     longer than the encoder reads, and of those without text.
     """
-    written = [caption for caption in captions if caption.strip()]
-    lengths = encoder.lengths(written) if written else []
+    captions = batch["caption"]
+    lengths = (batch.get("text") or encoder.tokenise(captions))["lengths"]
+    written = [n for n, caption in zip(lengths, captions, strict=True) if caption.strip()]
     pairs = {
-        "caption_length": (sum(lengths), len(written)),
-        "captions_cut": (sum(n > encoder.length for n in lengths), len(captions)),
+        "caption_length": (sum(written), len(written)),
+        "captions_cut": (sum(n > encoder.length for n in written), len(captions)),
         "captions_empty": (len(captions) - len(written), len(captions)),
     }
     return {f"train/{n}": to_device(torch.tensor(p).float(), device) for n, p in pairs.items()}

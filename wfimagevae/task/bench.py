@@ -347,7 +347,8 @@ def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterat
     if options.data_path:
         dataset, _ = build_datasets(options)
         space = open_space(options, dataset, device)
-        loader = TrainLoader(dataset, options.batch_size, options, device)
+        tokenise = space.text and space.text.tokenise
+        loader = TrainLoader(dataset, options.batch_size, options, device, tokenise=tokenise)
         return build_network(options, space, device), space, loader
     # What `open_space` asks of a data set, and a batch of one.
     size, side = options.batch_size, options.resolution or DEFAULT_RESOLUTION

@@ -98,7 +98,9 @@ def assemble(
         shard(network, network.blocks_to_shard(), device, *how)
     player = build_flow_player(options, objective, kind.player_name)
     player.flops_per_sample = 2.0 * objective.passes * macs
-    loader = TrainLoader(dataset, options.batch_size, options, device, process.rank, process.size)
+    place = device, process.rank, process.size
+    tokenise = space.text and space.text.tokenise
+    loader = TrainLoader(dataset, options.batch_size, options, *place, tokenise=tokenise)
     validator = None
     if held_out is not None and options.eval_steps:
         generator = build_generator(options, objective, space)

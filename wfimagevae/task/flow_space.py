@@ -162,7 +162,7 @@ def open_space(
         if text is None:
             return batch["label"] if num_classes else None
         cached = {name: batch[name] for name in _CACHED if name in batch}
-        encoded = cached or text(batch["caption"])
+        encoded = cached or text(batch["caption"], batch.get("text"))
         return {"label": batch["label"]} | encoded if num_classes else encoded
 
     # Images that an autoencoder encodes while the flow trains.

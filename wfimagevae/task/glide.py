@@ -233,7 +233,7 @@ def _conditions(
     """What the network is told of a batch: its captions, and parts of its images."""
 
     def condition(batch: dict) -> Condition:
-        told = space.text(batch["caption"])
+        told = space.text(batch["caption"], batch.get("text"))
         if "low_res" in network.needs:
             told["low_res"] = small_images(batch, options)
         if "inpaint_image" in network.needs:

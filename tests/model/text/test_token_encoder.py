@@ -51,7 +51,7 @@ def test_ids_are_those_of_byte_pairs_of_small_letters_in_either_files(tmp_path):
     for i, prompt in enumerate(PROMPTS):
         expected = plain_ids(prompt if prompt.strip() else "", vocabulary, merges)
         assert ids[i, mask[i]].tolist() == expected, prompt
-        assert encoder.lengths([prompt]) == [len(expected)]
+        assert encoder.tokenise([prompt])["lengths"] == [len(expected)]
         assert ids[i].tolist()[len(expected) :] == [vocabulary[PADDING]] * (128 - len(expected))
     assert all(torch.equal(encoded["openai"][key], encoded["hub"][key]) for key in ("ids", "mask"))
     assert ids.dtype == torch.int64 and mask.dtype == torch.bool
@@ -118,4 +118,5 @@ def test_a_name_is_read_from_the_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     encoder = open_text_encoder("gpt2", "cpu")
-    assert encoder.facts["source"] == "openai-community/gpt2" and encoder.lengths(TEXTS[:1]) == [7]
+    assert encoder.facts["source"] == "openai-community/gpt2"
+    assert encoder.tokenise(TEXTS[:1])["lengths"] == [7]
