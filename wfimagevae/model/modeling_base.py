@@ -59,10 +59,11 @@ class CheckpointedBlocks(nn.Module):
 
     gradient_checkpointing = False
 
-    def run(self, block: nn.Module, *args):
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return self._gradient_checkpointing_func(block, *args)
-        return block(*args)
+    @property
+    def run(self) -> Callable:
+        """``run(block, *args)``: for one pass, as the switch may change."""
+        recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
+        return self._gradient_checkpointing_func if recomputes else nn.Module.__call__
 
 
 class RegisteredModel(ModelMixin, ConfigMixin):

@@ -132,12 +132,12 @@ def open_held_out(options: VaeOptions) -> Dataset | None:
         if options.eval_steps:
             raise ValueError("give --eval_image_path to validate on, or --eval_steps 0")
         return None
-    sizes = options.eval_resolution, options.eval_crop_size
     sources = open_images(options, options.eval_image_path)
-    images = ConcatDataset([ValidImageDataset(source, *sizes) for source in sources])
-    held_out = Subset(images, evenly_spaced(len(images), options.eval_subset_size))
     if not options.eval_steps:
         return None
+    sizes = options.eval_resolution, options.eval_crop_size
+    images = ConcatDataset([ValidImageDataset(source, *sizes) for source in sources])
+    held_out = Subset(images, evenly_spaced(len(images), options.eval_subset_size))
     # Reads images until one is whole, which is the first as a rule.
     for i in range(len(held_out)):
         sample = held_out[i]

@@ -52,9 +52,9 @@ class MLP(VelocityModel):
         self.add_embedders(hidden_size, TIME_SCALE)
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
-        h = self.layer_in(x.to(self.layer_in.weight.dtype))
+        h, run = self.layer_in(x.to(self.layer_in.weight.dtype)), self.run
         for block in self.blocks:
-            h = self.run(block, h, c)
+            h = run(block, h, c)
         return self.layer_out(F.silu(h))
 
 
@@ -89,6 +89,7 @@ class SmallCNN(VelocityModel):
 
     def predict(self, x: Tensor, t: Tensor, c: Tensor) -> Tensor:
         h = self.conv_in(x.to(self.conv_in.weight.dtype, memory_format=torch.channels_last))
+        run = self.run
         for block in self.blocks:
-            h = self.run(block, h, c)
+            h = run(block, h, c)
         return self.conv_out(F.silu(self.norm_out(h)))

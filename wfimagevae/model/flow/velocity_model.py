@@ -83,12 +83,13 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
 
         ``init_std`` is the standard deviation of the initial weights; None keeps PyTorch's.
         """
+        has_end, num_classes = self.config.average_velocity, self.config.num_classes
         # Created in this order, as the initial weights are drawn in it.
         embedders = {"t_embedder": TimeEmbedder(width, time_scale)}
-        if self.has_average_velocity:
+        if has_end:
             embedders["t_end_embedder"] = TimeEmbedder(width, time_scale)
-        if self.num_classes:
-            embedders["y_embedder"] = LabelEmbedder(self.num_classes, width)
+        if num_classes:
+            embedders["y_embedder"] = LabelEmbedder(num_classes, width)
         for name, embedder in embedders.items():
             self.add_module(name, embedder)
             for parameter in embedder.parameters() if init_std is not None else ():
@@ -96,7 +97,7 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
                     nn.init.zeros_(parameter)
                 else:
                     nn.init.normal_(parameter, std=init_std)
-        if self.has_average_velocity:  # a pretrained model starts unchanged
+        if has_end:  # a pretrained model starts unchanged
             nn.init.zeros_(self.t_end_embedder.mlp[2].weight)
             nn.init.zeros_(self.t_end_embedder.mlp[2].bias)
 
@@ -114,7 +115,7 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
     def embed(self, t: Tensor, labels: Tensor | None, t_end: Tensor | None) -> Tensor:
         """The sum of what the embedders make of times and labels, (B, width)."""
         c = self.t_embedder(t)
-        if self.has_average_velocity:
+        if self.config.average_velocity:
             c = c + self.t_end_embedder(torch.zeros_like(t) if t_end is None else t_end - t)
         return c if labels is None else c + self.y_embedder(labels)
 

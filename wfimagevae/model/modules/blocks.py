@@ -68,6 +68,11 @@ def is_hooked(module: nn.Module) -> bool:
     return "forward" in vars(module)
 
 
+def widened(x: Tensor, weight: Tensor) -> Tensor:
+    """``x`` in the type of ``weight``, unless that is only stored so, in fewer bits."""
+    return x.to(weight.dtype) if weight.itemsize > x.itemsize else x
+
+
 def _match(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Parameters in the type that the kernel wants; the CPU's mixes bfloat16 and float32."""
     if x.device.type == "cpu":

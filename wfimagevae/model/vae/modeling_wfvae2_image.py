@@ -26,17 +26,13 @@ from wfimagevae.model.modules.blocks import (
     build_activation,
     build_norm,
     is_hooked,
+    widened,
 )
 from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
 from wfimagevae.model.registry import ModelRegistry
 
 NUM_BANDS = 12  # LL, LH, HL, HH of three colours
-
-
-def widened(x: Tensor, weight: Tensor) -> Tensor:
-    """``x`` in the type of ``weight``, unless that is only stored so, in fewer bits."""
-    return x.to(weight.dtype) if weight.itemsize > x.itemsize else x
 
 
 class WFDownBlockImage(nn.Module):
@@ -103,8 +99,9 @@ class WFUpBlockImage(nn.Module):
         self, x: Tensor, low: Tensor | None = None, latent: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         # Split the bands off, and complete them with those of the coarser level.
-        parts = self.branch_conv(x, latent).split(self.widths, dim=1)
-        x, flow = (part.contiguous(memory_format=torch.channels_last) for part in parts)
+        x, flow = self.branch_conv(x, latent).split(self.widths, dim=1)
+        x = x.contiguous(memory_format=torch.channels_last)
+        flow = flow.contiguous(memory_format=torch.channels_last)
         flow_block, flow_conv = self.out_flow_conv
         flow = flow_conv(flow_block(flow, latent))  # (B, E, H, W) to (B, 12, H, W)
         coeffs = widened(flow, self.up.conv.weight)
@@ -150,13 +147,13 @@ class EncoderImage(CheckpointedBlocks):
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         # The network sees bands alone, never pixels.
         coeffs = self.wavelet_transform_in(x)  # (B, 12, H/2, W/2)
-        h = self.conv_in(coeffs)
+        h, run = self.conv_in(coeffs), self.run
         levels = []
         for block in self.down_blocks:
-            h, coeffs = self.run(block, h, coeffs)
+            h, coeffs = run(block, h, coeffs)
             levels.append(coeffs)
         for layer in self.mid:
-            h = self.run(layer, h)
+            h = run(layer, h)
         return self.conv_out(self.activation_out(self.norm_out(h))), levels
 
 
@@ -190,13 +187,13 @@ class DecoderImage(CheckpointedBlocks):
 
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         latent = None if self.spade_out is None else z
-        h = self.conv_in(z)
+        h, run = self.conv_in(z), self.run
         for layer in self.mid:
-            h = self.run(layer, h, latent)
+            h = run(layer, h, latent)
         # Each level hands its completed image on as the low band of the next.
         low, levels = None, []
         for block in self.up_blocks:
-            h, low, coeffs = self.run(block, h, low, latent)
+            h, low, coeffs = run(block, h, low, latent)
             levels.append(coeffs)
         # The last bands complete those that the levels added up, and become the image.
         h = self.norm_out(h)
@@ -211,11 +208,13 @@ def _build_mid(
     layer_types: Sequence[str], channels: int, norm_type: str, latent_dim: int = 0, **options
 ) -> nn.Sequential:
     options |= {"norm_type": norm_type, "latent_dim": latent_dim}
-    builders = {
-        "ResnetBlock2D": lambda: ResnetBlock2D(channels, channels, **options),
-        "AttnBlock2D": lambda: AttnBlock2D(channels, norm_type, latent_dim),
-    }
-    return nn.Sequential(*[builders[name]() for name in layer_types])
+    mid = nn.Sequential()
+    for name in layer_types:
+        if name == "AttnBlock2D":
+            mid.append(AttnBlock2D(channels, norm_type, latent_dim))
+        else:
+            mid.append(ResnetBlock2D(channels, channels, **options))
+    return mid
 
 
 @ModelRegistry.register("WFVAE2Image")
@@ -312,16 +311,16 @@ class WFVAE2ImageModel(ImageBaseAE):
 
         Nothing is drawn: diffusers' pipelines hand a generator to all autoencoders.
         """
-        if z.dim() != 4 or z.shape[1] != self.config.latent_dim:
-            raise ValueError(
-                f"latents must be (B, {self.config.latent_dim}, h, w), got {tuple(z.shape)}"
-            )
+        channels = self.decoder.conv_in.in_channels
+        if z.dim() != 4 or z.shape[1] != channels:
+            raise ValueError(f"latents must be (B, {channels}, h, w), got {tuple(z.shape)}")
         output = DecoderOutput(*self._run(self.decoder, self._taken(z), (1, self.spatial_factor)))
         return output if return_dict else (output.sample,)
 
     def _taken(self, x: Tensor) -> Tensor:
         """An input in the model's type, which `ModelMixin.dtype` takes milliseconds to find."""
-        dtype = self.dtype if is_hooked(self.decoder.conv_out) else self.last_layer.dtype
+        conv = self.decoder.conv_out
+        dtype = self.dtype if is_hooked(conv) else conv.weight.dtype
         return x.to(dtype).contiguous(memory_format=torch.channels_last)
 
     def _optional_parts(self, embedded: dict, overrides: dict) -> list:
