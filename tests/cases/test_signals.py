@@ -23,7 +23,6 @@ from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.engine.distributed import World, world
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.player import Player
-from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.run import Run
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.task.flow_options import FlowOptions
@@ -41,6 +40,9 @@ class Training(Task):
 
     def ready(self, count, seconds):
         return self.act(self, "wait" if seconds else "glance") is not False and seconds > 0
+
+    def __iter__(self):
+        return self
 
     def __next__(self):
         return next(self.batches)
@@ -67,8 +69,7 @@ def train(folder, act, here=None, resume=None, **options):
     values = {"max_steps": 6, "batch_size": 2, "log_steps": 1, "disable_csv_log": True}
     values |= {"save_ckpt_step": 2, "eval_steps": 3, "ema": True} | options
     task = Training(act)
-    run = Run(FlowOptions(**values), here or World(0, 1, torch.device("cpu")), folder, task,
-              Tracker("none"))  # fmt: skip
+    run = Run(FlowOptions(**values), here or World(0, 1, torch.device("cpu")), folder, task)
     save = run.save
 
     def saved(best=False, only_best=False):

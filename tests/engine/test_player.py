@@ -89,8 +89,9 @@ def test_a_non_finite_loss_with_finite_gradients_is_skipped_too():
 def test_parts_of_a_player_have_optimizers_and_schedules_of_their_own():
     objective = Regression()
     own = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.0, "lr_schedule": "constant"}
-    part = PlayerPart("first", list(objective.network[0].parameters()), own)
     rest = {"lr": 0.01, "weight_decay": 0.0, "lr_schedule": "linear", "mix_precision": "fp32"}
+    options = TrainingOptions(**rest | own)
+    part = PlayerPart("first", list(objective.network[0].parameters()), options)
     ours = Player("toy", objective, TrainingOptions(**rest), parts=[part])
     ours.plan_rest(4)
     plain = copy.deepcopy(objective)

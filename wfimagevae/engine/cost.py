@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from wfimagevae.engine.device import synchronize
 
 
-def count_macs(function: Callable[[], object]) -> int:
+def count_macs(function: Callable[..., object], *inputs: Any) -> int:
     """Multiply-accumulates of a call: convolutions, matrix products and attention.
 
     Networks called inside compute nothing but shapes, in a moment and without memory.
@@ -26,7 +26,7 @@ def count_macs(function: Callable[[], object]) -> int:
     fake, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
     eager, products = torch.compiler.set_stance("force_eager"), sdpa_kernel(SDPBackend.MATH)
     with fake, torch.no_grad(), eager, products, counter:
-        function()
+        function(*inputs)
     return counter.get_total_flops() // 2
 
 

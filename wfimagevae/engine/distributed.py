@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
@@ -13,17 +12,12 @@ from wfimagevae.engine.device import use_device
 from wfimagevae.engine.options import DDP_TIMEOUT
 
 
-@dataclass(frozen=True)
 class World:
     """This process's place among all of them: its rank, 0 to size - 1, and its device."""
 
-    rank: int
-    size: int
-    device: torch.device
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+    def __init__(self, rank: int, size: int, device: torch.device):
+        self.rank, self.size, self.device = rank, size, device
+        self.is_main = rank == 0
 
 
 @contextmanager
@@ -52,31 +46,26 @@ def cpu_group(timeout_minutes: float) -> dist.ProcessGroup | None:
     """A group of all processes that talks beside the first one's work; None of one. Collective."""
     # It does not take over the timeout of the first one.
     timeout = timedelta(minutes=timeout_minutes)
-    return dist.new_group(backend="gloo", timeout=timeout) if is_distributed() else None
-
-
-def is_distributed() -> bool:
-    """True inside a process group of more than one process."""
-    return dist.is_initialized() and dist.get_world_size() > 1
+    return dist.new_group(backend="gloo", timeout=timeout) if dist.is_initialized() else None
 
 
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sums ``tensor`` over all processes in place and returns it."""
-    if is_distributed():
+    if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_mean(tensor: torch.Tensor) -> torch.Tensor:
     """Averages ``tensor`` over all processes in place and returns it."""
-    if is_distributed():
+    if dist.is_initialized():
         all_reduce_sum(tensor).div_(dist.get_world_size())
     return tensor
 
 
 def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
     """The rows of every process's ``tensor``, in rank order; as many on each. No gradient."""
-    if not is_distributed():
+    if not dist.is_initialized():
         return tensor
     rows = tensor.new_empty(dist.get_world_size() * len(tensor), *tensor.shape[1:])
     dist.all_gather_into_tensor(rows, tensor.contiguous())
@@ -85,7 +74,7 @@ def gather_rows(tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_objects(value) -> list:
     """The picklable ``value`` of every process, in rank order, on every process."""
-    if not is_distributed():
+    if not dist.is_initialized():
         return [value]
     values = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
@@ -94,7 +83,7 @@ def gather_objects(value) -> list:
 
 def broadcast_object(value):
     """Rank 0's picklable ``value``, on every process."""
-    if not is_distributed():
+    if not dist.is_initialized():
         return value
     values = [value]
     dist.broadcast_object_list(values)
@@ -102,5 +91,5 @@ def broadcast_object(value):
 
 
 def barrier() -> None:
-    if is_distributed():
+    if dist.is_initialized():
         dist.barrier()

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -166,6 +167,7 @@ class Combined(torch.optim.Optimizer):
 _START_ANEW = "add --not_resume_optimizer to start its state anew"
 
 
+@dataclass(frozen=True)
 class OptimizerState:
     """An optimizer's moments and counts as a checkpoint sees them.
 
@@ -174,8 +176,7 @@ class OptimizerState:
     parameters and contiguous moments it would update the wrong elements.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self.optimizer = optimizer
+    optimizer: torch.optim.Optimizer
 
     def state_dict(self) -> dict:
         return self.optimizer.state_dict() | {"kind": type(self.optimizer).__name__}

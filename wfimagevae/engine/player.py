@@ -1,8 +1,7 @@
 """A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,20 +9,20 @@ from torch import Tensor, nn
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.optim import Combined, LrSchedule, build_optimizer
-from wfimagevae.engine.options import TrainingOptions
+from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
 from wfimagevae.engine.sharding import data_parallel, local, sync_gradients, whole
 
 
 @dataclass(frozen=True)
 class PlayerPart:
-    """Parameters of a player whose optimizer and schedule have some other options.
+    """Parameters of a player whose optimizer and schedule have options of their own.
 
     ``name`` is that of their learning rate in logs.
     """
 
     name: str
     parameters: list[nn.Parameter]
-    changes: dict[str, Any] = field(default_factory=dict)
+    options: OptimizerOptions
 
 
 class Player:
@@ -55,13 +54,12 @@ class Player:
         # One optimizer of the parts that have their own options and of the rest.
         apart = {parameter for part in parts for parameter in part.parameters}
         rest = [p for p in objective.parameters() if p.requires_grad and p not in apart]
-        parts = [*([PlayerPart(name, rest)] if rest or not parts else []), *parts]
+        parts = [*([PlayerPart(name, rest, options)] if rest or not parts else []), *parts]
         optimizers, self.schedules, self.group_names = [], [], []
         for part in parts:
-            changed = options.changed(**part.changes)
-            optimizers.append(build_optimizer(changed, part.parameters, blocks, loss_divisor))
+            optimizers.append(build_optimizer(part.options, part.parameters, blocks, loss_divisor))
             num_groups = len(optimizers[-1].param_groups)
-            self.schedules += [LrSchedule(changed)] * num_groups
+            self.schedules += [LrSchedule(part.options)] * num_groups
             self.group_names += [part.name] * num_groups
         self.optimizer = Combined(optimizers) if len(optimizers) > 1 else optimizers[0]
         self.peak_lrs = [group["lr"] for group in self.optimizer.param_groups]

@@ -1,6 +1,7 @@
 """A training run: where it stands, and what happens between its steps."""
 
 import contextlib
+import itertools
 import logging
 import time
 from collections.abc import Callable
@@ -62,7 +63,7 @@ class Run:
         world: World,
         folder: Path,
         task: "Task",
-        tracker: Tracker,
+        tracker: Tracker | None = None,
         watcher: Watcher | None = None,
     ):
         self.options, self.world, self.folder = options, world, folder
@@ -147,7 +148,7 @@ class Run:
                 break
             with self.reporter.waiting():
                 if not wishes.late:
-                    return [next(loader) for _ in range(count)]
+                    return list(itertools.islice(loader, count))
                 late = self._is_late(0.2)
             wishes = self.interrupt.agree(late, failed=self.failure is not None)
         return []

@@ -19,7 +19,6 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from wfimagevae.engine.distributed import is_distributed
 from wfimagevae.sharded_files import Stored, mapped
 
 
@@ -78,7 +77,9 @@ def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:
 
 def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
     """The objective, sharded already or not, as one that averages gradients over all processes."""
-    if not is_distributed() or any(isinstance(part, FSDPModule) for part in objective.modules()):
+    if not dist.is_initialized():
+        return objective
+    if any(isinstance(part, FSDPModule) for part in objective.modules()):
         return objective
     # PyTorch 2.15 renamed it, and warns of the old name.
     renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -94,7 +95,7 @@ def sync_gradients(module: nn.Module, enabled: bool):
     """Context in which forward and backward average gradients over processes, or do not."""
     if isinstance(module, DistributedDataParallel) and not enabled:
         return module.no_sync()
-    if is_distributed():
+    if dist.is_initialized():
         for part in module.modules():
             if isinstance(part, FSDPModule):
                 part.set_requires_gradient_sync(enabled, recurse=False)

@@ -90,8 +90,9 @@ def run_training(
                 "--lr_schedule plateau follows validations, and this run makes none: give "
                 "--eval_steps above 0 and held-out data, or another schedule"
             )
-        kind = options.tracker if is_main else "none"
-        tracker = open_tracker(kind, folder, options.exp_name, options.values())
+        tracker = None
+        if is_main and options.tracker != "none":
+            tracker = open_tracker(options.tracker, folder, options.exp_name, options.values())
         run = Run(options, process, folder, task, tracker, watcher)
         if is_main and not resume:  # what ends without a step leaves nothing
             stack.callback(lambda: run.step or (folder / "options.json").unlink(missing_ok=True))
@@ -116,7 +117,8 @@ def run_training(
         if run.stopping:
             done = f"stopped by a signal after step {run.step}"
             log.info("%s; run the same command%s to go on", done, how)
-        tracker.close()
+        if tracker:
+            tracker.close()
         return run.finished and not run.stopping
 
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from wfimagevae.engine.distributed import World, barrier, gather_objects, is_distributed
+from wfimagevae.engine.distributed import World, barrier, gather_objects
 from wfimagevae.eval.clip_score import clip_scores
 from wfimagevae.eval.features import Extractor, describe_features, load_features, load_inception
 from wfimagevae.eval.options import (
@@ -43,7 +43,7 @@ from wfimagevae.pictures.pixels import to_unit
 @contextmanager
 def _main_process_first() -> Iterator[None]:
     """Rank 0 loads networks first: it downloads what the others then find in the cache."""
-    is_main = not is_distributed() or dist.get_rank() == 0
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
     if not is_main:
         barrier()
     yield

@@ -25,7 +25,6 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.gpu import peak_flops
-from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.run import Run
 from wfimagevae.engine.seeding import seed_everything
 from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
@@ -147,7 +146,7 @@ class TrainBenchmark:
         ratios = []
         with tempfile.TemporaryDirectory() as name:
             for _ in range(rounds):
-                run = Run(options, process, Path(name), self.task, Tracker("none"))
+                run = Run(options, process, Path(name), self.task)
                 run.parts = {}  # no weights are saved
                 bare = self._seconds(lambda: self._bare_steps(steps))
                 with run.interrupt:
@@ -188,7 +187,7 @@ class TrainBenchmark:
         folder, process = Path(self.options.ckpt_dir), World(0, 1, self.device)
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as name:
-            run = Run(self.options, process, Path(name), self.task, Tracker("none"))
+            run = Run(self.options, process, Path(name), self.task)
             run.parts.pop("sampler_state", None)  # random batches have none
             pause, writing = self._seconds(run.save), self._seconds(run.finish_writing)
             path = checkpoint_path(run.folder, run.step)

@@ -38,7 +38,7 @@ def compare_attention(benchmark: TrainBenchmark, lengths: list[int]) -> list[dic
     for length in lengths:
         shape = max(1, total // length), 1, length, network.config.base_channels[-1]
         inputs = [torch.randn(shape, device=device, dtype=dtype).requires_grad_() for _ in "qkv"]
-        flops = 6 * count_macs(partial(_products, *inputs))  # backward takes twice as many again
+        flops = 6 * count_macs(_products, *inputs)  # backward takes twice as many again
         for name, call in calls.items():
             row = {"kernel": name, "batch": shape[0], "positions": length}
             try:

@@ -195,7 +195,7 @@ def build_flow_player(options: FlowOptions, objective: nn.Module, name: str = "f
     inside = [parameter for parameter in inside if parameter.requires_grad]
     if changes and not inside:
         raise ValueError("--text_encoder_options: no text encoder is trained here, as bytes would")
-    parts = [PlayerPart("text_encoder", inside, changes)] if changes else []
+    parts = [PlayerPart("text_encoder", inside, options.changed(**changes))] if changes else []
     blocks = network.blocks_to_shard()
     player = Player(name, objective, options, blocks=blocks, parts=parts)
     if options.ema:
@@ -284,4 +284,4 @@ def sample_macs(network: nn.Module) -> int:
     """Multiply-accumulates of a forward pass for one sample."""
     device = next(network.parameters()).device
     x, t = torch.empty(1, *network.sample_shape, device=device), torch.empty(1, device=device)
-    return count_macs(lambda: network(x, t, network.null_condition(1, device)))
+    return count_macs(network, x, t, network.null_condition(1, device))

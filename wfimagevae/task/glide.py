@@ -83,7 +83,7 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     parts = space.encode, options, options.seed, space.condition, space.text
     objective = NoisePrediction(network, *parts)
     inputs = network.example_inputs(next(network.parameters()).device)
-    macs = count_macs(lambda: network(*inputs))
+    macs = count_macs(network, *inputs)
     return assemble(GlideTask, options, space, objective, macs, data, process, folder)
 
 

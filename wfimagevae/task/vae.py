@@ -209,15 +209,15 @@ def build_players(options: VaeOptions, vae: nn.Module, loss: nn.Module) -> tuple
     # (once to the input alone). Recomputation by gradient checkpointing is no progress.
     size, weight = options.resolution, vae.last_layer
     image = torch.empty(1, 3, size, size, dtype=weight.dtype, device=weight.device)
-    macs = count_macs(lambda: vae(image, sample_posterior=False))
+    macs = count_macs(vae, image)
     critic, features, forward_backward = 0, 0, 3 * macs
     if options.freeze_encoder or options.freeze_decoder:
-        encoder = count_macs(lambda: vae.encode(image))
+        encoder = count_macs(vae.encode, image)
         forward_backward -= 2 * encoder if options.freeze_encoder else macs - encoder
     if options.disc_weight:
-        critic = count_macs(lambda: loss.discriminator(image))
+        critic = count_macs(loss.discriminator, image)
     if loss.perceptual_loss:
-        features = count_macs(lambda: loss.perceptual_loss.features(image))
+        features = count_macs(loss.perceptual_loss.features, image)
     players[0].flops_per_sample = 2.0 * (forward_backward + 3 * features + 2 * critic)
     if has_two:
         regularised = 6 * critic / options.r1_interval if options.r1_weight else 0

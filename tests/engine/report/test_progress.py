@@ -14,7 +14,6 @@ from tests.engine.toy import batches, player
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.report import progress as report
-from wfimagevae.engine.report.tracker import Tracker
 from wfimagevae.engine.run import Run
 from wfimagevae.task.flow_options import FlowOptions
 
@@ -40,6 +39,9 @@ class SlowTask(Task):
 
     def ready(self, count, seconds):
         return True
+
+    def __iter__(self):
+        return self
 
     def __next__(self):
         self.clock.now += READING
@@ -73,7 +75,7 @@ def train(tmp_path, monkeypatch, caplog):
         options |= {"disable_csv_log": True, "save_ckpt_step": 0, "eval_steps": eval_steps}
         task = SlowTask(clock)
         task.samples = samples
-        run = Run(FlowOptions(**options), here, tmp_path, task, Tracker("none"))
+        run = Run(FlowOptions(**options), here, tmp_path, task)
         run.step = step
         with run.interrupt:
             fit(run)
@@ -128,7 +130,7 @@ def test_plots_hold_up_no_step_whether_they_hang_or_fail(tmp_path, monkeypatch, 
     monkeypatch.setattr(report, "time", clock)
     monkeypatch.setattr(report, "draw_beside", draw_beside)
     here, options = World(0, 1, torch.device("cpu")), FlowOptions(live_plot_every_steps=1)
-    reporter = report.Reporter(options, tmp_path, here, Tracker("none"))
+    reporter = report.Reporter(options, tmp_path, here)
     reporter.begin(0, 9, 1.0)
     for step in range(1, 7):
         clock.now += 0.6 * reporter.PLOT_EVERY

@@ -12,14 +12,6 @@ from wfimagevae.engine.report import tracker
 from wfimagevae.engine.report.tracker import Tracker, open_tracker
 
 
-def test_none_tracks_nothing(tmp_path):
-    quiet = open_tracker("none", tmp_path, "run", {})
-    quiet.log(1, {"a": 1.0})
-    quiet.close()
-    assert not quiet.is_on
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_missing_package_is_an_error_that_names_the_command(tmp_path, monkeypatch):
     monkeypatch.setattr(tracker.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="pip install trackio"):

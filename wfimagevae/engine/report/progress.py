@@ -187,7 +187,7 @@ class Reporter:
         options: TrainingOptions,
         folder: Path,
         world: World,
-        tracker: Tracker,
+        tracker: Tracker | None = None,
         headline: tuple[str, ...] = (),
         watcher: "Watcher | None" = None,
         samples: str = "images",
@@ -300,7 +300,8 @@ class Reporter:
                 if is_due and now - self.last_plot >= self.PLOT_EVERY:
                     self.last_plot_step, self.last_plot = step, now
                     self._plot()
-        self.tracker.log(step, values)
+        if self.tracker:
+            self.tracker.log(step, values)
 
     def _print(self, step: int, max_steps: int, values: dict[str, float]) -> None:
         if self.watcher and self.bar.disable:
@@ -341,8 +342,9 @@ class Reporter:
             log.info("validation at step %d | %s", step, figures)
             with log_write_errors("validation figures"):
                 self.validations.write({"step": step} | values)
-            self.tracker.log_images(step, pictures)
-            self.tracker.log(step, values)
+            if self.tracker:
+                self.tracker.log_images(step, pictures)
+                self.tracker.log(step, values)
 
     def summary(self, plots: bool = True) -> None:
         """Draws the final plots; prints the bill: images, speed, share of the peak, hours."""

@@ -21,12 +21,12 @@ class Tracker:
     """A tracking service behind a fence: its first failure is one warning, and then it is off.
 
     ``connect`` makes its backend, which has the methods ``log``, ``log_images`` and ``close`` of
-    this class; None tracks nothing.
+    this class.
     """
 
-    def __init__(self, kind: str, connect: Callable[[], Any] | None = None):
-        self._kind, self._backend = kind, None
-        self._backend = self._guard(connect) if connect else None
+    def __init__(self, kind: str, connect: Callable[[], Any]):
+        self._kind = kind
+        self._backend = self._guard(connect)
 
     @property
     def is_on(self) -> bool:
@@ -66,10 +66,8 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
 
     A resumed run goes on in its old record. WANDB_MODE=offline and the other variables of the
     services apply; WANDB_PROJECT (or TRACKIO_PROJECT) replaces the project's name, wfimagevae. The
-    tracker is off for kind ``none``, and where the service could not be reached.
+    tracker is off where the service could not be reached.
     """
-    if kind == "none":
-        return Tracker(kind)
     if importlib.util.find_spec(kind) is None:
         raise ValueError(f"--tracker {kind} needs a package: pip install {kind}")
     # Services take UTF-8 only, which paths need not be.

@@ -55,7 +55,8 @@ class NLayerDiscriminator(nn.Module):
     def __init__(self, num_layers: int = 4, base_channels: int = 64):
         super().__init__()
         # Halve the size num_layers times, then score patches.
-        self.num_layers = num_layers
+        # Stride 2 halves and rounds down; the two layers without it take one pixel each.
+        self.min_size = 3 * 2**num_layers  # least height and width that leave one patch logit
         widths = [base_channels * min(2**n, 8) for n in range(num_layers + 1)]
         layers: list[nn.Module] = [SpectralNormConv2d(3, widths[0], 2), nn.LeakyReLU(0.2)]
         for n in range(1, num_layers + 1):
@@ -65,12 +66,6 @@ class NLayerDiscriminator(nn.Module):
             layers += [nn.LeakyReLU(0.2)]
         layers += [SpectralNormConv2d(widths[-1], 1, 1)]
         self.main = nn.Sequential(*layers)
-
-    @property
-    def min_size(self) -> int:
-        """Least height and width of an image, in pixels, that leave one patch logit."""
-        # Stride 2 halves and rounds down; the two layers without it take one pixel each.
-        return 3 * 2**self.num_layers
 
     def power_iteration(self) -> None:
         for layer in self.main:
