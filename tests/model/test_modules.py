@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from wfimagevae.engine.cost import HeldBytes
+from wfimagevae.model.modeling_aebase import DiagonalGaussian
 from wfimagevae.model.modules.blocks import (
     AttnBlock2D,
     ChunkedAttention,
@@ -18,7 +19,6 @@ from wfimagevae.model.modules.blocks import (
     build_norm,
     norm_activation_conv,
 )
-from wfimagevae.model.modules.posterior import DiagonalGaussian
 
 LAST = torch.channels_last
 ACTIVATIONS = pytest.mark.parametrize("activation", [F.silu, F.relu])

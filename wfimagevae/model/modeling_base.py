@@ -16,8 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from wfimagevae.files import is_folder, read_config, read_json
-from wfimagevae.model.config_values import check_config_values
-from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.registry import ModelRegistry, check_config_values
 from wfimagevae.model.weight_files import (
     StateDict,
     bare,

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.diffusion.guidance import Condition, map_tensors
+from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.path import expand_times, shift_times, straight_path
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
@@ -95,9 +95,8 @@ class ConditionalObjective(nn.Module):
         condition = self.condition(batch)
         null = self.network.null_condition(len(draws), device)
 
-        def drop(part: Condition, nothing: Condition, rows: Tensor) -> Condition:
-            rows = to_device(rows, device)
-            return map_tensors(lambda a, b: torch.where(expand_times(rows, a), b, a), part, nothing)
+        def drop(part: Tensor, nothing: Tensor, rows: Tensor) -> Tensor:
+            return torch.where(expand_times(to_device(rows, device), part), nothing, part)
 
         if not isinstance(condition, dict):
             return drop(condition, null, whole), whole

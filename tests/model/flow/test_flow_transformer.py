@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tests.model.flow.models import SIT, golden_sit, inputs_for, small_model
 from wfimagevae.model.flow.embed import position_table, rotate, rotation_table
 from wfimagevae.model.flow.flow_transformer import FlowTransformer
-from wfimagevae.model.flow.normalize import GroupNorm, layer_norm, rms_norm
+from wfimagevae.model.flow.normalize import layer_norm, rms_norm
+from wfimagevae.model.flow.small_networks import GroupNorm
 from wfimagevae.model.registry import ModelRegistry
 
 

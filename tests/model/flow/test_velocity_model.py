@@ -14,7 +14,7 @@ from tests.model.flow.models import (
     inputs_for,
     small_model,
 )
-from wfimagevae.model.flow.unet import ResidualBlock
+from wfimagevae.model.flow.small_networks import ResidualBlock
 from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from wfimagevae.model.losses import LossConfig, LPIPSWithDiscriminator2D
-from wfimagevae.model.modules.posterior import DiagonalGaussian
+from wfimagevae.model.modeling_aebase import DiagonalGaussian
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "vae_losses_hinge"
 

@@ -12,7 +12,6 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from wfimagevae.model.config_values import Depth, Natural, Ratio, Size
 from wfimagevae.model.flow.embed import position_table, rotation_table
 from wfimagevae.model.flow.text_blocks import ByteTransformer, TextEmbedder, text_blocks
 from wfimagevae.model.flow.transformer_blocks import (
@@ -21,7 +20,7 @@ from wfimagevae.model.flow.transformer_blocks import (
     TransformerBlock,
 )
 from wfimagevae.model.flow.velocity_model import Condition, VelocityModel
-from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.registry import Depth, ModelRegistry, Natural, Ratio, Size
 from wfimagevae.model.weight_files import StateDict
 
 # Sizes that a text encoder asks for.

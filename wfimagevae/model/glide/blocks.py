@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.normalize import GroupNorm
+from wfimagevae.model.flow.small_networks import GroupNorm, zeroed
 from wfimagevae.model.flow.transformer_blocks import attend
-from wfimagevae.model.flow.unet import zeroed
 
 GROUPS = 32
 _FEW_KEYS = 2048

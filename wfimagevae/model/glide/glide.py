@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from wfimagevae.model.config_values import Depth, Natural, Share, Size
 from wfimagevae.model.flow.embed import time_features
 from wfimagevae.model.flow.flow_transformer import check_parts
-from wfimagevae.model.flow.unet import zeroed
+from wfimagevae.model.flow.small_networks import zeroed
 from wfimagevae.model.flow.velocity_model import Condition, VelocityModel
 from wfimagevae.model.glide.blocks import (
     GROUPS,
@@ -26,7 +25,7 @@ from wfimagevae.model.glide.blocks import (
     TextBlock,
     group_norm,
 )
-from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.registry import Depth, ModelRegistry, Natural, Share, Size
 from wfimagevae.model.weight_files import StateDict
 
 CLIP_TOKENS = 4  # that a CLIP embedding becomes

@@ -1,7 +1,7 @@
 """Building blocks of the autoencoders."""
 
+from wfimagevae.model.modeling_aebase import DiagonalGaussian
 from wfimagevae.model.modules.blocks import AttnBlock2D, Downsample, ResnetBlock2D, Upsample
-from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
 
 __all__ = [

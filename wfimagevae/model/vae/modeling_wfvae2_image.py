@@ -14,8 +14,12 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from wfimagevae.model.config_values import Share, Size
-from wfimagevae.model.modeling_aebase import DecoderOutput, EncoderOutput, ImageBaseAE
+from wfimagevae.model.modeling_aebase import (
+    DecoderOutput,
+    DiagonalGaussian,
+    EncoderOutput,
+    ImageBaseAE,
+)
 from wfimagevae.model.modeling_base import CheckpointedBlocks, compile_each
 from wfimagevae.model.modules.blocks import (
     AttnBlock2D,
@@ -28,9 +32,8 @@ from wfimagevae.model.modules.blocks import (
     is_hooked,
     widened,
 )
-from wfimagevae.model.modules.posterior import DiagonalGaussian
 from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
-from wfimagevae.model.registry import ModelRegistry
+from wfimagevae.model.registry import ModelRegistry, Share, Size
 
 NUM_BANDS = 12  # LL, LH, HL, HH of three colours
 
