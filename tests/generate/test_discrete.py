@@ -125,6 +125,7 @@ def test_what_the_model_cannot_do_is_explained():
         ("sampler 'heun': this model predicts noise at", discrete, {"sampler": "heun"}),
         ("eta 0.5 is ddim's", discrete, {"sampler": "plms", "eta": 0.5}),
         ("bad spacing", discrete, {"timestep_respacing": "fast"}),
+        ("plms needs at least 3 steps, got 2", discrete, {"sampler": "plms", "steps": 2}),
         ("sampler 'ddim': this model predicts velocities", flow, {"sampler": "ddim"}),
         ("are of models at discrete times", flow, {"clip": "static"}),
         ("never learned the null", never, {"guidance_scale": 2.0}),

@@ -122,6 +122,8 @@ def test_a_resumed_evaluation_draws_what_is_missing_and_equals_a_whole_one(
 
 def test_prompts_share_batches_and_resume_all_the_same(text_flow, clip, tmp_path):
     more = ("--num_images", 2, "--batch_size", 4, "--sampler", "euler_maruyama")
+    (tmp_path / "a").mkdir()  # where another plan failed before its first image
+    (tmp_path / "a" / "metadata.json").write_text('{"plan": {"model": "another"}}')
     assert evaluate(text_flow, clip, tmp_path / "a", *more) == 0
     whole = contents(tmp_path / "a")
     (tmp_path / "a" / "prompt_001" / "metadata.json").unlink()

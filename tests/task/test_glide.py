@@ -210,12 +210,17 @@ def test_captions_are_counted_and_errors_stand_by_time(place):
 
 
 def test_what_goes_wrong_is_said_before_the_first_step(place):
+    named, base = {"model_name": "GLIDE-upsample", "model_config": None}, place.train("base", 1)
+    up = named | {"model_config": place.folder / "up.json"}
     for words, options in (
         ("invalid choice: 'moons'", {"dataset": "moons"}),
         ("gpt2:nowhere does not exist", {"text_encoder": "gpt2:nowhere"}),
         ("GLIDE reads the tokens of gpt2", {"text_encoder": "bytes"}),
         ("learns samples of .* --resolution", {"resolution": 24}),
         ("this is a FlowTransformer", {"model_name": "FlowDiT-S/4", "model_config": None}),
+        ("--upscale_factor 17 leaves nothing of", {"upscale_factor": 17} | up),
+        ("plms needs at least 3 steps, got 2", {"sampler": "plms", "eval_steps": 1}),
+        ("holds a GLIDE-base, not --", {"pretrained_model_name_or_path": base} | named),
         ("unknown model 'GLIDE-bas'; did you mean 'GLIDE-base'", {"model_name": "GLIDE-bas"}),
         ("does not exist", {"pretrained_model_name_or_path": "nowhere.pt"}),
         (

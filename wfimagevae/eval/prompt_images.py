@@ -137,12 +137,12 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> None:
         ValueError: something was drawn there before, and is not to be resumed, or was another.
     """
     record, plan = folder / METADATA, parse_json(json_text(plan))
-    if not record.is_file():
+    before = read_json(record).get("plan", {}) if record.is_file() else None
+    if before is None or (before and not any(folder.rglob("image_rank_*"))):
         write_json(record, {"plan": plan})
         return
     if not resume:
         raise ValueError(f"{folder} holds images of prompts: give --resume, or another folder")
-    before = read_json(record).get("plan", {})
     if changed := [name for name in plan if plan[name] != before.get(name)]:
         raise ValueError(
             f"--resume: {folder} was begun with other {', '.join(changed)}: ask for the same as "

@@ -135,6 +135,8 @@ class FlowGenerator:
                 "timestep_respacing, eta and clip are of models at discrete times, such as GLIDE; "
                 "this one predicts velocities: leave them out"
             )
+        if sampler == "plms" and steps < 3:
+            raise ValueError(f"plms needs at least 3 steps, got {steps}")
         low, high = options.guidance_interval
         if not 0 <= low <= high <= 1:
             raise ValueError(f"the guidance interval must be in [0, 1], low first, got {low, high}")

@@ -48,7 +48,7 @@ class TextEncoder:
     ``lengths``, a list of what each prompt takes whole, of which more than ``length`` is cut.
     """
 
-    unit = "tokens"
+    unit, limit = "tokens", "--text_length"
     device: torch.device
     tokenise: Callable[[Sequence[str]], dict[str, Any]]
 
@@ -68,8 +68,8 @@ class TextEncoder:
         pairs = zip(prompts, tokens.pop("lengths"), strict=True)
         long = next((prompt for prompt, length in pairs if length > self.length), None)
         if long and not self._has_warned:
-            message = "a prompt is cut to --text_length %d %s; others may be as well: %r ..."
-            logger.warning(message, self.length, self.unit, long.strip()[:_QUOTED])
+            message = "a prompt is cut to %s %d %s; others may be as well: %r ..."
+            logger.warning(message, self.limit, self.length, self.unit, long.strip()[:_QUOTED])
             self._has_warned = True
         return self.embed(**{name: _sent(part, self.device) for name, part in tokens.items()})
 
@@ -168,6 +168,8 @@ class TokenEncoder(TextEncoder):
 
     ``ids``, int64 (B, length), and ``mask``, bool (B, length), which says where they are text.
     """
+
+    limit = "the network's"  # no flag
 
     def __init__(self, facts: dict, device: torch.device):
         source, self.device = facts["source"] or HUB_NAME, device

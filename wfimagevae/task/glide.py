@@ -64,6 +64,10 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
             f"{options.model_name} learns samples of {network.sample_shape}, here are "
             f"{space.shape}: give another --resolution, or GLIDE-latent with --vae"
         )
+    if "low_res" in network.needs and options.upscale_factor > min(space.shape[1:]):
+        raise ValueError(
+            f"--upscale_factor {options.upscale_factor} leaves nothing of {space.shape} to enlarge"
+        )
     size, known = space.text.config_keys["vocab_size"], network.config.vocab_size
     if size != known:
         raise ValueError(
@@ -166,10 +170,12 @@ def _sketch(options: GlideOptions, is_weighed: bool = False) -> Glide:
     elif is_weighed:
         sizes = {"ignore_mismatched_sizes": options.ignore_mismatched_sizes}
         network = VelocityModel.from_pretrained(path, model_name=name, overrides=keys, **sizes)
-    elif config := config_of(find_weights(path)):
-        network = VelocityModel.from_config(config, **keys)
     else:
         network = build_velocity_model(name, **keys)
+        if config := config_of(find_weights(path)):
+            kind, network = getattr(network, "kind", ""), VelocityModel.from_config(config, **keys)
+            if isinstance(network, Glide) and network.kind != kind:
+                raise ValueError(f"{path} holds a {network.kind}, not --model_name's {name}")
     if not isinstance(network, Glide):
         raise ValueError(f"--task glide trains GLIDE models; this is a {type(network).__name__}")
     return network

@@ -8,7 +8,7 @@ from wfimagevae.dataset.options import FlowDataOptions, LoaderOptions, PrefixOpt
 from wfimagevae.engine.options import Fp8Options, MismatchOptions, ShardingOptions, TrainingOptions
 from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
 from wfimagevae.objective.options import NoisePredictionOptions
-from wfimagevae.options import Count, NonNegative, option
+from wfimagevae.options import Count, NonNegative, Positive, option
 from wfimagevae.task import TASKS
 from wfimagevae.task.flow_options import GENERATOR_DEFAULTS, FlowModelOptions, FlowValidationOptions
 
@@ -142,4 +142,10 @@ class GlideOptions(
 ):
     """task: all options of GLIDE's fine-tuning"""
 
+    lr: Positive = option(
+        1e-4, "peak learning rate; glide-finetune's guide has 3e-4", "R", basic=True
+    )
+    weight_decay: NonNegative = option(
+        0.0, "decoupled (adam, sgd, rmsprop: an L2 penalty); glide-finetune's guide has 0.01", "W"
+    )
     task: Literal[tuple(TASKS)] = option("glide", "what to train", basic=True)

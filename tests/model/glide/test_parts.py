@@ -160,9 +160,12 @@ def test_a_latent_model_starts_as_the_pixel_model_of_its_first_channels():
     )
     assert not [name for name in fresh if part_of(name) == "text"] and "out.0.weight" not in fresh
     assert 0 < len(fresh) < 0.4 * len(names)
-    for other, message in (
-        (small_glide("GLIDE-upsample"), "starts from GLIDE-base, not from one that reads more"),
-        (small_glide(base_channels=64), "4 channels, 32 wide, cannot start from one of 3, 64 wide"),
+    latent, base = small_glide("GLIDE-latent"), small_glide()
+    wide = "4 channels, 32 wide, cannot start from one of 3, 64 wide"
+    for own, other, message in (
+        (latent, small_glide("GLIDE-upsample"), "not GLIDE-latent from GLIDE-upsample"),
+        (base, base, "starts from the pixels of a GLIDE-base, not GLIDE-base from GLIDE-base"),
+        (latent, small_glide(base_channels=64), wide),
     ):
         with pytest.raises(ValueError, match=message):
-            start_from_pixels(small_glide("GLIDE-latent"), other)
+            start_from_pixels(own, other)

@@ -72,7 +72,7 @@ def test_an_empty_prompt_is_the_null_condition_and_cuts_are_told_once(folder, ca
         encoder(["zebra crossings"])
     whole = open_text_encoder(f"gpt2:{folder}", "cpu")(["zebra crossings"])["ids"]
     assert torch.equal(ids[0], whole[0, :5])
-    assert len(caplog.records) == 1 and "is cut to --text_length 5 tokens" in caplog.text
+    assert len(caplog.records) == 1 and "is cut to the network's 5 tokens" in caplog.text
 
 
 def test_facts_bring_it_back_and_tell_of_another_vocabulary(folder, monkeypatch):

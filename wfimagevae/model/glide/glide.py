@@ -155,6 +155,14 @@ class Glide(VelocityModel):
         parts = ("inpaint_image", "inpaint_mask") if self.config.inpaints else ()
         return (*parts, "low_res") if self.config.upsamples else parts
 
+    @property
+    def kind(self) -> str:
+        """Name of the public model that reads the same beside the text."""
+        if self.config.clip_width:
+            return "GLIDE-latent"
+        kind = "GLIDE-upsample" if self.config.upsamples else "GLIDE-base"
+        return f"{kind}-inpaint" if self.config.inpaints else kind
+
     def null_condition(self, batch_size: int, device: torch.device | str) -> Condition:
         """No text, which is padding alone, and no CLIP embedding; the other parts have no null."""
         shape, padding = (batch_size, self.config.text_length), self.config.vocab_size - 1
@@ -330,8 +338,9 @@ def start_from_pixels(latent: Glide, pixels: Glide) -> list[str]:
     What the pixels' model has not keeps its fresh weights. ValueError for a model of pixels that
     upsamples or inpaints, whose input means something else.
     """
-    if pixels.needs or pixels.config.clip_width:
-        raise ValueError("a latent GLIDE starts from GLIDE-base, not from one that reads more")
+    if (latent.kind, pixels.kind) != ("GLIDE-latent", "GLIDE-base"):
+        kinds = f"{latent.kind} from {pixels.kind}"
+        raise ValueError(f"a GLIDE-latent starts from the pixels of a GLIDE-base, not {kinds}")
     own, given = latent.state_dict(), pixels.state_dict()
     channels, inner = latent.sample_shape[0], pixels.sample_shape[0]
     widened = ("input_blocks.0.0.weight", "out.2.weight", "out.2.bias")
