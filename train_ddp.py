@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
         print(list_flags(task_options))
         return 0
     options = parse(Command, argv, __doc__)
-    if any(getattr(options, name) for name in PipelineOptions.model_fields):
+    if options.part(PipelineOptions) != PipelineOptions():
         raise ValueError("--pipeline stands on the command line, not in a file of flags")
     train = resolve_name(f"wfimagevae.task.{options.task}:train")
     return end(train(options.part(task_options)))

@@ -154,7 +154,8 @@ def reconstruct(autoencoder: Any, path: str | None) -> tuple[Any, Any, Any, str,
     from PIL import Image
 
     from wfimagevae.dataset.images.decode import UnreadableImage, image_size, open_rgb
-    from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
+    from wfimagevae.dataset.images.transforms import center_crop
+    from wfimagevae.dataset.protocol import to_signed_unit
     from wfimagevae.eval.psnr import psnr
     from wfimagevae.model.vae.tiling import pad_to_multiple
     from wfimagevae.pictures.grid import amplified_error

@@ -30,7 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     import torch
 
     from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
-    from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
+    from wfimagevae.dataset.images.transforms import center_crop
+    from wfimagevae.dataset.protocol import to_signed_unit
     from wfimagevae.engine.device import use_device
     from wfimagevae.eval.psnr import psnr
     from wfimagevae.generate.autoencoders import load_autoencoder

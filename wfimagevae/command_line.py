@@ -76,14 +76,13 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         cls: The options.
-        about: Paragraphs, of which the help shows the first one, and those on the exit status.
+        about: Paragraphs, of which the help shows the first one, and the last, on the exit status.
     """
 
     def __init__(self, cls: type[Options], about: str = ""):
-        first, *others = about.split("\n\n")
-        status = "".join(text for text in others if text.startswith("Exit status"))
+        text, heading, status = about.partition("\n\nExit status")
         how = {"allow_abbrev": False, "add_help": False, "formatter_class": _Formatter}
-        super().__init__(description=first, epilog=status, **how)
+        super().__init__(description=text.split("\n\n")[0], epilog=heading + status, **how)
         self.cls = cls
         self.add_argument(
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
@@ -165,11 +164,9 @@ def printable(text: object) -> str:
 
 
 def bare_type(annotation: Any) -> Any:
-    """A field's type without None and without what is annotated to it."""
-    if get_origin(annotation) is Annotated:
+    """A field's type without None, which stands last, and without what is annotated to it."""
+    if get_origin(annotation) in (Annotated, Union, UnionType):
         return bare_type(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        return bare_type(next(kind for kind in get_args(annotation) if kind is not type(None)))
     return annotation
 
 

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from tests.dataset.reading import read_by
 from tests.refusals import refused
 from wfimagevae.dataset import Captions, IndexedImages, Labels, LatentDataset, TrainLoader
-from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
+from wfimagevae.dataset.images.transforms import resized_center_crop
+from wfimagevae.dataset.protocol import to_signed_unit
 from wfimagevae.engine.distributed import World
 from wfimagevae.generate.autoencoders import Autoencoder
 from wfimagevae.generate.latent_cache import LatentCache

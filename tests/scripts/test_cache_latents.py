@@ -14,7 +14,8 @@ from tests.refusals import refused
 from tests.scripts.conftest import ROOT
 from wfimagevae.dataset import LatentDataset
 from wfimagevae.dataset.images.decode import open_rgb
-from wfimagevae.dataset.images.transforms import resized_center_crop, to_signed_unit
+from wfimagevae.dataset.images.transforms import resized_center_crop
+from wfimagevae.dataset.protocol import to_signed_unit
 from wfimagevae.model import WFVAE2ImageModel
 
 

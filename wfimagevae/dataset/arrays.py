@@ -127,9 +127,10 @@ class IndexCache:
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            path, arrays = self._path(key), {"version": json_array(version), **arrays}
             remove_leftovers(self.folder)
-            with replacing(self._path(key)) as file:
-                np.savez_compressed(file, version=json_array(version), **arrays)
+            with replacing(path) as file:
+                np.savez_compressed(file, **arrays)
         except OSError as error:
             self._turn_off(f"cannot write {self.folder}: {error.strerror}")
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,14 +11,14 @@ import numpy as np
 from wfimagevae.dataset.images.buckets import BucketOrder, assign_buckets
 from wfimagevae.dataset.images.crop_dataset import CropDataset, CropRules
 from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, open_folder
-from wfimagevae.dataset.images.index import index_images
+from wfimagevae.dataset.images.index import EXTENSIONS, index_images
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.mixture import Mixture
 from wfimagevae.dataset.options import StreamOptions
 from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
 from wfimagevae.dataset.protocol import Images, TrainData
 from wfimagevae.dataset.shards.read import open_shards
-from wfimagevae.dataset.shards.specs import is_shard_spec
+from wfimagevae.dataset.shards.specs import URL
 from wfimagevae.dataset.text.captions import CAPTION_KINDS, Captions, check_captions
 from wfimagevae.dataset.text.filters import BetterCaptions, filtered
 
@@ -91,22 +92,27 @@ def open_images(options: StreamOptions, sources: Sources) -> list[Images]:
     ]
 
 
-def check_only_images(options: StreamOptions) -> None:
-    """Refuses flags of images (ValueError) for other data, which has no use for them."""
-    for name in StreamOptions.model_fields:
-        usual = type(options).model_fields[name].default
-        if not name.startswith(("wds_", "allow_")) and getattr(options, name) != usual:
-            raise ValueError(
-                f"--{name} is for --dataset images, not for --dataset {options.dataset}"
-            )
-
-
 def only_source(sources: Sources, kind: str) -> str | Path:
     """The one source of a kind of data that takes no more; ValueError for several."""
     first, *others = sources
     if others:
         raise ValueError(f"--dataset {kind} takes one path, got {1 + len(others)}")
     return first
+
+
+def is_shard_spec(source: str | Path) -> bool:
+    """Whether a data source means WebDataset shards rather than a folder or manifest of images.
+
+    A folder means shards if it has .tar files, and no image, directly inside.
+    """
+    text = str(source)
+    if URL.match(text):
+        return True
+    path = os.path.expanduser(text)
+    if os.path.isdir(path):
+        kinds = {os.path.splitext(name.lower())[1] for name in os.listdir(path)}
+        return ".tar" in kinds and kinds.isdisjoint(EXTENSIONS)
+    return bool(re.search(r"\.tar(\.\w+)?$|\.tgz$", text.lower()))
 
 
 def _grouped(

@@ -5,7 +5,6 @@ from typing import Any, BinaryIO, Protocol
 
 import torch
 
-from wfimagevae.dataset.images.transforms import to_signed_unit
 from wfimagevae.dataset.order import Order
 
 
@@ -93,3 +92,8 @@ class TrainData:
         if "pixels" in inputs:
             inputs["image"] = to_signed_unit(inputs.pop("pixels"))
         return inputs
+
+
+def to_signed_unit(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels, uint8 (..., h, w, 3), as float32 (..., 3, h, w) in [-1, 1], channels last."""
+    return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)

@@ -3,7 +3,8 @@
 import torch
 
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
-from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
+from wfimagevae.dataset.images.transforms import center_crop
+from wfimagevae.dataset.protocol import to_signed_unit
 from wfimagevae.generate.generator import FlowGenerator
 from wfimagevae.generate.two_stages import TwoStageGenerator
 

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from wfimagevae.dataset import DataError, IndexedImages, batch_loader
-from wfimagevae.dataset.images.transforms import to_signed_unit
 from wfimagevae.dataset.latents.latent_dataset import FLIPPED
 from wfimagevae.dataset.latents.record import (
     RECORD_NAME,
@@ -28,6 +27,7 @@ from wfimagevae.dataset.latents.record import (
     text_tensors,
     texts_path,
 )
+from wfimagevae.dataset.protocol import to_signed_unit
 from wfimagevae.engine.device import PRECISIONS, autocast
 from wfimagevae.engine.distributed import World, all_reduce_sum, barrier, broadcast_object
 from wfimagevae.files import read_json, sole_writer, write_atomically, write_json, write_text

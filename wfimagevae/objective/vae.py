@@ -11,6 +11,7 @@ from wfimagevae.engine.seeding import sample_noise, stable_hash
 
 Batch = dict
 Logs = dict[str, Tensor]
+INVISIBLE = 1e-4  # of noise: an 8-bit image's steps are 8e-3
 
 
 def posterior_noise(vae: nn.Module, batch: Batch, seed: int) -> Tensor:
@@ -26,8 +27,8 @@ def instance_noise(loss: nn.Module, batch: Batch, step: int, seed: int, kind: st
 
     It follows each sample: ranks, micro-batches, resumed runs and both players agree on it.
     """
-    std = loss.config.noise_std(step)
-    if std == 0:
+    std = loss.config.instance_noise_std * loss.config.instance_noise_decay**step
+    if std <= INVISIBLE:
         return None
     images = batch["image"]
     own_seed = stable_hash("instance noise", kind, seed)

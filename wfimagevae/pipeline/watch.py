@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from wfimagevae.dataset.images.decode import open_rgb
-from wfimagevae.dataset.images.transforms import center_crop, to_signed_unit
+from wfimagevae.dataset.images.transforms import center_crop
+from wfimagevae.dataset.protocol import to_signed_unit
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.loop import Task
 from wfimagevae.engine.options import TrainingOptions

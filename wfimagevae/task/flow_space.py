@@ -14,10 +14,9 @@ from wfimagevae.dataset.open import (
     Sources,
     better_captions,
     build_image_data,
-    check_only_images,
     only_source,
 )
-from wfimagevae.dataset.options import DRAWN, POINT_SETS
+from wfimagevae.dataset.options import DRAWN, POINT_SETS, StreamOptions
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.dataset.toy.cifar10 import CIFAR10_SIZE
 from wfimagevae.diffusion.guidance import Condition
@@ -57,7 +56,10 @@ def build_datasets(options: FlowOptions) -> tuple[TrainData, TrainData | None]:
     if options.captions != "none" and kind != "images":
         raise ValueError(f"--captions {options.captions} is for --dataset images, not for {kind}")
     if kind != "images":
-        check_only_images(options)
+        for name in StreamOptions.model_fields:
+            usual = type(options).model_fields[name].default
+            if not name.startswith(("wds_", "allow_")) and getattr(options, name) != usual:
+                raise ValueError(f"--{name} is for --dataset images, not for --dataset {kind}")
     # Data that is made here, or comes with a part of its own to validate on.
     options = with_resolution(options)
     if kind in POINT_SETS:

@@ -3,7 +3,8 @@ import pytest
 import torch
 from PIL import Image
 
-from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop, to_signed_unit
+from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop
+from wfimagevae.dataset.protocol import to_signed_unit
 
 
 def test_center_crop_is_the_middle_and_resized_by_powers_of_two_averages_blocks():

@@ -10,8 +10,9 @@ import webdataset
 from tests.dataset.shard_files import as_json, open_set, png, write_shards, write_tar
 from tests.refusals import refused
 from wfimagevae.dataset import DataError, arrays
+from wfimagevae.dataset.open import is_shard_spec
 from wfimagevae.dataset.shards import index as shard_index
-from wfimagevae.dataset.shards.specs import expand_shards, is_shard_spec
+from wfimagevae.dataset.shards.specs import expand_shards
 from wfimagevae.dataset.shards.tar import TarIndex
 
 

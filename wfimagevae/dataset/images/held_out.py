@@ -13,8 +13,8 @@ from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.index import index_images
 from wfimagevae.dataset.images.labels import Labels
-from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop, to_signed_unit
-from wfimagevae.dataset.protocol import Images
+from wfimagevae.dataset.images.transforms import center_crop, resized_center_crop
+from wfimagevae.dataset.protocol import Images, to_signed_unit
 from wfimagevae.dataset.text.captions import Captions
 
 

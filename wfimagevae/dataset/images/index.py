@@ -9,6 +9,7 @@ import stat
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ _TELL_EVERY = 60.0  # seconds of listing
 _log = logging.getLogger("wfimagevae")
 
 
+@dataclass(eq=False)
 class ImageIndex(Images):
     """Paths of images, which come sorted by their bytes, in two arrays.
 
@@ -47,8 +49,9 @@ class ImageIndex(Images):
     numbers, from 0 on, of their lines in a manifest, blank ones left out.
     """
 
-    def __init__(self, root: str, entries: PackedTexts, lines: np.ndarray | None = None):
-        self.root, self.entries, self.lines = root, entries, lines
+    root: str
+    entries: PackedTexts
+    lines: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -95,12 +98,12 @@ def index_images(source: str | Path, cache_dir: str | Path | None = None) -> Ima
     if os.path.isdir(root):
         folders = _scan(root, cache_dir)
         left_out = sum((Counter(kinds) for *_, kinds in folders.values()), Counter())
-        entries = PackedTexts.pack(_paths(folders))
         counts = [
             f"{count} {kind}{f' ({HEIC_INSTALL})' if kind in _HEIC else ''}"
             for kind, count in left_out.most_common(_TOLD)
         ]
         others = f"; left out by their extension: {', '.join(counts)}" if counts else ""
+        entries = PackedTexts.pack(_paths(folders))
         folder, hint = root, f"looked for {', '.join(EXTENSIONS)} in any case, also in sub-folders"
         if not len(entries) and (shard := next(Path(root).rglob("*.tar"), None)):
             hint += f"; training reads shards such as {shard} if you name the folder they are in"

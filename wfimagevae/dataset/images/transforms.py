@@ -1,11 +1,9 @@
-"""From upright RGB images to crops, and from 8-bit crops to tensors in [-1, 1]."""
+"""From upright RGB images to crops, 8-bit."""
 
 import random
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from wfimagevae.dataset.images.decode import UnreadableImage, check_pixels
 from wfimagevae.dataset.order import stable_seed
@@ -51,8 +49,3 @@ def mirror_half(pixels: np.ndarray, seed: int, positions: list[int]) -> None:
     for image, position in zip(pixels, positions, strict=True):
         if random.Random(stable_seed(seed, "augment", position)).random() < 0.5:
             image[:] = image[:, ::-1]
-
-
-def to_signed_unit(pixels: Tensor) -> Tensor:
-    """Pixels, uint8 (..., h, w, 3), as float32 (..., 3, h, w) in [-1, 1], channels last."""
-    return pixels.movedim(-1, -3).to(torch.float32).div_(127.5).sub_(1.0)

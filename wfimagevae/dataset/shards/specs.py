@@ -5,32 +5,16 @@ import os
 import re
 from pathlib import Path
 
-from wfimagevae.dataset.images.index import EXTENSIONS
 from wfimagevae.files import check_scheme
 from wfimagevae.yaml_files import stands_in_file
 
-_URL = re.compile(r"^(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
+URL = re.compile(r"^(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
 
 
 def is_remote(spec: str) -> bool:
     """Whether a shard is a URL or a pipe rather than a file; ValueError for unknown schemes."""
     check_scheme(spec)
-    return bool(_URL.match(spec)) and not spec.startswith("file:")
-
-
-def is_shard_spec(source: str | Path) -> bool:
-    """Whether a data source means WebDataset shards rather than a folder or manifest of images.
-
-    A folder means shards if it has .tar files, and no image, directly inside.
-    """
-    text = str(source)
-    if _URL.match(text):
-        return True
-    path = os.path.expanduser(text)
-    if os.path.isdir(path):
-        kinds = {os.path.splitext(name.lower())[1] for name in os.listdir(path)}
-        return ".tar" in kinds and kinds.isdisjoint(EXTENSIONS)
-    return bool(re.search(r"\.tar(\.\w+)?$|\.tgz$", text.lower()))
+    return bool(URL.match(spec)) and not spec.startswith("file:")
 
 
 def expand_shards(spec: str | Path, allow_pipe: bool = False) -> list[str]:

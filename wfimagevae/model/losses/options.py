@@ -1,13 +1,10 @@
 """Weights and schedules of the image VAE's losses. No torch here."""
 
-import math
 from typing import Literal, Self
 
 from pydantic import model_validator
 
 from wfimagevae.options import Count, Natural, NonNegative, Number, Options, Share, option
-
-INVISIBLE = 1e-4  # of noise: an 8-bit image's steps are 8e-3
 
 
 class LossOptions(Options):
@@ -54,12 +51,6 @@ class LossOptions(Options):
     wavelet_weight: NonNegative = option(0.1, "weight of that term", "W")
     logvar_init: Number = option(0.0, "log-variance of the reconstruction likelihood", "X")
 
-    def kl_factor(self, step: int) -> float:
-        """Share of the KL weight that counts at ``step``."""
-        if step >= self.kl_warmup_steps:
-            return 1.0
-        return 0.5 * (1 - math.cos(math.pi * step / self.kl_warmup_steps))
-
 
 class AdversarialOptions(Options):
     """discriminator: PatchGAN with spectral norm"""
@@ -99,11 +90,6 @@ class AdversarialOptions(Options):
         if self.disc_weight == 0 or step < self.disc_start:
             return 0.0
         return min(1.0, (step - self.disc_start + 1) / max(self.disc_ramp_steps, 1))
-
-    def noise_std(self, step: int) -> float:
-        """Deviation of the discriminator's instance noise at ``step``; 0 once it is invisible."""
-        std = self.instance_noise_std * self.instance_noise_decay**step
-        return std if std > INVISIBLE else 0.0
 
 
 class LossConfig(LossOptions, AdversarialOptions):

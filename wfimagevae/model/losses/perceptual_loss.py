@@ -1,5 +1,6 @@
 """The image VAE's two losses: of pixels, features, statistics, latents and the game."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -182,7 +183,9 @@ class LPIPSWithDiscriminator2D(nn.Module):
         if config.kl_weight > 0:
             values = output.latent_dist.kl_of_values()  # (B, C, h, w)
             kl = values.flatten(1).sum(1).sum() / len(values)
-            weight = config.kl_weight * config.kl_factor(step)
+            weight = config.kl_weight
+            if step < config.kl_warmup_steps:
+                weight *= 0.5 * (1 - math.cos(math.pi * step / config.kl_warmup_steps))
             logs["train/kl_loss"] = kl.detach()  # all of it, whatever is free
             if config.kl_warmup_steps > 0:
                 logs["train/kl_weight"] = kl.new_full((), weight)
