@@ -212,7 +212,7 @@ def step_of(path: Path) -> int:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The step checkpoints of a run's folder, lowest step first."""
-    return sorted((p for p in folder.glob("*.ckpt") if _NAME.fullmatch(p.name)), key=step_of)
+    return sorted([p for p in folder.glob("*.ckpt") if _NAME.fullmatch(p.name)], key=step_of)
 
 
 def set_aside(path: Path, keep: bool = False) -> Path:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from wfimagevae.engine.checkpoint import set_aside
 from wfimagevae.engine.distributed import World, all_reduce_mean
-from wfimagevae.engine.options import LoggingOptions, TrainingOptions
+from wfimagevae.engine.options import TrainingOptions
 from wfimagevae.engine.report.gpu import gpu_figures, peak_flops
 from wfimagevae.engine.report.plots import draw_beside, plot_losses
 from wfimagevae.engine.report.tracker import Tracker
@@ -85,26 +85,6 @@ class Means:
     def load_state_dict(self, state: dict[str, tuple[Tensor, int]], device: torch.device) -> None:
         self._sums = {name: total.to(device, copy=True) for name, (total, _) in state.items()}
         self._counts = {name: count for name, (_, count) in state.items()}
-
-
-def csv_log_path(options: LoggingOptions, folder: Path) -> Path | None:
-    """The losses' CSV file of the run in a folder, if there is to be one.
-
-    ValueError where there is something that is no log of losses.
-    """
-    path = Path(options.csv_log_path or folder / "training_losses.csv")
-    if options.disable_csv_log or not path.exists():
-        return None if options.disable_csv_log else path
-    if not path.is_file():
-        raise ValueError(f"{path} is no file; give another --csv_log_path, or --disable_csv_log")
-    with path.open(newline="", encoding="utf-8", errors="replace") as file:
-        columns = csv.DictReader(file).fieldnames
-    if columns and "step" not in columns:
-        raise ValueError(
-            f"{path} is no log of losses: its columns are {', '.join(columns):.80}; give another "
-            "--csv_log_path"
-        )
-    return path
 
 
 class CsvLog:
@@ -194,7 +174,20 @@ class Reporter:
     ):
         self.folder, self.world, self.tracker = folder, world, tracker
         self.headline, self.watcher = headline, watcher
-        self.csv_path = csv_log_path(options, folder)
+        # The losses' CSV file, if there is to be one, is told at once where it is another file.
+        path = Path(options.csv_log_path or folder / "training_losses.csv")
+        self.csv_path = None if options.disable_csv_log else path
+        if self.csv_path and path.exists():
+            if not path.is_file():
+                hint = "give another --csv_log_path, or --disable_csv_log"
+                raise ValueError(f"{path} is no file; {hint}")
+            with path.open(newline="", encoding="utf-8", errors="replace") as file:
+                columns = csv.DictReader(file).fieldnames
+            if columns and "step" not in columns:
+                raise ValueError(
+                    f"{path} is no log of losses: its columns are {', '.join(columns):.80}; give "
+                    "another --csv_log_path"
+                )
         self.noun, self.unit = samples, "points/s" if samples == "points" else "img/s"
         self.plot_every = 0 if options.disable_live_plot else options.live_plot_every_steps
         self.peak = None

@@ -1,55 +1,9 @@
-"""What a network is told besides its state: time, class, place."""
-
-import math
+"""Places of tokens in a square or a line, and the mean of those inside a mask."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-NUM_FREQUENCIES = 128
 MAX_PERIOD = 10_000.0
-
-
-class TimeEmbedder(nn.Module):
-    """A time to a vector: cosines and sines, then an MLP.
-
-    ``scale`` is the highest frequency, in radians per unit of time; the lowest is 1 / 10000 of it.
-
-    Source: Peebles and Xie 2023 (DiT), arXiv:2212.09748; SiT leaves times in [0, 1].
-    """
-
-    def __init__(self, width: int, scale: float = 1.0):
-        super().__init__()
-        self.scale = scale
-        self.mlp = nn.Sequential(
-            nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
-        )
-
-    def forward(self, t: Tensor) -> Tensor:
-        """Vectors, (B, width), of times, (B,); in the parameters' type under autocast, too."""
-        with torch.autocast(t.device.type, enabled=False):
-            # 128 frequencies, from the scale down to 1 / 10000 of it.
-            features = time_features(self.scale * t, NUM_FREQUENCIES)
-            return self.mlp(features.to(self.mlp[0].weight.dtype))
-
-
-def time_features(t: Tensor, count: int) -> Tensor:
-    """Cosines, then sines, of times, (B,), at ``count`` frequencies from 1 down: (B, 2 count)."""
-    t = t.to(torch.promote_types(t.dtype, torch.float32))
-    exponents = torch.arange(count, device=t.device, dtype=t.dtype)
-    frequencies = torch.exp(-math.log(MAX_PERIOD) * (exponents / count))
-    angles = t[:, None] * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
-
-
-class LabelEmbedder(nn.Module):
-    """A vector for each class, the last for no class."""
-
-    def __init__(self, num_classes: int, width: int):
-        super().__init__()
-        self.embedding_table = nn.Embedding(num_classes + 1, width)
-
-    def forward(self, labels: Tensor) -> Tensor:
-        return self.embedding_table(labels)
 
 
 def position_table(width: int, side: int) -> Tensor:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import cycle, islice
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +16,6 @@ from wfimagevae.model.flow.transformer_blocks import attend, split_heads
 from wfimagevae.model.flow.velocity_model import TIME_SCALE, VelocityModel
 from wfimagevae.model.modeling_base import compile_each
 from wfimagevae.model.registry import Depth, ModelRegistry, Natural, Share, Size
-
-_DILATIONS = (1, 2, 4)
 
 
 def zeroed(layer: nn.Module) -> nn.Module:
@@ -152,9 +151,9 @@ class SmallCNN(VelocityModel):
         super().__init__()
         self.sample_shape = (in_channels, input_size, input_size)
         self.conv_in = nn.Conv2d(in_channels, base_channels, 3, padding=1)
-        dilations = [_DILATIONS[i % len(_DILATIONS)] for i in range(depth)]
         self.blocks = nn.ModuleList(
-            ResidualBlock(*[base_channels] * 3, dilation=dilation) for dilation in dilations
+            ResidualBlock(*[base_channels] * 3, dilation=dilation)
+            for dilation in islice(cycle((1, 2, 4)), depth)
         )
         self.norm_out = GroupNorm(base_channels)
         self.conv_out = zeroed(nn.Conv2d(base_channels, in_channels, 3, padding=1))

@@ -1,6 +1,7 @@
 """Base class of the networks that predict velocities."""
 
 import logging
+import math
 import re
 from collections.abc import Callable
 from operator import methodcaller
@@ -10,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.embed import LabelEmbedder, TimeEmbedder
+from wfimagevae.model.flow.embed import MAX_PERIOD
 from wfimagevae.model.modeling_base import CheckpointedBlocks, RegisteredModel, compile_each, naming
 from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.model.weight_files import StateDict
@@ -23,6 +24,50 @@ Condition = Tensor | dict[str, Tensor]
 # Radians per unit of time of the fastest feature, for networks of our own. Faster ones slow down
 # MeanFlow, which learns from derivatives in time (10: twice the energy distance in 800 steps).
 TIME_SCALE = 3.0
+NUM_FREQUENCIES = 128
+
+
+class TimeEmbedder(nn.Module):
+    """A time to a vector: cosines and sines, then an MLP.
+
+    ``scale`` is the highest frequency, in radians per unit of time; the lowest is 1 / 10000 of it.
+
+    Source: Peebles and Xie 2023 (DiT), arXiv:2212.09748; SiT leaves times in [0, 1].
+    """
+
+    def __init__(self, width: int, scale: float = 1.0):
+        super().__init__()
+        self.scale = scale
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * NUM_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width)
+        )
+
+    def forward(self, t: Tensor) -> Tensor:
+        """Vectors, (B, width), of times, (B,); in the parameters' type under autocast, too."""
+        with torch.autocast(t.device.type, enabled=False):
+            # 128 frequencies, from the scale down to 1 / 10000 of it.
+            features = time_features(self.scale * t, NUM_FREQUENCIES)
+            return self.mlp(features.to(self.mlp[0].weight.dtype))
+
+
+def time_features(t: Tensor, count: int) -> Tensor:
+    """Cosines, then sines, of times, (B,), at ``count`` frequencies from 1 down: (B, 2 count)."""
+    t = t.to(torch.promote_types(t.dtype, torch.float32))
+    exponents = torch.arange(count, device=t.device, dtype=t.dtype)
+    frequencies = torch.exp(-math.log(MAX_PERIOD) * (exponents / count))
+    angles = t[:, None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class LabelEmbedder(nn.Module):
+    """A vector for each class, the last for no class."""
+
+    def __init__(self, num_classes: int, width: int):
+        super().__init__()
+        self.embedding_table = nn.Embedding(num_classes + 1, width)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        return self.embedding_table(labels)
 
 
 class VelocityModel(CheckpointedBlocks, RegisteredModel):

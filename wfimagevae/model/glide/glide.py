@@ -13,10 +13,9 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from wfimagevae.model.flow.embed import time_features
 from wfimagevae.model.flow.flow_transformer import check_parts
 from wfimagevae.model.flow.small_networks import zeroed
-from wfimagevae.model.flow.velocity_model import Condition, VelocityModel
+from wfimagevae.model.flow.velocity_model import Condition, VelocityModel, time_features
 from wfimagevae.model.glide.blocks import (
     GROUPS,
     AttentionBlock,
