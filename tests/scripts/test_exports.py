@@ -98,6 +98,15 @@ def test_statistics_that_an_export_replaces_are_told_of(run_folder, tmp_path, ca
     assert json.loads((folder / "config.json").read_text()) == config
 
 
+def test_rounding_is_no_difference_of_an_output_that_is_nearly_zero(tiny_vae, monkeypatch):
+    """As that of a network that has only begun to learn."""
+    vae, outputs = WFVAE2ImageModel.from_pretrained(tiny_vae), [1e-4, 1e-4 + 1e-6, 1e-4, 2e-4]
+    say = lambda self, *_: [torch.tensor([outputs.pop(0)])]  # noqa: E731
+    monkeypatch.setattr(WFVAE2ImageModel, "forward", say)
+    check_reload(vae, tiny_vae)
+    refused("output differs", check_reload, vae, tiny_vae)
+
+
 def test_a_folder_that_differs_is_noticed(tiny_vae, tmp_path):
     vae = WFVAE2ImageModel.from_pretrained(tiny_vae)
     check_reload(vae, tiny_vae)
