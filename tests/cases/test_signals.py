@@ -17,6 +17,7 @@ from tests.distributed.worker import on_ranks
 from tests.engine.toy import batches, player
 from tests.pipeline.files import PipelinePlace
 from tests.task.training import ROOT, FlowPlace, Workplace, load
+from train_ddp import main
 from wfimagevae.dataset import DataError, TrainLoader
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
@@ -198,6 +199,29 @@ def test_a_run_asked_to_stop_draws_no_plots(tmp_path, monkeypatch):
     drawn.clear()
     monkeypatch.setattr(Player, "update", asked)
     assert not run("stopped")
+
+
+@pytest.mark.parametrize(
+    ("place", "saved"),
+    [
+        ("engine.player.Player.update", 0),  # the first one compiles
+        ("task.flow_validation.energy_distance", 2),
+        ("engine.report.progress.draw_beside", 2),
+    ],
+)
+def test_no_call_that_takes_long_holds_up_a_signal(tmp_path, monkeypatch, place, saved):
+    """goodfire-ai/spd #741: what Python does not come back from for a minute."""
+
+    def hang(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(30)
+
+    monkeypatch.setattr(f"wfimagevae.{place}", hang)
+    start, options = time.monotonic(), {"disable_live_plot": None, "csv_log_steps": 1}
+    assert main(FlowPlace(tmp_path).flags("x", 2, eval_steps=2, **options)) == 0
+    assert time.monotonic() - start < 20
+    found = [path.stem for path in tmp_path.glob("results/*/checkpoint-*.ckpt")]
+    assert found == [f"checkpoint-{saved}"] * (saved > 0)
 
 
 def fail(place, error):

@@ -14,6 +14,7 @@ from wfimagevae.engine.options import DDP_TIMEOUT, StopOptions
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK = signal.SIGUSR1
+_PATIENCE = 3  # seconds in which what may end anywhere could end by itself
 
 
 class Wishes(NamedTuple):
@@ -39,27 +40,29 @@ class Interrupt:
     Each step reduces the ranks' wishes over a CPU group while the device computes, and the outcome
     is read before the next step: no rank stops alone. A save is wished for every
     ``save_every_minutes`` by rank 0's clock; 0 is never. A rank waits ``timeout_minutes`` for the
-    others. SIGHUP means nothing where it meant nothing before, under nohup.
+    others. SIGHUP means nothing where it meant nothing before, under nohup. While what runs
+    ``may_end``, as nothing would be lost, LeftOff ends it some seconds after a signal.
     """
 
     def __init__(self, save_every_minutes: float = 0, timeout_minutes: float = DDP_TIMEOUT):
         self.interval = save_every_minutes * 60
         self.last_save = time.monotonic()
         self.signal: int | None = None
-        self.look = False
+        self.look = self.may_end = False
         self._signalled = 0.0
         self.group = cpu_group(timeout_minutes)
         self._pending: list[tuple] = []
         self._handlers = {}
 
     def __enter__(self):
-        for number in (*STOP, LOOK):
+        for number in (*STOP, LOOK, signal.SIGALRM):
             self._handlers[number] = signal.signal(number, self._on_signal)
             if number == signal.SIGHUP and self._handlers[number] == signal.SIG_IGN:
                 signal.signal(number, signal.SIG_IGN)
         return self
 
     def __exit__(self, *exception) -> None:
+        signal.alarm(0)
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         while self._pending and exception[0] is None:
@@ -69,11 +72,17 @@ class Interrupt:
         if number == LOOK:
             self.look = True
             return
+        if number == signal.SIGALRM:
+            ends, self.may_end = self.may_end, False
+            if ends:
+                raise LeftOff(True)
+            return
         # A second Ctrl-C means now; torchrun repeats the first one to its children at once.
         impatient = number == signal.SIGINT and time.monotonic() - self._signalled > 2
         if self.signal == signal.SIGINT and impatient:
             raise KeyboardInterrupt
         self.signal, self._signalled = number, time.monotonic()
+        signal.alarm(_PATIENCE)
 
     def wish(self, late: bool = False, failed: bool = False) -> None:
         """Begins to agree; nothing waits for the other processes before `outcome`."""

@@ -26,6 +26,7 @@ from wfimagevae.engine.checkpoint import (
 from wfimagevae.engine.device import compiles, library_versions
 from wfimagevae.engine.distributed import World, broadcast_object, world
 from wfimagevae.engine.dry_run import dry_run
+from wfimagevae.engine.interrupt import LeftOff
 from wfimagevae.engine.loop import Task, fit
 from wfimagevae.engine.optim import run_length
 from wfimagevae.engine.options import LoggingOptions, TrainingOptions
@@ -109,11 +110,12 @@ def run_training(
             log.info("%s", library_versions())
             size, pid = checkpoint_size(run.parts, task.players, options), os.getpid()
             log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
-            with logging_redirect_tqdm():
-                fit(run)
-            run.reporter.summary(plots=not run.stopping)  # which take seconds
-            if not run.stopping:  # else a process whose data failed may be gone
-                run.stopping = run.interrupt.agree().stop
+            try:
+                with logging_redirect_tqdm():
+                    fit(run)
+            except LeftOff:
+                run.stopping = True
+            run.end()
         if run.stopping:
             done = f"stopped by a signal after step {run.step}"
             log.info("%s; run the same command%s to go on", done, how)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from wfimagevae.dataset import batch_loader
+from wfimagevae.dataset.loader import Batches
 from wfimagevae.dataset.protocol import TrainData
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.diffusion.sampler import GAUSSIAN_SAMPLERS, SAMPLERS
@@ -156,11 +157,17 @@ class FlowValidator:
             generated.append(x.cpu())
         self.pulse()
         generated = gather_rows(generated)
+        if not generated.isfinite().all():
+            return math.inf
+
+        def judge(_: list[int]) -> dict:
+            return {"distance": energy_distance(real, generated) if self.world.is_main else None}
+
+        # By a thread: of thousands of samples it takes longer than a signal may wait.
+        work = Batches(judge, lambda number: [[0]][number:])
+        self.pulse(partial(work.ready, 1))
         # One process's figure for all: they must agree on which checkpoint is the best.
-        is_finite = bool(generated.isfinite().all())
-        mine = energy_distance(real, generated) if self.world.is_main and is_finite else math.inf
-        self.pulse()
-        return broadcast_object(mine)
+        return broadcast_object(next(work)["distance"])
 
     def _clip_score(self, sampling: SamplingOptions) -> float:
         """Mean CLIP score of a sample of each prompt; values that overflowed count as gray."""

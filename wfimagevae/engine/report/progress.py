@@ -339,16 +339,18 @@ class Reporter:
                 self.tracker.log_images(step, pictures)
                 self.tracker.log(step, values)
 
-    def summary(self, plots: bool = True) -> None:
-        """Draws the final plots; prints the bill: images, speed, share of the peak, hours."""
-        self.bar.close()
-        if not self.world.is_main:
-            return
-        if plots and self.plot_every and self.csv and self.csv.path.exists():
+    def final_plots(self) -> None:
+        if self.plot_every and self.csv and self.csv.path.exists():
             self._finish_plots()
             with log_write_errors("loss plots"):
                 self._plot()
             self._finish_plots()
+
+    def summary(self) -> None:
+        """Prints the bill: images, speed, share of the peak, hours."""
+        self.bar.close()
+        if not self.world.is_main:
+            return
         elapsed = max(time.perf_counter() - self.started, 1e-9)
         hours = elapsed * self.world.size / 3600
         line = f"{self.samples:.0f} {self.noun} in {timedelta(seconds=round(elapsed))}"
