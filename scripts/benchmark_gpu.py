@@ -23,7 +23,7 @@ from typing import TextIO
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.engine.options import DeviceOptions
 from wfimagevae.files import write_text
-from wfimagevae.options import Count, ListOf, Positive, option
+from wfimagevae.options import Count, ListOf, Positive, new_defaults, option
 
 ROOT = Path(__file__).resolve().parents[1]
 GRACE = 20  # seconds in which a training may save after SIGTERM
@@ -46,7 +46,8 @@ CONVS = """'import torch; x = torch.rand({1}, {2}, 128, 128, device="{0}", dtype
     'net(x).sum().backward(); net[0].bias.grad[0].item()'"""
 
 
-class GpuBenchOptions(DeviceOptions, defaults={"device": "cuda"}):
+@new_defaults(device="cuda")
+class GpuBenchOptions(DeviceOptions):
     """benchmark: what is measured"""
 
     output_dir: str = option("gpu_benchmark", "folder of results; earlier ones are replaced", "DIR")

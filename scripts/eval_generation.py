@@ -27,9 +27,10 @@ from wfimagevae.generate.options import (
     GeneratorOptions,
     UpsamplerOptions,
 )
-from wfimagevae.options import OutputFile, option
+from wfimagevae.options import OutputFile, new_defaults, option
 
 
+@new_defaults(from_pretrained=None)
 class EvaluationOptions(
     ReferenceOptions,
     CaptionOptions,
@@ -39,7 +40,6 @@ class EvaluationOptions(
     GenerationOptions,
     SetMetricOptions,
     FlowComputeOptions,
-    defaults={"from_pretrained": None},
 ):
     """files"""
 

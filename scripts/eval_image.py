@@ -10,10 +10,11 @@ from pathlib import Path
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.eval.options import EXIT_STATUS, METRIC_UNAVAILABLE, PairOptions
 from wfimagevae.generate.options import DeviceOptions
-from wfimagevae.options import OutputFile, option
+from wfimagevae.options import OutputFile, new_defaults, option
 
 
-class EvaluationOptions(PairOptions, DeviceOptions, defaults={"batch_size": 8}):
+@new_defaults(batch_size=8)
+class EvaluationOptions(PairOptions, DeviceOptions):
     """files"""
 
     generated_image_dir: str = option(

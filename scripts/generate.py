@@ -27,7 +27,7 @@ from wfimagevae.generate.options import (
     SamplingOptions,
     UpsamplerOptions,
 )
-from wfimagevae.options import Count, NonNegative, Options, OutputFile, Prompt, option
+from wfimagevae.options import Count, NonNegative, Options, OutputFile, Prompt, new_defaults, option
 
 # What goes with --from_json: where from, where to, and where to compute.
 _WITH_JSON = {"from_json", "from_pretrained", "vae", "text_encoder", "output_dir", "device"}
@@ -121,6 +121,7 @@ class OutputOptions(Options):
     batch_size: Count = option(16, "images at a time", "N")
 
 
+@new_defaults(from_pretrained=None)
 class GenerateOptions(
     GeneratorOptions,
     UpsamplerOptions,
@@ -129,7 +130,6 @@ class GenerateOptions(
     InpaintOptions,
     OutputOptions,
     FlowComputeOptions,
-    defaults={"from_pretrained": None},
 ):
     """All flags of this command."""
 

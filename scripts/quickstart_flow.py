@@ -12,7 +12,7 @@ from quickstart import QuickstartOptions, make_folder, plan_training, run_recipe
 
 from wfimagevae.command_line import parse, run_cli
 from wfimagevae.generate.subjects import records_folder
-from wfimagevae.options import option
+from wfimagevae.options import new_defaults, option
 from wfimagevae.task.bench_options import FlowBenchOptions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +46,8 @@ GUIDANCE = 3
 SAMPLING = ("--sampler", "euler", "--steps", 20, "--guidance_scale", GUIDANCE)
 
 
-class FlowQuickstartOptions(QuickstartOptions, defaults={"minutes": 6.5}):
+@new_defaults(minutes=6.5)
+class FlowQuickstartOptions(QuickstartOptions):
     """quick start"""
 
     output: str = option(

@@ -18,6 +18,7 @@ from wfimagevae.options import (
     Several,
     Share,
     Switch,
+    new_defaults,
     option,
     overrides_of,
 )
@@ -157,7 +158,8 @@ def test_objects_are_made_in_code_as_well_with_all_that_is_wrong_at_once(tmp_pat
         ExampleOptions(lr=-1, batch_size=0, imagepath="x")
     assert [name for name, _ in error.value.problems] == ["lr", "batch_size", "", ""]
 
-    class Slower(RateOptions, defaults={"lr": 1e-6}):
+    @new_defaults(lr=1e-6)
+    class Slower(RateOptions):
         """Other defaults."""
 
     assert (Slower().lr, RateOptions().lr) == (1e-6, 1e-5)

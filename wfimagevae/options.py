@@ -148,7 +148,7 @@ class Options(BaseModel):
     """Base of all option classes: frozen, unknown names refused.
 
     A class that declares fields is a group of flags; its docstring is the group's title and,
-    behind a colon, what is said of it. ``class Sub(Base, defaults={"lr": 1e-4})`` changes defaults.
+    behind a colon, what is said of it.
     """
 
     model_config = ConfigDict(
@@ -171,17 +171,6 @@ class Options(BaseModel):
         except ValidationError as error:
             problems = [explain(type(self), entry) for entry in error.errors()]
             raise BadOptions(list(dict.fromkeys(problems))) from None
-
-    def __init_subclass__(cls, defaults: Mapping[str, Any] | None = None):
-        super().__init_subclass__()  # pydantic passes the defaults on to the next one
-
-    @classmethod
-    def __pydantic_init_subclass__(cls, defaults: Mapping[str, Any] | None = None, **kwargs: Any):
-        for name, value in (defaults or {}).items():
-            cls.model_fields[name] = copy.copy(cls.model_fields[name])
-            cls.model_fields[name].default = value
-        if defaults:
-            cls.model_rebuild(force=True)
 
     @classmethod
     def groups(cls) -> dict[type["Options"], list[str]]:
@@ -210,6 +199,19 @@ class Options(BaseModel):
     def changed(self, **values: Any) -> Self:
         """A copy with other values, which are taken as they are."""
         return self.model_copy(update=values)
+
+
+def new_defaults(**values: Any) -> Callable[[type[_Class]], type[_Class]]:
+    """Decorator of a class of options: fields that it inherits get other defaults there."""
+
+    def change(cls: type[_Class]) -> type[_Class]:
+        for name, value in values.items():
+            cls.model_fields[name] = copy.copy(cls.model_fields[name])
+            cls.model_fields[name].default = value
+        cls.model_rebuild(force=True)
+        return cls
+
+    return change
 
 
 def explain(cls: type[Options], entry: Any) -> tuple[str, str]:

@@ -63,9 +63,9 @@ def checkpoint_size(
     parts: Mapping[str, Part], players: Sequence["Player"], options: OptimizerOptions
 ) -> float:
     """What a checkpoint will weigh, in GB, to a percent: weights, averages, optimizers' moments."""
-    weights = [part.state_dict() for name, part in parts.items() if "state_dict" in name]
     # A fresh optimizer has no moments yet.
     trained = [player.parameters for player in players]
+    weights = [part.state_dict() for name, part in parts.items() if "state_dict" in name]
     return (size_of(weights) + OPTIMIZERS[options.optimizer] * size_of(trained)) / 1e9
 
 

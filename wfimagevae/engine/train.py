@@ -184,18 +184,18 @@ def start(run: Run, path: Path | None) -> None:
         _take_weights(run)
     best = run.folder / run.task.best_name
     if run.world.is_main:
+        now = run.options.values()
         if path:
             _set_later_aside(run, best)
-        now = run.options.values()
-        names = sorted(before.keys() & now.keys() - _QUIET)
-        changes = [f"--{n} {before[n]} -> {now[n]}" for n in names if before[n] != now[n]]
-        for change in changes:
-            log.warning("changed at step %d: %s", run.step, change)
-        if changes and path.parent == run.folder:
-            earlier = run.folder / f"options-{run.step}.json"
-            if earlier.exists():
-                set_aside(earlier)
-            current.rename(earlier)
+            names = sorted(before.keys() & now.keys() - _QUIET)
+            changes = [f"--{n} {before[n]} -> {now[n]}" for n in names if before[n] != now[n]]
+            for change in changes:
+                log.warning("changed at step %d: %s", run.step, change)
+            if changes and path.parent == run.folder:
+                earlier = run.folder / f"options-{run.step}.json"
+                if earlier.exists():
+                    set_aside(earlier)
+                current.rename(earlier)
         write_text(current, json.dumps(now, indent=2, sort_keys=True))
     # The best may have been set aside, and a score that no file has is no bar for later ones.
     if not broadcast_object(best.exists()):

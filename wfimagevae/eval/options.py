@@ -14,7 +14,16 @@ from wfimagevae.generate.options import (
     Sampler,
     SamplingOptions,
 )
-from wfimagevae.options import Count, Natural, NonNegative, Options, OutputFile, Positive, option
+from wfimagevae.options import (
+    Count,
+    Natural,
+    NonNegative,
+    Options,
+    OutputFile,
+    Positive,
+    new_defaults,
+    option,
+)
 
 Metric = Literal["psnr", "ssim", "lpips", "rfid"]
 ReferenceMetric = Literal["fid", "kid", "precision_recall", "energy_distance"]
@@ -56,9 +65,8 @@ class PairOptions(ImageFolderOptions, MetricOptions):
     """Originals, as they are measured against their reconstructions, and the metrics."""
 
 
-class BenchmarkOptions(
-    PairOptions, ComputeOptions, defaults={"resolution": 256, "metric": list(METRICS)}
-):
+@new_defaults(resolution=256, metric=list(METRICS))
+class BenchmarkOptions(PairOptions, ComputeOptions):
     """models"""
 
     model: list[str] = option(

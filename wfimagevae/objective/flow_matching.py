@@ -89,11 +89,11 @@ class ConditionalObjective(nn.Module):
         # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
         draws = sample_uniforms(self.seed, "drop", batch["position"])
         prob = self.options.cfg_dropout_prob
-        whole, without_class, either = (draws < prob * end for end in (1.0, 1.5, 2.0))
+        whole, without_class, either = draws < prob, draws < 1.5 * prob, draws < 2 * prob
         if not self.network.is_conditional:
             return None, whole
-        condition = self.condition(batch)
         null = self.network.null_condition(len(draws), device)
+        condition = self.condition(batch)
 
         def drop(part: Tensor, nothing: Tensor, rows: Tensor) -> Tensor:
             return torch.where(expand_times(to_device(rows, device), part), nothing, part)

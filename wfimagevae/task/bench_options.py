@@ -1,6 +1,6 @@
 """Options of the training benchmark: a training's own, and what is timed. No torch here."""
 
-from wfimagevae.options import Count, Natural, Options, Several, option
+from wfimagevae.options import Count, Natural, Options, Several, new_defaults, option
 from wfimagevae.task.flow_options import FlowOptions
 from wfimagevae.task.vae_options import VaeOptions
 
@@ -27,11 +27,8 @@ class BenchOptions(Options):
     )
 
 
-class VaeBenchOptions(
-    VaeOptions,
-    BenchOptions,
-    defaults={"grad_accum_steps": 1, "disc_start": 0, "image_path": None},  # None: random images
-):
+@new_defaults(grad_accum_steps=1, disc_start=0, image_path=None)  # None: random images
+class VaeBenchOptions(VaeOptions, BenchOptions):
     """benchmark: what is timed"""
 
     compare_schedules: bool = option(
@@ -54,7 +51,8 @@ class VaeBenchOptions(
     )
 
 
-class FlowBenchOptions(FlowOptions, BenchOptions, defaults={"grad_accum_steps": 1}):
+@new_defaults(grad_accum_steps=1)
+class FlowBenchOptions(FlowOptions, BenchOptions):
     """benchmark: what is timed"""
 
     latent_shape: tuple[Count, Count, Count] = option(

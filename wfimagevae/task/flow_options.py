@@ -24,6 +24,7 @@ from wfimagevae.options import (
     NonNegative,
     Options,
     Prompt,
+    new_defaults,
     option,
     overrides_of,
 )
@@ -117,6 +118,7 @@ GENERATOR_DEFAULTS = {
 }
 
 
+@new_defaults(**GENERATOR_DEFAULTS)
 class FlowOptions(
     TrainingOptions,
     FlowDataOptions,
@@ -130,7 +132,6 @@ class FlowOptions(
     FlowValidationOptions,
     ShardingOptions,
     Fp8Options,
-    defaults=GENERATOR_DEFAULTS,
 ):
     """task: all options of flow training"""
 

@@ -154,9 +154,10 @@ def open_space(
         ValueError: an autoencoder that is missing, not the one of the latents, or does not say
             how its latents are normalised; a text encoder that is missing, or captions are.
     """
-    key, num_classes = dataset.data_key, dataset.num_classes if options.class_conditional else 0
+    class_names = dataset.class_names if options.class_conditional else []
+    key, num_classes = dataset.data_key, len(class_names)
     text = _open_encoder(options, dataset, device, held_out) if options.text_encoder else None
-    facts = {"class_names": dataset.class_names if num_classes else []}
+    facts = {"class_names": class_names}
     facts |= {"text": text.facts} if text else {}
 
     def condition(batch: dict) -> Condition | None:

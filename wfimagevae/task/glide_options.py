@@ -8,7 +8,7 @@ from wfimagevae.dataset.options import FlowDataOptions, LoaderOptions, PrefixOpt
 from wfimagevae.engine.options import Fp8Options, MismatchOptions, ShardingOptions, TrainingOptions
 from wfimagevae.generate.options import DISCRETE_SAMPLERS, UpsamplerOptions
 from wfimagevae.objective.options import NoisePredictionOptions
-from wfimagevae.options import Count, NonNegative, Positive, option
+from wfimagevae.options import Count, NonNegative, Positive, new_defaults, option
 from wfimagevae.task import TASKS
 from wfimagevae.task.flow_options import GENERATOR_DEFAULTS, FlowModelOptions, FlowValidationOptions
 
@@ -111,20 +111,8 @@ class GlideValidationOptions(FlowValidationOptions):
     )
 
 
-class GlideOptions(
-    TrainingOptions,
-    GlideDataOptions,
-    LoaderOptions,
-    StreamOptions,
-    GlideTextOptions,
-    GlideModelOptions,
-    MismatchOptions,
-    NoisePredictionOptions,
-    GlideValidationOptions,
-    UpsamplerOptions,
-    ShardingOptions,
-    Fp8Options,
-    defaults=GENERATOR_DEFAULTS
+@new_defaults(
+    **GENERATOR_DEFAULTS
     | {
         "exp_name": "glide",
         "batch_size": 1,
@@ -138,7 +126,21 @@ class GlideOptions(
         "eval_num_images": 16,
         "eval_batch_size": 8,
         "sampling_steps": 30,
-    },
+    }
+)
+class GlideOptions(
+    TrainingOptions,
+    GlideDataOptions,
+    LoaderOptions,
+    StreamOptions,
+    GlideTextOptions,
+    GlideModelOptions,
+    MismatchOptions,
+    NoisePredictionOptions,
+    GlideValidationOptions,
+    UpsamplerOptions,
+    ShardingOptions,
+    Fp8Options,
 ):
     """task: all options of GLIDE's fine-tuning"""
 
