@@ -153,7 +153,7 @@ class Run:
                     self.interrupt.may_end = alone and not self.reporter.steps
                     return list(itertools.islice(loader, count))
                 late = self._is_late(0.2)
-            wishes = self.interrupt.agree(late, failed=self.failure is not None)
+                wishes = self.interrupt.agree(late, failed=self.failure is not None)
         return []
 
     def _is_late(self, seconds: float) -> bool:

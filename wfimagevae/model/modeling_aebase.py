@@ -187,7 +187,7 @@ class ImageBaseAE(RegisteredModel):
         count = self.config.latent_dim
         shift = [0.0] * count if shift is None else shift
         scale = [DEFAULT_SCALE] * count if scale is None else scale
-        statistics = {"shift": [float(v) for v in shift], "scale": [float(v) for v in scale]}
+        statistics = {"shift": list(map(float, shift)), "scale": list(map(float, scale))}
         for name, values in statistics.items():
             if len(values) != count or not all(map(math.isfinite, values)):
                 raise ValueError(f"{name} needs {count} finite numbers (latent_dim), got {values}")
@@ -247,6 +247,6 @@ def autoencoder_class(name: str, others: tuple[str, ...] = ()) -> type[ImageBase
         raise ValueError(f"model {name!r} is no image autoencoder; use {names}")
     model_class.check_own_config(name)
     given = inspect.signature(model_class).parameters
-    if missing := [key for key in ("latent_dim", "scale", "shift") if key not in given]:
+    if missing := sorted({"latent_dim", "scale", "shift"} - given.keys()):
         raise ValueError(f"model {name!r} must take {', '.join(missing)} in its __init__")
     return model_class

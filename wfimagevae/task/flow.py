@@ -115,7 +115,7 @@ def assemble(
     numbers = network.num_parameters(), network.num_parameters(only_trainable=True)
     log.info(
         "%s: %s parameters, %s of them learn, %.3g GMAC a sample of %s; %s",
-        *(options.model_name, *(f"{number:,}" for number in numbers), macs / 1e9),
+        *(options.model_name, *map("{:,}".format, numbers), macs / 1e9),
         *(" x ".join(map(str, space.shape)), classes),
     )
     averaged = f", average of the weights {options.ema_decay}" if options.ema else ""

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -186,7 +187,7 @@ def open_space(
     else:
         facts |= {"space": "point", "dataset": options.dataset}
     shape = dataset.sample_shape
-    return FlowSpace(shape, num_classes, lambda b: b[key], decode, facts, condition, text)
+    return FlowSpace(shape, num_classes, itemgetter(key), decode, facts, condition, text)
 
 
 def check_bucket_sizes(dataset: TrainData, space: FlowSpace, network: VelocityModel) -> None:

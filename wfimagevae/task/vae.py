@@ -63,7 +63,7 @@ def _assemble(options: VaeOptions, process: World, folder: Path) -> "VaeTask":
     numbers = vae.num_parameters(), vae.num_parameters(only_trainable=True)
     log.info(
         "%s: %s parameters (%s trained), %.1f GMAC an image of %d px; players: %s",
-        *(options.model_name, *(f"{number:,}" for number in numbers)),
+        *(options.model_name, *map("{:,}".format, numbers)),
         *(macs / 1e9, options.resolution, " + ".join(player.name for player in players)),
     )
     if options.perceptual_weight == 0:
@@ -279,8 +279,7 @@ def build_loss(options: VaeOptions, device: torch.device) -> nn.Module:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"--disc_cls {path}: {error}") from None
     is_module = isinstance(loss_class, type) and issubclass(loss_class, nn.Module)
-    methods = ("generator_loss", "discriminator_loss")
-    if not is_module or not all(hasattr(loss_class, method) for method in methods):
+    if not is_module or not {"generator_loss", "discriminator_loss"} <= {*dir(loss_class)}:
         raise ValueError(
             f"--disc_cls {path} is no class of losses: name a torch module with generator_loss and "
             "discriminator_loss, such as wfimagevae.model.losses.LPIPSWithDiscriminator2D"

@@ -138,10 +138,10 @@ class EncoderImage(CheckpointedBlocks):
         options |= {"norm_type": norm_type, "activation": activation}
         self.wavelet_transform_in = HaarWaveletTransform2D()
         self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
-        self.down_blocks = nn.ModuleList(
-            WFDownBlockImage(*widths, energy_flow_size, num_resblocks, **options)
-            for widths in pairwise(base_channels)
-        )
+        self.down_blocks = nn.ModuleList()
+        for widths in pairwise(base_channels):
+            block = WFDownBlockImage(*widths, energy_flow_size, num_resblocks, **options)
+            self.down_blocks.append(block)
         self.mid = _build_mid(mid_layers_type, base_channels[-1], **options)
         self.norm_out = build_norm(norm_type, base_channels[-1])
         self.activation_out = build_activation(activation, base_channels[-1])
@@ -179,10 +179,10 @@ class DecoderImage(CheckpointedBlocks):
         widths = base_channels[::-1]
         self.conv_in = nn.Conv2d(latent_dim, widths[0], 3, padding=1)
         self.mid = _build_mid(mid_layers_type, widths[0], **options)
-        self.up_blocks = nn.ModuleList(
-            WFUpBlockImage(*pair, energy_flow_size, num_resblocks, **options)
-            for pair in pairwise(widths)
-        )
+        self.up_blocks = nn.ModuleList()
+        for pair in pairwise(widths):
+            block = WFUpBlockImage(*pair, energy_flow_size, num_resblocks, **options)
+            self.up_blocks.append(block)
         self.norm_out = build_norm(norm_type, widths[-1])
         self.spade_out = Spade(latent_dim, widths[-1]) if spade else None
         self.conv_out = nn.Conv2d(widths[-1], NUM_BANDS, 3, padding=1)
