@@ -3,6 +3,8 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -88,6 +90,7 @@ class Order:
         return map(self.index, itertools.count(position))
 
 
+@dataclass(eq=False)
 class ShuffledOrder(Order):
     """An endless order of ``num_items`` things, in which every epoch is a fresh shuffle.
 
@@ -96,13 +99,14 @@ class ShuffledOrder(Order):
     `LARGEST_ARRAY` items are `permuted` one by one, and the ``facts`` say so.
     """
 
-    def __init__(self, num_items: int, seed: int):
-        if num_items < 1:
-            raise ValueError(f"an order needs at least one item, got {num_items}")
-        self.num_items, self.seed = num_items, seed
-        self.facts = {"permutation": "feistel"} if num_items > LARGEST_ARRAY else {}
-        self._epochs: dict[int, np.ndarray] = {}
-        self._keys: dict[int, list[int]] = {}
+    num_items: int
+    seed: int
+    _epochs: dict[int, np.ndarray] = field(default_factory=dict)
+    _keys: dict[int, list[int]] = field(default_factory=dict)
+
+    @cached_property
+    def facts(self) -> dict[str, str]:
+        return {"permutation": "feistel"} if self.num_items > LARGEST_ARRAY else {}
 
     def index(self, position: int) -> int:
         epoch, i = divmod(position, self.num_items)

@@ -129,6 +129,8 @@ def test_latents_of_another_kind_are_refused(cache, tmp_path):
     shard = {"moments": numbered(0, 2), "labels": torch.tensor([0, 2])}
     third = write_cache(tmp_path / "third", [shard], class_names=["a", "b"])
     refused("label 2 is out of range, use 0 to 1", LatentDataset, third, error=DataError)
+    fourth = write_cache(tmp_path / "fourth", [{"moments": numbered(0, 0)}])
+    refused("fourth holds no latents", LatentDataset, fourth, error=DataError)
 
 
 def test_record_that_does_not_fit_is_refused(cache):

@@ -93,6 +93,8 @@ class LatentDataset(TrainData):
             self._check_shard(number)
         self._files = OpenFiles()  # closes the shards until training comes to them
         self._ends = np.cumsum(record["samples"], dtype=np.int64)
+        if not self._ends[-1]:
+            raise DataError(f"{self.folder} holds no latents: no image of its source was readable")
         self._order = ShuffledOrder(int(self._ends[-1]), seed)
         # Captions, their embeddings, and labels, as far as they are asked for.
         if prefix and (record.get("prefix") or text == "embeddings"):

@@ -98,6 +98,8 @@ class ShapesDataset(TrainData):
     ):
         if resolution < 8:
             raise ValueError(f"shapes need a resolution of at least 8 pixels, got {resolution}")
+        if num_items < 1:
+            raise ValueError(f"shapes need at least one item, got {num_items}")
         self.resolution, self.seed, self.augment = resolution, seed, augment
         self.first_index, self.prefix = first_index, prefix
         self.class_names = list(SHAPES)
