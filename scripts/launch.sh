@@ -66,7 +66,6 @@ for name in set(os.environ) - {*flags, "LANGUAGE", *re.findall("[A-Z0-9_]+", sys
     torchrun+=(--nnodes "$nodes" --node_rank "${NODE_RANK:-0}"
       --master_addr "${MASTER_ADDR:-127.0.0.1}" --master_port "$port")
   else  # machines meet again after each restart, one that was replaced too, for which they wait
-    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1  # of attempts that machines number differently
     local host=false
     [[ "${NODE_RANK:-0}" == 0 ]] && host=true
     torchrun+=(--nnodes "$nodes" --rdzv_backend c10d --rdzv_id "wfimagevae"

@@ -95,6 +95,27 @@ def test_restarts_go_through_torchrun_and_resume(tmp_path):
         assert "--max_restarts 1" in command and "--resume_from_checkpoint=a.ckpt" in command
 
 
+DIES_ONCE = """
+import os, signal
+from wfimagevae.engine.distributed import barrier, cpu_group, world
+with world("cpu", 0.4) as here:
+    cpu_group(0.4)
+    barrier()
+    if here.rank == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        os.kill(os.getpid(), signal.SIGKILL)
+    barrier()
+os._exit(0)
+"""
+
+
+def test_processes_that_start_again_find_each_other(tmp_path):
+    (tmp_path / "dies_once.py").write_text(DIES_ONCE)
+    words = ["--standalone", "--nproc_per_node", "2", "--max_restarts", "1", "dies_once.py"]
+    command = [sys.executable, "-m", "wfimagevae.torchrun", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    assert not subprocess.run(command, cwd=tmp_path, env=environment).returncode
+
+
 def test_the_flow_recipe_takes_latents_and_lists_of_values(tmp_path):
     given = trainer_words(
         tmp_path, "--max_steps=5", script="examples/train_flow.sh", LATENTS="lat",

@@ -7,6 +7,7 @@ import wfimagevae.early  # noqa: F401, I001 - it means the trainings
 
 import gc
 import logging
+import os
 import sys
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -15,6 +16,9 @@ from torch.distributed.run import main
 
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
+    # A store for each attempt: in one that they share, processes that start again meet their dead
+    # predecessors, and wait; and machines number attempts differently.
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
     try:
         main()
     except ChildFailedError as error:
