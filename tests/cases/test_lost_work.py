@@ -201,6 +201,7 @@ def test_epochs_and_schedules_count_samples(tmp_path, caplog, schedule):
         curve = 1 - share if schedule == "linear" else (1 + math.cos(math.pi * share)) / 2
         assert row["lr/flow"] == pytest.approx(1e-3 * ((done + 1) / 5 if done < 4 else curve))
     assert "an update takes 2 samples, 4 before: --epochs 1 end at step 30" in caplog.text
+    assert "step 15/15 | epoch 1 | " in caplog.text
     assert "the learning rate goes" not in caplog.text
 
 

@@ -110,7 +110,7 @@ class Run:
 
     def begin(self) -> None:
         """Opens the records, and does what the run's checkpoint left to do. Collective."""
-        self.reporter.begin(self.step, self.max_steps, self.epoch_steps)
+        self.reporter.begin(self.step, self.max_steps, self.epoch_steps, self.step_offset)
         if self.watcher:
             self.watcher.begin(self, self.task)
         self.saved_step = self.step

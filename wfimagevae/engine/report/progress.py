@@ -205,7 +205,7 @@ class Reporter:
         # On a terminal, a bar; in a log file (disable=None), lines.
         self.bar = tqdm(desc="training", unit="step", disable=None if world.is_main else True)
 
-    def begin(self, step: int, max_steps: int, epoch_steps: float) -> None:
+    def begin(self, step: int, max_steps: int, epoch_steps: float, offset: float = 0.0) -> None:
         """Opens the files, without rows after ``step``, which come again; starts the clock."""
         if self.world.is_main:
             path = self.csv_path
@@ -214,7 +214,7 @@ class Reporter:
             self.csv = CsvLog(path, step) if path else None
             self.metrics = JsonLines(self.folder / "metrics.jsonl", step)
             self.validations = JsonLines(self.folder / "validation.jsonl", step)
-        self.last_plot_step, self.epoch_steps = step, epoch_steps
+        self.last_plot_step, self.epoch_steps, self.step_offset = step, epoch_steps, offset
         self.started = self.since = time.perf_counter()
         self.bar.total, self.bar.initial = max_steps, step
         self.bar.reset(max_steps)
@@ -310,7 +310,7 @@ class Reporter:
             return
         left = (max_steps - step) * (time.perf_counter() - self.started) / max(self.steps, 1)
         parts += [f"ETA {timedelta(seconds=round(left))}"]
-        parts = [f"epoch {step / self.epoch_steps:.3g}", *parts]
+        parts = [f"epoch {(step + self.step_offset) / self.epoch_steps:.3g}", *parts]
         log.info("step %d/%d | %s", step, max_steps, " | ".join(parts))
 
     def _plot(self) -> None:
