@@ -1,6 +1,7 @@
 """GLIDE's fine-tuning end to end on the CPU: what it writes, resumes, freezes and refuses."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from tests.task.training import Trainings, differences, largest_difference, load
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.subjects import Subject
 from wfimagevae.model import WFVAE2ImageModel
-from wfimagevae.model.glide.glide import part_of
+from wfimagevae.model.glide.glide import Glide, part_of
+from wfimagevae.model.registry import ModelRegistry
 from wfimagevae.task.glide import random_masks, small_images
 from wfimagevae.task.glide_options import GlideOptions
 
@@ -125,7 +127,7 @@ def test_validation_draws_prompts_in_one_stage_and_in_two(place):
         place.train("bad", 1, upsampler=base, **prompts)
 
 
-def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path):
+def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path, monkeypatch):
     base = place.train("base", 1)
     up = {"model_name": "GLIDE-upsample", "model_config": place.folder / "up.json"}
     upsampler = place.train("up", 1, **up)
@@ -136,6 +138,18 @@ def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path):
     picture = out / "a-red-circle.png"
     generate(["--from_json", str(picture), "--output_dir", str(tmp_path / "again")])
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
+    # A public upsampler, without a record: it is that of the base, and reads texts as the base.
+    torch.save(load_generator(str(upsampler), CPU).model.state_dict(), tmp_path / "upsample.pt")
+    keys = json.loads((place.folder / "up.json").read_text()) | {"schedule": "linear"}
+    monkeypatch.setitem(ModelRegistry._builders, "GLIDE-upsample", partial(Glide, **keys))
+    public = [
+        "--upsampler",
+        str(tmp_path / "upsample.pt"),
+        "--output_dir",
+        str(tmp_path / "public"),
+    ]
+    generate([*words, *public])
+    assert (tmp_path / "public" / picture.name).read_bytes() == picture.read_bytes()
     with refused("it enlarges images; name it as --upsampler"):
         generate(["--from_pretrained", str(upsampler), "--prompt", "x", "--output_dir", str(out)])
     with refused("--task inpaint goes with both"):

@@ -102,10 +102,12 @@ def load_generator(
 
 def _with_upsampler(generator: FlowGenerator, options: GeneratorOptions) -> TwoStageGenerator:
     """A base model and the upsampler that the options name, which reads texts as the base does."""
+    name = options.model_name or getattr(generator.model, "kind", "GLIDE-base")
+    text = generator.source["text_encoder"] or ""
     second = GeneratorOptions(
         from_pretrained=options.upsampler,
-        model_name=options.model_name and options.model_name.replace("base", "upsample"),
-        text_encoder=options.text_encoder,
+        model_name=name.replace("base", "upsample"),
+        text_encoder=text if text.startswith("gpt2") else None,
         use_raw_weights=options.use_raw_weights,
     )
     upsampler = load_generator(second, generator.device, generator.precision)
