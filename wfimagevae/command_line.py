@@ -129,13 +129,13 @@ class Parser(argparse.ArgumentParser):
 
     def read_words(self, argv: Sequence[str]) -> dict[str, Any]:
         """The values on a command line by name, unchecked; an unknown flag is an error."""
-        known = self.flags()
+        known = self._option_string_actions
         for before, token in zip(["", *argv], argv, strict=False):
-            name = token.removeprefix("--").split("=")[0]
-            if token.startswith("--") and name not in known and self._parse_optional(token):
-                flag = known.get(before.removeprefix("--"))
-                hint = f"; as a value, {before}={token}" if flag and flag.nargs != 0 else ""
-                self.error(f"unknown flag --{name}{nearest(name, known, '--')}{hint}")
+            flag = token.split("=")[0]
+            if token.startswith("--") and flag not in known and self._parse_optional(token):
+                takes_value = before in known and known[before].nargs != 0
+                hint = f"; as a value, {before}={token}" if takes_value else ""
+                self.error(f"unknown flag {flag}{nearest(flag[2:], self.flags(), '--')}{hint}")
         blank = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in self._actions})
         found = vars(super().parse_args(list(argv), blank))
         return {name: value for name, value in found.items() if value is not _NOT_GIVEN}

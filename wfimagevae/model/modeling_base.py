@@ -60,7 +60,7 @@ class CheckpointedBlocks(nn.Module):
 
     @property
     def run(self) -> Callable:
-        """``run(block, *args)``: for one pass, as the switch may change."""
+        """What calls a block in one pass: ``run(block, *args)``."""
         recomputes = self.gradient_checkpointing and torch.is_grad_enabled()
         return self._gradient_checkpointing_func if recomputes else nn.Module.__call__
 
