@@ -78,7 +78,7 @@ test-all: install-dev
 lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/shellcheck -x *.sh scripts/*.sh examples/*.sh .ci/run
+	$(BIN)/shellcheck -x *.sh scripts/*.sh examples/*.sh examples/cluster/*.sh .ci/run
 
 format: install-dev
 	$(BIN)/ruff check --fix .
