@@ -99,7 +99,14 @@ def test_several_gpus_share_the_samples_and_one_process_speaks(tmp_path, dry, mo
     assert dry(place) == ""
 
 
-def test_a_pipeline_has_a_plan_instead(capsys):
+@pytest.mark.parametrize(
+    "words, advice",
+    [
+        ("--pipeline some.yaml --dry_run", "nothing: --validate_pipeline prints the plan"),
+        ("--task flow --dataset shapes --for h100", "--for names GPUs of a dry run: add --dry_run"),
+    ],
+)
+def test_a_pipeline_has_a_plan_instead_and_a_training_no_gpus(capsys, words, advice):
     with pytest.raises(SystemExit):
-        main(["--pipeline", "some.yaml", "--dry_run"])
-    assert "nothing: --validate_pipeline prints the plan" in capsys.readouterr().err
+        main(words.split())
+    assert advice in capsys.readouterr().err

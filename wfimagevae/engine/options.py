@@ -259,6 +259,12 @@ class DryRunOptions(Options):
         [], "the time on these GPUs; all that are known if not given", flag="for"
     )
 
+    @model_validator(mode="after")
+    def _check_gpus(self) -> Self:
+        if self.gpus and not self.dry_run:
+            raise ValueError("--for names GPUs of a dry run: add --dry_run")
+        return self
+
 
 class TrainingOptions(
     RunOptions,
