@@ -14,7 +14,6 @@ from wfimagevae.engine.options import DDP_TIMEOUT, StopOptions
 
 STOP = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 LOOK = signal.SIGUSR1
-_PATIENCE = 3  # seconds in which what may end anywhere could end by itself
 
 
 class Wishes(NamedTuple):
@@ -41,7 +40,7 @@ class Interrupt:
     is read before the next step: no rank stops alone. A save is wished for every
     ``save_every_minutes`` by rank 0's clock; 0 is never. A rank waits ``timeout_minutes`` for the
     others. SIGHUP means nothing where it meant nothing before, under nohup. While what runs
-    ``may_end``, as nothing would be lost, LeftOff ends it some seconds after a signal.
+    ``may_end``, as nothing would be lost, LeftOff ends it three seconds after a signal.
     """
 
     def __init__(self, save_every_minutes: float = 0, timeout_minutes: float = DDP_TIMEOUT):
@@ -69,12 +68,9 @@ class Interrupt:
             self.outcome()
 
     def _on_signal(self, number: int, frame) -> None:
-        if number == LOOK:
-            self.look = True
-            return
-        if number == signal.SIGALRM:
-            ends, self.may_end = self.may_end, False
-            if ends:
+        if number in (LOOK, signal.SIGALRM):
+            self.look |= number == LOOK
+            if self.may_end and number == signal.SIGALRM:
                 raise LeftOff(True)
             return
         # A second Ctrl-C means now; torchrun repeats the first one to its children at once.
@@ -82,7 +78,7 @@ class Interrupt:
         if self.signal == signal.SIGINT and impatient:
             raise KeyboardInterrupt
         self.signal, self._signalled = number, time.monotonic()
-        signal.alarm(_PATIENCE)
+        signal.alarm(3)
 
     def wish(self, late: bool = False, failed: bool = False) -> None:
         """Begins to agree; nothing waits for the other processes before `outcome`."""

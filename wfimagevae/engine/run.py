@@ -149,8 +149,7 @@ class Run:
             with self.reporter.waiting():
                 if not wishes.late:
                     # The first step may compile for minutes.
-                    alone = self.interrupt.group is None
-                    self.interrupt.may_end = alone and not self.reporter.steps
+                    self.interrupt.may_end = not (self.reporter.steps or self.interrupt.group)
                     return list(itertools.islice(loader, count))
                 late = self._is_late(0.2)
                 wishes = self.interrupt.agree(late, failed=self.failure is not None)
@@ -346,17 +345,6 @@ class Run:
         with contextlib.suppress(*[] if self.ended else [OSError]):
             if written:
                 written.result()
-
-    def end(self) -> None:
-        """Draws the last plots, which a signal ends too, and prints the bill. Collective."""
-        with contextlib.suppress(LeftOff):
-            self.interrupt.may_end = True
-            if not self.stopping:
-                self.reporter.final_plots()  # which take seconds
-            self.interrupt.may_end = False
-        self.reporter.summary()
-        if not self.stopping:  # else a process whose data failed may be gone
-            self.stopping = self.interrupt.agree().stop
 
     def facts(self) -> dict:
         """Where it stands, as checkpoints hold it. Collective."""

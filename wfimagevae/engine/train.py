@@ -97,7 +97,7 @@ def run_training(
         run = Run(options, process, folder, task, tracker, watcher)
         if is_main and not resume:  # what ends without a step leaves nothing
             stack.callback(lambda: run.step or (folder / "options.json").unlink(missing_ok=True))
-        with run.interrupt:
+        with run.interrupt, logging_redirect_tqdm():
             seed_everything(options.seed, process.rank)
             start(run, resume)
             log.info(
@@ -111,11 +111,14 @@ def run_training(
             size, pid = checkpoint_size(run.parts, task.players, options), os.getpid()
             log.info("a checkpoint takes %.3g GB; kill -USR1 %d saves one and draws now", size, pid)
             try:
-                with logging_redirect_tqdm():
-                    fit(run)
+                fit(run)
+                run.interrupt.may_end = True
+                run.reporter.summary(plots=not run.stopping)  # which take seconds
             except LeftOff:
-                run.stopping = True
-            run.end()
+                run.stopping = run.interrupt.group is None  # else the others hear of it
+            run.interrupt.may_end = False
+            if not run.stopping:  # else a process whose data failed may be gone
+                run.stopping = run.interrupt.agree().stop
         if run.stopping:
             done = f"stopped by a signal after step {run.step}"
             log.info("%s; run the same command%s to go on", done, how)

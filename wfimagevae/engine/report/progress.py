@@ -339,15 +339,8 @@ class Reporter:
                 self.tracker.log_images(step, pictures)
                 self.tracker.log(step, values)
 
-    def final_plots(self) -> None:
-        if self.plot_every and self.csv and self.csv.path.exists():
-            self._finish_plots()
-            with log_write_errors("loss plots"):
-                self._plot()
-            self._finish_plots()
-
-    def summary(self) -> None:
-        """Prints the bill: images, speed, share of the peak, hours."""
+    def summary(self, plots: bool = True) -> None:
+        """Prints the bill: images, speed, share of the peak, hours; draws the final plots."""
         self.bar.close()
         if not self.world.is_main:
             return
@@ -361,3 +354,8 @@ class Reporter:
             mfu = self.flops / elapsed / self.world.size / self.peak
             line += f", {100 * mfu:.1f} % of the device's peak (MFU)"
         log.info("done: %s", line)
+        if plots and self.plot_every and self.csv and self.csv.path.exists():
+            self._finish_plots()
+            with log_write_errors("loss plots"):
+                self._plot()
+            self._finish_plots()
