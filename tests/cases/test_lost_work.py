@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from tests.task.training import FlowPlace, Workplace, load, refused, rows
-from wfimagevae.engine.checkpoint import read_checkpoint
+from wfimagevae.engine import run
+from wfimagevae.engine.checkpoint import list_checkpoints, read_checkpoint
 from wfimagevae.files import remove_leftovers, sole_writer
 
 WRITER = """
@@ -95,6 +96,20 @@ def test_a_damaged_checkpoint_is_told_in_a_line(tmp_path, how, words):
     with pytest.raises(ValueError, match=words) as error:
         read_checkpoint(path)
     assert "\n" not in str(error.value)
+
+
+def test_a_disk_that_was_full_once_costs_one_checkpoint(tmp_path, monkeypatch, caplog):
+    write = run.write_checkpoint
+
+    def full_once(path, *content):
+        if path.name == "checkpoint-2.ckpt":
+            raise OSError(28, "No space left on device")
+        write(path, *content)
+
+    monkeypatch.setattr(run, "write_checkpoint", full_once)
+    folder = FlowPlace(tmp_path).train("full", 4, save_ckpt_step=2, eval_steps=0)
+    assert [path.name for path in list_checkpoints(folder)] == ["checkpoint-4.ckpt"]
+    assert "the checkpoint of step 2 was not saved" in caplog.text
 
 
 def test_auto_goes_back_to_the_newest_whole_checkpoint(tmp_path, caplog):

@@ -297,7 +297,8 @@ class Run:
 
         Training goes on meanwhile, unless it is about to end: see `finish_writing`.
         """
-        self.finish_writing()
+        with contextlib.suppress(OSError):  # of an earlier step, and told: this one may be saved
+            self.finish_writing()
         best_path = self.folder / self.task.best_name
         path = checkpoint_path(self.folder, self.step)
         target = best_path if only_best else path
