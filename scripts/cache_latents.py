@@ -50,8 +50,9 @@ class TextOptions(Options):
 
     captions: str = option(
         "none",
-        "sidecar (a .txt beside each image, a caption a line), manifest (its field 'caption', "
-        "a string or a list), or a file of lines name<TAB>caption; all of an image's are kept",
+        "sidecar (a .txt beside each image, a caption a line), filename (its words), "
+        "manifest (its field 'caption', a string or a list), or a file of lines name<TAB>caption; "
+        "all of an image's are kept",
         "SOURCE",
     )
     fixed_prompt_prefix: str = TextDataOptions.model_fields["fixed_prompt_prefix"]

@@ -32,8 +32,8 @@ class SourceOptions(Options):
     )
     captions: str = option(
         "none",
-        "none, sidecar (a .txt beside each image), manifest (its field 'caption'), or a file "
-        "of lines name<TAB>caption",
+        "none, sidecar (a .txt beside each image), filename (its words), "
+        "manifest (its field 'caption'), or a file of lines name<TAB>caption",
         "SOURCE",
     )
     index_cache_dir: str | None = LoaderOptions.model_fields["index_cache_dir"]

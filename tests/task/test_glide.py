@@ -2,6 +2,8 @@
 
 import json
 from functools import partial
+from shutil import copyfile
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -139,17 +141,19 @@ def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path, monkey
     generate(["--from_json", str(picture), "--output_dir", str(tmp_path / "again")])
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
     # A public upsampler, without a record: it is that of the base, and reads texts as the base.
-    torch.save(load_generator(str(upsampler), CPU).model.state_dict(), tmp_path / "upsample.pt")
+    public = tmp_path / "public.pt"
+    torch.save(load_generator(str(upsampler), CPU).model.state_dict(), public)
     keys = json.loads((place.folder / "up.json").read_text()) | {"schedule": "linear"}
     monkeypatch.setitem(ModelRegistry._builders, "GLIDE-upsample", partial(Glide, **keys))
-    public = [
-        "--upsampler",
-        str(tmp_path / "upsample.pt"),
-        "--output_dir",
-        str(tmp_path / "public"),
-    ]
-    generate([*words, *public])
-    assert (tmp_path / "public" / picture.name).read_bytes() == picture.read_bytes()
+    # Whether it is named, downloaded, or cached.
+    fetch = Mock(side_effect=lambda url, file, progress: copyfile(public, file))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", fetch)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch_home"))
+    for name, source in (("named", public), ("fetched", "pretrained"), ("cached", "pretrained")):
+        place_of_it = ["--upsampler", str(source), "--output_dir", str(tmp_path / name)]
+        generate([*words, *place_of_it])
+        assert (tmp_path / name / picture.name).read_bytes() == picture.read_bytes()
+    assert fetch.call_count == 1 and fetch.call_args.args[0].endswith("/upsample.pt")
     with refused("it enlarges images; name it as --upsampler"):
         generate(["--from_pretrained", str(upsampler), "--prompt", "x", "--output_dir", str(out)])
     with refused("--task inpaint goes with both"):

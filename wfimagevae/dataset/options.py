@@ -179,8 +179,8 @@ class TextDataOptions(PrefixOptions):
     captions: str = option(
         "none",
         "of images: sidecar (a .txt beside each image; of several lines one at random), "
-        "manifest (its field 'caption', a string or a list), or a file of lines "
-        "name<TAB>caption; shapes and latents bring their own",
+        "filename (its words), manifest (its field 'caption', a string or a list), or a file of "
+        "lines name<TAB>caption; shapes and latents bring their own",
         "SOURCE",
         basic=True,
     )

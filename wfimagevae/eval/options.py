@@ -156,8 +156,9 @@ class CaptionOptions(Options):
 
     captions: str = option(
         "none",
-        "of --real_image_dir: sidecar (a .txt beside each image), manifest (its field "
-        "'caption'), or a file of lines name<TAB>caption; --dataset shapes has its own",
+        "of --real_image_dir: sidecar (a .txt beside each image), filename (its words), "
+        "manifest (its field 'caption'), or a file of lines name<TAB>caption; --dataset shapes has "
+        "its own",
         "SOURCE",
     )
     fixed_prompt_prefix: str = option(

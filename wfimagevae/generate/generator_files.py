@@ -12,10 +12,12 @@ from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
 from wfimagevae.generate.two_stages import TwoStageGenerator
 from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel
+from wfimagevae.model.losses.lpips_network import missing_download
 from wfimagevae.model.text import open_text_encoder
 from wfimagevae.model.weight_files import find_weights, read_facts, weights_fingerprint
 
 FACTS_NAME = "generator.json"
+_PUBLIC = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/{}.pt"  # GLIDE
 
 
 def load_generator(
@@ -31,8 +33,8 @@ def load_generator(
         options = GeneratorOptions(from_pretrained=options)
     path, vae, text_encoder = options.from_pretrained, options.vae, options.text_encoder
     # Once: a name on the hub is asked for over the network.
-    source = find_weights(path, fits=VelocityModel.describes)
-    how = {"model_name": options.model_name, "use_ema": False if options.use_raw_weights else None}
+    source, name = _find(path, options.model_name)
+    how = {"model_name": name, "use_ema": False if options.use_raw_weights else None}
     model = VelocityModel.from_pretrained(source, **how)
 
     # What training recorded, but for parts that stand elsewhere now.
@@ -98,6 +100,30 @@ def load_generator(
     if isinstance(options, UpsamplerOptions) and options.upsampler:
         return _with_upsampler(generator, options)
     return generator
+
+
+def _find(path: str, name: str | None) -> tuple[Path, str | None]:
+    """Where weights are, and the name of their model, if they do not tell it themselves."""
+    if path != "pretrained":
+        return find_weights(path, fits=VelocityModel.describes), name
+    name = name or "GLIDE-base"
+    return download_glide(name, "--from_pretrained or --upsampler"), name
+
+
+def download_glide(name: str, flag: str) -> Path:
+    """The file of OpenAI's weights of a GLIDE model, which PyTorch's cache keeps.
+
+    MissingWeights, which names the ``flag`` of a file, where they cannot be had.
+    """
+    url = _PUBLIC.format(name.removeprefix("GLIDE-").replace("-", "_"))
+    file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            torch.hub.download_url_to_file(url, str(file), progress=False)
+    except OSError as error:
+        raise missing_download(f"the weights of {name}", url, flag, error) from error
+    return file
 
 
 def _with_upsampler(generator: FlowGenerator, options: GeneratorOptions) -> TwoStageGenerator:

@@ -70,7 +70,8 @@ class GeneratorOptions(Options):
 
     from_pretrained: str = option(
         ...,
-        "a training checkpoint, a run's folder, an export, a hub name, or a public SiT file",
+        "a training checkpoint, a run's folder, an export, a hub name, a public SiT or GLIDE file, "
+        "or pretrained: OpenAI's GLIDE, downloaded",
         "PATH",
     )
     model_name: str | None = option(
@@ -97,7 +98,9 @@ class UpsamplerOptions(Options):
     """upsampler: the second stage of GLIDE"""
 
     upsampler: str | None = option(
-        None, "enlarge what the model draws by this upsampler: a checkpoint or public file", "PATH"
+        None,
+        "enlarge what the model draws by this upsampler: a checkpoint, public file or pretrained",
+        "PATH",
     )
     upsampler_sampler: DiscreteSampler = option("ddim", "how it draws, without guidance")
     upsampler_steps: str = option("fast27", "and in which steps, as --timestep_respacing", "SPEC")

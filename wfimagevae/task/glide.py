@@ -17,15 +17,14 @@ from wfimagevae.engine.distributed import World
 from wfimagevae.engine.run import Watcher
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms, stable_hash
 from wfimagevae.engine.train import run_training
-from wfimagevae.files import read_config
+from wfimagevae.files import read_config, read_torch_file
 from wfimagevae.generate.generator import FlowGenerator, Progress
-from wfimagevae.generate.generator_files import load_generator
+from wfimagevae.generate.generator_files import download_glide, load_generator
 from wfimagevae.generate.options import GeneratorOptions, SamplingOptions, UpsamplerOptions
 from wfimagevae.generate.two_stages import TwoStageGenerator
 from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel, build_velocity_model
 from wfimagevae.model.glide.glide import Glide, part_of, start_from_pixels
-from wfimagevae.model.losses.lpips_network import missing_download
 from wfimagevae.model.weight_files import config_of, find_weights
 from wfimagevae.objective.noise_prediction import NoisePrediction
 from wfimagevae.pictures.grid import sample_grid, save_png
@@ -38,7 +37,6 @@ from wfimagevae.task.glide_options import GlideOptions
 log = logging.getLogger("wfimagevae")
 
 CPU = torch.device("cpu")
-_PUBLIC = "https://openaipublic.blob.core.windows.net/diffusion/dec-2021/{}.pt"
 _TRANSFER = "pixel-transfer:"
 
 
@@ -192,7 +190,8 @@ def build_network(options: GlideOptions, device: torch.device) -> Glide:
         is_ours = options.network_config or options.model_name == "GLIDE-latent"
         source = "scratch" if is_ours else "pretrained"
     if source == "pretrained":
-        network.load_weights(_download(options.model_name))
+        flag = "--pretrained_model_name_or_path (or begin with scratch)"
+        network.load_weights(read_torch_file(download_glide(options.model_name, flag)))
     elif source.startswith(_TRANSFER):
         path = source.removeprefix(_TRANSFER)
         pixels = VelocityModel.from_pretrained(path, model_name="GLIDE-base")
@@ -206,16 +205,6 @@ def build_network(options: GlideOptions, device: torch.device) -> Glide:
     if options.gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network.to(device).train()
-
-
-def _download(name: str) -> dict:
-    """OpenAI's weights of a model, which are kept in PyTorch's cache."""
-    url = _PUBLIC.format(name.removeprefix("GLIDE-").replace("-", "_"))
-    try:
-        return torch.hub.load_state_dict_from_url(url, map_location="cpu", progress=False)
-    except OSError as error:
-        flag = "--pretrained_model_name_or_path (or begin with scratch)"
-        raise missing_download(f"the weights of {name}", url, flag, error) from error
 
 
 def with_usual(options: GlideOptions, network: Glide) -> GlideOptions:

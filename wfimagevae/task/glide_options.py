@@ -87,8 +87,8 @@ class GlideTextOptions(PrefixOptions):
     captions: str | None = option(
         None,
         "of images: sidecar (a .txt beside each image; of several lines one at random), "
-        "manifest (its field 'caption', a string or a list), or a file of lines "
-        "name<TAB>caption (default: sidecar); shapes bring their own",
+        "filename (its words), manifest (its field 'caption', a string or a list), or a file of "
+        "lines name<TAB>caption (default: sidecar); shapes bring their own",
         "SOURCE",
         basic=True,
     )

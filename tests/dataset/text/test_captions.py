@@ -45,6 +45,13 @@ def test_sidecars_give_a_caption_a_line(photos, caplog):
     assert "2 of 4 images have no caption" in warning and "d.png" in warning
 
 
+def test_names_are_captions_without_a_number_in_front(noise_files):
+    names = ("1694_a_red_fox.png", "deep/big cat_.jpg", "0007.png", "12 monkeys.png", "4x4.png")
+    found = captions_of(noise_files(*names), "filename")
+    expected = ["a red fox"], ["big cat"], [], ["monkeys"], ["4x4"]
+    assert found == dict(zip(names, expected, strict=True))
+
+
 def test_a_list_names_images_with_or_without_extension_and_several_times(photos):
     lines = ["a\tone", "a.png\ttwo", "./deep/b.jpg\tthree", "deep/c\t", "elsewhere\tfour", ""]
     (photos / "list.tsv").write_text("\n".join(lines))

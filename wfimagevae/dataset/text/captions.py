@@ -18,7 +18,7 @@ from wfimagevae.dataset.images.index import ImageIndex, manifest_values
 from wfimagevae.dataset.order import stable_seed
 from wfimagevae.files import plain_text, text_lines
 
-CAPTION_KINDS = ("none", "sidecar", "manifest")
+CAPTION_KINDS = ("none", "sidecar", "filename", "manifest")
 MOST_TEXT_BYTES = 2**20  # a longer text is no caption
 TOO_LONG = "longer than 1 MiB, which is no caption"
 _NAMED = 10  # of captions that cannot be read
@@ -33,7 +33,8 @@ class Captions:
 
     Attributes:
         kind: ``none``; ``sidecar``: the file of an image's name that ends in .txt, each non-empty
-            line a caption; ``manifest``: the field ``caption`` of its line, a string or a list of
+            line a caption; ``filename``: its own name, without the number that may begin it, ``_``
+            for blanks; ``manifest``: the field ``caption`` of its line, a string or a list of
             them; or the path of a file of lines ``name<TAB>caption``, whose names are relative to
             the image folder, with or without extension, and may come again.
         prefix: Set before every caption, ". " between them.
@@ -136,6 +137,8 @@ def read_captions(source: str | Path, images: ImageIndex, captions: Captions) ->
     source = os.path.abspath(os.path.expanduser(source))
     if captions.kind == "sidecar":
         lines, place = _sidecars(images), f"{source}: looked for a .txt file beside each image"
+    elif captions.kind == "filename":
+        lines, place = map(_name_captions, map(images.relative, range(len(images)))), "their names"
     elif captions.kind == "manifest":
         if os.path.isdir(source):
             raise ValueError(
@@ -187,6 +190,11 @@ def _sidecar(path: str) -> list[str]:
             return text_captions(file.read(MOST_TEXT_BYTES + 1))
     except FileNotFoundError:
         return []
+
+
+def _name_captions(path: str) -> list[str]:
+    words = os.path.splitext(os.path.basename(path))[0].replace("_", " ").split()
+    return caption_lines(" ".join(words[1:] if words and words[0].isdigit() else words))
 
 
 def field_captions(value: Any, by_line: bool = False) -> list[str]:
