@@ -8,6 +8,7 @@ import torch
 
 from tests.model.test_wfvae2_image import ALL_VARIANTS, tiny_model
 from wfimagevae.model import ImageBaseAE
+from wfimagevae.model.flow.velocity_model import VelocityModel
 from wfimagevae.model.registry import ModelRegistry
 
 
@@ -68,5 +69,7 @@ def test_a_model_is_found_by_name_and_by_class_name_and_none_by_another():
     message = "unknown model 'WFVAEImage'; did you mean 'WFVAE2Image'\\? Registered: DiT-B/2, "
     with pytest.raises(ValueError, match=message):
         ModelRegistry.get_model("WFVAEImage")
+    with pytest.raises(ValueError, match="unknown model 'diffusers:folder/vae'; Registered: DiT-"):
+        ModelRegistry.get_model("diffusers:folder/vae", VelocityModel)
     with pytest.raises(ValueError, match="'WFVAE2Image' is taken by WFVAE2ImageModel"):
         ModelRegistry.register("WFVAE2Image")(dict)

@@ -54,6 +54,7 @@ class Batches(Iterator):
 
     def _start(self) -> None:
         self._first = self._taken + len(self._here)
+        multiprocessing.util.get_temp_dir()  # which workers share, as killed ones leave theirs
         loader = DataLoader(
             self._read,
             batch_size=None,

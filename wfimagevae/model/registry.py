@@ -68,7 +68,7 @@ class ModelRegistry:
         """
         if not isinstance(name, str):
             raise ValueError(f"the name of a model must be a text, got {name!r}")
-        if ":" in name:
+        if name.partition(":")[2].isidentifier():
             return _import_model(name)
         builders = cls._load()
         if name in builders:
