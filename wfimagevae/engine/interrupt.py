@@ -40,7 +40,7 @@ class Interrupt:
     is read before the next step: no rank stops alone. A save is wished for every
     ``save_every_minutes`` by rank 0's clock; 0 is never. A rank waits ``timeout_minutes`` for the
     others. SIGHUP means nothing where it meant nothing before, under nohup. While what runs
-    ``may_end``, as nothing would be lost, LeftOff ends it three seconds after a signal.
+    ``may_end``, as nothing would be lost, LeftOff ends it two seconds after a signal.
     """
 
     def __init__(self, save_every_minutes: float = 0, timeout_minutes: float = DDP_TIMEOUT):
@@ -78,7 +78,7 @@ class Interrupt:
         if self.signal == signal.SIGINT and impatient:
             raise KeyboardInterrupt
         self.signal, self._signalled = number, time.monotonic()
-        signal.alarm(3)
+        signal.alarm(2)
 
     def wish(self, late: bool = False, failed: bool = False) -> None:
         """Begins to agree; nothing waits for the other processes before `outcome`."""

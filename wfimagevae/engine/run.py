@@ -149,7 +149,7 @@ class Run:
             with self.reporter.waiting():
                 if not wishes.late:
                     # The first step may compile for minutes.
-                    self.interrupt.may_end = not (self.reporter.steps or self.interrupt.group)
+                    self.interrupt.may_end = not self.reporter.steps
                     return list(itertools.islice(loader, count))
                 late = self._is_late(0.2)
                 wishes = self.interrupt.agree(late, failed=self.failure is not None)
@@ -170,6 +170,12 @@ class Run:
         self.reporter.count(self.samples_a_step, flops_per_sample)
         late = self._is_late(0.0)
         self.interrupt.wish(late, failed=self.failure is not None)
+
+    def leave_off(self) -> None:
+        """After LeftOff: a process alone stops; of several, the others are yet to hear of it."""
+        if self.interrupt.group and not self.ended:  # in the first step, the launcher ends them
+            raise KeyboardInterrupt from None
+        self.stopping = self.interrupt.group is None
 
     def report(self) -> None:
         """Fetches the means since the last report, checks and writes them, if due. Collective."""

@@ -115,7 +115,7 @@ def run_training(
                 run.interrupt.may_end = True
                 run.reporter.summary(plots=not run.stopping)  # which take seconds
             except LeftOff:
-                run.stopping = run.interrupt.group is None  # else the others hear of it
+                run.leave_off()
             run.interrupt.may_end = False
             if not run.stopping:  # else a process whose data failed may be gone
                 run.stopping = run.interrupt.agree().stop
