@@ -52,7 +52,7 @@ def test_each_size_of_a_transformer_is_compiled():
         assert graphs() == count  # the blocks are alike
 
 
-def test_lpips_is_compiled_as_a_whole(monkeypatch):
+def test_lpips_and_errors_of_pixels_are_compiled_as_a_whole(monkeypatch):
     monkeypatch.setattr(LPIPS, "__init__", functools.partialmethod(LPIPS.__init__, weights=False))
     monkeypatch.setattr(
         "wfimagevae.model.losses.perceptual_loss.LPIPS", lambda net, weights: LPIPS(net)
@@ -60,10 +60,12 @@ def test_lpips_is_compiled_as_a_whole(monkeypatch):
     loss = LPIPSWithDiscriminator2D(LossConfig())
     a, b = torch.rand(2, 1, 3, 32, 32) * 2 - 1
     b.requires_grad_()
-    expected = loss.perceptual_loss(a, b)
-    gradient = torch.autograd.grad(expected.sum(), b)[0]
+    expected, logs = loss._reconstruction(a, b)
+    gradient = torch.autograd.grad(expected, b)[0]
+    names = loss.state_dict().keys()
     loss.compile_networks()
-    distance = loss.perceptual_loss(a, b)
-    assert graphs() == 1
-    torch.testing.assert_close(distance, expected)
-    torch.testing.assert_close(torch.autograd.grad(distance.sum(), b)[0], gradient)
+    nll, compiled = loss._reconstruction(a, b)
+    assert graphs() == 1 and loss.state_dict().keys() == names
+    torch.testing.assert_close(nll, expected)
+    torch.testing.assert_close(compiled, logs)
+    torch.testing.assert_close(torch.autograd.grad(nll, b)[0], gradient)

@@ -154,9 +154,9 @@ class LPIPSWithDiscriminator2D(nn.Module):
         return loss, {f"train/{name}": value.detach() for name, value in logs.items()}
 
     def compile_networks(self, mode: str = "default") -> None:
-        """Compiles the discriminator and LPIPS in place; state-dict names stay."""
-        lpips = () if self.perceptual_loss is None else (self.perceptual_loss,)
-        compile_each((self.discriminator.main, *lpips), mode)
+        """Compiles the discriminator, and LPIPS with pixels' errors; state-dict names stay."""
+        compile_each((self.discriminator.main,), mode)
+        self._reconstruction = torch.compile(self._reconstruction, mode=mode, dynamic=False)
 
     def _reconstruction(self, target: Tensor, image: Tensor) -> tuple[Tensor, Logs]:
         """Negative log-likelihood, summed over pixels and averaged over the batch."""
