@@ -8,12 +8,11 @@ from collections.abc import Sequence
 
 from clip_options import FrameOptions, OutputOptions, RateOptions, VideoModelOptions
 from wfimagevae.command_line import parse, run_cli
-from wfimagevae.options import Count, option
+from wfimagevae.options import Count, new_defaults, option
 
 
-class SingleVideoOptions(
-    VideoModelOptions, FrameOptions, RateOptions, OutputOptions, defaults={"num_frames": 100}
-):
+@new_defaults(num_frames=100)
+class SingleVideoOptions(VideoModelOptions, FrameOptions, RateOptions, OutputOptions):
     """video"""
 
     video_path: str = option(..., "the original", "FILE")
