@@ -14,12 +14,12 @@ from wfimagevae.dataset.images.image_sets import ImageParts, ImageSet, open_fold
 from wfimagevae.dataset.images.index import EXTENSIONS, index_images
 from wfimagevae.dataset.images.labels import Labels
 from wfimagevae.dataset.mixture import Mixture
-from wfimagevae.dataset.options import StreamOptions
+from wfimagevae.dataset.options import CAPTION_KINDS, StreamOptions
 from wfimagevae.dataset.order import Order, ShardOrder, ShuffledOrder
 from wfimagevae.dataset.protocol import Images, TrainData
 from wfimagevae.dataset.shards.read import open_shards
 from wfimagevae.dataset.shards.specs import URL
-from wfimagevae.dataset.text.captions import CAPTION_KINDS, Captions, check_captions
+from wfimagevae.dataset.text.captions import Captions, check_captions
 from wfimagevae.dataset.text.filters import BetterCaptions, filtered
 
 log = logging.getLogger("wfimagevae")

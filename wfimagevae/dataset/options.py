@@ -21,6 +21,7 @@ from wfimagevae.options import (
 POINT_SETS = ("five_gaussians", "moons", "checkerboard", "rings")
 DRAWN = ("shapes", *POINT_SETS)  # made here, from no files
 DATASETS = ("images", "latents", "shapes", "cifar10", *POINT_SETS)
+CAPTION_KINDS = ("none", "sidecar", "filename", "manifest")  # anything else names a file
 Crop = Literal["native", "resized", "center"]
 
 _ANY_IMAGE = {"wds_image_key": "jpg;jpeg;png;webp;bmp;tiff"}

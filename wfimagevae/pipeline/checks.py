@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from wfimagevae.dataset.options import StreamOptions
+from wfimagevae.dataset.options import CAPTION_KINDS, StreamOptions
 from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import nearest
 from wfimagevae.pipeline.flags import METRICS, OPTIMIZED, idleness, step_flags
@@ -29,7 +29,7 @@ _NO_FILE |= dict.fromkeys(
     ("data_path", "eval_data_path", "image_folder", "eval_image_folder", "webdataset_url"),
     re.compile(r"(\w+://|pipe:)|.*[*?\[{]").match,  # shards
 )
-_NO_FILE["captions_file"] = ("", "none", "sidecar", "filename", "manifest").__contains__
+_NO_FILE["captions_file"] = ("", *CAPTION_KINDS).__contains__
 _NO_FILE["pretrained"] = lambda path: path.startswith(DIFFUSERS) or is_hub_name(path)
 _OF_SHARDS = [name for name in DataSection.model_fields if name.startswith("webdataset_")]
 _OF_FOLDERS = ("captions_file", "data_path", "image_folder")

@@ -15,10 +15,10 @@ import numpy as np
 from wfimagevae.dataset.arrays import PackedTexts
 from wfimagevae.dataset.images.decode import open_now
 from wfimagevae.dataset.images.index import ImageIndex, manifest_values
+from wfimagevae.dataset.options import CAPTION_KINDS
 from wfimagevae.dataset.order import stable_seed
 from wfimagevae.files import plain_text, text_lines
 
-CAPTION_KINDS = ("none", "sidecar", "filename", "manifest")
 MOST_TEXT_BYTES = 2**20  # a longer text is no caption
 TOO_LONG = "longer than 1 MiB, which is no caption"
 _NAMED = 10  # of captions that cannot be read
