@@ -125,10 +125,12 @@ def test_flags_and_the_task_come_from_a_file_and_misspelt_ones_are_refused(run, 
     options = {"task": "flow", "dataset": "moons", "model_name": "MLP", "batch_size": 6}
     (tmp_path / "run.yaml").write_text(json.dumps(options))
     flags = ("--num_classes", 2, "--config", tmp_path / "run.yaml")
-    for more, size in ((["--compare_with_bare_loop"], 6), (["--batch_size", 12], 12)):
+    all_of_it = ["--compare_with_bare_loop", "--checkpoint", "--ckpt_dir", tmp_path / "runs"]
+    for more, size in ((all_of_it, 6), (["--batch_size", 12], 12)):
         result = run(*flags, *more)
         assert result["img_per_s"] == pytest.approx(size * 1000 / result["ms"])
         assert result["sample_shape"] == [2] and result.get("loop_overhead", 1) > 0
+        assert result.get("s_resume", 1) > 0
     (tmp_path / "run.yaml").write_text("batch_sise: 6")
     with pytest.raises(SystemExit):
         run("--config", tmp_path / "run.yaml")

@@ -363,7 +363,8 @@ def _flow_parts(options: FlowBenchOptions) -> tuple[nn.Module, FlowSpace, Iterat
         "shift": [0.0],
         "scale": [1.0],
     }
-    kind = {"data_key": key, "sample_shape": shape, "class_names": range(classes)}
+    names = [str(number) for number in range(classes)]
+    kind = {"data_key": key, "sample_shape": shape, "class_names": names}
     space = open_space(options, SimpleNamespace(**kind, **text, **latents), device)
     inputs = {key: torch.rand(size, *shape, device=device) * 2 - 1}
     if classes:
