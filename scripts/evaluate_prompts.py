@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from wfimagevae.command_line import parse, run_cli
+from wfimagevae.engine.options import TRACKER, TrackerKind
 from wfimagevae.eval.options import (
     EXIT_STATUS,
     METRIC_UNAVAILABLE,
@@ -69,6 +70,8 @@ class OutputOptions(Options):
     output_format: Literal["png", "jpg"] = option("png", "of the images; jpg has quality 95")
     batch_size: Count = option(16, "images drawn, and scored, at a time; of several prompts", "N")
     resume: bool = option(False, "go on in --output_dir: what is done there is not drawn again")
+    dry_run: bool = option(False, "load and check everything, say what would be drawn, and end")
+    tracker: TrackerKind = TRACKER
 
 
 class PromptEvaluationOptions(
@@ -87,9 +90,10 @@ class PromptEvaluationOptions(
 def main(argv: list[str] | None = None) -> int:
     """Runs the command and returns its exit status."""
     options = parse(PromptEvaluationOptions, argv, f"{__doc__}\n{EXIT_STATUS}")
-    has_reference = _check(options)
+    prompts, has_reference = _check(options)
 
     from wfimagevae.engine.distributed import barrier, gather_objects, world
+    from wfimagevae.engine.report.tracker import open_tracker
     from wfimagevae.eval.evaluator import SetEvaluator
     from wfimagevae.eval.prompt_images import MANIFEST, METADATA, begin, save_sheets
     from wfimagevae.eval.report import sets_table
@@ -101,12 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     from wfimagevae.model.weight_files import weights_fingerprint
 
     # All is opened and checked before anything is drawn.
-    folder, prompts = Path(options.output_dir), (options.prompts or "").split("|")
-    prompts = [prompt.strip() for prompt in prompts]
-    if options.prompts_path:
-        prompts = [prompt.text for prompt in read_prompts(options.prompts_path)]
-    elif "" in prompts:
-        raise ValueError(f"--prompts {options.prompts!r}: a prompt is empty")
+    folder = Path(options.output_dir)
     with world(options.device) as here, sole_writer(folder, here.is_main):
         clip = None if options.clip_model == "none" else load_clip(options.clip_model)
         generator = load_generator(options, here.device, options.mixed_precision)
@@ -116,9 +115,9 @@ def main(argv: list[str] | None = None) -> int:
                 "and measure it with scripts/eval_generation.py"
             )
         runs = _runs(options, generator, prompts)
-        evaluator = None
+        evaluator, count = None, len(prompts) * runs[0].kept
         if has_reference:
-            reference = open_reference(options, len(prompts) * runs[0].kept)
+            reference = open_reference(options, count)
             evaluator = SetEvaluator(options, here, reference, options.batch_size)
         plan = {  # all that decides the images and their scores
             "model": describe_model(generator),
@@ -131,33 +130,49 @@ def main(argv: list[str] | None = None) -> int:
             "device": generator.device.type,
             "clip": clip and {"model": clip.name, "weights": weights_fingerprint(clip.network)},
         }
+        if options.dry_run:
+            images = f"{runs[0].per_prompt} images of each of {len(prompts)} prompts"
+            if here.is_main:
+                print(f"would draw {images} by {', '.join(run.name for run in runs)}")
+            return 0
+        tracker = None
         if here.is_main:
             begin(folder, plan, options.resume)
+            if options.tracker != "none":
+                tracker = open_tracker(options.tracker, folder, folder.name, options.values())
         barrier()
 
         # Draw and score what is not done, then measure all.
         drawn = sum(gather_objects(sum(run.draw(generator, clip, here) for run in runs)))
-        results, count = [], len(prompts) * runs[0].kept
+        results, figures = [], {}
         for run in runs:
             scores = run.finish() if here.is_main else {}
             barrier()
             values, notes, protocol = {}, {}, {"generated_count": count}
             if evaluator:
                 values, notes, protocol = evaluator.measure(FolderImages(run.folder / MANIFEST))
+            figures |= {f"{run.name}/{metric}": x for metric, x in (scores | values).items()}
             how = {"sampling": generator.describe(run.sampling), "notes": notes}
             results.append({**scores, **values, **how, "protocol": protocol})
         unavailable = evaluator.unavailable if evaluator else {}
         if here.is_main:
-            save_sheets(folder, runs)
+            sheets = save_sheets(folder, runs)
             content = {"plan": plan, "results": results, "unavailable": unavailable}
             write_json(folder / METADATA, content)
             print(sets_table(results, unavailable))
             print(f"{folder}: {len(prompts) * len(runs)} prompts, {drawn} of them drawn now")
+        if tracker:
+            tracker.log(0, figures)
+            tracker.log_images(0, {str(s.relative_to(folder).with_suffix("")): s for s in sheets})
+            tracker.close()
     return METRIC_UNAVAILABLE if unavailable else 0
 
 
-def _check(options: PromptEvaluationOptions) -> bool:
-    """Raises ValueError for flags that contradict each other; whether there is a reference."""
+def _check(options: PromptEvaluationOptions) -> tuple[list[str], bool]:
+    """The prompts, and whether there is a reference; ValueError for flags that contradict."""
+    from wfimagevae.engine.report.tracker import check_installed
+
+    check_installed(options.tracker)
     given, reranks = options.model_fields_set, options.use_clip_rerank
     if (options.prompts is None) == (options.prompts_path is None):
         raise ValueError("give either --prompts or --prompts_path")
@@ -177,7 +192,12 @@ def _check(options: PromptEvaluationOptions) -> bool:
     has_reference = bool(options.real_image_dir or options.dataset)
     if options.metric and not has_reference:
         raise ValueError("--metric compares with a reference: give --real_image_dir or --dataset")
-    return has_reference
+    prompts = [prompt.strip() for prompt in (options.prompts or "").split("|")]
+    if options.prompts_path:
+        prompts = [prompt.text for prompt in read_prompts(options.prompts_path)]
+    elif "" in prompts:
+        raise ValueError(f"--prompts {options.prompts!r}: a prompt is empty")
+    return prompts, has_reference
 
 
 def _runs(options: PromptEvaluationOptions, generator, prompts: list[str]) -> list:

@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from tests.eval.conftest import alexnet_weights, inception_weights, no_downloads  # noqa: F401
+from tests.eval.conftest import alexnet_weights, no_downloads  # noqa: F401
 from tests.images import TINY_MODEL
 from tests.running import runner
 from tests.scripts.flow_exports import export, export_points, export_text

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from scripts import eval_generation, evaluate_prompts
 from tests.model.text.tiny_encoders import write_clip
@@ -54,6 +55,27 @@ def ranked(text_flow, clip, tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranked") / "out"
     assert evaluate(text_flow, clip, folder, *RERANK) == 0
     return folder
+
+
+def test_a_rehearsal_draws_nothing_and_a_tracker_gets_figures_and_sheets(
+    text_flow, clip, tmp_path, capsys, monkeypatch
+):
+    out, scales = tmp_path / "out", ("--guidance_scale", 1, 2)
+    assert evaluate(text_flow, clip, out, *scales, "--dry_run") == 0
+    told = "would draw 1 images of each of 3 prompts by heun-2-w1, heun-2-w2"
+    assert told in capsys.readouterr().out and not out.exists()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    refused("pip install trackio", evaluate, text_flow, clip, out, "--tracker", "trackio")
+    assert not out.exists()
+    monkeypatch.undo()
+    assert evaluate(text_flow, clip, out, *scales, "--tracker", "tensorboard") == 0
+    events = EventAccumulator(str(out / "tensorboard")).Reload()
+    results = read(out / "metadata.json")["results"]
+    for row, name in zip(results, ("heun-2-w1", "heun-2-w2"), strict=True):
+        (event,) = events.Scalars(f"{name}/clip_score")
+        assert event.value == pytest.approx(row["clip_score"])
+    images = ["contact_sheet", "heun-2-w1/contact_sheet", "heun-2-w2/contact_sheet"]
+    assert sorted(events.Tags()["images"]) == images
 
 
 def test_the_best_candidates_are_kept_in_order_with_their_scores_and_seeds(

@@ -2,17 +2,21 @@
 
 import pytest
 import torch
+from torch_fidelity import metric_fid
 
 from tests.images import write_images
 from tests.task.training import differences, largest_difference, load, refused, rows
 from wfimagevae.command_line import parse
 from wfimagevae.diffusion.sampler import SAMPLERS as BUILT_SAMPLERS
 from wfimagevae.engine.distributed import World
+from wfimagevae.eval.features import load_inception
 from wfimagevae.generate.generator_files import load_generator
 from wfimagevae.generate.options import SAMPLERS, GeneratorOptions, SamplingOptions
+from wfimagevae.pictures.pixels import to_uint8
 from wfimagevae.task import flow
 from wfimagevae.task.flow import build_generator, build_objective, check_same_data
 from wfimagevae.task.flow_options import FlowOptions
+from wfimagevae.task.flow_space import build_datasets
 from wfimagevae.task.flow_validation import FlowValidator
 
 CPU = torch.device("cpu")
@@ -167,6 +171,24 @@ def test_latents_of_another_kind_are_not_resumed(name):
     other = {"vae": facts["vae"] | {"fingerprint": "2"}} if name == "VAE" else {name: [2.0]}
     with pytest.raises(ValueError, match=f"another {name}:"):
         check_same_data(facts | other, facts)
+
+
+def test_validation_gives_the_fid_of_torch_fidelity(place, inception_weights, monkeypatch):
+    narrow = load_inception(CPU, str(inception_weights), 64)
+    monkeypatch.setattr("wfimagevae.task.flow_validation.load_inception", lambda *_: narrow)
+    flags = {"eval_steps": 1, "eval_fid": True, "eval_batch_size": 3, "no_ema": True}
+    run = place.train("run", 1, **flags)
+    (row,) = rows(run / "validation.jsonl")
+    options = parse(FlowOptions, place.flags("run", 1, **flags))
+    batch = build_datasets(options)[1].read_batch(list(range(8)))
+    generator, sampling = load_generator(str(run), CPU), SamplingOptions(steps=2, seed=options.seed)
+    samples = generator.images(generator.sample(list(range(8)), batch["label"], sampling))
+    features = narrow(batch["pixels"].movedim(-1, 1)), narrow(to_uint8(samples))
+    moments = [metric_fid.fid_features_to_statistics(each) for each in features]
+    fid = metric_fid.fid_statistics_to_metric(*moments, verbose=False)["frechet_inception_distance"]
+    assert row["val/fid"] == pytest.approx(fid, rel=1e-3)
+    with pytest.raises(ValueError, match="--eval_fid is for images"):
+        place.train("points", 1, **MLP, dataset="moons", **flags)
 
 
 def test_an_adaptive_sampler_does_not_validate_a_sharded_network(assemble):

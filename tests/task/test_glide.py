@@ -140,6 +140,13 @@ def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path, monkey
     picture = out / "a-red-circle.png"
     generate(["--from_json", str(picture), "--output_dir", str(tmp_path / "again")])
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
+    networks = [load_generator(str(run), CPU).model for run in (base, upsampler)]
+    with monkeypatch.context() as patch:  # the blocks of both stages
+        compiled = Mock()
+        patch.setattr(torch.nn.Module, "compile", compiled)
+        generate([*words, "--compile", "--output_dir", str(tmp_path / "compiled")])
+    assert compiled.call_count == sum(len(list(net.blocks_to_shard())) for net in networks)
+    assert (tmp_path / "compiled" / picture.name).read_bytes() == picture.read_bytes()
     # A public upsampler, without a record: it is that of the base, and reads texts as the base.
     public = tmp_path / "public.pt"
     torch.save(load_generator(str(upsampler), CPU).model.state_dict(), public)

@@ -180,8 +180,8 @@ def _build_part(
         order = _bucket_order(options, samples, name)
     elif is_train and is_shards:
         order = ShardOrder(samples.shard, options.seed, options.wds_shuffle_shards)
-    crop = options.train_crop, is_train, options.resize_ratio, options.random_hflip
-    rules = CropRules(options.resolution, *crop)
+    crop = options.train_crop, is_train, options.resize_ratio
+    rules = CropRules(options.resolution, *crop, options.random_hflip, options.color_jitter)
     shown = samples.captions if options.text_encoder else None
     return CropDataset(samples.images, rules, options.seed, order, samples.labels, shown)
 

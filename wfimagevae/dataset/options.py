@@ -14,6 +14,7 @@ from wfimagevae.options import (
     Options,
     Positive,
     Several,
+    Share,
     Switch,
     option,
 )
@@ -316,6 +317,12 @@ class StreamOptions(Options):
         "no", "leave out images without a caption, or without one in --better_captions"
     )
     random_hflip: Switch = option(True, "mirror half of the images left to right")
+    color_jitter: Share = option(
+        0.0,
+        "change brightness, contrast and saturation of each image by up to this share, and its hue "
+        "by 0.4 of that",
+        "P",
+    )
     resize_ratio: Annotated[Positive, Field(le=1)] = option(
         1.0,
         "with --train_crop resized: random crops whose area is this share of the largest one's "

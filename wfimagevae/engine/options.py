@@ -194,6 +194,10 @@ class MismatchOptions(Options):
     )
 
 
+TrackerKind = Literal["none", "wandb", "trackio", "tensorboard"]
+TRACKER = option("none", "experiment tracker besides the files", basic=True)
+
+
 class LoggingOptions(Options):
     """logging: what is written while training"""
 
@@ -207,9 +211,7 @@ class LoggingOptions(Options):
     live_plot_every_steps: Count = option(
         10, "steps between redrawn loss plots (at most 2 %% of the time)", "N"
     )
-    tracker: Literal["none", "wandb", "trackio", "tensorboard"] = option(
-        "none", "experiment tracker besides the files", basic=True
-    )
+    tracker: TrackerKind = TRACKER
     list_flags: bool = option(False, "print every flag and its kind, for launch scripts, and exit")
 
 

@@ -47,7 +47,7 @@ def _check_file(path: str) -> str:
 
 
 WeightFile = Annotated[str, AfterValidator(_check_file)]
-_INCEPTION_WEIGHTS = option(None, "torch-fidelity's Inception, if not cached", "FILE")
+INCEPTION_WEIGHTS = option(None, "torch-fidelity's Inception, if not cached", "FILE")
 
 
 class MetricOptions(Options):
@@ -58,7 +58,7 @@ class MetricOptions(Options):
     lpips_weights: WeightFile | None = option(
         None, "torchvision backbone of LPIPS, if not cached", "FILE"
     )
-    inception_weights: WeightFile | None = _INCEPTION_WEIGHTS
+    inception_weights: WeightFile | None = INCEPTION_WEIGHTS
 
 
 class PairOptions(ImageFolderOptions, MetricOptions):
@@ -100,7 +100,7 @@ class SetMetricOptions(Options):
     features: Literal["inception", "dinov2"] = option(
         "inception", "network of fid, kid and precision_recall; published FIDs use inception"
     )
-    inception_weights: WeightFile | None = _INCEPTION_WEIGHTS
+    inception_weights: WeightFile | None = INCEPTION_WEIGHTS
     dinov2_repo: str | None = option(None, "clone of the DINOv2 code, if torch.hub has none", "DIR")
     dinov2_weights: WeightFile | None = option(
         None, "weights of its ViT-L/14, with --dinov2_repo", "FILE"

@@ -150,23 +150,25 @@ def begin(folder: Path, plan: Mapping[str, Any], resume: bool) -> None:
         )
 
 
-def save_sheets(folder: Path, runs: Sequence[PromptImages]) -> None:
+def save_sheets(folder: Path, runs: Sequence[PromptImages]) -> list[Path]:
     """Contact sheets of each run, and of several one of the best images of each, for comparison.
 
     A row is a prompt. What is too long for a sheet is continued on others, with numbers.
     """
+    sheets = []
     for run in runs:
         ranks = zip(*map(run.files, range(len(run.prompts))), strict=True)
         columns = {f"rank {rank}": files for rank, files in enumerate(ranks, 1)}
-        _save_sheets(run.folder, run.prompts, columns)
+        sheets += _save_sheets(run.folder, run.prompts, columns)
     if len(runs) > 1:
         best = {run.name: [run.files(n)[0] for n in range(len(run.prompts))] for run in runs}
-        _save_sheets(folder, runs[0].prompts, best)
+        sheets += _save_sheets(folder, runs[0].prompts, best)
+    return sheets
 
 
 def _save_sheets(
     folder: Path, prompts: Sequence[str], columns: Mapping[str, Sequence[Path]]
-) -> None:
+) -> Iterator[Path]:
     count = max(MAX_IN_GRID // len(columns), 1)
     pages = [range(i, min(i + count, len(prompts))) for i in range(0, len(prompts), count)]
     for number, page in enumerate(pages, 1):
@@ -174,4 +176,6 @@ def _save_sheets(
         pixels = np.stack([np.asarray(Image.open(file).convert("RGB")) for file in files])
         images = from_uint8(torch.from_numpy(pixels).permute(0, 3, 1, 2))
         sheet = sample_grid(images, len(columns), [prompts[n] for n in page], list(columns))
-        save_png(folder / f"contact_sheet{f'_{number:03d}' * (len(pages) > 1)}.png", sheet)
+        path = folder / f"contact_sheet{f'_{number:03d}' * (len(pages) > 1)}.png"
+        save_png(path, sheet)
+        yield path

@@ -8,7 +8,11 @@ import torch
 from wfimagevae.files import is_folder, read_json
 from wfimagevae.generate.autoencoders import Autoencoder, load_autoencoder, read_spec
 from wfimagevae.generate.generator import FlowGenerator
-from wfimagevae.generate.options import GeneratorOptions, UpsamplerOptions
+from wfimagevae.generate.options import (
+    FlowComputeOptions,
+    GeneratorOptions,
+    UpsamplerOptions,
+)
 from wfimagevae.generate.two_stages import TwoStageGenerator
 from wfimagevae.model.clip import TokensAndClip
 from wfimagevae.model.flow.velocity_model import VelocityModel
@@ -38,14 +42,7 @@ def load_generator(
     model = VelocityModel.from_pretrained(source, **how)
 
     # What training recorded, but for parts that stand elsewhere now.
-    facts = find_generator_facts(source)
-    if facts is None and model.takes_text:  # a public GLIDE
-        text = {"kind": "gpt2", "source": None, "length": model.config.text_length}
-        text |= {"fingerprint": None}
-        facts = {"space": "pixel", "objective": "noise_prediction", "text": text}
-    elif facts is None:  # a public file, of an ImageNet model in a latent space
-        kind = "noise_prediction" if model.prediction == "epsilon" else "flow_matching"
-        facts = {"space": "latent", "objective": kind, "vae": {"source": None}}
+    facts = find_generator_facts(source) or _facts_of_public(model)
     if vae and facts["space"] != "latent":
         raise ValueError(f"--vae {vae}: this flow makes {facts['space']}s, which need none")
     if facts["space"] == "latent":
@@ -69,6 +66,8 @@ def load_generator(
 
     # The parts around the network: from and to latents, from texts.
     model, decode, downsampling, encoder = model.to(device), None, 1, None
+    if isinstance(options, FlowComputeOptions) and options.compile:
+        model.compile_blocks()
     if facts["space"] == "latent":
         space = open_latent_space(facts, device)
         decode, downsampling = space.to_images, space.multiple
@@ -102,6 +101,15 @@ def load_generator(
     return generator
 
 
+def _facts_of_public(model: VelocityModel) -> dict:
+    """What is known of GLIDE, which reads text, and of ImageNet models in a latent space."""
+    kind = "noise_prediction" if model.prediction == "epsilon" else "flow_matching"
+    if not model.takes_text:
+        return {"space": "latent", "objective": kind, "vae": {"source": None}}
+    text = {"kind": "gpt2", "source": None, "length": model.config.text_length, "fingerprint": None}
+    return {"space": "pixel", "objective": kind, "text": text}
+
+
 def _find(path: str, name: str | None) -> tuple[Path, str | None]:
     """Where weights are, and the name of their model, if they do not tell it themselves."""
     if path != "pretrained":
@@ -130,11 +138,11 @@ def _with_upsampler(generator: FlowGenerator, options: GeneratorOptions) -> TwoS
     """A base model and the upsampler that the options name, which reads texts as the base does."""
     name = options.model_name or getattr(generator.model, "kind", "GLIDE-base")
     text = generator.source["text_encoder"] or ""
-    second = GeneratorOptions(
+    second = options.changed(
         from_pretrained=options.upsampler,
         model_name=name.replace("base", "upsample"),
         text_encoder=text if text.startswith("gpt2") else None,
-        use_raw_weights=options.use_raw_weights,
+        **{"upsampler": None, "vae": None},
     )
     upsampler = load_generator(second, generator.device, generator.precision)
     generator.source["upsampler"] = upsampler.source["path"]

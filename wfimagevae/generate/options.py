@@ -39,6 +39,9 @@ class FlowComputeOptions(ComputeOptions):
     mixed_precision: Precision = option(
         "fp32", "precision of the flow; an autoencoder decodes in fp32"
     )
+    compile: bool = option(
+        False, "compile the flow's blocks first: a minute or more, which many samples pay back"
+    )
 
 
 class TileOptions(ComputeOptions):

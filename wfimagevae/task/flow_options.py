@@ -15,6 +15,7 @@ from wfimagevae.engine.options import (
     ShardingOptions,
     TrainingOptions,
 )
+from wfimagevae.eval.options import INCEPTION_WEIGHTS, WeightFile
 from wfimagevae.generate.options import SAMPLERS
 from wfimagevae.objective.options import MeanFlowOptions
 from wfimagevae.options import (
@@ -99,6 +100,11 @@ class FlowValidationOptions(Options):
         "scripts/evaluate_prompts.py takes it",
         "NAME",
     )
+    eval_fid: bool = option(
+        False,
+        "FID of the samples as well; of so few it compares steps of a run, not publications",
+    )
+    inception_weights: WeightFile | None = INCEPTION_WEIGHTS
 
 
 # What suits a VAE of photographs does not suit a flow.

@@ -20,7 +20,8 @@ from wfimagevae.engine.interrupt import Pulse
 from wfimagevae.engine.report.progress import log_write_errors
 from wfimagevae.eval.clip_score import clip_scores
 from wfimagevae.eval.evaluator import gather_rows
-from wfimagevae.eval.set_metrics import energy_distance
+from wfimagevae.eval.features import Extractor, load_inception
+from wfimagevae.eval.set_metrics import energy_distance, frechet_distance
 from wfimagevae.generate.generated_files import SamplePicture
 from wfimagevae.generate.generator import FlowGenerator, Progress
 from wfimagevae.generate.options import SamplingOptions
@@ -93,6 +94,11 @@ class FlowValidator:
         if options.eval_clip_model and self.shown.model.needs:
             raise ValueError("--eval_clip_model scores what prompts alone draw: give --base_model")
         self.clip = load_clip(options.eval_clip_model) if options.eval_clip_model else None
+        self.inception: Extractor | None = None
+        if options.eval_fid:
+            if generator.facts["space"] == "point":
+                raise ValueError("--eval_fid is for images, and these are points")
+            self.inception = load_inception(world.device, options.inception_weights)
         # Shares of equal length: a sharded network is called by all processes or none.
         share = -(-num_samples // world.size)
         mine = range(world.rank, share * world.size, world.size)
@@ -132,21 +138,22 @@ class FlowValidator:
         total, count = all_reduce_sum(totals).tolist()
         values = {name: total / count}
         if draw:
-            held_out, sampling = gather_rows(real), self.sampling
-            values["energy_distance"] = self._distance(sampling, held_out, conditions)
+            sampling = self.sampling
+            values |= self._distances(sampling, real, conditions)
             if network.has_average_velocity:
                 one = sampling.changed(sampler="mean_flow", steps=1)
-                values["energy_distance_one_step"] = self._distance(one, held_out, conditions)
+                distances = self._distances(one, real, conditions)
+                values |= {f"{name}_one_step": value for name, value in distances.items()}
                 self._draw(one, step, "one-step")
             if self.clip:
                 values["clip_score"] = self._clip_score(sampling)
             self._draw(sampling, step, sampling.sampler)
         return {f"{prefix}/{name}": value for name, value in values.items()}, self.pictures
 
-    def _distance(
-        self, sampling: SamplingOptions, real: Tensor, conditions: list[Condition | None]
-    ) -> float:
-        """Energy distance of samples to held-out data, with the classes and texts of that data.
+    def _distances(
+        self, sampling: SamplingOptions, real: list[Tensor], conditions: list[Condition | None]
+    ) -> dict[str, float]:
+        """Energy distance of samples to held-out data, with its classes and texts; FID if asked.
 
         Infinite where samples are not finite, as they may be in low precision.
         """
@@ -156,18 +163,34 @@ class FlowValidator:
             x = self.generator.sample(positions, condition, sampling, progress)
             generated.append(x.cpu())
         self.pulse()
-        generated = gather_rows(generated)
-        if not generated.isfinite().all():
-            return math.inf
+        rows, features = (gather_rows(real), gather_rows(generated)), ()
+        if not rows[1].isfinite().all():
+            return dict.fromkeys(["energy_distance", "fid"][: 1 + bool(self.inception)], math.inf)
+        if self.inception:
+            features = self._features(real), self._features(generated)
 
         def judge(_: list[int]) -> dict:
-            return {"distance": energy_distance(real, generated) if self.world.is_main else None}
+            values = {}
+            if self.world.is_main:
+                values["energy_distance"] = energy_distance(*rows)
+            if self.world.is_main and features:
+                values["fid"] = frechet_distance(*features)
+            return {"values": values}
 
         # By a thread: of thousands of samples it takes longer than a signal may wait.
         work = Batches(judge, lambda number: [[0]][number:])
         self.pulse(partial(work.ready, 1))
-        # One process's figure for all: they must agree on which checkpoint is the best.
-        return broadcast_object(next(work)["distance"])
+        # One process's figures for all: they must agree on which checkpoint is the best.
+        return broadcast_object(next(work)["values"])
+
+    def _features(self, samples: list[Tensor]) -> Tensor:
+        """What Inception sees in the samples of all processes, decoded if need be, (N, F)."""
+        features = []
+        for part in samples:
+            images = self.generator.images(part.to(self.world.device))
+            features.append(self.inception(to_uint8(images)).cpu())
+            self.pulse()
+        return gather_rows(features)
 
     def _clip_score(self, sampling: SamplingOptions) -> float:
         """Mean CLIP score of a sample of each prompt; values that overflowed count as gray."""

@@ -1,3 +1,4 @@
+import colorsys
 import random
 import shutil
 
@@ -89,6 +90,26 @@ def test_mirroring_can_be_left_out(noise_folder):
     mirrored, plain = (CropDataset(folder, CropRules(8, mirror=mirror)) for mirror in (True, False))
     pictures = {dataset[p]["image"].numpy().tobytes() for dataset in (plain,) for p in range(20)}
     assert len(pictures) == 1 < len({mirrored[p]["image"].numpy().tobytes() for p in range(20)})
+
+
+def test_colours_change_by_at_most_what_is_asked_and_of_training_images_alone(tmp_path):
+    Image.new("RGB", (8, 8), (150, 100, 50)).save(tmp_path / "a.png")
+    folder, positions = index_images(tmp_path), list(range(400))
+
+    def drawn(**rules):
+        return CropDataset(folder, CropRules(8, **rules)).read_batch(positions)["pixels"].numpy()
+
+    flat = drawn(color_jitter=0.2)
+    assert (flat == flat[:, :1, :1]).all()  # an image is changed as a whole
+    assert (flat == drawn(color_jitter=0.2)).all()
+    hue, saturation, value = np.array([colorsys.rgb_to_hsv(*(p / 255)) for p in flat[:, 0, 0]]).T
+    # 150, 100, 50 have hue 1/12 and saturation 2/3. Of one colour, contrast moves all channels
+    # alike, towards or from their weighted mean, and so does saturation.
+    assert np.ptp(hue[hue < 0.5]) > 0.06 and np.abs((hue - 1 / 12 + 0.5) % 1 - 0.5).max() < 0.09
+    assert 150 / 255 * 0.7 < value.min() < 0.5 and 0.68 < value.max() < 150 / 255 * 1.45
+    assert saturation.std() > 0.03
+    for rules in ({}, {"color_jitter": 0.2, "augment": False}):
+        assert (drawn(**rules) == (150, 100, 50)).all()
 
 
 def test_unreadable_image_is_replaced_by_the_next_in_the_order(tmp_path, flat_folder, noise):

@@ -13,7 +13,12 @@ from torch.utils.data import Dataset
 from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
 from wfimagevae.dataset.images.image_sets import ImageParts, open_folder
 from wfimagevae.dataset.images.labels import Labels
-from wfimagevae.dataset.images.transforms import center_crop, crop_at, resized_center_crop
+from wfimagevae.dataset.images.transforms import (
+    center_crop,
+    crop_at,
+    jitter_colors,
+    resized_center_crop,
+)
 from wfimagevae.dataset.options import Crop
 from wfimagevae.dataset.order import Order, ShuffledOrder, stable_seed
 from wfimagevae.dataset.protocol import DataError, Images, TrainData
@@ -40,7 +45,8 @@ class CropRules:
         resize_ratio: ``resized`` shrinks less by chance, so that the crop's area is between this
             share of the largest one's and all of it, uniformly, as far as nothing is enlarged.
         mirror: Whether half of the crops are mirrored.
-        augment: False takes the middle in place of random crops and mirrors nothing, for data
+        color_jitter: Colours are changed at random, by this much, see `jitter_colors`.
+        augment: False takes the middle in place of random crops and changes nothing, for data
             held out.
     """
 
@@ -49,6 +55,7 @@ class CropRules:
     augment: bool = True
     resize_ratio: float = 1.0
     mirror: bool = True
+    color_jitter: float = 0.0
 
     def crop(
         self, images: Images, index: int, size: tuple[int, int], rng: random.Random
@@ -72,8 +79,11 @@ class CropRules:
                 pixels = crop_at(image, left, top, size)
             else:
                 pixels = center_crop(image, size)
-        is_mirrored = self.augment and self.mirror and rng.random() < 0.5
-        return pixels[:, ::-1] if is_mirrored else pixels
+        if self.augment and self.mirror and rng.random() < 0.5:
+            pixels = pixels[:, ::-1]
+        if self.augment and self.color_jitter:
+            pixels = jitter_colors(pixels, self.color_jitter, rng)
+        return pixels
 
 
 class CropDataset(TrainData, Dataset):

@@ -49,3 +49,18 @@ def mirror_half(pixels: np.ndarray, seed: int, positions: list[int]) -> None:
     for image, position in zip(pixels, positions, strict=True):
         if random.Random(stable_seed(seed, "augment", position)).random() < 0.5:
             image[:] = image[:, ::-1]
+
+
+def jitter_colors(pixels: np.ndarray, strength: float, rng: random.Random) -> np.ndarray:
+    """An image, uint8 (h, w, 3), in other colours.
+
+    Brightness, contrast and saturation are multiplied, in this order, by 1 - strength to 1 +
+    strength each, and the hue is turned by up to 0.4 strength of its circle either way.
+    """
+    from torchvision.transforms import functional as F  # a second, for those who ask for it
+
+    image, amounts = Image.fromarray(pixels), [strength * (2 * rng.random() - 1) for _ in range(4)]
+    adjusts = F.adjust_brightness, F.adjust_contrast, F.adjust_saturation
+    for adjust, amount in zip(adjusts, amounts[:3], strict=True):
+        image = adjust(image, 1 + amount)
+    return np.array(F.adjust_hue(image, 0.4 * amounts[3]))

@@ -48,6 +48,10 @@ FLOW = (
         "energy distance of samples to held-out data",
         tuple(f"{v}/energy_distance{o}" for v in ("val", "val_ema") for o in ("", "_one_step")),
     ),
+    Panel(
+        "FID of samples to held-out data",
+        tuple(f"{v}/fid{o}" for v in ("val", "val_ema") for o in ("", "_one_step")),
+    ),
 )
 _PLAYERS = ("generator", "discriminator", "flow")
 ADVERSARIAL = (

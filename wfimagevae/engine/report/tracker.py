@@ -61,6 +61,12 @@ class Tracker:
             return None
 
 
+def check_installed(kind: str) -> None:
+    """Raises ValueError where a tracker, which is not none, lacks its package."""
+    if kind != "none" and importlib.util.find_spec(kind) is None:
+        raise ValueError(f"--tracker {kind} needs a package: pip install {kind}")
+
+
 def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str, Any]) -> Tracker:
     """Connects to an experiment tracker; files go into ``run_dir``, but trackio's to its own place.
 
@@ -68,8 +74,7 @@ def open_tracker(kind: str, run_dir: str | Path, name: str, config: Mapping[str,
     services apply; WANDB_PROJECT (or TRACKIO_PROJECT) replaces the project's name, wfimagevae. The
     tracker is off where the service could not be reached.
     """
-    if importlib.util.find_spec(kind) is None:
-        raise ValueError(f"--tracker {kind} needs a package: pip install {kind}")
+    check_installed(kind)
     # Services take UTF-8 only, which paths need not be.
     text = json.dumps(dict(config), ensure_ascii=False, default=str)
     plain = json.loads(text.encode("utf-8", "replace"))
