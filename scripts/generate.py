@@ -173,6 +173,8 @@ def _draw(options: GenerateOptions, world) -> str:
 
     generator = load_generator(options, world.device, options.mixed_precision)
     if options.task == "inpaint":
+        if options.height or options.width:
+            raise ValueError("--height and --width: --inpaint_image has its size, leave them out")
         fill_in(generator, options.inpaint_image, options.inpaint_mask)
     if generator.facts["space"] == "point":
         raise ValueError("this flow makes points: see them with scripts/visualize_flow.py")

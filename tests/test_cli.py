@@ -122,6 +122,12 @@ def test_importing_the_package_imports_nothing_heavy():
     assert HEAVY & set(done.stdout.split()) == set()
 
 
+def test_a_python_without_the_packages_says_what_to_do():
+    done = run("-S", "train_image_ddp.py", "--help")  # without those of its environment
+    assert done.returncode == 1
+    assert "has no PyTorch: activate the environment" in done.stderr.splitlines()[-1]
+
+
 def test_one_command_starts_every_script(tmp_path):
     started = {*COMMANDS_BY_NAME.values(), "train_image_ddp", "quickstart", "quickstart_flow"}
     assert started == {path.stem for path in COMMANDS}

@@ -1,7 +1,14 @@
 """Wavelet image autoencoders: train, reconstruct, evaluate, export."""
 
 import importlib
+import sys
+from importlib.util import find_spec
 
+if find_spec("torch") is None:
+    raise ModuleNotFoundError(
+        f"{sys.executable} has no PyTorch: activate the environment that holds it, as `source "
+        ".venv/bin/activate` after `make install`, or pip install -r requirements.txt"
+    )
 __version__ = "0.1.0"
 
 _EXPORTS = {

@@ -168,6 +168,8 @@ def test_what_is_recorded_draws_again_and_two_stages_too(place, tmp_path, monkey
     with refused("--inpaint_mask no.png: No such file"):
         fill = ["--task", "inpaint", "--inpaint_image", str(picture), "--inpaint_mask", "no.png"]
         generate([*words, *fill, "--output_dir", str(out)])
+    with refused("--inpaint_image has its size"):
+        generate([*words, *fill, "--height", "32", "--output_dir", str(out)])
 
 
 def test_exports_of_both_stages_draw_the_same(place, tmp_path):
