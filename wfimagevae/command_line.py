@@ -83,44 +83,41 @@ class Parser(argparse.ArgumentParser):
         text, heading, status = about.partition("\n\nExit status")
         how = {"allow_abbrev": False, "add_help": False, "formatter_class": _Formatter}
         super().__init__(description=text.split("\n\n")[0], epilog=heading + status, **how)
-        self.cls = cls
         self.add_argument(
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
             help="show this, 'all' flags or those of a GROUP, and exit",
         )  # fmt: skip
+        owners: dict[str, type[Options]] = {}
+        for owner, names in cls.groups().items():
+            for name in names:  # what is inherited and stated again keeps its place
+                owners.setdefault(name, owner)
+        # A flag for each field, in the group of the class that declares it.
         groups: dict[str, Any] = {}
-        names: set[str] = set()
-        for kind, declared in cls.groups().items():
-            title, _, about = " ".join((kind.__doc__ or "options").split()).partition(": ")
-            for name in declared:
-                if name in names:  # what is inherited and stated again keeps its place
-                    continue
-                names.add(name)
-                if title not in groups:
-                    groups[title] = self.add_argument_group(title, about or None)
-                self._add_flag(groups[title], name, cls.model_fields[name])
-
-    def _add_flag(self, group: argparse._ArgumentGroup, name: str, field: Any) -> None:
-        extra = field.json_schema_extra or {}
-        kind, name = bare_type(field.annotation), field.alias or name
-        words = [name if extra.get("positional") else f"--{name}"]
-        shape = {"default": None if field.is_required() else field.default}
-        if kind is bool:
-            shape["nargs"] = 0
-            if field.default is True or BOTH_WAYS in field.metadata:
-                words.append(f"--no_{name}")
-        else:
-            item = bare_type(get_args(kind)[0]) if get_origin(kind) in (list, tuple) else kind
-            choices = get_args(item) if get_origin(item) is Literal else None
-            shape |= {"metavar": extra.get("unit"), "choices": choices}
-            if get_origin(kind) is tuple:
-                shape["nargs"] = len(get_args(kind))
-            elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
-                shape["nargs"] = "+"
-        action = group.add_argument(*words, action=_Store, help=field.description, **shape)
-        action.is_basic, action.repeats = extra.get("basic", False), "repeat" in extra
-        # A file may bring what the command line lacks.
-        action.required = field.is_required() and "config" not in self.cls.model_fields
+        for name, owner in owners.items():
+            title, _, about = " ".join((owner.__doc__ or "options").split()).partition(": ")
+            if title not in groups:
+                groups[title] = self.add_argument_group(title, about or None)
+            field = cls.model_fields[name]
+            extra, flag = field.json_schema_extra or {}, field.alias or name
+            words = [flag if extra.get("positional") else f"--{flag}"]
+            shape = {"default": None if field.is_required() else field.default}
+            shape["help"], kind = field.description, bare_type(field.annotation)
+            if kind is bool:
+                shape["nargs"] = 0
+                if field.default is True or BOTH_WAYS in field.metadata:
+                    words.append(f"--no_{flag}")
+            else:
+                item = bare_type(get_args(kind)[0]) if get_origin(kind) in (list, tuple) else kind
+                choices = get_args(item) if get_origin(item) is Literal else None
+                shape |= {"metavar": extra.get("unit"), "choices": choices}
+                if get_origin(kind) is tuple:
+                    shape["nargs"] = len(get_args(kind))
+                elif get_origin(kind) in (list, dict) and extra.get("repeat") != "one":
+                    shape["nargs"] = "+"
+            action = groups[title].add_argument(*words, action=_Store, **shape)
+            action.is_basic, action.repeats = extra.get("basic", False), "repeat" in extra
+            # A file may bring what the command line lacks.
+            action.required = field.is_required() and "config" not in cls.model_fields
 
     def flags(self) -> dict[str, argparse.Action]:
         """Every long flag, without dashes, and its action."""

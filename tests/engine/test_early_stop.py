@@ -3,7 +3,7 @@
 import pytest
 
 from wfimagevae.engine.interrupt import EarlyStop
-from wfimagevae.engine.options import StopOptions
+from wfimagevae.engine.options import StopOptions, TrainingOptions
 
 
 def rule(metric, below, window):
@@ -45,4 +45,4 @@ def test_it_goes_on_where_it_was_saved():
 
 def test_a_metric_without_a_threshold_is_refused():
     with pytest.raises(ValueError, match="--stop_metric and --stop_below go together"):
-        StopOptions(stop_metric="train/loss")
+        TrainingOptions(stop_metric="train/loss")

@@ -80,15 +80,12 @@ class TrainData:
         ``pixels``, uint8 (B, h, w, 3), become ``image``, float32 (B, 3, h, w) in [-1, 1]; what
         travels as float16 becomes float32.
         """
-        # Copies from pinned memory to a GPU need not be waited for.
-        is_gpu = device.type == "cuda"
-        inputs = {
-            name: values.to(device, non_blocking=is_gpu) if torch.is_tensor(values) else values
-            for name, values in batch.items()
-        }
-        for name, values in inputs.items():
-            if torch.is_tensor(values) and values.dtype == torch.float16:
-                inputs[name] = values.float()
+        inputs = dict(batch)
+        for name, values in batch.items():
+            if torch.is_tensor(values):
+                # Copies from pinned memory to a GPU need not be waited for.
+                values = values.to(device, non_blocking=device.type == "cuda")
+                inputs[name] = values.float() if values.dtype == torch.float16 else values
         if "pixels" in inputs:
             inputs["image"] = to_signed_unit(inputs.pop("pixels"))
         return inputs

@@ -93,12 +93,6 @@ class StopOptions(Options):
     )
     stop_window: Count = option(20, "progress lines", "N")
 
-    @model_validator(mode="after")
-    def _check_pair(self) -> Self:
-        if (self.stop_metric is None) != (self.stop_below is None):
-            raise ValueError("--stop_metric and --stop_below go together: give both or neither")
-        return self
-
 
 class OptimizerOptions(Options):
     """optimization: the optimizer and its schedule"""
@@ -261,12 +255,6 @@ class DryRunOptions(Options):
         [], "the time on these GPUs; all that are known if not given", flag="for"
     )
 
-    @model_validator(mode="after")
-    def _check_gpus(self) -> Self:
-        if self.gpus and not self.dry_run:
-            raise ValueError("--for names GPUs of a dry run: add --dry_run")
-        return self
-
 
 class TrainingOptions(
     RunOptions,
@@ -279,3 +267,11 @@ class TrainingOptions(
     LoggingOptions,
 ):
     """What every kind of training shares; each adds its data, ``resolution`` and ``eval_steps``."""
+
+    @model_validator(mode="after")
+    def _check_pairs(self) -> Self:
+        if self.gpus and not self.dry_run:
+            raise ValueError("--for names GPUs of a dry run: add --dry_run")
+        if (self.stop_metric is None) != (self.stop_below is None):
+            raise ValueError("--stop_metric and --stop_below go together: give both or neither")
+        return self

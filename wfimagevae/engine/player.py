@@ -1,16 +1,20 @@
 """A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.optim import Combined, LrSchedule, build_optimizer
 from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
-from wfimagevae.engine.sharding import data_parallel, local, sync_gradients, whole
+from wfimagevae.engine.sharding import local
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,19 @@ class Player:
         # Where its schedules stand, and how far an update takes them: `plan_rest`.
         self.clock, self.pace = 0.0, 1.0
         self.skipped = torch.zeros(2, device=self.device)  # in all, in a row
-        self.module = data_parallel(objective, options.find_unused_parameters)
+        # Gradients are averaged over processes by DDP, unless the network is sharded.
+        self.module = objective
+        self.shards = [part for part in objective.modules() if isinstance(part, FSDPModule)]
+        if dist.is_initialized() and not self.shards:
+            # PyTorch 2.15 renamed it, and warns of the old name.
+            known = inspect.signature(DistributedDataParallel).parameters
+            renamed = "forward_sync_buffers" in known
+            self.module = DistributedDataParallel(
+                objective,
+                **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
+                gradient_as_bucket_view=True,
+                find_unused_parameters=options.find_unused_parameters,
+            )
 
     def update(self, micro_batches: list, step: int) -> dict[str, Tensor]:
         """One update from the mean gradient of the micro-batches, which are of equal size.
@@ -84,12 +100,15 @@ class Player:
         # Accumulate gradients; only the last micro-batch averages them over processes.
         logs = []
         for i, batch in enumerate(micro_batches):
-            with sync_gradients(self.module, enabled=i == len(micro_batches) - 1):
-                with autocast(self.device, self.precision):
-                    loss, entry = self.module(batch, step)
-                # A non-finite loss may have finite gradients, on one rank only: poison them.
-                poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
-                self.scaler.scale(loss * (poison / len(micro_batches))).backward()
+            averages = i == len(micro_batches) - 1
+            self.module.require_backward_grad_sync = averages  # DDP looks at it in forward, too
+            for part in self.shards:
+                part.set_requires_gradient_sync(averages, recurse=False)
+            with autocast(self.device, self.precision):
+                loss, entry = self.module(batch, step)
+            # A non-finite loss may have finite gradients, on one rank only: poison them.
+            poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
+            self.scaler.scale(loss * (poison / len(micro_batches))).backward()
             logs.append(entry)
         groups = zip(self.optimizer.param_groups, self.peak_lrs, self.schedules, strict=True)
         for group, peak, schedule in groups:
@@ -97,7 +116,8 @@ class Player:
         # Clip by the norm of all gradients, and step unless it is not finite.
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = whole(nn.utils.get_total_norm(grads))
+        norm = nn.utils.get_total_norm(grads)
+        norm = norm.full_tensor() if self.shards else norm
         bad = (~norm.isfinite()).float()
         excess = (norm / self.clip_grad_norm).clamp_min(1.0)
         if self.scaler.is_enabled():

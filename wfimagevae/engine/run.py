@@ -151,25 +151,25 @@ class Run:
                     # The first step may compile for minutes.
                     self.interrupt.may_end = not self.reporter.steps
                     return list(itertools.islice(loader, count))
-                late = self._is_late(0.2)
-                wishes = self.interrupt.agree(late, failed=self.failure is not None)
+                self._ask(0.2)
+                wishes = self.interrupt.outcome()
         return []
 
-    def _is_late(self, seconds: float) -> bool:
-        """Whether the data of the next step is not there in some seconds, or failed."""
+    def _ask(self, seconds: float) -> None:
+        """Begins to agree on the next step: is its data there in some seconds, or has it failed?"""
+        late = True
         try:
-            return not self.task.loader.ready(self.options.grad_accum_steps, seconds)
+            late = not self.task.loader.ready(self.options.grad_accum_steps, seconds)
         except Exception as error:  # `draw` raises it, when all processes know
             self.failure = error
-            return True
+        self.interrupt.wish(late, failed=self.failure is not None)
 
     def advance(self, flops_per_sample: float) -> None:
         """Counts a step, and begins to hear what signals and the clock ask for."""
         self.step += 1
         self.interrupt.may_end = False
         self.reporter.count(self.samples_a_step, flops_per_sample)
-        late = self._is_late(0.0)
-        self.interrupt.wish(late, failed=self.failure is not None)
+        self._ask(0.0)
 
     def leave_off(self) -> None:
         """After LeftOff: a process alone stops; of several, the others are yet to hear of it."""

@@ -1,7 +1,5 @@
-"""Several processes, one network: replicated (DDP) or sharded (FSDP2), and its whole state."""
+"""One network on several processes: sharded (FSDP2), and its whole state."""
 
-import contextlib
-import inspect
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -11,13 +9,11 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import (
-    FSDPModule,
     MixedPrecisionPolicy,
     fully_shard,
     register_fsdp_forward_method,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.nn.parallel import DistributedDataParallel
 
 from wfimagevae.sharded_files import Stored, mapped
 
@@ -73,33 +69,6 @@ def _shard_loaded(module: nn.Module, state: dict, prefix: str, *_) -> None:
         value = state.get(prefix + name)
         if value is not None and value.shape == parameter.shape:
             state[prefix + name] = placed_like(value, parameter)
-
-
-def data_parallel(objective: nn.Module, find_unused_parameters: bool = False) -> nn.Module:
-    """The objective, sharded already or not, as one that averages gradients over all processes."""
-    if not dist.is_initialized():
-        return objective
-    if any(isinstance(part, FSDPModule) for part in objective.modules()):
-        return objective
-    # PyTorch 2.15 renamed it, and warns of the old name.
-    renamed = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
-    return DistributedDataParallel(
-        objective,
-        **{"forward_sync_buffers" if renamed else "broadcast_buffers": False},
-        gradient_as_bucket_view=True,
-        find_unused_parameters=find_unused_parameters,
-    )
-
-
-def sync_gradients(module: nn.Module, enabled: bool):
-    """Context in which forward and backward average gradients over processes, or do not."""
-    if isinstance(module, DistributedDataParallel) and not enabled:
-        return module.no_sync()
-    if dist.is_initialized():
-        for part in module.modules():
-            if isinstance(part, FSDPModule):
-                part.set_requires_gradient_sync(enabled, recurse=False)
-    return contextlib.nullcontext()
 
 
 def local(tensor: Tensor) -> Tensor:
