@@ -10,8 +10,8 @@ import json
 import logging
 import os
 import re
+import secrets
 import shutil
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -57,20 +57,19 @@ def replacing(path: Path, is_lasting: bool = False) -> Iterator[BinaryIO]:
     start = f".{path.name[:50]}."
     if is_lasting:
         remove_leftovers(path.parent, f"{glob.escape(start)}*.tmp")
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=start, suffix=".tmp")
+    temporary = path.with_name(f"{start}{secrets.token_hex(4)}.tmp")
     _living.add(os.path.abspath(temporary))
     try:
-        with os.fdopen(handle, "wb+") as file:
+        with temporary.open("x+b") as file:
             with contextlib.suppress(OSError):  # a file system without locks
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             yield file
             file.flush()
             if is_lasting:
                 os.fsync(file.fileno())
-        share(temporary)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     finally:
         _living.discard(os.path.abspath(temporary))
@@ -143,7 +142,7 @@ def sole_writer(folder: Path, is_main: bool = True) -> Iterator[None]:
 
 
 def share(path: str | os.PathLike) -> None:
-    """Lets others read a file as the umask says; a temporary one is private when it is made."""
+    """Lets others read a file as the umask says, which a library made private."""
     os.chmod(path, 0o666 & ~_UMASK)
 
 

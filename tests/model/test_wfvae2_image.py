@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch._inductor.utils import run_and_get_code
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from wfimagevae.model.modules.blocks import build_norm
+from wfimagevae.model.modules.blocks import NORMS
 from wfimagevae.model.vae.modeling_wfvae2_image import WFVAE2ImageModel
 from wfimagevae.model.vae.tiling import pad_to_multiple
 
@@ -118,8 +118,8 @@ def test_other_shapes_are_refused():
         ("decoder_num_resblocks", 1, "between 2 and 1000, got 1"),
         ("layer_res_type", ["ResnetBlock2D"], "layer_res_type one entry less"),
         ("mid_layers_type", ["ConvBlock"], "must be a list, each ResnetBlock2D or AttnBlock2D"),
-        ("norm_type", "rms", "unknown norm_type 'rms'"),
-        ("activation", "Bezier", "unknown activation 'Bezier'"),
+        ("norm_type", "rms", "'norm_type' must be layernorm or groupnorm, got 'rms'"),
+        ("activation", "Bezier", "'activation' must be silu or relu or bezier, got 'Bezier'"),
         ("scale", [1.0], "scale needs 4 finite numbers"),
         ("shift", [0.0, 0.0, 0.0, float("nan")], "shift needs 4 finite numbers"),
         ("scale", [1.0, 1.0, 0.0, 1.0], "scale must be positive"),
@@ -241,7 +241,7 @@ def test_compiled_blocks_give_the_same_gradients(options):
 @pytest.mark.slow
 @pytest.mark.parametrize("norm_type", ["layernorm", "groupnorm"])
 def test_the_compiler_makes_one_kernel_of_a_norm_and_its_activation(norm_type):
-    norm = build_norm(norm_type, 64)
+    norm = NORMS[norm_type](64)
     x = torch.randn(2, 64, 8, 8).contiguous(memory_format=torch.channels_last)
     with torch.no_grad():
         compiled = torch.compile(lambda x: F.silu(norm(x)), fullgraph=True)

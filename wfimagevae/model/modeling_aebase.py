@@ -105,6 +105,7 @@ class ImageBaseAE(RegisteredModel):
 
     spatial_factor: int  # image pixels per latent pixel, along one side
     last_layer: Tensor  # weight of the decoder's last layer, for the adaptive adversarial weight
+    block_out_channels: tuple[int, ...] = ()  # widths, by which diffusers' pipelines count levels
     _group_offload_block_modules = ("encoder", "decoder")
     _configs = (None, None)  # the arguments alone, and the whole
     # Kernels of the Haar transform, which some checkpoints hold as buffers.
@@ -125,7 +126,7 @@ class ImageBaseAE(RegisteredModel):
         """
         encoded = self.encode(sample)
         posterior, is_drawn = encoded.latent_dist, sample_posterior or noise is not None
-        z = posterior.sample(generator, noise) if is_drawn else posterior.mode()
+        z = posterior.sample(generator, noise) if is_drawn else posterior.mean
         decoded = self.decode(z)
         if not return_dict:
             return (decoded.sample,)
@@ -134,20 +135,18 @@ class ImageBaseAE(RegisteredModel):
 
     @property
     def config(self) -> FrozenDict:
-        """The arguments, and what else diffusers' clients look up, which follows from them."""
-        own = super().config
-        if self._configs[0] is not own:  # frozen: a change makes another one
-            self._configs = own, FrozenDict({**self._diffusers_keys(own), **own})
-        return self._configs[1]
+        """The arguments, and what else diffusers' clients look up, which follows from them.
 
-    def _diffusers_keys(self, own: dict) -> dict:
-        """Keys of diffusers' autoencoders: z = (latent - mean) / std * scaling_factor is ours.
-
-        Statistics that all channels share are the factors, others the lists, never both.
+        For diffusers' autoencoders z = (latent - mean) / std * scaling_factor is what
+        `normalize_latents` gives. Statistics that all channels share are the factors, others the
+        lists, never both.
         """
+        own = super().config
+        if self._configs[0] is own:
+            return self._configs[1]
         shift, scale = own["shift"] or [0.0], own["scale"] or [DEFAULT_SCALE]
         is_shared = len({*shift}) == len({*scale}) == 1
-        return {
+        follows = {
             "in_channels": 3,
             "out_channels": 3,
             "latent_channels": own["latent_dim"],
@@ -156,6 +155,10 @@ class ImageBaseAE(RegisteredModel):
             "latents_mean": None if is_shared else list(shift),
             "latents_std": None if is_shared else [value and 1 / value for value in scale],
         }
+        if self.block_out_channels:
+            follows["block_out_channels"] = self.block_out_channels
+        self._configs = own, FrozenDict({**follows, **own})  # frozen: a change makes another one
+        return self._configs[1]
 
     def _run(self, half: nn.Module, x: Tensor, factors: tuple) -> tuple[Tensor, Levels | None]:
         """A half's output for a batch, whole, in slices or in tiles, and the levels of a whole."""

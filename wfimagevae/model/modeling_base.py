@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_type_hints
 
 import torch
 from diffusers.configuration_utils import ConfigMixin
@@ -16,7 +16,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 from wfimagevae.files import is_folder, read_config, read_json
-from wfimagevae.model.registry import ModelRegistry, check_config_values
+from wfimagevae.model.registry import ModelRegistry, fits, in_words
 from wfimagevae.model.weight_files import (
     StateDict,
     bare,
@@ -117,8 +117,17 @@ class RegisteredModel(ModelMixin, ConfigMixin):
         return model
 
     def register_to_config(self, **values) -> None:
-        """As diffusers', which its decorator calls before ``__init__`` runs; checks the values."""
-        check_config_values(type(self).__init__, values)
+        """As diffusers', which its decorator calls before ``__init__`` runs.
+
+        Values that are not what ``__init__`` is annotated with are a ValueError, naming the key.
+        """
+        hints = {}
+        with contextlib.suppress(NameError):  # a user's module imports types for checkers alone
+            hints = get_type_hints(type(self).__init__, include_extras=True)
+        for key, value in values.items():
+            kind = hints.get(key, Any)
+            if not fits(value, kind):
+                raise ValueError(f"config key {key!r} must be {in_words(kind)}, got {value!r}")
         super().register_to_config(**values)
 
     @classmethod

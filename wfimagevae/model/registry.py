@@ -6,7 +6,7 @@ import os
 import pkgutil
 import sys
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
 
 # Importing a module of these folders registers its models; names are looked up after that.
@@ -124,30 +124,17 @@ def _import_model(path: str) -> Callable:
     return builder
 
 
-def check_config_values(init: Callable, values: Mapping[str, Any]) -> None:
-    """Raises ValueError, naming the key, for values that are not what ``init`` is annotated with.
-
-    Keys without an annotation, and annotations of other kinds, are not looked at.
-    """
-    try:
-        hints = get_type_hints(init, include_extras=True)
-    except NameError:  # a user's module that imports its types for type checkers alone
-        return
-    for key, value in values.items():
-        if key in hints and not _fits(value, hints[key]):
-            raise ValueError(f"config key {key!r} must be {_name(hints[key])}, got {value!r}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a value is what it is annotated with; annotations of other kinds take any."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return any(_fits(value, one) for one in arguments)
+        return any(fits(value, one) for one in arguments)
     if origin is Literal:
         return value in arguments
     if origin is Annotated:
-        return _fits(value, arguments[0]) and arguments[1] <= value <= arguments[2]
+        return fits(value, arguments[0]) and arguments[1] <= value <= arguments[2]
     if origin in (Sequence, list):
-        return isinstance(value, list | tuple) and all(_fits(v, arguments[0]) for v in value)
+        return isinstance(value, list | tuple) and all(fits(v, arguments[0]) for v in value)
     if isinstance(value, bool):
         return kind not in _NAMES or kind is bool
     if kind is float:
@@ -155,14 +142,15 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) if kind in _NAMES else True
 
 
-def _name(kind: Any) -> str:
+def in_words(kind: Any) -> str:
+    """What an annotation asks for."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return " or ".join(map(_name, arguments))
+        return " or ".join(map(in_words, arguments))
     if origin is Literal:
         return " or ".join(arguments)
     if origin in (Sequence, list):
-        return f"a list, each {_name(arguments[0])}"
+        return f"a list, each {in_words(arguments[0])}"
     if origin is Annotated:
         return f"{_NAMES[arguments[0]]} between {arguments[1]} and {arguments[2]}"
     return _NAMES[kind]

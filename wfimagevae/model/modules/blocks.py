@@ -80,14 +80,8 @@ def _match(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     return weight.to(x.dtype), bias.to(x.dtype)
 
 
-_NORMS = {"layernorm": ChannelLayerNorm, "groupnorm": ChannelGroupNorm}
-
-
-def build_norm(norm_type: str, channels: int) -> ChannelLayerNorm | ChannelGroupNorm:
-    """The norm that a config calls ``layernorm`` or ``groupnorm``."""
-    if norm_type not in _NORMS:
-        raise ValueError(f"unknown norm_type {norm_type!r}; use one of {', '.join(_NORMS)}")
-    return _NORMS[norm_type](channels)
+# What a config calls them.
+NORMS = {"layernorm": ChannelLayerNorm, "groupnorm": ChannelGroupNorm}
 
 
 def cubic_bezier(values: Tensor) -> Tensor:
@@ -128,12 +122,7 @@ ELEMENTWISE: dict[str, Callable[..., Tensor]] = {"silu": F.silu, "relu": F.relu}
 
 def build_activation(name: str, channels: int) -> Callable[..., Tensor]:
     """The activation that a config calls ``silu``, ``relu`` or ``bezier``."""
-    if name == "bezier":
-        return BezierActivation(channels)
-    if name not in ELEMENTWISE:
-        names = ", ".join((*ELEMENTWISE, "bezier"))
-        raise ValueError(f"unknown activation {name!r}; use one of {names}")
-    return ELEMENTWISE[name]
+    return BezierActivation(channels) if name == "bezier" else ELEMENTWISE[name]
 
 
 def norm_activation_conv(
@@ -289,7 +278,7 @@ class AttnBlock2D(nn.Module):
 
     def __init__(self, channels: int, norm_type: str = "layernorm", latent_dim: int = 0):
         super().__init__()
-        self.norm = build_norm(norm_type, channels)
+        self.norm = NORMS[norm_type](channels)
         self.spade = Spade(latent_dim, channels) if latent_dim else None
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
@@ -328,11 +317,11 @@ class ResnetBlock2D(nn.Module):
         latent_dim: int = 0,
     ):
         super().__init__()
-        self.norm1 = build_norm(norm_type, in_channels)
+        self.norm1 = NORMS[norm_type](in_channels)
         self.spade1 = Spade(latent_dim, in_channels) if latent_dim else None
         self.activation1 = build_activation(activation, in_channels)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = build_norm(norm_type, out_channels)
+        self.norm2 = NORMS[norm_type](out_channels)
         self.spade2 = Spade(latent_dim, out_channels) if latent_dim else None
         self.activation2 = build_activation(activation, out_channels)
         self.dropout = nn.Dropout(dropout)

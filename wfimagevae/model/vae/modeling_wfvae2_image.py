@@ -22,17 +22,17 @@ from wfimagevae.model.modeling_aebase import (
 )
 from wfimagevae.model.modeling_base import CheckpointedBlocks, compile_each
 from wfimagevae.model.modules.blocks import (
+    NORMS,
     AttnBlock2D,
     Downsample,
     ResnetBlock2D,
     Spade,
     Upsample,
     build_activation,
-    build_norm,
     is_hooked,
     widened,
 )
-from wfimagevae.model.modules.wavelet import HaarWaveletTransform2D, InverseHaarWaveletTransform2D
+from wfimagevae.model.modules.wavelet import haar, inverse_haar
 from wfimagevae.model.registry import ModelRegistry, Share, Size
 
 NUM_BANDS = 12  # LL, LH, HL, HH of three colours
@@ -57,13 +57,12 @@ class WFDownBlockImage(nn.Module):
             *[ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 1)]
         )
         self.down = Downsample(in_channels)
-        self.wavelet_transform = HaarWaveletTransform2D()
         self.in_flow_conv = nn.Conv2d(NUM_BANDS, energy_flow_size, 3, padding=1)
         self.out_res_block = ResnetBlock2D(in_channels + energy_flow_size, out_channels, **options)
 
     def forward(self, x: Tensor, coeffs: Tensor) -> tuple[Tensor, Tensor]:
         x = self.down(self.res_block(x))  # (B, C_in, H/2, W/2)
-        coeffs = self.wavelet_transform(coeffs[:, :3])  # (B, 12, H/2, W/2)
+        coeffs = haar(coeffs[:, :3])  # (B, 12, H/2, W/2)
         x = torch.cat([x, self.in_flow_conv(coeffs)], dim=1)  # (B, C_in + E, H/2, W/2)
         return self.out_res_block(x), coeffs
 
@@ -91,7 +90,6 @@ class WFUpBlockImage(nn.Module):
             ResnetBlock2D(energy_flow_size, energy_flow_size, **options),
             nn.Conv2d(energy_flow_size, NUM_BANDS, 3, padding=1),
         )
-        self.inverse_wavelet_transform = InverseHaarWaveletTransform2D()
         self.res_block = nn.Sequential(
             *[ResnetBlock2D(in_channels, in_channels, **options) for _ in range(num_resblocks - 2)]
         )
@@ -110,7 +108,7 @@ class WFUpBlockImage(nn.Module):
         coeffs = widened(flow, self.up.conv.weight)
         if low is not None:
             coeffs[:, :3] += low
-        low = self.inverse_wavelet_transform(coeffs)  # (B, 3, 2 H, 2 W)
+        low = inverse_haar(coeffs)  # (B, 3, 2 H, 2 W)
         # Go on with the rest, at twice the size.
         for block in self.res_block:
             x = block(x, latent)
@@ -136,20 +134,19 @@ class EncoderImage(CheckpointedBlocks):
     ):
         super().__init__()
         options |= {"norm_type": norm_type, "activation": activation}
-        self.wavelet_transform_in = HaarWaveletTransform2D()
         self.conv_in = nn.Conv2d(NUM_BANDS, base_channels[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for widths in pairwise(base_channels):
             block = WFDownBlockImage(*widths, energy_flow_size, num_resblocks, **options)
             self.down_blocks.append(block)
         self.mid = _build_mid(mid_layers_type, base_channels[-1], **options)
-        self.norm_out = build_norm(norm_type, base_channels[-1])
+        self.norm_out = NORMS[norm_type](base_channels[-1])
         self.activation_out = build_activation(activation, base_channels[-1])
         self.conv_out = nn.Conv2d(base_channels[-1], 2 * latent_dim, 3, padding=1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         # The network sees bands alone, never pixels.
-        coeffs = self.wavelet_transform_in(x)  # (B, 12, H/2, W/2)
+        coeffs = haar(x)  # (B, 12, H/2, W/2)
         h, run = self.conv_in(coeffs), self.run
         levels = []
         for block in self.down_blocks:
@@ -183,10 +180,9 @@ class DecoderImage(CheckpointedBlocks):
         for pair in pairwise(widths):
             block = WFUpBlockImage(*pair, energy_flow_size, num_resblocks, **options)
             self.up_blocks.append(block)
-        self.norm_out = build_norm(norm_type, widths[-1])
+        self.norm_out = NORMS[norm_type](widths[-1])
         self.spade_out = Spade(latent_dim, widths[-1]) if spade else None
         self.conv_out = nn.Conv2d(widths[-1], NUM_BANDS, 3, padding=1)
-        self.inverse_wavelet_transform_out = InverseHaarWaveletTransform2D()
 
     def forward(self, z: Tensor) -> tuple[Tensor, list[Tensor]]:
         latent = None if self.spade_out is None else z
@@ -204,7 +200,7 @@ class DecoderImage(CheckpointedBlocks):
         # No activation here: checkpoints were trained without.
         coeffs = widened(self.conv_out(h), self.conv_out.weight)  # (B, 12, H/2, W/2)
         coeffs[:, :3] += low
-        return self.inverse_wavelet_transform_out(coeffs), levels
+        return inverse_haar(coeffs), levels
 
 
 def _build_mid(
@@ -249,7 +245,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         decoder_num_resblocks: Annotated[int, 2, 1000] = 2,
         decoder_energy_flow_size: Size = 128,
         dropout: Share = 0.0,
-        norm_type: str = "layernorm",
+        norm_type: Literal["layernorm", "groupnorm"] = "layernorm",
         layer_res_type: Sequence[Literal["ResnetBlock2D"]] = ("ResnetBlock2D", "ResnetBlock2D"),
         mid_layers_type: Sequence[Literal["ResnetBlock2D", "AttnBlock2D"]] = (
             "ResnetBlock2D",
@@ -258,7 +254,7 @@ class WFVAE2ImageModel(ImageBaseAE):
         ),
         scale: Sequence[float] | None = None,
         shift: Sequence[float] | None = None,
-        activation: str = "silu",
+        activation: Literal["silu", "relu", "bezier"] = "silu",
         spade: bool = False,
     ):
         super().__init__()
@@ -277,6 +273,8 @@ class WFVAE2ImageModel(ImageBaseAE):
         decoder = decoder_base_channels, decoder_num_resblocks, decoder_energy_flow_size
         self.encoder = EncoderImage(latent_dim, *encoder, **common)
         self.decoder = DecoderImage(latent_dim, *decoder, spade=spade, **common)
+        # The first level is that of the image's own bands.
+        self.block_out_channels = (NUM_BANDS, *base_channels)
         self.register_to_config(decoder_base_channels=decoder_base_channels)
         self.set_latent_statistics(shift, scale)
         self.spatial_factor = 2**num_levels
@@ -286,10 +284,6 @@ class WFVAE2ImageModel(ImageBaseAE):
     @property
     def last_layer(self) -> Tensor:
         return self.decoder.conv_out.weight
-
-    def _diffusers_keys(self, own: dict) -> dict:
-        # The first level is that of the image's own bands.
-        return super()._diffusers_keys(own) | {"block_out_channels": (12, *own["base_channels"])}
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> EncoderOutput | tuple:
