@@ -280,8 +280,8 @@ def test_an_option_has_one_home():
 def test_no_command_inherits_an_option_from_two_sides():
     for command in option_classes():
         homes = {}
-        for group, names in command.groups().items():
-            for name in names:
+        for group in reversed(command.__mro__):
+            for name in vars(group).get("__annotations__", {}).keys() & command.model_fields.keys():
                 other = homes.setdefault(name, group)
                 assert issubclass(group, other), f"{command.__name__}: {name}: {other}, {group}"
 

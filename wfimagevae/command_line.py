@@ -16,7 +16,6 @@ from wfimagevae.options import BOTH_WAYS, BadOptions, Options, by_own_names, nea
 
 # Of a command with more flags than this, --help alone shows the basic ones.
 _MANY_FLAGS = 45
-_NOT_GIVEN = object()
 # Controls, directions of writing, and bytes that are no text; lines of a list are indented.
 _UNPRINTABLE = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]|\n(?!  )"
@@ -33,7 +32,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class _Store(argparse.Action):
-    """Keeps the words of a flag as they are; the option class reads them."""
+    """Keeps the words of a flag that is given as they are; the option class reads them."""
 
     is_basic, repeats = False, False
 
@@ -41,10 +40,9 @@ class _Store(argparse.Action):
         if self.nargs == 0:
             values = not option_string.startswith("--no_")
         elif self.repeats:
-            before = getattr(namespace, self.dest, _NOT_GIVEN)
             values = values if isinstance(values, list) else [values]
-            values = values if before is _NOT_GIVEN else [*before, *values]
-        setattr(namespace, self.dest, values)
+            values = [*parser.given.get(self.dest, ()), *values]
+        parser.given[self.dest] = values
 
     def format_usage(self):
         return " | ".join(self.option_strings)
@@ -87,13 +85,9 @@ class Parser(argparse.ArgumentParser):
             "-h", "--help", action=_Help, nargs="?", metavar="GROUP",
             help="show this, 'all' flags or those of a GROUP, and exit",
         )  # fmt: skip
-        owners: dict[str, type[Options]] = {}
-        for owner, names in cls.groups().items():
-            for name in names:  # what is inherited and stated again keeps its place
-                owners.setdefault(name, owner)
         # A flag for each field, in the group of the class that declares it.
         groups: dict[str, Any] = {}
-        for name, owner in owners.items():
+        for name, owner in cls.groups().items():
             title, _, about = " ".join((owner.__doc__ or "options").split()).partition(": ")
             if title not in groups:
                 groups[title] = self.add_argument_group(title, about or None)
@@ -133,9 +127,9 @@ class Parser(argparse.ArgumentParser):
                 takes_value = before in known and known[before].nargs != 0
                 hint = f"; as a value, {before}={token}" if takes_value else ""
                 self.error(f"unknown flag {flag}{nearest(flag[2:], self.flags(), '--')}{hint}")
-        blank = argparse.Namespace(**{action.dest: _NOT_GIVEN for action in self._actions})
-        found = vars(super().parse_args(list(argv), blank))
-        return {name: value for name, value in found.items() if value is not _NOT_GIVEN}
+        self.given = {}
+        self.parse_args(list(argv))
+        return self.given
 
     def _parse_optional(self, arg_string: str):
         """What argparse takes a word for: one with blanks is a text, whatever it begins with."""

@@ -173,15 +173,15 @@ class Options(BaseModel):
             raise BadOptions(list(dict.fromkeys(problems))) from None
 
     @classmethod
-    def groups(cls) -> dict[type["Options"], list[str]]:
-        """The classes that declare these options, as they are inherited, and the fields of each."""
-        found: dict[type[Options], list[str]] = {}
+    def groups(cls) -> dict[str, type["Options"]]:
+        """The class that declares each option, its group of flags, in the order of inheritance."""
+        found: dict[str, type[Options]] = {}
         for base in cls.__bases__:
-            if issubclass(base, Options) and base is not Options:
-                found |= base.groups()
-        found |= {cls: list(cls.__annotations__)}
-        declared = {kind: [n for n in found[kind] if n in cls.model_fields] for kind in found}
-        return {kind: names for kind, names in declared.items() if names}
+            if issubclass(base, Options):
+                found = found | base.groups() | found
+        # What is inherited and stated again keeps its place.
+        found = found | dict.fromkeys(cls.__annotations__, cls) | found
+        return {name: group for name, group in found.items() if name in cls.model_fields}
 
     @classmethod
     def by_flag(cls) -> dict[str, Any]:
@@ -194,7 +194,7 @@ class Options(BaseModel):
 
     def part(self, kind: type[_Class]) -> _Class:
         """The options of one of the classes that this one inherits, alone."""
-        return kind.model_construct(**{name: getattr(self, name) for name in kind.model_fields})
+        return kind.model_construct(**vars(self))
 
     def changed(self, **values: Any) -> Self:
         """A copy with other values, which are taken as they are."""

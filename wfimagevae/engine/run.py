@@ -156,7 +156,7 @@ class Run:
         return []
 
     def _ask(self, seconds: float) -> None:
-        """Begins to agree on the next step: is its data there in some seconds, or has it failed?"""
+        """Begins to agree on the next step, whose data may be late by some seconds, or fail."""
         late = True
         try:
             late = not self.task.loader.ready(self.options.grad_accum_steps, seconds)
