@@ -98,7 +98,11 @@ def test_held_out_data_is_opened_while_a_file_is_validated(
     place.refuses(content, message, allow_pipe=True)
     content["training"]["options"]["eval_steps"] = 0
     assert "counted when training begins" in place.plan(content, allow_pipe=True)
-    place.refuses(content, "a file is never a command; give --allow_pipe on the command line")
+    command = "a file is never a command; give --allow_pipe on the command line"
+    place.refuses(content, command)
+    # Beside all else that is wrong, not once that is mended.
+    wrong = changed(content, {"data.eval_data_path": "nowhere"})
+    place.refuses(wrong, rf"2 problems:(.|\n)*nowhere does not exist(.|\n)*{command}")
 
 
 def shard_of(place, name: str) -> str:

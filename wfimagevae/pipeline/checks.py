@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from wfimagevae.dataset.options import CAPTION_KINDS, StreamOptions
+from wfimagevae.dataset.shards.specs import COMMAND_IN_FILE
 from wfimagevae.files import DIFFUSERS, check_scheme, is_hub_name
 from wfimagevae.options import nearest
 from wfimagevae.pipeline.flags import METRICS, OPTIMIZED, idleness, step_flags
@@ -22,6 +23,7 @@ from wfimagevae.pipeline.steps import (
     Step,
     read_pipeline,
 )
+from wfimagevae.yaml_files import stands_in_file
 
 # Keys that name files, and what else they may be.
 _NO_FILE = dict.fromkeys(("config", "lpips_weights", "better_captions", "test_image_address"))
@@ -96,6 +98,8 @@ def _check_paths(pipeline: Pipeline) -> Problems:
                 check_scheme(path)
             except ValueError as error:
                 yield place, f"{key} {error}"
+            if "pipe:" in path and stands_in_file(path) and not pipeline.flags.get("allow_pipe"):
+                yield place, f"{key} {path}: {COMMAND_IN_FILE}"
         elif "://" in path:
             yield place, f"{key} {path} is a URL: copy it to this machine and write its path"
         elif not os.path.exists(os.path.expanduser(path)):

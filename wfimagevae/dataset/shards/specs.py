@@ -8,6 +8,7 @@ from pathlib import Path
 from wfimagevae.files import check_scheme
 from wfimagevae.yaml_files import stands_in_file
 
+COMMAND_IN_FILE = "a file is never a command; give --allow_pipe on the command line to run it"
 URL = re.compile(r"^(pipe:|[a-zA-Z][a-zA-Z0-9+.-]*://)")
 
 
@@ -37,9 +38,7 @@ def expand_shards(spec: str | Path, allow_pipe: bool = False) -> list[str]:
     shards = [shard for part in parts for shard in _local_shards(part)]
     is_command = any(shard.startswith("pipe:") for shard in shards)
     if is_command and not allow_pipe and stands_in_file(text):
-        raise ValueError(
-            f"{text}: a file is never a command; give --allow_pipe on the command line to run it"
-        )
+        raise ValueError(f"{text}: {COMMAND_IN_FILE}")
     return shards
 
 
