@@ -126,7 +126,8 @@ def test_texts_are_dropped_and_images_to_enlarge_never():
         0,
         lambda batch: condition,
     )
-    told, whole = objective.draw_condition({"position": list(range(300))}, torch.device("cpu"))
+    batch = {"image": torch.zeros(300, 1), "position": list(range(300))}
+    _, _, told, whole = objective.draw_sample(batch)
     null = network.null_condition(300, "cpu")
     assert 60 < whole.sum() < 120
     torch.testing.assert_close(told["ids"][whole], null["ids"][whole])

@@ -73,25 +73,21 @@ class ConditionalObjective(nn.Module):
         self.network.compile_blocks(mode)
 
     @torch.no_grad()
-    def draw_data(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """A batch's data, (B, ...), and the noise of its positions."""
-        data = self.encode(batch)
-        noise = sample_noise(self.seed, batch["position"], tuple(data.shape[1:]), data.device)
-        return data, noise.to(data.dtype)
+    def draw_sample(self, batch: Batch) -> tuple[Tensor, Tensor, Condition | None, Tensor]:
+        """A batch's data, (B, ...), the noise of its positions, and what the network is told.
 
-    @torch.no_grad()
-    def draw_condition(self, batch: Batch, device: torch.device) -> tuple[Condition | None, Tensor]:
-        """What the network is told, some samples with the null condition in its place.
-
-        The second, bool (B,) on the CPU, says whose whole condition was dropped. Parts that have no
-        null, such as a low resolution, are never dropped.
+        That is the null condition for some samples; the last tensor, bool (B,) on the CPU, says
+        whose whole condition was dropped. Parts that have no null, such as a low resolution, are
+        never dropped.
         """
+        data, positions = self.encode(batch), batch["position"]
+        device = data.device
+        noise = sample_noise(self.seed, positions, tuple(data.shape[1:]), device).to(data.dtype)
         # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
-        draws = sample_uniforms(self.seed, "drop", batch["position"])
-        prob = self.options.cfg_dropout_prob
+        draws, prob = sample_uniforms(self.seed, "drop", positions), self.options.cfg_dropout_prob
         whole, without_class, either = draws < prob, draws < 1.5 * prob, draws < 2 * prob
         if not self.network.is_conditional:
-            return None, whole
+            return data, noise, None, whole
         null = self.network.null_condition(len(draws), device)
         condition = self.condition(batch)
 
@@ -99,11 +95,11 @@ class ConditionalObjective(nn.Module):
             return torch.where(expand_times(to_device(rows, device), part), nothing, part)
 
         if not isinstance(condition, dict):
-            return drop(condition, null, whole), whole
+            return data, noise, drop(condition, null, whole), whole
         text_rows = whole | (either & ~without_class) if "label" in condition else whole
         rows = {name: without_class if name == "label" else text_rows for name in null}
         dropped = {name: drop(condition[name], null[name], rows[name]) for name in null}
-        return condition | dropped, whole
+        return data, noise, condition | dropped, whole
 
 
 class FlowMatching(ConditionalObjective):
@@ -140,10 +136,9 @@ class FlowMatching(ConditionalObjective):
 
     def draw(self, batch: Batch, t: Tensor) -> PathPoint:
         """The points at times ``t``, (B,), of paths that follow from the data positions."""
-        data, noise = self.draw_data(batch)
+        data, noise, condition, dropped = self.draw_sample(batch)
         t = to_device(t.to(data.dtype), data.device)
-        x_t, velocity = straight_path(noise, data, t)
-        return PathPoint(x_t, velocity, t, *self.draw_condition(batch, data.device))
+        return PathPoint(*straight_path(noise, data, t), t, condition, dropped)
 
 
 def error_by_time(error: Tensor, t: Tensor, names: Sequence[str] = TIME_BINS) -> Logs:

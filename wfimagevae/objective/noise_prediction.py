@@ -60,12 +60,11 @@ class NoisePrediction(ConditionalObjective):
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """The loss, the error's share by time, and that of samples left out as spikes."""
         # Noisy data at times that follow from the data positions.
-        data, noise = self.draw_data(batch)
+        data, noise, condition, _ = self.draw_sample(batch)
         uniforms = sample_uniforms(self.seed, "time", batch["position"])
         steps = (uniforms * self.diffusion.num_steps).long()  # on the CPU, where the schedule is
         t = to_device(steps, data.device)
         x_t = self.diffusion.add_noise(data, noise, steps)
-        condition, _ = self.draw_condition(batch, data.device)
         # Mean squared error of each sample, per dimension.
         output = self.network(x_t, t.float(), condition).float()
         error = (output[:, : data.shape[1]] - noise).square().flatten(1).mean(1)
