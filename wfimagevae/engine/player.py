@@ -1,5 +1,6 @@
 """A player: one objective and all that updates it. Zero, accumulate, clip, step: here alone."""
 
+import contextlib
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.optim import Combined, LrSchedule, build_optimizer
 from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
-from wfimagevae.engine.sharding import local
+from wfimagevae.engine.sharding import local, whole
 
 
 @dataclass(frozen=True)
@@ -101,14 +102,15 @@ class Player:
         logs = []
         for i, batch in enumerate(micro_batches):
             averages = i == len(micro_batches) - 1
-            self.module.require_backward_grad_sync = averages  # DDP looks at it in forward, too
             for part in self.shards:
                 part.set_requires_gradient_sync(averages, recurse=False)
-            with autocast(self.device, self.precision):
-                loss, entry = self.module(batch, step)
-            # A non-finite loss may have finite gradients, on one rank only: poison them.
-            poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
-            self.scaler.scale(loss * (poison / len(micro_batches))).backward()
+            waits = not averages and self.module is not self.objective
+            with self.module.no_sync() if waits else contextlib.nullcontext():
+                with autocast(self.device, self.precision):
+                    loss, entry = self.module(batch, step)
+                # A non-finite loss may have finite gradients, on one rank only: poison them.
+                poison = torch.where(loss.detach().isfinite(), 1.0, float("nan"))
+                self.scaler.scale(loss * (poison / len(micro_batches))).backward()
             logs.append(entry)
         groups = zip(self.optimizer.param_groups, self.peak_lrs, self.schedules, strict=True)
         for group, peak, schedule in groups:
@@ -116,8 +118,7 @@ class Player:
         # Clip by the norm of all gradients, and step unless it is not finite.
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads)
-        norm = norm.full_tensor() if self.shards else norm
+        norm = whole(nn.utils.get_total_norm(grads))
         bad = (~norm.isfinite()).float()
         excess = (norm / self.clip_grad_norm).clamp_min(1.0)
         if self.scaler.is_enabled():
