@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
 
         return end(run_file(argv))
 
-    task = find_flag("task", argv, in_config=True)
+    task = find_flag("task", argv)
     task_options = resolve_name(TASKS.get(str(task), TASKS["vae"]))
 
     class Command(task_options, PipelineOptions):

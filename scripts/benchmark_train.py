@@ -15,7 +15,7 @@ from wfimagevae.task.bench_options import FlowBenchOptions, VaeBenchOptions
 
 def main(argv: list[str] | None = None) -> None:
     """Measures and prints."""
-    task = find_flag("task", argv, in_config=True)
+    task = find_flag("task", argv)
     kinds = {"vae": VaeBenchOptions, "flow": FlowBenchOptions}
     if task in TASKS.keys() - kinds.keys():
         raise ValueError(f"--task {task} is not timed here; give one of {', '.join(kinds)}")

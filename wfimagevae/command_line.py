@@ -193,19 +193,17 @@ def parse(cls: type[_Class], argv: Sequence[str] | None = None, about: str = "")
         raise
 
 
-def find_flag(name: str, argv: Sequence[str] | None, in_config: bool = False) -> Any:
+def find_flag(name: str, argv: Sequence[str] | None) -> Any:
     """The value of one flag, before it is known which others there are; None if not given.
 
-    Args:
-        name: The flag; one without a value is True.
-        argv: Words of the command line; None takes this process's.
-        in_config: Look into the file of ``--config``, too.
+    That is on a command line, None for this process's, or in its file of ``--config``; a flag
+    without a value is True.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, usage=argparse.SUPPRESS)
     finder.add_argument(f"--{name}", nargs="?", const=True)
     finder.add_argument("--config")
     words = vars(finder.parse_known_args(argv)[0])
-    if words[name] is None and in_config and words["config"]:
+    if words[name] is None and words["config"]:
         return read_config(words["config"], finder).get(name)
     return words[name]
 

@@ -59,7 +59,8 @@ class Player:
         # One optimizer of the parts that have their own options and of the rest.
         apart = {parameter for part in parts for parameter in part.parameters}
         rest = [p for p in objective.parameters() if p.requires_grad and p not in apart]
-        parts = [*([PlayerPart(name, rest, options)] if rest or not parts else []), *parts]
+        if rest or not parts:
+            parts = [PlayerPart(name, rest, options), *parts]
         optimizers, self.schedules, self.group_names = [], [], []
         for part in parts:
             optimizers.append(build_optimizer(part.options, part.parameters, blocks, loss_divisor))

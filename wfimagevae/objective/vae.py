@@ -16,9 +16,8 @@ INVISIBLE = 1e-4  # of noise: an 8-bit image's steps are 8e-3
 
 def posterior_noise(vae: nn.Module, batch: Batch, seed: int) -> Tensor:
     """Each sample's own noise for the posterior, (B, latent_dim, H/8, W/8)."""
-    images = batch["image"]
-    height, width = (size // vae.spatial_factor for size in images.shape[2:])
-    shape = (vae.config.latent_dim, height, width)
+    images, factor = batch["image"], vae.spatial_factor
+    shape = (vae.config.latent_dim, images.shape[2] // factor, images.shape[3] // factor)
     return sample_noise(seed, batch["position"], shape, images.device)
 
 
