@@ -223,17 +223,17 @@ class Reporter:
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Counts the wait for data: on CUDA what the device was idle, with the data's own copy."""
-        start = self._mark()
-        yield
-        self.waits.append((start, self._mark()))
-
-    def _mark(self) -> "float | torch.cuda.Event":
-        """Now; on CUDA an event behind all that the device was asked for, which need not wait."""
         if self.world.device.type != "cuda":
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+            start = time.perf_counter()
+            yield
+            self.waits.append((start, time.perf_counter()))
+            return
+        # Events stand behind all that the device was asked for, and need not wait.
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        yield
+        end.record()
+        self.waits.append((start, end))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
