@@ -88,17 +88,14 @@ class ConditionalObjective(nn.Module):
         whole, without_class, either = draws < prob, draws < 1.5 * prob, draws < 2 * prob
         if not self.network.is_conditional:
             return data, noise, None, whole
-        null = self.network.null_condition(len(draws), device)
-        condition = self.condition(batch)
-
-        def drop(part: Tensor, nothing: Tensor, rows: Tensor) -> Tensor:
-            return torch.where(expand_times(to_device(rows, device), part), nothing, part)
-
+        null, condition = self.network.null_condition(len(draws), device), self.condition(batch)
         if not isinstance(condition, dict):
-            return data, noise, drop(condition, null, whole), whole
+            return data, noise, torch.where(to_device(whole, device), null, condition), whole
         text_rows = whole | (either & ~without_class) if "label" in condition else whole
-        rows = {name: without_class if name == "label" else text_rows for name in null}
-        dropped = {name: drop(condition[name], null[name], rows[name]) for name in null}
+        dropped = {}
+        for name, nothing in null.items():
+            part, rows = condition[name], without_class if name == "label" else text_rows
+            dropped[name] = torch.where(expand_times(to_device(rows, device), part), nothing, part)
         return data, noise, condition | dropped, whole
 
 
