@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from clips import crop_and_resize
     from reconstruction import frame_psnr, open_model, reconstruct, save_contact_sheet, sheet_path
     from wfimagevae.dataset.images.decode import UnreadableImage, open_rgb
-    from wfimagevae.engine.device import resolve_device
+    from wfimagevae.engine.device import use_device
     from wfimagevae.pictures.writer import check_extension, save_image
 
     target = options.rec_path
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pixels = np.array(open_rgb(options.image_path))  # (H, W, 3)
     except UnreadableImage as error:
         raise ValueError(f"--image_path {options.image_path}: {error}") from None
-    model = open_model(options, resolve_device(options.device))
+    model = open_model(options, use_device(options.device))
     # The largest sides that the model takes, after resizing.
     image, factor = torch.from_numpy(pixels).permute(2, 0, 1)[None], model.config.spatial_factor
     scale = options.short_size / min(image.shape[2:])

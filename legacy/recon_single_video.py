@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from clips import check_output, frame_numbers, read_clip, write_clip
     from reconstruction import frame_psnr, open_model, reconstruct, save_contact_sheet, sheet_path
-    from wfimagevae.engine.device import resolve_device
+    from wfimagevae.engine.device import use_device
 
     target, size = options.rec_path, (options.height, options.width)
     check_output(target, options.video_path)
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not (options.fps or source_rate):
         raise ValueError(f"{options.video_path} does not say its rate: give --fps")
     rate = options.fps or source_rate / options.sample_rate
-    model = open_model(options, resolve_device(options.device))
+    model = open_model(options, use_device(options.device))
     (pixels,) = reconstruct(model, clip[None])
     write_clip(target, pixels, rate, options.lossless)
     save_contact_sheet(sheet_path(target), clip, pixels)

@@ -228,11 +228,11 @@ def plan_training(
     import torch
 
     from wfimagevae.engine.cost import seconds_per_call
-    from wfimagevae.engine.device import resolve_device
+    from wfimagevae.engine.device import use_device
 
     how = {"device": args.device, "compile": 0}  # compiling would take longer than it saves
     # Threads wait for each other hundreds of times a step: on a busy machine one is faster.
-    device, cores, seconds = resolve_device(args.device), torch.get_num_threads(), {}
+    device, cores, seconds = use_device(args.device), torch.get_num_threads(), {}
     for threads in sorted({1, min(8, cores), cores}) if device.type == "cpu" else [cores]:
         torch.set_num_threads(threads)
         for precision in ("fp32", "bf16"):

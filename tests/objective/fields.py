@@ -29,6 +29,9 @@ class GaussianField(nn.Module):
         self.offset = nn.Parameter(torch.zeros((), dtype=torch.float64))
         self.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
 
+    def null_condition(self, count: int, device: torch.device) -> None:
+        """There are no classes."""
+
     def average(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         return gaussian_flow.average_velocity(x, t, s, self.mean, self.std)
 

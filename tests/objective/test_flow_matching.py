@@ -19,6 +19,19 @@ def gaussian_batch(count: int = COUNT, first: int = 0) -> dict:
     return {"point": data[first:], "position": list(range(first, first + count))}
 
 
+def test_paths_start_at_noise_and_end_at_data():
+    objective, batch = (
+        FlowMatching(GaussianField(0.0, 1.0), point, plain(), 3),
+        gaussian_batch(2000),
+    )
+    times = torch.zeros(2000, dtype=torch.float64)
+    start, end = objective.draw(batch, times), objective.draw(batch, times + 1)
+    assert abs(start.x_t.mean()) < 4 / 4000**0.5 and abs(start.x_t.std() - 1) < 4 / 8000**0.5
+    torch.testing.assert_close(end.x_t, batch["point"])
+    torch.testing.assert_close(start.x_t + start.velocity, end.x_t)
+    assert torch.equal(start.velocity, end.velocity)
+
+
 @pytest.mark.parametrize("kind", ["uniform", "logit_normal"])
 def test_exact_velocity_is_where_the_loss_is_lowest(kind):
     field = GaussianField(MEAN, STD)

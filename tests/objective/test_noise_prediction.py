@@ -17,8 +17,6 @@ SHAPE = (1, 4, 4)
 class OneImage(nn.Module):
     """The exact noise where all data are one image, and variances that are learned or not."""
 
-    is_conditional = False
-
     def __init__(self, value=0.3, error=0.0, learns_variance=True):
         super().__init__()
         self.config = SimpleNamespace(schedule="linear", num_train_steps=1000)
@@ -26,6 +24,9 @@ class OneImage(nn.Module):
         self.error = nn.Parameter(torch.tensor(error))
         self.fraction = nn.Parameter(torch.tensor(0.0))
         self.diffusion = GaussianDiffusion("linear")
+
+    def null_condition(self, count, device):
+        """It is told nothing."""
 
     def forward(self, x, t, condition):
         alpha_bar = self.diffusion.alpha_bar[t.long()].float().view(-1, 1, 1, 1)

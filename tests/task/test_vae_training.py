@@ -3,6 +3,7 @@
 import json
 import logging
 import time
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -49,10 +50,11 @@ def test_a_tiny_model_overfits_a_photograph_past_25_db(tmp_path):
 )
 def test_learning_rates_fall_over_the_updates_a_player_will_make(schedule, start, updates):
     options = VaeOptions(image_path="x", gan_schedule=schedule, disc_start=start)
-    task = VaeTask(options, ["generator", "discriminator"], None, None, None)
+    players = [Mock(schedules=[]), Mock(schedules=[])]
+    task = VaeTask(options, players, None, Mock(), None)
     assert tuple(task.updates(10)) == updates
-    turns = [name for step in range(10) for name in task.turn(step)]
-    assert (turns.count("generator"), turns.count("discriminator")) == updates
+    turns = [player for step in range(10) for player in task.turn(step)]
+    assert tuple(map(turns.count, players)) == updates
 
 
 def test_the_discriminator_may_learn_ahead(workplace):

@@ -1,6 +1,7 @@
 """Validation of image VAEs: crops of any size it can measure, and what it refuses beforehand."""
 
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -94,5 +95,5 @@ def test_one_held_out_image_at_least_must_be_readable(workplace, tmp_path):
     ],
 )
 def test_the_best_checkpoint_is_judged_by_the_weights_that_load_from_it(figures, score):
-    task = VaeTask(VaeOptions(image_path="x", disc_start=0), [], None, None, None)
+    task = VaeTask(VaeOptions(image_path="x", disc_start=0), [], None, Mock(), None)
     assert task.score(figures) == score

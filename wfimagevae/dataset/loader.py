@@ -52,38 +52,6 @@ class Batches(Iterator):
         self._taken = self._failures = 0
         self._loader, self._workers, self._waits_since = None, (), None
 
-    def _start(self) -> None:
-        self._first = self._taken + len(self._here)
-        multiprocessing.util.get_temp_dir()  # which workers share, as killed ones leave theirs
-        loader = DataLoader(
-            self._read,
-            batch_size=None,
-            sampler=self._order(self._first),
-            collate_fn=dict,
-            num_workers=self._num_workers,
-            worker_init_fn=_start_worker,
-            # Without its own generator a DataLoader draws its base seed from the global one.
-            generator=torch.Generator(),
-            timeout=_GLANCE if self._num_workers else 0,
-            **self._options,
-        )
-        # PyTorch's own handler would raise, in whatever runs, when a worker dies.
-        handler = signal.getsignal(signal.SIGCHLD)
-        self._loader = iter(loader)
-        if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGCHLD, handler)
-        self._workers = getattr(self._loader, "_workers", ())
-        self._asked = len(self._here)
-        self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
-        # Storage that answers no more, and a worker stopped while it hands over, are waited for
-        # without end, whatever the time.
-        place = self._loader, self._orders, self._results
-        thread = threading.Thread(target=_fetch, args=place, daemon=True)
-        thread.start()
-        # With this object and with this process, whose SIGTERM workers do not hear.
-        place = self._workers, self._orders, thread
-        self._end = multiprocessing.util.Finalize(self, _end, place, exitpriority=1)
-
     def ready(self, count: int = 1, seconds: float = 0.0) -> bool:
         """Whether the next ``count`` batches are there, or all there are; waits for ``seconds``.
 
@@ -91,8 +59,38 @@ class Batches(Iterator):
         """
         if not (seconds or self._num_workers):
             return False
+        # Workers begin, and a thread hands over what they read, an order each.
         if self._loader is None:
-            self._start()
+            self._first = self._taken + len(self._here)
+            multiprocessing.util.get_temp_dir()  # which workers share, as killed ones leave theirs
+            loader = DataLoader(
+                self._read,
+                batch_size=None,
+                sampler=self._order(self._first),
+                collate_fn=dict,
+                num_workers=self._num_workers,
+                worker_init_fn=_start_worker,
+                # Without its own generator a DataLoader draws its base seed from the global one.
+                generator=torch.Generator(),
+                timeout=_GLANCE if self._num_workers else 0,
+                **self._options,
+            )
+            # PyTorch's own handler would raise, in whatever runs, when a worker dies.
+            handler = signal.getsignal(signal.SIGCHLD)
+            self._loader = iter(loader)
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGCHLD, handler)
+            self._workers = getattr(self._loader, "_workers", ())
+            self._asked = len(self._here)
+            self._orders, self._results = queue.SimpleQueue(), queue.SimpleQueue()
+            # Storage that answers no more, and a worker stopped while it hands over, are waited for
+            # without end, whatever the time.
+            place = self._loader, self._orders, self._results
+            thread = threading.Thread(target=_fetch, args=place, daemon=True)
+            thread.start()
+            # With this object and with this process, whose SIGTERM workers do not hear.
+            place = self._workers, self._orders, thread
+            self._end = multiprocessing.util.Finalize(self, _end, place, exitpriority=1)
         for _ in range(count - self._asked):
             self._orders.put(True)
         self._asked = max(self._asked, count)

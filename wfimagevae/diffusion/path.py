@@ -1,20 +1,7 @@
-"""The straight path from noise to data, and the times that samplers visit on it."""
+"""Times on the path from noise to data, and those that samplers visit."""
 
 import torch
 from torch import Tensor
-
-
-def straight_path(noise: Tensor, data: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """Point ``x_t`` and velocity ``d x_t / dt`` on the straight line from noise to data, (B, ...).
-
-    Times, (B,), are in [0, 1]; 0 is noise, 1 is data.
-
-    Source: Lipman et al. 2023, arXiv:2210.02747, optimal-transport path.
-    """
-    if t.shape != (len(data),):
-        raise ValueError(f"t must have shape ({len(data)},), got {tuple(t.shape)}")
-    t = expand_times(t, data)
-    return (1 - t) * noise + t * data, data - noise
 
 
 def expand_times(t: Tensor, x: Tensor) -> Tensor:

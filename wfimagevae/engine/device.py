@@ -15,11 +15,12 @@ _CUDA_GRAPHS = ("reduce-overhead", "max-autotune")
 _log = logging.getLogger("wfimagevae")
 
 
-def resolve_device(name: str, local_rank: int = 0) -> torch.device:
+def use_device(name: str, local_rank: int = 0) -> torch.device:
     """The device for ``auto``, ``cuda``, ``cuda:N``, ``mps`` or ``cpu``; ValueError if absent.
 
     ``auto`` takes CUDA, else Apple's MPS, else the CPU. A bare ``cuda`` is that of this process's
-    number on its machine, ``local_rank``.
+    number on its machine, ``local_rank``. One of CUDA becomes the current one, with TF32 and
+    cudnn.benchmark.
     """
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
@@ -28,31 +29,25 @@ def resolve_device(name: str, local_rank: int = 0) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ValueError(f"unknown device {name!r}; use auto, cuda, cuda:N, mps or cpu") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        index = local_rank if device.index is None else device.index
-        if index >= count:
-            raise ValueError(
-                f"device cuda:{index} asked for, but {count} CUDA devices are visible; "
-                "start fewer processes, or use --device cpu"
-            )
-        return torch.device("cuda", index)
+    if device.type not in ("cuda", "cpu", "mps"):
+        raise ValueError(f"unsupported device {name!r}; use auto, cuda, cuda:N, mps or cpu")
     if device.type == "mps" and not has_mps:
         raise ValueError("device 'mps' asked for, but this PyTorch has no MPS; use --device cpu")
-    if device.type not in ("cpu", "mps"):
-        raise ValueError(f"unsupported device {name!r}; use auto, cuda, cuda:N, mps or cpu")
-    return device
-
-
-def use_device(name: str, local_rank: int = 0) -> torch.device:
-    """As `resolve_device`; one of CUDA becomes the current one, with TF32 and cudnn.benchmark."""
-    device = resolve_device(name, local_rank)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.benchmark = True
-        _log.info("TF32 and cudnn.benchmark are on")
+    if device.type != "cuda":
+        return device
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = local_rank if device.index is None else device.index
+    if index >= count:
+        raise ValueError(
+            f"device cuda:{index} asked for, but {count} CUDA devices are visible; "
+            "start fewer processes, or use --device cpu"
+        )
+    device = torch.device("cuda", index)
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    _log.info("TF32 and cudnn.benchmark are on")
     return device
 
 

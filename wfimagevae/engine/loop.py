@@ -1,7 +1,7 @@
 """The training loop: updates in turn; reports, validations and checkpoints when they are due."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
 from torch import nn
@@ -22,6 +22,7 @@ class Task:
             `dataset.TrainLoader` gives them.
         validator: Makes figures and pictures of held-out data, under names that begin with a
             prefix, at a step, with a pulse between parts; None where nothing is validated.
+        own_parts: What else a checkpoint holds, by name.
 
     Attributes:
         best_name: File of the checkpoint that scored best.
@@ -45,9 +46,17 @@ class Task:
         network: nn.Module,
         loader: Iterator[dict],
         validator: Callable | None = None,
+        own_parts: Mapping[str, Part] | None = None,
     ):
         self.players, self.network, self.loader = players, network, loader
-        self.validator = validator
+        self.validator, self.own_parts = validator, own_parts or {}
+        for player in players:
+            for schedule in player.schedules:
+                if schedule.options.lr_schedule == "plateau" and not validator:
+                    raise ValueError(
+                        "--lr_schedule plateau follows validations, and this run makes none: give "
+                        "--eval_steps above 0 and held-out data, or another schedule"
+                    )
 
     def turn(self, step: int) -> Sequence[Player]:
         """Whose update it is at ``step``, in order."""
@@ -84,8 +93,9 @@ class Task:
 
     def parts(self) -> dict[str, Part]:
         """What a checkpoint holds, under the names that `from_pretrained` and old readers know."""
+        # What is the task's own comes first: it tells best what does not fit.
         weights = Part(self.network.state_dict, self.network.load_weights)
-        parts = {"state_dict.gen_model": weights, "sampler_state": self.loader}
+        parts = {**self.own_parts, "state_dict.gen_model": weights, "sampler_state": self.loader}
         for short, player in zip(("gen", "disc"), self.players, strict=False):
             parts[f"optimizer_state.{short}_optimizer"] = OptimizerState(player.optimizer)
             parts[f"player_state.{player.name}"] = player

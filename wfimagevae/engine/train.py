@@ -85,12 +85,6 @@ def run_training(
         # Networks, data and players; the tracker comes last, as it may start processes.
         task = assemble(options.changed(compile=is_compiled), process, folder)
         stack.callback(task.loader.close)
-        schedules = {s.options.lr_schedule for player in task.players for s in player.schedules}
-        if "plateau" in schedules and not task.validator:
-            raise ValueError(
-                "--lr_schedule plateau follows validations, and this run makes none: give "
-                "--eval_steps above 0 and held-out data, or another schedule"
-            )
         tracker = None
         if is_main and options.tracker != "none":
             tracker = open_tracker(options.tracker, folder, options.exp_name, options.values())

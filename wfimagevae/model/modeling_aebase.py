@@ -32,10 +32,7 @@ class DiagonalGaussian:
             moments = moments.float()
         self.mean, logvar = moments.chunk(2, dim=1)
         self.logvar = logvar.clamp(*LOGVAR_RANGE)
-
-    @property
-    def std(self) -> Tensor:
-        return (0.5 * self.logvar).exp()
+        self.std = (0.5 * self.logvar).exp()
 
     def mode(self) -> Tensor:
         return self.mean

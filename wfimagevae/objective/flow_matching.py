@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wfimagevae.diffusion.guidance import Condition
-from wfimagevae.diffusion.path import expand_times, shift_times, straight_path
+from wfimagevae.diffusion.path import expand_times, shift_times
 from wfimagevae.engine.device import to_device
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms
 from wfimagevae.objective.options import NoisePredictionOptions, ObjectiveOptions
@@ -86,9 +86,10 @@ class ConditionalObjective(nn.Module):
         # A draw below prob drops class and text, below 1.5 prob the class, below 2 prob the text.
         draws, prob = sample_uniforms(self.seed, "drop", positions), self.options.cfg_dropout_prob
         whole, without_class, either = draws < prob, draws < 1.5 * prob, draws < 2 * prob
-        if not self.network.is_conditional:
+        null = self.network.null_condition(len(draws), device)
+        if null is None:
             return data, noise, None, whole
-        null, condition = self.network.null_condition(len(draws), device), self.condition(batch)
+        condition = self.condition(batch)
         if not isinstance(condition, dict):
             return data, noise, torch.where(to_device(whole, device), null, condition), whole
         text_rows = whole | (either & ~without_class) if "label" in condition else whole
@@ -132,10 +133,15 @@ class FlowMatching(ConditionalObjective):
         return shift_times(times, options.time_shift)
 
     def draw(self, batch: Batch, t: Tensor) -> PathPoint:
-        """The points at times ``t``, (B,), of paths that follow from the data positions."""
+        """The points at times ``t``, (B,), of straight paths that follow from the data positions.
+
+        Source: Lipman et al. 2023, arXiv:2210.02747, optimal-transport path.
+        """
         data, noise, condition, dropped = self.draw_sample(batch)
         t = to_device(t.to(data.dtype), data.device)
-        return PathPoint(*straight_path(noise, data, t), t, condition, dropped)
+        times = expand_times(t, data)
+        x_t = (1 - times) * noise + times * data
+        return PathPoint(x_t, data - noise, t, condition, dropped)
 
 
 def error_by_time(error: Tensor, t: Tensor, names: Sequence[str] = TIME_BINS) -> Logs:

@@ -107,11 +107,11 @@ def assemble(
         validator = kind.judge(options, objective, generator, held_out, process, folder)
     # What the training is about to do, in a few lines.
     classes = f"{network.num_classes} classes" if network.num_classes else "no classes"
-    if not network.is_conditional:
-        classes += ", no text: --cfg_dropout_prob has no effect"
     if space.text is not None:
         name, source, length = (space.text.facts[name] for name in ("kind", "source", "length"))
         classes += f"; text by {name}" + (f":{source}" if source else "") + f", length {length}"
+    elif not network.num_classes:
+        classes += ", no text: --cfg_dropout_prob has no effect"
     numbers = network.num_parameters(), network.num_parameters(only_trainable=True)
     log.info(
         "%s: %s parameters, %s of them learn, %.3g GMAC a sample of %s; %s",
@@ -140,7 +140,10 @@ class FlowTask(Task):
         loader: TrainLoader,
         validator: FlowValidator | None = None,
     ):
-        super().__init__((player,), player.objective.network, loader, validator)
+        # What generating needs to know: plain values, and a resumed run must agree on the data.
+        facts = space.facts | player.objective.facts
+        own = {"generator": Part(lambda: facts, partial(check_same_data, facts))}
+        super().__init__((player,), player.objective.network, loader, validator, own)
         self.options, self.space, self.objective = options, space, player.objective
         self.samples = SAMPLES[space.facts["space"]]
 
@@ -152,11 +155,6 @@ class FlowTask(Task):
         """Minus the energy distance of samples, of those in one step where it makes them."""
         drawn = {name.split("/")[-1]: value for name, value in values.items()}
         return -drawn.get("energy_distance_one_step", drawn["energy_distance"])
-
-    def parts(self) -> dict[str, Part]:
-        # What generating needs to know: plain values, and a resumed run must agree on the data.
-        facts = self.space.facts | self.objective.facts
-        return super().parts() | {"generator": Part(lambda: facts, partial(check_same_data, facts))}
 
 
 def check_same_data(now: dict, before: dict) -> None:

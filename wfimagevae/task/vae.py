@@ -103,7 +103,10 @@ class VaeTask(Task):
         loader: TrainLoader,
         validator: VaeValidator | None = None,
     ):
-        super().__init__(players, vae, loader, validator)
+        # A discriminator that does not fit is told before its optimizer, which then does not, too.
+        weights = Part(loss.state_dict, self._load_loss)
+        own = {"state_dict.disc_model": weights, "task_state": self}
+        super().__init__(players, vae, loader, validator, own)
         self.options, self.loss = options, loss
         self.weights = {"generator": "state_dict.gen_model"}
         if options.disc_weight > 0:
@@ -161,11 +164,6 @@ class VaeTask(Task):
         if message not in self._warned:
             log.warning(message, value)
         self._warned.add(message)
-
-    def parts(self) -> dict[str, Part]:
-        # A discriminator that does not fit is told before its optimizer, which then does not, too.
-        weights = Part(self.loss.state_dict, self._load_loss)
-        return {"state_dict.disc_model": weights, "task_state": self} | super().parts()
 
     def _load_loss(self, state: dict) -> None:
         # All layers but two have stride 2; a loss of --disc_cls may name them otherwise.

@@ -28,7 +28,8 @@ class ChannelLayerNorm(nn.Module):
 
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        weight, bias = _match(x, weight, bias)
+        if x.device.type != "cpu":  # whose kernel takes bfloat16 with float32 parameters
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             # Of channels_last memory, the permuted view is contiguous: nothing is copied.
             y = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, EPS)
@@ -53,7 +54,8 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        weight, bias = _match(x, weight, bias)
+        if x.device.type != "cpu":  # whose kernel takes bfloat16 with float32 parameters
+            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
         with torch.autocast(x.device.type, enabled=False):
             y = F.group_norm(x, NUM_GROUPS, weight, bias, EPS)
         return y.contiguous(memory_format=torch.channels_last)
@@ -71,13 +73,6 @@ def is_hooked(module: nn.Module) -> bool:
 def widened(x: Tensor, weight: Tensor) -> Tensor:
     """``x`` in the type of ``weight``, unless that is only stored so, in fewer bits."""
     return x.to(weight.dtype) if weight.itemsize > x.itemsize else x
-
-
-def _match(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Parameters in the type that the kernel wants; the CPU's mixes bfloat16 and float32."""
-    if x.device.type == "cpu":
-        return weight, bias
-    return weight.to(x.dtype), bias.to(x.dtype)
 
 
 # What a config calls them.
