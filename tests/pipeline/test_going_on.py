@@ -94,9 +94,9 @@ def test_what_is_finished_is_not_trained_again(place, content):
     place.refuses(content, "activation: silu -> relu")
 
 
-def test_how_a_step_was_validated_may_change(place, content):
+def test_how_a_step_was_validated_or_compiled_may_change(place, content):
     content["data"]["eval_data_path"] = str(place.folder / "train")
-    steps_of(content)[0]["options"] = {"eval_steps": 100}
+    steps_of(content)[0]["options"] = {"eval_steps": 100, "compile": False}
     steps_of(content)[2]["options"] = {"sampling_steps": 3, "eval_num_samples": 2}
     place.run(content)
 

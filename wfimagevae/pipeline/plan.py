@@ -45,6 +45,7 @@ _HARMLESS = {n for group in _GROUPS for n in group.model_fields if not n.startsw
 _HARMLESS -= {"log_steps", "weights_from"}
 _HARMLESS |= {"config", "exp_name", "wds_cache_dir", "max_bad_updates", "lpips_weights"}
 _HARMLESS |= {"find_unused_parameters", "ddp_timeout", "eval_clip_model", "eval_fid"}
+_HARMLESS |= {"compile", "compile_mode"}  # as is the device
 _HARMLESS |= {"model_config"}  # its content is compared
 NETWORK_FILE = "network.json"
 _CONVERTED = {k.flag: f"{name}, as {k.flag}" for name, k in StepSection.keys().items() if k.unit}
