@@ -9,14 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from wfimagevae.engine.device import autocast
 from wfimagevae.engine.ema import EMA
 from wfimagevae.engine.optim import Combined, LrSchedule, build_optimizer
 from wfimagevae.engine.options import OptimizerOptions, TrainingOptions
-from wfimagevae.engine.sharding import local
+from wfimagevae.engine.sharding import local, whole
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class Player:
         self.scaler.unscale_(self.optimizer)
         grads = [p.grad for p in self.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads)
-        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = whole(norm) if self.shards else norm
         bad = (~norm.isfinite()).float()
         excess = (norm / self.clip_grad_norm).clamp_min(1.0)
         if self.scaler.is_enabled():

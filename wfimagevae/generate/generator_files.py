@@ -142,7 +142,8 @@ def _with_upsampler(generator: FlowGenerator, options: GeneratorOptions) -> TwoS
         from_pretrained=options.upsampler,
         model_name=name.replace("base", "upsample"),
         text_encoder=text if text.startswith("gpt2") else None,
-        **{"upsampler": None, "vae": None},
+        upsampler=None,
+        vae=None,
     )
     upsampler = load_generator(second, generator.device, generator.precision)
     generator.source["upsampler"] = upsampler.source["path"]

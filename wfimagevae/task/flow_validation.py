@@ -95,6 +95,7 @@ class FlowValidator:
             raise ValueError("--eval_clip_model scores what prompts alone draw: give --base_model")
         self.clip = load_clip(options.eval_clip_model) if options.eval_clip_model else None
         self.inception: Extractor | None = None
+        self.real_features: Tensor | None = None
         if options.eval_fid:
             if generator.facts["space"] == "point":
                 raise ValueError("--eval_fid is for images, and these are points")
@@ -165,17 +166,18 @@ class FlowValidator:
         self.pulse()
         rows, features = (gather_rows(real), gather_rows(generated)), ()
         if not rows[1].isfinite().all():
-            return dict.fromkeys(["energy_distance", "fid"][: 1 + bool(self.inception)], math.inf)
+            names = ["energy_distance", "fid"] if self.inception else ["energy_distance"]
+            return dict.fromkeys(names, math.inf)
         if self.inception:
-            features = self._features(real), self._features(generated)
+            if self.real_features is None:  # the same at every validation
+                self.real_features = self._features(real)
+            features = self.real_features, self._features(generated)
 
         def judge(_: list[int]) -> dict:
-            values = {}
-            if self.world.is_main:
-                values["energy_distance"] = energy_distance(*rows)
-            if self.world.is_main and features:
-                values["fid"] = frechet_distance(*features)
-            return {"values": values}
+            if not self.world.is_main:
+                return {"values": None}
+            fid = {"fid": frechet_distance(*features)} if features else {}
+            return {"values": {"energy_distance": energy_distance(*rows)} | fid}
 
         # By a thread: of thousands of samples it takes longer than a signal may wait.
         work = Batches(judge, lambda number: [[0]][number:])

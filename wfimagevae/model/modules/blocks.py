@@ -28,8 +28,7 @@ class ChannelLayerNorm(nn.Module):
 
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if x.device.type != "cpu":  # whose kernel takes bfloat16 with float32 parameters
-            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        weight, bias = matched(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             # Of channels_last memory, the permuted view is contiguous: nothing is copied.
             y = F.layer_norm(x.permute(0, 2, 3, 1), weight.shape, weight, bias, EPS)
@@ -54,14 +53,18 @@ class ChannelGroupNorm(nn.GroupNorm):
 
     @staticmethod
     def normalize(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        if x.device.type != "cpu":  # whose kernel takes bfloat16 with float32 parameters
-            weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+        weight, bias = matched(x, weight, bias)
         with torch.autocast(x.device.type, enabled=False):
             y = F.group_norm(x, NUM_GROUPS, weight, bias, EPS)
         return y.contiguous(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.normalize(x, self.weight, self.bias)
+
+
+def matched(x: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """A norm's parameters in the type of ``x``, but for the CPU, whose kernels mix types."""
+    return (weight, bias) if x.device.type == "cpu" else (weight.to(x.dtype), bias.to(x.dtype))
 
 
 def is_hooked(module: nn.Module) -> bool:
