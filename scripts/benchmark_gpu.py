@@ -14,7 +14,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from shlex import join, quote, split
 from tempfile import TemporaryDirectory
@@ -36,7 +36,6 @@ TINY |= {"often": "--max_steps 2 --eval_steps 2 --eval_num_samples 8 --log_steps
 COLUMNS = ("img_per_s", "ms", "tflop_per_s", "mfu", "device")
 MORE = ("alternate_over_joint", "mean_flow_over_flow_matching", "saved_memory_ratio", "busy")
 MORE += ("loop_overhead", "checkpoint_bytes", "s_pause", "s_write", "s_resume", "peak_mib", "said")
-
 
 # Convolutions to and from the 12 channels of the Haar bands, or as many as tensor cores like.
 CONVS = """'import torch; x = torch.rand({1}, {2}, 128, 128, device="{0}", dtype=torch.bfloat16);
@@ -181,12 +180,10 @@ def main(argv: list[str] | None = None) -> int:
     rows, folder = [], Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     end = time.monotonic() + 60 * options.minutes
-    with (
-        TemporaryDirectory(dir=folder, prefix="runs-") as runs,
-        (folder / "results.jsonl").open("w") as results,
-        (folder / "log.txt").open("w+", errors="replace") as log,
-    ):
-        parts = plan(options, runs)
+    with TemporaryDirectory(dir=folder, prefix="runs-") as runs, ExitStack() as files:
+        parts = plan(options, runs)  # what it refuses costs no earlier results
+        results = files.enter_context((folder / "results.jsonl").open("w"))
+        log = files.enter_context((folder / "log.txt").open("w+", errors="replace"))
         for i, (name, seconds, base, command) in enumerate(parts):
             # What a part leaves of its time is shared by those behind it.
             left = (end - time.monotonic()) * seconds / sum(part[1] for part in parts[i:])

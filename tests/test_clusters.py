@@ -23,7 +23,7 @@ FLAGS |= {"NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "TORCH_ELASTIC_SH
 # Commands of Slurm: each says what it was told; a step lasts until it is signalled.
 SLURM = {
     "scontrol": 'echo "scontrol $*" >> calls; echo host',
-    "srun": "env > environment; touch begun; trap 'echo saved >> calls; exit 143' TERM; "
+    "srun": "env > environment; touch begun; trap 'sleep 0.5; echo saved >> calls; exit 143' TERM; "
     '[ -n "$QUICK" ] && exit "$QUICK"; echo $$ > s; mv s step; while :; do sleep 0.1; done',
     "scancel": 'echo "scancel $*" >> calls; kill -TERM "$(cat step)"',
 }
@@ -61,6 +61,9 @@ def test_slurm_saves_and_requeues_before_its_time_is_up(slurm_job, tmp_path):
         assert job.poll() is None
         time.sleep(0.05)
     job.send_signal(signal.SIGUSR1)  # as --signal=B:USR1@120 does
+    while "scancel" not in (tmp_path / "calls").read_text():
+        time.sleep(0.05)
+    job.send_signal(signal.SIGUSR1)  # which may follow one sent by hand
     assert job.wait(60) == 0
     told = (tmp_path / "calls").read_text().splitlines()
     assert told[1:] == ["scancel --signal=TERM 7", "saved", "scontrol requeue 7"]

@@ -31,6 +31,7 @@ export NNODES MASTER_ADDR MASTER_PORT="${MASTER_PORT:-29500}"
 draining=""
 # shellcheck disable=SC2329  # the trap calls it
 drain() {
+  trap '' USR1  # another one would end the wait for what saves
   draining=1
   scancel --signal=TERM "$SLURM_JOB_ID"  # to the steps, not to this script
 }

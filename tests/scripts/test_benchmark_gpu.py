@@ -62,6 +62,10 @@ def test_parts_go_on_after_failures_and_late_ones(tmp_path, monkeypatch, capsys)
     assert text in printed and re.search(r"broken: failed \(1\), .* out of luck\n", printed)
     assert "| 5 |" in text and "img_per_s over slow 2.5" in text and "| a/b | 1.5 |" in text
     assert "loading" in (tmp_path / "new" / "log.txt").read_text()
+    # What is refused leaves them.
+    monkeypatch.setattr(benchmark_gpu, "plan", plan)
+    refused("--only slow: there are", main, ["--output_dir", f"{tmp_path}/new", "--only", "slow"])
+    assert len(read_json_lines(tmp_path / "new" / "results.jsonl")) == 5
 
 
 def test_a_kill_leaves_what_was_measured_and_no_process(tmp_path):
