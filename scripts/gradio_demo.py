@@ -31,6 +31,12 @@ from wfimagevae.options import Count, option
 WHAT = ("prompt", "negative_prompt", "label", "count", "seed", "height", "width")
 HOW = ("model", "sampler", "steps", "guidance_scale")
 MAX_SIDE, ERROR_GAIN = 1024, 5.0
+EXAMPLES = [
+    "a red circle",
+    "an oil painting of a corgi",
+    "a photograph of a lighthouse at dusk",
+    "a bowl of oranges on a wooden table",
+]
 # Samples may be as small as icons.
 STYLE = ".pixels img {image-rendering: pixelated} .pixels .grid-wrap {min-height: 0}"
 LOOK = {"format": "png", "object_fit": "contain", "height": "auto", "elem_classes": "pixels"}
@@ -190,6 +196,8 @@ def reconstruct(autoencoder: Any, path: str | None) -> tuple[Any, Any, Any, str,
 def samples_tab(*sides: str, gr: Any, models: Models) -> None:
     """What is drawn, below how it is drawn at each side, and below the pictures of each."""
     inputs, outputs = controls(gr, models, WHAT), []
+    if any(generator.model.takes_text for generator in models.values()):
+        gr.Examples(EXAMPLES, inputs["prompt"], label="Prompts to begin with")
     with gr.Row():
         for number, side in enumerate(sides):
             with gr.Column():

@@ -260,7 +260,7 @@ def test_make_demo_names_what_to_run_first(tmp_path):
     reason="needs Chromium and its driver: apt-get install chromium; pip install playwright",
 )
 def test_a_browser_types_clicks_and_sees_pictures(page, photos):
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     with sync_playwright() as driver:
@@ -269,7 +269,10 @@ def test_a_browser_types_clicks_and_sees_pictures(page, photos):
         hosts = set()
         tab.on("request", lambda request: hosts.add(request.url.split("/")[2]))
         tab.goto(page.url)
-        tab.get_by_label("Prompt", exact=True).first.fill("a green ring")
+        prompt = tab.get_by_label("Prompt", exact=True).first
+        tab.get_by_role("button", name="a red circle").first.click()
+        expect(prompt).to_have_value("a red circle")
+        prompt.fill("a green ring")
         tab.get_by_label("Model").first.click()
         tab.get_by_role("option").nth(1).click()
         tab.get_by_role("button", name="Draw").first.click()

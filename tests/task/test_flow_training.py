@@ -177,9 +177,9 @@ def test_validation_gives_the_fid_of_torch_fidelity(place, inception_weights, mo
     narrow = load_inception(CPU, str(inception_weights), 64)
     monkeypatch.setattr("wfimagevae.task.flow_validation.load_inception", lambda *_: narrow)
     flags = {"eval_steps": 1, "eval_fid": True, "eval_batch_size": 3, "no_ema": True}
-    run = place.train("run", 1, **flags)
-    (row,) = rows(run / "validation.jsonl")
-    options = parse(FlowOptions, place.flags("run", 1, **flags))
+    run = place.train("run", 2, **flags)
+    _, row = rows(run / "validation.jsonl")
+    options = parse(FlowOptions, place.flags("run", 2, **flags))
     batch = build_datasets(options)[1].read_batch(list(range(8)))
     generator, sampling = load_generator(str(run), CPU), SamplingOptions(steps=2, seed=options.seed)
     samples = generator.images(generator.sample(list(range(8)), batch["label"], sampling))
