@@ -19,7 +19,7 @@ from wfimagevae.dataset.loader import TrainLoader
 from wfimagevae.dataset.open import build_image_data
 from wfimagevae.dataset.options import POINT_SETS
 from wfimagevae.engine.checkpoint import checkpoint_path, read_checkpoint, restore, whole_checkpoint
-from wfimagevae.engine.cost import HeldBytes
+from wfimagevae.engine.cost import HeldBytes, count_macs
 from wfimagevae.engine.device import autocast, compiles, synchronize, use_device
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.loop import Task, fit
@@ -33,7 +33,6 @@ from wfimagevae.task.flow import (
     build_flow_player,
     build_network,
     build_objective,
-    sample_macs,
 )
 from wfimagevae.task.flow_space import DEFAULT_RESOLUTION, FlowSpace, build_datasets, open_space
 from wfimagevae.task.vae import VaeTask, build_loss, build_players, build_vae, check_sizes
@@ -311,7 +310,8 @@ def flow_benchmark(options: FlowBenchOptions, parts: tuple | None = None) -> Tra
     if options.compile:
         objective.compile(options.compile_mode)
     player = build_flow_player(options, objective)
-    player.flops_per_sample = 2.0 * objective.passes * sample_macs(network)
+    macs = count_macs(network, *network.example_inputs(network.device))
+    player.flops_per_sample = 2.0 * objective.passes * macs
     facts = {name: getattr(options, name) for name in _FLOW_FACTS}
     facts |= {"sample_shape": network.sample_shape, "num_classes": network.num_classes}
     return TrainBenchmark(FlowTask(options, space, player, batches), options, facts)

@@ -63,8 +63,7 @@ def _assemble(options: FlowOptions, process: World, folder: Path) -> "FlowTask":
     network = build_network(options, space, CPU if options.fsdp else device)
     check_bucket_sizes(data[0], space, network)
     objective = build_objective(options, network, space)
-    macs = sample_macs(network)
-    return assemble(FlowTask, options, space, objective, macs, data, process, folder)
+    return assemble(FlowTask, options, space, objective, data, process, folder)
 
 
 def assemble(
@@ -72,17 +71,16 @@ def assemble(
     options: FlowOptions,
     space: FlowSpace,
     objective: nn.Module,
-    macs: int,
     data: tuple[TrainData, TrainData | None],
     process: World,
     folder: Path,
 ) -> "FlowTask":
     """A task of one player: who it is, what it learns from, and who judges it.
 
-    ``macs`` are multiply-accumulates of a sample's forward pass; ``data`` are the training data,
-    and data held out where there is validation.
+    ``data`` are the training data, and data held out where there is validation.
     """
     network, (dataset, held_out), device = objective.network, data, process.device
+    macs = count_macs(network, *network.example_inputs(network.device))
     if options.fp8:
         if objective.average_velocity:
             raise ValueError(
@@ -276,10 +274,3 @@ def build_generator(
     device = next(network.parameters()).device
     precision = options.mix_precision
     return FlowGenerator(network, device, facts, decode, space.text, downsampling, precision)
-
-
-def sample_macs(network: nn.Module) -> int:
-    """Multiply-accumulates of a forward pass for one sample."""
-    device = next(network.parameters()).device
-    x, t = torch.empty(1, *network.sample_shape, device=device), torch.empty(1, device=device)
-    return count_macs(network, x, t, network.null_condition(1, device))

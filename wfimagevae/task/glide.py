@@ -12,7 +12,6 @@ from torch import Tensor
 
 from wfimagevae.diffusion.guidance import Condition
 from wfimagevae.engine.checkpoint import Part
-from wfimagevae.engine.cost import count_macs
 from wfimagevae.engine.distributed import World
 from wfimagevae.engine.run import Watcher
 from wfimagevae.engine.seeding import sample_noise, sample_uniforms, stable_hash
@@ -84,9 +83,7 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
     space = replace(space, condition=_conditions(options, network, space))
     parts = space.encode, options, options.seed, space.condition, space.text
     objective = NoisePrediction(network, *parts)
-    inputs = network.example_inputs(next(network.parameters()).device)
-    macs = count_macs(network, *inputs)
-    return assemble(GlideTask, options, space, objective, macs, data, process, folder)
+    return assemble(GlideTask, options, space, objective, data, process, folder)
 
 
 def two_stages(

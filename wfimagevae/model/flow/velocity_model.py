@@ -117,6 +117,11 @@ class VelocityModel(CheckpointedBlocks, RegisteredModel):
             return None
         return torch.full((batch_size,), self.num_classes, dtype=torch.int64, device=device)
 
+    def example_inputs(self, device: torch.device | str) -> tuple[Tensor, Tensor, Condition | None]:
+        """State, time and condition of one sample, all of zeros or null."""
+        x, t = torch.zeros(1, *self.sample_shape, device=device), torch.zeros(1, device=device)
+        return x, t, self.null_condition(1, device)
+
     def encode_text(self, condition: Condition) -> Condition:
         """The condition with what all steps of a sampler can share computed once: here nothing."""
         return condition

@@ -174,12 +174,11 @@ class Glide(VelocityModel):
         return null
 
     def example_inputs(self, device: torch.device | str) -> tuple[Tensor, Tensor, Condition]:
-        """State, time and whole condition of one sample without a text."""
-        shape, condition = self.sample_shape, self.null_condition(1, device)
+        """As of every network, with the parts that have no null."""
+        x, t, condition = super().example_inputs(device)
         for part in self.needs:
-            channels = 1 if part == "inpaint_mask" else shape[0]
-            condition[part] = torch.zeros(1, channels, *shape[1:], device=device)
-        return torch.zeros(1, *shape, device=device), torch.zeros(1, device=device), condition
+            condition[part] = torch.zeros_like(x[:, :1] if part == "inpaint_mask" else x)
+        return x, t, condition
 
     def encode_text(self, condition: dict[str, Tensor]) -> dict[str, Tensor]:
         """The condition with ``pooled`` (B, 4 base_channels) and ``tokens`` (B, L, text_width).
