@@ -132,7 +132,7 @@ def draw(generators: Models, values: Mapping[str, Any], progress: Callable) -> l
     size = generator.sample_size(values["height"] or None, values["width"] or None)
     classes = generator.class_numbers(labels) if labels or not takes_text else []
     prompts = [values["prompt"] or ""] if takes_text else []
-    subjects = subjects_in_turn(values["count"], classes, prompts)
+    subjects = subjects_in_turn(round(values["count"]), classes, prompts)
     stems = [slug(prompts[0])] * len(subjects) if prompts else class_stems(generator, subjects)
 
     # As generate.py does, but every step is told.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from scripts.generate import main as generate
 from scripts.save_hf_model import main as export
-from tests.images import TINY_MODEL
+from tests.images import TINY_MODEL, write_captioned
 from tests.model.text.tiny_encoders import write_clip
 from tests.model.text.vocabulary import write_vocabulary
 from tests.task.training import Trainings, differences, largest_difference, load, refused, rows
@@ -239,6 +239,9 @@ def test_captions_are_counted_and_errors_stand_by_time(place):
 def test_what_goes_wrong_is_said_before_the_first_step(place):
     named, base = {"model_name": "GLIDE-upsample", "model_config": None}, place.train("base", 1)
     up = named | {"model_config": place.folder / "up.json"}
+    public = {"pretrained_model_name_or_path": "pretrained"}
+    photos = write_captioned(place.folder / "photos", 2, lambda i: (40, 80))
+    images = {"dataset": "images", "data_path": photos, "num_shapes": None}
     for words, options in (
         ("invalid choice: 'moons'", {"dataset": "moons"}),
         ("gpt2:nowhere does not exist", {"text_encoder": "gpt2:nowhere"}),
@@ -246,6 +249,9 @@ def test_what_goes_wrong_is_said_before_the_first_step(place):
         ("learns samples of .* --resolution", {"resolution": 24}),
         ("this is a FlowTransformer", {"model_name": "FlowDiT-S/4", "model_config": None}),
         ("--upscale_factor 17 leaves nothing of", {"upscale_factor": 17} | up),
+        ("of 23 x 11 px: make them multiples of 2", images | {"aspect_buckets": 1}),
+        ("multiples of --upscale_factor 4", images | {"aspect_buckets": 2} | up),
+        ("no public weights of GLIDE-latent", {"model_name": "GLIDE-latent"} | public),
         ("plms needs at least 3 steps, got 2", {"sampler": "plms", "eval_steps": 1}),
         ("holds a GLIDE-base, not --", {"pretrained_model_name_or_path": base} | named),
         ("unknown model 'GLIDE-bas'; did you mean 'GLIDE-base'", {"model_name": "GLIDE-bas"}),

@@ -1,5 +1,6 @@
 """Trained flows from disk: a checkpoint, an export or a public file, with its autoencoder."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,8 +122,11 @@ def _find(path: str, name: str | None) -> tuple[Path, str | None]:
 def download_glide(name: str, flag: str) -> Path:
     """The file of OpenAI's weights of a GLIDE model, which PyTorch's cache keeps.
 
-    MissingWeights, which names the ``flag`` of a file, where they cannot be had.
+    MissingWeights, which names the ``flag`` of a file, where they cannot be had; ValueError for a
+    model of which there are none.
     """
+    if not re.fullmatch("GLIDE-(base|upsample)(-inpaint)?", name):
+        raise ValueError(f"there are no public weights of {name}: name a file or folder")
     url = _PUBLIC.format(name.removeprefix("GLIDE-").replace("-", "_"))
     file = Path(torch.hub.get_dir(), "checkpoints", url.rpartition("/")[2])
     try:

@@ -88,8 +88,8 @@ class GeneratorOptions(Options):
     )
     text_encoder: str | None = option(
         None,
-        "where the text encoder of a text flow is now: clip:, t5: or bert: and a path or hub "
-        "name; not given: where it was in training",
+        "where the text encoder of a text flow is now: clip:, t5:, bert: or gpt2: and a path "
+        "or hub name; not given: where it was in training",
         "KIND:PATH",
     )
     use_raw_weights: bool = option(

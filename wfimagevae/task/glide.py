@@ -29,7 +29,12 @@ from wfimagevae.objective.noise_prediction import NoisePrediction
 from wfimagevae.pictures.grid import sample_grid, save_png
 from wfimagevae.pictures.pixels import from_uint8, to_uint8
 from wfimagevae.task.flow import FlowTask, assemble
-from wfimagevae.task.flow_space import FlowSpace, build_datasets, open_space
+from wfimagevae.task.flow_space import (
+    FlowSpace,
+    build_datasets,
+    check_bucket_sizes,
+    open_space,
+)
 from wfimagevae.task.flow_validation import FlowValidator
 from wfimagevae.task.glide_options import GlideOptions
 
@@ -61,9 +66,15 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
             f"{options.model_name} learns samples of {network.sample_shape}, here are "
             f"{space.shape}: give another --resolution, or GLIDE-latent with --vae"
         )
-    if "low_res" in network.needs and options.upscale_factor > min(space.shape[1:]):
+    check_bucket_sizes(data[0], space, network)
+    factor, own = options.upscale_factor, data[0].sample_shape[1:]
+    others = [size for size in getattr(data[0], "sizes", ()) if size != own]
+    if "low_res" in network.needs and factor > min(space.shape[1:]):
+        raise ValueError(f"--upscale_factor {factor} leaves nothing of {space.shape} to enlarge")
+    if "low_res" in network.needs and any(h % factor or w % factor for h, w in others):
         raise ValueError(
-            f"--upscale_factor {options.upscale_factor} leaves nothing of {space.shape} to enlarge"
+            "--aspect_buckets and --reduced_min_sizes must be multiples of --upscale_factor "
+            f"{factor}: others would be squashed"
         )
     size, known = space.text.config_keys["vocab_size"], network.config.vocab_size
     if size != known:

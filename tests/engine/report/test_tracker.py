@@ -43,7 +43,7 @@ def test_a_failing_backend_is_one_warning_and_then_silence(caplog, broken):
             guarded.log_images(step, {"b": "b.png"})
         guarded.close()
     assert [record.getMessage() for record in caplog.records] == [
-        "tracker wandb failed and is now off (training and its CSV go on): the service is down"
+        "tracker wandb failed and is now off (all else goes on): the service is down"
     ]
     failing.assert_called_once()
     assert not guarded.is_on

@@ -57,7 +57,7 @@ class Tracker:
             self._backend = None
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             off = f"tracker {self._kind} failed and is now off"
-            _log.warning("%s (training and its CSV go on): %s", off, reason)
+            _log.warning("%s (all else goes on): %s", off, reason)
             return None
 
 
