@@ -45,7 +45,7 @@ def number(told, pattern) -> float:
 @pytest.mark.parametrize("kind", ["vae", "flow", "glide"])
 def test_a_dry_run_says_what_training_takes_and_leaves_nothing(kind, tmp_path, dry):
     place = workplace(kind, tmp_path)
-    told = dry(place)
+    told = dry(place, lr_schedule="plateau", eval_steps=5)
     # Its checkpoint is that of a training.
     playing = {"disc_start": 0} if kind == "vae" else {}
     folder = place.train("real", 2, **OPTIONS | playing)
