@@ -11,6 +11,8 @@ from tests.model.test_wfvae2_image import tiny_model
 from wfimagevae.model.losses import LPIPSWithDiscriminator2D
 from wfimagevae.model.losses.lpips_network import LPIPS
 from wfimagevae.model.losses.options import LossConfig
+from wfimagevae.objective.mean_flow import MeanFlow
+from wfimagevae.objective.options import MeanFlowOptions
 
 
 @pytest.fixture(autouse=True)
@@ -50,6 +52,19 @@ def test_each_size_of_a_transformer_is_compiled():
     for count, width in enumerate(range(4, 4 + 2 * 10, 2), 1):
         model(torch.randn(3, 4, 8, width), t)
         assert graphs() == count  # the blocks are alike
+
+
+def test_each_number_of_samples_of_a_mean_flows_derivative_is_compiled():
+    network = small_model("FlowDiT-S/2", average_velocity=True)
+    options = MeanFlowOptions(objective="mean_flow", meanflow_ratio=0.3)
+    objective = MeanFlow(network, lambda batch: batch["image"], options, seed=0)
+    objective.compile()
+    for first in range(0, 20, 5):  # one or two of five
+        image = torch.randn(5, 4, 8, 8).to(memory_format=torch.channels_last)
+        batch = {"image": image, "position": list(range(first, first + 5))}
+        objective(batch, 0)[0].backward()
+    frames = counters["frames"]
+    assert frames["ok"] == frames["total"] and graphs() == 3
 
 
 def test_lpips_and_errors_of_pixels_are_compiled_as_a_whole(monkeypatch):

@@ -64,7 +64,7 @@ class MeanFlow(FlowMatching):
     def compile(self, mode: str = "default") -> None:
         """Compiles the network's blocks, and the forward-mode pass as a whole."""
         super().compile(mode)
-        self._derivative = torch.compile(self._traceable_derivative, mode=mode)
+        self._derivative = torch.compile(self._traceable_derivative, mode=mode, dynamic=False)
 
     def forward(self, batch: Batch, step: int) -> tuple[Tensor, Logs]:
         """Adaptively weighted squared error of the average velocity, and its share by time."""
