@@ -323,7 +323,8 @@ def test_captions_of_a_file_are_refused_for_shards_alone(build, folder, shards, 
     path, file = shards([3]), tmp_path / "list.tsv"
     file.write_text("000.png\tmine\n001.png\tmine\n")
     flags = {"text_encoder": "bytes", "captions": str(file)}
-    refused(r"list.tsv: a file of names and captions is for folders", build, [path], **flags)
+    refused(r"list.tsv is for folders, and shards have their own", build, [path], **flags)
+    refused("filename is for folders", build, [path], **flags | {"captions": "filename"})
     both = build([folder("images", 2), path], **flags)
     assert "mine" in both.read_batch(list(range(5)))["caption"]
     flags["captions"] = "sidecarz"

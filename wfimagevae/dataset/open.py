@@ -45,12 +45,13 @@ def build_image_data(
     names = None if is_train else train.class_names or None
     groups = _grouped(sources, weights)
     is_file = options.captions not in CAPTION_KINDS
-    if is_file and is_train and all(is_shards for _, is_shards in groups):
-        raise ValueError(
-            f"--captions {Captions(options.captions).file}: a file of names and captions is for "
-            "folders, and shards have their own (--wds_caption_key); to replace those, give JSON "
-            "lines by --better_captions"
+    is_for_folders = is_train and (is_file or options.captions == "filename")
+    if is_for_folders and all(is_shards for _, is_shards in groups):
+        named = Captions(options.captions).file if is_file else options.captions
+        own = (
+            "their own (--wds_caption_key); to replace those, give JSON lines by --better_captions"
         )
+        raise ValueError(f"--captions {named} is for folders, and shards have {own}")
     better = better or better_captions(options)
     ratio, usual = options.resize_ratio, type(options).model_fields["resize_ratio"].default
     if ratio != usual and options.train_crop != "resized":
