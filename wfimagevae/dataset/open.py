@@ -48,9 +48,7 @@ def build_image_data(
     is_for_folders = is_train and (is_file or options.captions == "filename")
     if is_for_folders and all(is_shards for _, is_shards in groups):
         named = Captions(options.captions).file if is_file else options.captions
-        own = (
-            "their own (--wds_caption_key); to replace those, give JSON lines by --better_captions"
-        )
+        own = "their own (--wds_caption_key); to replace those, give --better_captions"
         raise ValueError(f"--captions {named} is for folders, and shards have {own}")
     better = better or better_captions(options)
     ratio, usual = options.resize_ratio, type(options).model_fields["resize_ratio"].default
