@@ -176,6 +176,9 @@ def report(rows: list[dict]) -> str:
 def main(argv: list[str] | None = None) -> int:
     """Measures all parts; 1 where one did not end well."""
     options = parse(GpuBenchOptions, argv, __doc__)
+    from wfimagevae.engine.device import use_device
+
+    use_device(options.device)  # or all parts would fail, one by one
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # which ends the part, too
     rows, folder = [], Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

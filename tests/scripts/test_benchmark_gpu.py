@@ -48,7 +48,8 @@ def test_parts_go_on_after_failures_and_late_ones(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(benchmark_gpu, "plan", lambda *_: parts)
     monkeypatch.setattr(benchmark_gpu, "GRACE", 2)
     begun = time.monotonic()
-    assert main(["--output_dir", str(tmp_path / "new"), "--minutes", "1"]) == 1
+    flags = ["--device", "cpu", "--output_dir", f"{tmp_path}/new", "--minutes", "1"]
+    assert main(flags) == 1
     assert time.monotonic() - begun < 60
     rows = {row["part"]: row for row in read_json_lines(tmp_path / "new" / "results.jsonl")}
     ends = {name: row["ended"] for name, row in rows.items()}
@@ -64,7 +65,8 @@ def test_parts_go_on_after_failures_and_late_ones(tmp_path, monkeypatch, capsys)
     assert "loading" in (tmp_path / "new" / "log.txt").read_text()
     # What is refused leaves them.
     monkeypatch.setattr(benchmark_gpu, "plan", plan)
-    refused("--only slow: there are", main, ["--output_dir", f"{tmp_path}/new", "--only", "slow"])
+    refused("--only slow: there are", main, [*flags, "--only", "slow"])
+    refused("cuda:99", main, [*flags, "--device", "cuda:99"])
     assert len(read_json_lines(tmp_path / "new" / "results.jsonl")) == 5
 
 
@@ -72,7 +74,7 @@ def test_a_kill_leaves_what_was_measured_and_no_process(tmp_path):
     code = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid()))"
     parts = [prints("first", img_per_s=3.5), part("second", f"{code}; time.sleep(600)")]
     code = f"from scripts import benchmark_gpu as b; b.plan = lambda *_: {parts!r}; b.main()"
-    words = [sys.executable, "-c", code, "--output_dir", tmp_path / "out"]
+    words = [sys.executable, "-c", code, "--device", "cpu", "--output_dir", tmp_path / "out"]
     process = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL)
     while not ((tmp_path / "pid").exists() and (tmp_path / "pid").read_text()):
         assert process.poll() is None

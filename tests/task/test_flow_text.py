@@ -189,7 +189,10 @@ def test_a_prefix_stands_before_every_caption(assemble, captioned):
         ({"prompt_file": "x"}, "--prompt_file is for flows that take text"),
         ({"eval_clip_model": "x"}, "--eval_clip_model is for flows that take text"),
         (BYTES | {"eval_steps": 1, "prompt_file": "none.txt"}, "--prompt_file none.txt: no such"),
-        (BYTES | {"eval_steps": 1, "eval_clip_model": "ViT-L-15"}, "did you mean ViT-L-1"),
+        (
+            BYTES | {"eval_steps": 1, "eval_clip_model": "ViT-L-15"},
+            "--eval_clip_model .ViT-L-15.* did you mean ViT-L-1",
+        ),
         ({"text_encoder": "byte"}, "names no text encoder"),
         ({"text_encoder": "t5:nowhere"}, "t5:nowhere"),
         (BYTES | {"model_name": "UNet"}, "does not suit this data"),

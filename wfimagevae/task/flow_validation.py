@@ -93,7 +93,10 @@ class FlowValidator:
             self.subjects = [Subject(0, label, text) for text, label in labels.items()][:count]
         if options.eval_clip_model and self.shown.model.needs:
             raise ValueError("--eval_clip_model scores what prompts alone draw: give --base_model")
-        self.clip = load_clip(options.eval_clip_model) if options.eval_clip_model else None
+        try:
+            self.clip = load_clip(options.eval_clip_model) if options.eval_clip_model else None
+        except ValueError as error:
+            raise ValueError(str(error).replace("--clip_model", "--eval_clip_model")) from error
         self.inception: Extractor | None = None
         self.real_features: Tensor | None = None
         if options.eval_fid:
