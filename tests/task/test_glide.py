@@ -250,7 +250,7 @@ def test_what_goes_wrong_is_said_before_the_first_step(place):
         ("this is a FlowTransformer", {"model_name": "FlowDiT-S/4", "model_config": None}),
         ("--upscale_factor 17 leaves nothing of", {"upscale_factor": 17} | up),
         ("of 23 x 11 px: make them multiples of 2", images | {"aspect_buckets": 1}),
-        ("multiples of --upscale_factor 4", images | {"aspect_buckets": 2} | up),
+        ("multiples of 4, as .* and --upscale_factor 4 need", images | {"aspect_buckets": 2} | up),
         ("no public weights of GLIDE-latent", {"model_name": "GLIDE-latent"} | public),
         ("plms needs at least 3 steps, got 2", {"sampler": "plms", "eval_steps": 1}),
         ("holds a GLIDE-base, not --", {"pretrained_model_name_or_path": base} | named),

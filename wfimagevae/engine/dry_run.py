@@ -39,10 +39,6 @@ def dry_run(
     # Nothing that needs the GPUs; what they would share is divided below.
     values, alone = options.values(), {"device": "cpu", "eval_steps": 0, "dataset_num_worker": 0}
     alone |= {n: False for n in ("compile", "fsdp", "fsdp_hybrid", "fp8") if n in values}
-    # A plateau follows validations, and is no figure.
-    parts = [n for n in ("discriminator_options", "text_encoder_options") if values.get(n)]
-    alone |= {n: values[n] | {"lr_schedule": "constant"} for n in parts}
-    alone |= {"lr_schedule": "constant"}
     num_shards = process.size if values.get("fsdp") else 1
     if values.get("fsdp_hybrid"):
         num_shards = int(os.environ.get("LOCAL_WORLD_SIZE", process.size))

@@ -50,13 +50,6 @@ class Task:
     ):
         self.players, self.network, self.loader = players, network, loader
         self.validator, self.own_parts = validator, own_parts or {}
-        for player in players:
-            for schedule in player.schedules:
-                if schedule.options.lr_schedule == "plateau" and not validator:
-                    raise ValueError(
-                        "--lr_schedule plateau follows validations, and this run makes none: give "
-                        "--eval_steps above 0 and held-out data, or another schedule"
-                    )
 
     def turn(self, step: int) -> Sequence[Player]:
         """Whose update it is at ``step``, in order."""

@@ -85,6 +85,13 @@ def run_training(
         # Networks, data and players; the tracker comes last, as it may start processes.
         task = assemble(options.changed(compile=is_compiled), process, folder)
         stack.callback(task.loader.close)
+        for player in task.players:
+            for schedule in player.schedules:
+                if schedule.options.lr_schedule == "plateau" and not task.validator:
+                    raise ValueError(
+                        "--lr_schedule plateau follows validations, and this run makes none: give "
+                        "--eval_steps above 0 and held-out data, or another schedule"
+                    )
         tracker = None
         if is_main and options.tracker != "none":
             tracker = open_tracker(options.tracker, folder, options.exp_name, options.values())
@@ -114,8 +121,7 @@ def run_training(
             if not run.stopping:  # else a process whose data failed may be gone
                 run.stopping = run.interrupt.agree().stop
         if run.stopping:
-            done = f"stopped by a signal after step {run.step}"
-            log.info("%s; run the same command%s to go on", done, how)
+            log.info("stopped by a signal after step %d; the same command%s goes on", run.step, how)
         if tracker:
             tracker.close()
         return run.finished and not run.stopping

@@ -1,6 +1,7 @@
 """The data that a flow learns, the space in which it learns it, and what it is told."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -190,16 +191,19 @@ def open_space(
     return FlowSpace(shape, num_classes, itemgetter(key), decode, facts, condition, text)
 
 
-def check_bucket_sizes(dataset: TrainData, space: FlowSpace, network: VelocityModel) -> None:
-    """Raises ValueError for training images of a shape that the network cannot take."""
+def check_bucket_sizes(
+    dataset: TrainData, space: FlowSpace, network: VelocityModel, factor: int = 1
+) -> None:
+    """ValueError for images that the network, or an enlargement by ``factor``, cannot take."""
     own, multiple = dataset.sample_shape[1:], network.size_multiple
     for height, width in getattr(dataset, "sizes", ()):  # of images alone
-        step = own[1] // space.shape[-1] * (multiple or 1)
+        step = own[1] // space.shape[-1] * math.lcm(multiple or 1, factor)
         if (height, width) == own or (multiple and not height % step and not width % step):
             continue
         asked = f"--aspect_buckets or --reduced_min_sizes gives images of {width} x {height} px"
         if multiple:
-            raise ValueError(f"{asked}: make them multiples of {step}, as this network needs")
+            needs = f"and --upscale_factor {factor} need" if factor > 1 else "needs"
+            raise ValueError(f"{asked}: make them multiples of {step}, as this network {needs}")
         raise ValueError(
             f"{asked}, this network takes {own[1]} x {own[0]} alone: leave them out, or "
             "take a model whose position is 'rope' (FlowDiT-S/2, ...)"

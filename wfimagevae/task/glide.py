@@ -66,16 +66,10 @@ def _assemble(options: GlideOptions, process: World, folder: Path) -> "GlideTask
             f"{options.model_name} learns samples of {network.sample_shape}, here are "
             f"{space.shape}: give another --resolution, or GLIDE-latent with --vae"
         )
-    check_bucket_sizes(data[0], space, network)
-    factor, own = options.upscale_factor, data[0].sample_shape[1:]
-    others = [size for size in getattr(data[0], "sizes", ()) if size != own]
-    if "low_res" in network.needs and factor > min(space.shape[1:]):
+    factor = options.upscale_factor if "low_res" in network.needs else 1
+    if factor > min(space.shape[1:]):
         raise ValueError(f"--upscale_factor {factor} leaves nothing of {space.shape} to enlarge")
-    if "low_res" in network.needs and any(h % factor or w % factor for h, w in others):
-        raise ValueError(
-            "--aspect_buckets and --reduced_min_sizes must be multiples of --upscale_factor "
-            f"{factor}: others would be squashed"
-        )
+    check_bucket_sizes(data[0], space, network, factor)
     size, known = space.text.config_keys["vocab_size"], network.config.vocab_size
     if size != known:
         raise ValueError(
