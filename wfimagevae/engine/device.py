@@ -37,7 +37,7 @@ def use_device(name: str, local_rank: int = 0) -> torch.device:
         raise ValueError("device 'mps' asked for, but this PyTorch has no MPS; use --device cpu")
     if device.type == "cpu" and sys.platform == "linux":
         # Freed memory stays with the process, in blocks of up to 32 MiB: by default glibc gives it
-        # back, and the kernel clears its pages anew at every step, up to a tenth of the time.
+        # back, and the kernel clears its pages anew at every step, up to an eighth of its time.
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other libraries have none
         mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD
         mallopt(-1, -1)  # M_TRIM_THRESHOLD
